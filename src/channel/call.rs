@@ -1,0 +1,133 @@
+//! What a rank says it is calling: compared with its peers' words before any byte of output is written.
+
+use crate::error::Place;
+use crate::shm::element::Datatype;
+
+/// Operations by their code in a signature; the names are those of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Verb {
+    /// A wrong argument was found by the caller itself: its peers are released with an error.
+    Abort = 1,
+    Barrier,
+    Broadcast,
+    Gather,
+    AllGather,
+    Scatter,
+    Reduce,
+    AllReduce,
+    ReduceScatter,
+    Scan,
+    ExclusiveScan,
+    AllToAll,
+    Send,
+    SendLease,
+    Split,
+    Parts,
+    Open,
+    Publish,
+    Reopen,
+    Sweep,
+}
+
+const NAMES: [&str; 21] = [
+    "nothing",
+    "abort",
+    "barrier",
+    "broadcast",
+    "gather",
+    "all_gather",
+    "scatter",
+    "reduce",
+    "all_reduce",
+    "reduce_scatter",
+    "scan",
+    "exclusive_scan",
+    "all_to_all",
+    "send",
+    "send_lease",
+    "split",
+    "parts",
+    "open",
+    "publish",
+    "reopen",
+    "sweep",
+];
+
+impl Verb {
+    /// As the user knows it.
+    pub(crate) fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
+/// One call of one rank. Its signature is `verb | op << 8 | datatype << 16 | root << 32`: no hash, so that a report
+/// can say what each rank called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) verb: Verb,
+    /// The reduction, by its code; 0 for none.
+    pub(crate) op: u8,
+    pub(crate) datatype: Datatype,
+    pub(crate) root: usize,
+    /// The source line of the call.
+    pub(crate) line: u32,
+}
+
+impl Call {
+    /// A call without root or reduction, made at the caller's source line.
+    #[track_caller]
+    pub(crate) fn new(verb: Verb, datatype: Datatype) -> Call {
+        Call { verb, op: 0, datatype, root: 0, line: std::panic::Location::caller().line() }
+    }
+
+    pub(crate) fn root(self, root: usize) -> Call {
+        Call { root, ..self }
+    }
+
+    pub(crate) fn op(self, op: u8) -> Call {
+        Call { op, ..self }
+    }
+
+    pub(crate) fn signature(&self) -> u64 {
+        let root = (self.root as u64 & 0xFFFF_FFFF) << 32;
+        u64::from(self.verb as u8) | u64::from(self.op) << 8 | u64::from(self.datatype.0) << 16 | root
+    }
+
+    pub(crate) fn place(&self, rank: usize, sequence: u32) -> Place {
+        Place { operation: self.verb.name(), rank, sequence }
+    }
+}
+
+/// A signature in words, for the table of a mismatch.
+pub(crate) fn describe(signature: u64, len: u64, line: u32) -> String {
+    let name = NAMES.get((signature & 0xFF) as usize).copied().unwrap_or("no operation");
+    let datatype = Datatype((signature >> 16) as u16).name();
+    let op = op_name((signature >> 8) as u8);
+    format!("{name}{op}, {datatype}, root {}, {len} bytes, source line {line}", signature >> 32)
+}
+
+/// Names of the reductions by code.
+pub(crate) const OPS: [&str; 10] =
+    ["", "sum", "prod", "min", "max", "logical and", "logical or", "bitwise and", "bitwise or", "user function"];
+
+fn op_name(code: u8) -> String {
+    match OPS.get(usize::from(code)) {
+        Some(&"") => String::new(),
+        Some(name) => format!(" ({name})"),
+        None => " (unknown reduction)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_codes() {
+        assert_eq!(Verb::Sweep as usize + 1, NAMES.len());
+        assert_eq!(Verb::AllReduce.name(), "all_reduce");
+        let call = Call::new(Verb::Reduce, Datatype::of::<f64>()).root(3).op(1);
+        assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));
+    }
+}

@@ -1,0 +1,9 @@
+//! *What moves?* The world's shared words, windows that ranks look through together, rings between two, views of arrays,
+//! the ledger of tasks.
+
+pub(crate) mod call;
+pub(crate) mod ledger;
+pub(crate) mod ring;
+pub(crate) mod view;
+pub(crate) mod window;
+pub(crate) mod world;

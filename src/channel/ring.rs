@@ -1,0 +1,319 @@
+//! Bounded frame rings: one writer, one reader. Small messages travel in the slot, larger ones through a circular
+//! store of bytes in pieces, arrays by descriptor.
+//!
+//! A slot carries its own stamp, so a small message costs one cache line (LMAX Disruptor; FastForward). For position
+//! `q`, counted from the world's first sequence:
+//!
+//! ```text
+//! writer                                              reader
+//! [1] wait until q - head < SLOTS and the store       [1] wait until slot.stamp == q + 1
+//!     has room (it knows a head, or waits for one)    [2] read the frame, copy its piece out of the store
+//! [2] piece into the store, frame into slot q % SLOTS [3] signal: head = q + 1, fence, wake a sleeping writer
+//! [3] signal: slot.stamp = q + 1, fence, wake
+//! ```
+//!
+//! *Nothing is overwritten while it is read*: the writer reuses slot and store of `q` only after head has passed `q`,
+//! stored (release) by the reader behind its last look. *Nothing is read before it is written*: the stamp is stored
+//! last (release). A slot's earlier stamps are `q + 1 - SLOTS` and less: equality tells them apart, across wrap-around.
+#![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
+
+use crate::error::{Error, Result};
+use crate::os::mapping::PAGE;
+use crate::shm::element::Shared;
+use crate::shm::segment::{Carver, Segment};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::wait::{Broken, Guard, Meeting, Pace};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Slots of a ring.
+const SLOTS: u32 = 32;
+/// Bytes that travel in the slot itself.
+pub(crate) const SMALL: usize = 32;
+
+/// One frame and its stamp: a cache line.
+#[repr(C, align(64))]
+pub(crate) struct Slot {
+    stamp: AtomicU32,
+    kind: AtomicU32,
+    /// signature, total length of the message, where the piece ends in the store (or an array's offset)
+    words: [AtomicU64; 3],
+    small: [AtomicU64; SMALL / 8],
+}
+
+/// The words of one ring.
+#[repr(C, align(128))]
+pub(crate) struct RingWords {
+    /// Positions below are free for the writer. Written by the reader.
+    head: AtomicU32,
+    /// Is the writer asleep on `head`? Written by the writer.
+    writer_sleeps: AtomicU32,
+    /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
+    reader_sleeps: Padded,
+    slots: [Slot; SLOTS as usize],
+}
+
+#[repr(C, align(128))]
+struct Padded(AtomicU32);
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for RingWords {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Slot>() == 64 && size_of::<RingWords>() == 256 + 64 * SLOTS as usize);
+
+/// Where a ring's parts lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    store: usize,
+    /// Bytes of the store.
+    pub(crate) room: usize,
+    /// Bytes in all.
+    pub(crate) len: usize,
+}
+
+impl Layout {
+    /// A ring with a store of `room` bytes.
+    pub(crate) fn new(room: usize) -> Layout {
+        let mut carver = Carver::default();
+        carver.take_of::<RingWords>(1);
+        let store = carver.take(room, 64);
+        let len = carver.end().next_multiple_of(PAGE);
+        Layout { store, room, len }
+    }
+}
+
+/// Readies the ring at `at` for positions from `first` on.
+pub(crate) fn prepare(segment: &Segment, at: usize, first: u32) {
+    let words = segment.place::<RingWords>(at);
+    words.head.store(first, Ordering::Relaxed);
+    for ahead in 0..SLOTS {
+        let q = first.wrapping_add(ahead);
+        words.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);
+    }
+}
+
+impl RingWords {
+    fn slot(&self, q: u32) -> &Slot {
+        &self.slots[(q % SLOTS) as usize]
+    }
+
+    fn stamp(&self, q: u32) -> Meeting<'_> {
+        Meeting { word: &self.slot(q).stamp, sleepers: &self.reader_sleeps.0 }
+    }
+
+    fn head(&self) -> Meeting<'_> {
+        Meeting { word: &self.head, sleepers: &self.writer_sleeps }
+    }
+}
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    /// The whole message, in the slot.
+    Small = 1,
+    /// A piece of the message, in the store, up to the position in `at`.
+    Piece = 2,
+    /// The offset, in `at`, of an array in the sender's heap.
+    Array = 3,
+}
+
+/// The control part of a frame, copied once by the reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) kind: Kind,
+    pub(crate) signature: u64,
+    /// Bytes of the whole message.
+    pub(crate) total: u64,
+    pub(crate) at: u64,
+}
+
+/// One end's fixed view of a ring.
+pub(crate) struct End<'w> {
+    words: &'w RingWords,
+    segment: &'w Segment,
+    store: usize,
+    room: usize,
+    guard: Guard<'w>,
+    pace: Pace,
+    /// The next position to write or read.
+    next: u32,
+}
+
+impl<'w> End<'w> {
+    /// The ring at `at`; `guard` watches the other end's rank.
+    pub(crate) fn new(
+        segment: &'w Segment,
+        at: usize,
+        layout: &Layout,
+        guard: Guard<'w>,
+        pace: Pace,
+        first: u32,
+    ) -> End<'w> {
+        let words = segment.place(at);
+        End { words, segment, store: at + layout.store, room: layout.room, guard, pace, next: first }
+    }
+
+    #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]
+    fn store(&self, at: usize, len: usize) -> core::ptr::NonNull<u8> {
+        self.segment.bytes(self.store + at, len).expect("store inside the segment")
+    }
+}
+
+/// The writing end.
+pub(crate) struct Writer<'w> {
+    end: End<'w>,
+    /// The reader's head as last seen.
+    head: u32,
+    /// Bytes ever taken from the store, and given back.
+    taken: u64,
+    returned: u64,
+    /// Of each frame under way, the store position behind it.
+    ends: VecDeque<u64>,
+}
+
+impl<'w> Writer<'w> {
+    pub(crate) fn new(end: End<'w>) -> Writer<'w> {
+        Writer { head: end.next, end, taken: 0, returned: 0, ends: VecDeque::new() }
+    }
+
+    /// The largest piece that one frame carries.
+    fn piece(&self) -> usize {
+        self.end.room / 4
+    }
+
+    /// Sends a message: in the slot if small, else piece by piece. Returns when the last frame is in the ring.
+    pub(crate) fn send(
+        &mut self,
+        signature: u64,
+        message: &[u8],
+        deadline: Option<Instant>,
+    ) -> std::result::Result<(), Broken> {
+        let total = message.len() as u64;
+        if message.len() <= SMALL {
+            return self.push(Frame { kind: Kind::Small, signature, total, at: 0 }, message, deadline);
+        }
+        for piece in message.chunks(self.piece()) {
+            let at = self.reserve(piece.len(), deadline)?;
+            let start = (at - piece.len() as u64) % self.end.room as u64;
+            let place = self.end.store(start as usize, piece.len());
+            // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
+            // and looks at them again only behind the stamp that `push` stores after this copy.
+            unsafe { core::ptr::copy_nonoverlapping(piece.as_ptr(), place.as_ptr(), piece.len()) };
+            self.push(Frame { kind: Kind::Piece, signature, total, at }, &[], deadline)?;
+        }
+        Ok(())
+    }
+
+    /// [1]-[3] for one frame.
+    pub(crate) fn push(
+        &mut self,
+        frame: Frame,
+        small: &[u8],
+        deadline: Option<Instant>,
+    ) -> std::result::Result<(), Broken> {
+        let q = self.end.next;
+        while q.wrapping_sub(self.head) >= SLOTS {
+            self.advance(deadline)?;
+        }
+        let slot = self.end.words.slot(q);
+        slot.kind.store(frame.kind as u32, Ordering::Relaxed);
+        for (word, value) in slot.words.iter().zip([frame.signature, frame.total, frame.at]) {
+            word.store(value, Ordering::Relaxed);
+        }
+        for (word, chunk) in slot.small.iter().zip(small.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
+        }
+        self.ends.push_back(self.taken);
+        self.end.next = q.wrapping_add(1);
+        self.end.words.stamp(q).signal(self.end.next);
+        Ok(())
+    }
+
+    /// Room for `len` contiguous bytes of the store; returns the position behind them.
+    fn reserve(&mut self, len: usize, deadline: Option<Instant>) -> std::result::Result<u64, Broken> {
+        let room = self.end.room as u64;
+        let left = room - self.taken % room;
+        let skip = if (len as u64) <= left { 0 } else { left };
+        let end = self.taken + skip + len as u64;
+        while end - self.returned > room {
+            self.advance(deadline)?;
+        }
+        self.taken = end;
+        Ok(end)
+    }
+
+    /// Waits for the reader to pass at least one more frame.
+    fn advance(&mut self, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
+        let (end, seen) = (&self.end, self.head);
+        let head = end.words.head().wait(end.guard, end.pace, deadline, |head| head != seen)?;
+        // A head beyond what was written is not the reader's: take no more than is under way.
+        let passed = (head.wrapping_sub(seen) as usize).min(self.ends.len());
+        self.head = seen.wrapping_add(passed as u32);
+        if let Some(end) = self.ends.drain(..passed).last() {
+            self.returned = end;
+        }
+        Ok(())
+    }
+}
+
+/// The reading end.
+pub(crate) struct Reader<'w> {
+    end: End<'w>,
+}
+
+impl<'w> Reader<'w> {
+    pub(crate) fn new(end: End<'w>) -> Reader<'w> {
+        Reader { end }
+    }
+
+    /// [1]: waits for the next frame, without taking it.
+    pub(crate) fn peek(&self, deadline: Option<Instant>) -> std::result::Result<Result<Frame>, Broken> {
+        let end = &self.end;
+        let stamp = end.next.wrapping_add(1);
+        end.words.stamp(end.next).wait(end.guard, end.pace, deadline, |seen| seen == stamp)?;
+        let slot = end.words.slot(end.next);
+        let kind = match slot.kind.load(Ordering::Relaxed) {
+            1 => Kind::Small,
+            2 => Kind::Piece,
+            3 => Kind::Array,
+            _ => return Ok(Err(Error::Corrupt { what: "a message's frame" })),
+        };
+        let [signature, total, at] = core::array::from_fn(|index| slot.words[index].load(Ordering::Relaxed));
+        Ok(Ok(Frame { kind, signature, total, at }))
+    }
+
+    /// [2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.
+    pub(crate) fn read(&self, frame: &Frame, rest: &mut [u8]) -> Result<usize> {
+        let corrupt = Error::Corrupt { what: "a message's frame" };
+        match frame.kind {
+            Kind::Small => {
+                let slot = self.end.words.slot(self.end.next);
+                let words: [u64; SMALL / 8] = core::array::from_fn(|i| slot.small[i].load(Ordering::Relaxed));
+                let len = rest.len().min(frame.total as usize).min(SMALL);
+                rest[..len].copy_from_slice(&bytemuck::bytes_of(&words)[..len]);
+                Ok(len)
+            }
+            Kind::Piece => {
+                let len = rest.len().min(self.end.room / 4);
+                let start = frame.at.checked_sub(len as u64).ok_or(corrupt.clone())? as usize % self.end.room;
+                if start + len > self.end.room {
+                    return Err(corrupt);
+                }
+                let place = self.end.store(start, len);
+                // SAFETY: in bounds; the writer filled it before the stamp and reuses it after `advance`.
+                unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), rest.as_mut_ptr(), len) };
+                Ok(len)
+            }
+            Kind::Array => Err(corrupt),
+        }
+    }
+
+    /// [3]: done with the frame.
+    pub(crate) fn advance(&mut self) {
+        self.end.next = self.end.next.wrapping_add(1);
+        self.end.words.head().signal(self.end.next);
+    }
+}

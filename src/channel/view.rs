@@ -1,0 +1,198 @@
+//! Views are types: [`Parts`] (mine, writable) and [`Whole`] (all, read-only) become each other only by collectives
+//! that consume them, so nobody writes what another may read.
+#![expect(unsafe_code, reason = "slices of arrays that several ranks hold")]
+
+use crate::channel::window::Agreed;
+use crate::shm::arena::Block;
+use crate::shm::element::Element;
+use crate::shm::segment::Segment;
+use ndarray::{ArrayView, ArrayViewMut, Dimension};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The addresses of the caller's arrays that a rank has open: each at most once.
+pub(crate) type Opened = Rc<RefCell<BTreeSet<usize>>>;
+
+/// An array that all ranks of a communicator hold, split along its first axis.
+struct Held<T, D> {
+    segment: Arc<Segment>,
+    offset: usize,
+    dim: D,
+    /// Where each rank's rows begin; one more at the end.
+    bounds: Vec<usize>,
+    me: usize,
+    /// Counts down when this rank lets go (arrays from a heap).
+    _hold: Option<Block>,
+    /// Closes when this rank lets go (arrays of the caller).
+    _open: Option<Open>,
+    element: PhantomData<T>,
+}
+
+/// An entry of [`Opened`], removed on drop.
+pub(crate) struct Open(Opened, usize);
+
+impl Open {
+    /// Marks the array at `address` as open; `None` if it is already.
+    pub(crate) fn new(opened: &Opened, address: usize) -> Option<Open> {
+        opened.borrow_mut().insert(address).then(|| Open(Rc::clone(opened), address))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.borrow_mut().remove(&self.1);
+    }
+}
+
+impl<T: Element, D: Dimension> Held<T, D> {
+    fn shape(&self, rows: &Range<usize>) -> D {
+        let mut dim = self.dim.clone();
+        dim.slice_mut()[0] = rows.len();
+        dim
+    }
+
+    fn rows(&self, rank: usize) -> Range<usize> {
+        self.bounds[rank]..self.bounds[rank + 1]
+    }
+
+    /// The address of the first element of `rows`, and how many there are.
+    #[expect(clippy::expect_used, reason = "the array was checked when it was made; rows are inside it")]
+    fn place(&self, rows: &Range<usize>) -> (*mut T, usize) {
+        let row: usize = self.dim.slice()[1..].iter().product();
+        let bytes = row * size_of::<T>();
+        let at = self.segment.bytes(self.offset + rows.start * bytes, rows.len() * bytes);
+        (at.expect("array inside its segment").as_ptr().cast(), rows.len() * row)
+    }
+
+    /// # Safety
+    /// No rank may write these rows while the view lives.
+    #[expect(clippy::expect_used, reason = "the slice has the shape's length by construction")]
+    unsafe fn view(&self, rows: Range<usize>) -> ArrayView<'_, T, D> {
+        let (at, count) = self.place(&rows);
+        // SAFETY: in bounds, aligned (64), initialised with valid elements; unwritten by the caller's promise.
+        let elements = unsafe { core::slice::from_raw_parts(at, count) };
+        ArrayView::from_shape(self.shape(&rows), elements).expect("length fits shape")
+    }
+}
+
+/// A rank's rows of a shared array: its own, to write, while the other ranks write theirs.
+///
+/// [`publish`](Parts::publish) turns it into a [`Whole`], on all ranks together.
+pub struct Parts<'w, T, D> {
+    held: Held<T, D>,
+    world: PhantomData<&'w ()>,
+}
+
+impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
+    /// The rows `bounds[me]..bounds[me + 1]` of the array of shape `dim` at `offset`. The ranks' bounds are the same,
+    /// ascending, and end at the array's length; each rank holds the array at most once.
+    pub(crate) fn new(
+        (segment, offset): (&Arc<Segment>, usize),
+        dim: D,
+        bounds: Vec<usize>,
+        me: usize,
+        hold: Option<Block>,
+        open: Option<Open>,
+        _all_hold_it: Agreed,
+    ) -> Parts<'w, T, D> {
+        let segment = Arc::clone(segment);
+        let held = Held { segment, offset, dim, bounds, me, _hold: hold, _open: open, element: PhantomData };
+        Parts { held, world: PhantomData }
+    }
+
+    /// The rows that are mine, in the whole array's numbering.
+    pub fn rows(&self) -> Range<usize> {
+        self.held.rows(self.held.me)
+    }
+
+    /// The first of my rows.
+    pub fn first_row(&self) -> usize {
+        self.rows().start
+    }
+
+    /// My rows, to read.
+    pub fn view(&self) -> ArrayView<'_, T, D> {
+        // SAFETY: only this rank holds these rows as Parts, and it is borrowed.
+        unsafe { self.held.view(self.rows()) }
+    }
+
+    /// My rows, to write.
+    ///
+    /// # Panics
+    /// Never: the shape fits by construction.
+    pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
+        let rows = self.rows();
+        let (at, count) = self.held.place(&rows);
+        // SAFETY: in bounds, aligned, initialised; rows of different ranks are disjoint, no rank has a Whole while one
+        // has Parts (they change by collectives), and this one is exclusively borrowed.
+        let elements = unsafe { core::slice::from_raw_parts_mut(at, count) };
+        #[expect(clippy::expect_used, reason = "documented: cannot happen")]
+        ArrayViewMut::from_shape(self.held.shape(&rows), elements).expect("length fits shape")
+    }
+
+    /// Tells arrays apart in calls that all ranks must make for the same one.
+    pub(crate) fn identity(&self) -> u64 {
+        self.held.offset as u64
+    }
+
+    pub(crate) fn bounds(&self) -> &[usize] {
+        &self.held.bounds
+    }
+
+    pub(crate) fn shape(&self) -> &D {
+        &self.held.dim
+    }
+
+    /// All ranks have stopped writing.
+    pub(crate) fn into_whole(self, _all_have_published: Agreed) -> Whole<'w, T, D> {
+        Whole { held: self.held, world: PhantomData }
+    }
+
+    /// Never to be used again, by anyone: after an error a rank may still be at work on it.
+    pub(crate) fn quarantine(self) {
+        core::mem::forget(self);
+    }
+}
+
+/// A shared array, complete, to read: every rank sees all rows where they were written.
+pub struct Whole<'w, T, D> {
+    held: Held<T, D>,
+    world: PhantomData<&'w ()>,
+}
+
+impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
+    /// The whole array.
+    pub fn view(&self) -> ArrayView<'_, T, D> {
+        let rows = 0..self.held.dim.slice()[0];
+        // SAFETY: all ranks have given up their Parts, and get them back only by a collective that consumes this.
+        unsafe { self.held.view(rows) }
+    }
+
+    /// The rows that `rank` wrote.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn part(&self, rank: usize) -> ArrayView<'_, T, D> {
+        // SAFETY: as in `view`.
+        unsafe { self.held.view(self.held.rows(rank)) }
+    }
+
+    /// As [`Parts::identity`].
+    pub(crate) fn identity(&self) -> u64 {
+        self.held.offset as u64
+    }
+
+    /// All ranks have stopped reading.
+    pub(crate) fn into_parts(self, _all_have_reopened: Agreed) -> Parts<'w, T, D> {
+        Parts { held: self.held, world: PhantomData }
+    }
+
+    /// As [`Parts::quarantine`].
+    pub(crate) fn quarantine(self) {
+        core::mem::forget(self);
+    }
+}

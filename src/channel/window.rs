@@ -1,0 +1,508 @@
+//! Windows: ranks expose, peers look, one epoch per exchange. A barrier is an exchange of nothing.
+//!
+//! Each rank owns one [`Line`]; all read all. An exchange with number `e`, by each rank:
+//!
+//! ```text
+//! [1] payload into my cell `e & 1`, or inline into my mark `e & 1`, or none (it lies exposed in shared memory)
+//! [2] head {signature, len, place, target, room, digest} into my mark `e & 1`
+//! [3] signal: mark.sequence = e, fence, wake if someone sleeps            (wait.rs [1]-[3])
+//! [4] for each peer in rank order: wait until its mark `e & 1` says e     (wait.rs [a]-[d])
+//! [5] copy each peer's head once; compare signatures; only then look at payloads and write output
+//! [6] if any rank exposed memory of its own, or a target for others to write: one more exchange closes it
+//! ```
+//!
+//! *Nothing is overwritten while it is read.* A rank writes mark and cell `e & 1` again in exchange `e + 2`, which it
+//! begins after [4] of `e + 1`: every peer has signalled `e + 1` and has therefore finished [5] of `e`. So two marks and
+//! two cells by parity suffice, and there is no exit barrier (DeepSpeed's symmetric form, MPICH's release_gather cells).
+//! Numbers compare for equality: a peer's mark holds `e - 2` or `e`, never more, so wrapping around is harmless.
+//!
+//! *Exposed memory* is read by peers until they signal the closing exchange [6]. Its owner returns `Ok` only after that.
+//! If the closing exchange fails, peers may still be reading or writing: readers test the revoked word after the
+//! closing exchange and return an error rather than what they read; a target is quarantined by whoever gave it.
+#![expect(unsafe_code, reason = "cells and exposed memory as slices, under the protocol above")]
+
+use crate::channel::call::{Call, Verb, describe};
+use crate::channel::world::{Member, World};
+use crate::error::{Error, Result};
+use crate::shm::element::Shared;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::wait::{Broken, Guard, LEFT, Meeting, Pace};
+use std::time::Instant;
+
+/// Words of payload that fit into a mark.
+const INLINE_WORDS: usize = 9;
+/// Bytes of payload that fit into a mark.
+pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
+
+/// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
+#[repr(C, align(128))]
+struct Mark {
+    /// The number of the exchange this is for. Stored last.
+    sequence: AtomicU32,
+    /// The source line of the call, for reports.
+    line: AtomicU32,
+    /// signature, len, place, target, room, digest
+    head: [AtomicU64; 6],
+    inline: [AtomicU64; INLINE_WORDS],
+}
+
+/// One rank's words in a communicator. All but `sleepers` are written by the owner only.
+#[repr(C, align(128))]
+pub(crate) struct Line {
+    marks: [Mark; 2],
+    /// How many peers sleep on a mark of this line.
+    sleepers: AtomicU32,
+}
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Line {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Mark>() == 128 && size_of::<Line>() == 384);
+
+impl Line {
+    /// Readies a line for exchanges from number `first` on.
+    pub(crate) fn prepare(&self, first: u32) {
+        for ahead in 0..2 {
+            let e = first.wrapping_add(ahead);
+            self.marks[(e & 1) as usize].sequence.store(e.wrapping_sub(2), Ordering::Relaxed);
+        }
+        self.sleepers.store(0, Ordering::Relaxed);
+    }
+
+    fn mark(&self, e: u32) -> &Mark {
+        &self.marks[(e & 1) as usize]
+    }
+
+    fn meeting(&self, e: u32) -> Meeting<'_> {
+        Meeting { word: &self.mark(e).sequence, sleepers: &self.sleepers }
+    }
+}
+
+/// The head of a mark, copied once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Head {
+    signature: u64,
+    len: u64,
+    place: u64,
+    target: u64,
+    room: u64,
+    digest: u64,
+}
+
+/// `Head::place`: no payload, in the mark, in the cell; any other value is the offset of exposed memory.
+const NOTHING: u64 = 0;
+const IN_MARK: u64 = 1;
+const IN_CELL: u64 = 2;
+
+/// [2]-[4] on lines alone: what the model checker exercises.
+pub(crate) struct Gate<'w> {
+    lines: Vec<&'w Line>,
+    guards: Vec<Guard<'w>>,
+    me: usize,
+    pace: Pace,
+    /// The number of the next exchange.
+    next: u32,
+}
+
+impl<'w> Gate<'w> {
+    fn new(lines: Vec<&'w Line>, guards: Vec<Guard<'w>>, me: usize, pace: Pace, first: u32) -> Gate<'w> {
+        Gate { lines, guards, me, pace, next: first }
+    }
+
+    /// [2], [3]
+    fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
+        let mark = self.lines[self.me].mark(self.next);
+        mark.line.store(line, Ordering::Relaxed);
+        let words = [head.signature, head.len, head.place, head.target, head.room, head.digest];
+        for (word, value) in mark.head.iter().zip(words) {
+            word.store(value, Ordering::Relaxed);
+        }
+        for (word, chunk) in mark.inline.iter().zip(inline.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
+        }
+        self.lines[self.me].meeting(self.next).signal(self.next);
+    }
+
+    /// [4] for one peer; the mark's contents may be read afterwards.
+    fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
+        let meeting = self.lines[peer].meeting(self.next);
+        meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
+    }
+
+    fn head(&self, peer: usize) -> (Head, u32) {
+        let mark = self.lines[peer].mark(self.next);
+        let word = |index: usize| mark.head[index].load(Ordering::Relaxed);
+        let head = Head {
+            signature: word(0),
+            len: word(1),
+            place: word(2),
+            target: word(3),
+            room: word(4),
+            digest: word(5),
+        };
+        (head, mark.line.load(Ordering::Relaxed))
+    }
+
+    fn inline(&self, peer: usize, e: u32) -> [u64; INLINE_WORDS] {
+        let mark = self.lines[peer].mark(e);
+        core::array::from_fn(|index| mark.inline[index].load(Ordering::Relaxed))
+    }
+}
+
+/// What a rank brings to an exchange.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Offer<'a> {
+    /// Bytes of the whole contribution, of which this exchange may show a part.
+    pub(crate) len: usize,
+    /// Where the part for this exchange lies.
+    pub(crate) payload: Payload<'a>,
+    /// Shared memory (offset, length) that peers may write, each its own part.
+    pub(crate) target: Option<(usize, usize)>,
+    /// Whatever else all ranks must compare.
+    pub(crate) digest: u64,
+}
+
+/// Where the payload of an exchange lies.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Payload<'a> {
+    #[default]
+    Nothing,
+    /// Travels in the mark: at most [`INLINE`] bytes.
+    Inline(&'a [u8]),
+    /// Lies in the cell, where the caller has put it ([`Window::cell`]).
+    Staged,
+    /// Lies at this offset of the world's segment; peers read it where it is.
+    Exposed(usize, core::marker::PhantomData<&'a [u8]>),
+}
+
+impl<'a> Payload<'a> {
+    /// `bytes`, which lie at `offset` of the world's segment.
+    pub(crate) fn exposed(offset: usize, _bytes: &'a [u8]) -> Payload<'a> {
+        Payload::Exposed(offset, core::marker::PhantomData)
+    }
+}
+
+/// A rank's view of the lines and cells of a communicator.
+pub(crate) struct Window<'w> {
+    world: &'w World,
+    gate: Gate<'w>,
+    member: Member,
+    /// Where each member's share lies.
+    bases: Vec<usize>,
+    /// World rank of each member.
+    ranks: Vec<usize>,
+    /// [5]: heads of the exchange under way.
+    heads: Vec<Head>,
+}
+
+impl<'w> Window<'w> {
+    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares at `bases`.
+    pub(crate) fn new(world: &'w World, me: usize, ranks: Vec<usize>, bases: Vec<usize>) -> Window<'w> {
+        let lines = bases.iter().map(|&base| world.segment().place(base)).collect();
+        let guards = ranks.iter().map(|&rank| world.guard(rank)).collect();
+        let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
+        let heads = vec![Head::default(); ranks.len()];
+        Window { world, gate, member: Member::new(ranks.len()), bases, ranks, heads }
+    }
+
+    pub(crate) fn world(&self) -> &'w World {
+        self.world
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.gate.me
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    pub(crate) fn ranks(&self) -> &[usize] {
+        &self.ranks
+    }
+
+    pub(crate) fn bases(&self) -> &[usize] {
+        &self.bases
+    }
+
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
+    pub(crate) fn pace(&self) -> Pace {
+        self.gate.pace
+    }
+
+    /// The number of the next exchange.
+    pub(crate) fn sequence(&self) -> u32 {
+        self.gate.next
+    }
+
+    /// My staging for the next exchange [1]: peers have finished with what it held.
+    pub(crate) fn cell(&mut self) -> &mut [u8] {
+        let at = self.cell_address(self.gate.me, self.gate.next);
+        // SAFETY: my own cell, mapped and borrowed exclusively; peers read this parity only between my signal of an
+        // exchange of this parity and their signal of the next one, which I have waited for.
+        unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.member.cell) }
+    }
+
+    #[expect(clippy::expect_used, reason = "bases and layout are fixed when the window is made")]
+    fn cell_address(&self, member: usize, e: u32) -> core::ptr::NonNull<u8> {
+        let offset = self.member.cell_at(self.bases[member], e);
+        self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
+    }
+
+    /// One exchange: [2]-[5], then `look` at what the peers brought, then [6] if needed.
+    ///
+    /// Returns when this rank may change what it offered. Every rank of the communicator must make this call; on an
+    /// error of any rank all get one.
+    pub(crate) fn exchange<R>(
+        &mut self,
+        call: &Call,
+        offer: Offer<'_>,
+        look: impl FnOnce(&mut Epoch<'_>) -> Result<R>,
+    ) -> Result<R> {
+        self.meet(call, &offer)?;
+        let e = self.gate.next;
+        self.gate.next = e.wrapping_add(1);
+        let open = self.heads.iter().any(|head| head.place > IN_CELL || head.target != 0);
+        let next = self.cell_address(self.gate.me, self.gate.next);
+        // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
+        let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
+        let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
+        if matches!(looked, Err(Error::Corrupt { .. })) {
+            self.world.revoke(self.ranks[self.gate.me]);
+        }
+        if open {
+            self.close(call)?;
+        }
+        looked
+    }
+
+    /// Tells the peers that this rank has found its own arguments wrong; returns the error to return.
+    pub(crate) fn abort(&mut self, call: &Call, error: Error) -> Error {
+        let abort = Call { verb: Verb::Abort, ..*call };
+        match self.meet(&abort, &Offer::default()) {
+            Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => other,
+            _ => error,
+        }
+    }
+
+    /// [6]
+    fn close(&mut self, call: &Call) -> Result<()> {
+        self.meet(call, &Offer::default())?;
+        self.gate.next = self.gate.next.wrapping_add(1);
+        self.not_revoked(call)
+    }
+
+    fn not_revoked(&self, call: &Call) -> Result<()> {
+        match self.world.culprit() {
+            None => Ok(()),
+            Some(culprit) => Err(self.world.blame(call.place(self.gate.me, self.gate.next), culprit)),
+        }
+    }
+
+    /// [2]-[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
+    fn meet(&mut self, call: &Call, offer: &Offer<'_>) -> Result<()> {
+        self.not_revoked(call)?;
+        let (place, inline): (u64, &[u8]) = match offer.payload {
+            Payload::Nothing => (NOTHING, &[]),
+            Payload::Inline(bytes) => (IN_MARK, bytes),
+            Payload::Staged => (IN_CELL, &[]),
+            Payload::Exposed(offset, _) => (offset as u64, &[]),
+        };
+        let (target, room) = offer.target.unwrap_or_default();
+        let (len, digest) = (offer.len as u64, offer.digest);
+        let signature = call.signature();
+        let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
+        self.gate.arrive(call.line, &head, inline);
+        let deadline = self.world.plan.deadline.map(|patience| Instant::now() + patience);
+        let mut alike = true;
+        for peer in 0..self.size() {
+            self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
+            self.heads[peer] = self.gate.head(peer).0;
+            alike &= self.heads[peer].signature == signature;
+        }
+        if alike { Ok(()) } else { Err(self.disagreement(call)) }
+    }
+
+    /// The error for a wait for `peer` that ended without its word. It ends the world, if it has not ended.
+    pub(crate) fn broken(&self, call: &Call, peer: usize, broken: Broken) -> Error {
+        let place = call.place(self.gate.me, self.gate.next);
+        let seconds = self.world.plan.deadline.unwrap_or_default().as_secs();
+        match broken {
+            Broken::Revoked(culprit) => self.world.blame(place, culprit as usize - 1),
+            // Its body has returned: whoever still waits reports it, and revokes by failing.
+            Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.ranks[peer] },
+            Broken::Gone(_) => {
+                self.world.revoke(self.ranks[peer]);
+                self.world.blame(place, self.ranks[peer])
+            }
+            Broken::Deadline => {
+                self.world.revoke(self.ranks[self.gate.me]);
+                Error::Timeout { place, rank: self.ranks[peer], seconds }
+            }
+        }
+    }
+
+    /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.
+    fn disagreement(&mut self, call: &Call) -> Error {
+        let place = call.place(self.gate.me, self.gate.next);
+        let aborts = |head: &Head| head.signature & 0xFF == Verb::Abort as u64;
+        if let Some(peer) = self.heads.iter().position(aborts) {
+            self.gate.next = self.gate.next.wrapping_add(1);
+            let rank = self.ranks[peer];
+            let problem = format!("rank {rank} was given wrong arguments and reports them; nobody's output has changed");
+            return Error::bad(place, problem);
+        }
+        let row = |peer| {
+            let (head, line) = self.gate.head(peer);
+            format!("  rank {}: {}\n", self.ranks[peer], describe(head.signature, head.len, line))
+        };
+        let table = (0..self.size()).map(row).collect();
+        self.world.revoke(self.ranks[self.gate.me]);
+        Error::Mismatch { place, table }
+    }
+}
+
+/// One exchange, all arrived: what the peers show, and my staging for the next.
+pub(crate) struct Epoch<'a> {
+    /// What the peers show.
+    pub(crate) seen: Seen<'a>,
+    /// My cell for the next exchange, free to be filled while looking.
+    pub(crate) next_cell: &'a mut [u8],
+}
+
+/// What the peers show in one exchange.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    window: &'a Window<'a>,
+    e: u32,
+}
+
+/// A peer's payload as it lies.
+pub(crate) enum Shown<'a> {
+    Nothing,
+    /// All of it, from the mark.
+    Inline(Inline),
+    /// The part in its cell.
+    Staged(&'a [u8]),
+    /// All of it, where it lies.
+    Exposed(&'a [u8]),
+}
+
+/// A payload out of a mark, aligned for any element.
+#[repr(align(64))]
+pub(crate) struct Inline([u64; INLINE_WORDS], usize);
+
+impl Inline {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &bytemuck::bytes_of(&self.0)[..self.1]
+    }
+}
+
+impl<'a> Seen<'a> {
+    pub(crate) fn size(&self) -> usize {
+        self.window.size()
+    }
+
+    /// Length of a peer's whole contribution.
+    pub(crate) fn len(&self, peer: usize) -> usize {
+        self.window.heads[peer].len as usize
+    }
+
+    /// Do all ranks say the same length and digest?
+    pub(crate) fn alike(&self) -> bool {
+        let (len, digest) = (self.len(0), self.digest(0));
+        (1..self.size()).all(|peer| self.len(peer) == len && self.digest(peer) == digest)
+    }
+
+    /// An error that every rank finds at once, by comparing what all said; with everyone's length in bytes.
+    pub(crate) fn differ(&self, call: &Call, problem: &str) -> Error {
+        let lens: Vec<usize> = (0..self.size()).map(|peer| self.len(peer)).collect();
+        let place = call.place(self.window.rank(), self.e);
+        Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
+    }
+
+    pub(crate) fn digest(&self, peer: usize) -> u64 {
+        self.window.heads[peer].digest
+    }
+
+    /// The length of the memory a peer opened for others to write, if it did.
+    pub(crate) fn room(&self, peer: usize) -> Option<usize> {
+        let head = &self.window.heads[peer];
+        (head.target != 0).then_some(head.room as usize)
+    }
+
+    /// Is the peer's contribution staged, cell by cell?
+    pub(crate) fn is_staged(&self, peer: usize) -> bool {
+        self.window.heads[peer].place == IN_CELL
+    }
+
+    /// Does the peer show its whole contribution where it lies?
+    pub(crate) fn is_exposed(&self, peer: usize) -> bool {
+        self.window.heads[peer].place > IN_CELL
+    }
+
+    /// A peer's payload.
+    pub(crate) fn payload(&self, peer: usize) -> Result<Shown<'a>> {
+        let head = &self.window.heads[peer];
+        let len = head.len as usize;
+        match head.place {
+            NOTHING => Ok(Shown::Nothing),
+            IN_MARK if len <= INLINE => Ok(Shown::Inline(Inline(self.window.gate.inline(peer, self.e), len))),
+            IN_CELL => Ok(Shown::Staged(self.cell(peer))),
+            offset => self.slice(offset, len).map(Shown::Exposed),
+        }
+    }
+
+    /// A peer's cell of this exchange.
+    pub(crate) fn cell(&self, peer: usize) -> &'a [u8] {
+        let at = self.window.cell_address(peer, self.e);
+        // SAFETY: mapped; the peer has filled this parity before its signal and will not write it before I have
+        // signalled the next exchange, which needs `&mut` of the window that `self` borrows.
+        unsafe { core::slice::from_raw_parts(at.as_ptr(), self.window.member.cell) }
+    }
+
+    fn slice(&self, offset: u64, len: usize) -> Result<&'a [u8]> {
+        let at = self.window.world.segment().bytes(offset as usize, len);
+        let at = at.ok_or(Error::Corrupt { what: "the head of a peer's call" })?;
+        // SAFETY: in bounds and mapped; the peer keeps it borrowed until the closing exchange [6] of this call.
+        Ok(unsafe { core::slice::from_raw_parts(at.as_ptr(), len) })
+    }
+
+    /// Copies `part` to its place in the memory that `root` has opened: behind the parts of all lower ranks, as the
+    /// lengths in this exchange say.
+    pub(crate) fn put(&self, root: usize, part: &[u8]) -> Result<()> {
+        let me = self.window.rank();
+        let before = (0..me).try_fold(0usize, |sum, peer| sum.checked_add(self.len(peer)));
+        let head = &self.window.heads[root];
+        let fits = before.and_then(|before| Some((before, before.checked_add(part.len())?)));
+        let offset = fits.filter(|&(_, end)| end <= head.room as usize && part.len() == self.len(me));
+        let at = offset
+            .and_then(|(before, _)| (head.target as usize).checked_add(before))
+            .and_then(|offset| self.window.world.segment().bytes(offset, part.len()));
+        let at = at.ok_or(Error::Corrupt { what: "the head of a peer's call" })?;
+        // SAFETY: in bounds and mapped; root lends the memory until the closing exchange; the parts of the ranks are
+        // disjoint because all compute them from the same lengths; `part` is not in it (root cannot borrow it twice).
+        unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), at.as_ptr(), part.len()) };
+        Ok(())
+    }
+
+    /// All ranks have made this call: what allows views to change hands.
+    pub(crate) fn agreed(&self) -> Agreed {
+        Agreed(())
+    }
+}
+
+/// Proof that all ranks have arrived at the same call.
+pub(crate) struct Agreed(());
+
+impl Agreed {
+    /// A world of one rank always agrees.
+    pub(crate) fn alone() -> Agreed {
+        Agreed(())
+    }
+}

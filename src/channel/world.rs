@@ -1,0 +1,447 @@
+//! The segment that the ranks of one world share, drawn to the byte.
+//!
+//! ```text
+//! 0            Header              128 B
+//! 128          Slot  x ranks       128 B each: who is it, is it alive, what became of it
+//!              Text  x ranks       4 KiB each: a panic's or an error's text
+//!              Member x ranks      per rank: line 384 B | rings x ranks | 2 cells   (see `Member`)
+//! 2 MiB-align  heap  x ranks       sparse
+//! ```
+#![expect(unsafe_code, reason = "declares its control words placeable")]
+
+use crate::channel::ring::{self, RingWords};
+use crate::channel::window::Line;
+use crate::error::{Death, Error, Place, Result};
+use crate::os::mapping::{HUGE, PAGE};
+use crate::os::{process, topology};
+use crate::shm::arena::{Block, Heap};
+use crate::shm::element::Shared;
+use crate::shm::segment::{Carver, Segment};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::wait::{self, FAILED, Guard, LEFT, Pace};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// As many ranks as one world may have.
+pub(crate) const MAX_RANKS: usize = 1024;
+
+/// Words of the world as a whole.
+#[repr(C, align(128))]
+pub(crate) struct Header {
+    /// 0, or the number plus one of the rank that failed first. Written once, by compare-exchange.
+    revoked: AtomicU32,
+}
+
+/// What became of a rank's body.
+///
+/// | status | meaning |
+/// | --- | --- |
+/// | 0 | running, or died without a word |
+/// | DONE | returned; the result lies at (`result`, `result_len`) in the segment |
+/// | PANICKED, RETURNED | failed; the text lies in its Text |
+/// | UNSTARTED | the world could not be started; the text says why |
+#[repr(C, align(128))]
+pub(crate) struct Slot {
+    /// The robust word: see [`wait::is_gone`]. Written by the rank, or the kernel after its death.
+    pub(crate) alive: AtomicU32,
+    /// The process number, written by whoever forked it.
+    pid: AtomicU32,
+    /// How its body ended. Written by the rank, before `alive` says so.
+    status: AtomicU32,
+    text_len: AtomicU32,
+    /// How its process ended, as [`encode_death`] writes it. Written by the zygote.
+    death: AtomicU32,
+    /// How many processes have filled this slot. Written by the zygote.
+    generation: AtomicU32,
+    result: AtomicU64,
+    result_len: AtomicU64,
+    /// How far its heap has been used.
+    heap_used: AtomicU64,
+}
+
+/// A bounded text, written once before the status that announces it.
+#[repr(C)]
+struct Text([AtomicU64; TEXT / 8]);
+const TEXT: usize = 4096;
+
+const DONE: u32 = 1;
+const PANICKED: u32 = 2;
+const RETURNED: u32 = 3;
+const UNSTARTED: u32 = 4;
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Header {}
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Slot {}
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Text {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Header>() == 128 && size_of::<Slot>() == 128 && size_of::<Text>() == TEXT);
+
+/// Where one rank's share of a communicator lies, relative to its start: written by its owner, read by all.
+///
+/// ```text
+/// 0        Line             384 B: two marks and the sleepers (window.rs)
+/// 384      rings x size     one per sender, read by the owner (ring.rs)
+/// page     2 cells          staging, by parity of the exchange
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
+    rings: usize,
+    ring_len: usize,
+    pub(crate) ring: ring::Layout,
+    cells: usize,
+    /// Bytes of a cell.
+    pub(crate) cell: usize,
+    /// Bytes in all.
+    pub(crate) len: usize,
+}
+
+impl Member {
+    /// For a communicator of `size` ranks. Staging of all ranks together stays within half a common L3 (16 MiB).
+    pub(crate) fn new(size: usize) -> Member {
+        let largest = if cfg!(miri) { 4 << 10 } else { 256 << 10 };
+        let cell = ((8 << 20) / size.max(1)).clamp(largest.min(32 << 10), largest) / PAGE * PAGE;
+        let ring = ring::Layout::new(if cfg!(miri) { 1 << 10 } else if size <= 64 { 64 << 10 } else { 16 << 10 });
+        let mut carver = Carver::default();
+        carver.take_of::<Line>(1);
+        let rings = carver.take(0, align_of::<RingWords>());
+        carver.take(ring.len * size, 1);
+        let cells = carver.take(2 * cell, PAGE);
+        Member { rings, ring_len: ring.len, ring, cells, cell, len: carver.end() }
+    }
+
+    /// The ring that `sender` writes, in the member at `base`.
+    pub(crate) fn ring_at(&self, base: usize, sender: usize) -> usize {
+        base + self.rings + sender * self.ring_len
+    }
+
+    /// The cell of the member at `base` for exchanges of this parity.
+    pub(crate) fn cell_at(&self, base: usize, parity: u32) -> usize {
+        base + self.cells + (parity & 1) as usize * self.cell
+    }
+}
+
+/// How a world is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) ranks: usize,
+    /// Bytes of address space per rank's heap.
+    pub(crate) heap: Option<usize>,
+    /// Where counters start.
+    pub(crate) first_sequence: u32,
+    /// How long a call may wait.
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// The shared words of one world. Cloning shares it.
+#[derive(Clone)]
+pub(crate) struct World {
+    segment: Arc<Segment>,
+    pub(crate) plan: Plan,
+    member: Member,
+    slots: usize,
+    texts: usize,
+    members: usize,
+    heaps: usize,
+    heap: usize,
+}
+
+impl World {
+    /// Maps and touches the words of a world.
+    pub(crate) fn new(plan: Plan) -> Result<World> {
+        let ranks = plan.ranks;
+        if ranks == 0 || ranks > MAX_RANKS {
+            let problem = format!("{ranks} ranks; a world has 1 to {MAX_RANKS}");
+            return Err(Error::option("launch", problem));
+        }
+        let member = Member::new(ranks);
+        let heap = plan.heap.unwrap_or_else(default_heap).min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
+        let mut carver = Carver::default();
+        carver.take_of::<Header>(1);
+        let slots = carver.take_of::<Slot>(ranks);
+        let texts = carver.take(ranks * TEXT, PAGE);
+        let members = carver.take(member.len.next_multiple_of(PAGE) * ranks, PAGE);
+        let heaps = carver.take(heap * ranks, HUGE);
+        let segment = Arc::new(Segment::new(carver.end())?);
+        let world = World { segment, plan, member, slots, texts, members, heaps, heap };
+        (0..ranks).for_each(|rank| world.touch(rank));
+        Ok(world)
+    }
+
+    /// Control words are backed by memory before anyone depends on them.
+    fn touch(&self, rank: usize) {
+        self.slot(rank).status.store(0, Ordering::Relaxed);
+        self.segment.place::<Line>(self.member_at(rank)).prepare(self.plan.first_sequence);
+        if self.plan.first_sequence != 0 {
+            (0..self.plan.ranks).for_each(|sender| {
+                let at = self.member.ring_at(self.member_at(rank), sender);
+                ring::prepare(&self.segment, at, self.plan.first_sequence);
+            });
+        }
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    pub(crate) fn ranks(&self) -> usize {
+        self.plan.ranks
+    }
+
+    pub(crate) fn member(&self) -> Member {
+        self.member
+    }
+
+    pub(crate) fn member_at(&self, rank: usize) -> usize {
+        self.members + rank * self.member.len.next_multiple_of(PAGE)
+    }
+
+    pub(crate) fn slot(&self, rank: usize) -> &Slot {
+        &self.segment.places(self.slots, self.plan.ranks)[rank]
+    }
+
+    fn text(&self, rank: usize) -> &Text {
+        &self.segment.places(self.texts, self.plan.ranks)[rank]
+    }
+
+    /// The allocator of `rank`'s heap; one at a time, in the process that fills the slot.
+    pub(crate) fn heap(&self, rank: usize) -> Heap {
+        let used = self.slots + rank * size_of::<Slot>() + core::mem::offset_of!(Slot, heap_used);
+        let start = self.heaps + rank * self.heap;
+        Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
+    }
+
+    /// What ends a wait for `rank`.
+    pub(crate) fn guard(&self, rank: usize) -> Guard<'_> {
+        Guard { alive: &self.slot(rank).alive, revoked: self.revoked_word() }
+    }
+
+    pub(crate) fn revoked_word(&self) -> &AtomicU32 {
+        &self.segment.place::<Header>(0).revoked
+    }
+
+    /// The rank that failed first, if one did.
+    pub(crate) fn culprit(&self) -> Option<usize> {
+        (self.revoked_word().load(Ordering::Acquire) as usize).checked_sub(1)
+    }
+
+    /// How the ranks wait on this machine.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.plan.ranks, topology::cpus())
+    }
+
+    /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
+    pub(crate) fn enter(&self, rank: usize, process: bool) {
+        let slot = self.slot(rank);
+        let alive = if process { process::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
+        slot.alive.store(alive, Ordering::Release);
+    }
+
+    /// The rank's body has returned; its result, if it is bytes, lies in its heap.
+    pub(crate) fn leave(&self, rank: usize, result: (usize, usize)) {
+        let slot = self.slot(rank);
+        slot.result.store(result.0 as u64, Ordering::Relaxed);
+        slot.result_len.store(result.1 as u64, Ordering::Relaxed);
+        slot.status.store(DONE, Ordering::Relaxed);
+        self.go(rank, LEFT);
+    }
+
+    /// The rank's body has failed: everyone's calls end.
+    pub(crate) fn fail(&self, rank: usize, panicked: bool, text: &str) {
+        let slot = self.slot(rank);
+        slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
+        slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
+        self.go(rank, FAILED);
+        self.revoke(rank);
+    }
+
+    /// The zygote could not start `rank`.
+    pub(crate) fn unstarted(&self, rank: usize, text: &str) {
+        let slot = self.slot(rank);
+        slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
+        slot.status.store(UNSTARTED, Ordering::Release);
+        self.revoke(rank);
+    }
+
+    fn go(&self, rank: usize, alive: u32) {
+        let slot = self.slot(rank);
+        slot.alive.store(alive, Ordering::SeqCst);
+        wait::wake_all(&slot.alive);
+    }
+
+    /// Ends every call of the world, now and later; the first culprit counts.
+    pub(crate) fn revoke(&self, culprit: usize) {
+        let revoked = self.revoked_word();
+        let _ = revoked.compare_exchange(0, culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+        wait::wake_all(revoked);
+    }
+
+    /// The zygote's word on how `rank`'s process ended.
+    pub(crate) fn record_death(&self, rank: usize, death: Death) {
+        self.slot(rank).death.store(encode_death(death), Ordering::Release);
+    }
+
+    /// Did the rank's body return or fail in words (true), or is its process just gone?
+    pub(crate) fn has_spoken(&self, rank: usize) -> bool {
+        matches!(self.slot(rank).alive.load(Ordering::Acquire), LEFT | FAILED)
+    }
+
+    /// Where the result of a rank that has left lies.
+    pub(crate) fn result(&self, rank: usize) -> Option<(usize, usize)> {
+        let slot = self.slot(rank);
+        let left = slot.alive.load(Ordering::Acquire) == LEFT && slot.status.load(Ordering::Relaxed) == DONE;
+        let at = (slot.result.load(Ordering::Relaxed) as usize, slot.result_len.load(Ordering::Relaxed) as usize);
+        left.then_some(at)
+    }
+
+    /// A copy of bytes that a rank has left behind. Only once all ranks have ended.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
+        let block = Block::join(&self.segment, offset, len)?;
+        let bytes = block.bytes().to_vec();
+        drop(block);
+        Ok(bytes)
+    }
+
+    /// The error that peers of the first culprit report from a call at `place`.
+    pub(crate) fn blame(&self, place: Place, culprit: usize) -> Error {
+        let rank = culprit.min(self.ranks() - 1);
+        let slot = self.slot(rank);
+        let alive = slot.alive.load(Ordering::Acquire);
+        match (alive, slot.status.load(Ordering::Relaxed)) {
+            (FAILED, _) => Error::PeerFailed { place, rank, text: self.last_words(rank) },
+            (LEFT, _) => Error::PeerLeft { place, rank },
+            (alive, _) if !wait::is_gone(alive) => Error::Ended { place, rank },
+            _ => Error::PeerDied {
+                place,
+                rank,
+                pid: slot.pid.load(Ordering::Relaxed),
+                cause: self.death(rank, Duration::from_millis(5)),
+            },
+        }
+    }
+
+    /// The error that the caller of the world reports for the first culprit.
+    pub(crate) fn verdict(&self, rank: usize) -> Error {
+        let text = self.last_words(rank);
+        match self.slot(rank).status.load(Ordering::Acquire) {
+            PANICKED => Error::Panicked { rank, text },
+            RETURNED => Error::Returned { rank, text },
+            UNSTARTED => Error::Start { text },
+            _ => self.blame(Place { operation: "launch", rank, sequence: 0 }, rank),
+        }
+    }
+
+    /// How the rank's process ended; the zygote may need a moment to learn it.
+    pub(crate) fn death(&self, rank: usize, patience: Duration) -> Death {
+        let until = Instant::now() + patience;
+        loop {
+            let death = decode_death(self.slot(rank).death.load(Ordering::Acquire));
+            if death != Death::Unknown || Instant::now() >= until {
+                return death;
+            }
+            process::yield_now();
+        }
+    }
+
+    fn last_words(&self, rank: usize) -> String {
+        self.text(rank).read(self.slot(rank).text_len.load(Ordering::Acquire) as usize)
+    }
+}
+
+fn default_heap() -> usize {
+    if cfg!(miri) { HUGE } else { topology::memory() }
+}
+
+fn encode_death(death: Death) -> u32 {
+    match death {
+        Death::Exit(code) => 0x100 | (code as u32 & 0xFF),
+        Death::Signal(number) => 0x200 | (number as u32 & 0xFF),
+        Death::Unknown => 0,
+    }
+}
+
+fn decode_death(word: u32) -> Death {
+    match word >> 8 {
+        1 => Death::Exit((word & 0xFF) as i32),
+        2 => Death::Signal((word & 0xFF) as i32),
+        _ => Death::Unknown,
+    }
+}
+
+impl Slot {
+    /// A process is about to fill the slot: its predecessor, if any, is known to be dead.
+    pub(crate) fn begin(&self) {
+        self.alive.store(0, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has been forked.
+    pub(crate) fn filled(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// How many processes have filled the slot so far.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+}
+
+impl Text {
+    /// Writes as much of `text` as fits; returns its length.
+    fn write(&self, text: &str) -> u32 {
+        let bytes = &text.as_bytes()[..text.floor_char_boundary(TEXT)];
+        for (word, chunk) in self.0.iter().zip(bytes.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        }
+        bytes.len() as u32
+    }
+
+    fn read(&self, len: usize) -> String {
+        let words = self.0.iter().take(len.div_ceil(8)).map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+        let bytes: Vec<u8> = words.flatten().take(len).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn plan(ranks: usize) -> Plan {
+        Plan { ranks, heap: Some(1 << 20), first_sequence: 0, deadline: None }
+    }
+
+    #[test]
+    fn zero_and_too_many_ranks_are_refused() {
+        for ranks in [0, MAX_RANKS + 1] {
+            let error = World::new(plan(ranks)).err().unwrap();
+            assert!(error.to_string().contains("1 to 1024"), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_are_bounded_and_whole_characters() {
+        let world = World::new(plan(2)).unwrap();
+        world.fail(1, true, &"ü".repeat(5000));
+        let Error::Panicked { rank: 1, text } = world.verdict(1) else { panic!() };
+        assert_eq!(text, "ü".repeat(2048));
+    }
+
+    #[test]
+    fn first_culprit_counts() {
+        let world = World::new(plan(3)).unwrap();
+        world.revoke(2);
+        world.revoke(0);
+        assert_eq!(world.culprit(), Some(2));
+    }
+
+    #[test]
+    fn deaths_survive_encoding() {
+        for death in [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Unknown] {
+            assert_eq!(decode_death(encode_death(death)), death);
+        }
+    }
+}

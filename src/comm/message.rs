@@ -1,0 +1,113 @@
+//! Messages between two ranks.
+
+use crate::channel::call::{Call, Verb};
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::error::{Error, Result};
+use crate::shm::array::{Lease, byte_len};
+use crate::shm::element::{Datatype, Element};
+use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
+
+impl Comm<'_> {
+    /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
+    /// the receiver has begun to take it, so two ranks that both send long ones first wait for each other for ever.
+    /// Messages between two ranks arrive in the order sent.
+    ///
+    /// # Errors
+    /// If there is no such rank, or it is gone and the ring to it is full.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(2, |comm| {
+    ///     if comm.is_root() {
+    ///         comm.send(&arr1(&[1.5, 2.5]), 1)?;
+    ///     } else {
+    ///         let mut message = Array1::<f64>::zeros(2);
+    ///         comm.recv(&mut message, 0)?;
+    ///         assert_eq!(message, arr1(&[1.5, 2.5]));
+    ///     }
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn send<T: Element, S, D>(&mut self, message: &ArrayBase<S, D>, to: usize) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        D: Dimension,
+    {
+        let call = Call::new(Verb::Send, Datatype::of::<T>());
+        self.check_peer(&call, to)?;
+        with_bytes(message, |message| self.transport.send(&call, to, message))
+    }
+
+    /// Receives the next message from rank `from` into `message`, which has as many elements.
+    ///
+    /// # Errors
+    /// If there is no such rank, it is gone, or its next message has another element type or length: that message then
+    /// stays to be received.
+    #[track_caller]
+    pub fn recv<T: Element, S, D>(&mut self, message: &mut ArrayBase<S, D>, from: usize) -> Result<()>
+    where
+        S: DataMut<Elem = T>,
+        D: Dimension,
+    {
+        let call = Call::new(Verb::Send, Datatype::of::<T>());
+        self.check_peer(&call, from)?;
+        with_bytes_mut(message, |message| self.transport.recv(&call, from, message))
+    }
+
+    /// Hands a shared array on to rank `to`, whatever its size, without copying. An array that its caller made before
+    /// the world started cannot travel.
+    ///
+    /// # Errors
+    /// If there is no such rank or it is gone; the array is then lost.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     if comm.is_root() {
+    ///         let mut array = comm.alloc::<f64, _>((1000, 1000))?;
+    ///         array.view_mut()[[999, 999]] = 1.0;
+    ///         comm.send_lease(array, 1)
+    ///     } else {
+    ///         let array = comm.recv_lease::<f64, _>((1000, 1000), 0)?;
+    ///         assert_eq!((array.view()[[999, 999]], comm.bytes_copied()), (1.0, 0));
+    ///         Ok(())
+    ///     }
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn send_lease<T: Element, D: Dimension>(&mut self, array: Lease<T, D>, to: usize) -> Result<()> {
+        let call = Call::new(Verb::SendLease, Datatype::of::<T>());
+        self.check_peer(&call, to)?;
+        let (block, _) = array.into_parts();
+        self.transport.send_block(&call, to, block)
+    }
+
+    /// Takes up the shared array that rank `from` hands on, which has this `shape`.
+    ///
+    /// # Errors
+    /// If there is no such rank, it is gone, or its next message is no array of this type and size.
+    #[track_caller]
+    pub fn recv_lease<T: Element, D: Dimension>(
+        &mut self,
+        shape: impl IntoDimension<Dim = D>,
+        from: usize,
+    ) -> Result<Lease<T, D>> {
+        let call = Call::new(Verb::SendLease, Datatype::of::<T>());
+        self.check_peer(&call, from)?;
+        let dim = shape.into_dimension();
+        let need = byte_len::<T, D>(&dim)?;
+        let block = self.transport.recv_block(&call, from)?;
+        if block.bytes().len() != need {
+            let problem = format!("an array of {} bytes was sent, the shape asks for {need}", block.bytes().len());
+            return Err(Error::bad(self.place(&call), problem));
+        }
+        Ok(Lease::new(block, dim))
+    }
+
+    fn check_peer(&self, call: &Call, peer: usize) -> Result<()> {
+        let problem = || format!("rank {peer}, but ranks go from 0 to {}", self.size() - 1);
+        if peer < self.size() { Ok(()) } else { Err(Error::bad(self.place(call), problem())) }
+    }
+}

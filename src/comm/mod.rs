@@ -1,0 +1,172 @@
+//! *Who?* The communicator: types at the door, bytes inside.
+
+mod collective;
+mod message;
+pub(crate) mod op;
+pub(crate) mod shm;
+pub(crate) mod solo;
+pub(crate) mod transport;
+mod views;
+
+use crate::channel::call::{Call, Verb};
+use crate::error::{Error, Place, Result};
+use crate::shm::element::{Datatype, Element, bytes_of, fill_bytes};
+use ndarray::{ArrayBase, Data, DataMut, Dimension};
+use solo::Solo;
+use std::fmt;
+use transport::Transport;
+
+/// A group of ranks that call together: the handle of everything they do with each other.
+///
+/// A body started by [`launch`](crate::launch) gets one for its world. Collectives must be called by every rank of the
+/// communicator, in the same order; they take `&mut self`, so one at a time. Unless said otherwise a collective
+/// returns when this rank's part in it is done and its arrays may be used again. Arrays are ndarrays of any dimension,
+/// order and stride; where lengths must fit, elements count, in logical (row-major) order, not shapes.
+///
+/// # Errors
+/// Every collective returns an error
+/// - on all ranks, before any output is written, if the ranks call different operations, element types or roots
+///   ([`Error::Mismatch`]), or an argument does not fit on one of them ([`Error::BadArgument`]);
+/// - on the ranks that still wait, if a rank dies, panics, returns an error or leaves;
+/// - after the first such failure always: outputs of a failed call are not to be used.
+///
+/// # Example
+/// ```
+/// use ndarray::{arr1, Array1};
+/// phalanx::launch(3, |comm| {
+///     let mine = arr1(&[comm.rank() as f64, 1.0]);
+///     let mut total = Array1::zeros(2);
+///     comm.all_reduce(&mine, &mut total, &phalanx::Op::sum())?;
+///     assert_eq!(total, arr1(&[3.0, 3.0]));
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Comm<'w> {
+    transport: Box<dyn Transport<'w> + 'w>,
+}
+
+impl fmt::Debug for Comm<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Comm(rank {} of {})", self.rank(), self.size())
+    }
+}
+
+impl<'w> Comm<'w> {
+    pub(crate) fn over(transport: Box<dyn Transport<'w> + 'w>) -> Comm<'w> {
+        Comm { transport }
+    }
+
+    /// A communicator of one rank, in the calling thread: what the serial back end computes with.
+    ///
+    /// # Errors
+    /// If its shared memory cannot be mapped.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// assert_eq!((comm.rank(), comm.size()), (0, 1));
+    /// comm.barrier()?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn solo() -> Result<Comm<'static>> {
+        Ok(Comm::over(Box::new(Solo::new(None)?)))
+    }
+
+    /// This rank's number, from 0.
+    pub fn rank(&self) -> usize {
+        self.transport.rank()
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.transport.size()
+    }
+
+    /// Is this rank 0?
+    pub fn is_root(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Bytes that this rank's collectives and messages have copied so far, on all its communicators. What a reduction
+    /// reads and writes is not a copy, nor is packing an array that is not contiguous.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let mut all = ndarray::Array1::<u8>::zeros(3);
+    /// comm.all_gather(&ndarray::arr1(&[1u8, 2, 3]), &mut all)?;
+    /// assert_eq!(comm.bytes_copied(), 3);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn bytes_copied(&self) -> u64 {
+        self.transport.seat().copied.get()
+    }
+
+    /// Splits the communicator: ranks that name the same `colour` get a new one together, in the order of their `key`s,
+    /// then ranks; who names `None` gets none. MPI_Comm_split.
+    ///
+    /// # Errors
+    /// As all collectives; and if a rank's heap has no room for the new communicator's words.
+    ///
+    /// ```
+    /// phalanx::launch(4, |comm| {
+    ///     let (rank, colour) = (comm.rank(), comm.rank() % 2);
+    ///     let mut half = comm.split(Some(colour as u64), 0)?.expect("a colour was named");
+    ///     assert_eq!((half.size(), half.rank()), (2, rank / 2));
+    ///     half.barrier()
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn split(&mut self, colour: Option<u64>, key: u64) -> Result<Option<Comm<'w>>> {
+        let call = Call::new(Verb::Split, Datatype::BYTES);
+        Ok(self.transport.split(&call, colour, key)?.map(Comm::over))
+    }
+
+    /// Where an argument of `call` was found wrong.
+    fn place(&self, call: &Call) -> Place {
+        call.place(self.rank(), 0)
+    }
+
+    /// Ends a collective whose argument is wrong on this rank: peers get an error too.
+    fn refuse<R>(&mut self, call: &Call, problem: impl Into<String>) -> Result<R> {
+        let error = Error::bad(self.place(call), problem);
+        Err(self.transport.abort(call, error))
+    }
+
+    /// `Ok` if `rank` is one.
+    fn check_rank(&mut self, call: &Call, what: &str, rank: usize) -> Result<()> {
+        if rank < self.size() {
+            return Ok(());
+        }
+        let problem = format!("{what} {rank}, but ranks go from 0 to {}", self.size() - 1);
+        self.refuse(&Call { root: 0, ..*call }, problem)
+    }
+}
+
+/// The bytes of an array's elements in logical order: where they lie if contiguous, else packed.
+fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(&[u8]) -> R) -> R
+where
+    S: Data<Elem: Element>,
+    D: Dimension,
+{
+    match array.as_slice() {
+        Some(elements) => f(bytes_of(elements)),
+        None => f(bytes_of(&array.iter().copied().collect::<Vec<_>>())),
+    }
+}
+
+/// Lets `f` write the bytes of an array's elements in logical order: where they lie if contiguous, else unpacked on
+/// success.
+fn with_bytes_mut<S, D, R>(array: &mut ArrayBase<S, D>, f: impl FnOnce(&mut [u8]) -> Result<R>) -> Result<R>
+where
+    S: DataMut<Elem: Element>,
+    D: Dimension,
+{
+    if let Some(elements) = array.as_slice_mut() {
+        return fill_bytes(elements, f);
+    }
+    let mut packed: Vec<_> = array.iter().copied().collect();
+    let result = fill_bytes(&mut packed, f)?;
+    array.iter_mut().zip(packed).for_each(|(element, value)| *element = value);
+    Ok(result)
+}

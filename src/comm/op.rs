@@ -1,0 +1,272 @@
+//! Reductions: element by element, over the ranks in rank order.
+//!
+//! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the order of
+//! arrival: the same bits on every rank and in every run.
+
+use crate::error::{Error, Result};
+use crate::shm::element::Element;
+use num_complex::Complex;
+
+/// A reduction over elements of type `T`.
+///
+/// ```
+/// use phalanx::Op;
+/// let largest: Op<'_, f64> = Op::max();
+/// let closest_to_one = Op::user(|a: f64, b: f64| if (a - 1.0).abs() <= (b - 1.0).abs() { a } else { b });
+/// # let _ = (largest, closest_to_one);
+/// ```
+pub struct Op<'f, T> {
+    code: u8,
+    id: u64,
+    kernel: Kernel<'f, T>,
+}
+
+enum Kernel<'f, T> {
+    BuiltIn(fn(&mut [T], &[T])),
+    User(Box<dyn Fn(T, T) -> T + 'f>),
+}
+
+impl<T: Arithmetic> Op<'_, T> {
+    /// The sum. Integers wrap around.
+    pub fn sum() -> Self {
+        Op::built_in(1, |acc, x| each(acc, x, T::plus))
+    }
+
+    /// The product. Integers wrap around.
+    pub fn prod() -> Self {
+        Op::built_in(2, |acc, x| each(acc, x, T::times))
+    }
+}
+
+impl<T: Ordered> Op<'_, T> {
+    /// The least. A NaN in any rank gives NaN.
+    pub fn min() -> Self {
+        Op::built_in(3, |acc, x| each(acc, x, T::least))
+    }
+
+    /// The greatest. A NaN in any rank gives NaN.
+    pub fn max() -> Self {
+        Op::built_in(4, |acc, x| each(acc, x, T::greatest))
+    }
+}
+
+impl<T: Bits> Op<'_, T> {
+    /// Logical and: an integer is true if it is not zero; the result is 0 or 1.
+    pub fn and() -> Self {
+        Op::built_in(5, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() && b.is_true())))
+    }
+
+    /// Logical or: an integer is true if it is not zero; the result is 0 or 1.
+    pub fn or() -> Self {
+        Op::built_in(6, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() || b.is_true())))
+    }
+
+    /// Bitwise and.
+    pub fn bit_and() -> Self {
+        Op::built_in(7, |acc, x| each(acc, x, T::both))
+    }
+
+    /// Bitwise or.
+    pub fn bit_or() -> Self {
+        Op::built_in(8, |acc, x| each(acc, x, T::either))
+    }
+}
+
+impl<'f, T: Element> Op<'f, T> {
+    /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
+    /// the same one.
+    pub fn user<F: Fn(T, T) -> T + 'f>(function: F) -> Self {
+        let name = std::any::type_name::<F>().as_bytes();
+        Op { code: 9, id: xxhash_rust::xxh3::xxh3_64(name), kernel: Kernel::User(Box::new(function)) }
+    }
+
+    fn built_in(code: u8, kernel: fn(&mut [T], &[T])) -> Self {
+        Op { code, id: 0, kernel: Kernel::BuiltIn(kernel) }
+    }
+
+    /// Hands the reduction of bytes to `f`.
+    pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
+        let apply = |acc: &mut [u8], x: &[u8]| {
+            let corrupt = |_| Error::Corrupt { what: "an operand of a reduction" };
+            let acc = bytemuck::checked::try_cast_slice_mut::<u8, T>(acc).map_err(corrupt)?;
+            let x = bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt)?;
+            match &self.kernel {
+                Kernel::BuiltIn(kernel) => kernel(acc, x),
+                Kernel::User(function) => each(acc, x, function),
+            }
+            Ok(())
+        };
+        f(&Fold { code: self.code, id: self.id, size: size_of::<T>(), apply: &apply })
+    }
+}
+
+/// `acc[i] = f(acc[i], x[i])`: a loop that vectorises for the built-in functions.
+fn each<T: Copy>(acc: &mut [T], x: &[T], f: impl Fn(T, T) -> T) {
+    for (acc, &x) in acc.iter_mut().zip(x) {
+        *acc = f(*acc, x);
+    }
+}
+
+/// A reduction as the transports see it.
+pub(crate) struct Fold<'a> {
+    pub(crate) code: u8,
+    /// Tells user functions apart.
+    pub(crate) id: u64,
+    /// Bytes of an element.
+    pub(crate) size: usize,
+    /// `acc op= x`, on whole elements.
+    pub(crate) apply: &'a dyn Fn(&mut [u8], &[u8]) -> Result<()>,
+}
+
+/// Operands are folded in blocks that stay in the first-level cache with all they meet.
+const BLOCK: usize = 8 << 10;
+
+impl Fold<'_> {
+    /// `dst = part(0) op part(1) op ...`, in rank order; parts are as long as `dst`.
+    pub(crate) fn in_rank_order<'p>(&self, dst: &mut [u8], parts: &[&'p [u8]]) -> Result<()> {
+        let block = (BLOCK / self.size.max(1)).max(1) * self.size.max(1);
+        for (index, dst) in dst.chunks_mut(block).enumerate() {
+            let range = index * block..index * block + dst.len();
+            for (rank, part) in parts.iter().enumerate() {
+                match rank {
+                    0 => dst.copy_from_slice(&part[range.clone()]),
+                    _ => (self.apply)(dst, &part[range.clone()])?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Elements that can be added and multiplied: integers (wrapping), floats, complex numbers.
+pub trait Arithmetic: Element + sealed::Sealed {
+    #[doc(hidden)]
+    fn plus(self, other: Self) -> Self;
+    #[doc(hidden)]
+    fn times(self, other: Self) -> Self;
+}
+
+/// Elements with a least and a greatest: integers and floats.
+pub trait Ordered: Element + sealed::Sealed {
+    #[doc(hidden)]
+    fn least(self, other: Self) -> Self;
+    #[doc(hidden)]
+    fn greatest(self, other: Self) -> Self;
+}
+
+/// Elements made of bits: integers and `bool`.
+pub trait Bits: Element + sealed::Sealed {
+    #[doc(hidden)]
+    fn is_true(self) -> bool;
+    #[doc(hidden)]
+    fn truth(value: bool) -> Self;
+    #[doc(hidden)]
+    fn both(self, other: Self) -> Self;
+    #[doc(hidden)]
+    fn either(self, other: Self) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! integers {
+    ($($int:ty)*) => {$(
+        impl sealed::Sealed for $int {}
+        impl Arithmetic for $int {
+            fn plus(self, other: Self) -> Self { self.wrapping_add(other) }
+            fn times(self, other: Self) -> Self { self.wrapping_mul(other) }
+        }
+        impl Ordered for $int {
+            fn least(self, other: Self) -> Self { self.min(other) }
+            fn greatest(self, other: Self) -> Self { self.max(other) }
+        }
+        impl Bits for $int {
+            fn is_true(self) -> bool { self != 0 }
+            fn truth(value: bool) -> Self { value.into() }
+            fn both(self, other: Self) -> Self { self & other }
+            fn either(self, other: Self) -> Self { self | other }
+        }
+    )*};
+}
+integers!(i8 i16 i32 i64 u8 u16 u32 u64);
+
+macro_rules! floats {
+    ($($float:ty)*) => {$(
+        impl sealed::Sealed for $float {}
+        impl Arithmetic for $float {
+            fn plus(self, other: Self) -> Self { self + other }
+            fn times(self, other: Self) -> Self { self * other }
+        }
+        impl Ordered for $float {
+            fn least(self, other: Self) -> Self { if self <= other || self.is_nan() { self } else { other } }
+            fn greatest(self, other: Self) -> Self { if self >= other || self.is_nan() { self } else { other } }
+        }
+        impl sealed::Sealed for Complex<$float> {}
+        impl Arithmetic for Complex<$float> {
+            fn plus(self, other: Self) -> Self { self + other }
+            fn times(self, other: Self) -> Self { self * other }
+        }
+    )*};
+}
+floats!(f32 f64);
+
+impl sealed::Sealed for bool {}
+impl Bits for bool {
+    fn is_true(self) -> bool {
+        self
+    }
+    fn truth(value: bool) -> Self {
+        value
+    }
+    fn both(self, other: Self) -> Self {
+        self & other
+    }
+    fn either(self, other: Self) -> Self {
+        self | other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fold<T: Element>(op: &Op<'_, T>, parts: &[&[T]]) -> Vec<T> {
+        let mut out = parts[0].to_vec();
+        let bytes: Vec<&[u8]> = parts.iter().map(|part| crate::shm::element::bytes_of(part)).collect();
+        op.with_fold(|fold| {
+            crate::shm::element::fill_bytes(&mut out, |out| fold.in_rank_order(out, &bytes)).unwrap();
+        });
+        out
+    }
+
+    #[test]
+    fn integers_wrap() {
+        assert_eq!(fold(&Op::sum(), &[&[i8::MAX], &[1]]), [i8::MIN]);
+        assert_eq!(fold(&Op::prod(), &[&[200u8], &[2]]), [144]);
+    }
+
+    #[test]
+    fn nan_propagates_from_either_side() {
+        for parts in [[f64::NAN, 1.0], [1.0, f64::NAN]] {
+            assert!(fold(&Op::min(), &[&parts[..1], &parts[1..]])[0].is_nan());
+            assert!(fold(&Op::max(), &[&parts[..1], &parts[1..]])[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn user_function_sees_rank_order_across_blocks() {
+        let parts: Vec<Vec<u64>> = (1..4).map(|rank| vec![rank; 5000]).collect();
+        let parts: Vec<&[u64]> = parts.iter().map(Vec::as_slice).collect();
+        let digits = Op::user(|a: u64, b: u64| a * 10 + b);
+        assert_eq!(fold(&digits, &parts), vec![123; 5000]);
+    }
+
+    #[test]
+    fn logical_and_bitwise_differ() {
+        assert_eq!(fold(&Op::and(), &[&[6u8], &[9]]), [1]);
+        assert_eq!(fold(&Op::bit_and(), &[&[6u8], &[9]]), [0]);
+        assert_eq!(fold(&Op::bit_or(), &[&[6u8], &[9]]), [15]);
+        assert_eq!(fold(&Op::or(), &[&[false], &[true]]), [true]);
+    }
+}

@@ -1,0 +1,123 @@
+//! One rank: every collective is a copy or nothing. The oracle of the conformance suite.
+
+use crate::channel::call::Call;
+use crate::channel::window::Agreed;
+use crate::channel::world::{Plan, World};
+use crate::comm::op::Fold;
+use crate::comm::transport::{Mailbox, Seat, Transport};
+use crate::error::{Error, Result};
+use crate::shm::arena::Block;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The transport of a world of one.
+pub(crate) struct Solo {
+    seat: Rc<Seat>,
+    mail: Mailbox,
+    calls: u32,
+}
+
+impl Solo {
+    pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
+        let world = World::new(Plan { ranks: 1, heap, first_sequence: 0, deadline: None })?;
+        let seat = Seat::new(Arc::clone(world.segment()), world.heap(0));
+        Ok(Solo::at(Rc::new(seat)))
+    }
+
+    fn at(seat: Rc<Seat>) -> Solo {
+        Solo { seat, mail: Mailbox::default(), calls: 0 }
+    }
+
+    fn bad(&self, call: &Call, problem: impl Into<String>) -> Error {
+        Error::bad(call.place(0, self.calls), problem)
+    }
+
+    fn copy(&mut self, call: &Call, dst: &mut [u8], src: &[u8]) -> Result<()> {
+        self.calls = self.calls.wrapping_add(1);
+        if dst.len() != src.len() {
+            return Err(self.bad(call, format!("{} bytes sent into {} bytes of room", src.len(), dst.len())));
+        }
+        self.seat.copy(dst, src);
+        Ok(())
+    }
+}
+
+impl<'w> Transport<'w> for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    fn abort(&mut self, _: &Call, error: Error) -> Error {
+        error
+    }
+
+    fn agree(&mut self, _: &Call, _: u64) -> Result<Agreed> {
+        Ok(Agreed::alone())
+    }
+
+    fn broadcast(&mut self, _: &Call, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
+        recv.map_or(Ok(()), |(recv, _)| self.copy(call, recv, send))
+    }
+
+    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>) -> Result<()> {
+        recv.map_or(Ok(()), |(block, _)| self.copy(call, block.bytes_mut(), send))
+    }
+
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.copy(call, recv, send)
+    }
+
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.copy(call, recv, send)
+    }
+
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, _: &Fold<'_>) -> Result<()> {
+        recv.map_or(Ok(()), |recv| self.copy(call, recv, send))
+    }
+
+    fn reduce_scatter(&mut self, call: &Call, send: &[u8], _: &[usize], recv: &mut [u8], _: &Fold<'_>) -> Result<()> {
+        self.copy(call, recv, send)
+    }
+
+    fn scan(&mut self, call: &Call, send: &[u8], recv: &mut [u8], _: &Fold<'_>, inclusive: bool) -> Result<()> {
+        if inclusive { self.copy(call, recv, send) } else { Ok(()) }
+    }
+
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.copy(call, recv, send)
+    }
+
+    fn send(&mut self, call: &Call, _: usize, message: &[u8]) -> Result<()> {
+        self.mail.send(call, message);
+        Ok(())
+    }
+
+    fn recv(&mut self, call: &Call, _: usize, message: &mut [u8]) -> Result<()> {
+        self.mail.recv(call, call.place(0, self.calls), message)
+    }
+
+    fn send_block(&mut self, call: &Call, _: usize, block: Block) -> Result<()> {
+        self.mail.send_block(call, block);
+        Ok(())
+    }
+
+    fn recv_block(&mut self, call: &Call, _: usize) -> Result<Block> {
+        self.mail.recv_block(call, call.place(0, self.calls))
+    }
+
+    fn split(&mut self, _: &Call, colour: Option<u64>, _: u64) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+        Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.seat))) as Box<_>))
+    }
+}

@@ -1,0 +1,145 @@
+//! The few verbs of a transport, in bytes.
+
+use crate::channel::call::Call;
+use crate::channel::view::Opened;
+use crate::channel::window::Agreed;
+use crate::comm::op::Fold;
+use crate::error::{Error, Place, Result};
+use crate::shm::arena::{Block, Heap};
+use crate::shm::segment::Segment;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a rank owns privately, whatever communicators it is in.
+pub(crate) struct Seat {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) heap: RefCell<Heap>,
+    pub(crate) opened: Opened,
+    /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
+    pub(crate) copied: Cell<u64>,
+}
+
+impl Seat {
+    pub(crate) fn new(segment: Arc<Segment>, heap: Heap) -> Seat {
+        Seat { segment, heap: RefCell::new(heap), opened: Opened::default(), copied: Cell::new(0) }
+    }
+
+    /// Copies and counts.
+    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8]) {
+        dst.copy_from_slice(src);
+        self.count(src.len());
+    }
+
+    pub(crate) fn count(&self, bytes: usize) {
+        self.copied.set(self.copied.get() + bytes as u64);
+    }
+}
+
+/// What a rank has sent to itself, oldest first.
+#[derive(Default)]
+pub(crate) struct Mailbox(VecDeque<Mail>);
+
+enum Mail {
+    Bytes(u64, Vec<u8>),
+    Block(u64, Block),
+}
+
+impl Mailbox {
+    pub(crate) fn send(&mut self, call: &Call, message: &[u8]) {
+        self.0.push_back(Mail::Bytes(call.signature(), message.to_vec()));
+    }
+
+    pub(crate) fn send_block(&mut self, call: &Call, block: Block) {
+        self.0.push_back(Mail::Block(call.signature(), block));
+    }
+
+    /// The oldest message, if it is bytes of the datatype and length asked for.
+    pub(crate) fn recv(&mut self, call: &Call, place: Place, message: &mut [u8]) -> Result<()> {
+        let bytes = match self.0.front() {
+            Some(Mail::Bytes(signature, bytes)) if *signature == call.signature() => bytes,
+            Some(_) => return Err(Error::bad(place, "the next message to itself is of another kind")),
+            None => return Err(Error::bad(place, "no message was sent to itself: this would wait for ever")),
+        };
+        if bytes.len() != message.len() {
+            let problem = format!("a message of {} bytes for a buffer of {}", bytes.len(), message.len());
+            return Err(Error::bad(place, problem));
+        }
+        message.copy_from_slice(bytes);
+        self.0.pop_front();
+        Ok(())
+    }
+
+    /// The oldest message, if it is an array of the datatype asked for.
+    pub(crate) fn recv_block(&mut self, call: &Call, place: Place) -> Result<Block> {
+        match self.0.pop_front() {
+            Some(Mail::Block(signature, block)) if signature == call.signature() => Ok(block),
+            other => {
+                self.0.extend(other);
+                self.0.rotate_right(1.min(self.0.len()));
+                Err(Error::bad(place, "the next message to itself is no such array, or there is none"))
+            }
+        }
+    }
+}
+
+/// How bytes move between the ranks of one communicator.
+///
+/// Arguments were checked as far as one rank alone can; what takes all ranks to see (lengths that do not agree) a
+/// transport reports on every rank before it writes any output.
+pub(crate) trait Transport<'w> {
+    fn rank(&self) -> usize;
+    fn size(&self) -> usize;
+    fn seat(&self) -> &Seat;
+
+    /// Releases the peers of a collective whose arguments are wrong on this rank; returns the error to return.
+    fn abort(&mut self, call: &Call, error: Error) -> Error;
+
+    /// All ranks arrive with the same `digest`.
+    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed>;
+
+    /// Root's `data` to all.
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()>;
+
+    /// All parts, in rank order, to root, who gives where to and each rank's length.
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()>;
+
+    /// As `gather`, into shared memory of root's: every rank writes its own part.
+    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>) -> Result<()>;
+
+    /// All parts, in rank order, to all; their lengths add up to that of `recv`.
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
+
+    /// Root's `send` in consecutive parts, each as long as its rank's `recv`.
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
+
+    /// The fold of all `send`, to those who give `recv`: root, or all.
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()>;
+
+    /// The fold of all `send`, rank r getting the r-th of the consecutive parts with lengths `counts`.
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()>;
+
+    /// The fold over ranks 0 to mine; without mine (and untouched on rank 0) if not `inclusive`.
+    fn scan(&mut self, call: &Call, send: &[u8], recv: &mut [u8], fold: &Fold<'_>, inclusive: bool) -> Result<()>;
+
+    /// The r-th of equal parts to rank r.
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
+
+    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()>;
+    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()>;
+
+    /// Hands a block of this rank's heap on.
+    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()>;
+    /// Takes up a block that `from` handed on.
+    fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block>;
+
+    /// The communicator of those who named the same colour, in order of key, then rank.
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport<'w> + 'w>>>;
+}

@@ -1,0 +1,257 @@
+//! Arrays that the ranks of a communicator hold together: the first rung of the zero-copy ladder.
+
+use crate::channel::call::{Call, Verb};
+use crate::channel::view::{Open, Parts, Whole};
+use crate::comm::op::Op;
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::error::Result;
+use crate::shm::array::{Lease, SharedArray, byte_len};
+use crate::shm::arena::Block;
+use crate::shm::element::{Datatype, Element};
+use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
+
+impl<'w> Comm<'w> {
+    /// A zeroed array of `shape` in this rank's shared heap: collectives move it without staging, and it can be handed
+    /// on. Not a collective.
+    ///
+    /// # Errors
+    /// If the shape overflows or the heap is full.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let mut array = comm.alloc::<f32, _>((2, 3))?;
+    /// array.view_mut().fill(1.0);
+    /// assert_eq!(array.view().sum(), 6.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn alloc<T: Element, D: Dimension>(&mut self, shape: impl IntoDimension<Dim = D>) -> Result<Lease<T, D>> {
+        let dim = shape.into_dimension();
+        let block = self.transport.seat().heap.borrow_mut().alloc(byte_len::<T, D>(&dim)?, true)?;
+        Ok(Lease::new(block, dim))
+    }
+
+    /// A zeroed array that all ranks hold together, `rows` of each along the first axis: this rank's part of it. All
+    /// ranks give the same row shape: `shape` with its own number of rows. It lies in rank 0's heap.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if the row shapes differ, or rank 0's heap is full.
+    ///
+    /// ```
+    /// phalanx::launch(3, |comm| {
+    ///     let mut part = comm.parts::<f64, _>((comm.rank() + 1, 4))?;
+    ///     part.view_mut().fill(comm.rank() as f64);
+    ///     let whole = part.publish(comm)?;
+    ///     assert_eq!((whole.view().nrows(), whole.view().sum()), (6, 4.0 * 8.0));
+    ///     assert_eq!(comm.bytes_copied(), 0 + 3 * 8 + 2 * 8);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn parts<T: Element, D: Dimension>(&mut self, shape: impl IntoDimension<Dim = D>) -> Result<Parts<'w, T, D>> {
+        let call = Call::new(Verb::Parts, Datatype::of::<T>());
+        let mut dim = shape.into_dimension();
+        if dim.ndim() == 0 {
+            return self.refuse(&call, "an array without axes cannot be split along its first");
+        }
+        let rows = self.all_counts(&call, dim.slice()[0])?;
+        let bounds = bounds(&rows);
+        dim.slice_mut()[0] = bounds[rows.len()];
+        let row_shape = dim.slice()[1..].iter().fold(0, |digest, &axis| {
+            xxhash_rust::xxh3::xxh3_64_with_seed(&(axis as u64).to_ne_bytes(), digest)
+        });
+        self.transport.agree(&call, row_shape)?;
+        let len = byte_len::<T, D>(&dim)?;
+        let (offset, block) = self.shared_block(&call, len)?;
+        let agreed = self.transport.agree(&call, offset as u64)?;
+        let segment = block.segment().clone();
+        Ok(Parts::new((&segment, offset), dim, bounds, self.rank(), Some(block), None, agreed))
+    }
+
+    /// A block in rank 0's heap that every rank holds.
+    fn shared_block(&mut self, call: &Call, len: usize) -> Result<(usize, Block)> {
+        let mut offset = [0; 8];
+        let mut own = None;
+        if self.is_root() {
+            let made = self.transport.seat().heap.borrow_mut().alloc(len, true);
+            let block = match made {
+                Ok(block) => block,
+                Err(error) => return Err(self.transport.abort(call, error)),
+            };
+            block.share(self.size());
+            offset = (block.offset() as u64).to_ne_bytes();
+            own = Some(block);
+        }
+        self.transport.broadcast(call, &mut offset)?;
+        let offset = u64::from_ne_bytes(offset) as usize;
+        let block = match own {
+            Some(block) => block,
+            None => Block::join(&self.transport.seat().segment, offset, len)?,
+        };
+        Ok((offset, block))
+    }
+
+    /// This rank's part of an array that the caller made before the world started, split evenly along its first axis
+    /// (numpy's `array_split`: the first parts are one row longer). All ranks open it together; each may have it open
+    /// once at a time.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if they give different arrays, or one has it open already.
+    #[track_caller]
+    pub fn open<'a, T: Element, D: Dimension>(&mut self, array: &'a SharedArray<T, D>) -> Result<Parts<'a, T, D>> {
+        let call = Call::new(Verb::Open, Datatype::of::<T>());
+        let rows = array.shape().first().copied().unwrap_or(0);
+        let split = array_split(rows, self.size());
+        self.open_call(array, &split, call)
+    }
+
+    /// As [`Comm::open`], rank r getting `rows[r]` rows.
+    ///
+    /// # Errors
+    /// As [`Comm::open`]; and if the rows do not add up to the array's.
+    #[track_caller]
+    pub fn open_rows<'a, T: Element, D: Dimension>(
+        &mut self,
+        array: &'a SharedArray<T, D>,
+        rows: &[usize],
+    ) -> Result<Parts<'a, T, D>> {
+        self.open_call(array, rows, Call::new(Verb::Open, Datatype::of::<T>()))
+    }
+
+    fn open_call<'a, T: Element, D: Dimension>(
+        &mut self,
+        array: &'a SharedArray<T, D>,
+        rows: &[usize],
+        call: Call,
+    ) -> Result<Parts<'a, T, D>> {
+        let have = array.shape().first().copied();
+        let total = rows.iter().try_fold(0usize, |sum, &rows| sum.checked_add(rows));
+        if rows.len() != self.size() || have.is_none() || total != have {
+            let problem = format!("rows {rows:?} do not split an array of shape {:?} over {} ranks", array.shape(), self.size());
+            return self.refuse(&call, problem);
+        }
+        let address = array.block().at().as_ptr() as usize;
+        let Some(open) = Open::new(&self.transport.seat().opened, address) else {
+            return self.refuse(&call, "this rank has the array open already: drop or reopen what it has");
+        };
+        let bounds = bounds(rows);
+        let digest = bounds.iter().fold(address as u64, |digest, &bound| {
+            xxhash_rust::xxh3::xxh3_64_with_seed(&(bound as u64).to_ne_bytes(), digest)
+        });
+        let agreed = self.transport.agree(&call, digest)?;
+        let block = array.block();
+        let dim = array.dim().clone();
+        let place = (block.segment(), block.offset());
+        Ok(Parts::new(place, dim, bounds, self.rank(), None, Some(open), agreed))
+    }
+
+    /// Folds the ranks' vectors in rank order into one shared result: each rank folds its own rows of it, nothing is
+    /// copied if the vectors lie in shared memory, and all see the whole. `send` has as many elements as the result.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ. The array is lost after an error.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut mine = comm.alloc::<f64, _>(1000)?;
+    ///     mine.view_mut().fill(1.0);
+    ///     let result = comm.parts::<f64, _>(500)?;
+    ///     let sum = comm.all_reduce_parts(&mine.view(), result, &phalanx::Op::sum())?;
+    ///     assert_eq!(sum.view().sum(), 2000.0);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn all_reduce_parts<'a, T: Element, S, D, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        mut result: Parts<'a, T, E>,
+        op: &Op<'_, T>,
+    ) -> Result<Whole<'a, T, E>>
+    where
+        S: Data<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = Call::new(Verb::AllReduce, Datatype::of::<T>());
+        let reduced = op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            let shape = result.shape().slice();
+            let (total, row) = (shape.iter().product::<usize>(), shape[1..].iter().product::<usize>());
+            if total != send.len() {
+                let problem = format!("{} elements to send, {total} in the result: they must be as many", send.len());
+                return self.refuse(&call, problem);
+            }
+            let rows = result.bounds().windows(2).map(|bound| bound[1] - bound[0]);
+            let counts: Vec<usize> = rows.map(|rows| rows * row * size_of::<T>()).collect();
+            with_bytes(send, |send| {
+                with_bytes_mut(&mut result.view_mut(), |recv| {
+                    self.transport.reduce_scatter(&call, send, &counts, recv, fold)
+                })
+            })
+        });
+        match reduced {
+            Ok(()) => self.publish(result, call),
+            Err(error) => {
+                result.quarantine();
+                Err(error)
+            }
+        }
+    }
+
+    fn publish<'a, T: Element, D: Dimension>(&mut self, parts: Parts<'a, T, D>, call: Call) -> Result<Whole<'a, T, D>> {
+        match self.transport.agree(&call, parts.identity()) {
+            Ok(agreed) => Ok(parts.into_whole(agreed)),
+            Err(error) => {
+                parts.quarantine();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<'a, T: Element, D: Dimension> Parts<'a, T, D> {
+    /// All ranks give up writing and get to read the whole: a gather to all without copying, at the price of a barrier.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if they publish different arrays. The array is lost after an error.
+    #[track_caller]
+    pub fn publish(self, comm: &mut Comm<'_>) -> Result<Whole<'a, T, D>> {
+        let call = Call::new(Verb::Publish, Datatype::of::<T>());
+        comm.publish(self, call)
+    }
+}
+
+impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
+    /// All ranks give up reading and get their parts to write again, at the price of a barrier. With two arrays in
+    /// turn there is nothing to wait for.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if they reopen different arrays. The array is lost after an error.
+    #[track_caller]
+    pub fn reopen(self, comm: &mut Comm<'_>) -> Result<Parts<'a, T, D>> {
+        let call = Call::new(Verb::Reopen, Datatype::of::<T>());
+        match comm.transport.agree(&call, self.identity()) {
+            Ok(agreed) => Ok(self.into_parts(agreed)),
+            Err(error) => {
+                self.quarantine();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// How `numpy.array_split` deals out `rows`: the first `rows % parts` parts get one more.
+pub(crate) fn array_split(rows: usize, parts: usize) -> Vec<usize> {
+    (0..parts).map(|part| rows / parts + usize::from(part < rows % parts)).collect()
+}
+
+/// Prefix sums of `rows`, from 0 to the total.
+fn bounds(rows: &[usize]) -> Vec<usize> {
+    let sums = rows.iter().scan(0usize, |sum, &rows| {
+        *sum = sum.saturating_add(rows);
+        Some(*sum)
+    });
+    std::iter::once(0).chain(sums).collect()
+}

@@ -1,0 +1,242 @@
+//! The one error: who, in which operation, why, and what to do about it.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// What every fallible call of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// How a process ended, as the kernel told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// By `exit`, with this status. Leaving without having returned from the body is a death even with status 0.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+    /// The kernel has not told yet.
+    Unknown,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Death::Exit(code) => write!(f, "exit status {code}"),
+            Death::Signal(number) => match nix::sys::signal::Signal::try_from(*number) {
+                Ok(signal) => write!(f, "signal {number}, {}", signal.as_str()),
+                Err(_) => write!(f, "signal {number}"),
+            },
+            Death::Unknown => write!(f, "cause not known yet"),
+        }
+    }
+}
+
+/// Where a call failed: shown as `gather (call 17 of rank 2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The operation, by its name in the API.
+    pub operation: &'static str,
+    /// The rank that reports, in the communicator it called.
+    pub rank: usize,
+    /// The number of the communicator's exchange, counted alike on all its ranks.
+    pub sequence: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (call {} of rank {})", self.operation, self.sequence, self.rank)
+    }
+}
+
+/// Everything that can go wrong. The message says what happened, where, and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument does not fit. No shared state was changed; peers in the same collective get an error too.
+    #[error("{place}: {problem}")]
+    BadArgument {
+        /// The call.
+        place: Place,
+        /// What does not fit, and what would.
+        problem: String,
+    },
+    /// The ranks of a communicator called different collectives, or the same with arguments that do not agree.
+    #[error(
+        "{place}: the ranks do not agree on this call:\n{table}every rank of a communicator must make the same calls in the same order"
+    )]
+    Mismatch {
+        /// The call of the rank that reports.
+        place: Place,
+        /// One line a rank: what it called.
+        table: String,
+    },
+    /// A rank died: killed, crashed, or left without returning from its body.
+    #[error(
+        "{place}: rank {rank} (process {pid}) died: {cause}; results of this call are void, start the world again"
+    )]
+    PeerDied {
+        /// The call that found out.
+        place: Place,
+        /// Who died, in the world's numbering.
+        rank: usize,
+        /// Its process.
+        pid: u32,
+        /// How.
+        cause: Death,
+    },
+    /// A rank panicked, or its body returned an error.
+    #[error("{place}: rank {rank} failed: {text}")]
+    PeerFailed {
+        /// The call that found out.
+        place: Place,
+        /// Who failed, in the world's numbering.
+        rank: usize,
+        /// The panic's or the error's text.
+        text: String,
+    },
+    /// A rank returned from its body while others wait for it.
+    #[error("{place}: rank {rank} has left the world and will not make this call; all ranks must make it")]
+    PeerLeft {
+        /// The call that found out.
+        place: Place,
+        /// Who left, in the world's numbering.
+        rank: usize,
+    },
+    /// An earlier call of a rank that still lives ended the world: a mismatch, a timeout, memory overwritten.
+    #[error("{place}: an earlier failure of rank {rank} has ended this world; the first error says why")]
+    Ended {
+        /// The call that found out.
+        place: Place,
+        /// Whose call failed first, in the world's numbering.
+        rank: usize,
+    },
+    /// The deadline of the world passed in a call.
+    #[error("{place}: no answer from rank {rank} within {seconds} s; raise `deadline`, or look at what that rank does")]
+    Timeout {
+        /// The call.
+        place: Place,
+        /// The rank waited for.
+        rank: usize,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// The kernel refused.
+    #[error("{call} failed, needed {need}: {reason}{hint}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What it was to give.
+        need: String,
+        /// The kernel's reason.
+        reason: String,
+        /// What to change, if anything is known to help.
+        hint: &'static str,
+    },
+    /// Threads are running where only a single-threaded process may fork.
+    #[error(
+        "{operation}: this process runs other threads ({threads}); a fork would copy their locks but not them. \
+         Open the world before starting threads, use the threads back end, or set `allow_threads` if they hold no lock"
+    )]
+    Threads {
+        /// What was called.
+        operation: &'static str,
+        /// Their names.
+        threads: String,
+    },
+    /// The workers could not be started. What had been started was ended.
+    #[error("the workers could not be started: {text}")]
+    Start {
+        /// Why: the build step's panic or error, or what the kernel refused.
+        text: String,
+    },
+    /// The process that supervises the workers died, and they with it.
+    #[error("the supervisor of the workers died ({cause}), and they with it; finished work is kept{hint}")]
+    Supervisor {
+        /// How.
+        cause: Death,
+        /// What may have happened.
+        hint: &'static str,
+    },
+    /// Bytes that another process wrote are not what they must be.
+    #[error("{what} holds bytes that no correct rank writes; memory shared with other ranks was overwritten")]
+    Corrupt {
+        /// What was read.
+        what: &'static str,
+    },
+    /// A rank panicked; its text and place.
+    #[error("rank {rank} panicked: {text}")]
+    Panicked {
+        /// Which rank.
+        rank: usize,
+        /// The panic's message and source line.
+        text: String,
+    },
+    /// The body of a rank returned this error.
+    #[error("rank {rank} returned an error: {text}")]
+    Returned {
+        /// Which rank.
+        rank: usize,
+        /// The error's text.
+        text: String,
+    },
+    /// An error of the user's own, to be carried to the caller: see [`Error::other`].
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Error {
+    /// Wraps an error of the user's own, so that `?` works in a body.
+    ///
+    /// ```
+    /// let error = phalanx::Error::other("the model diverged");
+    /// assert_eq!(error.to_string(), "the model diverged");
+    /// ```
+    pub fn other(text: impl fmt::Display) -> Error {
+        Error::Other(text.to_string())
+    }
+
+    pub(crate) fn bad(place: Place, problem: impl Into<String>) -> Error {
+        Error::BadArgument { place, problem: problem.into() }
+    }
+
+    /// A wrong option of a call that no communicator is part of.
+    pub(crate) fn option(operation: &'static str, problem: impl Into<String>) -> Error {
+        Error::bad(Place { operation, ..Place::default() }, problem)
+    }
+
+    pub(crate) fn os(call: &'static str, need: &str, errno: Errno) -> Error {
+        let hint = match errno {
+            Errno::ENOMEM => "; fewer or smaller arrays, or a higher memory limit (ulimit -v, cgroup)",
+            Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
+            Errno::EAGAIN => "; raise the limit on processes (ulimit -u, pids cgroup)",
+            _ => "",
+        };
+        Error::System { call, need: need.to_owned(), reason: errno.desc().to_owned(), hint }
+    }
+
+    pub(crate) fn no_space(call: &'static str, need: usize, reason: &str) -> Error {
+        Error::System {
+            call,
+            need: format!("{need} bytes"),
+            reason: reason.to_owned(),
+            hint: "; free arrays, or give the world a larger `heap`",
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        Error::other(error)
+    }
+}
+
+impl From<postcard::Error> for Error {
+    fn from(error: postcard::Error) -> Error {
+        Error::Other(format!("an object could not be carried between ranks: {error}"))
+    }
+}
+
+impl From<ndarray::ShapeError> for Error {
+    fn from(error: ndarray::ShapeError) -> Error {
+        Error::other(error)
+    }
+}

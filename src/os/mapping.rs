@@ -1,0 +1,155 @@
+//! Owned `MAP_SHARED` memory: anonymous (a memfd without a name anywhere), inherited by every child that is forked.
+//!
+//! Mappings begin on a 2 MiB boundary with file offset zero, because `MADV_COLLAPSE` (Linux 6.1) makes huge pages
+//! of shared memory only where address and offset agree modulo 2 MiB. They are sparse: untouched pages cost nothing.
+#![expect(unsafe_code, reason = "mmap, munmap and madvise")]
+
+use crate::error::{Error, Result};
+use core::ptr::NonNull;
+
+/// The size, and required alignment, of a huge page.
+pub(crate) const HUGE: usize = 2 << 20;
+/// The size of a page.
+pub(crate) const PAGE: usize = 4096;
+
+/// One shared mapping, unmapped on drop. Unmapping has no effect on other processes.
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a Mapping is an address range; what may be done with the memory behind it is decided by its users.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the methods take `&self` and touch nothing but the kernel's page tables.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` zeroed bytes, rounded up to whole huge pages, shared with all later children.
+    pub(crate) fn new(len: usize) -> Result<Mapping> {
+        let len = len
+            .max(1)
+            .checked_next_multiple_of(HUGE)
+            .filter(|&len| len <= isize::MAX as usize - HUGE)
+            .ok_or_else(|| Error::no_space("mmap", len, "more than the address space"))?;
+        map(len).map(|base| Mapping { base, len })
+    }
+
+    /// The first byte.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The mapped length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
+    pub(crate) fn collapse(&self, offset: usize, len: usize) {
+        let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);
+        if cfg!(miri) || start >= end {
+            return;
+        }
+        for huge in (start..end).step_by(HUGE) {
+            // SAFETY: the offset lies inside the mapping.
+            let byte = unsafe { self.base.as_ptr().add(huge) };
+            // SAFETY: mapped memory; a volatile read allocates nothing that a writer could miss, and writes nothing.
+            unsafe { byte.read_volatile() };
+        }
+        // SAFETY: the offset lies inside the mapping.
+        let first = unsafe { self.base.as_ptr().add(start) };
+        // SAFETY: the range is mapped and whole huge pages; MADV_COLLAPSE changes no contents.
+        unsafe { libc::madvise(first.cast(), end - start, libc::MADV_COLLAPSE) };
+    }
+}
+
+#[cfg(not(miri))]
+fn map(len: usize) -> Result<NonNull<u8>> {
+    use core::num::NonZeroUsize;
+    use nix::sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+    };
+
+    let failed = |call| move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno);
+    let fd = memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd_create"))?;
+    nix::unistd::ftruncate(&fd, len as i64).map_err(failed("ftruncate"))?;
+    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
+    // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
+    let reserved = unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE) }
+        .map_err(failed("mmap"))?;
+    let skip = reserved.as_ptr().align_offset(HUGE);
+    // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
+    let aligned = unsafe { reserved.as_ptr().cast::<u8>().add(skip) };
+    let at = NonZeroUsize::new(aligned as usize);
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+    let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
+    // SAFETY: MAP_FIXED replaces only pages of our own reservation.
+    let mapped = unsafe { mmap(at, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &fd, 0) };
+    let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
+    if head > 0 {
+        // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by nobody.
+        let _ = unsafe { munmap(reserved, head) };
+    }
+    if tail > 0 {
+        // SAFETY: still inside the reservation.
+        let end = unsafe { NonNull::new_unchecked(aligned.add(len)) };
+        // SAFETY: pages of the reservation behind the mapping, used by nobody.
+        let _ = unsafe { munmap(end.cast(), tail) };
+    }
+    mapped.map(NonNull::cast).map_err(failed("mmap"))
+}
+
+#[cfg(not(miri))]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours alone, and nothing borrowed from it outlives the Mapping.
+        let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.len) };
+    }
+}
+
+// Miri knows no shared mappings: there the ranks are threads and the heap serves.
+#[cfg(miri)]
+fn layout(len: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(len, HUGE).expect("checked by Mapping::new")
+}
+
+#[cfg(miri)]
+fn map(len: usize) -> Result<NonNull<u8>> {
+    // SAFETY: the layout is not empty.
+    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) }).ok_or_else(|| Error::no_space("alloc", len, "heap"))
+}
+
+#[cfg(miri)]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `map` with the same layout.
+        unsafe { std::alloc::dealloc(self.base.as_ptr(), layout(self.len)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smoke() {
+        let mapping = Mapping::new(1).unwrap();
+        assert_eq!(mapping.len(), HUGE);
+        assert_eq!(mapping.base().as_ptr() as usize % HUGE, 0);
+    }
+
+    #[test]
+    fn absurd_length_is_an_error() {
+        assert!(Mapping::new(usize::MAX).is_err());
+        assert!(Mapping::new(isize::MAX as usize).is_err());
+    }
+
+    #[cfg(not(miri))]
+    #[test]
+    fn sparse_reservation_costs_nothing() {
+        let mapping = Mapping::new(1 << 40).unwrap();
+        mapping.collapse(0, 2 * HUGE);
+        assert_eq!(mapping.len(), 1 << 40);
+    }
+}

@@ -1,0 +1,221 @@
+//! Processes: fork, learn of a death from the kernel, die with the parent, leave without running the caller's exits.
+#![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
+
+use crate::error::{Death, Error, Result};
+use core::sync::atomic::AtomicU32;
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
+use nix::unistd::{ForkResult, Pid};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Set by the kernel in a robust futex word whose owner has died.
+pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
+/// Tells the kernel that a death must wake a sleeper on the robust word.
+pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
+/// The bits of a robust word that hold the owner's thread id.
+pub(crate) const TID_MASK: u32 = libc::FUTEX_TID_MASK;
+
+/// A process known by descriptor: its number cannot be reused while this is held.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// The calling process, for its children to watch.
+    pub(crate) fn this() -> Result<Process> {
+        Process::open(nix::unistd::getpid())
+    }
+
+    fn open(pid: Pid) -> Result<Process> {
+        // SAFETY: pidfd_open takes two integers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+        let fd = Errno::result(fd).map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
+        // SAFETY: a fresh descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Ok(Process { pid, fd })
+    }
+
+    /// The process number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.as_raw() as u32
+    }
+
+    /// Ends the process at once. One that has ended already is no error.
+    pub(crate) fn kill(&self) {
+        // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
+        unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, core::ptr::null::<u8>(), 0)
+        };
+    }
+
+    /// Collects a child that has ended, if it has; `block` waits until it does.
+    pub(crate) fn reap(&self, block: bool) -> Option<Death> {
+        let flags = WaitPidFlag::WEXITED | if block { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
+        loop {
+            return match nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags) {
+                Ok(WaitStatus::Exited(_, code)) => Some(Death::Exit(code)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(Death::Signal(signal as i32)),
+                Err(Errno::EINTR) => continue,
+                Err(_) => Some(Death::Unknown),
+                Ok(_) => None,
+            };
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A bell that one process rings and its child hears.
+pub(crate) struct Bell(EventFd);
+
+impl Bell {
+    pub(crate) fn new() -> Result<Bell> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        bell.map(Bell).map_err(|errno| Error::os("eventfd", "one descriptor", errno))
+    }
+
+    pub(crate) fn ring(&self) {
+        let _ = self.0.write(1);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`; true for those
+/// that have.
+pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
+    let mut fds: Vec<_> = sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
+    let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
+    let _ = nix::poll::poll(&mut fds, timeout);
+    fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
+}
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    /// In the parent, with the child.
+    Parent(Process),
+    /// In the child.
+    Child,
+}
+
+/// Forks. Call it only where [`threads`] has one entry, or the child may wait for a lock that nobody holds any more.
+pub(crate) fn fork() -> Result<Fork> {
+    flush();
+    // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
+    let forked = unsafe { nix::unistd::fork() };
+    match forked.map_err(|errno| Error::os("fork", "one more process", errno))? {
+        ForkResult::Child => Ok(Fork::Child),
+        ForkResult::Parent { child } => match Process::open(child) {
+            Ok(process) => Ok(Fork::Parent(process)),
+            Err(error) => {
+                let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+                let _ = nix::sys::wait::waitpid(child, None);
+                Err(error)
+            }
+        },
+    }
+}
+
+/// Writes out what the standard streams hold back, so that a child neither repeats nor loses it.
+fn flush() {
+    use std::io::Write;
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stderr().flush();
+}
+
+/// Ends this process without running destructors or exit handlers of the program it was forked from.
+pub(crate) fn leave(code: i32) -> ! {
+    flush();
+    // SAFETY: _exit never returns and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// The names of this process's threads.
+pub(crate) fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned()).collect()
+}
+
+/// Makes the kernel kill this process when its parent dies; false if the parent has died already.
+pub(crate) fn die_with_parent(parent: u32) -> bool {
+    let set = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
+}
+
+/// Orphans below this process become its children instead of init's.
+pub(crate) fn adopt_orphans() {
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+}
+
+/// Kills and collects the children of this process that are not in `known`: orphans of dead slots.
+pub(crate) fn end_orphans(known: &[u32]) {
+    let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    for pid in listed.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()) {
+        if !known.contains(&pid) {
+            let pid = Pid::from_raw(pid as i32);
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
+    }
+}
+
+/// Leaves Ctrl-C to the caller: a terminal sends it to the whole process group.
+pub(crate) fn ignore_interrupt() {
+    // SAFETY: SIG_IGN installs no handler code.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) };
+}
+
+/// Gives the processor to another runnable thread.
+pub(crate) fn yield_now() {
+    let _ = nix::sched::sched_yield();
+}
+
+/// This process's number.
+pub(crate) fn pid() -> u32 {
+    std::process::id()
+}
+
+/// The robust list of one thread (`set_robust_list(2)`): one entry, whose word lies `offset` bytes behind it.
+#[repr(C)]
+struct RobustList {
+    first: *const RobustList,
+    offset: libc::c_long,
+    pending: *const RobustList,
+}
+
+/// Lets the kernel mark `word` on this thread's death, whatever the cause, and wake one sleeper: the word becomes
+/// `tid | OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's robust list
+/// (glibc's robust mutexes are not available to it from here on).
+///
+/// Returns the value that says "alive". The caller stores it *after* this call.
+pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
+    // The node that the kernel follows is private and never freed: an entry is a pointer, and pointers have no place
+    // in shared memory. Kernel: `entry + offset` is the futex word (futex.rst, "Robust futexes").
+    let node: &'static mut [usize; 1] = Box::leak(Box::new([0]));
+    let entry = node.as_mut_ptr();
+    let head = Box::leak(Box::new(RobustList {
+        first: entry.cast(),
+        offset: word.as_ptr() as libc::c_long - entry as libc::c_long,
+        pending: core::ptr::null(),
+    }));
+    node[0] = core::ptr::from_ref(head) as usize;
+    // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
+    unsafe { libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>()) };
+    // SAFETY: gettid takes nothing.
+    let tid = unsafe { libc::gettid() } as u32;
+    tid | WAITERS
+}

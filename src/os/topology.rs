@@ -1,0 +1,62 @@
+//! How many processors this process may really use, and how much cache and memory there is.
+
+use std::fs::read_to_string;
+
+/// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
+pub(crate) fn cpus() -> usize {
+    let affinity = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).map_or(1, |set| {
+        (0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count()
+    });
+    let quota = quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
+    affinity.min(quota).max(1)
+}
+
+/// The tightest processor quota from this process's cgroup up to the root, in processors.
+fn quota() -> Option<f64> {
+    let groups = read_to_string("/proc/self/cgroup").ok()?;
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        match controllers {
+            "" => tightest("/sys/fs/cgroup", path, v2_quota),
+            list if list.split(',').any(|name| name == "cpu") => tightest("/sys/fs/cgroup/cpu", path, v1_quota),
+            _ => None,
+        }
+    });
+    limits.min_by(f64::total_cmp)
+}
+
+fn tightest(mount: &str, path: &str, read: fn(&str) -> Option<f64>) -> Option<f64> {
+    let ancestors = std::path::Path::new(path).ancestors();
+    ancestors.filter_map(|group| read(&format!("{mount}{}", group.display()))).min_by(f64::total_cmp)
+}
+
+fn v2_quota(group: &str) -> Option<f64> {
+    let text = read_to_string(format!("{group}/cpu.max")).ok()?;
+    let (quota, period) = text.trim().split_once(' ')?;
+    Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
+}
+
+fn v1_quota(group: &str) -> Option<f64> {
+    let read = |name: &str| read_to_string(format!("{group}/{name}")).ok()?.trim().parse::<f64>().ok();
+    let quota = read("cpu.cfs_quota_us").filter(|&quota| quota > 0.0)?;
+    Some(quota / read("cpu.cfs_period_us")?)
+}
+
+/// Bytes of memory in this machine.
+pub(crate) fn memory() -> usize {
+    let info = read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    total.map_or(8 << 30, |kib: usize| kib << 10)
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_least_one_cpu_and_some_memory() {
+        assert!(cpus() >= 1);
+        assert!(memory() > 1 << 20);
+    }
+}

@@ -1,0 +1,6 @@
+//! *Where does it lie?* One mapping carved into checked places, heaps of arrays, and what may live there.
+
+pub(crate) mod arena;
+pub(crate) mod array;
+pub(crate) mod element;
+pub(crate) mod segment;

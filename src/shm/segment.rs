@@ -1,0 +1,98 @@
+//! One mapping, carved once into places, each checked for bounds and alignment when it is taken up.
+//!
+//! Offsets, never pointers, are what ranks tell each other.
+#![expect(unsafe_code, reason = "references into mapped memory")]
+
+use crate::error::Result;
+use crate::os::mapping::Mapping;
+use crate::shm::element::Shared;
+use core::ptr::NonNull;
+
+/// A mapping that all ranks of a world share, at the same address in each.
+pub(crate) struct Segment {
+    mapping: Mapping,
+}
+
+impl Segment {
+    /// A zeroed segment of at least `len` bytes.
+    pub(crate) fn new(len: usize) -> Result<Segment> {
+        Ok(Segment { mapping: Mapping::new(len)? })
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    /// The control word(s) at `offset`.
+    ///
+    /// # Panics
+    /// If `offset` is not inside, or not aligned: offsets come from the layout, or were checked on arrival.
+    pub(crate) fn place<T: Shared>(&self, offset: usize) -> &T {
+        &self.places(offset, 1)[0]
+    }
+
+    /// `count` control words from `offset` on.
+    ///
+    /// # Panics
+    /// As [`Segment::place`].
+    pub(crate) fn places<T: Shared>(&self, offset: usize, count: usize) -> &[T] {
+        let len = count.checked_mul(size_of::<T>());
+        let at = len.and_then(|len| self.bytes(offset, len)).filter(|at| at.cast::<T>().is_aligned());
+        #[expect(clippy::expect_used, reason = "documented panic: a layout that does not fit is a bug in this crate")]
+        let at = at.expect("place outside its segment");
+        // SAFETY: in bounds, aligned, mapped as long as `self`; T is Shared: atomics, valid from all-zero bytes on.
+        unsafe { core::slice::from_raw_parts(at.as_ptr().cast(), count) }
+    }
+
+    /// The address of `len` bytes at `offset`, if they lie inside.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len)?;
+        if end > self.len() {
+            return None;
+        }
+        // SAFETY: `offset` <= the mapping's length.
+        Some(unsafe { self.mapping.base().add(offset) })
+    }
+
+    /// The offset of `bytes`, if they lie inside.
+    pub(crate) fn locate(&self, bytes: &[u8]) -> Option<usize> {
+        let offset = (bytes.as_ptr() as usize).checked_sub(self.mapping.base().as_ptr() as usize)?;
+        self.bytes(offset, bytes.len()).map(|_| offset)
+    }
+
+    /// Asks for huge pages: see [`Mapping::collapse`].
+    pub(crate) fn collapse(&self, offset: usize, len: usize) {
+        self.mapping.collapse(offset, len);
+    }
+}
+
+/// Hands out consecutive places of a layout.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Carver {
+    next: usize,
+}
+
+impl Carver {
+    /// Begins at `offset`.
+    pub(crate) fn at(offset: usize) -> Carver {
+        Carver { next: offset }
+    }
+
+    /// The offset of the next `len` bytes on a boundary of `align`.
+    pub(crate) fn take(&mut self, len: usize, align: usize) -> usize {
+        let offset = self.next.next_multiple_of(align);
+        self.next = offset.saturating_add(len);
+        offset
+    }
+
+    /// The offset of the next `count` values of type `T`.
+    pub(crate) fn take_of<T>(&mut self, count: usize) -> usize {
+        self.take(size_of::<T>().saturating_mul(count), align_of::<T>())
+    }
+
+    /// How far the layout reaches.
+    pub(crate) fn end(&self) -> usize {
+        self.next
+    }
+}

@@ -1,0 +1,217 @@
+//! The only way to wait: spin, yield, sleep; until a word says so, a peer is gone, the world is revoked or time is up.
+//!
+//! Two parties meet at a word. Steps are cited by number elsewhere:
+//!
+//! ```text
+//! signaller                                waiter
+//! [1] store the word (release)             [a] sleepers += 1
+//! [2] fence (SeqCst)                       [b] fence (SeqCst)
+//! [3] if sleepers != 0: wake the word      [c] sleep while word, alive and revoked are as just read
+//!                                          [d] sleepers -= 1; look at revoked, alive, word; again from the top
+//! ```
+//!
+//! *No wake-up is lost.* Either fence [2] comes first, then the waiter's read in [c] sees the word of [1] and does not
+//! sleep; or fence [b] comes first, then [3] sees the count of [a] and wakes. Without the fences both may read old
+//! values (the store buffer), and the waiter sleeps until its slice ends: `models/flagline.pml` shows it.
+//! A count left behind by a waiter that died costs superfluous wakes, nothing else.
+
+use crate::os::process::{self, OWNER_DIED};
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// The alive word of a rank that has left its world in good order (no thread id is this large).
+pub(crate) const LEFT: u32 = process::TID_MASK;
+/// The alive word of a rank that failed and said so: a panic or an error returned by its body.
+pub(crate) const FAILED: u32 = process::TID_MASK - 1;
+
+/// Does an alive word say that its rank will not act again?
+///
+/// | word | meaning | set by |
+/// | --- | --- | --- |
+/// | 0 | not yet started | the caller |
+/// | tid, WAITERS | alive | the rank |
+/// | tid, WAITERS, OWNER_DIED | dead | the kernel (robust list) |
+/// | LEFT | left in good order | the rank |
+/// | FAILED | panicked or returned an error | the rank |
+pub(crate) fn is_gone(alive: u32) -> bool {
+    alive & OWNER_DIED != 0 || alive == LEFT || alive == FAILED
+}
+
+/// How long to spin and yield before sleeping.
+///
+/// A wake of a sleeper on another processor costs 15-25 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
+/// with a processor for every rank it pays to spin that long. With fewer, whoever spins keeps the awaited one from
+/// running: 20 pauses, then `sched_yield` for about 100 us (measured with 4 ranks on 2 processors: barrier 2.1 us,
+/// against 9 us with 300 pauses and 8000 us spinning).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    spins: u32,
+    yields: u32,
+}
+
+impl Pace {
+    /// For `ranks` on `cpus` processors.
+    pub(crate) fn new(ranks: usize, cpus: usize) -> Pace {
+        if ranks <= cpus { Pace { spins: 1000, yields: 2 } } else { Pace { spins: 20, yields: 250 } }
+    }
+}
+
+/// The words besides the awaited one that end a wait.
+#[derive(Clone, Copy)]
+pub(crate) struct Guard<'a> {
+    /// The awaited rank's alive word: see [`is_gone`].
+    pub(crate) alive: &'a AtomicU32,
+    /// Nonzero once any rank of the world has failed: its number plus one.
+    pub(crate) revoked: &'a AtomicU32,
+}
+
+/// Why a wait ended without its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// Rank number plus one of the first failure in the world.
+    Revoked(u32),
+    /// The awaited rank is gone and will not store the word; its alive word.
+    Gone(u32),
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// A sleep never lasts longer, so that a lost supervisor costs a bounded delay.
+const SLICE: Duration = Duration::from_millis(250);
+/// While spinning, look at the revoked word this often (pauses; one takes about 23 ns).
+const LOOK: u32 = 64;
+
+/// A word on which ranks meet: its value, how many sleep on it, and how they wait.
+pub(crate) struct Meeting<'a> {
+    /// The word that is stored and awaited.
+    pub(crate) word: &'a AtomicU32,
+    /// How many sleep on it, or are about to.
+    pub(crate) sleepers: &'a AtomicU32,
+}
+
+impl Meeting<'_> {
+    /// [1]-[3]: stores `value` and wakes whoever sleeps.
+    pub(crate) fn signal(&self, value: u32) {
+        self.word.store(value, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) != 0 {
+            wake_all(self.word);
+        }
+    }
+
+    /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will.
+    pub(crate) fn wait(
+        &self,
+        guard: Guard<'_>,
+        pace: Pace,
+        deadline: Option<Instant>,
+        ready: impl Fn(u32) -> bool,
+    ) -> Result<u32, Broken> {
+        for spin in 1..=pace.spins {
+            let value = self.word.load(Ordering::Acquire);
+            if ready(value) {
+                return Ok(value);
+            }
+            if spin % LOOK == 0 {
+                not_revoked(guard)?;
+            }
+            spin_loop();
+        }
+        for _ in 0..pace.yields {
+            let value = self.word.load(Ordering::Acquire);
+            if ready(value) {
+                return Ok(value);
+            }
+            not_revoked(guard)?;
+            yield_now();
+        }
+        loop {
+            if let Some(value) = self.look(guard, &ready)? {
+                return Ok(value);
+            }
+            let slice = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Err(Broken::Deadline),
+                Some(left) => left.min(SLICE),
+                None => SLICE,
+            };
+            self.sleep(guard, slice, &ready);
+        }
+    }
+
+    /// One look in the order revoked, alive, word. The word comes last: a rank that signalled and then left, or died,
+    /// has signalled.
+    fn look(&self, guard: Guard<'_>, ready: &impl Fn(u32) -> bool) -> Result<Option<u32>, Broken> {
+        let revoked = guard.revoked.load(Ordering::Acquire);
+        let alive = guard.alive.load(Ordering::Acquire);
+        let value = self.word.load(Ordering::Acquire);
+        match (ready(value), revoked) {
+            (true, _) => Ok(Some(value)),
+            (false, 0) if is_gone(alive) => Err(Broken::Gone(alive)),
+            (false, 0) => Ok(None),
+            (false, rank) => Err(Broken::Revoked(rank)),
+        }
+    }
+
+    /// [a]-[d]: sleeps once, until woken or the slice has passed.
+    fn sleep(&self, guard: Guard<'_>, slice: Duration, ready: &impl Fn(u32) -> bool) {
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let value = self.word.load(Ordering::Relaxed);
+        let alive = guard.alive.load(Ordering::Relaxed);
+        let revoked = guard.revoked.load(Ordering::Relaxed);
+        if !ready(value) && !is_gone(alive) && revoked == 0 {
+            sleep_on([(self.word, value), (guard.alive, alive), (guard.revoked, revoked)], slice);
+        }
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
+    match guard.revoked.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        rank => Err(Broken::Revoked(rank)),
+    }
+}
+
+#[cfg(not(loom))]
+mod machine {
+    pub(crate) use crate::os::futex::{wait as sleep_on, wake_all};
+    pub(super) use crate::os::process::yield_now;
+    pub(super) use core::hint::spin_loop;
+}
+
+/// The futex as the model checker sees it: one queue for all words, checked and joined under one lock (as the kernel
+/// does it per word). Every sleep must be ended by a wake: there are no slices here, so a lost wake-up is a deadlock.
+#[cfg(loom)]
+mod machine {
+    use super::{AtomicU32, Duration, Ordering};
+    use loom::sync::{Condvar, Mutex};
+
+    loom::lazy_static! {
+        static ref QUEUE: Mutex<()> = Mutex::new(());
+        static ref WOKEN: Condvar = Condvar::new();
+    }
+
+    pub(crate) fn sleep_on(words: [(&AtomicU32, u32); 3], _slice: Duration) {
+        let queue = QUEUE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if words.iter().all(|(word, value)| word.load(Ordering::Relaxed) == *value) {
+            drop(WOKEN.wait(queue));
+        }
+    }
+
+    pub(crate) fn wake_all(_word: &AtomicU32) {
+        let _queue = QUEUE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        WOKEN.notify_all();
+    }
+
+    pub(super) fn yield_now() {
+        loom::thread::yield_now();
+    }
+
+    pub(super) fn spin_loop() {
+        loom::thread::yield_now();
+    }
+}
+
+pub(crate) use machine::wake_all;
+use machine::{sleep_on, spin_loop, yield_now};

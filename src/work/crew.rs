@@ -1,0 +1,281 @@
+//! The crew: a zygote that forks slots, supervises them and, if told to, replaces the dead.
+//!
+//! ```text
+//! caller (the user's main; no rank)
+//!  └ zygote: runs `build` if warm, forks the slots, then only supervises; single-threaded for good
+//!     ├ slot 0
+//!     └ slot 1 ...
+//! ```
+//!
+//! | who dies | who learns it, how | what happens |
+//! | --- | --- | --- |
+//! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again |
+//! | zygote | slots by pdeathsig, caller by pidfd | slots die, the caller gets an error |
+//! | caller | zygote by pidfd | slots and their orphans are killed, the zygote leaves |
+
+use crate::channel::world::World;
+use crate::error::{Death, Error, Result};
+use crate::os::process::{self, Bell, Fork, Process};
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// Exit status of a zygote whose build left threads behind: it can fork no more, each slot must build for itself.
+const COLD: i32 = 77;
+/// After the first failure the other slots get this long to end by themselves; their results are void.
+const GRACE: Duration = Duration::from_secs(5);
+/// A slot that dies this often in a row without finishing a task is given up.
+const HOPELESS: u32 = 5;
+
+/// What the slots of a crew do.
+pub(crate) struct Job<'a, S> {
+    /// Makes a slot's state.
+    pub(crate) build: &'a dyn Fn() -> Result<S>,
+    /// Once in the zygote, inherited by all slots; or in every slot.
+    pub(crate) warm: bool,
+    /// The work of a slot. Returns where its result lies in the segment.
+    pub(crate) body: &'a dyn Fn(usize, S) -> Result<(usize, usize)>,
+    /// Fork again when a slot dies; the number of tasks a slot has finished tells whether that gets anywhere.
+    pub(crate) replace: Option<&'a dyn Fn(usize) -> u64>,
+}
+
+/// A running crew. Dropping it ends its processes.
+pub(crate) struct Crew {
+    world: World,
+    zygote: Option<Process>,
+    bell: Bell,
+}
+
+impl Crew {
+    /// Forks the zygote; returns while it builds and forks the slots.
+    pub(crate) fn open<S>(world: &World, job: &Job<'_, S>, allow_threads: bool) -> Result<Crew> {
+        let threads = process::threads();
+        if threads.len() > 1 && !allow_threads {
+            return Err(Error::Threads { operation: "launch", threads: threads.join(", ") });
+        }
+        let (caller, bell) = (Process::this()?, Bell::new()?);
+        match process::fork()? {
+            Fork::Parent(zygote) => Ok(Crew { world: world.clone(), zygote: Some(zygote), bell }),
+            Fork::Child => Zygote { world, job, caller, bell, slots: Vec::new() }.live(),
+        }
+    }
+
+    /// Waits until all slots have ended, calling `tick` meanwhile; the first failure, if there was one. If the zygote
+    /// found that it cannot keep what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
+    pub(crate) fn wait(&mut self, mut tick: impl FnMut()) -> Result<bool> {
+        let Some(zygote) = &self.zygote else { return Ok(true) };
+        while !process::poll(&[zygote], Duration::from_millis(50))[0] {
+            tick();
+        }
+        let death = zygote.reap(true).unwrap_or(Death::Unknown);
+        self.zygote = None;
+        match (death, self.world.culprit()) {
+            (Death::Exit(COLD), _) => Ok(false),
+            (Death::Exit(_), Some(culprit)) => Err(self.world.verdict(culprit)),
+            (Death::Exit(0), None) => Ok(true),
+            (cause, _) => Err(Error::Supervisor { cause, hint: "; if `build` can crash, it did" }),
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if let Some(zygote) = self.zygote.take() {
+            self.bell.ring();
+            if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                zygote.kill();
+            }
+            zygote.reap(true);
+        }
+    }
+}
+
+/// The supervising process.
+struct Zygote<'a, S> {
+    world: &'a World,
+    job: &'a Job<'a, S>,
+    caller: Process,
+    bell: Bell,
+    /// Running slots, with how often in a row they died at the same count of tasks.
+    slots: Vec<Option<Slot>>,
+}
+
+struct Slot {
+    process: Process,
+    deaths: u32,
+    finished: u64,
+}
+
+impl<S> Zygote<'_, S> {
+    fn live(mut self) -> ! {
+        process::adopt_orphans();
+        process::ignore_interrupt();
+        let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
+        self.end_all();
+        process::leave(code)
+    }
+
+    fn start_and_supervise(&mut self) -> i32 {
+        let mut state = None;
+        if self.job.warm {
+            match caught(|| (self.job.build)()) {
+                Ok(Ok(built)) => state = Some(built),
+                Ok(Err(error)) => return self.cannot_start(0, &format!("build returned an error: {error}")),
+                Err(text) => return self.cannot_start(0, &format!("build panicked: {text}")),
+            }
+            if process::threads().len() > 1 {
+                return COLD;
+            }
+        }
+        for rank in 0..self.world.ranks() {
+            self.slots.push(None);
+            if let Err(error) = self.start(rank, &mut state, 0, 0) {
+                return self.cannot_start(rank, &error.to_string());
+            }
+        }
+        self.supervise(&mut state);
+        core::mem::forget(state);
+        0
+    }
+
+    fn cannot_start(&self, rank: usize, why: &str) -> i32 {
+        self.world.unstarted(rank, why);
+        1
+    }
+
+    /// Forks the process of a slot.
+    fn start(&mut self, rank: usize, state: &mut Option<S>, deaths: u32, finished: u64) -> Result<()> {
+        let zygote = process::pid();
+        let words = self.world.slot(rank);
+        words.begin();
+        match process::fork()? {
+            Fork::Parent(process) => {
+                words.filled(process.pid());
+                self.slots[rank] = Some(Slot { process, deaths, finished });
+                Ok(())
+            }
+            Fork::Child => {
+                if !process::die_with_parent(zygote) {
+                    process::leave(1);
+                }
+                run_slot(self.world, self.job, rank, state.take())
+            }
+        }
+    }
+
+    fn supervise(&mut self, state: &mut Option<S>) {
+        let mut ending: Option<Instant> = None;
+        while self.slots.iter().any(Option::is_some) {
+            let running: Vec<usize> = (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
+            let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
+            sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
+            let spoken = process::poll(&sources, Duration::from_millis(200));
+            if spoken[0] || spoken[1] {
+                return;
+            }
+            for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
+                self.bury(rank, state);
+            }
+            if self.world.culprit().is_some() && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now() {
+                return;
+            }
+        }
+    }
+
+    /// A slot's process has ended: note how, and revoke or fork again.
+    fn bury(&mut self, rank: usize, state: &mut Option<S>) {
+        let Some(slot) = self.slots[rank].take() else { return };
+        let Some(death) = slot.process.reap(false) else {
+            self.slots[rank] = Some(slot);
+            return;
+        };
+        self.world.record_death(rank, death);
+        let others: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
+        process::end_orphans(&others);
+        if self.world.has_spoken(rank) {
+            return;
+        }
+        let Some(progress) = self.job.replace else { return self.world.revoke(rank) };
+        let finished = progress(rank);
+        let deaths = if finished == slot.finished { slot.deaths + 1 } else { 1 };
+        let again = if deaths < HOPELESS { self.start(rank, state, deaths, finished) } else { Ok(()) };
+        if self.slots[rank].is_none() {
+            let why = again.err().map_or_else(
+                || format!("worker {rank} died {HOPELESS} times in a row without finishing a task; last: {death}"),
+                |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),
+            );
+            self.world.unstarted(rank, &why);
+        }
+    }
+
+    /// Nothing below this process survives it.
+    fn end_all(&mut self) {
+        for slot in self.slots.iter().flatten() {
+            slot.process.kill();
+        }
+        for (rank, slot) in self.slots.iter().enumerate() {
+            if let Some(death) = slot.as_ref().and_then(|slot| slot.process.reap(true)) {
+                self.world.record_death(rank, death);
+            }
+        }
+        process::end_orphans(&[]);
+    }
+}
+
+/// The life of a slot's process: enter, build or take what was built, work, leave or fail.
+fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
+    process::ignore_interrupt();
+    keep_last_panic();
+    world.enter(rank, true);
+    let result = caught(|| {
+        let state = state.map_or_else(|| (job.build)(), Ok)?;
+        (job.body)(rank, state)
+    });
+    let code = match result {
+        Ok(Ok(result)) => {
+            world.leave(rank, result);
+            0
+        }
+        Ok(Err(error)) => {
+            world.fail(rank, false, &error.to_string());
+            1
+        }
+        Err(text) => {
+            world.fail(rank, true, &text);
+            1
+        }
+    };
+    process::leave(code)
+}
+
+thread_local! {
+    /// Message and place of this thread's last panic, in a slot's process.
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// In a slot's process: panics of its main thread are kept for the caller to report instead of being printed.
+fn keep_last_panic() {
+    let main = std::thread::current().id();
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() != main {
+            return print(panic);
+        }
+        let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
+        let text = format!("{}{place}", panic.payload_as_str().unwrap_or("a value that is no text"));
+        LAST_PANIC.set(Some(text));
+    }));
+}
+
+/// Runs `f`; a panic becomes its text, with its source line where the process keeps it.
+pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        let kept = LAST_PANIC.take();
+        // Dropping a payload may panic again: such a panic would leave by unwinding into nowhere.
+        core::mem::forget(payload);
+        kept.or(text).unwrap_or_else(|| "a value that is no text".to_owned())
+    })
+}

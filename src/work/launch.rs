@@ -1,0 +1,172 @@
+//! `launch`: one program, many ranks (SPMD).
+
+use crate::channel::world::{Plan, World};
+use crate::comm::Comm;
+use crate::comm::shm::Shm;
+use crate::comm::transport::Seat;
+use crate::error::{Error, Result};
+use crate::os::topology;
+use crate::shm::array::carrying;
+use crate::work::crew::{Crew, Job, caught};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a world is started. Fields have sensible defaults:
+///
+/// ```
+/// use phalanx::Launch;
+/// use std::time::Duration;
+/// let world = Launch { ranks: Some(3), deadline: Some(Duration::from_secs(60)), ..Launch::default() };
+/// let sizes = world.fork(|comm| Ok(comm.size()))?;
+/// assert_eq!(sizes, Some(vec![3, 3, 3]));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// How many ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available processor
+    /// (by affinity and cgroup quota). More ranks than processors work.
+    pub ranks: Option<usize>,
+    /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory. Only what is
+    /// used costs memory.
+    pub heap: Option<usize>,
+    /// How long a call may wait for the other ranks; `None`: for ever, as long as they live.
+    pub deadline: Option<Duration>,
+    /// Fork although this process runs other threads. Only sound if none of them ever holds a lock that a rank needs
+    /// (the allocator's included, and the standard streams').
+    pub allow_threads: bool,
+    /// Where the counters of exchanges and messages start. For tests: they may wrap around.
+    pub first_sequence: u32,
+}
+
+/// Runs `body` on `ranks` forked processes and returns their results in rank order. Short for [`Launch::fork`].
+///
+/// # Errors
+/// As [`Launch::fork`].
+///
+/// ```
+/// let squares = phalanx::launch(4, |comm| Ok(comm.rank() * comm.rank()))?;
+/// assert_eq!(squares, Some(vec![0, 1, 4, 9]));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub fn launch<R, F>(ranks: usize, body: F) -> Result<Option<Vec<R>>>
+where
+    R: Serialize + DeserializeOwned + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    Launch { ranks: Some(ranks), ..Launch::default() }.fork(body)
+}
+
+impl Launch {
+    /// Runs `body` on forked processes. They inherit everything the caller has made so far, copy-on-write; what they
+    /// change stays theirs, except in shared arrays. Returns when all have ended, once, in the caller: the results in
+    /// rank order. (`None` is for processes of a job over several nodes that are not root.)
+    ///
+    /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them.
+    ///
+    /// # Errors
+    /// The first failure, with its rank: a panic's text, the error that a body returned, how a process died; all other
+    /// ranks are ended. Before anything starts: no ranks or too many, threads already running, no memory.
+    ///
+    /// ```
+    /// let error = phalanx::Launch { ranks: Some(2), ..Default::default() }
+    ///     .fork(|comm| match comm.rank() {
+    ///         1 => panic!("out of salt"),
+    ///         _ => comm.barrier(),
+    ///     })
+    ///     .unwrap_err();
+    /// assert!(error.to_string().starts_with("rank 1 panicked: out of salt"));
+    /// ```
+    pub fn fork<R, F>(&self, body: F) -> Result<Option<Vec<R>>>
+    where
+        R: Serialize + DeserializeOwned + 'static,
+        F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+    {
+        let world = World::new(self.plan()?)?;
+        let run = |rank: usize, ()| {
+            let seat = Rc::new(Seat::new(Arc::clone(world.segment()), world.heap(rank)));
+            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))));
+            let result = body(&mut comm)?;
+            let bytes = carrying(world.segment(), || postcard::to_stdvec(&result))?;
+            // What the result holds now belongs to the caller.
+            core::mem::forget(result);
+            let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
+            block.bytes_mut().copy_from_slice(&bytes);
+            let place = (block.offset(), bytes.len());
+            core::mem::forget(block);
+            Ok(place)
+        };
+        let job = Job { build: &|| Ok(()), warm: true, body: &run, replace: None };
+        Crew::open(&world, &job, self.allow_threads)?.wait(|| {})?;
+        let result = |rank| {
+            let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
+            let bytes = world.bytes(offset, len)?;
+            carrying(world.segment(), || Ok(postcard::from_bytes(&bytes)?))
+        };
+        (0..world.ranks()).map(result).collect::<Result<Vec<R>>>().map(Some)
+    }
+
+    /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
+    /// fork. Ranks that crash take the caller with them.
+    ///
+    /// # Errors
+    /// The first failure, with its rank: a panic's text, or the error that a body returned.
+    ///
+    /// ```
+    /// let words = vec!["shared", "by", "reference"];
+    /// let lengths = phalanx::Launch { ranks: Some(3), ..Default::default() }
+    ///     .threads(|comm| Ok(words[comm.rank()].len()))?;
+    /// assert_eq!(lengths, Some(vec![6, 2, 9]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn threads<R, F>(&self, body: F) -> Result<Option<Vec<R>>>
+    where
+        R: Send,
+        F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
+    {
+        let world = World::new(self.plan()?)?;
+        let run = |rank: usize| {
+            world.enter(rank, false);
+            let seat = Rc::new(Seat::new(Arc::clone(world.segment()), world.heap(rank)));
+            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, seat)));
+            match caught(|| body(&mut comm)) {
+                Ok(Ok(result)) => {
+                    world.leave(rank, (0, 0));
+                    return Some(result);
+                }
+                Ok(Err(error)) => world.fail(rank, false, &error.to_string()),
+                Err(text) => world.fail(rank, true, &text),
+            }
+            None
+        };
+        let results: Vec<Option<R>> = std::thread::scope(|scope| {
+            let run = &run;
+            let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+        });
+        match (world.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
+            (None, Some(results)) => Ok(Some(results)),
+            (culprit, _) => Err(world.verdict(culprit.unwrap_or(0))),
+        }
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let Launch { heap, deadline, first_sequence, .. } = *self;
+        Ok(Plan { ranks: ranks(self.ranks)?, heap, first_sequence, deadline })
+    }
+}
+
+/// How many ranks: as asked for, as the environment says, or one per available processor.
+pub(crate) fn ranks(asked: Option<usize>) -> Result<usize> {
+    if let Some(ranks) = asked {
+        return Ok(ranks);
+    }
+    match std::env::var("PHALANX_RANKS") {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            Error::option("launch", format!("PHALANX_RANKS is {text:?}; it must be a number of ranks"))
+        }),
+        Err(_) => Ok(topology::cpus()),
+    }
+}

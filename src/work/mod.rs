@@ -1,0 +1,4 @@
+//! *Why?* Processes and tasks, and the faces that users see.
+
+pub(crate) mod crew;
+pub(crate) mod launch;

@@ -1,0 +1,442 @@
+//! The sweep: a model evaluated at every row of a table of parameters.
+
+use crate::channel::call::{Call, Verb};
+use crate::channel::ledger::{Claim, Kind, Ledger, State, Texts};
+use crate::channel::world::{MAX_RANKS, Plan, World};
+use crate::comm::{Comm, views::array_split};
+use crate::error::{Error, Result};
+use crate::shm::element::Datatype;
+use crate::sync::atomic::Ordering;
+use crate::work::crew::{Crew, Job, caught};
+use crate::work::launch::ranks;
+use ndarray::{ArrayView2, CowArray, Ix2};
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// A row whose worker dies this often is given up.
+const ATTEMPTS: u32 = 3;
+/// A chunk of rows claimed at once shall take no longer, so that the last ones are spread over all workers.
+const CHUNK_TIME: Duration = Duration::from_millis(20);
+
+/// Where the workers of a sweep run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Whatever suits the machine: forked processes.
+    #[default]
+    Auto,
+    /// The calling thread.
+    Serial,
+    /// Threads of this process: for models in pure Rust.
+    Threads,
+    /// Forked processes that share memory: a model may crash, leak, or keep global state.
+    SharedMemory,
+}
+
+/// Names of back ends, with the names that users of parameter_sweep know as aliases.
+const BACKENDS: [(&str, Backend); 10] = [
+    ("auto", Backend::Auto),
+    ("serial", Backend::Serial),
+    ("threads", Backend::Threads),
+    ("shared-memory", Backend::SharedMemory),
+    ("single", Backend::Serial),
+    ("concurrentfutures", Backend::SharedMemory),
+    ("concurrent.futures", Backend::SharedMemory),
+    ("multiprocessing", Backend::SharedMemory),
+    ("ray", Backend::SharedMemory),
+    ("rayio", Backend::SharedMemory),
+];
+
+impl FromStr for Backend {
+    type Err = Error;
+
+    /// By name, in any case.
+    ///
+    /// ```
+    /// use phalanx::Backend;
+    /// assert_eq!("Shared-Memory".parse(), Ok(Backend::SharedMemory));
+    /// let error = "abacus".parse::<Backend>().unwrap_err();
+    /// assert!(error.to_string().contains("auto, serial, threads, shared-memory"));
+    /// ```
+    fn from_str(name: &str) -> Result<Backend> {
+        let known = BACKENDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        known.map(|&(_, backend)| backend).ok_or_else(|| {
+            let names = BACKENDS.map(|(known, _)| known).join(", ");
+            Error::option("backend", format!("no back end is called {name:?}; known are {names}"))
+        })
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = BACKENDS.iter().find(|(_, backend)| backend == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+/// How rows are dealt to workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Schedule {
+    /// Each worker takes the next rows when it is ready for them, fewer at a time towards the end.
+    #[default]
+    Dynamic,
+    /// Each worker has one stretch of rows from the start, as numpy's `array_split` cuts them.
+    Static,
+}
+
+/// How far a sweep has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Rows in all.
+    pub rows: u64,
+    /// Rows finished, with or without a result.
+    pub done: u64,
+    /// Time since the sweep began.
+    pub elapsed: Duration,
+    /// Workers.
+    pub workers: usize,
+}
+
+impl Progress {
+    /// Rows per second so far.
+    pub fn rate(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Time to the end at this rate, once there is one.
+    pub fn eta(&self) -> Option<Duration> {
+        let left = (self.rows - self.done) as f64 / self.rate();
+        Duration::try_from_secs_f64(left).ok()
+    }
+}
+
+/// One row of parameters, as the model sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its number in the table.
+    pub index: usize,
+    /// Its parameters.
+    pub values: &'a [f64],
+    /// How many workers have died on it.
+    pub attempt: u32,
+}
+
+/// Why a model has no answer for a row: the row becomes NaN, with this text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Reason {
+        Reason(text.to_owned())
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Reason {
+        Reason(text)
+    }
+}
+
+/// What became of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has a result.
+    Done,
+    /// The model said that there is no answer, and why.
+    Infeasible(String),
+    /// The model panicked, with this text.
+    Panicked(String),
+    /// Every worker that tried died; how.
+    Died(String),
+}
+
+/// What one worker did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Rows finished.
+    pub rows: u64,
+    /// Time spent in the model.
+    pub busy: Duration,
+    /// How often the worker's process was replaced.
+    pub replaced: u32,
+}
+
+/// The sweep, ready to run.
+///
+/// ```
+/// use ndarray::array;
+/// use phalanx::Sweep;
+/// let parameters = array![[1.0, 2.0], [3.0, 4.0], [5.0, -1.0]];
+/// let swept = Sweep { workers: Some(2), ..Sweep::default() }
+///     .run(parameters.view(), 1, || Ok(10.0), |scale, row, out| {
+///         if row.values[1] < 0.0 {
+///             return Err("negative".into());
+///         }
+///         out[0] = *scale * row.values[0] + row.values[1];
+///         Ok(())
+///     })?
+///     .expect("this process is root");
+/// assert_eq!(swept.values()[[1, 0]], 34.0);
+/// assert_eq!(swept.outcome(2), phalanx::Outcome::Infeasible("negative".into()));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sweep<'p> {
+    /// How many workers; `None`: as `PHALANX_RANKS` says, else one per available processor. No more than rows start.
+    pub workers: Option<usize>,
+    /// Where they run.
+    pub backend: Backend,
+    /// How rows are dealt out.
+    pub schedule: Schedule,
+    /// Build the model in every worker instead of once for all (forked workers inherit what was built, copy-on-write).
+    /// A build that leaves threads behind is made in every worker anyway.
+    pub cold: bool,
+    /// Called in the caller about ten times a second, and at the end.
+    #[expect(clippy::type_complexity, reason = "one callback")]
+    pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
+    /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
+    pub allow_threads: bool,
+}
+
+/// The results of a sweep, in the order of its rows.
+pub struct Swept {
+    ledger: Ledger,
+    /// From start to end, workers' start included.
+    pub elapsed: Duration,
+    /// Per worker.
+    pub workers: Vec<WorkerStats>,
+}
+
+impl fmt::Debug for Swept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Swept({} rows of {} by {} workers in {:?})", self.rows(), self.ledger.width, self.workers.len(), self.elapsed)
+    }
+}
+
+impl Swept {
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.ledger.tasks
+    }
+
+    /// The results, a row for each row of parameters, where the workers wrote them. Rows without result are NaN.
+    ///
+    /// # Panics
+    /// Never: a sweep ends when all rows are finished.
+    pub fn values(&self) -> ArrayView2<'_, f64> {
+        #[expect(clippy::expect_used, reason = "documented: checked when the sweep ended")]
+        let table = self.ledger.table().expect("all rows are finished");
+        #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
+        ArrayView2::from_shape((self.ledger.tasks, self.ledger.width), table).expect("length fits shape")
+    }
+
+    /// What became of a row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn outcome(&self, row: usize) -> Outcome {
+        match self.ledger.state(row) {
+            State::Failed(failure) => {
+                let text = self.ledger.text(failure);
+                match failure.kind {
+                    Kind::Reason => Outcome::Infeasible(text),
+                    Kind::Panicked => Outcome::Panicked(text),
+                    Kind::Died => Outcome::Died(text),
+                }
+            }
+            _ => Outcome::Done,
+        }
+    }
+
+    /// The busiest worker's time over the mean: 1 is perfect balance.
+    pub fn imbalance(&self) -> f64 {
+        let busy = self.workers.iter().map(|worker| worker.busy.as_secs_f64());
+        let mean = busy.clone().sum::<f64>() / self.workers.len().max(1) as f64;
+        if mean > 0.0 { busy.fold(0.0, f64::max) / mean } else { 1.0 }
+    }
+}
+
+impl Sweep<'_> {
+    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
+    ///
+    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs (zero, or anything, when
+    /// it is called). A row for which it returns a [`Reason`] or panics becomes NaN, with the text; after a panic the
+    /// state is built anew. A worker that dies is replaced; its row is tried three times.
+    ///
+    /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
+    /// nothing but its row (and what `build` made).
+    ///
+    /// # Errors
+    /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
+    /// failed, threads are running, a limit), or workers die without getting anywhere.
+    pub fn run<S>(
+        &mut self,
+        parameters: ArrayView2<'_, f64>,
+        outputs: usize,
+        build: impl Fn() -> Result<S> + Sync,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    ) -> Result<Option<Swept>> {
+        let start = Instant::now();
+        let rows = parameters.nrows();
+        let asked = if self.backend == Backend::Serial { 1 } else { ranks(self.workers)? };
+        if asked == 0 || asked > MAX_RANKS {
+            let problem = format!("{asked} workers; a sweep has 1 to {MAX_RANKS}");
+            return Err(Error::option("sweep", problem));
+        }
+        let workers = asked.min(rows).max(1);
+        let ledger = Ledger::new(rows, outputs, workers)?;
+        let work = Work {
+            ledger: &ledger,
+            parameters: parameters.as_standard_layout(),
+            schedule: self.schedule,
+            workers,
+            build: &build,
+            model: &model,
+        };
+        let replaced = match self.backend {
+            _ if rows == 0 => vec![0; workers],
+            Backend::Serial => self.serial(&work, start)?,
+            Backend::Threads => self.threads(&work, start)?,
+            Backend::Auto | Backend::SharedMemory => self.forked(&work, start)?,
+        };
+        self.report(&ledger, workers, start);
+        let parameters = work.parameters.view();
+        swept(ledger.clone(), parameters, start.elapsed(), &replaced).map(Some)
+    }
+
+    fn serial<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+        let state = (work.build)()?;
+        let mut last = start;
+        work.all(0, state, false, &|| String::new(), &mut || {
+            if last.elapsed() > Duration::from_millis(100) {
+                last = Instant::now();
+                self.report(work.ledger, 1, start);
+            }
+        })?;
+        Ok(vec![0])
+    }
+
+    fn threads<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+        std::thread::scope(|scope| {
+            let run = |slot| move || work.all(slot, (work.build)()?, false, &String::new, &mut || {});
+            let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                std::thread::sleep(Duration::from_millis(10));
+                self.report(work.ledger, work.workers, start);
+            }
+            let ended = threads.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(_) => Err(Error::Start { text: "build panicked".to_owned() }),
+            });
+            ended.collect::<Result<Vec<()>>>().map(|_| vec![0; work.workers])
+        })
+    }
+
+    fn forked<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+        let plan = Plan { ranks: work.workers, heap: Some(0), first_sequence: 0, deadline: None };
+        let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let mut warm = !self.cold;
+        loop {
+            let world = World::new(plan)?;
+            let body = |slot: usize, state: S| {
+                let replacing = world.slot(slot).generation() > 1;
+                let cause = || world.death(slot, Duration::ZERO).to_string();
+                work.all(slot, state, replacing, &cause, &mut || {}).map(|()| (0, 0))
+            };
+            let job = Job { build: work.build, warm, body: &body, replace: Some(&progress) };
+            let mut crew = Crew::open(&world, &job, self.allow_threads)?;
+            let mut last = start;
+            let built = crew.wait(|| {
+                if last.elapsed() > Duration::from_millis(100) {
+                    last = Instant::now();
+                    self.report(work.ledger, work.workers, start);
+                }
+            })?;
+            if built {
+                return Ok((0..work.workers).map(|slot| world.slot(slot).generation().saturating_sub(1)).collect());
+            }
+            warm = false;
+        }
+    }
+
+    fn report(&mut self, ledger: &Ledger, workers: usize, start: Instant) {
+        if let Some(progress) = &mut self.progress {
+            let (rows, done, elapsed) = (ledger.tasks as u64, ledger.finished(), start.elapsed());
+            progress(&Progress { rows, done, elapsed, workers });
+        }
+    }
+
+    /// As [`Sweep::run`], inside a world: its ranks are the workers, all call this together, with the same parameters.
+    /// Root gets the results, the others `None`. `workers`, `backend` and `progress` are not used.
+    ///
+    /// # Errors
+    /// As all collectives of the world; a rank that dies ends the world. As [`Sweep::run`] otherwise.
+    ///
+    /// ```
+    /// use ndarray::Array2;
+    /// use phalanx::Sweep;
+    /// phalanx::launch(2, |comm| {
+    ///     let parameters = Array2::from_shape_fn((100, 1), |(row, _)| row as f64);
+    ///     let swept = Sweep::default().run_in(comm, parameters.view(), 1, || Ok(()), |(), row, out| {
+    ///         out[0] = row.values[0].sqrt();
+    ///         Ok(())
+    ///     })?;
+    ///     assert!(swept.is_none_or(|swept| swept.values()[[81, 0]] == 9.0));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn run_in<S>(
+        &self,
+        comm: &mut Comm<'_>,
+        parameters: ArrayView2<'_, f64>,
+        outputs: usize,
+        build: impl Fn() -> Result<S>,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+    ) -> Result<Option<Swept>> {
+        let start = Instant::now();
+        let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
+        let (rows, workers) = (parameters.nrows(), comm.size());
+        let (segment, base) = comm.hold(&call, Ledger::len(rows, outputs, workers)?)?;
+        let ledger = Ledger::over(segment, base, rows, outputs, workers)?;
+        let (parameters, schedule) = (parameters.as_standard_layout(), self.schedule);
+        let work = Work { ledger: &ledger, parameters, schedule, workers, build: &build, model: &model };
+        work.all(comm.rank(), build()?, false, &String::new, &mut || {})?;
+        comm.barrier()?;
+        if !comm.is_root() {
+            return Ok(None);
+        }
+        swept(ledger.clone(), work.parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
+    }
+}
+
+/// Checks every row against its commit.
+fn swept(ledger: Ledger, parameters: ArrayView2<'_, f64>, elapsed: Duration, replaced: &[u32]) -> Result<Swept> {
+    if let Err(row) = ledger.table() {
+        return Err(Error::Start { text: format!("row {row} was not finished and no worker is left") });
+    }
+    let wrong = |&row: &usize| !ledger.verify(row, parameters.row(row).as_slice().unwrap_or_default());
+    if (0..ledger.tasks).any(|row| wrong(&row)) {
+        return Err(Error::Corrupt { what: "a row of the result table" });
+    }
+    let tallies = ledger.tallies().iter().zip(replaced);
+    let workers = tallies.map(|(tally, &replaced)| WorkerStats {
+        rows: tally.rows.load(Ordering::Relaxed),
+        busy: Duration::from_nanos(tally.nanos.load(Ordering::Relaxed)),
+        replaced,
+    });
+    let workers = workers.collect();
+    Ok(Swept { ledger, elapsed, workers })
+}
+
+/// A model with its rows.
+#[expect(clippy::type_complexity, reason = "one model")]
+struct Work<'a, S> {
+    ledger: &'a Ledger,
+    parameters: CowArray<'a, f64, Ix2>,
+    schedule: Schedule,
+    workers: usize,
+    build: &'a (dyn Fn() -> Result<S> + 'a),
+    model: &'a (dyn Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + 'a),
+}
