@@ -110,7 +110,9 @@ pub enum Error {
         rank: usize,
     },
     /// The deadline of the world passed in a call.
-    #[error("{place}: no answer from rank {rank} within {seconds} s; raise `deadline`, or look at what that rank does")]
+    #[error(
+        "{place}: no answer from rank {rank} within {seconds} s; raise `deadline`, or look at what that rank does"
+    )]
     Timeout {
         /// The call.
         place: Place,

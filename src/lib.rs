@@ -15,3 +15,4 @@ pub use error::{Death, Error, Place, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use work::launch::{Launch, launch};
+pub use work::sweep::{Backend, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};

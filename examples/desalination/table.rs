@@ -38,7 +38,7 @@ impl<'a> Table<'a> {
     pub fn reason(&self, row: usize) -> Cow<'a, str> {
         match self.swept.outcome(row) {
             Outcome::Done => Cow::Borrowed(""),
-            Outcome::Infeasible(text) => Cow::Borrowed(text),
+            Outcome::Infeasible(text) => Cow::Owned(text),
             Outcome::Panicked(text) => Cow::Owned(format!("the model panicked: {text}")),
             Outcome::Died(text) => Cow::Owned(format!("the worker died: {text}")),
         }

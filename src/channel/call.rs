@@ -108,8 +108,18 @@ pub(crate) fn describe(signature: u64, len: u64, line: u32) -> String {
 }
 
 /// Names of the reductions by code.
-pub(crate) const OPS: [&str; 10] =
-    ["", "sum", "prod", "min", "max", "logical and", "logical or", "bitwise and", "bitwise or", "user function"];
+pub(crate) const OPS: [&str; 10] = [
+    "",
+    "sum",
+    "prod",
+    "min",
+    "max",
+    "logical and",
+    "logical or",
+    "bitwise and",
+    "bitwise or",
+    "user function",
+];
 
 fn op_name(code: u8) -> String {
     match OPS.get(usize::from(code)) {

@@ -172,12 +172,20 @@ impl Ledger {
     /// Bytes that a ledger needs.
     pub(crate) fn len(tasks: usize, width: usize, slots: usize) -> Result<usize> {
         let layout = Layout::new(0, tasks, width, slots);
-        let overflow = || Error::no_space("a sweep's table", usize::MAX, "rows times outputs overflow the address space");
+        let overflow = || {
+            Error::no_space("a sweep's table", usize::MAX, "rows times outputs overflow the address space")
+        };
         layout.map(|layout| layout.end).ok_or_else(overflow)
     }
 
     /// The ledger that lies at `base`, a page boundary, of a segment: zeroed memory when first used.
-    pub(crate) fn over(segment: Arc<Segment>, base: usize, tasks: usize, width: usize, slots: usize) -> Result<Ledger> {
+    pub(crate) fn over(
+        segment: Arc<Segment>,
+        base: usize,
+        tasks: usize,
+        width: usize,
+        slots: usize,
+    ) -> Result<Ledger> {
         let layout = Layout::new(base, tasks, width, slots);
         match layout.filter(|layout| layout.end <= segment.len()) {
             Some(layout) => Ok(Ledger { segment, tasks, width, slots, layout }),
@@ -254,7 +262,9 @@ impl Ledger {
             Some(task) => Err(task),
             None if self.tasks == 0 => Ok(&[]),
             // SAFETY: as in `row`, for all rows, which lie one behind the other.
-            None => Ok(unsafe { core::slice::from_raw_parts(self.row_at(0).as_ptr(), self.tasks * self.width) }),
+            None => {
+                Ok(unsafe { core::slice::from_raw_parts(self.row_at(0).as_ptr(), self.tasks * self.width) })
+            }
         }
     }
 
@@ -280,7 +290,8 @@ impl Ledger {
         let words = self.log(slot).get(at..).unwrap_or_default();
         let Some((len, words)) = words.split_first() else { return lost.to_owned() };
         let len = len.load(Ordering::Relaxed) as usize;
-        let bytes = words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+        let bytes =
+            words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
         String::from_utf8_lossy(&bytes.take(len).collect::<Vec<u8>>()).into_owned()
     }
 }

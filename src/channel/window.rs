@@ -285,7 +285,9 @@ impl<'w> Window<'w> {
     pub(crate) fn abort(&mut self, call: &Call, error: Error) -> Error {
         let abort = Call { verb: Verb::Abort, ..*call };
         match self.meet(&abort, &Offer::default()) {
-            Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => other,
+            Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => {
+                other
+            }
             _ => error,
         }
     }
@@ -354,7 +356,9 @@ impl<'w> Window<'w> {
         if let Some(peer) = self.heads.iter().position(aborts) {
             self.gate.next = self.gate.next.wrapping_add(1);
             let rank = self.ranks[peer];
-            let problem = format!("rank {rank} was given wrong arguments and reports them; nobody's output has changed");
+            let problem = format!(
+                "rank {rank} was given wrong arguments and reports them; nobody's output has changed"
+            );
             return Error::bad(place, problem);
         }
         let row = |peer| {

@@ -102,7 +102,13 @@ impl Member {
     pub(crate) fn new(size: usize) -> Member {
         let largest = if cfg!(miri) { 4 << 10 } else { 256 << 10 };
         let cell = ((8 << 20) / size.max(1)).clamp(largest.min(32 << 10), largest) / PAGE * PAGE;
-        let ring = ring::Layout::new(if cfg!(miri) { 1 << 10 } else if size <= 64 { 64 << 10 } else { 16 << 10 });
+        let ring = ring::Layout::new(if cfg!(miri) {
+            1 << 10
+        } else if size <= 64 {
+            64 << 10
+        } else {
+            16 << 10
+        });
         let mut carver = Carver::default();
         carver.take_of::<Line>(1);
         let rings = carver.take(0, align_of::<RingWords>());
@@ -156,7 +162,8 @@ impl World {
             return Err(Error::option("launch", problem));
         }
         let member = Member::new(ranks);
-        let heap = plan.heap.unwrap_or_else(default_heap).min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
+        let heap =
+            plan.heap.unwrap_or_else(default_heap).min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
         let mut carver = Carver::default();
         carver.take_of::<Header>(1);
         let slots = carver.take_of::<Slot>(ranks);
@@ -291,7 +298,8 @@ impl World {
     pub(crate) fn result(&self, rank: usize) -> Option<(usize, usize)> {
         let slot = self.slot(rank);
         let left = slot.alive.load(Ordering::Acquire) == LEFT && slot.status.load(Ordering::Relaxed) == DONE;
-        let at = (slot.result.load(Ordering::Relaxed) as usize, slot.result_len.load(Ordering::Relaxed) as usize);
+        let at =
+            (slot.result.load(Ordering::Relaxed) as usize, slot.result_len.load(Ordering::Relaxed) as usize);
         left.then_some(at)
     }
 
@@ -400,7 +408,8 @@ impl Text {
     }
 
     fn read(&self, len: usize) -> String {
-        let words = self.0.iter().take(len.div_ceil(8)).map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+        let words =
+            self.0.iter().take(len.div_ceil(8)).map(|word| word.load(Ordering::Relaxed).to_le_bytes());
         let bytes: Vec<u8> = words.flatten().take(len).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }

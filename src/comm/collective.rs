@@ -147,7 +147,9 @@ impl Comm<'_> {
             let recv: Option<(&mut [u8], &[usize])> = None;
             return with_bytes(send, |send| self.transport.gather(&call, send, recv));
         }
-        let Some((recv, counts)) = recv else { return self.refuse(&call, "root gave no array to receive into") };
+        let Some((recv, counts)) = recv else {
+            return self.refuse(&call, "root gave no array to receive into");
+        };
         let bytes = self.check_counts::<T>(&call, send.len(), recv.len(), counts)?;
         with_bytes(send, |send| {
             with_bytes_mut(recv, |recv| self.transport.gather(&call, send, Some((recv, &bytes))))
@@ -155,7 +157,13 @@ impl Comm<'_> {
     }
 
     /// Root's own checks of a gather: one count a rank, its own right, the sum the room. Returns counts in bytes.
-    fn check_counts<T>(&mut self, call: &Call, own: usize, room: usize, counts: &[usize]) -> Result<Vec<usize>> {
+    fn check_counts<T>(
+        &mut self,
+        call: &Call,
+        own: usize,
+        room: usize,
+        counts: &[usize],
+    ) -> Result<Vec<usize>> {
         let total = counts.iter().try_fold(0usize, |sum, &count| sum.checked_add(count));
         if counts.len() != self.size() {
             let problem = format!("{} counts given for {} ranks", counts.len(), self.size());
@@ -208,12 +216,13 @@ impl Comm<'_> {
         if self.rank() != root {
             return with_bytes(send, |send| self.transport.gather_shared(&call, send, None)).map(|()| None);
         }
-        let Some((recv, counts)) = recv else { return self.refuse(&call, "root gave no array to receive into") };
+        let Some((recv, counts)) = recv else {
+            return self.refuse(&call, "root gave no array to receive into");
+        };
         let bytes = self.check_counts::<T>(&call, send.len(), recv.view().len(), counts)?;
         let (mut block, dim) = recv.into_parts();
-        let gathered = with_bytes(send, |send| {
-            self.transport.gather_shared(&call, send, Some((&mut block, &bytes)))
-        });
+        let gathered =
+            with_bytes(send, |send| self.transport.gather_shared(&call, send, Some((&mut block, &bytes))));
         match gathered {
             Ok(()) => Ok(Some(Lease::new(block, dim))),
             Err(error) => {
@@ -287,9 +296,9 @@ impl Comm<'_> {
         let call = call::<T>(Verb::Scatter).root(root);
         self.check_rank(&call, "root", root)?;
         match send {
-            Some(send) if self.rank() == root => {
-                with_bytes(send, |send| with_bytes_mut(recv, |recv| self.transport.scatter(&call, send, recv)))
-            }
+            Some(send) if self.rank() == root => with_bytes(send, |send| {
+                with_bytes_mut(recv, |recv| self.transport.scatter(&call, send, recv))
+            }),
             None if self.rank() == root => self.refuse(&call, "root gave no array to send"),
             _ => with_bytes_mut(recv, |recv| self.transport.scatter(&call, &[], recv)),
         }
@@ -425,7 +434,11 @@ impl Comm<'_> {
         op.with_fold(|fold| {
             let call = call.op(fold.code);
             let counts = self.all_counts(&call, recv.len())?;
-            self.check_room(&call, send.len(), counts.iter().fold(0, |sum, &count| sum.saturating_add(count)))?;
+            self.check_room(
+                &call,
+                send.len(),
+                counts.iter().fold(0, |sum, &count| sum.saturating_add(count)),
+            )?;
             let counts: Vec<usize> = counts.iter().map(|count| count * size_of::<T>()).collect();
             with_bytes(send, |send| {
                 with_bytes_mut(recv, |recv| self.transport.reduce_scatter(&call, send, &counts, recv, fold))

@@ -100,7 +100,8 @@ impl Comm<'_> {
         let need = byte_len::<T, D>(&dim)?;
         let block = self.transport.recv_block(&call, from)?;
         if block.bytes().len() != need {
-            let problem = format!("an array of {} bytes was sent, the shape asks for {need}", block.bytes().len());
+            let problem =
+                format!("an array of {} bytes was sent, the shape asks for {need}", block.bytes().len());
             return Err(Error::bad(self.place(&call), problem));
         }
         Ok(Lease::new(block, dim))

@@ -6,7 +6,7 @@ pub(crate) mod op;
 pub(crate) mod shm;
 pub(crate) mod solo;
 pub(crate) mod transport;
-mod views;
+pub(crate) mod views;
 
 use crate::channel::call::{Call, Verb};
 use crate::error::{Error, Place, Result};

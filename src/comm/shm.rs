@@ -105,22 +105,34 @@ impl<'w> Shm<'w> {
     }
 
     /// `mine`, the slice `bounds[me]..bounds[me + 1]`, goes to all who give `rest`: the memory before and behind it.
-    fn share_slices(&mut self, call: &Call, bounds: &[usize], mine: &[u8], rest: Option<(&mut [u8], &mut [u8])>) -> Result<()> {
+    fn share_slices(
+        &mut self,
+        call: &Call,
+        bounds: &[usize],
+        mine: &[u8],
+        rest: Option<(&mut [u8], &mut [u8])>,
+    ) -> Result<()> {
         let me = self.window.rank();
         let mut rest = rest;
-        self.exchange_all(call, (mine.len(), 0), mine, |_| Ok(()), |seat, peer, at, bytes| {
-            if let Some((before, behind)) = &mut rest {
-                let at = bounds[peer] + at;
-                match peer.cmp(&me) {
-                    std::cmp::Ordering::Less => seat.copy(&mut before[at..at + bytes.len()], bytes),
-                    std::cmp::Ordering::Equal => {}
-                    std::cmp::Ordering::Greater => {
-                        let at = at - bounds[me + 1];
-                        seat.copy(&mut behind[at..at + bytes.len()], bytes);
+        self.exchange_all(
+            call,
+            (mine.len(), 0),
+            mine,
+            |_| Ok(()),
+            |seat, peer, at, bytes| {
+                if let Some((before, behind)) = &mut rest {
+                    let at = bounds[peer] + at;
+                    match peer.cmp(&me) {
+                        std::cmp::Ordering::Less => seat.copy(&mut before[at..at + bytes.len()], bytes),
+                        std::cmp::Ordering::Equal => {}
+                        std::cmp::Ordering::Greater => {
+                            let at = at - bounds[me + 1];
+                            seat.copy(&mut behind[at..at + bytes.len()], bytes);
+                        }
                     }
                 }
-            }
-        })
+            },
+        )
     }
 
     /// Whole elements that make whole cache lines where possible.
@@ -133,7 +145,8 @@ impl<'w> Shm<'w> {
         let unit = Shm::unit(element);
         match room / unit * unit {
             0 => {
-                let problem = format!("elements of {element} bytes are too large to be reduced; the limit is {room}");
+                let problem =
+                    format!("elements of {element} bytes are too large to be reduced; the limit is {room}");
                 Err(self.abort(call, Error::bad(call.place(self.rank(), self.window.sequence()), problem)))
             }
             fitting => Ok(fitting),
@@ -141,7 +154,14 @@ impl<'w> Shm<'w> {
     }
 
     /// Reduction of a vector that every rank has in shared memory: each folds its slice of the whole, then all share.
-    fn reduce_in_place(&mut self, call: &Call, n: usize, recv: Option<&mut [u8]>, mine: Vec<u8>, all: bool) -> Result<()> {
+    fn reduce_in_place(
+        &mut self,
+        call: &Call,
+        n: usize,
+        recv: Option<&mut [u8]>,
+        mine: Vec<u8>,
+        all: bool,
+    ) -> Result<()> {
         let bounds = slices(0..n, self.size(), ALIGN);
         let (start, end) = (bounds[self.rank()], bounds[self.rank() + 1]);
         match recv {
@@ -166,12 +186,14 @@ impl<'w> Shm<'w> {
 
     fn writer(&mut self, to: usize) -> &mut Writer<'w> {
         let end = self.writers[to].is_none().then(|| self.ring(to, self.rank(), to));
-        self.writers[to].get_or_insert_with(|| Writer::new(end.unwrap_or_else(|| unreachable!("made just now"))))
+        self.writers[to]
+            .get_or_insert_with(|| Writer::new(end.unwrap_or_else(|| unreachable!("made just now"))))
     }
 
     fn reader(&mut self, from: usize) -> &mut Reader<'w> {
         let end = self.readers[from].is_none().then(|| self.ring(self.rank(), from, from));
-        self.readers[from].get_or_insert_with(|| Reader::new(end.unwrap_or_else(|| unreachable!("made just now"))))
+        self.readers[from]
+            .get_or_insert_with(|| Reader::new(end.unwrap_or_else(|| unreachable!("made just now"))))
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -185,7 +207,9 @@ impl<'w> Shm<'w> {
         let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
         if frame.signature != call.signature() {
             let sent = describe(frame.signature, frame.total, 0);
-            let problem = format!("the next message from rank {from} is another kind ({sent}); it stays to be received");
+            let problem = format!(
+                "the next message from rank {from} is another kind ({sent}); it stays to be received"
+            );
             return Err(self.wrong(call, problem));
         }
         Ok(frame)
@@ -283,7 +307,12 @@ impl<'w> Transport<'w> for Shm<'w> {
         Ok(())
     }
 
-    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>) -> Result<()> {
+    fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
         let target = recv.map(|(block, counts)| ((block.offset(), block.bytes().len()), counts));
         let digest = target.map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let target = target.map(|(target, _)| target);
@@ -362,7 +391,9 @@ impl<'w> Transport<'w> for Shm<'w> {
             let recv_now = recv.as_deref_mut();
             let found = self.window.exchange(call, offer, |epoch| {
                 if !epoch.seen.alike() {
-                    return Err(epoch.seen.differ(call, "the ranks give vectors of different lengths, or other functions"));
+                    return Err(epoch
+                        .seen
+                        .differ(call, "the ranks give vectors of different lengths, or other functions"));
                 }
                 let in_place = !flat && (0..size).all(|peer| epoch.seen.is_exposed(peer));
                 let payloads = all_payloads(&epoch.seen, 0..size)?;
@@ -420,24 +451,30 @@ impl<'w> Transport<'w> for Shm<'w> {
         let longest = counts.iter().copied().max().unwrap_or(0);
         for round in (0..longest.max(1)).step_by(section) {
             let payload = self.sections(send, &starts, round, section);
-            let done = self.window.exchange(call, Offer { len: send.len(), digest, payload, target: None }, |epoch| {
-                if !epoch.seen.alike() {
-                    return Err(epoch.seen.differ(call, "the ranks give vectors, splits or functions that differ"));
-                }
-                let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
-                let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
-                let range = round.min(to)..to;
-                let payloads = all_payloads(&epoch.seen, 0..size)?;
-                let block = |shown| match shown {
-                    &Shown::Staged(cell) => &cell[me * section..me * section + range.len()],
-                    shown => part(shown, 0, starts[me] + range.start..starts[me] + range.end),
-                };
-                let parts: Vec<&[u8]> = payloads.iter().map(block).collect();
-                if !range.is_empty() {
-                    fold.in_rank_order(&mut recv[range], &parts)?;
-                }
-                Ok(whole)
-            })?;
+            let done = self.window.exchange(
+                call,
+                Offer { len: send.len(), digest, payload, target: None },
+                |epoch| {
+                    if !epoch.seen.alike() {
+                        return Err(epoch
+                            .seen
+                            .differ(call, "the ranks give vectors, splits or functions that differ"));
+                    }
+                    let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
+                    let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
+                    let range = round.min(to)..to;
+                    let payloads = all_payloads(&epoch.seen, 0..size)?;
+                    let block = |shown| match shown {
+                        &Shown::Staged(cell) => &cell[me * section..me * section + range.len()],
+                        shown => part(shown, 0, starts[me] + range.start..starts[me] + range.end),
+                    };
+                    let parts: Vec<&[u8]> = payloads.iter().map(block).collect();
+                    if !range.is_empty() {
+                        fold.in_rank_order(&mut recv[range], &parts)?;
+                    }
+                    Ok(whole)
+                },
+            )?;
             if done {
                 break;
             }
@@ -445,21 +482,40 @@ impl<'w> Transport<'w> for Shm<'w> {
         Ok(())
     }
 
-    fn scan(&mut self, call: &Call, send: &[u8], recv: &mut [u8], fold: &Fold<'_>, inclusive: bool) -> Result<()> {
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
         let (n, me) = (send.len(), self.rank());
         let chunk = self.fitting(call, self.window.member().cell, fold.size)?;
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {
             let range = at..(at + chunk).min(n);
             let payload = self.payload(send, at);
-            self.window.exchange(call, Offer { len: n, digest: fold.id, payload, target: None }, |epoch| {
-                if !epoch.seen.alike() {
-                    return Err(epoch.seen.differ(call, "the ranks give vectors of different lengths, or other functions"));
-                }
-                let payloads = all_payloads(&epoch.seen, 0..upto)?;
-                let parts: Vec<&[u8]> = payloads.iter().map(|shown| part(shown, at, range.clone())).collect();
-                if upto == 0 || range.is_empty() { Ok(()) } else { fold.in_rank_order(&mut recv[range.clone()], &parts) }
-            })?;
+            self.window.exchange(
+                call,
+                Offer { len: n, digest: fold.id, payload, target: None },
+                |epoch| {
+                    if !epoch.seen.alike() {
+                        return Err(epoch.seen.differ(
+                            call,
+                            "the ranks give vectors of different lengths, or other functions",
+                        ));
+                    }
+                    let payloads = all_payloads(&epoch.seen, 0..upto)?;
+                    let parts: Vec<&[u8]> =
+                        payloads.iter().map(|shown| part(shown, at, range.clone())).collect();
+                    if upto == 0 || range.is_empty() {
+                        Ok(())
+                    } else {
+                        fold.in_rank_order(&mut recv[range.clone()], &parts)
+                    }
+                },
+            )?;
         }
         Ok(())
     }
@@ -476,20 +532,26 @@ impl<'w> Transport<'w> for Shm<'w> {
             } else {
                 self.sections(send, &bounds, round, section)
             };
-            let done = self.window.exchange(call, Offer { len: send.len(), payload, ..Offer::default() }, |epoch| {
-                if !epoch.seen.alike() {
-                    return Err(epoch.seen.differ(call, "the ranks send different amounts"));
-                }
-                for (peer, shown) in all_payloads(&epoch.seen, 0..size)?.iter().enumerate() {
-                    let (at, bytes) = match shown {
-                        Shown::Nothing => continue,
-                        Shown::Staged(cell) => (round, &cell[me * section..][..section.min(block - round)]),
-                        shown => (0, part(shown, 0, whole.clone())),
-                    };
-                    seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes);
-                }
-                Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
-            })?;
+            let done = self.window.exchange(
+                call,
+                Offer { len: send.len(), payload, ..Offer::default() },
+                |epoch| {
+                    if !epoch.seen.alike() {
+                        return Err(epoch.seen.differ(call, "the ranks send different amounts"));
+                    }
+                    for (peer, shown) in all_payloads(&epoch.seen, 0..size)?.iter().enumerate() {
+                        let (at, bytes) = match shown {
+                            Shown::Nothing => continue,
+                            Shown::Staged(cell) => {
+                                (round, &cell[me * section..][..section.min(block - round)])
+                            }
+                            shown => (0, part(shown, 0, whole.clone())),
+                        };
+                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes);
+                    }
+                    Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
+                },
+            )?;
             if done {
                 break;
             }
@@ -558,14 +620,21 @@ impl<'w> Transport<'w> for Shm<'w> {
         }
         let frame = self.frame(call, from)?;
         if frame.kind != Kind::Array {
-            return Err(self.wrong(call, format!("the next message from rank {from} is no shared array: use recv")));
+            return Err(
+                self.wrong(call, format!("the next message from rank {from} is no shared array: use recv"))
+            );
         }
         let block = Block::take_up(&self.seat.segment, frame.at as usize, frame.total as usize);
         self.reader(from).advance();
         block
     }
 
-    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+    fn split(
+        &mut self,
+        call: &Call,
+        colour: Option<u64>,
+        key: u64,
+    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
         let mut all = vec![0u64; 3 * self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;
@@ -574,7 +643,9 @@ impl<'w> Transport<'w> for Shm<'w> {
         members.sort_by_key(|&rank| (all[3 * rank + 2], rank));
         let member = Member::new(members.len());
         let share = match colour {
-            Some(_) => Some(self.make_share(&member, members.len()).map_err(|error| self.abort(call, error))?),
+            Some(_) => {
+                Some(self.make_share(&member, members.len()).map_err(|error| self.abort(call, error))?)
+            }
             None => None,
         };
         let place = share.as_ref().map_or(0, |share| share.offset() as u64);
@@ -596,7 +667,13 @@ impl<'w> Transport<'w> for Shm<'w> {
 
 impl Shm<'_> {
     /// Shows `send`, which consists of a block for each rank: a section of each block from `round` on if staged.
-    fn sections<'a>(&mut self, send: &'a [u8], starts: &[usize], round: usize, section: usize) -> Payload<'a> {
+    fn sections<'a>(
+        &mut self,
+        send: &'a [u8],
+        starts: &[usize],
+        round: usize,
+        section: usize,
+    ) -> Payload<'a> {
         if send.len() <= INLINE || self.seat.segment.locate(send).is_some() {
             return self.payload(send, 0);
         }

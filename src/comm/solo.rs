@@ -71,7 +71,12 @@ impl<'w> Transport<'w> for Solo {
         recv.map_or(Ok(()), |(recv, _)| self.copy(call, recv, send))
     }
 
-    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>) -> Result<()> {
+    fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
         recv.map_or(Ok(()), |(block, _)| self.copy(call, block.bytes_mut(), send))
     }
 
@@ -87,11 +92,25 @@ impl<'w> Transport<'w> for Solo {
         recv.map_or(Ok(()), |recv| self.copy(call, recv, send))
     }
 
-    fn reduce_scatter(&mut self, call: &Call, send: &[u8], _: &[usize], recv: &mut [u8], _: &Fold<'_>) -> Result<()> {
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        _: &[usize],
+        recv: &mut [u8],
+        _: &Fold<'_>,
+    ) -> Result<()> {
         self.copy(call, recv, send)
     }
 
-    fn scan(&mut self, call: &Call, send: &[u8], recv: &mut [u8], _: &Fold<'_>, inclusive: bool) -> Result<()> {
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        _: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
         if inclusive { self.copy(call, recv, send) } else { Ok(()) }
     }
 
@@ -117,7 +136,12 @@ impl<'w> Transport<'w> for Solo {
         self.mail.recv_block(call, call.place(0, self.calls))
     }
 
-    fn split(&mut self, _: &Call, colour: Option<u64>, _: u64) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+    fn split(
+        &mut self,
+        _: &Call,
+        colour: Option<u64>,
+        _: u64,
+    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
         Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.seat))) as Box<_>))
     }
 }

@@ -105,7 +105,8 @@ pub(crate) trait Transport<'w> {
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()>;
 
     /// As `gather`, into shared memory of root's: every rank writes its own part.
-    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>) -> Result<()>;
+    fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>)
+    -> Result<()>;
 
     /// All parts, in rank order, to all; their lengths add up to that of `recv`.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
@@ -127,7 +128,14 @@ pub(crate) trait Transport<'w> {
     ) -> Result<()>;
 
     /// The fold over ranks 0 to mine; without mine (and untouched on rank 0) if not `inclusive`.
-    fn scan(&mut self, call: &Call, send: &[u8], recv: &mut [u8], fold: &Fold<'_>, inclusive: bool) -> Result<()>;
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()>;
 
     /// The r-th of equal parts to rank r.
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
@@ -141,5 +149,10 @@ pub(crate) trait Transport<'w> {
     fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block>;
 
     /// The communicator of those who named the same colour, in order of key, then rank.
-    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport<'w> + 'w>>>;
+    fn split(
+        &mut self,
+        call: &Call,
+        colour: Option<u64>,
+        key: u64,
+    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>>;
 }

@@ -5,10 +5,13 @@ use crate::channel::view::{Open, Parts, Whole};
 use crate::comm::op::Op;
 use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
-use crate::shm::array::{Lease, SharedArray, byte_len};
+use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
+use crate::shm::array::{Lease, SharedArray, byte_len};
 use crate::shm::element::{Datatype, Element};
+use crate::shm::segment::Segment;
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
+use std::sync::Arc;
 
 impl<'w> Comm<'w> {
     /// A zeroed array of `shape` in this rank's shared heap: collectives move it without staging, and it can be handed
@@ -24,7 +27,10 @@ impl<'w> Comm<'w> {
     /// assert_eq!(array.view().sum(), 6.0);
     /// # Ok::<(), phalanx::Error>(())
     /// ```
-    pub fn alloc<T: Element, D: Dimension>(&mut self, shape: impl IntoDimension<Dim = D>) -> Result<Lease<T, D>> {
+    pub fn alloc<T: Element, D: Dimension>(
+        &mut self,
+        shape: impl IntoDimension<Dim = D>,
+    ) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
         let block = self.transport.seat().heap.borrow_mut().alloc(byte_len::<T, D>(&dim)?, true)?;
         Ok(Lease::new(block, dim))
@@ -48,7 +54,10 @@ impl<'w> Comm<'w> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn parts<T: Element, D: Dimension>(&mut self, shape: impl IntoDimension<Dim = D>) -> Result<Parts<'w, T, D>> {
+    pub fn parts<T: Element, D: Dimension>(
+        &mut self,
+        shape: impl IntoDimension<Dim = D>,
+    ) -> Result<Parts<'w, T, D>> {
         let call = Call::new(Verb::Parts, Datatype::of::<T>());
         let mut dim = shape.into_dimension();
         if dim.ndim() == 0 {
@@ -91,6 +100,15 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
+    /// Zeroed shared memory that all ranks hold for as long as the world lives, from a page boundary on.
+    pub(crate) fn hold(&mut self, call: &Call, len: usize) -> Result<(Arc<Segment>, usize)> {
+        self.transport.agree(call, len as u64)?;
+        let (offset, block) = self.shared_block(call, len.saturating_add(PAGE))?;
+        let segment = Arc::clone(block.segment());
+        core::mem::forget(block);
+        Ok((segment, offset.next_multiple_of(PAGE)))
+    }
+
     /// This rank's part of an array that the caller made before the world started, split evenly along its first axis
     /// (numpy's `array_split`: the first parts are one row longer). All ranks open it together; each may have it open
     /// once at a time.
@@ -98,7 +116,10 @@ impl<'w> Comm<'w> {
     /// # Errors
     /// As all collectives; and on all ranks if they give different arrays, or one has it open already.
     #[track_caller]
-    pub fn open<'a, T: Element, D: Dimension>(&mut self, array: &'a SharedArray<T, D>) -> Result<Parts<'a, T, D>> {
+    pub fn open<'a, T: Element, D: Dimension>(
+        &mut self,
+        array: &'a SharedArray<T, D>,
+    ) -> Result<Parts<'a, T, D>> {
         let call = Call::new(Verb::Open, Datatype::of::<T>());
         let rows = array.shape().first().copied().unwrap_or(0);
         let split = array_split(rows, self.size());
@@ -127,7 +148,11 @@ impl<'w> Comm<'w> {
         let have = array.shape().first().copied();
         let total = rows.iter().try_fold(0usize, |sum, &rows| sum.checked_add(rows));
         if rows.len() != self.size() || have.is_none() || total != have {
-            let problem = format!("rows {rows:?} do not split an array of shape {:?} over {} ranks", array.shape(), self.size());
+            let problem = format!(
+                "rows {rows:?} do not split an array of shape {:?} over {} ranks",
+                array.shape(),
+                self.size()
+            );
             return self.refuse(&call, problem);
         }
         let address = array.block().at().as_ptr() as usize;
@@ -180,7 +205,8 @@ impl<'w> Comm<'w> {
             let shape = result.shape().slice();
             let (total, row) = (shape.iter().product::<usize>(), shape[1..].iter().product::<usize>());
             if total != send.len() {
-                let problem = format!("{} elements to send, {total} in the result: they must be as many", send.len());
+                let problem =
+                    format!("{} elements to send, {total} in the result: they must be as many", send.len());
                 return self.refuse(&call, problem);
             }
             let rows = result.bounds().windows(2).map(|bound| bound[1] - bound[0]);
@@ -200,7 +226,11 @@ impl<'w> Comm<'w> {
         }
     }
 
-    fn publish<'a, T: Element, D: Dimension>(&mut self, parts: Parts<'a, T, D>, call: Call) -> Result<Whole<'a, T, D>> {
+    fn publish<'a, T: Element, D: Dimension>(
+        &mut self,
+        parts: Parts<'a, T, D>,
+        call: Call,
+    ) -> Result<Whole<'a, T, D>> {
         match self.transport.agree(&call, parts.identity()) {
             Ok(agreed) => Ok(parts.into_whole(agreed)),
             Err(error) => {

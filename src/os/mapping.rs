@@ -76,8 +76,10 @@ fn map(len: usize) -> Result<NonNull<u8>> {
     nix::unistd::ftruncate(&fd, len as i64).map_err(failed("ftruncate"))?;
     let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
     // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
-    let reserved = unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE) }
-        .map_err(failed("mmap"))?;
+    let reserved = unsafe {
+        mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+    }
+    .map_err(failed("mmap"))?;
     let skip = reserved.as_ptr().align_offset(HUGE);
     // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
     let aligned = unsafe { reserved.as_ptr().cast::<u8>().add(skip) };
@@ -117,7 +119,8 @@ fn layout(len: usize) -> std::alloc::Layout {
 #[cfg(miri)]
 fn map(len: usize) -> Result<NonNull<u8>> {
     // SAFETY: the layout is not empty.
-    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) }).ok_or_else(|| Error::no_space("alloc", len, "heap"))
+    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) })
+        .ok_or_else(|| Error::no_space("alloc", len, "heap"))
 }
 
 #[cfg(miri)]

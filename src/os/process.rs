@@ -4,8 +4,8 @@
 use crate::error::{Death, Error, Result};
 use core::sync::atomic::AtomicU32;
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
@@ -35,7 +35,8 @@ impl Process {
     fn open(pid: Pid) -> Result<Process> {
         // SAFETY: pidfd_open takes two integers.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-        let fd = Errno::result(fd).map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
+        let fd =
+            Errno::result(fd).map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
         // SAFETY: a fresh descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         Ok(Process { pid, fd })
@@ -50,7 +51,13 @@ impl Process {
     pub(crate) fn kill(&self) {
         // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
         unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), libc::SIGKILL, core::ptr::null::<u8>(), 0)
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                libc::SIGKILL,
+                core::ptr::null::<u8>(),
+                0,
+            )
         };
     }
 
@@ -98,7 +105,8 @@ impl AsFd for Bell {
 /// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`; true for those
 /// that have.
 pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
-    let mut fds: Vec<_> = sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
+    let mut fds: Vec<_> =
+        sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
     let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
     let _ = nix::poll::poll(&mut fds, timeout);
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
@@ -147,7 +155,9 @@ pub(crate) fn leave(code: i32) -> ! {
 /// The names of this process's threads.
 pub(crate) fn threads() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned()).collect()
+    tasks
+        .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
+        .collect()
 }
 
 /// Makes the kernel kill this process when its parent dies; false if the parent has died already.

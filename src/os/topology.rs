@@ -19,7 +19,9 @@ fn quota() -> Option<f64> {
         let (controllers, path) = (fields.next()?, fields.next()?);
         match controllers {
             "" => tightest("/sys/fs/cgroup", path, v2_quota),
-            list if list.split(',').any(|name| name == "cpu") => tightest("/sys/fs/cgroup/cpu", path, v1_quota),
+            list if list.split(',').any(|name| name == "cpu") => {
+                tightest("/sys/fs/cgroup/cpu", path, v1_quota)
+            }
             _ => None,
         }
     });
@@ -46,7 +48,9 @@ fn v1_quota(group: &str) -> Option<f64> {
 /// Bytes of memory in this machine.
 pub(crate) fn memory() -> usize {
     let info = read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let total = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 

@@ -61,7 +61,8 @@ impl Heap {
         };
         self.lent.push((offset, capacity));
         self.segment.place::<AtomicU32>(offset - HEADER).store(1, Ordering::Relaxed);
-        let mut block = Block { segment: Arc::clone(&self.segment), offset, len, holder: AtomicU32::new(process::pid()) };
+        let mut block =
+            Block { segment: Arc::clone(&self.segment), offset, len, holder: AtomicU32::new(process::pid()) };
         if zeroed && !fresh {
             block.bytes_mut().fill(0);
         }
@@ -94,7 +95,8 @@ impl Heap {
         let next = self.start + used.load(Ordering::Relaxed) as usize;
         let offset = (next + HEADER).next_multiple_of(align);
         let end = offset.checked_add(capacity).filter(|&end| end <= self.end);
-        let end = end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
+        let end =
+            end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
         used.store((end - self.start) as u64, Ordering::Relaxed);
         self.segment.collapse(offset, capacity);
         Ok(offset)
@@ -179,13 +181,15 @@ impl Block {
     /// Another rank's hold on a block that its owner has shared.
     pub(crate) fn join(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let inside = offset.is_multiple_of(ALIGN) && offset >= HEADER && segment.bytes(offset, len).is_some();
-        let block = || Block { segment: Arc::clone(segment), offset, len, holder: AtomicU32::new(process::pid()) };
+        let block =
+            || Block { segment: Arc::clone(segment), offset, len, holder: AtomicU32::new(process::pid()) };
         if inside { Ok(block()) } else { Err(Error::Corrupt { what: "the place of a shared array" }) }
     }
 
     /// Lets go without counting down: the block is nobody's until someone takes it up. False if it is already.
     pub(crate) fn set_off(&self) -> bool {
-        let set_off = self.holders().compare_exchange(1, IN_TRANSIT, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let set_off =
+            self.holders().compare_exchange(1, IN_TRANSIT, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if set_off {
             self.holder.store(0, Ordering::Relaxed);
         }

@@ -17,8 +17,11 @@ use std::sync::Arc;
 pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
     const { assert!(align_of::<T>() <= ALIGN, "elements aligned to more than 64 bytes cannot be shared") };
     let count = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis));
-    let bytes = count.and_then(|count| count.checked_mul(size_of::<T>())).filter(|&bytes| bytes <= isize::MAX as usize);
-    let unusable = || Error::no_space("allocating a shared array", usize::MAX, "its shape overflows the address space");
+    let bytes = count
+        .and_then(|count| count.checked_mul(size_of::<T>()))
+        .filter(|&bytes| bytes <= isize::MAX as usize);
+    let unusable =
+        || Error::no_space("allocating a shared array", usize::MAX, "its shape overflows the address space");
     bytes.ok_or_else(unusable)
 }
 
@@ -60,10 +63,12 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     /// # Panics
     /// If called in a process that inherited the array by a fork instead of holding it.
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
-        assert!(self.block.is_mine(), "this process inherited the array by fork: only its holder may write it");
+        assert!(
+            self.block.is_mine(),
+            "this process inherited the array by fork: only its holder may write it"
+        );
         #[expect(clippy::expect_used, reason = "documented: cannot happen")]
-        ArrayViewMut::from_shape(self.dim.clone(), self.block.elements_mut())
-            .expect("checked shape")
+        ArrayViewMut::from_shape(self.dim.clone(), self.block.elements_mut()).expect("checked shape")
     }
 
     /// The shape.
@@ -122,7 +127,8 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
 impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
     fn deserialize<S: Deserializer<'de>>(deserializer: S) -> std::result::Result<Self, S::Error> {
         let descriptor = Descriptor::deserialize(deserializer)?;
-        let segment = CARRIER.with_borrow(Clone::clone).ok_or_else(|| de::Error::custom("no world to take it from"))?;
+        let segment =
+            CARRIER.with_borrow(Clone::clone).ok_or_else(|| de::Error::custom("no world to take it from"))?;
         if descriptor.datatype != Datatype::of::<T>().0 {
             return Err(de::Error::custom("a shared array of another element type"));
         }

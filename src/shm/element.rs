@@ -119,7 +119,8 @@ pub(crate) fn fill_bytes<T: Element, R>(
     }
     let mut valid = true;
     // SAFETY: same memory, exclusively borrowed; the guard leaves only bytes that are valid for T (T is Zeroable).
-    let bytes = unsafe { core::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements)) };
+    let bytes =
+        unsafe { core::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements)) };
     let guard = Guard::<T>(bytes, core::marker::PhantomData, &mut valid);
     let result = fill(&mut *guard.0);
     drop(guard);

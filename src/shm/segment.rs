@@ -39,7 +39,10 @@ impl Segment {
     pub(crate) fn places<T: Shared>(&self, offset: usize, count: usize) -> &[T] {
         let len = count.checked_mul(size_of::<T>());
         let at = len.and_then(|len| self.bytes(offset, len)).filter(|at| at.cast::<T>().is_aligned());
-        #[expect(clippy::expect_used, reason = "documented panic: a layout that does not fit is a bug in this crate")]
+        #[expect(
+            clippy::expect_used,
+            reason = "documented panic: a layout that does not fit is a bug in this crate"
+        )]
         let at = at.expect("place outside its segment");
         // SAFETY: in bounds, aligned, mapped as long as `self`; T is Shared: atomics, valid from all-zero bytes on.
         unsafe { core::slice::from_raw_parts(at.as_ptr().cast(), count) }

@@ -16,9 +16,10 @@
 use crate::channel::world::World;
 use crate::error::{Death, Error, Result};
 use crate::os::process::{self, Bell, Fork, Process};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// Exit status of a zygote whose build left threads behind: it can fork no more, each slot must build for itself.
@@ -167,7 +168,8 @@ impl<S> Zygote<'_, S> {
     fn supervise(&mut self, state: &mut Option<S>) {
         let mut ending: Option<Instant> = None;
         while self.slots.iter().any(Option::is_some) {
-            let running: Vec<usize> = (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
+            let running: Vec<usize> =
+                (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
             let spoken = process::poll(&sources, Duration::from_millis(200));
@@ -177,7 +179,9 @@ impl<S> Zygote<'_, S> {
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
                 self.bury(rank, state);
             }
-            if self.world.culprit().is_some() && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now() {
+            if self.world.culprit().is_some()
+                && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
+            {
                 return;
             }
         }
@@ -202,7 +206,11 @@ impl<S> Zygote<'_, S> {
         let again = if deaths < HOPELESS { self.start(rank, state, deaths, finished) } else { Ok(()) };
         if self.slots[rank].is_none() {
             let why = again.err().map_or_else(
-                || format!("worker {rank} died {HOPELESS} times in a row without finishing a task; last: {death}"),
+                || {
+                    format!(
+                        "worker {rank} died {HOPELESS} times in a row without finishing a task; last: {death}"
+                    )
+                },
                 |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),
             );
             self.world.unstarted(rank, &why);
@@ -226,7 +234,6 @@ impl<S> Zygote<'_, S> {
 /// The life of a slot's process: enter, build or take what was built, work, leave or fail.
 fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
     process::ignore_interrupt();
-    keep_last_panic();
     world.enter(rank, true);
     let result = caught(|| {
         let state = state.map_or_else(|| (job.build)(), Ok)?;
@@ -250,32 +257,37 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
 }
 
 thread_local! {
-    /// Message and place of this thread's last panic, in a slot's process.
+    /// Is this thread inside [`caught`]?
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+    /// Message and place of the panic that [`caught`] is to report.
     static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// In a slot's process: panics of its main thread are kept for the caller to report instead of being printed.
-fn keep_last_panic() {
-    let main = std::thread::current().id();
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().id() != main {
-            return print(panic);
-        }
-        let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
-        let text = format!("{}{place}", panic.payload_as_str().unwrap_or("a value that is no text"));
-        LAST_PANIC.set(Some(text));
-    }));
+/// Panics inside [`caught`] are kept instead of being printed; all others go where they went before.
+fn keep_caught_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !CATCHING.get() {
+                return before(panic);
+            }
+            let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
+            let text = panic.payload_as_str().unwrap_or("a panic whose value is no text");
+            LAST_PANIC.set(Some(format!("{text}{place}")));
+        }));
+    });
 }
 
-/// Runs `f`; a panic becomes its text, with its source line where the process keeps it.
+/// Runs `f`; a panic becomes its text and source line.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
-        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-        let kept = LAST_PANIC.take();
-        // Dropping a payload may panic again: such a panic would leave by unwinding into nowhere.
+    keep_caught_panics();
+    let outer = CATCHING.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    CATCHING.set(outer);
+    result.map_err(|payload| {
+        // Dropping a payload may panic again, here where nobody catches it.
         core::mem::forget(payload);
-        kept.or(text).unwrap_or_else(|| "a value that is no text".to_owned())
+        LAST_PANIC.take().unwrap_or_else(|| "a panic without a text (resume_unwind)".to_owned())
     })
 }

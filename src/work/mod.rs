@@ -2,3 +2,4 @@
 
 pub(crate) mod crew;
 pub(crate) mod launch;
+pub(crate) mod sweep;

@@ -4,13 +4,14 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::{Claim, Kind, Ledger, State, Texts};
 use crate::channel::world::{MAX_RANKS, Plan, World};
 use crate::comm::{Comm, views::array_split};
-use crate::error::{Error, Result};
+use crate::error::{Death, Error, Result};
 use crate::shm::element::Datatype;
 use crate::sync::atomic::Ordering;
 use crate::work::crew::{Crew, Job, caught};
 use crate::work::launch::ranks;
-use ndarray::{ArrayView2, CowArray, Ix2};
+use ndarray::ArrayView2;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -192,7 +193,6 @@ pub struct Sweep<'p> {
     /// A build that leaves threads behind is made in every worker anyway.
     pub cold: bool,
     /// Called in the caller about ten times a second, and at the end.
-    #[expect(clippy::type_complexity, reason = "one callback")]
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
@@ -209,7 +209,14 @@ pub struct Swept {
 
 impl fmt::Debug for Swept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Swept({} rows of {} by {} workers in {:?})", self.rows(), self.ledger.width, self.workers.len(), self.elapsed)
+        write!(
+            f,
+            "Swept({} rows of {} by {} workers in {:?})",
+            self.rows(),
+            self.ledger.width,
+            self.workers.len(),
+            self.elapsed
+        )
     }
 }
 
@@ -270,7 +277,7 @@ impl Sweep<'_> {
     /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
     /// failed, threads are running, a limit), or workers die without getting anywhere.
     pub fn run<S>(
-        &mut self,
+        mut self,
         parameters: ArrayView2<'_, f64>,
         outputs: usize,
         build: impl Fn() -> Result<S> + Sync,
@@ -285,9 +292,10 @@ impl Sweep<'_> {
         }
         let workers = asked.min(rows).max(1);
         let ledger = Ledger::new(rows, outputs, workers)?;
+        let parameters = parameters.as_standard_layout();
         let work = Work {
             ledger: &ledger,
-            parameters: parameters.as_standard_layout(),
+            parameters: parameters.view(),
             schedule: self.schedule,
             workers,
             build: &build,
@@ -300,14 +308,17 @@ impl Sweep<'_> {
             Backend::Auto | Backend::SharedMemory => self.forked(&work, start)?,
         };
         self.report(&ledger, workers, start);
-        let parameters = work.parameters.view();
-        swept(ledger.clone(), parameters, start.elapsed(), &replaced).map(Some)
+        swept(ledger.clone(), parameters.view(), start.elapsed(), &replaced).map(Some)
     }
 
-    fn serial<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+    fn serial<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
         let state = (work.build)()?;
         let mut last = start;
-        work.all(0, state, false, &|| String::new(), &mut || {
+        work.all(0, state, None, &mut || {
             if last.elapsed() > Duration::from_millis(100) {
                 last = Instant::now();
                 self.report(work.ledger, 1, start);
@@ -316,9 +327,13 @@ impl Sweep<'_> {
         Ok(vec![0])
     }
 
-    fn threads<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+    fn threads<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
         std::thread::scope(|scope| {
-            let run = |slot| move || work.all(slot, (work.build)()?, false, &String::new, &mut || {});
+            let run = |slot| move || work.all(slot, (work.build)()?, None, &mut || {});
             let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
             while threads.iter().any(|thread| !thread.is_finished()) {
                 std::thread::sleep(Duration::from_millis(10));
@@ -332,7 +347,11 @@ impl Sweep<'_> {
         })
     }
 
-    fn forked<S>(&mut self, work: &Work<'_, S>, start: Instant) -> Result<Vec<u32>> {
+    fn forked<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
         let plan = Plan { ranks: work.workers, heap: Some(0), first_sequence: 0, deadline: None };
         let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
         let mut warm = !self.cold;
@@ -340,8 +359,8 @@ impl Sweep<'_> {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
                 let replacing = world.slot(slot).generation() > 1;
-                let cause = || world.death(slot, Duration::ZERO).to_string();
-                work.all(slot, state, replacing, &cause, &mut || {}).map(|()| (0, 0))
+                let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
+                work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
             };
             let job = Job { build: work.build, warm, body: &body, replace: Some(&progress) };
             let mut crew = Crew::open(&world, &job, self.allow_threads)?;
@@ -353,7 +372,9 @@ impl Sweep<'_> {
                 }
             })?;
             if built {
-                return Ok((0..work.workers).map(|slot| world.slot(slot).generation().saturating_sub(1)).collect());
+                return Ok((0..work.workers)
+                    .map(|slot| world.slot(slot).generation().saturating_sub(1))
+                    .collect());
             }
             warm = false;
         }
@@ -401,18 +422,30 @@ impl Sweep<'_> {
         let (segment, base) = comm.hold(&call, Ledger::len(rows, outputs, workers)?)?;
         let ledger = Ledger::over(segment, base, rows, outputs, workers)?;
         let (parameters, schedule) = (parameters.as_standard_layout(), self.schedule);
-        let work = Work { ledger: &ledger, parameters, schedule, workers, build: &build, model: &model };
-        work.all(comm.rank(), build()?, false, &String::new, &mut || {})?;
+        let work = Work {
+            ledger: &ledger,
+            parameters: parameters.view(),
+            schedule,
+            workers,
+            build: &build,
+            model: &model,
+        };
+        work.all(comm.rank(), build()?, None, &mut || {})?;
         comm.barrier()?;
         if !comm.is_root() {
             return Ok(None);
         }
-        swept(ledger.clone(), work.parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
+        swept(ledger.clone(), parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
     }
 }
 
 /// Checks every row against its commit.
-fn swept(ledger: Ledger, parameters: ArrayView2<'_, f64>, elapsed: Duration, replaced: &[u32]) -> Result<Swept> {
+fn swept(
+    ledger: Ledger,
+    parameters: ArrayView2<'_, f64>,
+    elapsed: Duration,
+    replaced: &[u32],
+) -> Result<Swept> {
     if let Err(row) = ledger.table() {
         return Err(Error::Start { text: format!("row {row} was not finished and no worker is left") });
     }
@@ -431,12 +464,110 @@ fn swept(ledger: Ledger, parameters: ArrayView2<'_, f64>, elapsed: Duration, rep
 }
 
 /// A model with its rows.
-#[expect(clippy::type_complexity, reason = "one model")]
-struct Work<'a, S> {
+struct Work<'a, B, M> {
     ledger: &'a Ledger,
-    parameters: CowArray<'a, f64, Ix2>,
+    parameters: ArrayView2<'a, f64>,
     schedule: Schedule,
     workers: usize,
-    build: &'a (dyn Fn() -> Result<S> + 'a),
-    model: &'a (dyn Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + 'a),
+    build: &'a B,
+    model: &'a M,
+}
+
+impl<S, B, M> Work<'_, B, M>
+where
+    B: Fn() -> Result<S>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+{
+    /// A worker's life: what its predecessor left, then rows as they are dealt, then what nobody has claimed.
+    fn all(&self, slot: usize, state: S, predecessor: Option<Death>, tick: &mut dyn FnMut()) -> Result<()> {
+        let mut worker = Worker { work: self, slot, state, texts: Texts::default() };
+        if let Some(death) = predecessor {
+            for task in 0..self.ledger.tasks {
+                self.ledger.resume(task, slot).map_or(Ok(()), |claim| worker.resume(claim, death))?;
+            }
+        }
+        let mine = match self.schedule {
+            Schedule::Static => self.stretch(slot),
+            Schedule::Dynamic => {
+                while let Some(range) = self.ledger.hint(|left| self.chunk(slot, left)) {
+                    worker.chunk(range)?;
+                    tick();
+                }
+                0..self.ledger.tasks
+            }
+        };
+        worker.chunk(mine)
+    }
+
+    /// This slot's rows of a static schedule.
+    fn stretch(&self, slot: usize) -> Range<usize> {
+        let rows = array_split(self.ledger.tasks, self.workers);
+        let start = rows[..slot].iter().sum();
+        start..start + rows[slot]
+    }
+
+    /// How many rows to claim next: a share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987),
+    /// within the time that one claim shall take.
+    fn chunk(&self, slot: usize, left: usize) -> usize {
+        let tally = &self.ledger.tallies()[slot];
+        let (rows, nanos) = (tally.rows.load(Ordering::Relaxed), tally.nanos.load(Ordering::Relaxed));
+        let fitting = match rows {
+            0 => 1,
+            _ => (u128::from(rows) * CHUNK_TIME.as_nanos() / u128::from(nanos.max(1))) as usize,
+        };
+        (left / (4 * self.workers)).min(fitting).clamp(1, 4096)
+    }
+}
+
+/// One worker at work.
+struct Worker<'a, 'w, S, B, M> {
+    work: &'a Work<'w, B, M>,
+    slot: usize,
+    state: S,
+    texts: Texts,
+}
+
+impl<S, B, M> Worker<'_, '_, S, B, M>
+where
+    B: Fn() -> Result<S>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+{
+    /// Claims and finishes those of the rows that are free.
+    fn chunk(&mut self, rows: Range<usize>) -> Result<()> {
+        let start = Instant::now();
+        for task in rows {
+            if let Some(claim) = self.work.ledger.claim(task, self.slot) {
+                self.finish(claim)?;
+            }
+        }
+        let nanos = &self.work.ledger.tallies()[self.slot].nanos;
+        nanos.store(nanos.load(Ordering::Relaxed) + start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The row on which the predecessor died: again, or given up.
+    fn resume(&mut self, claim: Claim<'_>, death: Death) -> Result<()> {
+        if claim.attempt < ATTEMPTS {
+            return self.finish(claim);
+        }
+        let text = format!("its worker died {ATTEMPTS} times, the last time by {death}");
+        claim.failed(Kind::Died, &text, &mut self.texts);
+        Ok(())
+    }
+
+    fn finish(&mut self, mut claim: Claim<'_>) -> Result<()> {
+        let parameters = self.work.parameters.row(claim.task);
+        let values = parameters.as_slice().unwrap_or_default();
+        let row = Row { index: claim.task, values, attempt: claim.attempt };
+        let state = &mut self.state;
+        match caught(|| (self.work.model)(state, &row, claim.row())) {
+            Ok(Ok(())) => claim.done(values),
+            Ok(Err(reason)) => claim.failed(Kind::Reason, &reason.0, &mut self.texts),
+            Err(text) => {
+                claim.failed(Kind::Panicked, &text, &mut self.texts);
+                self.state = (self.work.build)()?;
+            }
+        }
+        Ok(())
+    }
 }
