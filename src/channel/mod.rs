@@ -3,6 +3,7 @@
 
 pub(crate) mod call;
 pub(crate) mod ledger;
+pub(crate) mod line;
 pub(crate) mod ring;
 pub(crate) mod view;
 pub(crate) mod window;

@@ -22,134 +22,11 @@
 #![expect(unsafe_code, reason = "cells and exposed memory as slices, under the protocol above")]
 
 use crate::channel::call::{Call, Verb, describe};
+use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
 use crate::channel::world::{Member, World};
 use crate::error::{Error, Result};
-use crate::shm::element::Shared;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::wait::{Broken, Guard, LEFT, Meeting, Pace};
+use crate::sync::wait::{Broken, LEFT, Pace};
 use std::time::Instant;
-
-/// Words of payload that fit into a mark.
-const INLINE_WORDS: usize = 9;
-/// Bytes of payload that fit into a mark.
-pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
-
-/// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
-#[repr(C, align(128))]
-struct Mark {
-    /// The number of the exchange this is for. Stored last.
-    sequence: AtomicU32,
-    /// The source line of the call, for reports.
-    line: AtomicU32,
-    /// signature, len, place, target, room, digest
-    head: [AtomicU64; 6],
-    inline: [AtomicU64; INLINE_WORDS],
-}
-
-/// One rank's words in a communicator. All but `sleepers` are written by the owner only.
-#[repr(C, align(128))]
-pub(crate) struct Line {
-    marks: [Mark; 2],
-    /// How many peers sleep on a mark of this line.
-    sleepers: AtomicU32,
-}
-
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Line {}
-#[cfg(not(loom))]
-const _: () = assert!(size_of::<Mark>() == 128 && size_of::<Line>() == 384);
-
-impl Line {
-    /// Readies a line for exchanges from number `first` on.
-    pub(crate) fn prepare(&self, first: u32) {
-        for ahead in 0..2 {
-            let e = first.wrapping_add(ahead);
-            self.marks[(e & 1) as usize].sequence.store(e.wrapping_sub(2), Ordering::Relaxed);
-        }
-        self.sleepers.store(0, Ordering::Relaxed);
-    }
-
-    fn mark(&self, e: u32) -> &Mark {
-        &self.marks[(e & 1) as usize]
-    }
-
-    fn meeting(&self, e: u32) -> Meeting<'_> {
-        Meeting { word: &self.mark(e).sequence, sleepers: &self.sleepers }
-    }
-}
-
-/// The head of a mark, copied once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Head {
-    signature: u64,
-    len: u64,
-    place: u64,
-    target: u64,
-    room: u64,
-    digest: u64,
-}
-
-/// `Head::place`: no payload, in the mark, in the cell; any other value is the offset of exposed memory.
-const NOTHING: u64 = 0;
-const IN_MARK: u64 = 1;
-const IN_CELL: u64 = 2;
-
-/// [2]-[4] on lines alone: what the model checker exercises.
-pub(crate) struct Gate<'w> {
-    lines: Vec<&'w Line>,
-    guards: Vec<Guard<'w>>,
-    me: usize,
-    pace: Pace,
-    /// The number of the next exchange.
-    next: u32,
-}
-
-impl<'w> Gate<'w> {
-    fn new(lines: Vec<&'w Line>, guards: Vec<Guard<'w>>, me: usize, pace: Pace, first: u32) -> Gate<'w> {
-        Gate { lines, guards, me, pace, next: first }
-    }
-
-    /// [2], [3]
-    fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
-        let mark = self.lines[self.me].mark(self.next);
-        mark.line.store(line, Ordering::Relaxed);
-        let words = [head.signature, head.len, head.place, head.target, head.room, head.digest];
-        for (word, value) in mark.head.iter().zip(words) {
-            word.store(value, Ordering::Relaxed);
-        }
-        for (word, chunk) in mark.inline.iter().zip(inline.chunks(8)) {
-            let mut padded = [0; 8];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
-        }
-        self.lines[self.me].meeting(self.next).signal(self.next);
-    }
-
-    /// [4] for one peer; the mark's contents may be read afterwards.
-    fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
-        let meeting = self.lines[peer].meeting(self.next);
-        meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
-    }
-
-    fn head(&self, peer: usize) -> (Head, u32) {
-        let mark = self.lines[peer].mark(self.next);
-        let word = |index: usize| mark.head[index].load(Ordering::Relaxed);
-        let head = Head {
-            signature: word(0),
-            len: word(1),
-            place: word(2),
-            target: word(3),
-            room: word(4),
-            digest: word(5),
-        };
-        (head, mark.line.load(Ordering::Relaxed))
-    }
-
-    fn inline(&self, peer: usize, e: u32) -> [u64; INLINE_WORDS] {
-        let mark = self.lines[peer].mark(e);
-        core::array::from_fn(|index| mark.inline[index].load(Ordering::Relaxed))
-    }
-}
 
 /// What a rank brings to an exchange.
 #[derive(Clone, Copy, Default)]
@@ -432,12 +309,6 @@ impl<'a> Seen<'a> {
 
     pub(crate) fn digest(&self, peer: usize) -> u64 {
         self.window.heads[peer].digest
-    }
-
-    /// The length of the memory a peer opened for others to write, if it did.
-    pub(crate) fn room(&self, peer: usize) -> Option<usize> {
-        let head = &self.window.heads[peer];
-        (head.target != 0).then_some(head.room as usize)
     }
 
     /// Is the peer's contribution staged, cell by cell?

@@ -9,8 +9,8 @@
 //! ```
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::channel::line::Line;
 use crate::channel::ring::{self, RingWords};
-use crate::channel::window::Line;
 use crate::error::{Death, Error, Place, Result};
 use crate::os::mapping::{HUGE, PAGE};
 use crate::os::{process, topology};
@@ -194,10 +194,6 @@ impl World {
 
     pub(crate) fn ranks(&self) -> usize {
         self.plan.ranks
-    }
-
-    pub(crate) fn member(&self) -> Member {
-        self.member
     }
 
     pub(crate) fn member_at(&self, rank: usize) -> usize {

@@ -5,8 +5,9 @@
 //! movement-avoiding (YHCCL, SC'23): each rank folds its slice straight from all sources, then all read the slices.
 
 use crate::channel::call::{Call, Verb, describe};
+use crate::channel::line::{INLINE, Line};
 use crate::channel::ring::{End, Frame, Kind, Reader, Writer, prepare};
-use crate::channel::window::{Agreed, INLINE, Line, Offer, Payload, Seen, Shown, Window};
+use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::{Member, World};
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};

@@ -41,10 +41,6 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         Lease { block, dim, element: PhantomData }
     }
 
-    pub(crate) fn block(&self) -> &Block {
-        &self.block
-    }
-
     pub(crate) fn into_parts(self) -> (Block, D) {
         (self.block, self.dim)
     }

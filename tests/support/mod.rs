@@ -31,12 +31,19 @@ pub fn main(cases: &[Case]) -> ExitCode {
             Ok(()) => passed += 1,
             Err(why) => failed.push(format!("{name}: {why}")),
         }
-        let verdict = if failed.last().is_some_and(|line| line.starts_with(&format!("{name}:"))) { "FAILED" } else { "ok" };
+        let verdict = if failed.last().is_some_and(|line| line.starts_with(&format!("{name}:"))) {
+            "FAILED"
+        } else {
+            "ok"
+        };
         println!("test {name} ... {verdict} ({:.2} s)", start.elapsed().as_secs_f64());
     }
     failed.iter().for_each(|line| println!("failed: {line}"));
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out", failed.len());
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
+        failed.len()
+    );
     ExitCode::from(u8::from(!failed.is_empty()))
 }
 
