@@ -1,7 +1,449 @@
-//! Placeholder main until its cases are written.
+//! What goes wrong must end in an error that says so, quickly, on everyone, and leave nothing behind.
 
 mod support;
 
+use ndarray::{Array1, Ix1, arr1};
+use phalanx::{Comm, Death, Error, Launch, Op, Result, SharedArray, launch};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{Case, marked_processes};
+
+const CASES: &[Case] = &[
+    ("a_dying_rank_ends_every_collective", a_dying_rank_ends_every_collective),
+    ("a_dying_rank_ends_messages", a_dying_rank_ends_messages),
+    ("causes_are_named", causes_are_named),
+    ("panic_text_and_place_reach_the_caller", panic_text_and_place_reach_the_caller),
+    ("panic_without_text_and_panic_in_drop", panic_without_text_and_panic_in_drop),
+    ("first_cause_wins", first_cause_wins),
+    ("calls_after_a_failure_fail_at_once", calls_after_a_failure_fail_at_once),
+    ("a_rank_that_leaves_early_is_named", a_rank_that_leaves_early_is_named),
+    ("different_calls_are_reported_by_all_ranks", different_calls_are_reported_by_all_ranks),
+    ("deadline_names_the_missing_rank", deadline_names_the_missing_rank),
+    ("a_stopped_rank_is_not_dead", a_stopped_rank_is_not_dead),
+    ("threads_at_launch_are_refused_by_name", threads_at_launch_are_refused_by_name),
+    ("nothing_is_left_behind", nothing_is_left_behind),
+    ("orphans_of_a_dead_rank_die", orphans_of_a_dead_rank_die),
+    ("killed_caller_takes_all_with_it", killed_caller_takes_all_with_it),
+    ("interrupted_caller_takes_all_with_it", interrupted_caller_takes_all_with_it),
+    ("killed_zygote_ends_the_world", killed_zygote_ends_the_world),
+    ("a_deaf_rank_is_ended_after_a_grace", a_deaf_rank_is_ended_after_a_grace),
+    ("nested_worlds_work", nested_worlds_work),
+    ("code_after_launch_runs_once", code_after_launch_runs_once),
+    ("failures_of_threads_reach_the_caller", failures_of_threads_reach_the_caller),
+    ("helper: ranks that wait for ever", ranks_that_wait_for_ever),
+    ("helper: print once", print_once),
+];
+
 fn main() -> std::process::ExitCode {
-    support::main(&[])
+    support::main(CASES)
+}
+
+type Collective = (&'static str, fn(&mut Comm<'_>) -> Result<()>);
+
+const COLLECTIVES: &[Collective] = &[
+    ("barrier", |comm| comm.barrier()),
+    ("broadcast", |comm| comm.broadcast(&mut Array1::<f64>::zeros(100_000), 0)),
+    ("gather", |comm| {
+        let size = comm.size();
+        let mut all = comm.is_root().then(|| Array1::<u8>::zeros(1000 * size));
+        comm.gather(&Array1::zeros(1000), all.as_mut(), 0)
+    }),
+    ("all_gather", |comm| {
+        let mut all = Array1::<u8>::zeros(10 * comm.size());
+        comm.all_gather(&Array1::zeros(10), &mut all)
+    }),
+    ("all_reduce", |comm| {
+        comm.all_reduce(&Array1::<f64>::zeros(200_000), &mut Array1::zeros(200_000), &Op::sum())
+    }),
+    ("reduce_scatter", |comm| {
+        let size = comm.size();
+        comm.reduce_scatter(&Array1::<i32>::zeros(size * 30_000), &mut Array1::zeros(30_000), &Op::max())
+    }),
+    ("all_to_all", |comm| {
+        let size = comm.size();
+        comm.all_to_all(&Array1::<i64>::zeros(size * 40_000), &mut Array1::zeros(size * 40_000))
+    }),
+];
+
+type Mishap = (&'static str, fn());
+
+const MISHAPS: &[Mishap] = &[
+    ("killed", || kill(std::process::id(), "KILL")),
+    ("abort", || std::process::abort()),
+    // Rust's own handler only resets the signal when no address is at fault: the second one kills.
+    ("segv", || (0..2).for_each(|_| kill(std::process::id(), "SEGV"))),
+    ("exit 0", || std::process::exit(0)),
+    ("panic", || panic!("planned")),
+];
+
+/// Sends a signal and, if to itself, waits for it.
+fn kill(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+    if pid == std::process::id() {
+        std::thread::sleep(Duration::from_millis(if signal == "SEGV" { 50 } else { 10_000 }));
+    }
+}
+
+/// Runs `body` in `size` ranks of which `victim` meets with `mishap` at its third call; checks that all others get an
+/// error from that call, soon.
+fn survive(size: usize, victim: usize, mishap: &Mishap, collective: &Collective) {
+    let told = format!("{size} ranks, rank {victim}: {} in {}", mishap.0, collective.0);
+    let mut survivors = SharedArray::<u8, Ix1>::zeros(size).unwrap();
+    let start = Instant::now();
+    let result = launch(size, |comm| {
+        let mut survived = comm.open(&survivors)?;
+        for _ in 0..2 {
+            (collective.1)(comm)?;
+        }
+        if comm.rank() == victim {
+            mishap.1();
+        }
+        let error = (collective.1)(comm).expect_err("a rank is missing");
+        survived.view_mut()[0] = 1;
+        Err::<(), _>(error)
+    });
+    let error = result.expect_err(&told);
+    assert!(start.elapsed() < Duration::from_secs(4), "{told}: {:?}", start.elapsed());
+    let named = match &error {
+        Error::PeerDied { rank, .. } | Error::Panicked { rank, .. } => *rank,
+        other => panic!("{told}: {other}"),
+    };
+    assert_eq!(named, victim, "{told}: {error}");
+    let survived: Vec<usize> = (0..size).filter(|&rank| survivors.view()[rank] == 1).collect();
+    assert_eq!(survived, (0..size).filter(|&rank| rank != victim).collect::<Vec<_>>(), "{told}: {error}");
+}
+
+fn a_dying_rank_ends_every_collective() {
+    for collective in COLLECTIVES {
+        for mishap in MISHAPS {
+            for (size, victim) in [(2, 0), (2, 1), (4, 0), (4, 3)] {
+                survive(size, victim, mishap, collective);
+            }
+        }
+    }
+}
+
+fn a_dying_rank_ends_messages() {
+    for mishap in MISHAPS {
+        survive(
+            2,
+            1,
+            mishap,
+            &("recv", |comm| match comm.rank() {
+                0 => comm.recv(&mut arr1(&[0u8]), 1),
+                _ => comm.send(&arr1(&[1u8]), 0),
+            }),
+        );
+        survive(
+            2,
+            1,
+            mishap,
+            &("long send", |comm| match comm.rank() {
+                0 => comm.send(&Array1::<u8>::zeros(1 << 20), 1),
+                _ => comm.recv(&mut Array1::<u8>::zeros(1 << 20), 0),
+            }),
+        );
+    }
+}
+
+fn causes_are_named() {
+    let cause = |mishap: fn()| {
+        let result = launch(2, |comm| {
+            if comm.rank() == 1 {
+                mishap();
+            }
+            comm.barrier()
+        });
+        match result.expect_err("a rank is missing") {
+            Error::PeerDied { cause, rank: 1, .. } => cause,
+            other => panic!("{other}"),
+        }
+    };
+    assert_eq!(cause(|| kill(std::process::id(), "KILL")), Death::Signal(9));
+    assert_eq!(cause(|| std::process::abort()), Death::Signal(6));
+    assert_eq!(cause(|| kill(std::process::id(), "TERM")), Death::Signal(15));
+    assert_eq!(cause(|| std::process::exit(0)), Death::Exit(0));
+    assert_eq!(cause(|| std::process::exit(7)), Death::Exit(7));
+    let text = Error::PeerDied { place: Default::default(), rank: 1, pid: 2, cause: Death::Signal(11) };
+    assert!(text.to_string().contains("signal 11, SIGSEGV"), "{text}");
+}
+
+fn panic_text_and_place_reach_the_caller() {
+    let line = line!() + 1;
+    let error = launch(3, |comm| if comm.rank() == 2 { panic!("no {}", "water") } else { comm.barrier() });
+    let text = error.unwrap_err().to_string();
+    assert!(text.starts_with("rank 2 panicked: no water (tests/failures.rs:"), "{text}");
+    assert!(text.contains(&format!("failures.rs:{line}")), "{text}");
+    let error = launch(3, |comm| if comm.rank() == 0 { Err(Error::other("dry")) } else { comm.barrier() });
+    assert_eq!(error.unwrap_err(), Error::Returned { rank: 0, text: "dry".into() });
+}
+
+fn panic_without_text_and_panic_in_drop() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in drop");
+        }
+    }
+    let error = launch(2, |comm| match comm.rank() {
+        0 => std::panic::panic_any(17),
+        _ => comm.barrier(),
+    });
+    assert!(matches!(error, Err(Error::Panicked { rank: 0, .. })), "{error:?}");
+    let error = launch(2, |comm| match comm.rank() {
+        0 => {
+            let _bomb = Bomb;
+            panic!("first")
+        }
+        _ => comm.barrier(),
+    });
+    assert!(matches!(error, Err(Error::PeerDied { rank: 0, cause: Death::Signal(6), .. })), "{error:?}");
+    let error = launch(2, |comm| match comm.rank() {
+        0 => std::panic::panic_any(Bomb),
+        _ => comm.barrier(),
+    });
+    assert!(matches!(error, Err(Error::Panicked { rank: 0, .. })), "{error:?}");
+}
+
+fn first_cause_wins() {
+    for _ in 0..20 {
+        let error = launch(4, |comm| {
+            comm.barrier()?;
+            if comm.rank() == 3 {
+                return Err(Error::other("the cause"));
+            }
+            comm.barrier()
+        });
+        assert_eq!(error.unwrap_err(), Error::Returned { rank: 3, text: "the cause".into() });
+    }
+}
+
+fn calls_after_a_failure_fail_at_once() {
+    launch(2, |comm| {
+        if comm.rank() == 1 {
+            kill(std::process::id(), "KILL");
+        }
+        for _ in 0..3 {
+            let error = comm.barrier().unwrap_err();
+            assert!(matches!(error, Error::PeerDied { rank: 1, .. }), "{error}");
+            assert!(comm.all_reduce(&arr1(&[1]), &mut arr1(&[0]), &Op::sum()).is_err());
+        }
+        Ok(())
+    })
+    .expect_err("rank 1 died");
+}
+
+fn a_rank_that_leaves_early_is_named() {
+    let error = launch(3, |comm| if comm.rank() == 1 { Ok(()) } else { comm.barrier() }).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("rank 1 has left the world") && text.contains("barrier"), "{text}");
+}
+
+fn different_calls_are_reported_by_all_ranks() {
+    let errors = Launch { ranks: Some(3), ..Launch::default() }
+        .threads(|comm| {
+            Ok(match comm.rank() {
+                0 => comm.barrier(),
+                1 => comm.broadcast(&mut arr1(&[1.0f32]), 0),
+                _ => comm.all_reduce(&arr1(&[1u8]), &mut arr1(&[0]), &Op::max()),
+            })
+        })
+        .unwrap_err();
+    // The world has been revoked, so the caller hears of it too, although every body returned Ok.
+    assert!(matches!(errors, Error::Ended { .. }), "{errors}");
+    let error = launch(3, |comm| match comm.rank() {
+        0 => comm.barrier(),
+        1 => comm.broadcast(&mut arr1(&[1.0f32]), 0),
+        _ => comm.all_reduce(&arr1(&[1u8]), &mut arr1(&[0]), &Op::max()),
+    });
+    let text = error.unwrap_err().to_string();
+    for row in ["rank 0: barrier", "rank 1: broadcast, f32, root 0, 4 bytes", "rank 2: all_reduce (max), u8"]
+    {
+        assert!(text.contains(row), "{text}");
+    }
+}
+
+fn deadline_names_the_missing_rank() {
+    let world = Launch { ranks: Some(3), deadline: Some(Duration::from_millis(300)), ..Launch::default() };
+    let start = Instant::now();
+    let error = world.fork(|comm| {
+        if comm.rank() == 2 {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        comm.barrier()
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("no answer from rank 2") && text.contains("barrier"), "{text}");
+    assert!(start.elapsed() < Duration::from_secs(4));
+}
+
+fn a_stopped_rank_is_not_dead() {
+    let sums = launch(3, |comm| {
+        if comm.rank() == 1 {
+            let me = std::process::id();
+            let wake = format!("sleep 0.6; kill -CONT {me}");
+            Command::new("sh").args(["-c", &wake]).stdin(Stdio::null()).spawn()?;
+            Command::new("kill").args(["-STOP", &me.to_string()]).status()?;
+        }
+        let mut sum = arr1(&[0]);
+        comm.all_reduce(&arr1(&[comm.rank()]).mapv(|rank| rank as i32), &mut sum, &Op::sum())?;
+        Ok(sum[0])
+    });
+    assert_eq!(sums.unwrap(), Some(vec![3, 3, 3]));
+}
+
+fn threads_at_launch_are_refused_by_name() {
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let (started, start) = std::sync::mpsc::channel();
+    let busy = move || started.send(()).is_ok() && stopped.recv().is_ok();
+    let thread = std::thread::Builder::new().name("busybody".into()).spawn(busy).unwrap();
+    start.recv().unwrap();
+    let error = launch(2, |comm| comm.barrier()).unwrap_err();
+    assert!(matches!(&error, Error::Threads { threads, .. } if threads.contains("busybody")), "{error}");
+    assert!(error.to_string().contains("allow_threads"), "{error}");
+    let allowed = Launch { ranks: Some(2), allow_threads: true, ..Launch::default() };
+    assert_eq!(allowed.fork(|comm| Ok(comm.rank())).unwrap(), Some(vec![0, 1]));
+    drop(stop);
+    let _ = thread.join();
+}
+
+/// Open descriptors, mappings and children of this process.
+fn footprint() -> (usize, usize, String) {
+    let count = |path: &str| std::fs::read_dir(path).unwrap().count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+    (count("/proc/self/fd"), maps, children)
+}
+
+fn nothing_is_left_behind() {
+    let round = |kind: usize| {
+        let _ = launch(3, |comm| {
+            match (kind, comm.rank()) {
+                (1, 1) => panic!("planned"),
+                (2, 0) => std::process::abort(),
+                _ => {}
+            }
+            comm.barrier()?;
+            Ok(comm.alloc::<f64, _>(1000)?)
+        });
+    };
+    let names = || std::fs::read_dir("/dev/shm").map_or(0, Iterator::count);
+    (0..6).for_each(round);
+    let (before, names_before) = (footprint(), names());
+    (0..150).for_each(|number| round(number % 3));
+    assert_eq!(footprint(), before);
+    assert_eq!(names(), names_before);
+}
+
+fn orphans_of_a_dead_rank_die() {
+    let mark = support::mark();
+    let _ = launch(2, |comm| {
+        if comm.rank() == 1 {
+            let mut sleeper = Command::new("sleep");
+            sleeper.arg("1000").env(support::MARK, &mark).stdin(Stdio::null()).spawn()?;
+            std::thread::sleep(Duration::from_millis(50));
+            kill(std::process::id(), "KILL");
+        }
+        comm.barrier()
+    });
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn ranks_that_wait_for_ever() {
+    if std::env::var(support::MARK).is_err() {
+        return;
+    }
+    let _ = launch(4, |comm| {
+        if comm.rank() == 0 {
+            std::thread::sleep(Duration::from_secs(1000));
+        }
+        comm.barrier()
+    });
+}
+
+fn end_the_caller(signal: &str) {
+    let mark = support::mark();
+    let mut caller =
+        support::case("helper: ranks that wait for ever").env(support::MARK, &mark).spawn().unwrap();
+    let start = Instant::now();
+    while marked_processes(&mark).len() < 6 {
+        assert!(start.elapsed() < Duration::from_secs(20), "caller, zygote and four ranks start");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(caller.id(), signal);
+    caller.wait().unwrap();
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn killed_caller_takes_all_with_it() {
+    (0..5).for_each(|_| end_the_caller("KILL"));
+}
+
+fn interrupted_caller_takes_all_with_it() {
+    end_the_caller("INT");
+    end_the_caller("TERM");
+}
+
+fn killed_zygote_ends_the_world() {
+    let mut ranks = SharedArray::<u32, Ix1>::zeros(3).unwrap();
+    let error = launch(3, |comm| {
+        comm.open(&ranks)?.view_mut()[0] = std::process::id();
+        if comm.rank() == 1 {
+            kill(std::os::unix::process::parent_id(), "KILL");
+            std::thread::sleep(Duration::from_secs(10));
+        }
+        comm.barrier()
+    });
+    assert!(matches!(error, Err(Error::Supervisor { cause: Death::Signal(9), .. })), "{error:?}");
+    let start = Instant::now();
+    while ranks.view().iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}/exe")).exists()) {
+        assert!(start.elapsed() < Duration::from_secs(1), "ranks outlive their zygote");
+    }
+}
+
+fn a_deaf_rank_is_ended_after_a_grace() {
+    let start = Instant::now();
+    let error = launch(2, |comm| match comm.rank() {
+        0 => Err(Error::other("over")),
+        _ => {
+            std::thread::sleep(Duration::from_secs(60));
+            comm.barrier()
+        }
+    });
+    assert_eq!(error.unwrap_err(), Error::Returned { rank: 0, text: "over".into() });
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+fn nested_worlds_work() {
+    let sums = launch(2, |comm| {
+        let inner = launch(2, |inner| {
+            let mut sum = arr1(&[0u64]);
+            inner.all_reduce(&arr1(&[inner.rank() as u64 + 1]), &mut sum, &Op::sum())?;
+            Ok(sum[0])
+        })?;
+        comm.barrier()?;
+        Ok(inner.map_or(0, |inner| inner[0]) + comm.rank() as u64)
+    });
+    assert_eq!(sums.unwrap(), Some(vec![3, 4]));
+}
+
+fn print_once() {
+    print!("before ");
+    let _ = launch(3, |comm| comm.barrier());
+    println!("after");
+}
+
+fn code_after_launch_runs_once() {
+    let output = support::case("helper: print once").stdout(Stdio::piped()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "before after\n");
+}
+
+fn failures_of_threads_reach_the_caller() {
+    let world = Launch { ranks: Some(3), ..Launch::default() };
+    let error = world.threads(|comm| if comm.rank() == 1 { panic!("a thread") } else { comm.barrier() });
+    let text = error.unwrap_err().to_string();
+    assert!(text.starts_with("rank 1 panicked: a thread (tests/failures.rs:"), "{text}");
+    let error = world.threads(|comm| if comm.rank() == 2 { Err(Error::other("no")) } else { comm.barrier() });
+    assert_eq!(error.unwrap_err(), Error::Returned { rank: 2, text: "no".into() });
 }

@@ -93,10 +93,32 @@ impl State {
     }
 }
 
-/// [1], [1'] on words alone: what the model checker exercises.
-pub(crate) fn claim(word: &AtomicU64, slot: usize) -> bool {
+// [1], [1'], [3] on words alone: what the model checker exercises.
+
+/// [1]: did `slot` get the task?
+pub(super) fn claim(word: &AtomicU64, slot: usize) -> bool {
     let owned = State::Owned { slot, attempt: 0 }.word();
     word.compare_exchange(0, owned, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
+/// [1']: the attempt that `slot` now makes, if its predecessor left the task unfinished.
+pub(super) fn resume(word: &AtomicU64, slot: usize) -> Option<u32> {
+    let State::Owned { slot: owner, attempt } = state(word) else { return None };
+    (owner == slot).then(|| {
+        publish(word, State::Owned { slot, attempt: attempt + 1 });
+        attempt + 1
+    })
+}
+
+/// [3]: what was written to the row before is seen by all who see the state.
+pub(super) fn publish(word: &AtomicU64, state: State) {
+    word.store(state.word(), Ordering::Release);
+}
+
+/// A task's state, and with it the row.
+pub(super) fn state(word: &AtomicU64) -> State {
+    // Acquire: with the Release of [3], the row is seen whole.
+    State::of(word.load(Ordering::Acquire))
 }
 
 /// What a worker has done so far. Written by its slot.
@@ -221,8 +243,7 @@ impl Ledger {
 
     /// A task's state.
     pub(crate) fn state(&self, task: usize) -> State {
-        // Acquire: with the Release of [3], the row is seen whole.
-        State::of(self.words()[task].load(Ordering::Acquire))
+        state(&self.words()[task])
     }
 
     /// [1]: a free task becomes `slot`'s.
@@ -233,12 +254,7 @@ impl Ledger {
     /// [1']: the task that the slot's predecessor left unfinished. Only for a process that fills the slot after the
     /// kernel has reported its predecessor's death.
     pub(crate) fn resume(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        let State::Owned { slot: owner, attempt } = self.state(task) else { return None };
-        if owner != slot {
-            return None;
-        }
-        let attempt = attempt + 1;
-        self.words()[task].store(State::Owned { slot, attempt }.word(), Ordering::Release);
+        let attempt = resume(&self.words()[task], slot)?;
         Some(Claim { ledger: self, task, slot, attempt })
     }
 
@@ -337,7 +353,7 @@ impl Claim<'_> {
     }
 
     fn finish(self, state: State) {
-        self.ledger.words()[self.task].store(state.word(), Ordering::Release);
+        publish(&self.ledger.words()[self.task], state);
         let rows = &self.ledger.tallies()[self.slot].rows;
         rows.store(rows.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }

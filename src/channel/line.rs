@@ -14,6 +14,7 @@ pub(crate) const INLINE_WORDS: usize = 9;
 pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
 
 /// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(128))]
 struct Mark {
     /// The number of the exchange this is for. Stored last.
@@ -26,6 +27,7 @@ struct Mark {
 }
 
 /// One rank's words in a communicator. All but `sleepers` are written by the owner only.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(128))]
 pub(crate) struct Line {
     marks: [Mark; 2],
@@ -52,7 +54,7 @@ impl Line {
         &self.marks[(e & 1) as usize]
     }
 
-    fn meeting(&self, e: u32) -> Meeting<'_> {
+    pub(super) fn meeting(&self, e: u32) -> Meeting<'_> {
         Meeting { word: &self.mark(e).sequence, sleepers: &self.sleepers }
     }
 }

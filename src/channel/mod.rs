@@ -4,6 +4,8 @@
 pub(crate) mod call;
 pub(crate) mod ledger;
 pub(crate) mod line;
+#[cfg(all(loom, test))]
+mod model;
 pub(crate) mod ring;
 pub(crate) mod view;
 pub(crate) mod window;

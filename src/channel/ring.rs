@@ -27,11 +27,12 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Slots of a ring.
-const SLOTS: u32 = 32;
+const SLOTS: u32 = if cfg!(loom) { 2 } else { 32 };
 /// Bytes that travel in the slot itself.
 pub(crate) const SMALL: usize = 32;
 
 /// One frame and its stamp: a cache line.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Slot {
     stamp: AtomicU32,
@@ -42,6 +43,7 @@ pub(crate) struct Slot {
 }
 
 /// The words of one ring.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(128))]
 pub(crate) struct RingWords {
     /// Positions below are free for the writer. Written by the reader.
@@ -53,6 +55,7 @@ pub(crate) struct RingWords {
     slots: [Slot; SLOTS as usize],
 }
 
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(128))]
 struct Padded(AtomicU32);
 
@@ -84,15 +87,18 @@ impl Layout {
 
 /// Readies the ring at `at` for positions from `first` on.
 pub(crate) fn prepare(segment: &Segment, at: usize, first: u32) {
-    let words = segment.place::<RingWords>(at);
-    words.head.store(first, Ordering::Relaxed);
-    for ahead in 0..SLOTS {
-        let q = first.wrapping_add(ahead);
-        words.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);
-    }
+    segment.place::<RingWords>(at).prepare(first);
 }
 
 impl RingWords {
+    pub(super) fn prepare(&self, first: u32) {
+        self.head.store(first, Ordering::Relaxed);
+        for ahead in 0..SLOTS {
+            let q = first.wrapping_add(ahead);
+            self.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);
+        }
+    }
+
     fn slot(&self, q: u32) -> &Slot {
         &self.slots[(q % SLOTS) as usize]
     }
@@ -150,8 +156,18 @@ impl<'w> End<'w> {
         pace: Pace,
         first: u32,
     ) -> End<'w> {
-        let words = segment.place(at);
-        End { words, segment, store: at + layout.store, room: layout.room, guard, pace, next: first }
+        End::over(segment.place(at), (segment, at + layout.store, layout.room), guard, pace, first)
+    }
+
+    /// The ring of these words, with a store at this place of this length.
+    pub(super) fn over(
+        words: &'w RingWords,
+        (segment, store, room): (&'w Segment, usize, usize),
+        guard: Guard<'w>,
+        pace: Pace,
+        first: u32,
+    ) -> End<'w> {
+        End { words, segment, store, room, guard, pace, next: first }
     }
 
     #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]
@@ -233,7 +249,11 @@ impl<'w> Writer<'w> {
     }
 
     /// Room for `len` contiguous bytes of the store; returns the position behind them.
-    fn reserve(&mut self, len: usize, deadline: Option<Instant>) -> std::result::Result<u64, Broken> {
+    pub(super) fn reserve(
+        &mut self,
+        len: usize,
+        deadline: Option<Instant>,
+    ) -> std::result::Result<u64, Broken> {
         let room = self.end.room as u64;
         let left = room - self.taken % room;
         let skip = if (len as u64) <= left { 0 } else { left };

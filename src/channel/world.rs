@@ -237,7 +237,7 @@ impl World {
     /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
     pub(crate) fn enter(&self, rank: usize, process: bool) {
         let slot = self.slot(rank);
-        let alive = if process { process::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
+        let alive = if process { wait::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
         slot.alive.store(alive, Ordering::Release);
     }
 
@@ -247,7 +247,7 @@ impl World {
         slot.result.store(result.0 as u64, Ordering::Relaxed);
         slot.result_len.store(result.1 as u64, Ordering::Relaxed);
         slot.status.store(DONE, Ordering::Relaxed);
-        self.go(rank, LEFT);
+        wait::depart(&slot.alive, LEFT);
     }
 
     /// The rank's body has failed: everyone's calls end.
@@ -255,7 +255,7 @@ impl World {
         let slot = self.slot(rank);
         slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
         slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
-        self.go(rank, FAILED);
+        wait::depart(&slot.alive, FAILED);
         self.revoke(rank);
     }
 
@@ -267,17 +267,9 @@ impl World {
         self.revoke(rank);
     }
 
-    fn go(&self, rank: usize, alive: u32) {
-        let slot = self.slot(rank);
-        slot.alive.store(alive, Ordering::SeqCst);
-        wait::wake_all(&slot.alive);
-    }
-
     /// Ends every call of the world, now and later; the first culprit counts.
     pub(crate) fn revoke(&self, culprit: usize) {
-        let revoked = self.revoked_word();
-        let _ = revoked.compare_exchange(0, culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
-        wait::wake_all(revoked);
+        wait::revoke(self.revoked_word(), culprit);
     }
 
     /// The zygote's word on how `rank`'s process ended.
@@ -332,6 +324,7 @@ impl World {
             PANICKED => Error::Panicked { rank, text },
             RETURNED => Error::Returned { rank, text },
             UNSTARTED => Error::Start { text },
+            DONE => Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank },
             _ => self.blame(Place { operation: "launch", rank, sequence: 0 }, rank),
         }
     }

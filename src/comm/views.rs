@@ -100,9 +100,10 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Zeroed shared memory that all ranks hold for as long as the world lives, from a page boundary on.
-    pub(crate) fn hold(&mut self, call: &Call, len: usize) -> Result<(Arc<Segment>, usize)> {
-        self.transport.agree(call, len as u64)?;
+    /// Zeroed shared memory that all ranks hold for as long as the world lives, from a page boundary on. What it is for
+    /// must be the same on all: `digest`.
+    pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<(Arc<Segment>, usize)> {
+        self.transport.agree(call, digest)?;
         let (offset, block) = self.shared_block(call, len.saturating_add(PAGE))?;
         let segment = Arc::clone(block.segment());
         core::mem::forget(block);

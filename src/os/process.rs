@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
+#[cfg(not(loom))]
 use core::sync::atomic::AtomicU32;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -200,6 +201,7 @@ pub(crate) fn pid() -> u32 {
 }
 
 /// The robust list of one thread (`set_robust_list(2)`): one entry, whose word lies `offset` bytes behind it.
+#[cfg(not(loom))]
 #[repr(C)]
 struct RobustList {
     first: *const RobustList,
@@ -212,6 +214,7 @@ struct RobustList {
 /// (glibc's robust mutexes are not available to it from here on).
 ///
 /// Returns the value that says "alive". The caller stores it *after* this call.
+#[cfg(not(loom))]
 pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
     // The node that the kernel follows is private and never freed: an entry is a pointer, and pointers have no place
     // in shared memory. Kernel: `entry + offset` is the futex word (futex.rst, "Robust futexes").

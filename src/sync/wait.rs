@@ -166,6 +166,18 @@ impl Meeting<'_> {
     }
 }
 
+/// A rank's last word, `LEFT` or `FAILED`: ends the waits for it.
+pub(crate) fn depart(alive: &AtomicU32, last: u32) {
+    alive.store(last, Ordering::SeqCst);
+    wake_all(alive);
+}
+
+/// Ends every wait of a world; the first `culprit` counts.
+pub(crate) fn revoke(revoked: &AtomicU32, culprit: usize) {
+    let _ = revoked.compare_exchange(0, culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+    wake_all(revoked);
+}
+
 fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
     match guard.revoked.load(Ordering::Relaxed) {
         0 => Ok(()),
@@ -176,42 +188,85 @@ fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
 #[cfg(not(loom))]
 mod machine {
     pub(crate) use crate::os::futex::{wait as sleep_on, wake_all};
+    pub(crate) use crate::os::process::announce_death_through;
     pub(super) use crate::os::process::yield_now;
     pub(super) use core::hint::spin_loop;
 }
 
-/// The futex as the model checker sees it: one queue for all words, checked and joined under one lock (as the kernel
-/// does it per word). Every sleep must be ended by a wake: there are no slices here, so a lost wake-up is a deadlock.
+/// The futex as the model checker sees it: who sleeps on which words, checked and joined under one lock (as the kernel
+/// does it per word). Every sleep must be ended by a wake of one of its words: there are no slices here, so a lost
+/// wake-up is a deadlock.
 #[cfg(loom)]
 mod machine {
-    use super::{AtomicU32, Duration, Ordering};
-    use loom::sync::{Condvar, Mutex};
+    use super::{AtomicU32, Duration, Ordering, Pace};
+    use loom::sync::{Mutex, MutexGuard};
+    use loom::thread::{self, Thread};
+
+    struct Sleeper {
+        /// Addresses of the words.
+        words: [usize; 3],
+        thread: Thread,
+    }
 
     loom::lazy_static! {
-        static ref QUEUE: Mutex<()> = Mutex::new(());
-        static ref WOKEN: Condvar = Condvar::new();
+        static ref QUEUE: Mutex<Vec<Sleeper>> = Mutex::new(Vec::new());
+    }
+
+    fn queue() -> MutexGuard<'static, Vec<Sleeper>> {
+        QUEUE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn key(word: &AtomicU32) -> usize {
+        core::ptr::from_ref(word).addr()
     }
 
     pub(crate) fn sleep_on(words: [(&AtomicU32, u32); 3], _slice: Duration) {
-        let queue = QUEUE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut queue = queue();
         if words.iter().all(|(word, value)| word.load(Ordering::Relaxed) == *value) {
-            drop(WOKEN.wait(queue));
+            queue.push(Sleeper { words: words.map(|(word, _)| key(word)), thread: thread::current() });
+            drop(queue);
+            thread::park();
         }
     }
 
-    pub(crate) fn wake_all(_word: &AtomicU32) {
-        let _queue = QUEUE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        WOKEN.notify_all();
+    pub(crate) fn wake_all(word: &AtomicU32) {
+        wake(word, usize::MAX);
+    }
+
+    /// Wakes at most `count` of those who sleep on `word`, in the order in which they went to sleep. The kernel wakes
+    /// one when the owner of a robust word dies.
+    pub(crate) fn wake(word: &AtomicU32, count: usize) {
+        let mut queue = queue();
+        for _ in 0..count {
+            let Some(first) = queue.iter().position(|sleeper| sleeper.words.contains(&key(word))) else {
+                return;
+            };
+            queue.remove(first).thread.unpark();
+        }
+    }
+
+    pub(crate) fn announce_death_through(_word: &AtomicU32) -> u32 {
+        crate::os::process::WAITERS
     }
 
     pub(super) fn yield_now() {
-        loom::thread::yield_now();
+        thread::yield_now();
     }
 
     pub(super) fn spin_loop() {
-        loom::thread::yield_now();
+        thread::yield_now();
+    }
+
+    #[cfg(test)]
+    impl Pace {
+        /// So many looks at the word before sleeping.
+        pub(crate) const fn exactly(spins: u32, yields: u32) -> Pace {
+            Pace { spins, yields }
+        }
     }
 }
 
-pub(crate) use machine::wake_all;
+#[cfg(all(loom, test))]
+pub(crate) use machine::wake;
+pub(crate) use machine::{announce_death_through, wake_all};
 use machine::{sleep_on, spin_loop, yield_now};

@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::Xxh3;
 
 /// A row whose worker dies this often is given up.
 const ATTEMPTS: u32 = 3;
@@ -419,9 +420,15 @@ impl Sweep<'_> {
         let start = Instant::now();
         let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
         let (rows, workers) = (parameters.nrows(), comm.size());
-        let (segment, base) = comm.hold(&call, Ledger::len(rows, outputs, workers)?)?;
-        let ledger = Ledger::over(segment, base, rows, outputs, workers)?;
         let (parameters, schedule) = (parameters.as_standard_layout(), self.schedule);
+        let mut digest = Xxh3::with_seed(outputs as u64);
+        digest.update(&[schedule as u8]);
+        parameters
+            .outer_iter()
+            .for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
+        digest.update(bytemuck::bytes_of(&parameters.dim().0));
+        let (segment, base) = comm.hold(&call, Ledger::len(rows, outputs, workers)?, digest.digest())?;
+        let ledger = Ledger::over(segment, base, rows, outputs, workers)?;
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),

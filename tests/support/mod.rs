@@ -4,6 +4,8 @@
 //! success. Here a case fails if its process does anything but exit with 0, and one that hangs is killed with all its
 //! descendants.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
+
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -66,4 +68,45 @@ fn run(name: &str) -> Result<(), String> {
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
     Err(format!("hung: killed after {} s", PATIENCE.as_secs()))
+}
+
+/// The environment variable that marks a test's own processes.
+pub const MARK: &str = "PHALANX_TEST_MARK";
+
+/// A mark that no other test has.
+pub fn mark() -> String {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+    format!("{}-{now}", std::process::id())
+}
+
+/// This program, to run one case.
+pub fn case(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.arg(format!("--case={name}")).stdin(Stdio::null());
+    command
+}
+
+/// Processes started with the mark that have not ended.
+pub fn marked_processes(mark: &str) -> Vec<u32> {
+    let sought = format!("{MARK}={mark}");
+    let pids = std::fs::read_dir("/proc").expect("procfs").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_marked = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == sought.as_bytes())
+    };
+    pids.filter(is_marked).collect()
+}
+
+/// All processes with the mark end in time.
+pub fn gone_within(patience: Duration, mark: &str) {
+    let start = Instant::now();
+    loop {
+        match marked_processes(mark) {
+            left if left.is_empty() => return,
+            left => assert!(start.elapsed() < patience, "still there: {left:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
