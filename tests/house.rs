@@ -1,4 +1,5 @@
 //! The house as it is meant to stand: calls go down, `unsafe` lives in named rooms and is explained.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -106,6 +106,12 @@ impl<'w> Gate<'w> {
 
     /// [2], [3]
     pub(crate) fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
+        self.fill(line, head, inline);
+        self.lines[self.me].meeting(self.next).signal(self.next);
+    }
+
+    /// [2]
+    pub(super) fn fill(&self, line: u32, head: &Head, inline: &[u8]) {
         let mark = self.lines[self.me].mark(self.next);
         mark.line.store(line, Ordering::Relaxed);
         let words = [head.signature, head.len, head.place, head.target, head.room, head.digest];
@@ -117,7 +123,6 @@ impl<'w> Gate<'w> {
             padded[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
         }
-        self.lines[self.me].meeting(self.next).signal(self.next);
     }
 
     /// [4] for one peer; the mark's contents may be read afterwards.

@@ -272,7 +272,7 @@ impl<'w> Writer<'w> {
         // A head beyond what was written is not the reader's: take no more than is under way.
         let passed = (head.wrapping_sub(seen) as usize).min(self.ends.len());
         self.head = seen.wrapping_add(passed as u32);
-        if let Some(end) = self.ends.drain(..passed).last() {
+        if let Some(end) = self.ends.drain(..passed).next_back() {
             self.returned = end;
         }
         Ok(())

@@ -123,7 +123,7 @@ const BLOCK: usize = 8 << 10;
 
 impl Fold<'_> {
     /// `dst = part(0) op part(1) op ...`, in rank order; parts are as long as `dst`.
-    pub(crate) fn in_rank_order<'p>(&self, dst: &mut [u8], parts: &[&'p [u8]]) -> Result<()> {
+    pub(crate) fn in_rank_order(&self, dst: &mut [u8], parts: &[&[u8]]) -> Result<()> {
         let block = (BLOCK / self.size.max(1)).max(1) * self.size.max(1);
         for (index, dst) in dst.chunks_mut(block).enumerate() {
             let range = index * block..index * block + dst.len();

@@ -94,10 +94,10 @@ fn map(len: usize) -> Result<NonNull<u8>> {
         let _ = unsafe { munmap(reserved, head) };
     }
     if tail > 0 {
-        // SAFETY: still inside the reservation.
-        let end = unsafe { NonNull::new_unchecked(aligned.add(len)) };
+        // SAFETY: still inside the reservation, or at its end.
+        let end = unsafe { reserved.byte_add(skip + len) };
         // SAFETY: pages of the reservation behind the mapping, used by nobody.
-        let _ = unsafe { munmap(end.cast(), tail) };
+        let _ = unsafe { munmap(end, tail) };
     }
     mapped.map(NonNull::cast).map_err(failed("mmap"))
 }

@@ -54,7 +54,8 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(not(miri))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,0 +1,180 @@
+//! Tasks run by a forked crew while its caller goes on.
+//!
+//! A worker serialises what a task gave into its heap, writes where that lies into the task's row of a ledger, and
+//! commits the row: a result is whole or not there, whenever a worker is killed. A worker that dies is replaced, and
+//! its successor runs the unfinished task again.
+
+use crate::channel::ledger::{Claim, Ledger, State};
+use crate::channel::world::{Plan, World};
+use crate::error::{Error, Result};
+use crate::shm::arena::Block;
+use crate::shm::array::{alloc, carrying, lend_heap};
+use crate::sync::atomic::Ordering;
+use crate::work::crew::{Crew, Job};
+use crate::work::manager::tasks::{Outcome, Work, Worker};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// A task whose worker dies this often is given up.
+const ATTEMPTS: u32 = 3;
+/// Results are put one behind the other into blocks of this size; a larger one has a block of its own.
+const SHELF: usize = 256 << 10;
+/// A row: the shelf's offset in the segment, the result's on the shelf, its length.
+const ROW: usize = 3;
+
+/// A crew at work on tasks. Dropping it ends its processes.
+pub(crate) struct FanOut {
+    crew: Crew,
+    world: World,
+    ledger: Ledger,
+}
+
+impl FanOut {
+    /// Forks the workers; returns while they work.
+    pub(crate) fn open<P, S, R: Serialize>(
+        work: &Work<'_, P, S, R>,
+        workers: usize,
+        allow_threads: bool,
+    ) -> Result<FanOut> {
+        let world = World::new(Plan { ranks: workers, heap: None, first_sequence: 0, deadline: None })?;
+        let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
+        let body = |slot, ()| Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work);
+        let progress = |slot: usize| ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let job = Job { build: &|| Ok(()), warm: false, body: &body, replace: Some(&progress) };
+        let crew = Crew::open(&world, &job, allow_threads).map_err(|error| match error {
+            Error::Threads { threads, .. } => Error::Threads { operation: "scatter", threads },
+            other => other,
+        })?;
+        Ok(FanOut { crew, world, ledger })
+    }
+
+    /// Waits until the workers have ended; the outcomes of all tasks, or of those up to a failure among them.
+    pub(crate) fn collect<R: DeserializeOwned>(mut self) -> Result<Vec<(usize, Outcome<R>)>> {
+        let ended = self.crew.wait(|| {});
+        if let Err(supervisor @ Error::Supervisor { .. }) = ended {
+            // Its slots may still be writing.
+            return Err(supervisor);
+        }
+        let mut shelves = HashMap::new();
+        let finished = (0..self.ledger.tasks).filter_map(|task| Some((task, self.row(task)?)));
+        let read = |(task, row): (usize, Result<[usize; ROW]>)| {
+            let outcome = self.read(row?, &mut shelves)?;
+            Ok((task, outcome))
+        };
+        let outcomes: Vec<(usize, Outcome<R>)> = finished.map(read).collect::<Result<_>>()?;
+        let whole = outcomes.len() == self.ledger.tasks;
+        match ended {
+            Err(why) if !whole && outcomes.iter().all(|(_, outcome)| outcome.is_ok()) => Err(why),
+            _ => Ok(outcomes),
+        }
+    }
+
+    /// Where the result of a finished task lies.
+    fn row(&self, task: usize) -> Option<Result<[usize; ROW]>> {
+        let State::Done(_) = self.ledger.state(task) else { return None };
+        let row = self.ledger.row(task)?;
+        let words = std::array::from_fn(|word| row[word].to_bits() as usize);
+        let sound = self.ledger.verify(task, &[]);
+        Some(if sound { Ok(words) } else { Err(Error::Corrupt { what: "a row of scattered results" }) })
+    }
+
+    fn read<R: DeserializeOwned>(
+        &self,
+        [offset, at, len]: [usize; ROW],
+        shelves: &mut HashMap<usize, Block>,
+    ) -> Result<Outcome<R>> {
+        if !shelves.contains_key(&offset) {
+            shelves.insert(offset, Block::join(self.world.segment(), offset, SHELF.max(len))?);
+        }
+        let end = at.checked_add(len);
+        let bytes = end.and_then(|end| shelves.get(&offset)?.bytes().get(at..end));
+        let bytes = bytes.ok_or(Error::Corrupt { what: "the place of a scattered result" })?;
+        carrying(self.world.segment(), || Ok(postcard::from_bytes(bytes)?))
+    }
+}
+
+/// A worker's process.
+struct Slot<'a> {
+    world: &'a World,
+    ledger: &'a Ledger,
+    slot: usize,
+    /// Where its next result goes, and how far that is used.
+    shelf: Option<(Block, usize)>,
+}
+
+impl Slot<'_> {
+    /// What its predecessor left, then tasks as they come; up to the first that fails, in any worker.
+    fn work<P, S, R: Serialize>(mut self, work: &Work<'_, P, S, R>) -> Result<(usize, usize)> {
+        lend_heap(self.world.heap(self.slot));
+        let (ledger, slot) = (self.ledger, self.slot);
+        let mut worker = Worker::new(work, slot);
+        if self.world.slot(slot).generation() > 1 {
+            for claim in (0..ledger.tasks).filter_map(|task| ledger.resume(task, slot)) {
+                let outcome = self.resume(&claim, &mut worker);
+                self.finish(claim, outcome, &worker)?;
+            }
+        }
+        let (first, rest) = match work.one_each(self.world.ranks()) {
+            true => (None, slot..slot + 1),
+            false => (Some(ledger), 0..ledger.tasks),
+        };
+        let hinted = std::iter::from_fn(|| first?.hint(|_| 1)).flatten();
+        for claim in hinted.chain(rest).filter_map(|task| ledger.claim(task, slot)) {
+            let outcome = worker.run(claim.task);
+            self.finish(claim, outcome, &worker)?;
+            if self.world.culprit().is_some() {
+                break;
+            }
+        }
+        Ok((0, 0))
+    }
+
+    /// The task on which the predecessor died: again, or given up.
+    fn resume<P, S, R>(&self, claim: &Claim<'_>, worker: &mut Worker<'_, P, S, R>) -> Outcome<R> {
+        if claim.attempt < ATTEMPTS {
+            return worker.run(claim.task);
+        }
+        let death = self.world.death(self.slot, Duration::ZERO);
+        Err(worker.failure(format!("the worker died {ATTEMPTS} times on it, the last time by {death}")))
+    }
+
+    /// Commits what a task gave. A failure ends the crew: there is nothing left to gather.
+    fn finish<P, S, R: Serialize>(
+        &mut self,
+        mut claim: Claim<'_>,
+        outcome: Outcome<R>,
+        worker: &Worker<'_, P, S, R>,
+    ) -> Result<()> {
+        let segment = self.world.segment();
+        let mut failed = outcome.as_ref().err().map(|failure| failure.text.clone());
+        let bytes = match carrying(segment, || postcard::to_stdvec(&outcome)) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let failure = worker.failure(format!("its result cannot be carried: {error}"));
+                failed = Some(failure.text.clone());
+                postcard::to_stdvec(&Outcome::<R>::Err(failure))?
+            }
+        };
+        let row = self.put(&bytes)?.map(|word| f64::from_bits(word as u64));
+        claim.row().copy_from_slice(&row);
+        claim.done(&[]);
+        failed.map_or(Ok(()), |text| Err(Error::other(text)))
+    }
+
+    /// Puts bytes on the shelf.
+    fn put(&mut self, bytes: &[u8]) -> Result<[usize; ROW]> {
+        let fits = |(shelf, used): &(Block, usize)| used + bytes.len() <= shelf.bytes().len();
+        if !self.shelf.as_ref().is_some_and(fits) {
+            let fresh = alloc(SHELF.max(bytes.len()), false)?;
+            // Full shelves are the caller's: never dropped here, or the heap would use them again.
+            core::mem::forget(self.shelf.replace((fresh, 0)));
+        }
+        let Some((shelf, used)) = &mut self.shelf else { return Ok([0; ROW]) };
+        let at = *used;
+        *used += bytes.len();
+        shelf.bytes_mut()[at..*used].copy_from_slice(bytes);
+        Ok([shelf.offset(), at, bytes.len()])
+    }
+}

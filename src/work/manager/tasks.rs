@@ -1,0 +1,297 @@
+//! What is scattered: samples dealt to tasks, and how a worker runs one.
+
+use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::work::crew::caught;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one [`LocalResults`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granularity {
+    /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3 workers: 214,
+    /// 213 and 213). With fewer samples than workers, one a sample.
+    #[default]
+    PerWorker,
+    /// One task a sample. A worker takes the next one when it is ready for it, and keeps from sample to sample what it
+    /// has built. (The ranks of a world have their stretch from the start: see
+    /// [`with_peers`](crate::ParallelManager::with_peers).)
+    PerSample,
+}
+
+/// What one call of `do_execute` has given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalResults<P, R> {
+    /// The number of the task: with [`Granularity::PerWorker`] that of the worker, with [`Granularity::PerSample`] that
+    /// of the sample in the scattered list.
+    pub process_number: usize,
+    /// The samples that it was called with.
+    pub parameters: Vec<P>,
+    /// What it returned.
+    pub results: R,
+}
+
+/// Why a task has no result.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) worker: usize,
+    pub(crate) text: String,
+}
+
+/// What became of a task.
+pub(crate) type Outcome<R> = std::result::Result<R, Failure>;
+
+/// How many samples there are, and to how many tasks they are dealt. An empty list is one task, of no sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Deal {
+    samples: usize,
+    pub(crate) tasks: usize,
+}
+
+impl Deal {
+    pub(crate) fn new(samples: usize, workers: usize, granularity: Granularity) -> Deal {
+        let tasks = match granularity {
+            Granularity::PerWorker => samples.min(workers),
+            Granularity::PerSample => samples,
+        };
+        Deal { samples, tasks: tasks.max(1) }
+    }
+
+    /// The samples of a task.
+    fn samples(&self, task: usize) -> Range<usize> {
+        share(self.samples, self.tasks, task)
+    }
+
+    /// One [`LocalResults`] a task, in order; or the first failure.
+    pub(crate) fn results<P, R>(
+        &self,
+        parameters: Vec<P>,
+        mut outcomes: Vec<(usize, Outcome<R>)>,
+    ) -> Result<Vec<LocalResults<P, R>>> {
+        outcomes.sort_by_key(|&(task, _)| task);
+        let failed = |(task, outcome)| match outcome {
+            Ok(results) => Ok((task, results)),
+            Err(Failure { worker, text }) => Err(Error::Task { worker, samples: self.samples(task), text }),
+        };
+        let results: Vec<(usize, R)> = outcomes.into_iter().map(failed).collect::<Result<_>>()?;
+        if results.len() != self.tasks {
+            let problem = format!(
+                "{} of {} tasks have a result: what a group has scattered, all of it must gather",
+                results.len(),
+                self.tasks
+            );
+            return Err(Error::option("gather", problem));
+        }
+        let mut parameters = parameters.into_iter();
+        let mut next = |(task, results)| {
+            let parameters = parameters.by_ref().take(self.samples(task).len()).collect();
+            LocalResults { process_number: task, parameters, results }
+        };
+        Ok(results.into_iter().map(&mut next).collect())
+    }
+}
+
+/// The `part`-th of `parts` stretches of `total`, as numpy's `array_split` cuts them: the first `total % parts` are one
+/// longer.
+pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
+    let start = |part: usize| part * (total / parts) + part.min(total % parts);
+    start(part)..start(part + 1)
+}
+
+/// Builds, executes, and throws away what was built: what a worker does with its one stretch of a list.
+///
+/// # Errors
+/// Those of `do_build` and `do_execute`.
+///
+/// ```
+/// let sum = phalanx::build_and_execute(
+///     || Ok(10.0),
+///     |samples: &[f64], scale: &mut f64| Ok(*scale * samples.iter().sum::<f64>()),
+///     &[1.0, 2.0],
+/// )?;
+/// assert_eq!(sum, 30.0);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub fn build_and_execute<P, S, R>(
+    do_build: impl FnOnce() -> Result<S>,
+    do_execute: impl Fn(&[P], &mut S) -> Result<R>,
+    local_parameters: &[P],
+) -> Result<R> {
+    ParallelActor::new(do_build, do_execute)?.execute(local_parameters)
+}
+
+/// A model that is built once and executed many times; it keeps its state from call to call (a warm start).
+///
+/// ```
+/// let mut actor = phalanx::ParallelActor::new(
+///     || Ok(0),
+///     |samples: &[i32], calls: &mut i32| {
+///         *calls += 1;
+///         Ok((*calls, samples.len()))
+///     },
+/// )?;
+/// assert_eq!((actor.execute(&[5, 6])?, actor.execute(&[7])?), ((1, 2), (2, 1)));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ParallelActor<S, E> {
+    state: S,
+    do_execute: E,
+}
+
+impl<S, E> ParallelActor<S, E> {
+    /// Builds the state.
+    ///
+    /// # Errors
+    /// That of `do_build`.
+    pub fn new<P, R>(do_build: impl FnOnce() -> Result<S>, do_execute: E) -> Result<ParallelActor<S, E>>
+    where
+        E: Fn(&[P], &mut S) -> Result<R>,
+    {
+        Ok(ParallelActor { state: do_build()?, do_execute })
+    }
+
+    /// Calls `do_execute` with these samples and the state.
+    ///
+    /// # Errors
+    /// That of `do_execute`.
+    pub fn execute<P, R>(&mut self, local_parameters: &[P]) -> Result<R>
+    where
+        E: Fn(&[P], &mut S) -> Result<R>,
+    {
+        (self.do_execute)(local_parameters, &mut self.state)
+    }
+}
+
+type Build<'a, S> = &'a (dyn Fn() -> Result<S> + Sync);
+type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R> + Sync);
+
+/// Everything that workers need to know.
+pub(crate) struct Work<'a, P, S, R> {
+    pub(crate) parameters: &'a [P],
+    pub(crate) deal: Deal,
+    pub(crate) do_build: Build<'a, S>,
+    pub(crate) do_execute: Execute<'a, P, S, R>,
+}
+
+/// One worker, by its number; it builds when its first task comes.
+pub(crate) struct Worker<'a, P, S, R> {
+    work: &'a Work<'a, P, S, R>,
+    number: usize,
+    actor: Option<ParallelActor<S, Execute<'a, P, S, R>>>,
+}
+
+impl<'a, P, S, R> Worker<'a, P, S, R> {
+    pub(crate) fn new(work: &'a Work<'a, P, S, R>, number: usize) -> Worker<'a, P, S, R> {
+        Worker { work, number, actor: None }
+    }
+
+    /// Runs a task.
+    pub(crate) fn run(&mut self, task: usize) -> Outcome<R> {
+        let samples = &self.work.parameters[self.work.deal.samples(task)];
+        self.try_run(samples).map_err(|text| self.failure(text))
+    }
+
+    pub(crate) fn failure(&self, text: String) -> Failure {
+        Failure { worker: self.number, text }
+    }
+
+    fn try_run(&mut self, samples: &[P]) -> std::result::Result<R, String> {
+        let actor = match &mut self.actor {
+            Some(actor) => actor,
+            None => {
+                let build = || ParallelActor::new(self.work.do_build, self.work.do_execute);
+                self.actor.insert(told("do_build", caught(build))?)
+            }
+        };
+        told("do_execute", caught(|| actor.execute(samples)))
+    }
+
+    /// Runs tasks, up to the first that fails: `gather` will report it, whatever the others give.
+    fn run_all(mut self, tasks: impl Iterator<Item = usize>) -> Vec<(usize, Outcome<R>)> {
+        let mut outcomes = Vec::new();
+        for task in tasks {
+            let outcome = self.run(task);
+            let failed = outcome.is_err();
+            outcomes.push((task, outcome));
+            if failed {
+                break;
+            }
+        }
+        outcomes
+    }
+}
+
+/// What a user's function has returned, or how it has failed in words.
+fn told<T>(
+    who: &str,
+    called: std::result::Result<Result<T>, String>,
+) -> std::result::Result<T, String> {
+    match called {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(format!("{who} returned an error: {error}")),
+        Err(text) => Err(format!("{who} panicked: {text}")),
+    }
+}
+
+impl<P, S, R> Work<'_, P, S, R> {
+    /// `worker` runs these tasks, in this thread.
+    pub(crate) fn run(&self, worker: usize, tasks: Range<usize>) -> Vec<(usize, Outcome<R>)> {
+        Worker::new(self, worker).run_all(tasks)
+    }
+
+    /// Are there as many tasks as workers? Then each has its own, and meets it with a state fresh from `do_build`.
+    pub(crate) fn one_each(&self, workers: usize) -> bool {
+        self.deal.tasks == workers
+    }
+}
+
+impl<P: Sync, S, R: Send> Work<'_, P, S, R> {
+    /// All tasks, on threads.
+    pub(crate) fn run_on_threads(&self, workers: usize) -> Vec<(usize, Outcome<R>)> {
+        let (next, tasks) = (AtomicU64::new(0), self.deal.tasks as u64);
+        let dealt = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks);
+        let run = |number: usize| {
+            if self.one_each(workers) {
+                return self.run(number, number..number + 1);
+            }
+            let dealt = std::iter::from_fn(dealt).map(|task| task as usize);
+            let outcomes = Worker::new(self, number).run_all(dealt);
+            if outcomes.last().is_some_and(|(_, outcome)| outcome.is_err()) {
+                next.store(tasks, Ordering::Relaxed);
+            }
+            outcomes
+        };
+        std::thread::scope(|scope| {
+            let run = &run;
+            let threads: Vec<_> = (0..workers).map(|number| scope.spawn(move || run(number))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_those_of_array_split() {
+        let sizes = |total, parts| (0..parts).map(|part| share(total, parts, part).len()).collect::<Vec<_>>();
+        assert_eq!(sizes(640, 3), [214, 213, 213]);
+        assert_eq!(sizes(5, 2), [3, 2]);
+        assert_eq!(sizes(2, 4), [1, 1, 0, 0]);
+        for (total, parts) in [(0, 1), (1, 1), (7, 3), (9, 3), (100, 7)] {
+            assert_eq!(sizes(total, parts), crate::comm::views::array_split(total, parts));
+            assert_eq!(share(total, parts, 0).start, 0);
+            assert!((1..parts).all(|part| share(total, parts, part - 1).end == share(total, parts, part).start));
+        }
+    }
+
+    #[test]
+    fn an_empty_list_is_one_task() {
+        for granularity in [Granularity::PerWorker, Granularity::PerSample] {
+            let deal = Deal::new(0, 3, granularity);
+            assert_eq!((deal.tasks, deal.samples(0)), (1, 0..0));
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Booleans have no sum.
+fn main() {
+    let _ = phalanx::Op::<bool>::sum();
+}
