@@ -1,4 +1,58 @@
-//! Phalanx.
+//! Shared-memory, zero-copy multiprocessing for numeric work.
+//!
+//! Worker processes are forked from your program: they inherit what it has made, and exchange ndarray buffers through
+//! memory that all of them map. A parameter sweep over every core is one call:
+//!
+//! ```
+//! use ndarray::array;
+//! use phalanx::Sweep;
+//!
+//! let parameters = array![[35.0, 60.0], [40.0, 65.0], [45.0, 30.0]];
+//! let swept = Sweep::default()
+//!     .run(parameters.view(), 1, || Ok(0.8), |efficiency, row, out| {
+//!         let [salinity, pressure] = [row.values[0], row.values[1]];
+//!         if pressure < 0.75 * salinity {
+//!             return Err("pressure below the osmotic pressure".into());
+//!         }
+//!         out[0] = pressure / 36.0 / *efficiency;
+//!         Ok(())
+//!     })?
+//!     .expect("on one node every caller is root");
+//! assert_eq!(swept.values().nrows(), 3);
+//! assert!(swept.values()[[2, 0]].is_nan());
+//! # Ok::<(), phalanx::Error>(())
+//! ```
+//!
+//! and a program of ranks that call each other (SPMD, as under MPI) another:
+//!
+//! ```
+//! use ndarray::{Array1, arr1};
+//! use phalanx::Op;
+//!
+//! let sums = phalanx::launch(4, |comm| {
+//!     let mut sum = Array1::zeros(1);
+//!     comm.all_reduce(&arr1(&[comm.rank() as f64]), &mut sum, &Op::sum())?;
+//!     Ok(sum[0])
+//! })?;
+//! assert_eq!(sums, Some(vec![6.0; 4]));
+//! # Ok::<(), phalanx::Error>(())
+//! ```
+//!
+//! # The rooms
+//!
+//! | for | see |
+//! | --- | --- |
+//! | a model over a table of parameters | [`Sweep`], [`Swept`] |
+//! | WaterTAP's parallel manager, by its names | [`ParallelManager`], [`create_parallel_manager`] |
+//! | ranks that call each other | [`launch`], [`Launch`], [`Comm`], [`Op`] |
+//! | arrays that are born shared and never copied | [`SharedArray`], [`Lease`], [`Parts`], [`Whole`] |
+//! | what may travel, and what can go wrong | [`Element`], [`Error`] |
+//!
+//! # What must be known about forks
+//!
+//! A world starts where the program is single-threaded (else the call is refused, and says which threads run). Code after
+//! the call runs once, in the caller. What a rank changes is its own, except in shared arrays. Ranks end with the caller,
+//! whatever ends it.
 
 mod channel;
 mod comm;
