@@ -2,7 +2,9 @@
 
 mod collective;
 mod message;
+mod object;
 pub(crate) mod op;
+mod reduce;
 pub(crate) mod shm;
 pub(crate) mod solo;
 pub(crate) mod transport;
@@ -140,6 +142,22 @@ impl<'w> Comm<'w> {
         }
         let problem = format!("{what} {rank}, but ranks go from 0 to {}", self.size() - 1);
         self.refuse(&Call { root: 0, ..*call }, problem)
+    }
+
+    /// `Ok` if a call's vectors are equally long.
+    fn check_room(&mut self, call: &Call, send: usize, recv: usize) -> Result<()> {
+        if send == recv {
+            return Ok(());
+        }
+        self.refuse(call, format!("{send} elements to send, {recv} to receive: they must be as many"))
+    }
+
+    /// Every rank's `count`.
+    pub(crate) fn all_counts(&mut self, call: &Call, count: usize) -> Result<Vec<usize>> {
+        let mut all = vec![0u64; self.size()];
+        let mine = (count as u64).to_ne_bytes();
+        self.transport.all_gather(call, &mine, bytemuck::cast_slice_mut(&mut all))?;
+        Ok(all.into_iter().map(|count| count as usize).collect())
     }
 }
 

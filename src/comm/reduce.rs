@@ -1,0 +1,236 @@
+//! The reductions of [`Comm`].
+
+use crate::channel::call::{Call, Verb};
+use crate::comm::op::Op;
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::error::Result;
+use crate::shm::element::{Datatype, Element};
+use ndarray::{ArrayBase, Data, DataMut, Dimension};
+
+/// A call of `verb` with elements of `T`.
+#[track_caller]
+fn call<T: Element>(verb: Verb) -> Call {
+    Call::new(verb, Datatype::of::<T>())
+}
+
+impl Comm<'_> {
+    /// Folds the ranks' vectors, element by element in rank order, into root's `recv`. The other ranks give `None`.
+    /// MPI_Reduce; the result has the same bits in every run.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// use phalanx::Op;
+    /// phalanx::launch(3, |comm| {
+    ///     let mut product = comm.is_root().then(|| Array1::zeros(1));
+    ///     comm.reduce(&arr1(&[comm.rank() as u64 + 1]), product.as_mut(), &Op::prod(), 0)?;
+    ///     assert!(product.is_none_or(|product| product[0] == 6));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn reduce<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: Option<&mut ArrayBase<R, E>>,
+        op: &Op<'_, T>,
+        root: usize,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = call::<T>(Verb::Reduce).root(root);
+        self.check_rank(&call, "root", root)?;
+        op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            match recv {
+                Some(recv) if self.rank() == root => {
+                    self.check_room(&call, send.len(), recv.len())?;
+                    with_bytes(send, |send| {
+                        with_bytes_mut(recv, |recv| self.transport.reduce(&call, send, Some(recv), fold))
+                    })
+                }
+                None if self.rank() == root => self.refuse(&call, "root gave no array to receive into"),
+                _ => with_bytes(send, |send| self.transport.reduce(&call, send, None, fold)),
+            }
+        })
+    }
+
+    /// Folds the ranks' vectors, element by element in rank order, into every rank's `recv`: the same bits on every
+    /// rank and in every run. MPI_Allreduce.
+    ///
+    /// Where every rank's `send` lies in shared memory ([`Comm::alloc`]) nothing is staged. For one shared result see
+    /// [`Comm::all_reduce_parts`].
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(3, |comm| {
+    ///     let mut last = Array1::zeros(1);
+    ///     comm.all_reduce(&arr1(&[comm.rank()  as u32]), &mut last, &phalanx::Op::max())?;
+    ///     assert_eq!(last[0], 2);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn all_reduce<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+        op: &Op<'_, T>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = call::<T>(Verb::AllReduce);
+        op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            self.check_room(&call, send.len(), recv.len())?;
+            with_bytes(send, |send| {
+                with_bytes_mut(recv, |recv| self.transport.reduce(&call, send, Some(recv), fold))
+            })
+        })
+    }
+
+    /// Folds the ranks' vectors in rank order; rank r gets the r-th of the consecutive parts, as long as its `recv`.
+    /// MPI_Reduce_scatter.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if the parts do not add up to the vectors.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(2, |comm| {
+    ///     let mut mine = Array1::zeros(1);
+    ///     comm.reduce_scatter(&arr1(&[1.0, 2.0]), &mut mine, &phalanx::Op::sum())?;
+    ///     assert_eq!(mine[0], 2.0 * (comm.rank() + 1) as f64);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn reduce_scatter<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+        op: &Op<'_, T>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = call::<T>(Verb::ReduceScatter);
+        op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            let counts = self.all_counts(&call, recv.len())?;
+            self.check_room(
+                &call,
+                send.len(),
+                counts.iter().fold(0, |sum, &count| sum.saturating_add(count)),
+            )?;
+            let counts: Vec<usize> = counts.iter().map(|count| count * size_of::<T>()).collect();
+            with_bytes(send, |send| {
+                with_bytes_mut(recv, |recv| self.transport.reduce_scatter(&call, send, &counts, recv, fold))
+            })
+        })
+    }
+
+    /// Folds the vectors of ranks 0 to this one, in rank order. MPI_Scan.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(3, |comm| {
+    ///     let mut upto_here = Array1::zeros(1);
+    ///     comm.scan(&arr1(&[1u8]), &mut upto_here, &phalanx::Op::sum())?;
+    ///     assert_eq!(upto_here[0] as usize, comm.rank() + 1);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn scan<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+        op: &Op<'_, T>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        self.scan_call(send, recv, op, call::<T>(Verb::Scan))
+    }
+
+    /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is. MPI_Exscan.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(3, |comm| {
+    ///     let mut before = Array1::zeros(1);
+    ///     comm.exclusive_scan(&arr1(&[1u8]), &mut before, &phalanx::Op::sum())?;
+    ///     assert_eq!(before[0] as usize, comm.rank());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn exclusive_scan<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+        op: &Op<'_, T>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        self.scan_call(send, recv, op, call::<T>(Verb::ExclusiveScan))
+    }
+
+    fn scan_call<T: Element, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+        op: &Op<'_, T>,
+        call: Call,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let inclusive = call.verb == Verb::Scan;
+        op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            self.check_room(&call, send.len(), recv.len())?;
+            with_bytes(send, |send| {
+                with_bytes_mut(recv, |recv| self.transport.scan(&call, send, recv, fold, inclusive))
+            })
+        })
+    }
+}
