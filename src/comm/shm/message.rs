@@ -1,0 +1,119 @@
+//! Messages between two ranks, over their ring.
+
+use crate::channel::call::{Call, describe};
+use crate::channel::ring::{End, Frame, Kind, Reader, Writer};
+use crate::comm::shm::Shm;
+use crate::comm::transport::Transport;
+use crate::error::Result;
+use crate::shm::arena::Block;
+use std::time::Instant;
+
+impl<'w> Shm<'w> {
+    fn ring(&self, owner: usize, writer: usize, peer: usize) -> End<'w> {
+        let (world, member) = (self.window.world(), self.window.member());
+        let at = member.ring_at(self.window.bases()[owner], writer);
+        let guard = world.guard(self.window.ranks()[peer]);
+        End::new(world.segment(), at, &member.ring, guard, self.window.pace(), world.plan.first_sequence)
+    }
+
+    fn writer(&mut self, to: usize) -> &mut Writer<'w> {
+        let end = self.writers[to].is_none().then(|| self.ring(to, self.rank(), to));
+        self.writers[to]
+            .get_or_insert_with(|| Writer::new(end.unwrap_or_else(|| unreachable!("made just now"))))
+    }
+
+    fn reader(&mut self, from: usize) -> &mut Reader<'w> {
+        let end = self.readers[from].is_none().then(|| self.ring(self.rank(), from, from));
+        self.readers[from]
+            .get_or_insert_with(|| Reader::new(end.unwrap_or_else(|| unreachable!("made just now"))))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.window.world().plan.deadline.map(|patience| Instant::now() + patience)
+    }
+
+    /// The next frame from a peer, which must be of this call's kind; it stays in the ring.
+    fn frame(&mut self, call: &Call, from: usize) -> Result<Frame> {
+        let deadline = self.deadline();
+        let peeked = self.reader(from).peek(deadline);
+        let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
+        if frame.signature != call.signature() {
+            let sent = describe(frame.signature, frame.total, 0);
+            let problem = format!(
+                "the next message from rank {from} is another kind ({sent}); it stays to be received"
+            );
+            return Err(self.wrong(call, problem));
+        }
+        Ok(frame)
+    }
+
+    pub(super) fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+        if to == self.rank() {
+            self.mail.send(call, message);
+            return Ok(());
+        }
+        let deadline = self.deadline();
+        let sent = self.writer(to).send(call.signature(), message, deadline);
+        self.seat.count(message.len());
+        sent.map_err(|broken| self.window.broken(call, to, broken))
+    }
+
+    pub(super) fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+        if from == self.rank() {
+            let place = call.place(from, self.window.sequence());
+            return self.mail.recv(call, place, message);
+        }
+        let frame = self.frame(call, from)?;
+        if frame.kind == Kind::Array || frame.total != message.len() as u64 {
+            let problem = format!(
+                "the next message from rank {from} has {} bytes, the room {}; it stays to be received",
+                frame.total,
+                message.len()
+            );
+            return Err(self.wrong(call, problem));
+        }
+        let mut done = 0;
+        loop {
+            let frame = self.frame(call, from)?;
+            let reader = self.reader(from);
+            done += reader.read(&frame, &mut message[done..])?;
+            reader.advance();
+            if done == message.len() {
+                break;
+            }
+        }
+        self.seat.count(message.len());
+        Ok(())
+    }
+
+    pub(super) fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+        if to == self.rank() {
+            self.mail.send_block(call, block);
+            return Ok(());
+        }
+        let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
+        if !block.set_off() {
+            return Err(self.wrong(call, "others hold this array too"));
+        }
+        let deadline = self.deadline();
+        let frame = Frame { kind: Kind::Array, signature: call.signature(), total, at };
+        let sent = self.writer(to).push(frame, &[], deadline);
+        sent.map_err(|broken| self.window.broken(call, to, broken))
+    }
+
+    pub(super) fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block> {
+        if from == self.rank() {
+            let place = call.place(from, self.window.sequence());
+            return self.mail.recv_block(call, place);
+        }
+        let frame = self.frame(call, from)?;
+        if frame.kind != Kind::Array {
+            return Err(
+                self.wrong(call, format!("the next message from rank {from} is no shared array: use recv"))
+            );
+        }
+        let block = Block::take_up(&self.seat.segment, frame.at as usize, frame.total as usize);
+        self.reader(from).advance();
+        block
+    }
+}

@@ -1,0 +1,261 @@
+//! Collectives of one node, each a sentence over exchanges of a window.
+//!
+//! A contribution of up to 72 bytes travels in the flag line; one that lies in shared memory is read where it is; any
+//! other is staged through double-buffered cells, chunk by chunk (MPICH's release_gather). Reductions are
+//! movement-avoiding (YHCCL, SC'23): each rank folds its slice straight from all sources, then all read the slices.
+
+mod folding;
+mod message;
+mod moving;
+mod split;
+
+use crate::channel::call::Call;
+use crate::channel::line::INLINE;
+use crate::channel::ring::{Reader, Writer};
+use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
+use crate::channel::world::World;
+use crate::comm::op::Fold;
+use crate::comm::transport::{Mailbox, Seat, Transport};
+use crate::error::{Error, Result};
+use crate::shm::arena::Block;
+use std::ops::Range;
+use std::rc::Rc;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// The transport of ranks that share a segment.
+pub(crate) struct Shm<'w> {
+    window: Window<'w>,
+    writers: Vec<Option<Writer<'w>>>,
+    readers: Vec<Option<Reader<'w>>>,
+    mail: Mailbox,
+    seat: Rc<Seat>,
+    /// Of a communicator that was split off: the members' words, which lie in their heaps until all have let go.
+    _shares: Vec<Block>,
+}
+
+impl<'w> Shm<'w> {
+    /// The communicator of all ranks of `world`, as `rank` sees it.
+    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Shm<'w> {
+        let bases = (0..world.ranks()).map(|rank| world.member_at(rank)).collect();
+        Shm::over(Window::new(world, rank, (0..world.ranks()).collect(), bases), seat, Vec::new())
+    }
+
+    fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
+        let writers = (0..window.size()).map(|_| None).collect();
+        let readers = (0..window.size()).map(|_| None).collect();
+        Shm { window, writers, readers, mail: Mailbox::default(), seat, _shares: shares }
+    }
+
+    /// How `shown` is best shown; staged bytes go into the cell from `at` on.
+    fn payload<'a>(&mut self, shown: &'a [u8], at: usize) -> Payload<'a> {
+        if shown.is_empty() {
+            Payload::Nothing
+        } else if shown.len() <= INLINE {
+            Payload::Inline(shown)
+        } else if let Some(offset) = self.seat.segment.locate(shown) {
+            Payload::exposed(offset, shown)
+        } else {
+            let cell = self.window.cell();
+            let chunk = &shown[at..shown.len().min(at + cell.len())];
+            self.seat.copy(&mut cell[..chunk.len()], chunk);
+            Payload::Staged
+        }
+    }
+
+    /// Every rank brings `len` bytes, of which it shows `shown` (all or none); `pull` sees the peers' bytes, with their
+    /// position in the contribution, in one or more pieces. `check` compares the heads before the first piece.
+    fn exchange_all(
+        &mut self,
+        call: &Call,
+        (len, digest): (usize, u64),
+        shown: &[u8],
+        check: impl FnOnce(&Seen<'_>) -> Result<()>,
+        mut pull: impl FnMut(&Seat, usize, usize, &[u8]),
+    ) -> Result<()> {
+        let offer = Offer { len, digest, payload: self.payload(shown, 0), target: None };
+        let (seat, cell) = (Rc::clone(&self.seat), self.window.member().cell);
+        let longest = self.window.exchange(call, offer, |epoch| {
+            check(&epoch.seen)?;
+            for peer in 0..epoch.seen.size() {
+                match epoch.seen.payload(peer)? {
+                    Shown::Nothing => {}
+                    Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
+                    Shown::Staged(staged) => pull(&seat, peer, 0, &staged[..epoch.seen.len(peer).min(cell)]),
+                    Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
+                }
+            }
+            let staged = (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer));
+            Ok(staged.map(|peer| epoch.seen.len(peer)).max().unwrap_or(0))
+        })?;
+        let is_staged = matches!(offer.payload, Payload::Staged);
+        for at in (cell..longest).step_by(cell) {
+            let more = is_staged && at < shown.len();
+            let payload = if more { self.payload(shown, at) } else { Payload::Nothing };
+            self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
+                for peer in (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer)) {
+                    let left = epoch.seen.len(peer).saturating_sub(at).min(cell);
+                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..left]);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<'w> Transport<'w> for Shm<'w> {
+    fn rank(&self) -> usize {
+        self.window.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.window.size()
+    }
+
+    fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    fn abort(&mut self, call: &Call, error: Error) -> Error {
+        self.window.abort(call, error)
+    }
+
+    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
+        self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
+            true => Ok(epoch.seen.agreed()),
+            false => Err(epoch.seen.differ(call, "the ranks give different arrays or splits")),
+        })
+    }
+
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+        self.broadcast(call, data)
+    }
+
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
+        self.gather(call, send, recv)
+    }
+
+    fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
+        self.gather_shared(call, send, recv)
+    }
+
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.all_gather(call, send, recv)
+    }
+
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.scatter(call, send, recv)
+    }
+
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
+        self.reduce(call, send, recv, fold)
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        self.reduce_scatter(call, send, counts, recv, fold)
+    }
+
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
+        self.scan(call, send, recv, fold, inclusive)
+    }
+
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.all_to_all(call, send, recv)
+    }
+
+    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+        self.send(call, to, message)
+    }
+
+    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+        self.recv(call, from, message)
+    }
+
+    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+        self.send_block(call, to, block)
+    }
+
+    fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block> {
+        self.recv_block(call, from)
+    }
+
+    fn split(
+        &mut self,
+        call: &Call,
+        colour: Option<u64>,
+        key: u64,
+    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+        self.split(call, colour, key)
+    }
+}
+
+impl Shm<'_> {
+    /// Shows `send`, which consists of a block for each rank: a section of each block from `round` on if staged.
+    fn sections<'a>(
+        &mut self,
+        send: &'a [u8],
+        starts: &[usize],
+        round: usize,
+        section: usize,
+    ) -> Payload<'a> {
+        if send.len() <= INLINE || self.seat.segment.locate(send).is_some() {
+            return self.payload(send, 0);
+        }
+        let cell = self.window.cell();
+        for (rank, block) in starts.windows(2).enumerate() {
+            let piece = (block[0] + round).min(block[1])..(block[0] + round + section).min(block[1]);
+            self.seat.copy(&mut cell[rank * section..][..piece.len()], &send[piece]);
+        }
+        Payload::Staged
+    }
+
+    fn wrong(&self, call: &Call, problem: impl Into<String>) -> Error {
+        Error::bad(call.place(self.rank(), self.window.sequence()), problem)
+    }
+}
+
+/// The bytes `range` of a contribution of which `shown` shows all, or the stretch that begins at `at`.
+fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> &'a [u8] {
+    match shown {
+        Shown::Nothing => &[],
+        Shown::Inline(inline) => &inline.bytes()[range],
+        Shown::Staged(cell) => &cell[range.start - at..range.end - at],
+        Shown::Exposed(bytes) => &bytes[range],
+    }
+}
+
+fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {
+    ranks.map(|peer| seen.payload(peer)).collect()
+}
+
+fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
+    lens.fold(seed, |digest, len| xxh3_64_with_seed(&(len as u64).to_le_bytes(), digest))
+}
+
+/// Prefix sums, from 0 to the total.
+fn starts_of(counts: &[usize]) -> Vec<usize> {
+    let sums = counts.iter().scan(0, |sum, &count| {
+        *sum += count;
+        Some(*sum)
+    });
+    std::iter::once(0).chain(sums).collect()
+}

@@ -1,0 +1,165 @@
+//! Collectives that move: each a pull from what the peers show.
+
+use crate::channel::call::Call;
+use crate::channel::window::{Offer, Payload, Seen, Shown};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
+use crate::comm::transport::Transport;
+use crate::error::Result;
+use crate::shm::arena::Block;
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+
+impl Shm<'_> {
+    pub(super) fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+        let len = data.len();
+        let alike = |seen: &Seen<'_>| match seen.alike() {
+            true => Ok(()),
+            false => Err(seen.differ(call, "the ranks give room of different lengths")),
+        };
+        if self.rank() == call.root {
+            return self.exchange_all(call, (len, 0), data, alike, |_, _, _, _| {});
+        }
+        self.exchange_all(call, (len, 0), &[], alike, |seat, _, at, bytes| {
+            seat.copy(&mut data[at..at + bytes.len()], bytes);
+        })
+    }
+
+    pub(super) fn gather(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut [u8], &[usize])>,
+    ) -> Result<()> {
+        let me = self.rank();
+        let counts = recv.as_ref().map(|(_, counts)| counts.to_vec());
+        let digest = counts.as_ref().map_or(0, |counts| digest_of(counts.iter().copied(), 0));
+        let check = |seen: &Seen<'_>| gather_agrees(call, seen);
+        let Some((recv, counts)) = recv.map(|(recv, _)| recv).zip(counts) else {
+            return self.exchange_all(call, (send.len(), digest), send, check, |_, _, _, _| {});
+        };
+        let starts = starts_of(&counts);
+        self.exchange_all(call, (send.len(), digest), &[], check, |seat, peer, at, bytes| {
+            let at = starts[peer] + at;
+            seat.copy(&mut recv[at..at + bytes.len()], bytes);
+        })?;
+        self.seat.copy(&mut recv[starts[me]..starts[me + 1]], send);
+        Ok(())
+    }
+
+    pub(super) fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
+        let target = recv.map(|(block, counts)| ((block.offset(), block.bytes().len()), counts));
+        let digest = target.map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
+        let target = target.map(|(target, _)| target);
+        let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
+        let seat = Rc::clone(&self.seat);
+        self.window.exchange(call, offer, |epoch| {
+            gather_agrees(call, &epoch.seen)?;
+            epoch.seen.put(call.root, send)?;
+            seat.count(send.len());
+            Ok(())
+        })
+    }
+
+    pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        let (me, room) = (self.rank(), recv.len());
+        // Lengths are known only when the heads are seen: `check` comes before the first piece.
+        let starts = RefCell::new(Vec::new());
+        let check = |seen: &Seen<'_>| {
+            let lens: Vec<usize> = (0..seen.size()).map(|peer| seen.len(peer)).collect();
+            let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
+            let fits = (0..seen.size()).all(|peer| seen.digest(peer) == room as u64);
+            starts.replace(starts_of(&lens));
+            match fits && total == Some(room) {
+                true => Ok(()),
+                false => Err(seen.differ(call, "the parts do not add up to the room on every rank")),
+            }
+        };
+        self.exchange_all(call, (send.len(), room as u64), send, check, |seat, peer, at, bytes| {
+            if peer != me {
+                let at = starts.borrow()[peer] + at;
+                seat.copy(&mut recv[at..at + bytes.len()], bytes);
+            }
+        })?;
+        let start = starts.borrow()[me];
+        self.seat.copy(&mut recv[start..start + send.len()], send);
+        Ok(())
+    }
+
+    pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        let (me, root, room) = (self.rank(), call.root, recv.len());
+        let start = Cell::new(0);
+        let check = |seen: &Seen<'_>| {
+            let wants = |ranks: Range<usize>| {
+                ranks.into_iter().try_fold(0usize, |sum, peer| sum.checked_add(seen.digest(peer) as usize))
+            };
+            start.set(wants(0..me).unwrap_or(0));
+            match wants(0..seen.size()) == Some(seen.len(root)) {
+                true => Ok(()),
+                false => Err(seen.differ(call, "what the ranks want does not add up to what root has")),
+            }
+        };
+        let len = if me == root { send.len() } else { 0 };
+        let shown = if me == root { send } else { &[] };
+        self.exchange_all(call, (len, room as u64), shown, check, |seat, peer, at, bytes| {
+            let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
+            let (from, to) = (want.start.max(have.start), want.end.min(have.end));
+            if peer == root && from < to {
+                seat.copy(&mut recv[from - want.start..to - want.start], &bytes[from - at..to - at]);
+            }
+        })
+    }
+
+    pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        let (me, size) = (self.rank(), self.size());
+        let (block, section) = (send.len() / size, self.window.member().cell / size);
+        let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
+        let seat = Rc::clone(&self.seat);
+        let whole = me * block..(me + 1) * block;
+        for round in (0..block.max(1)).step_by(section) {
+            let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
+                Payload::Nothing
+            } else {
+                self.sections(send, &bounds, round, section)
+            };
+            let done = self.window.exchange(
+                call,
+                Offer { len: send.len(), payload, ..Offer::default() },
+                |epoch| {
+                    if !epoch.seen.alike() {
+                        return Err(epoch.seen.differ(call, "the ranks send different amounts"));
+                    }
+                    for (peer, shown) in all_payloads(&epoch.seen, 0..size)?.iter().enumerate() {
+                        let (at, bytes) = match shown {
+                            Shown::Nothing => continue,
+                            Shown::Staged(cell) => {
+                                (round, &cell[me * section..][..section.min(block - round)])
+                            }
+                            shown => (0, part(shown, 0, whole.clone())),
+                        };
+                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes);
+                    }
+                    Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
+                },
+            )?;
+            if done {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Root has said which lengths it expects; everyone sees whether they are the ranks'.
+fn gather_agrees(call: &Call, seen: &Seen<'_>) -> Result<()> {
+    let lens = digest_of((0..seen.size()).map(|peer| seen.len(peer)), 0);
+    match lens == seen.digest(call.root) {
+        true => Ok(()),
+        false => Err(seen.differ(call, "the counts that root gave are not the lengths that the ranks send")),
+    }
+}
