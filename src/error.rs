@@ -7,6 +7,10 @@ use std::fmt;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// How a process ended, as the kernel told it.
+///
+/// ```
+/// assert_eq!(phalanx::Death::Signal(9).to_string(), "signal 9, SIGKILL");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Death {
     /// By `exit`, with this status. Leaving without having returned from the body is a death even with status 0.
@@ -31,6 +35,11 @@ impl fmt::Display for Death {
 }
 
 /// Where a call failed: shown as `gather (call 17 of rank 2)`.
+///
+/// ```
+/// let place = phalanx::Place { operation: "gather", rank: 2, sequence: 17 };
+/// assert_eq!(place.to_string(), "gather (call 17 of rank 2)");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// The operation, by its name in the API.
@@ -48,6 +57,17 @@ impl fmt::Display for Place {
 }
 
 /// Everything that can go wrong. The message says what happened, where, and what to do next.
+///
+/// ```
+/// use phalanx::{Death, Error};
+/// let error = phalanx::launch(2, |comm| {
+///     if comm.rank() == 1 {
+///         std::process::abort();
+///     }
+///     comm.barrier()
+/// });
+/// assert!(matches!(error, Err(Error::PeerDied { rank: 1, cause: Death::Signal(6), .. })));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -178,6 +198,16 @@ pub enum Error {
         /// Which rank.
         rank: usize,
         /// The error's text.
+        text: String,
+    },
+    /// A task of a `scatter` has no result.
+    #[error("gather: worker {worker} has no result for samples {}..{}: {text}", .samples.start, .samples.end)]
+    Task {
+        /// The number of the worker that ran it, or died on it.
+        worker: usize,
+        /// Which samples of the scattered list the task is.
+        samples: std::ops::Range<usize>,
+        /// Why: a panic's text, the error returned, how the worker died.
         text: String,
     },
     /// An error of the user's own, to be carried to the caller: see [`Error::other`].

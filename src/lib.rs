@@ -69,4 +69,8 @@ pub use error::{Death, Error, Place, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use work::launch::{Launch, launch};
+pub use work::manager::{
+    Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
+    create_parallel_manager,
+};
 pub use work::sweep::{Backend, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};

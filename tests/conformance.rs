@@ -1,7 +1,97 @@
-//! Placeholder main until its cases are written.
+//! The conformance suite: every collective, under every back end, against arithmetic that knows nothing of it.
+//!
+//! What a rank brings is known to all (see `world::Sample::data`), so each computes for itself what must come out:
+//! concatenations and folds in rank order, compared bit by bit. A case runs in a process of its own.
 
+#[path = "conformance/bad.rs"]
+mod bad;
+#[path = "conformance/folding.rs"]
+mod folding;
+#[path = "conformance/ladder.rs"]
+mod ladder;
+#[path = "conformance/limits.rs"]
+mod limits;
+#[path = "conformance/moving.rs"]
+mod moving;
+#[path = "conformance/random.rs"]
+mod random;
 mod support;
+#[path = "conformance/world.rs"]
+mod world;
+
+use num_complex::Complex;
+use support::Case;
+use world::{Back, Particle, Rgb, Wide};
+
+/// Cases: each name under each back end.
+macro_rules! under {
+    ($backs:tt: $($name:expr => $run:expr;)*) => {
+        [$(under!(@ $backs $name, $run)),*].concat()
+    };
+    (@ [$($back:ident)*] $name:expr, $run:expr) => {
+        vec![$((concat!($name, " (", stringify!($back), ")"), (|| ($run)(Back::$back)) as fn())),*]
+    };
+}
+
+/// The same for bodies that are generic over the type of elements: all that may be moved.
+macro_rules! moved {
+    ($($module:ident::$name:ident)*) => {
+        under!([Solo Threads Fork Split Wrap]: $(stringify!($name) => |back: Back| back.run(|comm| each_type!(
+            $module::$name(comm); i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, bool, Complex<f32>, Complex<f64>,
+            [f64; 3], Particle, Rgb, Wide
+        ));)*)
+    };
+}
 
 fn main() -> std::process::ExitCode {
-    support::main(&[])
+    let cases: Vec<Vec<Case>> = vec![
+        moved!(
+            moving::broadcast moving::gather moving::gather_varcount moving::gather_into_lease moving::all_gather
+            moving::scatter moving::all_to_all moving::send_recv moving::send_lease moving::parts
+            folding::reduce folding::all_reduce folding::all_reduce_parts folding::reduce_scatter
+            folding::scan folding::exclusive_scan
+        ),
+        under!([Solo Threads Fork Split Wrap]:
+            "barrier" => moving::barrier;
+            "split" => |back: Back| back.run(moving::split);
+            "objects" => |back: Back| back.run(moving::objects);
+            "zero_sized" => |back: Back| back.run(moving::zero_sized);
+            "dimensions" => |back: Back| back.run(moving::dimensions);
+            "special_values" => |back: Back| back.run(folding::special_values);
+            "wrong_messages" => |back: Back| back.run(bad::messages);
+            "message_to_nobody" => |back: Back| back.run(bad::message_to_nobody);
+        ),
+        under!([Threads Fork Split Wrap]: "messages" => |back: Back| back.run(moving::messages);),
+        under!([Solo Threads Fork]:
+            "open" => moving::open;
+            "wrong_arguments" => bad::arguments;
+        ),
+        under!([Threads Fork]:
+            "same_bits_in_every_run" => folding::bitwise;
+            "copies_of_gather" => ladder::gather;
+            "copies_of_sum" => ladder::sum;
+            "copies_of_short_calls" => ladder::small;
+            "random_views" => random::views;
+            "random_orders" => random::orders;
+            "random_counts" => random::counts;
+            "counters_wrap_around" => limits::wrap;
+            "more_ranks_than_processors" => limits::more_ranks_than_processors;
+            "sleepers_are_woken" => limits::wakes;
+            "leases_in_results" => limits::leases_in_results;
+            "mismatch" => bad::mismatch;
+            "functions_differ" => bad::functions_differ;
+            "gathers_differ" => bad::gathers_differ;
+            "views_change_hands_together" => bad::views;
+        ),
+        vec![
+            ("open_in_two_communicators", bad::open_in_two_communicators),
+            ("wrong_launches", bad::launches),
+            ("ranks_from_environment", bad::environment),
+            ("running_threads", bad::running_threads),
+            ("results", limits::results),
+            ("idle_ranks_cost_nothing", limits::idle),
+            ("beyond_4_gib", limits::beyond_4_gib),
+        ],
+    ];
+    support::main(&cases.concat())
 }

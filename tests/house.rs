@@ -162,3 +162,31 @@ fn atomics_have_one_door() {
         assert!(allowed || !direct, "{name}: use crate::sync::atomic");
     }
 }
+
+/// Public functions and types, with the documentation above each.
+fn public_items(text: &str) -> Vec<(String, String)> {
+    let (mut found, mut docs) = (Vec::new(), String::new());
+    for line in text.lines().map(str::trim) {
+        let is_item =
+            ["pub fn ", "pub struct ", "pub enum ", "pub trait "].iter().any(|item| line.starts_with(item));
+        if line.starts_with("///") {
+            docs.push_str(line);
+        } else if is_item && !line.contains("Sealed {") {
+            found.push((line.to_owned(), std::mem::take(&mut docs)));
+        } else if !line.starts_with("#[") && !line.ends_with(")]") {
+            docs.clear();
+        }
+    }
+    found
+}
+
+#[test]
+fn every_public_item_has_an_example_that_runs() {
+    let without: Vec<String> = sources()
+        .iter()
+        .flat_map(|(name, text)| public_items(text).into_iter().map(move |(item, docs)| (name, item, docs)))
+        .filter(|(_, _, docs)| !docs.contains("```"))
+        .map(|(name, item, _)| format!("{name}: {item}"))
+        .collect();
+    assert!(without.is_empty(), "{without:#?}");
+}

@@ -82,6 +82,17 @@ impl<T: Element, D: Dimension> Held<T, D> {
 /// A rank's rows of a shared array: its own, to write, while the other ranks write theirs.
 ///
 /// [`publish`](Parts::publish) turns it into a [`Whole`], on all ranks together.
+///
+/// ```
+/// phalanx::launch(2, |comm| {
+///     let mut part = comm.parts::<f64, _>(3)?;
+///     part.view_mut().fill(1.0);
+///     let whole = part.publish(comm)?;
+///     assert_eq!(whole.view().sum(), 6.0);
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Parts<'w, T, D> {
     held: Held<T, D>,
     world: PhantomData<&'w ()>,
@@ -105,16 +116,40 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
     }
 
     /// The rows that are mine, in the whole array's numbering.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let part = comm.parts::<f64, _>(comm.rank() + 1)?;
+    ///     assert_eq!(part.rows(), if comm.is_root() { 0..1 } else { 1..3 });
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn rows(&self) -> Range<usize> {
         self.held.rows(self.held.me)
     }
 
     /// The first of my rows.
+    ///
+    /// ```
+    /// phalanx::launch(3, |comm| {
+    ///     assert_eq!(comm.parts::<u8, _>(5)?.first_row(), 5 * comm.rank());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn first_row(&self) -> usize {
         self.rows().start
     }
 
     /// My rows, to read.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let part = comm.parts::<f64, _>((2, 2))?;
+    /// assert_eq!(part.view().shape(), [2, 2]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
         // SAFETY: only this rank holds these rows as Parts, and it is borrowed.
         unsafe { self.held.view(self.rows()) }
@@ -124,6 +159,14 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
     ///
     /// # Panics
     /// Never: the shape fits by construction.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let mut part = comm.parts::<f64, _>((2, 2))?;
+    /// part.view_mut()[[1, 1]] = 7.0;
+    /// assert_eq!(part.view()[[1, 1]], 7.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
         let rows = self.rows();
         let (at, count) = self.held.place(&rows);
@@ -159,6 +202,15 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
 }
 
 /// A shared array, complete, to read: every rank sees all rows where they were written.
+///
+/// ```
+/// phalanx::launch(2, |comm| {
+///     let whole = comm.parts::<u64, _>(4)?.publish(comm)?;
+///     assert_eq!(whole.view().len(), 8);
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Whole<'w, T, D> {
     held: Held<T, D>,
     world: PhantomData<&'w ()>,
@@ -166,6 +218,13 @@ pub struct Whole<'w, T, D> {
 
 impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
     /// The whole array.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let whole = comm.parts::<u64, _>(4)?.publish(&mut comm)?;
+    /// assert_eq!(whole.view().sum(), 0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
         let rows = 0..self.held.dim.slice()[0];
         // SAFETY: all ranks have given up their Parts, and get them back only by a collective that consumes this.
@@ -176,6 +235,17 @@ impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
     ///
     /// # Panics
     /// If there is no such rank.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut part = comm.parts::<usize, _>(2)?;
+    ///     part.view_mut().fill(comm.rank());
+    ///     let whole = part.publish(comm)?;
+    ///     assert_eq!(whole.part(1).sum(), 2);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn part(&self, rank: usize) -> ArrayView<'_, T, D> {
         // SAFETY: as in `view`.
         unsafe { self.held.view(self.held.rows(rank)) }

@@ -45,6 +45,18 @@ impl Comm<'_> {
     /// # Errors
     /// If there is no such rank, it is gone, or its next message has another element type or length: that message then
     /// stays to be received.
+    ///
+    /// ```
+    /// use ndarray::{arr1, Array1};
+    /// phalanx::launch(2, |comm| {
+    ///     let (mut message, neighbour) = (Array1::<u32>::zeros(1), 1 - comm.rank());
+    ///     comm.send(&arr1(&[comm.rank() as u32]), neighbour)?;
+    ///     comm.recv(&mut message, neighbour)?;
+    ///     assert_eq!(message[0] as usize, neighbour);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn recv<T: Element, S, D>(&mut self, message: &mut ArrayBase<S, D>, from: usize) -> Result<()>
     where
@@ -88,6 +100,20 @@ impl Comm<'_> {
     ///
     /// # Errors
     /// If there is no such rank, it is gone, or its next message is no array of this type and size.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| match comm.rank() {
+    ///     0 => {
+    ///         let array = comm.alloc::<u8, _>(1 << 20)?;
+    ///         comm.send_lease(array, 1)
+    ///     }
+    ///     _ => {
+    ///         assert_eq!(comm.recv_lease::<u8, _>(1 << 20, 0)?.shape(), [1 << 20]);
+    ///         Ok(())
+    ///     }
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn recv_lease<T: Element, D: Dimension>(
         &mut self,

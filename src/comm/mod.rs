@@ -75,16 +75,31 @@ impl<'w> Comm<'w> {
     }
 
     /// This rank's number, from 0.
+    ///
+    /// ```
+    /// assert_eq!(phalanx::launch(3, |comm| Ok(comm.rank()))?, Some(vec![0, 1, 2]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn rank(&self) -> usize {
         self.transport.rank()
     }
 
     /// How many ranks there are.
+    ///
+    /// ```
+    /// assert_eq!(phalanx::launch(3, |comm| Ok(comm.size()))?, Some(vec![3, 3, 3]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn size(&self) -> usize {
         self.transport.size()
     }
 
     /// Is this rank 0?
+    ///
+    /// ```
+    /// assert_eq!(phalanx::launch(2, |comm| Ok(comm.is_root()))?, Some(vec![true, false]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn is_root(&self) -> bool {
         self.rank() == 0
     }

@@ -28,11 +28,33 @@ enum Kernel<'f, T> {
 
 impl<T: Arithmetic> Op<'_, T> {
     /// The sum. Integers wrap around.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[1.5, 2.0][comm.rank()]]), arr1(&[1.5]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::sum())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![3.5, 3.5]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn sum() -> Self {
         Op::built_in(1, |acc, x| each(acc, x, T::plus))
     }
 
     /// The product. Integers wrap around.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[1.5, 2.0][comm.rank()]]), arr1(&[1.5]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::prod())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![3.0, 3.0]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn prod() -> Self {
         Op::built_in(2, |acc, x| each(acc, x, T::times))
     }
@@ -40,11 +62,33 @@ impl<T: Arithmetic> Op<'_, T> {
 
 impl<T: Ordered> Op<'_, T> {
     /// The least. A NaN in any rank gives NaN.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[1.5, 2.0][comm.rank()]]), arr1(&[1.5]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::min())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![1.5, 1.5]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn min() -> Self {
         Op::built_in(3, |acc, x| each(acc, x, T::least))
     }
 
     /// The greatest. A NaN in any rank gives NaN.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[1.5, 2.0][comm.rank()]]), arr1(&[1.5]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::max())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![2.0, 2.0]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn max() -> Self {
         Op::built_in(4, |acc, x| each(acc, x, T::greatest))
     }
@@ -52,21 +96,65 @@ impl<T: Ordered> Op<'_, T> {
 
 impl<T: Bits> Op<'_, T> {
     /// Logical and: an integer is true if it is not zero; the result is 0 or 1.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[true, false][comm.rank()]]), arr1(&[true]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::and())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![false, false]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn and() -> Self {
         Op::built_in(5, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() && b.is_true())))
     }
 
     /// Logical or: an integer is true if it is not zero; the result is 0 or 1.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[4_u8, 0][comm.rank()]]), arr1(&[4_u8]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::or())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![1, 1]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn or() -> Self {
         Op::built_in(6, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() || b.is_true())))
     }
 
     /// Bitwise and.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[6_u8, 3][comm.rank()]]), arr1(&[6_u8]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::bit_and())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![2, 2]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn bit_and() -> Self {
         Op::built_in(7, |acc, x| each(acc, x, T::both))
     }
 
     /// Bitwise or.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let folded = phalanx::launch(2, |comm| {
+    ///     let (mine, mut all) = (arr1(&[[6_u8, 3][comm.rank()]]), arr1(&[6_u8]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::bit_or())?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(folded, Some(vec![7, 7]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn bit_or() -> Self {
         Op::built_in(8, |acc, x| each(acc, x, T::either))
     }
@@ -75,6 +163,17 @@ impl<T: Bits> Op<'_, T> {
 impl<'f, T: Element> Op<'f, T> {
     /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
     /// the same one.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// let digits = phalanx::launch(3, |comm| {
+    ///     let (mine, mut all) = (arr1(&[comm.rank() as u32 + 1]), arr1(&[0]));
+    ///     comm.all_reduce(&mine, &mut all, &phalanx::Op::user(|a: u32, b: u32| 10 * a + b))?;
+    ///     Ok(all[0])
+    /// })?;
+    /// assert_eq!(digits, Some(vec![123; 3]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn user<F: Fn(T, T) -> T + 'f>(function: F) -> Self {
         let name = std::any::type_name::<F>().as_bytes();
         Op { code: 9, id: xxhash_rust::xxh3::xxh3_64(name), kernel: Kernel::User(Box::new(function)) }
@@ -139,6 +238,12 @@ impl Fold<'_> {
 }
 
 /// Elements that can be added and multiplied: integers (wrapping), floats, complex numbers.
+///
+/// ```
+/// fn adds<T: phalanx::Arithmetic>() {}
+/// adds::<i8>();
+/// adds::<num_complex::Complex<f64>>();
+/// ```
 pub trait Arithmetic: Element + sealed::Sealed {
     #[doc(hidden)]
     fn plus(self, other: Self) -> Self;
@@ -147,6 +252,11 @@ pub trait Arithmetic: Element + sealed::Sealed {
 }
 
 /// Elements with a least and a greatest: integers and floats.
+///
+/// ```
+/// fn compares<T: phalanx::Ordered>() {}
+/// compares::<f32>();
+/// ```
 pub trait Ordered: Element + sealed::Sealed {
     #[doc(hidden)]
     fn least(self, other: Self) -> Self;
@@ -155,6 +265,12 @@ pub trait Ordered: Element + sealed::Sealed {
 }
 
 /// Elements made of bits: integers and `bool`.
+///
+/// ```
+/// fn has_bits<T: phalanx::Bits>() {}
+/// has_bits::<bool>();
+/// has_bits::<u64>();
+/// ```
 pub trait Bits: Element + sealed::Sealed {
     #[doc(hidden)]
     fn is_true(self) -> bool;

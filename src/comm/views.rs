@@ -117,6 +117,17 @@ impl<'w> Comm<'w> {
     ///
     /// # Errors
     /// As all collectives; and on all ranks if they give different arrays, or one has it open already.
+    ///
+    /// ```
+    /// let mut rows = phalanx::SharedArray::<usize, ndarray::Ix1>::zeros(5)?;
+    /// phalanx::launch(2, |comm| {
+    ///     let mut part = comm.open(&rows)?;
+    ///     part.view_mut().fill(comm.rank());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(rows.view().to_vec(), [0, 0, 0, 1, 1]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn open<'a, T: Element, D: Dimension>(
         &mut self,
@@ -132,6 +143,16 @@ impl<'w> Comm<'w> {
     ///
     /// # Errors
     /// As [`Comm::open`]; and if the rows do not add up to the array's.
+    ///
+    /// ```
+    /// let mut rows = phalanx::SharedArray::<usize, ndarray::Ix1>::zeros(5)?;
+    /// phalanx::launch(2, |comm| {
+    ///     comm.open_rows(&rows, &[1, 4])?.view_mut().fill(comm.rank());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(rows.view().to_vec(), [0, 1, 1, 1, 1]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn open_rows<'a, T: Element, D: Dimension>(
         &mut self,
@@ -248,6 +269,16 @@ impl<'a, T: Element, D: Dimension> Parts<'a, T, D> {
     ///
     /// # Errors
     /// As all collectives; and on all ranks if they publish different arrays. The array is lost after an error.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut part = comm.parts::<u8, _>(1000)?;
+    ///     part.view_mut().fill(1);
+    ///     assert_eq!(part.publish(comm)?.view().iter().map(|&one| one as u32).sum::<u32>(), 2000);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn publish(self, comm: &mut Comm<'_>) -> Result<Whole<'a, T, D>> {
         let call = Call::new(Verb::Publish, Datatype::of::<T>());
@@ -261,6 +292,20 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
     ///
     /// # Errors
     /// As all collectives; and on all ranks if they reopen different arrays. The array is lost after an error.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut part = comm.parts::<u64, _>(1)?;
+    ///     for round in 0..10 {
+    ///         part.view_mut()[0] = round;
+    ///         let whole = part.publish(comm)?;
+    ///         assert_eq!(whole.view().sum(), 2 * round);
+    ///         part = whole.reopen(comm)?;
+    ///     }
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     #[track_caller]
     pub fn reopen(self, comm: &mut Comm<'_>) -> Result<Parts<'a, T, D>> {
         let call = Call::new(Verb::Reopen, Datatype::of::<T>());

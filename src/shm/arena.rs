@@ -19,6 +19,9 @@ use std::sync::Arc;
 
 /// The holder count of a block travelling in a result: nobody's, waiting for the one who takes it up.
 const IN_TRANSIT: u32 = u32::MAX;
+/// Blocks of at most this many bytes get their memory at once, in huge pages (62 us a MiB; page by page on first touch
+/// costs ten times that). Larger ones may be meant to stay sparse.
+const EAGER: usize = 256 << 20;
 /// Room in front of a block for its holder count.
 const HEADER: usize = ALIGN;
 
@@ -33,6 +36,9 @@ pub(crate) struct Heap {
     free: BTreeMap<usize, Vec<usize>>,
     /// Blocks given out: offset and capacity.
     lent: Vec<(usize, usize)>,
+    /// How many of these may be looked through: earned by allocations, so that one costs the same however many blocks
+    /// are held. (A look costs about as much as touching a cache line of a new block.)
+    credit: usize,
 }
 
 /// Memory in a heap, held. Not `Clone`: whoever has it may write it, unless a count of holders above one says that it
@@ -48,16 +54,20 @@ pub(crate) struct Block {
 impl Heap {
     /// The heap between `start` and `end` of `segment`; its used-up-to word is at `used`.
     pub(crate) fn new(segment: Arc<Segment>, used: usize, start: usize, end: usize) -> Heap {
-        Heap { segment, used, start, end, free: BTreeMap::new(), lent: Vec::new() }
+        Heap { segment, used, start, end, free: BTreeMap::new(), lent: Vec::new(), credit: 0 }
     }
 
     /// A block of `len` bytes held by one; its contents are zero if `zeroed`, else anything.
     pub(crate) fn alloc(&mut self, len: usize, zeroed: bool) -> Result<Block> {
         let capacity = size_class(len)
             .ok_or_else(|| Error::no_space("allocating a shared array", len, "no such size"))?;
+        self.credit = self.credit.saturating_add(1 + capacity / ALIGN);
         let (offset, fresh) = match self.reuse(capacity) {
             Some(offset) => (offset, false),
-            None => (self.extend(capacity, len)?, true),
+            None => match self.extend(capacity, len) {
+                Ok(offset) => (offset, true),
+                Err(full) => (self.collect().reuse(capacity).ok_or(full)?, false),
+            },
         };
         self.lent.push((offset, capacity));
         self.segment.place::<AtomicU32>(offset - HEADER).store(1, Ordering::Relaxed);
@@ -70,14 +80,14 @@ impl Heap {
     }
 
     fn reuse(&mut self, capacity: usize) -> Option<usize> {
-        if self.free.get(&capacity).is_none_or(Vec::is_empty) {
+        if self.free.get(&capacity).is_none_or(Vec::is_empty) && self.credit >= self.lent.len() {
             self.collect();
         }
         self.free.get_mut(&capacity)?.pop()
     }
 
     /// Takes back the blocks that nobody holds any more.
-    fn collect(&mut self) {
+    fn collect(&mut self) -> &mut Heap {
         let (segment, free) = (&self.segment, &mut self.free);
         self.lent.retain(|&(offset, capacity)| {
             // Acquire: the last holder's accesses (its Release in `Block::drop`) come before ours.
@@ -87,6 +97,8 @@ impl Heap {
             }
             held
         });
+        self.credit = 0;
+        self
     }
 
     fn extend(&mut self, capacity: usize, len: usize) -> Result<usize> {
@@ -98,7 +110,9 @@ impl Heap {
         let end =
             end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
         used.store((end - self.start) as u64, Ordering::Relaxed);
-        self.segment.collapse(offset, capacity);
+        if capacity <= EAGER {
+            self.segment.collapse(offset, capacity);
+        }
         Ok(offset)
     }
 }
@@ -117,7 +131,6 @@ impl Block {
         let need = len.checked_add(HUGE).ok_or_else(|| Error::no_space("mmap", len, "no such size"))?;
         let segment = Arc::new(Segment::new(need)?);
         segment.place::<AtomicU32>(HUGE - HEADER).store(1, Ordering::Relaxed);
-        segment.collapse(HUGE, len);
         Ok(Block { segment, offset: HUGE, len, holder: AtomicU32::new(process::pid()) })
     }
 
@@ -247,6 +260,26 @@ mod tests {
         again.bytes_mut().fill(7);
         drop(again);
         assert!(heap.alloc(1000, true).unwrap().bytes().iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn many_held_blocks_cost_no_more_than_few() {
+        let mut heap = heap(16 * HUGE);
+        let held: Vec<Block> = (0..50_000).map(|_| heap.alloc(64, true).unwrap()).collect();
+        assert!(heap.credit < 3 * held.len(), "looked through now and then");
+        let used = heap.segment.place::<AtomicU64>(heap.used).load(Ordering::Relaxed);
+        (0..100_000).for_each(|_| drop(heap.alloc(64, true).unwrap()));
+        let now = heap.segment.place::<AtomicU64>(heap.used).load(Ordering::Relaxed);
+        assert!(now < 3 * used, "dropped blocks are used again");
+    }
+
+    #[test]
+    fn full_heap_looks_for_dropped_blocks() {
+        let mut heap = heap(HUGE);
+        let mut held: Vec<Block> = std::iter::from_fn(|| heap.alloc(1000, false).ok()).collect();
+        held.pop();
+        assert!(heap.alloc(1000, false).is_ok());
+        assert!(held.len() > 1000);
     }
 
     #[test]

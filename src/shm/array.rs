@@ -4,7 +4,8 @@
 //! rank from its heap, owned like a `Vec`, and may be handed on without copying.
 
 use crate::error::{Error, Result};
-use crate::shm::arena::Block;
+use crate::os::process;
+use crate::shm::arena::{Block, Heap};
 use crate::shm::element::{ALIGN, Datatype, Element};
 use crate::shm::segment::Segment;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
@@ -30,13 +31,70 @@ pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
 /// It is not `Clone`: one holder at a time may write. [`Comm::alloc`](crate::Comm::alloc) makes one;
 /// collectives that are given one move its bytes without staging; a body may return one, and the caller of the
 /// world then reads it in place.
+///
+/// ```
+/// let sums = phalanx::launch(2, |comm| {
+///     let mut table = comm.alloc::<f64, _>((1000, 3))?;
+///     table.view_mut().fill(comm.rank() as f64);
+///     Ok(table)
+/// })?;
+/// let tables = sums.expect("on one node every caller is root");
+/// assert_eq!(tables[1].view().sum(), 3000.0);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Lease<T, D> {
     block: Block,
     dim: D,
     element: PhantomData<T>,
 }
 
+thread_local! {
+    /// The heap of the worker that this thread is, and its process: a child that inherits it by fork must not use it.
+    static HEAP: RefCell<Option<(u32, Heap)>> = const { RefCell::new(None) };
+}
+
+/// Makes `heap` the one that [`alloc`] takes from in this thread, for the rest of its process's life.
+pub(crate) fn lend_heap(heap: Heap) {
+    HEAP.set(Some((process::pid(), heap)));
+}
+
+/// A block of the heap lent to this thread; without one, of a mapping of its own.
+pub(crate) fn alloc(len: usize, zeroed: bool) -> Result<Block> {
+    HEAP.with_borrow_mut(|lent| match lent {
+        Some((owner, heap)) if *owner == process::pid() => heap.alloc(len, zeroed),
+        _ => Block::alone(len),
+    })
+}
+
 impl<T: Element, D: Dimension> Lease<T, D> {
+    /// A zeroed array of `shape`, made where no communicator is at hand: a worker of
+    /// [`ParallelManager::scatter`](crate::ParallelManager::scatter) returns it from `do_execute`, and the caller reads
+    /// it in place. (A rank of [`launch`](crate::launch()) takes [`Comm::alloc`](crate::Comm::alloc): arrays made here
+    /// cannot leave it.)
+    ///
+    /// # Errors
+    /// If the shape overflows, or there is no room.
+    ///
+    /// ```
+    /// use ndarray::Ix1;
+    /// let mut manager = phalanx::create_parallel_manager("shared-memory", 2)?;
+    /// let scattered = manager.scatter(
+    ///     || Ok(()),
+    ///     |samples: &[f64], ()| {
+    ///         let mut out = phalanx::Lease::<f64, Ix1>::zeros(1000)?;
+    ///         out.view_mut().fill(samples[0]);
+    ///         Ok(out)
+    ///     },
+    ///     &[1.0, 2.0],
+    /// )?;
+    /// assert_eq!(manager.gather(scattered)?[1].results.view().sum(), 2000.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<Lease<T, D>> {
+        let dim = shape.into_dimension();
+        Ok(Lease::new(alloc(byte_len::<T, D>(&dim)?, true)?, dim))
+    }
+
     pub(crate) fn new(block: Block, dim: D) -> Lease<T, D> {
         Lease { block, dim, element: PhantomData }
     }
@@ -49,6 +107,12 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     ///
     /// # Panics
     /// Never: the shape was checked when the array was made.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// assert_eq!(comm.alloc::<u8, _>(3)?.view().to_vec(), [0, 0, 0]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
         #[expect(clippy::expect_used, reason = "documented: cannot happen")]
         ArrayView::from_shape(self.dim.clone(), self.block.elements()).expect("checked shape")
@@ -58,6 +122,14 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     ///
     /// # Panics
     /// If called in a process that inherited the array by a fork instead of holding it.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// let mut array = comm.alloc::<u8, _>(3)?;
+    /// array.view_mut()[1] = 5;
+    /// assert_eq!(array.view().to_vec(), [0, 5, 0]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
         assert!(
             self.block.is_mine(),
@@ -68,6 +140,12 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     }
 
     /// The shape.
+    ///
+    /// ```
+    /// let mut comm = phalanx::Comm::solo()?;
+    /// assert_eq!(comm.alloc::<u8, _>((3, 4))?.shape(), [3, 4]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn shape(&self) -> &[usize] {
         self.dim.slice()
     }
@@ -169,6 +247,12 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     ///
     /// # Errors
     /// If the shape overflows, or the kernel has no room.
+    ///
+    /// ```
+    /// let mut array = phalanx::SharedArray::<f64, ndarray::Ix2>::zeros((1 << 20, 1 << 10))?;
+    /// assert_eq!(array.view()[[1 << 19, 5]], 0.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<SharedArray<T, D>> {
         let dim = shape.into_dimension();
         let block = Block::alone(byte_len::<T, D>(&dim)?)?;
@@ -179,6 +263,12 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     ///
     /// # Panics
     /// In a rank that inherited the array by a fork: ranks use [`Comm::open`](crate::Comm::open).
+    ///
+    /// ```
+    /// let mut array = phalanx::SharedArray::<u8, ndarray::Ix1>::zeros(2)?;
+    /// assert_eq!(array.view().to_vec(), [0, 0]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view(&mut self) -> ArrayView<'_, T, D> {
         assert!(self.array.block.is_mine(), "a rank reaches an array of its caller through Comm::open");
         self.array.view()
@@ -188,11 +278,24 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     ///
     /// # Panics
     /// As [`SharedArray::view`].
+    ///
+    /// ```
+    /// let mut array = phalanx::SharedArray::<u8, ndarray::Ix1>::zeros(2)?;
+    /// array.view_mut().fill(3);
+    /// assert_eq!(array.view().to_vec(), [3, 3]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
         self.array.view_mut()
     }
 
     /// The shape.
+    ///
+    /// ```
+    /// let array = phalanx::SharedArray::<u8, ndarray::Ix2>::zeros((2, 5))?;
+    /// assert_eq!(array.shape(), [2, 5]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn shape(&self) -> &[usize] {
         self.array.shape()
     }

@@ -46,6 +46,8 @@ pub(crate) struct Crew {
     world: World,
     zygote: Option<Process>,
     bell: Bell,
+    /// The caller: a child that inherits the crew by fork and drops it ends nothing.
+    caller: u32,
 }
 
 impl Crew {
@@ -57,7 +59,9 @@ impl Crew {
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
         match process::fork()? {
-            Fork::Parent(zygote) => Ok(Crew { world: world.clone(), zygote: Some(zygote), bell }),
+            Fork::Parent(zygote) => {
+                Ok(Crew { world: world.clone(), zygote: Some(zygote), bell, caller: process::pid() })
+            }
             Fork::Child => Zygote { world, job, caller, bell, slots: Vec::new() }.live(),
         }
     }
@@ -82,7 +86,7 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        if let Some(zygote) = self.zygote.take() {
+        if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::pid()) {
             self.bell.ring();
             if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
                 zygote.kill();

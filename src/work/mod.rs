@@ -2,4 +2,5 @@
 
 pub(crate) mod crew;
 pub(crate) mod launch;
+pub(crate) mod manager;
 pub(crate) mod sweep;

@@ -22,6 +22,12 @@ const ATTEMPTS: u32 = 3;
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 
 /// Where the workers of a sweep run.
+///
+/// ```
+/// use phalanx::Backend;
+/// assert_eq!("threads".parse(), Ok(Backend::Threads));
+/// assert_eq!(Backend::SharedMemory.to_string(), "shared-memory");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
     /// Whatever suits the machine: forked processes.
@@ -77,6 +83,12 @@ impl fmt::Display for Backend {
 }
 
 /// How rows are dealt to workers.
+///
+/// ```
+/// use phalanx::{Schedule, Sweep};
+/// let sweep = Sweep { schedule: Schedule::Static, ..Sweep::default() };
+/// assert_ne!(sweep.schedule, Schedule::default());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Schedule {
     /// Each worker takes the next rows when it is ready for them, fewer at a time towards the end.
@@ -87,6 +99,15 @@ pub enum Schedule {
 }
 
 /// How far a sweep has come.
+///
+/// ```
+/// use phalanx::{Progress, Sweep};
+/// let watch = |progress: &Progress| eprintln!("{} of {}", progress.done, progress.rows);
+/// let sweep = Sweep { progress: Some(Box::new(watch)), workers: Some(2), ..Sweep::default() };
+/// let rows = ndarray::Array2::zeros((10, 1));
+/// sweep.run(rows.view(), 0, || Ok(()), |(), _, _| Ok(()))?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     /// Rows in all.
@@ -101,11 +122,23 @@ pub struct Progress {
 
 impl Progress {
     /// Rows per second so far.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
+    /// assert_eq!(progress.rate(), 5.0);
+    /// ```
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     /// Time to the end at this rate, once there is one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
+    /// assert_eq!(progress.eta(), Some(Duration::from_secs(15)));
+    /// ```
     pub fn eta(&self) -> Option<Duration> {
         let left = (self.rows - self.done) as f64 / self.rate();
         Duration::try_from_secs_f64(left).ok()
@@ -113,6 +146,11 @@ impl Progress {
 }
 
 /// One row of parameters, as the model sees it.
+///
+/// ```
+/// let row = phalanx::Row { index: 3, values: &[35.0, 60.0], attempt: 0 };
+/// assert_eq!(row.values[1], 60.0);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     /// Its number in the table.
@@ -124,6 +162,11 @@ pub struct Row<'a> {
 }
 
 /// Why a model has no answer for a row: the row becomes NaN, with this text.
+///
+/// ```
+/// use phalanx::Reason;
+/// assert_eq!(Reason::from("too salty"), Reason::from(String::from("too salty")));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);
 
@@ -140,6 +183,19 @@ impl From<String> for Reason {
 }
 
 /// What became of a row.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
+/// assert_eq!(swept.outcome(1), phalanx::Outcome::Infeasible("negative".into()));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It has a result.
@@ -153,6 +209,18 @@ pub enum Outcome {
 }
 
 /// What one worker did.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.workers.iter().map(|worker| worker.rows).sum::<u64>(), 2);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerStats {
     /// Rows finished.
@@ -200,6 +268,18 @@ pub struct Sweep<'p> {
 }
 
 /// The results of a sweep, in the order of its rows.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.values()[[0, 0]], 2.0);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Swept {
     ledger: Ledger,
     /// From start to end, workers' start included.
@@ -223,6 +303,18 @@ impl fmt::Debug for Swept {
 
 impl Swept {
     /// How many rows there are.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert_eq!(swept.rows(), 2);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn rows(&self) -> usize {
         self.ledger.tasks
     }
@@ -231,6 +323,18 @@ impl Swept {
     ///
     /// # Panics
     /// Never: a sweep ends when all rows are finished.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert!(swept.values()[[0, 0]] == 2.0 && swept.values()[[1, 0]].is_nan());
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn values(&self) -> ArrayView2<'_, f64> {
         #[expect(clippy::expect_used, reason = "documented: checked when the sweep ended")]
         let table = self.ledger.table().expect("all rows are finished");
@@ -242,6 +346,18 @@ impl Swept {
     ///
     /// # Panics
     /// If there is no such row.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn outcome(&self, row: usize) -> Outcome {
         match self.ledger.state(row) {
             State::Failed(failure) => {
@@ -257,6 +373,18 @@ impl Swept {
     }
 
     /// The busiest worker's time over the mean: 1 is perfect balance.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert!(swept.imbalance() >= 1.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn imbalance(&self) -> f64 {
         let busy = self.workers.iter().map(|worker| worker.busy.as_secs_f64());
         let mean = busy.clone().sum::<f64>() / self.workers.len().max(1) as f64;
@@ -277,6 +405,22 @@ impl Sweep<'_> {
     /// # Errors
     /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
     /// failed, threads are running, a limit), or workers die without getting anywhere.
+    ///
+    /// ```
+    /// use ndarray::Array2;
+    /// use phalanx::{Backend, Sweep};
+    /// let rows = Array2::from_shape_fn((1000, 1), |(row, _)| row as f64);
+    /// let square = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0] * row.values[0];
+    ///     Ok(())
+    /// };
+    /// for backend in [Backend::Serial, Backend::SharedMemory] {
+    ///     let sweep = Sweep { backend, workers: Some(2), ..Sweep::default() };
+    ///     let swept = sweep.run(rows.view(), 1, || Ok(()), square)?.expect("on one node every caller is root");
+    ///     assert_eq!(swept.values()[[30, 0]], 900.0);
+    /// }
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn run<S>(
         mut self,
         parameters: ArrayView2<'_, f64>,

@@ -14,7 +14,7 @@ use crate::work::crew::{Crew, Job};
 use crate::work::manager::tasks::{Outcome, Work, Worker};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::time::Duration;
 
 /// A task whose worker dies this often is given up.
@@ -37,7 +37,7 @@ impl FanOut {
         work: &Work<'_, P, S, R>,
         workers: usize,
         allow_threads: bool,
-    ) -> Result<FanOut> {
+    ) -> Result<Box<FanOut>> {
         let world = World::new(Plan { ranks: workers, heap: None, first_sequence: 0, deadline: None })?;
         let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
         let body = |slot, ()| Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work);
@@ -47,11 +47,11 @@ impl FanOut {
             Error::Threads { threads, .. } => Error::Threads { operation: "scatter", threads },
             other => other,
         })?;
-        Ok(FanOut { crew, world, ledger })
+        Ok(Box::new(FanOut { crew, world, ledger }))
     }
 
     /// Waits until the workers have ended; the outcomes of all tasks, or of those up to a failure among them.
-    pub(crate) fn collect<R: DeserializeOwned>(mut self) -> Result<Vec<(usize, Outcome<R>)>> {
+    pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
         let ended = self.crew.wait(|| {});
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
             // Its slots may still be writing.
@@ -85,11 +85,11 @@ impl FanOut {
         [offset, at, len]: [usize; ROW],
         shelves: &mut HashMap<usize, Block>,
     ) -> Result<Outcome<R>> {
-        if !shelves.contains_key(&offset) {
-            shelves.insert(offset, Block::join(self.world.segment(), offset, SHELF.max(len))?);
-        }
-        let end = at.checked_add(len);
-        let bytes = end.and_then(|end| shelves.get(&offset)?.bytes().get(at..end));
+        let shelf = match shelves.entry(offset) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Block::join(self.world.segment(), offset, SHELF.max(len))?),
+        };
+        let bytes = at.checked_add(len).and_then(|end| shelf.bytes().get(at..end));
         let bytes = bytes.ok_or(Error::Corrupt { what: "the place of a scattered result" })?;
         carrying(self.world.segment(), || Ok(postcard::from_bytes(bytes)?))
     }

@@ -7,6 +7,17 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one [`LocalResults`].
+///
+/// ```
+/// use phalanx::{Backend, Granularity, ParallelManager};
+/// let mut manager = ParallelManager::new(Backend::Threads, 2)?;
+/// for (granularity, tasks) in [(Granularity::PerWorker, 2), (Granularity::PerSample, 5)] {
+///     manager.granularity = granularity;
+///     let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x.len()), &[1, 2, 3, 4, 5])?;
+///     assert_eq!(manager.gather(scattered)?.len(), tasks);
+/// }
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Granularity {
     /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3 workers: 214,
@@ -20,6 +31,15 @@ pub enum Granularity {
 }
 
 /// What one call of `do_execute` has given.
+///
+/// ```
+/// use phalanx::LocalResults;
+/// let mut manager = phalanx::create_parallel_manager("serial", 1)?;
+/// let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x.len()), &[7, 8])?;
+/// let expected = LocalResults { process_number: 0, parameters: vec![7, 8], results: 2 };
+/// assert_eq!(manager.gather(scattered)?, [expected]);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LocalResults<P, R> {
     /// The number of the task: with [`Granularity::PerWorker`] that of the worker, with [`Granularity::PerSample`] that
@@ -144,6 +164,12 @@ impl<S, E> ParallelActor<S, E> {
     ///
     /// # Errors
     /// That of `do_build`.
+    ///
+    /// ```
+    /// use phalanx::{Error, ParallelActor};
+    /// let refused = ParallelActor::new(|| Err::<(), _>(Error::other("no licence")), |_: &[f64], ()| Ok(()));
+    /// assert_eq!(refused.err(), Some(Error::other("no licence")));
+    /// ```
     pub fn new<P, R>(do_build: impl FnOnce() -> Result<S>, do_execute: E) -> Result<ParallelActor<S, E>>
     where
         E: Fn(&[P], &mut S) -> Result<R>,
@@ -155,6 +181,15 @@ impl<S, E> ParallelActor<S, E> {
     ///
     /// # Errors
     /// That of `do_execute`.
+    ///
+    /// ```
+    /// let mut actor = phalanx::ParallelActor::new(|| Ok(0.0), |x: &[f64], sum: &mut f64| {
+    ///     *sum += x[0];
+    ///     Ok(*sum)
+    /// })?;
+    /// assert_eq!((actor.execute(&[1.0])?, actor.execute(&[2.0])?), (1.0, 3.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn execute<P, R>(&mut self, local_parameters: &[P]) -> Result<R>
     where
         E: Fn(&[P], &mut S) -> Result<R>,
@@ -223,10 +258,7 @@ impl<'a, P, S, R> Worker<'a, P, S, R> {
 }
 
 /// What a user's function has returned, or how it has failed in words.
-fn told<T>(
-    who: &str,
-    called: std::result::Result<Result<T>, String>,
-) -> std::result::Result<T, String> {
+fn told<T>(who: &str, called: std::result::Result<Result<T>, String>) -> std::result::Result<T, String> {
     match called {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(format!("{who} returned an error: {error}")),
@@ -283,7 +315,9 @@ mod tests {
         for (total, parts) in [(0, 1), (1, 1), (7, 3), (9, 3), (100, 7)] {
             assert_eq!(sizes(total, parts), crate::comm::views::array_split(total, parts));
             assert_eq!(share(total, parts, 0).start, 0);
-            assert!((1..parts).all(|part| share(total, parts, part - 1).end == share(total, parts, part).start));
+            assert!(
+                (1..parts).all(|part| share(total, parts, part - 1).end == share(total, parts, part).start)
+            );
         }
     }
 

@@ -1,0 +1,378 @@
+//! `ParallelManager`: WaterTAP's operations by their names, over forked workers or the ranks of a world.
+
+mod fanout;
+mod peers;
+mod tasks;
+
+use crate::channel::world::MAX_RANKS;
+use crate::comm::{Comm, solo::Solo};
+use crate::error::{Error, Place, Result};
+use crate::work::sweep::Backend;
+use fanout::FanOut;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt;
+use tasks::{Deal, Outcome, Work, share};
+
+pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
+
+/// A manager by the name of its back end, in any case: `auto`, `serial`, `threads`, `shared-memory`, and the names that
+/// WaterTAP's users know (`concurrentfutures`, `multiprocessing`, `ray`, ...), which all mean forked workers.
+///
+/// As there, `multiprocessing` and `ray` deal one sample at a time ([`Granularity::PerSample`]), the others a stretch to
+/// each worker. Inside [`launch`](crate::launch()) the ranks are the workers: [`ParallelManager::with_peers`].
+///
+/// # Errors
+/// If the name is not known (the error lists those that are) or not in this build, or the number is zero or too large.
+///
+/// ```
+/// let mut manager = phalanx::create_parallel_manager("ConcurrentFutures", 2)?;
+/// assert_eq!((manager.number_of_worker_processes(), manager.is_root_process()), (2, true));
+/// let error = phalanx::create_parallel_manager("abacus", 2).unwrap_err();
+/// assert!(error.to_string().contains("auto, serial, threads, shared-memory"));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub fn create_parallel_manager(
+    parallel_back_end: &str,
+    number_of_subprocesses: usize,
+) -> Result<ParallelManager<'static, 'static>> {
+    let is = |name: &&str| name.eq_ignore_ascii_case(parallel_back_end);
+    if ["mpi", "hybrid"].iter().any(is) {
+        let problem = format!(
+            "{parallel_back_end:?} joins several nodes, which this build cannot; on one node use \"shared-memory\", or \
+             ParallelManager::with_peers inside `launch`"
+        );
+        return Err(Error::option("create_parallel_manager", problem));
+    }
+    let mut manager = ParallelManager::new(parallel_back_end.parse()?, number_of_subprocesses)?;
+    if ["multiprocessing", "ray", "rayio"].iter().any(is) {
+        manager.granularity = Granularity::PerSample;
+    }
+    Ok(manager)
+}
+
+/// Runs a function over a list of samples, and lets those who run the same program exchange data.
+///
+/// It is one of two things:
+/// - *A fan-out* ([`create_parallel_manager`], [`ParallelManager::new`]), used by a program that runs once.
+///   [`scatter`](Self::scatter) starts workers, which work while the caller goes on; [`gather`](Self::gather) waits for
+///   them. The caller is root, alone: what it exchanges with its peers it exchanges with itself.
+/// - *Peers* ([`ParallelManager::with_peers`]), used by every rank of a world. Each runs its share; all other operations
+///   are collectives, which all ranks must call in the same order.
+///
+/// ```
+/// let mut manager = phalanx::create_parallel_manager("shared-memory", 3)?;
+/// let samples: Vec<f64> = (0..640).map(f64::from).collect();
+/// let scattered = manager.scatter(
+///     || Ok(2.0),
+///     |samples: &[f64], exponent: &mut f64| Ok(samples.iter().map(|x| x.powf(*exponent)).sum::<f64>()),
+///     &samples,
+/// )?;
+/// let results = manager.gather(scattered)?;
+/// let sizes: Vec<usize> = results.iter().map(|local| local.parameters.len()).collect();
+/// assert_eq!(sizes, [214, 213, 213]);
+/// let total: f64 = results.iter().map(|local| local.results).sum();
+/// assert_eq!(total, 639.0 * 640.0 * 1279.0 / 6.0);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+///
+/// The same program over the ranks of a world:
+///
+/// ```
+/// use phalanx::ParallelManager;
+/// phalanx::launch(2, |comm| {
+///     let mut manager = ParallelManager::with_peers(comm);
+///     let scattered = manager.scatter(|| Ok(()), |samples: &[i64], ()| Ok(samples.len()), &[7, 8, 9])?;
+///     let results = manager.gather(scattered)?;
+///     assert_eq!(results.iter().map(|local| local.results).collect::<Vec<_>>(), [2, 1]);
+///     assert_eq!(manager.results_from_local_tree(&results)[0].process_number, manager.get_rank());
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+/// What differs from WaterTAP's: ranks are real peers, and every rank's failure reaches all; `do_build` takes no
+/// keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty list is a list
+/// like any other; no worker is called without a sample because there are too many of them.
+#[derive(Debug)]
+pub struct ParallelManager<'c, 'w> {
+    group: Group<'c, 'w>,
+    /// How samples are dealt to tasks. All ranks of a world must agree.
+    pub granularity: Granularity,
+    /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
+    pub allow_threads: bool,
+}
+
+#[derive(Debug)]
+enum Group<'c, 'w> {
+    Peers(&'c mut Comm<'w>),
+    FanOut {
+        /// Of the caller with itself.
+        comm: Comm<'w>,
+        backend: Backend,
+        /// At most this many workers.
+        limit: usize,
+        /// As many as the last scatter had work for.
+        workers: usize,
+    },
+}
+
+/// What [`ParallelManager::scatter`] has begun: to be given to [`ParallelManager::gather`]. Dropping it ends the workers.
+///
+/// Each scatter has its own, so that no gather sees another one's results, and none comes before its scatter:
+///
+/// ```compile_fail
+/// let mut manager = phalanx::create_parallel_manager("serial", 1)?;
+/// let results = manager.gather()?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[must_use = "the workers end when this is dropped; give it to `gather`"]
+pub struct Scattered<P, R> {
+    parameters: Vec<P>,
+    deal: Deal,
+    pending: Pending<R>,
+}
+
+enum Pending<R> {
+    /// All tasks have been run, in this process.
+    Done(Vec<(usize, Outcome<R>)>),
+    /// This rank's tasks have been run; its peers have the others.
+    Share(Vec<(usize, Outcome<R>)>),
+    /// Forked workers run them.
+    Away(Box<FanOut>),
+}
+
+impl<P, R> fmt::Debug for Scattered<P, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scattered({} samples in {} tasks)", self.parameters.len(), self.deal.tasks)
+    }
+}
+
+impl<'c, 'w> ParallelManager<'c, 'w> {
+    /// A fan-out over at most `workers` workers. [`Backend::Serial`] has one, whatever the number.
+    ///
+    /// # Errors
+    /// If the number is zero or too large.
+    ///
+    /// ```
+    /// use phalanx::{Backend, ParallelManager};
+    /// let manager = ParallelManager::new(Backend::Threads, 4)?;
+    /// assert_eq!(manager.number_of_worker_processes(), 4);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn new(backend: Backend, workers: usize) -> Result<ParallelManager<'c, 'w>> {
+        if workers == 0 || workers > MAX_RANKS {
+            let problem = format!("{workers} workers; a manager has 1 to {MAX_RANKS}");
+            return Err(Error::option("ParallelManager", problem));
+        }
+        let limit = if backend == Backend::Serial { 1 } else { workers };
+        let comm = Comm::over(Box::new(Solo::new(Some(0))?));
+        let group = Group::FanOut { comm, backend, limit, workers: limit };
+        Ok(ParallelManager { group, granularity: Granularity::default(), allow_threads: false })
+    }
+
+    /// A manager of the ranks of `comm`: each of them makes one.
+    ///
+    /// Each rank runs its share of a scattered list in the call of [`scatter`](Self::scatter): its stretch, as
+    /// numpy's `array_split` cuts the list, whatever the granularity. A rank for which no sample is left runs nothing
+    /// and contributes no [`LocalResults`].
+    ///
+    /// ```
+    /// use phalanx::{Granularity, ParallelManager};
+    /// phalanx::launch(3, |comm| {
+    ///     let mut manager = ParallelManager::with_peers(comm);
+    ///     manager.granularity = Granularity::PerSample;
+    ///     let scattered = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x[0].sqrt()), &[1.0, 4.0])?;
+    ///     let results = manager.gather(scattered)?;
+    ///     assert_eq!((results[0].results, results[1].results), (1.0, 2.0));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn with_peers(comm: &'c mut Comm<'w>) -> ParallelManager<'c, 'w> {
+        let group = Group::Peers(comm);
+        ParallelManager { group, granularity: Granularity::default(), allow_threads: false }
+    }
+
+    fn comm(&self) -> &Comm<'w> {
+        match &self.group {
+            Group::Peers(comm) => comm,
+            Group::FanOut { comm, .. } => comm,
+        }
+    }
+
+    fn comm_mut(&mut self) -> &mut Comm<'w> {
+        match &mut self.group {
+            Group::Peers(comm) => comm,
+            Group::FanOut { comm, .. } => comm,
+        }
+    }
+
+    /// Is this rank 0 of its group? A caller that fans out always is.
+    ///
+    /// ```
+    /// let alone = phalanx::create_parallel_manager("serial", 1)?;
+    /// assert!(alone.is_root_process());
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn is_root_process(&self) -> bool {
+        self.comm().is_root()
+    }
+
+    /// This process's number among those that run this program: 0 for a caller that fans out.
+    ///
+    /// ```
+    /// let ranks = phalanx::launch(3, |comm| Ok(phalanx::ParallelManager::with_peers(comm).get_rank()))?;
+    /// assert_eq!(ranks, Some(vec![0, 1, 2]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn get_rank(&self) -> usize {
+        self.comm().rank()
+    }
+
+    /// How many run samples: the ranks of the world; of a fan-out at most so many, and after a scatter as many as there
+    /// was work for.
+    ///
+    /// ```
+    /// let mut manager = phalanx::create_parallel_manager("shared-memory", 8)?;
+    /// assert_eq!(manager.number_of_worker_processes(), 8);
+    /// let scattered = manager.scatter(|| Ok(()), |_: &[f64], ()| Ok(()), &[1.0, 2.0])?;
+    /// assert_eq!(manager.number_of_worker_processes(), 2);
+    /// manager.gather(scattered)?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn number_of_worker_processes(&self) -> usize {
+        match &self.group {
+            Group::Peers(comm) => comm.size(),
+            Group::FanOut { workers, .. } => *workers,
+        }
+    }
+
+    /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as [`granularity`](Self::granularity) says.
+    ///
+    /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
+    /// Both see what the caller has made so far, by reference: nothing is serialised but results. For an empty list
+    /// `do_execute` is called once, with no sample; otherwise never without one, and workers that are more than samples
+    /// are not started.
+    ///
+    /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
+    /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros). A worker that dies is replaced
+    /// and its task run again, three times in all. *Serial*, *threads* and *peers* run the tasks in this call.
+    ///
+    /// Tasks stop at the first failure of a task; `gather` tells. A model that is to go on after a sample without a
+    /// solution returns that as its result.
+    ///
+    /// Another scatter may begin before the first is gathered: each has its own workers.
+    ///
+    /// # Errors
+    /// If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
+    /// reported by `gather`.
+    ///
+    /// ```
+    /// let mut manager = phalanx::create_parallel_manager("multiprocessing", 2)?;
+    /// let scattered = manager.scatter(
+    ///     || Ok(String::from("sea")),
+    ///     |samples: &[u32], name: &mut String| Ok(format!("{name} {}", samples[0])),
+    ///     &[1, 2, 3],
+    /// )?;
+    /// // ... the caller goes on ...
+    /// let results = manager.gather(scattered)?;
+    /// assert_eq!((results[2].process_number, &results[2].results[..]), (2, "sea 3"));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn scatter<P, S, R>(
+        &mut self,
+        do_build: impl Fn() -> Result<S> + Sync,
+        do_execute: impl Fn(&[P], &mut S) -> Result<R> + Sync,
+        all_parameters: &[P],
+    ) -> Result<Scattered<P, R>>
+    where
+        P: Clone + Sync,
+        R: Serialize + DeserializeOwned + Send,
+    {
+        let most = match &self.group {
+            Group::Peers(comm) => comm.size(),
+            Group::FanOut { limit, .. } => *limit,
+        };
+        let deal = Deal::new(all_parameters.len(), most, self.granularity);
+        let work = Work { parameters: all_parameters, deal, do_build: &do_build, do_execute: &do_execute };
+        let pending = match &mut self.group {
+            Group::Peers(comm) => {
+                Pending::Share(work.run(comm.rank(), share(deal.tasks, comm.size(), comm.rank())))
+            }
+            Group::FanOut { backend, workers, .. } => {
+                *workers = deal.tasks.min(most);
+                match backend {
+                    Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
+                    Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
+                    Backend::Auto | Backend::SharedMemory => {
+                        Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?)
+                    }
+                }
+            }
+        };
+        Ok(Scattered { parameters: all_parameters.to_vec(), deal, pending })
+    }
+
+    /// Waits for what a scatter has begun: one [`LocalResults`] a task, in the order of the samples. A collective of
+    /// peers; all get all results.
+    ///
+    /// # Errors
+    /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of the panic or
+    /// error, or how the worker died. As all collectives, if a rank is gone or the ranks scattered different lists. If
+    /// workers could not be started, or their supervisor died.
+    ///
+    /// ```
+    /// let mut manager = phalanx::create_parallel_manager("ray", 2)?;
+    /// let root = |x: &[f64], (): &mut ()| {
+    ///     assert!(x[0] >= 0.0, "negative");
+    ///     Ok(x[0].sqrt())
+    /// };
+    /// let scattered = manager.scatter(|| Ok(()), root, &[4.0, -1.0])?;
+    /// let phalanx::Error::Task { samples, text, .. } = manager.gather(scattered).unwrap_err() else { panic!() };
+    /// assert_eq!(samples, 1..2);
+    /// assert!(text.starts_with("do_execute panicked: negative"));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn gather<P, R>(&mut self, scattered: Scattered<P, R>) -> Result<Vec<LocalResults<P, R>>>
+    where
+        R: Serialize + DeserializeOwned,
+    {
+        let Scattered { parameters, deal, pending } = scattered;
+        let outcomes = match pending {
+            Pending::Done(outcomes) => outcomes,
+            Pending::Away(workers) => workers.collect()?,
+            Pending::Share(mine) => {
+                let shares = self.comm_mut().all_gather_objects(&(deal, mine))?;
+                if shares.iter().any(|(theirs, _)| *theirs != deal) {
+                    let place = Place { operation: "gather", rank: self.get_rank(), sequence: 0 };
+                    let problem =
+                        "the ranks scattered lists of different lengths, or with different granularity";
+                    return Err(Error::bad(place, problem));
+                }
+                shares.into_iter().flat_map(|(_, outcomes)| outcomes).collect()
+            }
+        };
+        deal.results(parameters, outcomes)
+    }
+
+    /// Those of the results, as `gather` returned them, that this process answers for: on a rank its own, in a fan-out
+    /// all.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut manager = phalanx::ParallelManager::with_peers(comm);
+    ///     let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x.len()), &[1, 2, 3])?;
+    ///     let results = manager.gather(scattered)?;
+    ///     let own = manager.results_from_local_tree(&results);
+    ///     assert_eq!(own[0].parameters, if manager.is_root_process() { vec![1, 2] } else { vec![3] });
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn results_from_local_tree<'r, P, R>(
+        &self,
+        results: &'r [LocalResults<P, R>],
+    ) -> &'r [LocalResults<P, R>] {
+        &results[share(results.len(), self.comm().size(), self.get_rank())]
+    }
+}

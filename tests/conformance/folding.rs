@@ -1,0 +1,149 @@
+//! The reductions, each against a fold in rank order, bit by bit.
+
+use crate::world::{At, Back, Buffer, Operand, Pair, mix, same};
+use ndarray::{Array1, Ix2};
+use phalanx::{Comm, Op, Result};
+use std::time::Duration;
+
+/// The reductions of a row: all of them, or for long arrays the first and the last.
+fn ops<T: Operand>(at: &At) -> Vec<Pair<T>> {
+    let mut ops = T::ops();
+    if at.large && ops.len() > 2 {
+        ops.drain(1..ops.len() - 1);
+    }
+    ops
+}
+
+pub fn reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let mut send = Buffer::new(comm, at.send, &T::operands(comm.rank(), at.len))?;
+    let is_root = comm.rank() == at.root;
+    for (op, f) in ops::<T>(at) {
+        let mut recv = Buffer::junk(comm, at.recv, at.len)?;
+        comm.reduce(&send.view(), is_root.then_some(&mut recv.view_mut()), &op, at.root)?;
+        recv.check(&if is_root { T::folded(comm.size(), at.len, f) } else { T::junk(at.len) });
+    }
+    send.check(&T::operands(comm.rank(), at.len));
+    Ok(())
+}
+
+pub fn all_reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let mut send = Buffer::new(comm, at.send, &T::operands(comm.rank(), at.len))?;
+    for (op, f) in ops::<T>(at) {
+        let mut recv = Buffer::junk(comm, at.recv, at.len)?;
+        comm.all_reduce(&send.view(), &mut recv.view_mut(), &op)?;
+        recv.check(&T::folded(comm.size(), at.len, f));
+    }
+    send.check(&T::operands(comm.rank(), at.len));
+    Ok(())
+}
+
+pub fn all_reduce_parts<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let rows = at.ragged(comm.size());
+    let total = rows.iter().sum::<usize>() * 3;
+    let send = Buffer::new(comm, at.send, &T::operands(comm.rank(), total))?;
+    for (op, f) in ops::<T>(at) {
+        let part = comm.parts::<T, Ix2>(Ix2(rows[comm.rank()], 3))?;
+        let whole = comm.all_reduce_parts(&send.view(), part, &op)?;
+        same(whole.view().as_slice().expect("contiguous"), &T::folded(comm.size(), total, f));
+    }
+    Ok(())
+}
+
+pub fn reduce_scatter<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    for counts in [vec![at.len; comm.size()], at.ragged(comm.size())] {
+        let (first, count) = (counts[..comm.rank()].iter().sum(), counts[comm.rank()]);
+        let total = counts.iter().sum();
+        let send = Buffer::new(comm, at.send, &T::operands(comm.rank(), total))?;
+        for (op, f) in ops::<T>(at) {
+            let mut recv = Buffer::junk(comm, at.recv, count)?;
+            comm.reduce_scatter(&send.view(), &mut recv.view_mut(), &op)?;
+            recv.check(&T::folded(comm.size(), total, f)[first..first + count]);
+        }
+    }
+    Ok(())
+}
+
+pub fn scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let rank = comm.rank();
+    let send = Buffer::new(comm, at.send, &T::operands(rank, at.len))?;
+    for (op, f) in ops::<T>(at) {
+        let mut recv = Buffer::junk(comm, at.recv, at.len)?;
+        comm.scan(&send.view(), &mut recv.view_mut(), &op)?;
+        recv.check(&T::folded(rank + 1, at.len, f));
+    }
+    Ok(())
+}
+
+pub fn exclusive_scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let rank = comm.rank();
+    let send = Buffer::new(comm, at.send, &T::operands(rank, at.len))?;
+    for (op, f) in ops::<T>(at) {
+        let mut recv = Buffer::junk(comm, at.recv, at.len)?;
+        comm.exclusive_scan(&send.view(), &mut recv.view_mut(), &op)?;
+        recv.check(&if rank == 0 { T::junk(at.len) } else { T::folded(rank, at.len, f) });
+    }
+    Ok(())
+}
+
+/// Which NaN, which zero, which wrapped number: as documented.
+pub fn special_values(comm: &mut Comm<'_>) -> Result<()> {
+    let nan = |payload: u64| f64::from_bits(0x7FF8_0000_0000_0000 | payload);
+    let (rank, size) = (comm.rank(), comm.size());
+    let mine = [
+        nan(rank as u64 + 1),
+        if rank == size / 2 { nan(9) } else { rank as f64 },
+        if rank % 2 == 0 { -0.0 } else { 0.0 },
+        if rank % 2 == 0 { 0.0 } else { -0.0 },
+        if rank == 0 { f64::NEG_INFINITY } else { f64::INFINITY },
+        f64::from_bits(1 + rank as u64),
+    ];
+    let last = size as u64;
+    for (op, zeros, ends) in [
+        (Op::min(), [-0.0, 0.0], [f64::NEG_INFINITY, f64::from_bits(1)]),
+        (
+            Op::max(),
+            [-0.0, 0.0],
+            [[f64::NEG_INFINITY, f64::INFINITY][usize::from(size > 1)], f64::from_bits(last)],
+        ),
+    ] {
+        let mut folded = Array1::zeros(6);
+        comm.all_reduce(&Array1::from(mine.to_vec()), &mut folded, &op)?;
+        same(&folded.to_vec(), &[nan(1), nan(9), zeros[0], zeros[1], ends[0], ends[1]]);
+    }
+    let mut sum = Array1::zeros(2);
+    comm.all_reduce(&Array1::from(vec![i64::MAX, 1i64 << 62]), &mut sum, &Op::sum())?;
+    let n = size as i64;
+    assert_eq!(sum.to_vec(), [i64::MAX.wrapping_mul(n), (1i64 << 62).wrapping_mul(n)]);
+    Ok(())
+}
+
+/// The same bits on every rank and in every run, whoever comes late.
+pub fn bitwise(back: Back) {
+    let len = 40_000;
+    let fold: fn(f64, f64) -> f64 = |a, b| a + b;
+    for ranks in [3, 4] {
+        let want = f64::folded(ranks, len, fold);
+        for run in 0..20 {
+            let results = back.world(ranks).run(|comm| {
+                let send = Array1::from(f64::operands(comm.rank(), len));
+                let lease = match (run + comm.rank()) % 3 {
+                    0 => {
+                        let mut lease = comm.alloc::<f64, _>(len)?;
+                        lease.view_mut().assign(&send);
+                        Some(lease)
+                    }
+                    _ => None,
+                };
+                let mut recv = Array1::zeros(len);
+                std::thread::sleep(Duration::from_micros(mix((run * 10 + comm.rank()) as u64) % 3000));
+                comm.all_reduce(
+                    &lease.as_ref().map_or(send.view(), |lease| lease.view()),
+                    &mut recv,
+                    &Op::sum(),
+                )?;
+                Ok(recv.to_vec())
+            });
+            results.iter().for_each(|result| same(result, &want));
+        }
+    }
+}

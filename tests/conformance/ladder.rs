@@ -1,0 +1,133 @@
+//! The zero-copy ladder: what each rung copies, to the byte, summed over the ranks.
+
+use crate::world::Back;
+use ndarray::{Array1, Ix1, arr1};
+use phalanx::{Comm, Op, Result};
+
+/// Bytes in all ranks' parts.
+const TOTALS: [usize; 3] = [1 << 10, 1 << 20, 16 << 20];
+const RANKS: usize = 3;
+const ROOT: usize = 1;
+
+/// What `body`'s collectives copy on this rank.
+fn copied<R>(comm: &mut Comm<'_>, body: impl FnOnce(&mut Comm<'_>) -> Result<R>) -> Result<u64> {
+    let before = comm.bytes_copied();
+    body(comm)?;
+    Ok(comm.bytes_copied() - before)
+}
+
+/// Compares, for each rung, the sum over the ranks with what the table says.
+fn check(
+    back: Back,
+    rungs: impl Fn(&mut Comm<'_>, usize) -> Result<Vec<u64>> + Sync,
+    want: fn(u64) -> Vec<u64>,
+) {
+    for total in TOTALS {
+        let by_rank = back.world(RANKS).run(|comm| rungs(comm, total / size_of::<f64>()));
+        let sums: Vec<u64> =
+            (0..by_rank[0].len()).map(|rung| by_rank.iter().map(|rungs| rungs[rung]).sum()).collect();
+        assert_eq!(sums, want(total as u64), "bytes copied by rung, {total} bytes in all");
+    }
+}
+
+/// | send | receive | copied |
+/// | --- | --- | --- |
+/// | part of a shared array | the same | 0 |
+/// | private | shared | S, each rank its own |
+/// | shared | private | S, by root |
+/// | private | private | twice, but once what is root's own |
+pub fn gather(back: Back) {
+    check(
+        back,
+        |comm, n| {
+            let counts = [n / 4, n / 2, n - n / 4 - n / 2];
+            let (rank, is_root) = (comm.rank(), comm.rank() == ROOT);
+            let mut part = comm.parts::<f64, Ix1>(Ix1(counts[rank]))?;
+            part.view_mut().fill(rank as f64);
+            let private = Array1::from_elem(counts[rank], rank as f64);
+            let mut shared = comm.alloc::<f64, _>(counts[rank])?;
+            shared.view_mut().assign(&private);
+            let lease = if is_root { Some((comm.alloc(n)?, &counts[..])) } else { None };
+            let mut recv = Array1::zeros(if is_root { n } else { 0 });
+            let mut into = |comm: &mut Comm<'_>, send: &ndarray::ArrayView1<'_, f64>| {
+                recv.fill(0.0);
+                comm.gather_varcount(send, is_root.then_some((&mut recv, &counts[..])), ROOT)?;
+                let right = |(at, &x): (usize, &f64)| {
+                    x == usize::from(at >= n / 4) as f64 + usize::from(at >= n / 4 + n / 2) as f64
+                };
+                assert!(recv.iter().enumerate().all(right));
+                Ok(())
+            };
+            Ok(vec![
+                copied(comm, |comm| part.publish(comm)?.reopen(comm))?,
+                copied(comm, |comm| comm.gather_into_lease(&private, lease, ROOT))?,
+                copied(comm, |comm| into(comm, &shared.view()))?,
+                copied(comm, |comm| into(comm, &private.view()))?,
+            ])
+        },
+        |s| vec![0, s, s, 2 * (s - s / 2) + s / 2],
+    );
+}
+
+/// Every rank brings `n` bytes, `p` ranks:
+///
+/// | send | receive | copied |
+/// | --- | --- | --- |
+/// | shared | the result's parts | 0 |
+/// | private | the result's parts | `p n`: each stages what it brings |
+/// | shared | private | `p n`: each stages its slice of the result and reads the others' |
+/// | shared | shared | `(p - 1) n`: each reads the others' slices |
+/// | private | private | `2 p n`: each stages what it brings and reads the result; `p n` if short, where each folds all |
+pub fn sum(back: Back) {
+    check(
+        back,
+        |comm, n| {
+            let rank = comm.rank() as f64;
+            let private = Array1::from_elem(n, rank);
+            let mut shared = comm.alloc::<f64, _>(n)?;
+            shared.view_mut().fill(rank);
+            let mut recv = Array1::zeros(n);
+            let mut lease = comm.alloc::<f64, _>(n)?;
+            let rows = n / 4 + if comm.is_root() { n - n / 4 * 3 - n / 4 } else { 0 };
+            let parts = [comm.parts(Ix1(rows))?, comm.parts(Ix1(rows))?];
+            let [first, second] = parts;
+            let whole = |comm: &mut Comm<'_>, send: ndarray::ArrayView1<'_, f64>, part| {
+                let whole = comm.all_reduce_parts(&send, part, &Op::sum())?;
+                assert!(whole.view().iter().all(|&x: &f64| x == 3.0));
+                Ok(())
+            };
+            let copies = vec![
+                copied(comm, |comm| whole(comm, shared.view(), first))?,
+                copied(comm, |comm| whole(comm, private.view(), second))?,
+                copied(comm, |comm| comm.all_reduce(&shared.view(), &mut recv, &Op::sum()))?,
+                copied(comm, |comm| comm.all_reduce(&shared.view(), &mut lease.view_mut(), &Op::sum()))?,
+                copied(comm, |comm| comm.all_reduce(&private, &mut recv, &Op::sum()))?,
+            ];
+            assert!(recv.iter().chain(lease.view()).all(|&x| x == 3.0));
+            Ok(copies)
+        },
+        |n| {
+            let p = RANKS as u64;
+            // Up to 256 KiB every rank folds everything straight from its peers.
+            match n {
+                1024 => vec![0, p * n, 0, 0, p * n],
+                _ => vec![0, p * n, p * n, (p - 1) * n, 2 * p * n],
+            }
+        },
+    );
+}
+
+/// What fits into a mark costs its receivers alone.
+pub fn small(back: Back) {
+    let by_rank = back.world(RANKS).run(|comm| {
+        let mine = arr1(&[1.0, 2.0]);
+        let mut all = Array1::<f64>::zeros(2 * RANKS);
+        Ok(vec![
+            copied(comm, |comm| comm.barrier())?,
+            copied(comm, |comm| comm.all_gather(&mine, &mut all))?,
+            copied(comm, |comm| comm.all_reduce(&mine, &mut Array1::zeros(2), &Op::sum()))?,
+            copied(comm, |comm| comm.broadcast(&mut mine.clone(), ROOT))?,
+        ])
+    });
+    assert_eq!(by_rank, [[0, 48, 0, 16], [0, 48, 0, 0], [0, 48, 0, 16]]);
+}

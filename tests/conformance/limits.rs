@@ -1,0 +1,258 @@
+//! Counters at their end, arrays beyond 4 GiB, more ranks than processors, waiting, and what a launch returns.
+
+use crate::world::{Back, Sample, same};
+use ndarray::{Array1, Array2, ArrayD, Ix1, IxDyn};
+use phalanx::{Comm, Launch, Lease, Op, Result};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Every exchange, message and sub-communicator of a short program meets the wrap-around in one of the runs.
+pub fn wrap(back: Back) {
+    for before in (0..48).map(|k| k * 3).chain([1, 2, 5, 31, 32, 33]) {
+        let mut world = back.world(3);
+        world.first = u32::MAX - before;
+        world.run(mixed);
+    }
+    for first in [1, 2, 3, 0x7FFF_FFFF, 0x8000_0000] {
+        let mut world = back.world(2);
+        world.first = first;
+        world.run(mixed);
+    }
+}
+
+/// More than 40 exchanges and 100 messages.
+fn mixed(comm: &mut Comm<'_>) -> Result<()> {
+    let (rank, size) = (comm.rank(), comm.size());
+    let mut half = comm.split(Some(rank as u64 / 2), 0)?.expect("a colour");
+    for turn in 0..12 {
+        let len = [1, 50, 3000, 0][turn % 4];
+        let mine = Array1::from_elem(len, (rank + turn) as f64);
+        let mut sum = Array1::zeros(len);
+        comm.all_reduce(&mine, &mut sum, &Op::sum())?;
+        assert!(sum.iter().all(|&x| x == (0..size).map(|peer| peer + turn).sum::<usize>() as f64));
+        half.barrier()?;
+        let mut all = Array1::zeros(len * size);
+        comm.all_gather(&mine, &mut all)?;
+        assert!(all.iter().enumerate().all(|(at, &x)| x == (at / len + turn) as f64));
+        for group in [&mut *comm, &mut half] {
+            let (rank, size) = (group.rank(), group.size());
+            for k in 0..9 {
+                let (to, from) = ((rank + 1) % size, (rank + size - 1) % size);
+                let len = [0, 4, 5, 700][(turn + k) % 4];
+                group.send(&Array1::from(u64::data(rank, len)), to)?;
+                let mut message = Array1::zeros(len);
+                group.recv(&mut message, from)?;
+                same(&message.to_vec(), &u64::data(from, len));
+            }
+        }
+        let mut lease = comm.alloc::<f64, _>(len)?;
+        lease.view_mut().assign(&mine);
+        comm.send_lease(lease, (rank + 1) % size)?;
+        let lease = comm.recv_lease::<f64, _>(len, (rank + size - 1) % size)?;
+        let mut folded = Array1::zeros(len);
+        comm.reduce(&lease.view(), (rank == turn % size).then_some(&mut folded), &Op::max(), turn % size)?;
+        assert!(rank != turn % size || folded.iter().all(|&x| x == (size - 1 + turn) as f64));
+    }
+    Ok(())
+}
+
+/// Both counts do not fit 32 bits. Two ranks with 4 GiB each.
+pub fn beyond_4_gib() {
+    const N: usize = (1 << 32) + 1;
+    let chosen = std::env::var_os("PHALANX_BIG").is_some_and(|value| value != "0");
+    let available = available().unwrap_or(0);
+    if cfg!(debug_assertions) && !chosen {
+        return skip("without optimisation; run it with --release, or set PHALANX_BIG=1");
+    }
+    if available < 14 << 30 {
+        return skip(&format!("{} GiB of memory are available, 14 are needed", available >> 30));
+    }
+    let marks = [0, 1, 72, 262_143, 262_144, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32];
+    let value = |at: usize| (at % 251) as u8 + 1;
+    Back::Fork.world(2).run(|comm| {
+        let mut data = Array1::<u8>::zeros(N);
+        if comm.rank() == 1 {
+            marks.iter().for_each(|&at| data[at] = value(at));
+        }
+        comm.broadcast(&mut data, 1)?;
+        let found = data.iter().enumerate().filter(|(_, x)| **x != 0).map(|(at, _)| at);
+        assert!(found.eq(marks), "more or less than was sent");
+        assert!(marks.iter().all(|&at| data[at] == value(at)));
+        Ok(())
+    });
+    Back::Fork.world(2).run(|comm| {
+        let counts = [3, N];
+        let mut part = comm.alloc::<u8, _>(if comm.is_root() { 3 } else { 1 })?;
+        part.view_mut().fill(9);
+        let mut long = Array1::<u8>::zeros(if comm.is_root() { 3 } else { N });
+        match comm.is_root() {
+            true => long.fill(9),
+            false => marks.iter().for_each(|&at| long[at] = value(at)),
+        }
+        let mut all = Array1::<u8>::zeros(if comm.is_root() { N + 3 } else { 0 });
+        comm.gather_varcount(&long, comm.is_root().then_some((&mut all, &counts[..])), 0)?;
+        if comm.is_root() {
+            assert_eq!(all.iter().take(3).copied().collect::<Vec<_>>(), [9; 3]);
+            assert!(marks.iter().all(|&at| all[3 + at] == value(at)));
+            assert_eq!(all.iter().filter(|x| **x != 0).count(), 3 + marks.len());
+        }
+        Ok(())
+    });
+}
+
+fn skip(why: &str) {
+    println!("skipped: {why}");
+    std::process::exit(77);
+}
+
+/// Bytes of memory that can be had.
+fn available() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<usize>().ok().map(|kib| kib << 10)
+}
+
+/// Eight ranks and however many processors: a thousand barriers.
+pub fn more_ranks_than_processors(back: Back) {
+    back.world(8).run(|comm| (0..1000).try_for_each(|_| comm.barrier()));
+    back.world(64).run(|comm| (0..5).try_for_each(|_| comm.barrier()));
+}
+
+/// Processor time of this process, in ticks of 10 ms.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
+}
+
+/// Waiting costs under 1 % of a processor, in a collective, in a receive and in a send.
+pub fn idle() {
+    for ranks in [2, 4] {
+        Back::Fork.world(ranks).run(|comm| {
+            let before = ticks();
+            if comm.rank() == 1 {
+                std::thread::sleep(Duration::from_secs(3));
+            }
+            comm.barrier()?;
+            let spent = ticks() - before;
+            assert!(spent <= 3, "rank {} spent {spent}0 ms waiting for 3 s in a barrier", comm.rank());
+            Ok(())
+        });
+    }
+    Back::Fork.world(3).run(|comm| {
+        let before = ticks();
+        let long = Array1::<u8>::zeros(1 << 20);
+        match comm.rank() {
+            0 => comm.recv(&mut Array1::<u8>::zeros(4), 1)?,
+            1 => {
+                std::thread::sleep(Duration::from_secs(2));
+                comm.send(&Array1::<u8>::zeros(4), 0)?;
+                comm.recv(&mut long.clone(), 2)?;
+            }
+            _ => comm.send(&long, 1)?,
+        }
+        let spent = ticks() - before;
+        assert!(comm.rank() == 1 || spent <= 2, "rank {} spent {spent}0 ms waiting for 2 s", comm.rank());
+        Ok(())
+    });
+}
+
+/// Whoever sleeps is woken at once, also in words that lie where something else lay before.
+pub fn wakes(back: Back) {
+    let late = |comm: &mut Comm<'_>| -> Result<Duration> {
+        let mut longest = Duration::ZERO;
+        for _ in 0..5 {
+            let mut message = Array1::<u64>::zeros(1);
+            comm.barrier()?;
+            if comm.is_root() {
+                std::thread::sleep(Duration::from_millis(40));
+                comm.send(&message, 1)?;
+                comm.recv(&mut message, 1)?;
+            } else {
+                let start = Instant::now();
+                comm.recv(&mut message, 0)?;
+                longest = longest.max(start.elapsed());
+                comm.send(&message, 0)?;
+            }
+        }
+        Ok(longest)
+    };
+    let longest = back.world(2).run(|comm| {
+        let mut junk = Vec::new();
+        for len in (1..=64).map(|k| k << 15) {
+            let mut lease = comm.alloc::<i32, _>(len / 4)?;
+            lease.view_mut().fill(-1);
+            junk.push(lease);
+        }
+        drop(junk);
+        let mut again = comm.split(Some(0), 0)?.expect("a colour");
+        Ok([late(comm)?, late(&mut again)?])
+    });
+    let [world, split] = longest[1];
+    assert!(
+        world < Duration::from_millis(140),
+        "a receive took {world:?}, the message was there after 40 ms"
+    );
+    assert!(split < Duration::from_millis(140), "in a split communicator {split:?}");
+}
+
+/// Nested, empty, large; leases are read where they were written.
+pub fn results() {
+    let launch = Launch { ranks: Some(4), ..Launch::default() };
+    let nested =
+        |rank: usize| -> (Option<String>, std::result::Result<u8, Vec<i32>>, BTreeMap<u8, ArrayD<f64>>) {
+            let arrays = (0..rank as u8).map(|k| (k, ArrayD::from_elem(IxDyn(&[2, k as usize]), 0.5)));
+            (
+                (rank > 1).then(|| "ö".repeat(rank)),
+                if rank == 2 { Err(vec![1, 2]) } else { Ok(7) },
+                arrays.collect(),
+            )
+        };
+    let wanted: Vec<_> = (0..4).map(nested).collect();
+    assert_eq!(launch.fork(|comm| Ok(nested(comm.rank()))).expect("results"), Some(wanted));
+    assert_eq!(launch.fork(|_| Ok(())).expect("results"), Some(vec![(); 4]));
+    let mut late = launch.fork(|comm| {
+        std::thread::sleep(Duration::from_millis(10 * (4 - comm.rank() as u64)));
+        Ok(comm.rank())
+    });
+    assert_eq!(late.as_mut().ok().and_then(Option::take), Some(vec![0, 1, 2, 3]));
+    for ranks in [1, 2] {
+        let launch = Launch { ranks: Some(ranks), ..Launch::default() };
+        let long =
+            launch.fork(|comm| Ok(vec![comm.rank() as f64; 13_000_000])).expect("104 MB").expect("results");
+        let right =
+            |(rank, long): (usize, &Vec<f64>)| long.len() == 13_000_000 && long[12_999_999] == rank as f64;
+        assert!(long.len() == ranks && long.iter().enumerate().all(right));
+    }
+    let error = launch
+        .fork(|comm| if comm.rank() == 2 { Err(phalanx::Error::other("no salt")) } else { comm.barrier() });
+    assert_eq!(error.expect_err("an error").to_string(), "rank 2 returned an error: no salt");
+}
+
+/// Leases in results, several a rank, and what became of them on their way through other ranks.
+pub fn leases_in_results(back: Back) {
+    type Grid = Lease<f64, ndarray::Ix2>;
+    let body = |comm: &mut Comm<'_>| -> Result<(Grid, Vec<Option<Lease<u8, Ix1>>>)> {
+        let (rank, size) = (comm.rank(), comm.size());
+        let mut grid = comm.alloc::<f64, _>((3, 1000))?;
+        grid.view_mut().fill(rank as f64);
+        comm.send_lease(grid, (rank + 1) % size)?;
+        let grid = comm.recv_lease((3, 1000), (rank + size - 1) % size)?;
+        let mut bytes = comm.alloc::<u8, _>(rank)?;
+        bytes.view_mut().fill(rank as u8);
+        Ok((grid, vec![Some(bytes), None, Some(comm.alloc(0)?)]))
+    };
+    let launch = Launch { ranks: Some(3), ..Launch::default() };
+    let results = if back == Back::Fork { launch.fork(body) } else { launch.threads(body) };
+    let mut results = results.expect("results").expect("of one node");
+    for (rank, (grid, bytes)) in results.iter_mut().enumerate() {
+        assert_eq!(grid.view(), Array2::from_elem((3, 1000), ((rank + 2) % 3) as f64));
+        grid.view_mut().fill(0.5);
+        assert_eq!(grid.view().sum(), 1500.0);
+        assert_eq!(bytes.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(bytes[0].as_ref().expect("there").view().to_vec(), vec![rank as u8; rank]);
+    }
+    // A lease is of its own world.
+    let other = launch.fork(|_| Ok(Comm::solo()?.alloc::<u8, _>(5)?)).expect_err("of another world");
+    assert!(other.to_string().contains("its own world"), "{other}");
+}
