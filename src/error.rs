@@ -122,7 +122,9 @@ pub enum Error {
         rank: usize,
     },
     /// An earlier call of a rank that still lives ended the world: a mismatch, a timeout, memory overwritten.
-    #[error("{place}: an earlier failure of rank {rank} has ended this world; the first error says why")]
+    #[error(
+        "{place}: an earlier call of rank {rank} failed and ended this world; the error of that call says why"
+    )]
     Ended {
         /// The call that found out.
         place: Place,
@@ -171,7 +173,7 @@ pub enum Error {
         text: String,
     },
     /// The process that supervises the workers died, and they with it.
-    #[error("the supervisor of the workers died ({cause}), and they with it; finished work is kept{hint}")]
+    #[error("the supervisor of the workers died ({cause}), and they with it{hint}; start again")]
     Supervisor {
         /// How.
         cause: Death,

@@ -5,6 +5,7 @@
 
 use ndarray::{Array1, Array2, Axis, arr1};
 use phalanx::{Backend, Comm, Error, Launch, Op, Result, Schedule, SharedArray, Sweep};
+use std::cell::UnsafeCell;
 
 /// Elements: in the line, in one cell, in several pieces (a cell holds 256 KiB, under Miri 4 KiB).
 const LENGTHS: [usize; 3] = if cfg!(miri) { [3, 20, 600] } else { [3, 1000, 40_000] };
@@ -164,7 +165,7 @@ fn messages() {
             assert_eq!(message[0], round * 10 + previous);
         }
         for len in LENGTHS {
-            let mut message = Array1::zeros(len);
+            let mut message = Array1::<i64>::zeros(len);
             match rank % 2 {
                 0 if rank + 1 < size => comm.send(&array(rank, len), rank + 1)?,
                 1 => {
@@ -190,9 +191,9 @@ fn splits() {
         let half = comm.split((rank < 3).then_some(rank as u64 % 2), (size - rank) as u64)?;
         if let Some(mut half) = half {
             let mut total = arr1(&[0]);
-            half.all_reduce(&arr1(&[rank]), &mut total, &Op::sum())?;
+            half.all_reduce(&arr1(&[rank as u64]), &mut total, &Op::sum())?;
             let expected = (0..size.min(3)).filter(|other| other % 2 == rank % 2).sum::<usize>();
-            assert_eq!(total[0], expected);
+            assert_eq!(total[0], expected as u64);
         }
         comm.barrier()
     });
@@ -225,7 +226,7 @@ fn parts_and_wholes() {
 #[test]
 fn a_rank_that_fails_ends_the_others() {
     for fails in 0..3 {
-        let world = Launch { ranks: Some(3), heap: Some(0), ..Launch::default() };
+        let world = Launch { ranks: Some(3), heap: Some(1 << 18), ..Launch::default() };
         let error = world.threads(|comm| {
             comm.barrier()?;
             if comm.rank() == fails {
@@ -278,4 +279,50 @@ fn a_sweep_in_a_world() {
         assert!(swept.is_none_or(|swept| swept.values()[[49, 0]] == 2401.0));
         Ok(())
     });
+}
+
+/// A word that ranks write and read without synchronisation of its own.
+struct Bare(UnsafeCell<usize>);
+#[expect(unsafe_code, reason = "whether this is sound is what the tests below are about")]
+// SAFETY: none; the tools shall see what the ranks do with it.
+unsafe impl Sync for Bare {}
+
+/// Rank 0 writes a word, the others read it; in between, `between`.
+#[expect(unsafe_code, reason = "accesses that only what happens in between orders")]
+fn hand_over(between: impl Fn(&mut Comm<'_>) -> Result<()> + Sync) {
+    let word = Bare(UnsafeCell::new(0));
+    let word = &word;
+    ranks(move |comm| {
+        if comm.is_root() {
+            // SAFETY: ordered by `between`, or not.
+            unsafe { *word.0.get() = comm.size() };
+        }
+        between(comm)?;
+        // SAFETY: as above.
+        let read = unsafe { *word.0.get() };
+        comm.barrier()?;
+        Ok(read)
+    });
+}
+
+#[test]
+fn a_barrier_orders() {
+    hand_over(|comm| comm.barrier());
+}
+
+#[test]
+fn a_message_orders() {
+    hand_over(|comm| {
+        let mut message = arr1(&[0u8]);
+        match comm.rank() {
+            0 => (1..comm.size()).try_for_each(|peer| comm.send(&message, peer)),
+            _ => comm.recv(&mut message, 0),
+        }
+    });
+}
+
+#[test]
+#[ignore = "races on purpose, for tools that must report it"]
+fn planted_race() {
+    hand_over(|_| Ok(()));
 }

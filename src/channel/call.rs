@@ -12,10 +12,12 @@ pub(crate) enum Verb {
     Barrier,
     Broadcast,
     Gather,
+    GatherShared,
     AllGather,
     Scatter,
     Reduce,
     AllReduce,
+    AllReduceParts,
     ReduceScatter,
     Scan,
     ExclusiveScan,
@@ -30,16 +32,18 @@ pub(crate) enum Verb {
     Sweep,
 }
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 23] = [
     "nothing",
     "abort",
     "barrier",
     "broadcast",
     "gather",
+    "gather_into_lease",
     "all_gather",
     "scatter",
     "reduce",
     "all_reduce",
+    "all_reduce_parts",
     "reduce_scatter",
     "scan",
     "exclusive_scan",

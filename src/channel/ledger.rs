@@ -215,6 +215,11 @@ impl Ledger {
         }
     }
 
+    /// In a worker: what a model forks must not write its rows.
+    pub(crate) fn keep_from_children(&self) {
+        self.segment.keep_from_children();
+    }
+
     fn words(&self) -> &[AtomicU64] {
         self.segment.places(self.layout.words, self.tasks)
     }

@@ -93,6 +93,8 @@ pub(crate) fn prepare(segment: &Segment, at: usize, first: u32) {
 impl RingWords {
     pub(super) fn prepare(&self, first: u32) {
         self.head.store(first, Ordering::Relaxed);
+        self.writer_sleeps.store(0, Ordering::Relaxed);
+        self.reader_sleeps.0.store(0, Ordering::Relaxed);
         for ahead in 0..SLOTS {
             let q = first.wrapping_add(ahead);
             self.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);

@@ -6,6 +6,7 @@ use crate::channel::window::Agreed;
 use crate::shm::arena::Block;
 use crate::shm::element::Element;
 use crate::shm::segment::Segment;
+use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -25,6 +26,8 @@ struct Held<T, D> {
     /// Where each rank's rows begin; one more at the end.
     bounds: Vec<usize>,
     me: usize,
+    /// The communicator whose ranks hold it.
+    group: u64,
     /// Counts down when this rank lets go (arrays from a heap).
     _hold: Option<Block>,
     /// Closes when this rank lets go (arrays of the caller).
@@ -32,19 +35,39 @@ struct Held<T, D> {
     element: PhantomData<T>,
 }
 
-/// An entry of [`Opened`], removed on drop.
-pub(crate) struct Open(Opened, usize);
+/// An array of the caller's, open on this rank until this is dropped.
+pub(crate) struct Open {
+    opened: Opened,
+    address: usize,
+    segment: Arc<Segment>,
+    offset: usize,
+}
 
 impl Open {
-    /// Marks the array at `address` as open; `None` if it is already.
-    pub(crate) fn new(opened: &Opened, address: usize) -> Option<Open> {
-        opened.borrow_mut().insert(address).then(|| Open(Rc::clone(opened), address))
+    /// Opens the array at `offset` of `segment` for the communicator `group`. `None` if this rank has it open already, or
+    /// another communicator has: the word in front of the array counts, so this holds over all ranks.
+    pub(crate) fn new(opened: &Opened, segment: &Arc<Segment>, offset: usize, group: u64) -> Option<Open> {
+        let address = segment.bytes(offset, 0)?.as_ptr() as usize;
+        let join = |word: u64| match word {
+            0 => Some(group << 16 | 1),
+            word if word >> 16 == group => Some(word + 1),
+            _ => None,
+        };
+        if opened.borrow().contains(&address) {
+            return None;
+        }
+        Block::open_word(segment, offset).fetch_update(Ordering::AcqRel, Ordering::Relaxed, join).ok()?;
+        opened.borrow_mut().insert(address);
+        Some(Open { opened: Rc::clone(opened), address, segment: Arc::clone(segment), offset })
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.borrow_mut().remove(&self.1);
+        self.opened.borrow_mut().remove(&self.address);
+        let leave = |word: u64| Some(if word & 0xFFFF == 1 { 0 } else { word - 1 });
+        let word = Block::open_word(&self.segment, self.offset);
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave);
     }
 }
 
@@ -53,6 +76,11 @@ impl<T: Element, D: Dimension> Held<T, D> {
         let mut dim = self.dim.clone();
         dim.slice_mut()[0] = rows.len();
         dim
+    }
+
+    /// Its address, the same on all ranks.
+    fn identity(&self) -> u64 {
+        self.segment.bytes(self.offset, 0).map_or(0, |at| at.as_ptr() as u64)
     }
 
     fn rows(&self, rank: usize) -> Range<usize> {
@@ -105,13 +133,14 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         (segment, offset): (&Arc<Segment>, usize),
         dim: D,
         bounds: Vec<usize>,
-        me: usize,
+        (group, me): (u64, usize),
         hold: Option<Block>,
         open: Option<Open>,
         _all_hold_it: Agreed,
     ) -> Parts<'w, T, D> {
         let segment = Arc::clone(segment);
-        let held = Held { segment, offset, dim, bounds, me, _hold: hold, _open: open, element: PhantomData };
+        let held =
+            Held { segment, offset, dim, bounds, me, group, _hold: hold, _open: open, element: PhantomData };
         Parts { held, world: PhantomData }
     }
 
@@ -179,7 +208,12 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
 
     /// Tells arrays apart in calls that all ranks must make for the same one.
     pub(crate) fn identity(&self) -> u64 {
-        self.held.offset as u64
+        self.held.identity()
+    }
+
+    /// The communicator whose ranks hold it.
+    pub(crate) fn group(&self) -> u64 {
+        self.held.group
     }
 
     pub(crate) fn bounds(&self) -> &[usize] {
@@ -253,7 +287,12 @@ impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
 
     /// As [`Parts::identity`].
     pub(crate) fn identity(&self) -> u64 {
-        self.held.offset as u64
+        self.held.identity()
+    }
+
+    /// As [`Parts::group`].
+    pub(crate) fn group(&self) -> u64 {
+        self.held.group
     }
 
     /// All ranks have stopped reading.

@@ -70,18 +70,53 @@ pub(crate) struct Window<'w> {
     bases: Vec<usize>,
     /// World rank of each member.
     ranks: Vec<usize>,
+    /// See `World::group`.
+    group: u64,
     /// [5]: heads of the exchange under way.
     heads: Vec<Head>,
+    /// The next exchange is the closing one [6] of the last.
+    unclosed: bool,
+}
+
+/// What comes after an exchange in which memory was exposed.
+pub(crate) enum Then {
+    /// A closing exchange.
+    Close,
+    /// Another exchange of the same call, which closes this one too.
+    Follows,
+}
+
+/// A panic in the middle of an exchange (a user's function) leaves this rank out of step: its world ends, even if the
+/// panic is caught.
+struct RevokeOnUnwind<'w>(&'w World, usize);
+
+impl Drop for RevokeOnUnwind<'_> {
+    fn drop(&mut self) {
+        self.0.revoke(self.1);
+    }
 }
 
 impl<'w> Window<'w> {
-    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares at `bases`.
-    pub(crate) fn new(world: &'w World, me: usize, ranks: Vec<usize>, bases: Vec<usize>) -> Window<'w> {
+    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares at `bases`; the
+    /// `serial`-th that its first member has made, 0 for the world's own.
+    pub(crate) fn new(
+        world: &'w World,
+        me: usize,
+        ranks: Vec<usize>,
+        bases: Vec<usize>,
+        serial: u64,
+    ) -> Window<'w> {
+        let group = world.group(ranks[0], serial);
         let lines = bases.iter().map(|&base| world.segment().place(base)).collect();
         let guards = ranks.iter().map(|&rank| world.guard(rank)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
-        Window { world, gate, member: Member::new(ranks.len()), bases, ranks, heads }
+        Window { world, gate, member: Member::new(ranks.len()), bases, group, ranks, heads, unclosed: false }
+    }
+
+    /// Tells this communicator from all others.
+    pub(crate) fn group(&self) -> u64 {
+        self.group
     }
 
     pub(crate) fn world(&self) -> &'w World {
@@ -141,21 +176,37 @@ impl<'w> Window<'w> {
         offer: Offer<'_>,
         look: impl FnOnce(&mut Epoch<'_>) -> Result<R>,
     ) -> Result<R> {
+        self.exchange_then(call, offer, |epoch| Ok((look(epoch)?, Then::Close)))
+    }
+
+    /// As [`Window::exchange`], where `look` may say that the caller's next exchange serves as the closing one: it must
+    /// follow at once, before the caller lets go of what it offered. What `look` has put into `next_cell` is shown there.
+    pub(crate) fn exchange_then<R>(
+        &mut self,
+        call: &Call,
+        offer: Offer<'_>,
+        look: impl FnOnce(&mut Epoch<'_>) -> Result<(R, Then)>,
+    ) -> Result<R> {
         self.meet(call, &offer)?;
         let e = self.gate.next;
         self.gate.next = e.wrapping_add(1);
+        if std::mem::take(&mut self.unclosed) {
+            self.not_revoked(call)?;
+        }
         let open = self.heads.iter().any(|head| head.place > IN_CELL || head.target != 0);
         let next = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
         let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
+        let unwinding = RevokeOnUnwind(self.world, self.ranks[self.gate.me]);
         let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
+        core::mem::forget(unwinding);
         if matches!(looked, Err(Error::Corrupt { .. })) {
             self.world.revoke(self.ranks[self.gate.me]);
         }
-        if open {
-            self.close(call)?;
-        }
-        looked
+        self.unclosed = open && matches!(looked, Ok((_, Then::Follows)));
+        let closed = if open && !self.unclosed { self.close(call) } else { Ok(()) };
+        let (result, _) = looked?;
+        closed.map(|()| result)
     }
 
     /// Tells the peers that this rank has found its own arguments wrong; returns the error to return.
@@ -197,12 +248,12 @@ impl<'w> Window<'w> {
         let signature = call.signature();
         let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
         self.gate.arrive(call.line, &head, inline);
-        let deadline = self.world.plan.deadline.map(|patience| Instant::now() + patience);
+        let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
         let mut alike = true;
         for peer in 0..self.size() {
             self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
             self.heads[peer] = self.gate.head(peer).0;
-            alike &= self.heads[peer].signature == signature;
+            alike &= self.heads[peer].signature == signature && call.verb != Verb::Abort;
         }
         if alike { Ok(()) } else { Err(self.disagreement(call)) }
     }
@@ -212,7 +263,11 @@ impl<'w> Window<'w> {
         let place = call.place(self.gate.me, self.gate.next);
         let seconds = self.world.plan.deadline.unwrap_or_default().as_secs();
         match broken {
-            Broken::Revoked(culprit) => self.world.blame(place, culprit as usize - 1),
+            Broken::Revoked(culprit) => {
+                // Whoever revoked may have died before waking the others.
+                self.world.revoke(culprit as usize - 1);
+                self.world.blame(place, culprit as usize - 1)
+            }
             // Its body has returned: whoever still waits reports it, and revokes by failing.
             Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.ranks[peer] },
             Broken::Gone(_) => {

@@ -21,6 +21,7 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{self, FAILED, Guard, LEFT, Pace};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// As many ranks as one world may have.
 pub(crate) const MAX_RANKS: usize = 1024;
@@ -30,6 +31,8 @@ pub(crate) const MAX_RANKS: usize = 1024;
 pub(crate) struct Header {
     /// 0, or the number plus one of the rank that failed first. Written once, by compare-exchange.
     revoked: AtomicU32,
+    /// The exit code of the zygote plus one, when nothing of the crew is left. Written by the zygote.
+    closed: AtomicU32,
 }
 
 /// What became of a rank's body.
@@ -145,6 +148,10 @@ pub(crate) struct Plan {
 pub(crate) struct World {
     segment: Arc<Segment>,
     pub(crate) plan: Plan,
+    /// Tells it from all worlds that this process and its ancestors have made.
+    id: u64,
+    /// The process that made it: see `process::incarnation`.
+    pub(crate) caller: u32,
     member: Member,
     slots: usize,
     texts: usize,
@@ -171,7 +178,10 @@ impl World {
         let members = carver.take(member.len.next_multiple_of(PAGE) * ranks, PAGE);
         let heaps = carver.take(heap * ranks, HUGE);
         let segment = Arc::new(Segment::new(carver.end())?);
-        let world = World { segment, plan, member, slots, texts, members, heaps, heap };
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let made = [MADE.fetch_add(1, Ordering::Relaxed), u64::from(process::pid())];
+        let (id, caller) = (xxh3_64(bytemuck::cast_slice(&made)), process::incarnation());
+        let world = World { segment, plan, id, caller, member, slots, texts, members, heaps, heap };
         (0..ranks).for_each(|rank| world.touch(rank));
         Ok(world)
     }
@@ -190,6 +200,11 @@ impl World {
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
+    }
+
+    /// A number of 48 bits for the `serial`-th communicator whose first member is `first`.
+    pub(crate) fn group(&self, first: usize, serial: u64) -> u64 {
+        (xxh3_64_with_seed(bytemuck::cast_slice(&[first as u64, serial]), self.id) >> 16).max(1)
     }
 
     pub(crate) fn ranks(&self) -> usize {
@@ -222,6 +237,29 @@ impl World {
 
     pub(crate) fn revoked_word(&self) -> &AtomicU32 {
         &self.segment.place::<Header>(0).revoked
+    }
+
+    /// Nothing of the crew is left: the zygote's last word.
+    pub(crate) fn close(&self, code: i32) {
+        self.segment.place::<Header>(0).closed.store(code as u32 + 1, Ordering::Release);
+    }
+
+    /// The zygote's last word, if it has spoken it.
+    pub(crate) fn closed(&self) -> Option<i32> {
+        self.segment.place::<Header>(0).closed.load(Ordering::Acquire).checked_sub(1).map(|code| code as i32)
+    }
+
+    /// Waits until the kernel has marked all ranks' deaths: their zygote is dead, so it has been told to kill them. At
+    /// most a second.
+    pub(crate) fn outlast_slots(&self) {
+        let lives = |rank| {
+            let alive = self.slot(rank).alive.load(Ordering::Acquire);
+            alive != 0 && !wait::is_gone(alive)
+        };
+        let until = Instant::now() + Duration::from_secs(1);
+        while (0..self.ranks()).any(lives) && Instant::now() < until {
+            process::yield_now();
+        }
     }
 
     /// The rank that failed first, if one did.

@@ -209,7 +209,7 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        let call = call::<T>(Verb::Gather).root(root);
+        let call = call::<T>(Verb::GatherShared).root(root);
         self.check_rank(&call, "root", root)?;
         if self.rank() != root {
             return with_bytes(send, |send| self.transport.gather_shared(&call, send, None)).map(|()| None);
@@ -219,6 +219,7 @@ impl Comm<'_> {
         };
         let bytes = self.check_counts::<T>(&call, send.len(), recv.view().len(), counts)?;
         let (mut block, dim) = recv.into_parts();
+        self.check_block(&call, &block)?;
         let gathered =
             with_bytes(send, |send| self.transport.gather_shared(&call, send, Some((&mut block, &bytes))));
         match gathered {

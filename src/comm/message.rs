@@ -1,11 +1,12 @@
 //! Messages between two ranks.
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::comm::{Comm, FOREIGN, with_bytes, with_bytes_mut};
 use crate::error::{Error, Result};
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::{Datatype, Element};
 use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
+use std::sync::Arc;
 
 impl Comm<'_> {
     /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
@@ -93,6 +94,10 @@ impl Comm<'_> {
         let call = Call::new(Verb::SendLease, Datatype::of::<T>());
         self.check_peer(&call, to)?;
         let (block, _) = array.into_parts();
+        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.seat().segment);
+        if !ours {
+            return Err(Error::bad(self.place(&call), FOREIGN));
+        }
         self.transport.send_block(&call, to, block)
     }
 

@@ -12,10 +12,12 @@ pub(crate) mod views;
 
 use crate::channel::call::{Call, Verb};
 use crate::error::{Error, Place, Result};
+use crate::shm::arena::Block;
 use crate::shm::element::{Datatype, Element, bytes_of, fill_bytes};
 use ndarray::{ArrayBase, Data, DataMut, Dimension};
 use solo::Solo;
 use std::fmt;
+use std::sync::Arc;
 use transport::Transport;
 
 /// A group of ranks that call together: the handle of everything they do with each other.
@@ -145,7 +147,7 @@ impl<'w> Comm<'w> {
     }
 
     /// Ends a collective whose argument is wrong on this rank: peers get an error too.
-    fn refuse<R>(&mut self, call: &Call, problem: impl Into<String>) -> Result<R> {
+    pub(crate) fn refuse<R>(&mut self, call: &Call, problem: impl Into<String>) -> Result<R> {
         let error = Error::bad(self.place(call), problem);
         Err(self.transport.abort(call, error))
     }
@@ -167,6 +169,12 @@ impl<'w> Comm<'w> {
         self.refuse(call, format!("{send} elements to send, {recv} to receive: they must be as many"))
     }
 
+    /// `Ok` if a block lies in this world and is this rank's.
+    pub(crate) fn check_block(&mut self, call: &Call, block: &Block) -> Result<()> {
+        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.seat().segment);
+        if ours { Ok(()) } else { self.refuse(call, FOREIGN) }
+    }
+
     /// Every rank's `count`.
     pub(crate) fn all_counts(&mut self, call: &Call, count: usize) -> Result<Vec<usize>> {
         let mut all = vec![0u64; self.size()];
@@ -175,6 +183,10 @@ impl<'w> Comm<'w> {
         Ok(all.into_iter().map(|count| count as usize).collect())
     }
 }
+
+/// What is wrong with a lease from elsewhere.
+const FOREIGN: &str =
+    "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";
 
 /// The bytes of an array's elements in logical order: where they lie if contiguous, else packed.
 fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(&[u8]) -> R) -> R

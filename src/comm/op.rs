@@ -162,7 +162,7 @@ impl<T: Bits> Op<'_, T> {
 
 impl<'f, T: Element> Op<'f, T> {
     /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
-    /// the same one.
+    /// the same one, and make the `Op` at the same place of the program.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -174,9 +174,16 @@ impl<'f, T: Element> Op<'f, T> {
     /// assert_eq!(digits, Some(vec![123; 3]));
     /// # Ok::<(), phalanx::Error>(())
     /// ```
+    #[track_caller]
     pub fn user<F: Fn(T, T) -> T + 'f>(function: F) -> Self {
-        let name = std::any::type_name::<F>().as_bytes();
-        Op { code: 9, id: xxhash_rust::xxh3::xxh3_64(name), kernel: Kernel::User(Box::new(function)) }
+        // Closures of one function share a name: where they are written tells them apart.
+        let place = std::panic::Location::caller();
+        let name = format!("{} {place}", std::any::type_name::<F>());
+        Op {
+            code: 9,
+            id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
+            kernel: Kernel::User(Box::new(function)),
+        }
     }
 
     fn built_in(code: u8, kernel: fn(&mut [T], &[T])) -> Self {

@@ -8,24 +8,25 @@ use crate::comm::transport::{Mailbox, Seat, Transport};
 use crate::error::{Error, Result};
 use crate::shm::arena::Block;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// The transport of a world of one.
 pub(crate) struct Solo {
     seat: Rc<Seat>,
     mail: Mailbox,
     calls: u32,
+    /// See `World::group`. What is split off is the same rank alone.
+    group: u64,
 }
 
 impl Solo {
     pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
         let world = World::new(Plan { ranks: 1, heap, first_sequence: 0, deadline: None })?;
-        let seat = Seat::new(Arc::clone(world.segment()), world.heap(0));
-        Ok(Solo::at(Rc::new(seat)))
+        world.segment().keep_from_children();
+        Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0)))
     }
 
-    fn at(seat: Rc<Seat>) -> Solo {
-        Solo { seat, mail: Mailbox::default(), calls: 0 }
+    fn at(seat: Rc<Seat>, group: u64) -> Solo {
+        Solo { seat, mail: Mailbox::default(), calls: 0, group }
     }
 
     fn bad(&self, call: &Call, problem: impl Into<String>) -> Error {
@@ -53,6 +54,10 @@ impl<'w> Transport<'w> for Solo {
 
     fn seat(&self) -> &Seat {
         &self.seat
+    }
+
+    fn group(&self) -> u64 {
+        self.group
     }
 
     fn abort(&mut self, _: &Call, error: Error) -> Error {
@@ -142,6 +147,6 @@ impl<'w> Transport<'w> for Solo {
         colour: Option<u64>,
         _: u64,
     ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
-        Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.seat))) as Box<_>))
+        Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.seat), self.group)) as Box<_>))
     }
 }

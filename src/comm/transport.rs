@@ -3,6 +3,7 @@
 use crate::channel::call::Call;
 use crate::channel::view::Opened;
 use crate::channel::window::Agreed;
+use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::error::{Error, Place, Result};
 use crate::shm::arena::{Block, Heap};
@@ -16,13 +17,25 @@ pub(crate) struct Seat {
     pub(crate) segment: Arc<Segment>,
     pub(crate) heap: RefCell<Heap>,
     pub(crate) opened: Opened,
+    /// The process that made the world: arrays of its making can be opened.
+    pub(crate) caller: u32,
+    /// How many communicators this rank has split off.
+    pub(crate) splits: Cell<u64>,
     /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
     pub(crate) copied: Cell<u64>,
 }
 
 impl Seat {
-    pub(crate) fn new(segment: Arc<Segment>, heap: Heap) -> Seat {
-        Seat { segment, heap: RefCell::new(heap), opened: Opened::default(), copied: Cell::new(0) }
+    /// The seat of `rank` in a world.
+    pub(crate) fn new(world: &World, rank: usize) -> Seat {
+        Seat {
+            segment: Arc::clone(world.segment()),
+            heap: RefCell::new(world.heap(rank)),
+            opened: Opened::default(),
+            caller: world.caller,
+            splits: Cell::new(0),
+            copied: Cell::new(0),
+        }
     }
 
     /// Copies and counts.
@@ -91,6 +104,9 @@ pub(crate) trait Transport<'w> {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     fn seat(&self) -> &Seat;
+
+    /// Tells this communicator from all others: see `World::group`.
+    fn group(&self) -> u64;
 
     /// Releases the peers of a collective whose arguments are wrong on this rank; returns the error to return.
     fn abort(&mut self, call: &Call, error: Error) -> Error;

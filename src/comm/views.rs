@@ -9,9 +9,7 @@ use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use crate::shm::array::{Lease, SharedArray, byte_len};
 use crate::shm::element::{Datatype, Element};
-use crate::shm::segment::Segment;
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
-use std::sync::Arc;
 
 impl<'w> Comm<'w> {
     /// A zeroed array of `shape` in this rank's shared heap: collectives move it without staging, and it can be handed
@@ -75,7 +73,8 @@ impl<'w> Comm<'w> {
         let (offset, block) = self.shared_block(&call, len)?;
         let agreed = self.transport.agree(&call, offset as u64)?;
         let segment = block.segment().clone();
-        Ok(Parts::new((&segment, offset), dim, bounds, self.rank(), Some(block), None, agreed))
+        let who = (self.transport.group(), self.rank());
+        Ok(Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed))
     }
 
     /// A block in rank 0's heap that every rank holds.
@@ -101,14 +100,15 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Zeroed shared memory that all ranks hold for as long as the world lives, from a page boundary on. What it is for
-    /// must be the same on all: `digest`.
-    pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<(Arc<Segment>, usize)> {
+    /// Zeroed shared memory with a page to spare that all ranks hold. What it is for must be the same on all: `digest`.
+    pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<Block> {
         self.transport.agree(call, digest)?;
-        let (offset, block) = self.shared_block(call, len.saturating_add(PAGE))?;
-        let segment = Arc::clone(block.segment());
-        core::mem::forget(block);
-        Ok((segment, offset.next_multiple_of(PAGE)))
+        self.shared_block(call, len.saturating_add(PAGE)).map(|(_, block)| block)
+    }
+
+    /// All ranks arrive.
+    pub(crate) fn agree(&mut self, call: &Call) -> Result<()> {
+        self.transport.agree(call, 0).map(drop)
     }
 
     /// This rank's part of an array that the caller made before the world started, split evenly along its first axis
@@ -178,19 +178,24 @@ impl<'w> Comm<'w> {
             );
             return self.refuse(&call, problem);
         }
-        let address = array.block().at().as_ptr() as usize;
-        let Some(open) = Open::new(&self.transport.seat().opened, address) else {
-            return self.refuse(&call, "this rank has the array open already: drop or reopen what it has");
+        let (block, seat, group) = (array.block(), self.transport.seat(), self.transport.group());
+        if block.holder() != seat.caller {
+            let problem = "the array was not made by the caller of this world, before it started";
+            return self.refuse(&call, problem);
+        }
+        let Some(open) = Open::new(&seat.opened, block.segment(), block.offset(), group) else {
+            let problem = "the array is open already, here or in another communicator: drop what has been opened first; \
+                           after a failed world, the caller must look at it (view) before the next";
+            return self.refuse(&call, problem);
         };
         let bounds = bounds(rows);
-        let digest = bounds.iter().fold(address as u64, |digest, &bound| {
+        let address = block.at().as_ptr() as u64;
+        let digest = bounds.iter().fold(address, |digest, &bound| {
             xxhash_rust::xxh3::xxh3_64_with_seed(&(bound as u64).to_ne_bytes(), digest)
         });
         let agreed = self.transport.agree(&call, digest)?;
-        let block = array.block();
-        let dim = array.dim().clone();
         let place = (block.segment(), block.offset());
-        Ok(Parts::new(place, dim, bounds, self.rank(), None, Some(open), agreed))
+        Ok(Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed))
     }
 
     /// Folds the ranks' vectors in rank order into one shared result: each rank folds its own rows of it, nothing is
@@ -222,7 +227,11 @@ impl<'w> Comm<'w> {
         D: Dimension,
         E: Dimension,
     {
-        let call = Call::new(Verb::AllReduce, Datatype::of::<T>());
+        let call = Call::new(Verb::AllReduceParts, Datatype::of::<T>());
+        if let Err(error) = self.check_group(&call, result.group()) {
+            result.quarantine();
+            return Err(error);
+        }
         let reduced = op.with_fold(|fold| {
             let call = call.op(fold.code);
             let shape = result.shape().slice();
@@ -249,12 +258,21 @@ impl<'w> Comm<'w> {
         }
     }
 
+    /// `Ok` if an array is held by this communicator's ranks.
+    fn check_group(&mut self, call: &Call, group: u64) -> Result<()> {
+        if group == self.transport.group() {
+            return Ok(());
+        }
+        self.refuse(call, "the array belongs to another communicator: use the one that made or opened it")
+    }
+
     fn publish<'a, T: Element, D: Dimension>(
         &mut self,
         parts: Parts<'a, T, D>,
         call: Call,
     ) -> Result<Whole<'a, T, D>> {
-        match self.transport.agree(&call, parts.identity()) {
+        let agreed = self.check_group(&call, parts.group());
+        match agreed.and_then(|()| self.transport.agree(&call, parts.identity())) {
             Ok(agreed) => Ok(parts.into_whole(agreed)),
             Err(error) => {
                 parts.quarantine();
@@ -309,7 +327,8 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
     #[track_caller]
     pub fn reopen(self, comm: &mut Comm<'_>) -> Result<Parts<'a, T, D>> {
         let call = Call::new(Verb::Reopen, Datatype::of::<T>());
-        match comm.transport.agree(&call, self.identity()) {
+        let agreed = comm.check_group(&call, self.group());
+        match agreed.and_then(|()| comm.transport.agree(&call, self.identity())) {
             Ok(agreed) => Ok(self.into_parts(agreed)),
             Err(error) => {
                 self.quarantine();

@@ -44,6 +44,31 @@ impl Mapping {
         self.len
     }
 
+    /// Children forked from now on do not inherit the mapping: touching it there is a fault.
+    pub(crate) fn keep_from_children(&self) {
+        #[cfg(not(miri))]
+        // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
+        unsafe {
+            libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
+        };
+    }
+
+    /// The same memory at a second address.
+    pub(crate) fn alias(&self) -> Result<Mapping> {
+        #[cfg(miri)]
+        return Err(Error::option("alias", "not under Miri"));
+        #[cfg(not(miri))]
+        {
+            // SAFETY: an old size of 0 makes a second mapping of shared pages and leaves the first as it is (mremap(2)).
+            let at = unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
+            let base = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED);
+            let refused = || {
+                Error::os("mremap", &format!("{} bytes of addresses", self.len), nix::errno::Errno::last())
+            };
+            Ok(Mapping { base: base.ok_or_else(refused)?, len: self.len })
+        }
+    }
+
     /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);
@@ -69,9 +94,19 @@ fn map(len: usize) -> Result<NonNull<u8>> {
     use nix::sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+        resource::{Resource, getrlimit},
     };
 
     let failed = |call| move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno);
+    // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(failed("getrlimit"))?;
+    if limit < len as u64 {
+        return Err(Error::no_space(
+            "ftruncate",
+            len,
+            "the limit on file sizes (ulimit -f), which shared memory obeys",
+        ));
+    }
     let fd = memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd_create"))?;
     nix::unistd::ftruncate(&fd, len as i64).map_err(failed("ftruncate"))?;
     let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
@@ -99,7 +134,12 @@ fn map(len: usize) -> Result<NonNull<u8>> {
         // SAFETY: pages of the reservation behind the mapping, used by nobody.
         let _ = unsafe { munmap(end, tail) };
     }
-    mapped.map(NonNull::cast).map_err(failed("mmap"))
+    let mapped = mapped.map_err(failed("mmap"))?;
+    // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
+    // death.
+    // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
+    unsafe { libc::madvise(mapped.as_ptr(), len, libc::MADV_DONTDUMP) };
+    Ok(mapped.cast())
 }
 
 #[cfg(not(miri))]

@@ -3,7 +3,7 @@
 
 use crate::error::{Death, Error, Result};
 #[cfg(not(loom))]
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -62,6 +62,12 @@ impl Process {
         };
     }
 
+    /// Ends the children of a process that leads its group and has ended, but has not been collected: its number is
+    /// still its own.
+    pub(crate) fn kill_group(&self) {
+        let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
+    }
+
     /// Collects a child that has ended, if it has; `block` waits until it does.
     pub(crate) fn reap(&self, block: bool) -> Option<Death> {
         let flags = WaitPidFlag::WEXITED | if block { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
@@ -113,6 +119,15 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 
+/// How many forks of this module lie between this process and the first: what tells a handle's owner from a child that
+/// has inherited it. (Siblings have the same number, but inherit nothing from each other.)
+static INCARNATION: AtomicU32 = AtomicU32::new(1);
+
+/// This process's number in its line of forks, never 0.
+pub(crate) fn incarnation() -> u32 {
+    INCARNATION.load(Ordering::Relaxed)
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Fork {
     /// In the parent, with the child.
@@ -127,7 +142,10 @@ pub(crate) fn fork() -> Result<Fork> {
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
     let forked = unsafe { nix::unistd::fork() };
     match forked.map_err(|errno| Error::os("fork", "one more process", errno))? {
-        ForkResult::Child => Ok(Fork::Child),
+        ForkResult::Child => {
+            INCARNATION.fetch_add(1, Ordering::Relaxed);
+            Ok(Fork::Child)
+        }
         ForkResult::Parent { child } => match Process::open(child) {
             Ok(process) => Ok(Fork::Parent(process)),
             Err(error) => {
@@ -155,6 +173,18 @@ pub(crate) fn leave(code: i32) -> ! {
 
 /// The names of this process's threads.
 pub(crate) fn threads() -> Vec<String> {
+    // A thread that has been joined may be listed for a moment still.
+    for _ in 0..20 {
+        let listed = listed_threads();
+        if listed.len() <= 1 {
+            return listed;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    listed_threads()
+}
+
+fn listed_threads() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     tasks
         .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
@@ -167,21 +197,55 @@ pub(crate) fn die_with_parent(parent: u32) -> bool {
     set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
 }
 
+/// Takes [`die_with_parent`] back: the kernel goes by the parent's *thread*, which may end before its process.
+pub(crate) fn outlive_parent() {
+    let _ = nix::sys::prctl::set_pdeathsig(None);
+}
+
 /// Orphans below this process become its children instead of init's.
 pub(crate) fn adopt_orphans() {
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
-/// Kills and collects the children of this process that are not in `known`: orphans of dead slots.
-pub(crate) fn end_orphans(known: &[u32]) {
+/// The children of this process that are not in `known`: adopted orphans, and what `build` has started.
+fn others(known: &[u32]) -> Vec<Pid> {
     let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    for pid in listed.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()) {
-        if !known.contains(&pid) {
-            let pid = Pid::from_raw(pid as i32);
-            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-            let _ = nix::sys::wait::waitpid(pid, None);
-        }
+    let pids = listed.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+    pids.filter(|pid| !known.contains(pid)).map(|pid| Pid::from_raw(pid as i32)).collect()
+}
+
+/// Collects children that have ended and are not in `known`.
+pub(crate) fn reap_others(known: &[u32]) {
+    for pid in others(known) {
+        let _ = nix::sys::wait::waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
+}
+
+/// Kills and collects all children, and theirs as they become this process's; gives up after a second (a process may
+/// belong to another user, or sit in a system call that cannot be interrupted).
+pub(crate) fn end_all_children() {
+    for _ in 0..1000 {
+        let left = others(&[]);
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Makes this process the leader of a group of its own, which its children will belong to.
+pub(crate) fn lead_group() {
+    let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
+}
+
+/// What this process's parent may have made of SIGCHLD does not keep it from learning how its children end.
+pub(crate) fn hear_children() {
+    // SAFETY: SIG_DFL installs no handler code.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
 /// Leaves Ctrl-C to the caller: a terminal sends it to the whole process group.
@@ -210,7 +274,7 @@ struct RobustList {
 }
 
 /// Lets the kernel mark `word` on this thread's death, whatever the cause, and wake one sleeper: the word becomes
-/// `tid | OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's robust list
+/// `OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's robust list
 /// (glibc's robust mutexes are not available to it from here on).
 ///
 /// Returns the value that says "alive". The caller stores it *after* this call.

@@ -47,7 +47,8 @@ pub(crate) struct Block {
     segment: Arc<Segment>,
     offset: usize,
     len: usize,
-    /// The process that holds it, 0 once it has set the block off: a copy inherited by a fork counts nothing down.
+    /// The process that holds it (`process::incarnation`), 0 once it has set the block off: a copy inherited by a fork
+    /// counts nothing down.
     holder: AtomicU32,
 }
 
@@ -71,8 +72,12 @@ impl Heap {
         };
         self.lent.push((offset, capacity));
         self.segment.place::<AtomicU32>(offset - HEADER).store(1, Ordering::Relaxed);
-        let mut block =
-            Block { segment: Arc::clone(&self.segment), offset, len, holder: AtomicU32::new(process::pid()) };
+        let mut block = Block {
+            segment: Arc::clone(&self.segment),
+            offset,
+            len,
+            holder: AtomicU32::new(process::incarnation()),
+        };
         if zeroed && !fresh {
             block.bytes_mut().fill(0);
         }
@@ -131,7 +136,14 @@ impl Block {
         let need = len.checked_add(HUGE).ok_or_else(|| Error::no_space("mmap", len, "no such size"))?;
         let segment = Arc::new(Segment::new(need)?);
         segment.place::<AtomicU32>(HUGE - HEADER).store(1, Ordering::Relaxed);
-        Ok(Block { segment, offset: HUGE, len, holder: AtomicU32::new(process::pid()) })
+        Ok(Block { segment, offset: HUGE, len, holder: AtomicU32::new(process::incarnation()) })
+    }
+
+    /// The same memory at a second address, which children do not inherit; it counts as held once more.
+    pub(crate) fn alias(&self) -> Result<Block> {
+        let segment = Arc::new(self.segment.private_alias()?);
+        self.holders().fetch_add(1, Ordering::Relaxed);
+        Block::join(&segment, self.offset, self.len)
     }
 
     /// Where it lies in its segment.
@@ -146,7 +158,18 @@ impl Block {
 
     /// Is the caller the process that holds it (not one that inherited a copy by fork)?
     pub(crate) fn is_mine(&self) -> bool {
-        self.holder.load(Ordering::Relaxed) == process::pid()
+        self.holder() == process::incarnation()
+    }
+
+    /// The process that holds it: see `process::incarnation`.
+    pub(crate) fn holder(&self) -> u32 {
+        self.holder.load(Ordering::Relaxed)
+    }
+
+    /// In front of an array of the caller's: which communicator has it open (upper 48 bits), on how many ranks (lower
+    /// 16); 0 if none.
+    pub(crate) fn open_word(segment: &Segment, offset: usize) -> &AtomicU64 {
+        segment.place(offset - HEADER + 8)
     }
 
     /// Its bytes.
@@ -194,8 +217,12 @@ impl Block {
     /// Another rank's hold on a block that its owner has shared.
     pub(crate) fn join(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let inside = offset.is_multiple_of(ALIGN) && offset >= HEADER && segment.bytes(offset, len).is_some();
-        let block =
-            || Block { segment: Arc::clone(segment), offset, len, holder: AtomicU32::new(process::pid()) };
+        let block = || Block {
+            segment: Arc::clone(segment),
+            offset,
+            len,
+            holder: AtomicU32::new(process::incarnation()),
+        };
         if inside { Ok(block()) } else { Err(Error::Corrupt { what: "the place of a shared array" }) }
     }
 

@@ -8,8 +8,10 @@ use crate::os::process;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::{ALIGN, Datatype, Element};
 use crate::shm::segment::Segment;
+use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -17,7 +19,11 @@ use std::sync::Arc;
 /// Bytes of an array of `dim`, if there can be one.
 pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
     const { assert!(align_of::<T>() <= ALIGN, "elements aligned to more than 64 bytes cannot be shared") };
-    let count = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis));
+    const { assert!(size_of::<T>() > 0, "elements without a size cannot be shared") };
+    // As ndarray has it: the product of the axes that are not empty must fit, too.
+    let nonzero = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis.max(1)));
+    let fits = nonzero.is_some_and(|count| isize::try_from(count).is_ok());
+    let count = fits.then(|| dim.slice().iter().product::<usize>());
     let bytes = count
         .and_then(|count| count.checked_mul(size_of::<T>()))
         .filter(|&bytes| bytes <= isize::MAX as usize);
@@ -55,14 +61,19 @@ thread_local! {
 
 /// Makes `heap` the one that [`alloc`] takes from in this thread, for the rest of its process's life.
 pub(crate) fn lend_heap(heap: Heap) {
-    HEAP.set(Some((process::pid(), heap)));
+    HEAP.set(Some((process::incarnation(), heap)));
 }
 
 /// A block of the heap lent to this thread; without one, of a mapping of its own.
 pub(crate) fn alloc(len: usize, zeroed: bool) -> Result<Block> {
     HEAP.with_borrow_mut(|lent| match lent {
-        Some((owner, heap)) if *owner == process::pid() => heap.alloc(len, zeroed),
-        _ => Block::alone(len),
+        Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, zeroed),
+        _ => {
+            let block = Block::alone(len)?;
+            // Its holder's only: a child must not see it written.
+            block.segment().keep_from_children();
+            Ok(block)
+        }
     })
 }
 
@@ -106,7 +117,8 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     /// The array, to read.
     ///
     /// # Panics
-    /// Never: the shape was checked when the array was made.
+    /// In a process that inherited the array by a fork instead of holding it: what is made to be looked at by the ranks
+    /// of a later world is a [`SharedArray`], or an ordinary array.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -114,7 +126,11 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
-        #[expect(clippy::expect_used, reason = "documented: cannot happen")]
+        assert!(
+            self.block.is_mine(),
+            "this process inherited the array by fork: only its holder may read it"
+        );
+        #[expect(clippy::expect_used, reason = "the shape was checked when the array was made")]
         ArrayView::from_shape(self.dim.clone(), self.block.elements()).expect("checked shape")
     }
 
@@ -157,63 +173,100 @@ impl<T: Element + std::fmt::Debug, D: Dimension> std::fmt::Debug for Lease<T, D>
     }
 }
 
-/// What serde carries of a lease: where it lies, not what is in it.
-#[derive(Serialize, Deserialize)]
+/// Where a lease that travels lies. Kept beside the user's bytes: what users serialise is only its number here.
+#[derive(Clone, Copy, Serialize, Deserialize)]
 struct Descriptor {
     offset: u64,
+    len: u64,
     datatype: u16,
-    shape: Vec<u64>,
+}
+
+/// The leases of a result that is being written or read.
+struct Manifest {
+    segment: Arc<Segment>,
+    reading: bool,
+    leases: Vec<Option<Descriptor>>,
 }
 
 thread_local! {
-    /// The segment of the world whose results this thread is writing or reading, while it does.
-    static CARRIER: RefCell<Option<Arc<Segment>>> = const { RefCell::new(None) };
+    /// While this thread writes or reads a result.
+    static MANIFEST: RefCell<Option<Manifest>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with leases of `segment` allowed to be serialised (by their last holder) and taken up (once).
-pub(crate) fn carrying<R>(segment: &Arc<Segment>, f: impl FnOnce() -> R) -> R {
-    struct Reset(Option<Arc<Segment>>);
+/// Runs `f` with a manifest; returns what it holds then.
+fn with_manifest<R>(manifest: Manifest, f: impl FnOnce() -> R) -> (R, Vec<Option<Descriptor>>) {
+    struct Reset(Option<Manifest>);
     impl Drop for Reset {
         fn drop(&mut self) {
-            CARRIER.set(self.0.take());
+            MANIFEST.set(self.0.take());
         }
     }
-    let _reset = Reset(CARRIER.replace(Some(Arc::clone(segment))));
-    f()
+    let _reset = Reset(MANIFEST.replace(Some(manifest)));
+    let result = f();
+    let leases = MANIFEST
+        .with_borrow_mut(|manifest| manifest.as_mut().map(|manifest| std::mem::take(&mut manifest.leases)));
+    (result, leases.unwrap_or_default())
+}
+
+/// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next. Leases of the segment in it are set off:
+/// the value must be forgotten, not dropped.
+pub(crate) fn pack<T: Serialize>(segment: &Arc<Segment>, value: &T) -> Result<Vec<u8>> {
+    let manifest = Manifest { segment: Arc::clone(segment), reading: false, leases: Vec::new() };
+    let (bytes, leases) = with_manifest(manifest, || postcard::to_stdvec(value));
+    let mut bytes = bytes?;
+    let len = bytes.len() as u64;
+    bytes.extend(postcard::to_stdvec(&leases)?);
+    bytes.extend(len.to_le_bytes());
+    Ok(bytes)
+}
+
+/// The value that was packed, with its leases taken up.
+pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
+    let corrupt = Error::Corrupt { what: "a packed result" };
+    let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
+    let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt)?;
+    let leases = postcard::from_bytes(leases)?;
+    let manifest = Manifest { segment: Arc::clone(segment), reading: true, leases };
+    Ok(with_manifest(manifest, || postcard::from_bytes(bytes)).0?)
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
     /// Possible once, in the result of a body.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let fits = CARRIER.with_borrow(|carrier| {
-            carrier.as_ref().is_some_and(|segment| Arc::ptr_eq(segment, self.block.segment()))
+        let enlisted = MANIFEST.with_borrow_mut(|manifest| {
+            let ours = |manifest: &&mut Manifest| {
+                !manifest.reading
+                    && Arc::ptr_eq(&manifest.segment, self.block.segment())
+                    && self.block.set_off()
+            };
+            let manifest = manifest.as_mut().filter(ours)?;
+            let (offset, len) = (self.block.offset() as u64, self.block.bytes().len() as u64);
+            manifest.leases.push(Some(Descriptor { offset, len, datatype: Datatype::of::<T>().0 }));
+            Some(manifest.leases.len() - 1)
         });
-        if !fits || !self.block.set_off() {
-            let what = "a Lease can be carried once, in the result of a body of its own world; use send for messages";
-            return Err(ser::Error::custom(what));
-        }
-        let shape = self.dim.slice().iter().map(|&axis| axis as u64).collect();
-        let datatype = Datatype::of::<T>().0;
-        Descriptor { offset: self.block.offset() as u64, datatype, shape }.serialize(serializer)
+        let number = enlisted.ok_or_else(|| {
+            ser::Error::custom("a Lease can be carried once, in the result of a body of its own world; use send for messages")
+        })?;
+        (number as u64, self.dim.slice()).serialize(serializer)
     }
 }
 
 impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
     fn deserialize<S: Deserializer<'de>>(deserializer: S) -> std::result::Result<Self, S::Error> {
-        let descriptor = Descriptor::deserialize(deserializer)?;
-        let segment =
-            CARRIER.with_borrow(Clone::clone).ok_or_else(|| de::Error::custom("no world to take it from"))?;
-        if descriptor.datatype != Datatype::of::<T>().0 {
-            return Err(de::Error::custom("a shared array of another element type"));
-        }
-        let mut dim = D::zeros(descriptor.shape.len());
-        if dim.ndim() != descriptor.shape.len() {
-            return Err(de::Error::custom("a shared array of another dimension"));
-        }
-        for (axis, &len) in dim.slice_mut().iter_mut().zip(&descriptor.shape) {
-            *axis = len as usize;
-        }
+        let (number, shape) = <(u64, Vec<usize>)>::deserialize(deserializer)?;
+        let enlisted = MANIFEST.with_borrow_mut(|manifest| {
+            let manifest = manifest.as_mut().filter(|manifest| manifest.reading)?;
+            let descriptor = manifest.leases.get_mut(number as usize)?.take()?;
+            Some((Arc::clone(&manifest.segment), descriptor))
+        });
+        let (segment, descriptor) =
+            enlisted.ok_or_else(|| de::Error::custom("no world to take the array from"))?;
+        let dim = D::from_dimension(&ndarray::IxDyn(&shape));
+        let dim = dim.ok_or_else(|| de::Error::custom("a shared array of another dimension"))?;
         let len = byte_len::<T, D>(&dim).map_err(de::Error::custom)?;
+        if descriptor.datatype != Datatype::of::<T>().0 || descriptor.len != len as u64 {
+            return Err(de::Error::custom("a shared array of another element type or shape"));
+        }
         let block = Block::take_up(&segment, descriptor.offset as usize, len).map_err(de::Error::custom)?;
         Ok(Lease::new(block, dim))
     }
@@ -239,7 +292,11 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct SharedArray<T, D> {
+    /// What ranks open.
     array: Lease<T, D>,
+    /// The same memory at an address that ranks do not inherit: what the caller looks at. So no view that a body has
+    /// captured leads into it.
+    mine: Block,
 }
 
 impl<T: Element, D: Dimension> SharedArray<T, D> {
@@ -256,7 +313,8 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<SharedArray<T, D>> {
         let dim = shape.into_dimension();
         let block = Block::alone(byte_len::<T, D>(&dim)?)?;
-        Ok(SharedArray { array: Lease::new(block, dim) })
+        let mine = block.alias()?;
+        Ok(SharedArray { array: Lease::new(block, dim), mine })
     }
 
     /// The array, to read. Takes `&mut self`: while this view lives no world can have the array open.
@@ -270,8 +328,16 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn view(&mut self) -> ArrayView<'_, T, D> {
-        assert!(self.array.block.is_mine(), "a rank reaches an array of its caller through Comm::open");
-        self.array.view()
+        self.close();
+        #[expect(clippy::expect_used, reason = "the shape was checked when the array was made")]
+        ArrayView::from_shape(self.array.dim.clone(), self.mine.elements()).expect("checked shape")
+    }
+
+    /// Nobody has it open: worlds that did have ended, or `&mut self` could not be had.
+    fn close(&self) {
+        assert!(self.mine.is_mine(), "a rank reaches an array of its caller through Comm::open");
+        let block = &self.array.block;
+        Block::open_word(block.segment(), block.offset()).store(0, Ordering::Release);
     }
 
     /// The array, to write before a world starts or after it has ended.
@@ -286,7 +352,9 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
-        self.array.view_mut()
+        self.close();
+        #[expect(clippy::expect_used, reason = "the shape was checked when the array was made")]
+        ArrayViewMut::from_shape(self.array.dim.clone(), self.mine.elements_mut()).expect("checked shape")
     }
 
     /// The shape.
@@ -297,7 +365,7 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn shape(&self) -> &[usize] {
-        self.array.shape()
+        self.array.dim.slice()
     }
 
     pub(crate) fn block(&self) -> &Block {

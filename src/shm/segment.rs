@@ -64,6 +64,18 @@ impl Segment {
         self.bytes(offset, bytes.len()).map(|_| offset)
     }
 
+    /// See [`Mapping::keep_from_children`].
+    pub(crate) fn keep_from_children(&self) {
+        self.mapping.keep_from_children();
+    }
+
+    /// The same memory at a second address, which children do not inherit.
+    pub(crate) fn private_alias(&self) -> Result<Segment> {
+        let mapping = self.mapping.alias()?;
+        mapping.keep_from_children();
+        Ok(Segment { mapping })
+    }
+
     /// Asks for huge pages: see [`Mapping::collapse`].
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         self.mapping.collapse(offset, len);

@@ -30,7 +30,7 @@ pub(crate) const FAILED: u32 = process::TID_MASK - 1;
 /// | --- | --- | --- |
 /// | 0 | not yet started | the caller |
 /// | tid, WAITERS | alive | the rank |
-/// | tid, WAITERS, OWNER_DIED | dead | the kernel (robust list) |
+/// | WAITERS, OWNER_DIED | dead | the kernel (robust list) |
 /// | LEFT | left in good order | the rank |
 /// | FAILED | panicked or returned an error | the rank |
 pub(crate) fn is_gone(alive: u32) -> bool {
@@ -76,8 +76,9 @@ pub(crate) enum Broken {
     Deadline,
 }
 
-/// A sleep never lasts longer, so that a lost supervisor costs a bounded delay.
-const SLICE: Duration = Duration::from_millis(250);
+/// A sleep never lasts longer. A death wakes one sleeper, who tells the others, and the zygote tells all; should both be
+/// lost in turn (killed between two lines: `models/flagline.pml`), this bounds the delay.
+const SLICE: Duration = Duration::from_millis(100);
 /// While spinning, look at the revoked word this often (pauses; one takes about 23 ns).
 const LOOK: u32 = 64;
 

@@ -75,11 +75,16 @@ impl Crew {
         }
         let death = zygote.reap(true).unwrap_or(Death::Unknown);
         self.zygote = None;
-        match (death, self.world.culprit()) {
-            (Death::Exit(COLD), _) => Ok(false),
-            (Death::Exit(_), Some(culprit)) => Err(self.world.verdict(culprit)),
-            (Death::Exit(0), None) => Ok(true),
-            (cause, _) => Err(Error::Supervisor { cause, hint: "; if `build` can crash, it did" }),
+        // The zygote's own last word counts: a caller that ignores SIGCHLD is not told how its children end.
+        match (self.world.closed(), self.world.culprit()) {
+            (Some(COLD), _) => Ok(false),
+            (Some(_), Some(culprit)) => Err(self.world.verdict(culprit)),
+            (Some(0), None) => Ok(true),
+            (code, _) => {
+                self.world.outlast_slots();
+                let cause = code.map_or(death, Death::Exit);
+                Err(Error::Supervisor { cause, hint: "; if `build` can crash, it did" })
+            }
         }
     }
 }
@@ -116,8 +121,14 @@ impl<S> Zygote<'_, S> {
     fn live(mut self) -> ! {
         process::adopt_orphans();
         process::ignore_interrupt();
+        process::hear_children();
+        // While it builds it cannot listen for the caller's end.
+        if !process::die_with_parent(self.caller.pid()) {
+            process::leave(1);
+        }
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
         self.end_all();
+        self.world.close(code);
         process::leave(code)
     }
 
@@ -133,6 +144,7 @@ impl<S> Zygote<'_, S> {
                 return COLD;
             }
         }
+        process::outlive_parent();
         for rank in 0..self.world.ranks() {
             self.slots.push(None);
             if let Err(error) = self.start(rank, &mut state, 0, 0) {
@@ -183,6 +195,8 @@ impl<S> Zygote<'_, S> {
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
                 self.bury(rank, state);
             }
+            let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
+            process::reap_others(&slots);
             if self.world.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
@@ -194,13 +208,12 @@ impl<S> Zygote<'_, S> {
     /// A slot's process has ended: note how, and revoke or fork again.
     fn bury(&mut self, rank: usize, state: &mut Option<S>) {
         let Some(slot) = self.slots[rank].take() else { return };
+        slot.process.kill_group();
         let Some(death) = slot.process.reap(false) else {
             self.slots[rank] = Some(slot);
             return;
         };
         self.world.record_death(rank, death);
-        let others: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
-        process::end_orphans(&others);
         if self.world.has_spoken(rank) {
             return;
         }
@@ -231,13 +244,16 @@ impl<S> Zygote<'_, S> {
                 self.world.record_death(rank, death);
             }
         }
-        process::end_orphans(&[]);
+        process::end_all_children();
     }
 }
 
 /// The life of a slot's process: enter, build or take what was built, work, leave or fail.
 fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
-    process::ignore_interrupt();
+    // Its children end with it: the zygote kills the group.
+    process::lead_group();
+    // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
+    world.segment().keep_from_children();
     world.enter(rank, true);
     let result = caught(|| {
         let state = state.map_or_else(|| (job.build)(), Ok)?;

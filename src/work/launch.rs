@@ -6,12 +6,11 @@ use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::topology;
-use crate::shm::array::carrying;
+use crate::shm::array::{pack, unpack};
 use crate::work::crew::{Crew, Job, caught};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How a world is started. Fields have sensible defaults:
@@ -86,10 +85,10 @@ impl Launch {
     {
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, ()| {
-            let seat = Rc::new(Seat::new(Arc::clone(world.segment()), world.heap(rank)));
+            let seat = Rc::new(Seat::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))));
             let result = body(&mut comm)?;
-            let bytes = carrying(world.segment(), || postcard::to_stdvec(&result))?;
+            let bytes = pack(world.segment(), &result)?;
             // What the result holds now belongs to the caller.
             core::mem::forget(result);
             let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
@@ -100,10 +99,12 @@ impl Launch {
         };
         let job = Job { build: &|| Ok(()), warm: true, body: &run, replace: None };
         Crew::open(&world, &job, self.allow_threads)?.wait(|| {})?;
+        // What the ranks have left is the caller's alone, also when it forks again.
+        world.segment().keep_from_children();
         let result = |rank| {
             let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
             let bytes = world.bytes(offset, len)?;
-            carrying(world.segment(), || Ok(postcard::from_bytes(&bytes)?))
+            unpack(world.segment(), &bytes)
         };
         (0..world.ranks()).map(result).collect::<Result<Vec<R>>>().map(Some)
     }
@@ -127,9 +128,10 @@ impl Launch {
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
         let world = World::new(self.plan()?)?;
+        world.segment().keep_from_children();
         let run = |rank: usize| {
             world.enter(rank, false);
-            let seat = Rc::new(Seat::new(Arc::clone(world.segment()), world.heap(rank)));
+            let seat = Rc::new(Seat::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, seat)));
             match caught(|| body(&mut comm)) {
                 Ok(Ok(result)) => {

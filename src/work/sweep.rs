@@ -5,6 +5,8 @@ use crate::channel::ledger::{Claim, Kind, Ledger, State, Texts};
 use crate::channel::world::{MAX_RANKS, Plan, World};
 use crate::comm::{Comm, views::array_split};
 use crate::error::{Death, Error, Result};
+use crate::os::mapping::PAGE;
+use crate::shm::arena::Block;
 use crate::shm::element::Datatype;
 use crate::sync::atomic::Ordering;
 use crate::work::crew::{Crew, Job, caught};
@@ -13,6 +15,7 @@ use ndarray::ArrayView2;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -282,6 +285,8 @@ pub struct Sweep<'p> {
 /// ```
 pub struct Swept {
     ledger: Ledger,
+    /// Where the ledger lies in the heap of a world's root; none if it has a mapping of its own.
+    _table: Option<Block>,
     /// From start to end, workers' start included.
     pub elapsed: Duration,
     /// Per worker.
@@ -452,7 +457,7 @@ impl Sweep<'_> {
             Backend::Threads => self.threads(&work, start)?,
             Backend::Auto | Backend::SharedMemory => self.forked(&work, start)?,
         };
-        self.report(&ledger, workers, start);
+        self.report_done(&ledger, ledger.tasks as u64, workers, start);
         swept(ledger.clone(), parameters.view(), start.elapsed(), &replaced).map(Some)
     }
 
@@ -503,6 +508,7 @@ impl Sweep<'_> {
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
+                work.ledger.keep_from_children();
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
                 work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
@@ -526,9 +532,13 @@ impl Sweep<'_> {
     }
 
     fn report(&mut self, ledger: &Ledger, workers: usize, start: Instant) {
+        self.report_done(ledger, ledger.finished(), workers, start);
+    }
+
+    /// At the end all rows are done: tallies may lack one that a worker finished and then died.
+    fn report_done(&mut self, ledger: &Ledger, done: u64, workers: usize, start: Instant) {
         if let Some(progress) = &mut self.progress {
-            let (rows, done, elapsed) = (ledger.tasks as u64, ledger.finished(), start.elapsed());
-            progress(&Progress { rows, done, elapsed, workers });
+            progress(&Progress { rows: ledger.tasks as u64, done, elapsed: start.elapsed(), workers });
         }
     }
 
@@ -571,8 +581,14 @@ impl Sweep<'_> {
             .outer_iter()
             .for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
         digest.update(bytemuck::bytes_of(&parameters.dim().0));
-        let (segment, base) = comm.hold(&call, Ledger::len(rows, outputs, workers)?, digest.digest())?;
-        let ledger = Ledger::over(segment, base, rows, outputs, workers)?;
+        let len = Ledger::len(rows, outputs, workers);
+        let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
+        let table = comm.hold(&call, len, digest.digest())?;
+        let base = table.offset().next_multiple_of(PAGE);
+        let ledger = Ledger::over(Arc::clone(table.segment()), base, rows, outputs, workers)?;
+        let state =
+            build().or_else(|error| comm.refuse(&call, format!("build returned an error: {error}")))?;
+        comm.agree(&call)?;
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),
@@ -581,12 +597,13 @@ impl Sweep<'_> {
             build: &build,
             model: &model,
         };
-        work.all(comm.rank(), build()?, None, &mut || {})?;
-        comm.barrier()?;
+        work.all(comm.rank(), state, None, &mut || {})?;
+        comm.agree(&call)?;
         if !comm.is_root() {
             return Ok(None);
         }
-        swept(ledger.clone(), parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
+        let swept = swept(ledger.clone(), parameters.view(), start.elapsed(), &vec![0; workers])?;
+        Ok(Some(Swept { _table: Some(table), ..swept }))
     }
 }
 
@@ -611,7 +628,7 @@ fn swept(
         replaced,
     });
     let workers = workers.collect();
-    Ok(Swept { ledger, elapsed, workers })
+    Ok(Swept { ledger, _table: None, elapsed, workers })
 }
 
 /// A model with its rows.

@@ -1,9 +1,14 @@
 //! The reductions, each against a fold in rank order, bit by bit.
 
-use crate::world::{At, Back, Buffer, Operand, Pair, mix, same};
+use crate::world::{At, Back, Buffer, Operand, Pair, folded, mix, same};
 use ndarray::{Array1, Ix2};
 use phalanx::{Comm, Op, Result};
 use std::time::Duration;
+
+/// As `at.ragged`; long vectors shorter, since all ranks' parts are added up.
+fn ragged(at: &At, size: usize) -> Vec<usize> {
+    At { len: if at.large { at.len / 2 } else { at.len }, ..*at }.ragged(size)
+}
 
 /// The reductions of a row: all of them, or for long arrays the first and the last.
 fn ops<T: Operand>(at: &At) -> Vec<Pair<T>> {
@@ -15,72 +20,76 @@ fn ops<T: Operand>(at: &At) -> Vec<Pair<T>> {
 }
 
 pub fn reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    let mut send = Buffer::new(comm, at.send, &T::operands(comm.rank(), at.len))?;
-    let is_root = comm.rank() == at.root;
+    let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
+    let mut send = Buffer::new(comm, at.send, &brought[rank])?;
+    let is_root = rank == at.root;
     for (op, f) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.reduce(&send.view(), is_root.then_some(&mut recv.view_mut()), &op, at.root)?;
-        recv.check(&if is_root { T::folded(comm.size(), at.len, f) } else { T::junk(at.len) });
+        recv.check(&if is_root { folded(&brought, f) } else { T::junk(at.len) });
     }
-    send.check(&T::operands(comm.rank(), at.len));
+    send.check(&brought[rank]);
     Ok(())
 }
 
 pub fn all_reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    let mut send = Buffer::new(comm, at.send, &T::operands(comm.rank(), at.len))?;
+    let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
+    let mut send = Buffer::new(comm, at.send, &brought[rank])?;
     for (op, f) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.all_reduce(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&T::folded(comm.size(), at.len, f));
+        recv.check(&folded(&brought, f));
     }
-    send.check(&T::operands(comm.rank(), at.len));
+    send.check(&brought[rank]);
     Ok(())
 }
 
 pub fn all_reduce_parts<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    let rows = at.ragged(comm.size());
+    let (rank, rows) = (comm.rank(), ragged(at, comm.size()));
     let total = rows.iter().sum::<usize>() * 3;
-    let send = Buffer::new(comm, at.send, &T::operands(comm.rank(), total))?;
+    let brought = T::brought(comm.size(), total);
+    let send = Buffer::new(comm, at.send, &brought[rank])?;
     for (op, f) in ops::<T>(at) {
-        let part = comm.parts::<T, Ix2>(Ix2(rows[comm.rank()], 3))?;
+        let part = comm.parts::<T, Ix2>(Ix2(rows[rank], 3))?;
         let whole = comm.all_reduce_parts(&send.view(), part, &op)?;
-        same(whole.view().as_slice().expect("contiguous"), &T::folded(comm.size(), total, f));
+        same(whole.view().as_slice().expect("contiguous"), &folded(&brought, f));
     }
     Ok(())
 }
 
 pub fn reduce_scatter<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    for counts in [vec![at.len; comm.size()], at.ragged(comm.size())] {
-        let (first, count) = (counts[..comm.rank()].iter().sum(), counts[comm.rank()]);
-        let total = counts.iter().sum();
-        let send = Buffer::new(comm, at.send, &T::operands(comm.rank(), total))?;
+    let rank = comm.rank();
+    for counts in [vec![at.len / if at.large { 4 } else { 1 }; comm.size()], ragged(at, comm.size())] {
+        let (first, count) = (counts[..rank].iter().sum(), counts[rank]);
+        let brought = T::brought(comm.size(), counts.iter().sum());
+        let send = Buffer::new(comm, at.send, &brought[rank])?;
         for (op, f) in ops::<T>(at) {
             let mut recv = Buffer::junk(comm, at.recv, count)?;
             comm.reduce_scatter(&send.view(), &mut recv.view_mut(), &op)?;
-            recv.check(&T::folded(comm.size(), total, f)[first..first + count]);
+            recv.check(&folded(&brought, f)[first..first + count]);
         }
     }
     Ok(())
 }
 
 pub fn scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    let rank = comm.rank();
-    let send = Buffer::new(comm, at.send, &T::operands(rank, at.len))?;
+    let (rank, brought) = (comm.rank(), T::brought(comm.rank() + 1, at.len));
+    let send = Buffer::new(comm, at.send, &brought[rank])?;
     for (op, f) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.scan(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&T::folded(rank + 1, at.len, f));
+        recv.check(&folded(&brought, f));
     }
     Ok(())
 }
 
 pub fn exclusive_scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
-    let rank = comm.rank();
-    let send = Buffer::new(comm, at.send, &T::operands(rank, at.len))?;
+    let (rank, brought) = (comm.rank(), T::brought(comm.rank() + 1, at.len));
+    let send = Buffer::new(comm, at.send, &brought[rank])?;
     for (op, f) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.exclusive_scan(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&if rank == 0 { T::junk(at.len) } else { T::folded(rank, at.len, f) });
+        recv.check(&if rank == 0 { T::junk(at.len) } else { folded(&brought[..rank], f) });
     }
     Ok(())
 }
@@ -120,9 +129,8 @@ pub fn special_values(comm: &mut Comm<'_>) -> Result<()> {
 /// The same bits on every rank and in every run, whoever comes late.
 pub fn bitwise(back: Back) {
     let len = 40_000;
-    let fold: fn(f64, f64) -> f64 = |a, b| a + b;
     for ranks in [3, 4] {
-        let want = f64::folded(ranks, len, fold);
+        let want = folded(&f64::brought(ranks, len), |a, b| a + b);
         for run in 0..20 {
             let results = back.world(ranks).run(|comm| {
                 let send = Array1::from(f64::operands(comm.rank(), len));

@@ -213,7 +213,7 @@ pub struct At {
 impl At {
     /// How many elements each rank has where they differ: some none.
     pub fn ragged(&self, size: usize) -> Vec<usize> {
-        let len = self.len;
+        let len = if self.large { self.len / 2 } else { self.len };
         (0..size).map(|rank| [len, 0, 2 * len + 1, 1, len / 2][(rank + len) % 5]).collect()
     }
 }
@@ -411,14 +411,19 @@ pub trait Operand: Sample {
         Self::data(rank, count)
     }
 
-    /// The fold over `ranks` ranks, in rank order.
-    fn folded(ranks: usize, count: usize, f: fn(Self, Self) -> Self) -> Vec<Self> {
-        let mut acc = Self::operands(0, count);
-        for rank in 1..ranks {
-            acc.iter_mut().zip(Self::operands(rank, count)).for_each(|(acc, x)| *acc = f(*acc, x));
-        }
-        acc
+    /// What each of `ranks` ranks brings.
+    fn brought(ranks: usize, count: usize) -> Vec<Vec<Self>> {
+        (0..ranks).map(|rank| Self::operands(rank, count)).collect()
     }
+}
+
+/// The fold over what the ranks brought, in rank order.
+pub fn folded<T: Copy>(brought: &[Vec<T>], f: fn(T, T) -> T) -> Vec<T> {
+    let mut acc = brought[0].clone();
+    for x in &brought[1..] {
+        acc.iter_mut().zip(x).for_each(|(acc, x)| *acc = f(*acc, *x));
+    }
+    acc
 }
 
 fn pair<T>(op: Op<'static, T>, f: fn(T, T) -> T) -> Pair<T> {

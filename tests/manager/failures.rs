@@ -139,16 +139,22 @@ fn failure_ends_the_others_soon() {
 
 fn unserialisable_result_is_told() {
     #[derive(serde::Deserialize)]
-    struct Stubborn;
+    struct Stubborn(bool);
     impl serde::Serialize for Stubborn {
         fn serialize<S: serde::Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+            assert!(!self.0, "I stay here");
             Err(serde::ser::Error::custom("I stay here"))
         }
     }
     let mut manager = forked(2);
-    let scattered = manager.scatter(|| Ok(()), |_: &[u8], ()| Ok(Stubborn), &[1, 2]).unwrap();
-    let error = manager.gather(scattered).map(drop).unwrap_err();
-    assert!(task_error(&error).2.starts_with("its result cannot be carried: "), "{error}");
+    for (panics, told) in [
+        (false, "serialising its result returned an error: "),
+        (true, "serialising its result panicked: I stay"),
+    ] {
+        let scattered = manager.scatter(|| Ok(()), |_: &[u8], ()| Ok(Stubborn(panics)), &[1, 2]).unwrap();
+        let error = manager.gather(scattered).map(drop).unwrap_err();
+        assert!(task_error(&error).2.starts_with(told), "{error}");
+    }
 }
 
 fn killed_worker_is_replaced() {

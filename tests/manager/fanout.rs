@@ -27,6 +27,7 @@ pub const CASES: &[Case] = cases! {
     samples_are_inherited_not_serialised
     many_results_and_large_ones
     leases_come_back_without_a_copy
+    leases_are_seen_by_later_workers
     results_from_local_tree_are_ones_own
     build_and_execute_and_actor
     nested_managers
@@ -292,10 +293,12 @@ fn samples_are_inherited_not_serialised() {
 
 fn many_results_and_large_ones() {
     let mut manager = forked(3);
+    // Several shelves a worker.
     let samples: Vec<u32> = (0..50_000).collect();
-    let scattered = manager.scatter(|| Ok(()), |x: &[u32], ()| Ok(format!("{}", x[0])), &samples).unwrap();
+    let scattered =
+        manager.scatter(|| Ok(()), |x: &[u32], ()| Ok(format!("{:0>80}", x[0])), &samples).unwrap();
     let results = manager.gather(scattered).unwrap();
-    assert!(results.iter().all(|local| local.results == local.parameters[0].to_string()));
+    assert!(results.iter().all(|local| local.results == format!("{:0>80}", local.parameters[0])));
     // Below, at and above the size of a shelf, and far above.
     let lens = [0, 1, 262_142, 262_143, 262_144, 262_145, 300_000, 40_000_000, 3];
     let scattered = manager.scatter(|| Ok(()), |x: &[usize], ()| Ok(vec![x[0] as u8; x[0]]), &lens).unwrap();
@@ -331,6 +334,21 @@ fn leases_come_back_without_a_copy() {
         assert!(matches!(error, Error::BadArgument { .. }), "{error}");
         Ok(())
     });
+}
+
+fn leases_are_seen_by_later_workers() {
+    let mut manager = forked(2);
+    let fill = |x: &[f64], (): &mut ()| {
+        let mut lease = Lease::<f64, Ix1>::zeros(1000)?;
+        lease.view_mut().fill(x[0]);
+        Ok(lease)
+    };
+    let scattered = manager.scatter(|| Ok(()), fill, &[1.0, 2.0]).unwrap();
+    let leases = manager.gather(scattered).unwrap();
+    let sums = |x: &[usize], (): &mut ()| Ok(leases[x[0]].results.view().sum());
+    let scattered = manager.scatter(|| Ok(()), sums, &[1, 0]).unwrap();
+    let sums: Vec<f64> = manager.gather(scattered).unwrap().into_iter().map(|local| local.results).collect();
+    assert_eq!(sums, [2000.0, 1000.0]);
 }
 
 fn results_from_local_tree_are_ones_own() {
@@ -374,7 +392,15 @@ fn nested_managers() {
         let mut manager = forked(2);
         let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x[0] * 10), &samples)?;
         let results = manager.gather(scattered)?;
-        // The heap of the outer worker is not the inner ones'.
+        // The heap of a worker is not that of the ranks that it starts.
+        drop(Lease::<usize, Ix1>::zeros(8)?);
+        launch(2, |comm| {
+            let mut lease = Lease::<usize, Ix1>::zeros(8)?;
+            lease.view_mut().fill(comm.rank());
+            comm.barrier()?;
+            assert!(lease.view().iter().all(|&rank| rank == comm.rank()));
+            Ok(())
+        })?;
         let lease = Lease::<i32, Ix1>::zeros(1)?;
         Ok((results.into_iter().map(|local| local.results).sum::<i32>(), lease))
     };

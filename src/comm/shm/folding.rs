@@ -4,7 +4,7 @@
 //! into its next cell; then all read the slices. Short vectors are folded whole by everyone: one exchange.
 
 use crate::channel::call::{Call, Verb};
-use crate::channel::window::{Epoch, Offer, Payload, Shown};
+use crate::channel::window::{Epoch, Offer, Payload, Shown, Then};
 use crate::comm::op::Fold;
 use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
 use crate::comm::transport::Transport;
@@ -72,7 +72,7 @@ impl Shm<'_> {
         let (me, size, n) = (self.rank(), self.size(), send.len());
         let payload = self.payload(send, range.start);
         let offer = Offer { len: n, digest: fold.id, payload, target: None };
-        self.window.exchange(call, offer, |epoch| {
+        self.window.exchange_then(call, offer, |epoch| {
             alike(call, epoch)?;
             let payloads = all_payloads(&epoch.seen, 0..size)?;
             let parts = |slice: Range<usize>| -> Vec<&[u8]> {
@@ -80,18 +80,19 @@ impl Shm<'_> {
             };
             if flat {
                 let folded = recv.map(|recv| fold.in_rank_order(recv, &parts(0..n)));
-                return folded.transpose().map(|_| Found::Done);
+                return folded.transpose().map(|_| (Found::Done, Then::Close));
             }
             if (0..size).all(|peer| epoch.seen.is_exposed(peer)) {
                 let mine = slice_of(&slices(0..n, size, unit(fold.size)), me);
                 let mut own = vec![0; if recv.is_some() { 0 } else { mine.len() }];
                 let dst = recv.map_or(&mut own[..], |recv| &mut recv[mine.clone()]);
                 fold.in_rank_order(dst, &parts(mine))?;
-                return Ok(Found::InPlace(own));
+                return Ok((Found::InPlace(own), Then::Close));
             }
             let mine = slice_of(bounds, me);
             fold.in_rank_order(&mut epoch.next_cell[..mine.len()], &parts(mine))?;
-            Ok(Found::Sliced)
+            // Vectors that lie in shared memory have been read when the slices are shown.
+            Ok((Found::Sliced, Then::Follows))
         })
     }
 

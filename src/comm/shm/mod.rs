@@ -37,7 +37,7 @@ impl<'w> Shm<'w> {
     /// The communicator of all ranks of `world`, as `rank` sees it.
     pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Shm<'w> {
         let bases = (0..world.ranks()).map(|rank| world.member_at(rank)).collect();
-        Shm::over(Window::new(world, rank, (0..world.ranks()).collect(), bases), seat, Vec::new())
+        Shm::over(Window::new(world, rank, (0..world.ranks()).collect(), bases, 0), seat, Vec::new())
     }
 
     fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
@@ -114,6 +114,10 @@ impl<'w> Transport<'w> for Shm<'w> {
 
     fn seat(&self) -> &Seat {
         &self.seat
+    }
+
+    fn group(&self) -> u64 {
+        self.window.group()
     }
 
     fn abort(&mut self, call: &Call, error: Error) -> Error {

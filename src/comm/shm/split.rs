@@ -32,19 +32,21 @@ impl<'w> Shm<'w> {
             }
             None => None,
         };
-        let place = share.as_ref().map_or(0, |share| share.offset() as u64);
-        let mut places = vec![0u64; self.size()];
+        let serial = self.seat.splits.get() + 1;
+        self.seat.splits.set(serial);
+        let place = [share.as_ref().map_or(0, |share| share.offset() as u64), serial];
+        let mut places = vec![[0u64; 2]; self.size()];
         self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places))?;
         let Some(share) = share else { return Ok(None) };
         let me = members.iter().position(|&rank| rank == self.rank()).unwrap_or(0);
-        let place = |rank: usize| places[rank] as usize;
+        let place = |rank: usize| places[rank][0] as usize;
         let bases = members.iter().map(|&rank| place(rank).next_multiple_of(PAGE)).collect();
         let others = members.iter().filter(|&&rank| rank != self.rank());
         let joined = others.map(|&rank| Block::join(&self.seat.segment, place(rank), share.bytes().len()));
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
         shares.push(share);
         let ranks = members.iter().map(|&rank| self.window.ranks()[rank]).collect();
-        let window = Window::new(self.window.world(), me, ranks, bases);
+        let window = Window::new(self.window.world(), me, ranks, bases, places[members[0]][1]);
         Ok(Some(Box::new(Shm::over(window, Rc::clone(&self.seat), shares))))
     }
 

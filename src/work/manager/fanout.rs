@@ -8,10 +8,10 @@ use crate::channel::ledger::{Claim, Ledger, State};
 use crate::channel::world::{Plan, World};
 use crate::error::{Error, Result};
 use crate::shm::arena::Block;
-use crate::shm::array::{alloc, carrying, lend_heap};
+use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::sync::atomic::Ordering;
-use crate::work::crew::{Crew, Job};
-use crate::work::manager::tasks::{Outcome, Work, Worker};
+use crate::work::crew::{Crew, Job, caught};
+use crate::work::manager::tasks::{Outcome, Work, Worker, told};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::hash_map::{Entry, HashMap};
@@ -53,6 +53,8 @@ impl FanOut {
     /// Waits until the workers have ended; the outcomes of all tasks, or of those up to a failure among them.
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
         let ended = self.crew.wait(|| {});
+        // What the workers have left is the caller's alone, also when it forks again.
+        self.world.segment().keep_from_children();
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
             // Its slots may still be writing.
             return Err(supervisor);
@@ -91,7 +93,7 @@ impl FanOut {
         };
         let bytes = at.checked_add(len).and_then(|end| shelf.bytes().get(at..end));
         let bytes = bytes.ok_or(Error::Corrupt { what: "the place of a scattered result" })?;
-        carrying(self.world.segment(), || Ok(postcard::from_bytes(bytes)?))
+        unpack(self.world.segment(), bytes)
     }
 }
 
@@ -148,14 +150,12 @@ impl Slot<'_> {
         worker: &Worker<'_, P, S, R>,
     ) -> Result<()> {
         let segment = self.world.segment();
-        let mut failed = outcome.as_ref().err().map(|failure| failure.text.clone());
-        let bytes = match carrying(segment, || postcard::to_stdvec(&outcome)) {
+        let packed = told("serialising its result", caught(|| pack(segment, &outcome)))
+            .map_err(|text| worker.failure(text));
+        let failed = packed.as_ref().err().or(outcome.as_ref().err()).map(|failure| failure.text.clone());
+        let bytes = match packed {
             Ok(bytes) => bytes,
-            Err(error) => {
-                let failure = worker.failure(format!("its result cannot be carried: {error}"));
-                failed = Some(failure.text.clone());
-                postcard::to_stdvec(&Outcome::<R>::Err(failure))?
-            }
+            Err(failure) => pack(segment, &Outcome::<R>::Err(failure))?,
         };
         let row = self.put(&bytes)?.map(|word| f64::from_bits(word as u64));
         claim.row().copy_from_slice(&row);

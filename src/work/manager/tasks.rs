@@ -258,7 +258,10 @@ impl<'a, P, S, R> Worker<'a, P, S, R> {
 }
 
 /// What a user's function has returned, or how it has failed in words.
-fn told<T>(who: &str, called: std::result::Result<Result<T>, String>) -> std::result::Result<T, String> {
+pub(crate) fn told<T>(
+    who: &str,
+    called: std::result::Result<Result<T>, String>,
+) -> std::result::Result<T, String> {
     match called {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(format!("{who} returned an error: {error}")),

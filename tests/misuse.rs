@@ -1,0 +1,7 @@
+//! What safe code must not be able to break.
+
+mod support;
+
+fn main() -> std::process::ExitCode {
+    support::main(&[])
+}
