@@ -393,9 +393,11 @@ fn nested_managers() {
         let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x[0] * 10), &samples)?;
         let results = manager.gather(scattered)?;
         // The heap of a worker is not that of the ranks that it starts.
-        drop(Lease::<usize, Ix1>::zeros(8)?);
+        let zeros = || Lease::<usize, Ix1>::zeros(8);
+        drop([zeros()?, zeros()?]);
+        let _uses_one_of_them_again = zeros()?;
         launch(2, |comm| {
-            let mut lease = Lease::<usize, Ix1>::zeros(8)?;
+            let mut lease = zeros()?;
             lease.view_mut().fill(comm.rank());
             comm.barrier()?;
             assert!(lease.view().iter().all(|&rank| rank == comm.rank()));
