@@ -5,7 +5,9 @@
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
+use crate::os::process;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The size, and required alignment, of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -16,6 +18,8 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// The only process that has it (`process::incarnation`), once it is kept from children; 0 before.
+    kept_by: AtomicU32,
 }
 
 // SAFETY: a Mapping is an address range; what may be done with the memory behind it is decided by its users.
@@ -31,7 +35,7 @@ impl Mapping {
             .checked_next_multiple_of(HUGE)
             .filter(|&len| len <= isize::MAX as usize - HUGE)
             .ok_or_else(|| Error::no_space("mmap", len, "more than the address space"))?;
-        map(len).map(|base| Mapping { base, len })
+        map(len).map(|base| Mapping { base, len, kept_by: AtomicU32::new(0) })
     }
 
     /// The first byte.
@@ -46,6 +50,7 @@ impl Mapping {
 
     /// Children forked from now on do not inherit the mapping: touching it there is a fault.
     pub(crate) fn keep_from_children(&self) {
+        self.kept_by.store(process::incarnation(), Ordering::Relaxed);
         #[cfg(not(miri))]
         // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
         unsafe {
@@ -65,7 +70,7 @@ impl Mapping {
             let refused = || {
                 Error::os("mremap", &format!("{} bytes of addresses", self.len), nix::errno::Errno::last())
             };
-            Ok(Mapping { base: base.ok_or_else(refused)?, len: self.len })
+            Ok(Mapping { base: base.ok_or_else(refused)?, len: self.len, kept_by: AtomicU32::new(0) })
         }
     }
 
@@ -145,6 +150,10 @@ fn map(len: usize) -> Result<NonNull<u8>> {
 #[cfg(not(miri))]
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if ![0, process::incarnation()].contains(self.kept_by.get_mut()) {
+            // A handle that came with a fork; what it stands for did not, and its range may be something else by now.
+            return;
+        }
         // SAFETY: the range is ours alone, and nothing borrowed from it outlives the Mapping.
         let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.len) };
     }

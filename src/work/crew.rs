@@ -52,15 +52,20 @@ pub(crate) struct Crew {
 
 impl Crew {
     /// Forks the zygote; returns while it builds and forks the slots.
-    pub(crate) fn open<S>(world: &World, job: &Job<'_, S>, allow_threads: bool) -> Result<Crew> {
+    pub(crate) fn open<S>(
+        world: &World,
+        job: &Job<'_, S>,
+        operation: &'static str,
+        allow_threads: bool,
+    ) -> Result<Crew> {
         let threads = process::threads();
         if threads.len() > 1 && !allow_threads {
-            return Err(Error::Threads { operation: "launch", threads: threads.join(", ") });
+            return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
         match process::fork()? {
             Fork::Parent(zygote) => {
-                Ok(Crew { world: world.clone(), zygote: Some(zygote), bell, caller: process::pid() })
+                Ok(Crew { world: world.clone(), zygote: Some(zygote), bell, caller: process::incarnation() })
             }
             Fork::Child => Zygote { world, job, caller, bell, slots: Vec::new() }.live(),
         }
@@ -91,7 +96,7 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::pid()) {
+        if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::incarnation()) {
             self.bell.ring();
             if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
                 zygote.kill();

@@ -98,7 +98,7 @@ impl Launch {
             Ok(place)
         };
         let job = Job { build: &|| Ok(()), warm: true, body: &run, replace: None };
-        Crew::open(&world, &job, self.allow_threads)?.wait(|| {})?;
+        Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
         // What the ranks have left is the caller's alone, also when it forks again.
         world.segment().keep_from_children();
         let result = |rank| {

@@ -70,6 +70,12 @@ impl FromStr for Backend {
     /// assert!(error.to_string().contains("auto, serial, threads, shared-memory"));
     /// ```
     fn from_str(name: &str) -> Result<Backend> {
+        if ["mpi", "hybrid"].iter().any(|nodes| nodes.eq_ignore_ascii_case(name)) {
+            let problem = format!(
+                "{name:?} joins several nodes, which this build cannot; on one node use \"shared-memory\""
+            );
+            return Err(Error::option("backend", problem));
+        }
         let known = BACKENDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         known.map(|&(_, backend)| backend).ok_or_else(|| {
             let names = BACKENDS.map(|(known, _)| known).join(", ");
@@ -514,7 +520,7 @@ impl Sweep<'_> {
                 work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
             };
             let job = Job { build: work.build, warm, body: &body, replace: Some(&progress) };
-            let mut crew = Crew::open(&world, &job, self.allow_threads)?;
+            let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
             let mut last = start;
             let built = crew.wait(|| {
                 if last.elapsed() > Duration::from_millis(100) {

@@ -1,7 +1,7 @@
 //! Scatter and gather where all goes well.
 
 use super::{BACKENDS, Case, GRANULARITIES, children, ends_badly, flat, forked, manager, scratch};
-use ndarray::{Ix1, Ix2};
+use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{
     Backend, Error, Granularity, Launch, Lease, LocalResults, ParallelActor, ParallelManager,
     build_and_execute, launch,
@@ -27,7 +27,7 @@ pub const CASES: &[Case] = cases! {
     samples_are_inherited_not_serialised
     many_results_and_large_ones
     leases_come_back_without_a_copy
-    leases_are_seen_by_later_workers
+    leases_of_the_caller_are_not_its_workers
     results_from_local_tree_are_ones_own
     build_and_execute_and_actor
     nested_managers
@@ -336,7 +336,7 @@ fn leases_come_back_without_a_copy() {
     });
 }
 
-fn leases_are_seen_by_later_workers() {
+fn leases_of_the_caller_are_not_its_workers() {
     let mut manager = forked(2);
     let fill = |x: &[f64], (): &mut ()| {
         let mut lease = Lease::<f64, Ix1>::zeros(1000)?;
@@ -345,7 +345,13 @@ fn leases_are_seen_by_later_workers() {
     };
     let scattered = manager.scatter(|| Ok(()), fill, &[1.0, 2.0]).unwrap();
     let leases = manager.gather(scattered).unwrap();
-    let sums = |x: &[usize], (): &mut ()| Ok(leases[x[0]].results.view().sum());
+    let look = |x: &[usize], (): &mut ()| Ok(leases[x[0]].results.view().sum());
+    let scattered = manager.scatter(|| Ok(()), look, &[1, 0]).unwrap();
+    let error = manager.gather(scattered).unwrap_err().to_string();
+    assert!(error.contains("only its holder may read it"), "{error}");
+    // What the caller has copied they inherit.
+    let copies: Vec<Array1<f64>> = leases.iter().map(|local| local.results.view().to_owned()).collect();
+    let sums = |x: &[usize], (): &mut ()| Ok(copies[x[0]].sum());
     let scattered = manager.scatter(|| Ok(()), sums, &[1, 0]).unwrap();
     let sums: Vec<f64> = manager.gather(scattered).unwrap().into_iter().map(|local| local.results).collect();
     assert_eq!(sums, [2000.0, 1000.0]);

@@ -43,10 +43,7 @@ impl FanOut {
         let body = |slot, ()| Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work);
         let progress = |slot: usize| ledger.tallies()[slot].rows.load(Ordering::Relaxed);
         let job = Job { build: &|| Ok(()), warm: false, body: &body, replace: Some(&progress) };
-        let crew = Crew::open(&world, &job, allow_threads).map_err(|error| match error {
-            Error::Threads { threads, .. } => Error::Threads { operation: "scatter", threads },
-            other => other,
-        })?;
+        let crew = Crew::open(&world, &job, "scatter", allow_threads)?;
         Ok(Box::new(FanOut { crew, world, ledger }))
     }
 

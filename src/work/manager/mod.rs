@@ -36,13 +36,6 @@ pub fn create_parallel_manager(
     number_of_subprocesses: usize,
 ) -> Result<ParallelManager<'static, 'static>> {
     let is = |name: &&str| name.eq_ignore_ascii_case(parallel_back_end);
-    if ["mpi", "hybrid"].iter().any(is) {
-        let problem = format!(
-            "{parallel_back_end:?} joins several nodes, which this build cannot; on one node use \"shared-memory\", or \
-             ParallelManager::with_peers inside `launch`"
-        );
-        return Err(Error::option("create_parallel_manager", problem));
-    }
     let mut manager = ParallelManager::new(parallel_back_end.parse()?, number_of_subprocesses)?;
     if ["multiprocessing", "ray", "rayio"].iter().any(is) {
         manager.granularity = Granularity::PerSample;
@@ -254,8 +247,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// are not started.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
-    /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros). A worker that dies is replaced
-    /// and its task run again, three times in all. *Serial*, *threads* and *peers* run the tasks in this call.
+    /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller then holds it, and
+    /// later workers cannot look into it. A worker that dies is replaced and its task run again, three times in all.
+    /// *Serial*, *threads* and *peers* run the tasks in this call.
     ///
     /// Tasks stop at the first failure of a task; `gather` tells. A model that is to go on after a sample without a
     /// solution returns that as its result.
