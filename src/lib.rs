@@ -68,9 +68,10 @@ pub use comm::op::{Arithmetic, Bits, Op, Ordered};
 pub use error::{Death, Error, Place, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
+pub use work::backend::Backend;
 pub use work::launch::{Launch, launch};
 pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
 };
-pub use work::sweep::{Backend, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};
+pub use work::sweep::{Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};

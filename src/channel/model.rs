@@ -18,7 +18,7 @@ use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
 use crate::os::process::OWNER_DIED;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Meeting, Pace};
+use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
 use loom::cell::Cell;
 use loom::thread;
 use std::sync::Arc;
@@ -182,7 +182,7 @@ impl World {
 
     /// Rank `victim` is dead: the kernel says so and wakes one, then the supervisor ends the world.
     fn dies(&self, victim: usize) {
-        self.alive[victim].fetch_or(OWNER_DIED, Ordering::SeqCst);
+        self.alive[victim].store(OWNER_DIED, Ordering::SeqCst);
         wait::wake(&self.alive[victim], 1);
         wait::revoke(&self.revoked, victim);
     }

@@ -178,8 +178,7 @@ impl World {
         let members = carver.take(member.len.next_multiple_of(PAGE) * ranks, PAGE);
         let heaps = carver.take(heap * ranks, HUGE);
         let segment = Arc::new(Segment::new(carver.end())?);
-        static MADE: AtomicU64 = AtomicU64::new(0);
-        let made = [MADE.fetch_add(1, Ordering::Relaxed), u64::from(process::pid())];
+        let made = [process::serial(), process::pid()];
         let (id, caller) = (xxh3_64(bytemuck::cast_slice(&made)), process::incarnation());
         let world = World { segment, plan, id, caller, member, slots, texts, members, heaps, heap };
         (0..ranks).for_each(|rank| world.touch(rank));

@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
-#[cfg(not(loom))]
 use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -117,6 +116,12 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
     let _ = nix::poll::poll(&mut fds, timeout);
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
+}
+
+/// A number that this process has not been given before.
+pub(crate) fn serial() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// How many forks of this module lie between this process and the first: what tells a handle's owner from a child that

@@ -199,7 +199,7 @@ mod machine {
 /// wake-up is a deadlock.
 #[cfg(loom)]
 mod machine {
-    use super::{AtomicU32, Duration, Ordering, Pace};
+    use super::{AtomicU32, Duration, Ordering};
     use loom::sync::{Mutex, MutexGuard};
     use loom::thread::{self, Thread};
 
@@ -259,10 +259,10 @@ mod machine {
     }
 
     #[cfg(test)]
-    impl Pace {
+    impl super::Pace {
         /// So many looks at the word before sleeping.
-        pub(crate) const fn exactly(spins: u32, yields: u32) -> Pace {
-            Pace { spins, yields }
+        pub(crate) const fn exactly(spins: u32, yields: u32) -> super::Pace {
+            super::Pace { spins, yields }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! *Why?* Processes and tasks, and the faces that users see.
 
+pub(crate) mod backend;
 pub(crate) mod crew;
 pub(crate) mod launch;
 pub(crate) mod manager;

@@ -88,7 +88,7 @@ pub fn sum(back: Back) {
             shared.view_mut().fill(rank);
             let mut recv = Array1::zeros(n);
             let mut lease = comm.alloc::<f64, _>(n)?;
-            let rows = n / 4 + if comm.is_root() { n - n / 4 * 3 - n / 4 } else { 0 };
+            let rows = if comm.is_root() { n - n / 4 * 2 } else { n / 4 };
             let parts = [comm.parts(Ix1(rows))?, comm.parts(Ix1(rows))?];
             let [first, second] = parts;
             let whole = |comm: &mut Comm<'_>, send: ndarray::ArrayView1<'_, f64>, part| {

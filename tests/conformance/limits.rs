@@ -1,5 +1,6 @@
 //! Counters at their end, arrays beyond 4 GiB, more ranks than processors, waiting, and what a launch returns.
 
+use crate::support::skip;
 use crate::world::{Back, Sample, same};
 use ndarray::{Array1, Array2, ArrayD, Ix1, IxDyn};
 use phalanx::{Comm, Launch, Lease, Op, Result};
@@ -62,10 +63,10 @@ pub fn beyond_4_gib() {
     let chosen = std::env::var_os("PHALANX_BIG").is_some_and(|value| value != "0");
     let available = available().unwrap_or(0);
     if cfg!(debug_assertions) && !chosen {
-        return skip("without optimisation; run it with --release, or set PHALANX_BIG=1");
+        skip("without optimisation; run it with --release, or set PHALANX_BIG=1");
     }
     if available < 14 << 30 {
-        return skip(&format!("{} GiB of memory are available, 14 are needed", available >> 30));
+        skip(&format!("{} GiB of memory are available, 14 are needed", available >> 30));
     }
     let marks = [0, 1, 72, 262_143, 262_144, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32];
     let value = |at: usize| (at % 251) as u8 + 1;
@@ -98,11 +99,6 @@ pub fn beyond_4_gib() {
         }
         Ok(())
     });
-}
-
-fn skip(why: &str) {
-    println!("skipped: {why}");
-    std::process::exit(77);
 }
 
 /// Bytes of memory that can be had.

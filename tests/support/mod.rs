@@ -7,7 +7,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// One test: its name and what it does.
@@ -15,6 +15,15 @@ pub type Case = (&'static str, fn());
 
 /// A case that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The exit status of a case that cannot run here and has said why.
+const SKIPPED: i32 = 77;
+
+/// Ends the case: it cannot run here.
+pub fn skip(why: &str) -> ! {
+    println!("skipped: {why}");
+    std::process::exit(SKIPPED)
+}
 
 /// Runs the cases whose names contain the first argument that is no option.
 pub fn main(cases: &[Case]) -> ExitCode {
@@ -26,31 +35,36 @@ pub fn main(cases: &[Case]) -> ExitCode {
     }
     let filter = args.iter().find(|arg| !arg.starts_with('-'));
     let chosen = cases.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
-    let (mut passed, mut failed) = (0, Vec::new());
+    let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
     for (name, _) in chosen {
         let start = Instant::now();
-        match run(name) {
-            Ok(()) => passed += 1,
-            Err(why) => failed.push(format!("{name}: {why}")),
-        }
-        let verdict = if failed.last().is_some_and(|line| line.starts_with(&format!("{name}:"))) {
-            "FAILED"
-        } else {
-            "ok"
+        let verdict = match run(name) {
+            Ok(status) if status.success() => {
+                passed += 1;
+                "ok"
+            }
+            Ok(status) if status.code() == Some(SKIPPED) => {
+                ignored += 1;
+                "ignored"
+            }
+            wrong => {
+                failed.push(format!("{name}: {}", wrong.map_or_else(|why| why, |status| status.to_string())));
+                "FAILED"
+            }
         };
         println!("test {name} ... {verdict} ({:.2} s)", start.elapsed().as_secs_f64());
     }
     failed.iter().for_each(|line| println!("failed: {line}"));
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {verdict}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out",
+        "\ntest result: {verdict}. {passed} passed; {} failed; {ignored} ignored; 0 measured; 0 filtered out",
         failed.len()
     );
     ExitCode::from(u8::from(!failed.is_empty()))
 }
 
-/// Runs one case in a process group of its own.
-fn run(name: &str) -> Result<(), String> {
+/// Runs one case in a process group of its own; how it ended.
+fn run(name: &str) -> Result<ExitStatus, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
@@ -58,8 +72,7 @@ fn run(name: &str) -> Result<(), String> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(status.to_string()),
+            Ok(Some(status)) => return Ok(status),
             Ok(None) => std::thread::sleep(Duration::from_millis(2)),
             Err(error) => return Err(error.to_string()),
         }

@@ -7,7 +7,7 @@ mod tasks;
 use crate::channel::world::MAX_RANKS;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
-use crate::work::sweep::Backend;
+use crate::work::backend::Backend;
 use fanout::FanOut;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;

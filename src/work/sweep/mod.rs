@@ -1,0 +1,286 @@
+//! The sweep: a model evaluated at every row of a table of parameters.
+
+mod report;
+mod worker;
+
+use crate::channel::call::{Call, Verb};
+use crate::channel::ledger::Ledger;
+use crate::channel::world::{MAX_RANKS, Plan, World};
+use crate::comm::Comm;
+use crate::error::{Error, Result};
+use crate::os::mapping::PAGE;
+use crate::shm::element::Datatype;
+use crate::sync::atomic::Ordering;
+use crate::work::backend::Backend;
+use crate::work::crew::{Crew, Job};
+use crate::work::launch::ranks;
+use ndarray::ArrayView2;
+use report::swept;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use worker::Work;
+use xxhash_rust::xxh3::Xxh3;
+
+pub use report::{Outcome, Progress, Swept, WorkerStats};
+pub use worker::{Reason, Row};
+
+/// How rows are dealt to workers.
+///
+/// ```
+/// use phalanx::{Schedule, Sweep};
+/// let sweep = Sweep { schedule: Schedule::Static, ..Sweep::default() };
+/// assert_ne!(sweep.schedule, Schedule::default());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Schedule {
+    /// Each worker takes the next rows when it is ready for them, fewer at a time towards the end.
+    #[default]
+    Dynamic,
+    /// Each worker has one stretch of rows from the start, as numpy's `array_split` cuts them.
+    Static,
+}
+
+/// The sweep, ready to run.
+///
+/// ```
+/// use ndarray::array;
+/// use phalanx::Sweep;
+/// let parameters = array![[1.0, 2.0], [3.0, 4.0], [5.0, -1.0]];
+/// let swept = Sweep { workers: Some(2), ..Sweep::default() }
+///     .run(parameters.view(), 1, || Ok(10.0), |scale, row, out| {
+///         if row.values[1] < 0.0 {
+///             return Err("negative".into());
+///         }
+///         out[0] = *scale * row.values[0] + row.values[1];
+///         Ok(())
+///     })?
+///     .expect("this process is root");
+/// assert_eq!(swept.values()[[1, 0]], 34.0);
+/// assert_eq!(swept.outcome(2), phalanx::Outcome::Infeasible("negative".into()));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sweep<'p> {
+    /// How many workers; `None`: as `PHALANX_RANKS` says, else one per available processor. No more than rows start.
+    pub workers: Option<usize>,
+    /// Where they run.
+    pub backend: Backend,
+    /// How rows are dealt out.
+    pub schedule: Schedule,
+    /// Build the model in every worker instead of once for all (forked workers inherit what was built, copy-on-write).
+    /// A build that leaves threads behind is made in every worker anyway.
+    pub cold: bool,
+    /// Called in the caller about ten times a second, and at the end.
+    pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
+    /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
+    pub allow_threads: bool,
+}
+
+impl Sweep<'_> {
+    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
+    ///
+    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs (zero, or anything, when
+    /// it is called). A row for which it returns a [`Reason`] or panics becomes NaN, with the text; after a panic the
+    /// state is built anew. A worker that dies is replaced; its row is tried three times.
+    ///
+    /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
+    /// nothing but its row (and what `build` made).
+    ///
+    /// # Errors
+    /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
+    /// failed, threads are running, a limit), or workers die without getting anywhere.
+    ///
+    /// ```
+    /// use ndarray::Array2;
+    /// use phalanx::{Backend, Sweep};
+    /// let rows = Array2::from_shape_fn((1000, 1), |(row, _)| row as f64);
+    /// let square = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0] * row.values[0];
+    ///     Ok(())
+    /// };
+    /// for backend in [Backend::Serial, Backend::SharedMemory] {
+    ///     let sweep = Sweep { backend, workers: Some(2), ..Sweep::default() };
+    ///     let swept = sweep.run(rows.view(), 1, || Ok(()), square)?.expect("on one node every caller is root");
+    ///     assert_eq!(swept.values()[[30, 0]], 900.0);
+    /// }
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn run<S>(
+        mut self,
+        parameters: ArrayView2<'_, f64>,
+        outputs: usize,
+        build: impl Fn() -> Result<S> + Sync,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    ) -> Result<Option<Swept>> {
+        let start = Instant::now();
+        let rows = parameters.nrows();
+        let asked = if self.backend == Backend::Serial { 1 } else { ranks(self.workers)? };
+        if asked == 0 || asked > MAX_RANKS {
+            let problem = format!("{asked} workers; a sweep has 1 to {MAX_RANKS}");
+            return Err(Error::option("sweep", problem));
+        }
+        let workers = asked.min(rows).max(1);
+        let ledger = Ledger::new(rows, outputs, workers)?;
+        let parameters = parameters.as_standard_layout();
+        let work = Work {
+            ledger: &ledger,
+            parameters: parameters.view(),
+            schedule: self.schedule,
+            workers,
+            build: &build,
+            model: &model,
+        };
+        let replaced = match self.backend {
+            _ if rows == 0 => vec![0; workers],
+            Backend::Serial => self.serial(&work, start)?,
+            Backend::Threads => self.threads(&work, start)?,
+            Backend::Auto | Backend::SharedMemory => self.forked(&work, start)?,
+        };
+        self.report_done(&ledger, ledger.tasks as u64, workers, start);
+        swept(ledger.clone(), None, parameters.view(), start.elapsed(), &replaced).map(Some)
+    }
+
+    fn serial<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
+        let state = (work.build)()?;
+        let mut last = start;
+        work.all(0, state, None, &mut || {
+            if last.elapsed() > Duration::from_millis(100) {
+                last = Instant::now();
+                self.report(work.ledger, 1, start);
+            }
+        })?;
+        Ok(vec![0])
+    }
+
+    fn threads<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
+        std::thread::scope(|scope| {
+            let run = |slot| move || work.all(slot, (work.build)()?, None, &mut || {});
+            let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                std::thread::sleep(Duration::from_millis(10));
+                self.report(work.ledger, work.workers, start);
+            }
+            let ended = threads.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(_) => Err(Error::Start { text: "build panicked".to_owned() }),
+            });
+            ended.collect::<Result<Vec<()>>>().map(|_| vec![0; work.workers])
+        })
+    }
+
+    fn forked<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    where
+        B: Fn() -> Result<S> + Sync,
+        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+    {
+        let plan = Plan { ranks: work.workers, heap: Some(0), first_sequence: 0, deadline: None };
+        let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let mut warm = !self.cold;
+        loop {
+            let world = World::new(plan)?;
+            let body = |slot: usize, state: S| {
+                work.ledger.keep_from_children();
+                let replacing = world.slot(slot).generation() > 1;
+                let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
+                work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
+            };
+            let job = Job { build: work.build, warm, body: &body, replace: Some(&progress) };
+            let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
+            let mut last = start;
+            let built = crew.wait(|| {
+                if last.elapsed() > Duration::from_millis(100) {
+                    last = Instant::now();
+                    self.report(work.ledger, work.workers, start);
+                }
+            })?;
+            if built {
+                return Ok((0..work.workers)
+                    .map(|slot| world.slot(slot).generation().saturating_sub(1))
+                    .collect());
+            }
+            warm = false;
+        }
+    }
+
+    fn report(&mut self, ledger: &Ledger, workers: usize, start: Instant) {
+        self.report_done(ledger, ledger.finished(), workers, start);
+    }
+
+    /// At the end all rows are done: tallies may lack one that a worker finished and then died.
+    fn report_done(&mut self, ledger: &Ledger, done: u64, workers: usize, start: Instant) {
+        if let Some(progress) = &mut self.progress {
+            progress(&Progress { rows: ledger.tasks as u64, done, elapsed: start.elapsed(), workers });
+        }
+    }
+
+    /// As [`Sweep::run`], inside a world: its ranks are the workers, all call this together, with the same parameters.
+    /// Root gets the results, the others `None`. `workers`, `backend` and `progress` are not used.
+    ///
+    /// # Errors
+    /// As all collectives of the world; a rank that dies ends the world. As [`Sweep::run`] otherwise.
+    ///
+    /// ```
+    /// use ndarray::Array2;
+    /// use phalanx::Sweep;
+    /// phalanx::launch(2, |comm| {
+    ///     let parameters = Array2::from_shape_fn((100, 1), |(row, _)| row as f64);
+    ///     let swept = Sweep::default().run_in(comm, parameters.view(), 1, || Ok(()), |(), row, out| {
+    ///         out[0] = row.values[0].sqrt();
+    ///         Ok(())
+    ///     })?;
+    ///     assert!(swept.is_none_or(|swept| swept.values()[[81, 0]] == 9.0));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn run_in<S>(
+        &self,
+        comm: &mut Comm<'_>,
+        parameters: ArrayView2<'_, f64>,
+        outputs: usize,
+        build: impl Fn() -> Result<S>,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+    ) -> Result<Option<Swept>> {
+        let start = Instant::now();
+        let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
+        let (rows, workers) = (parameters.nrows(), comm.size());
+        let (parameters, schedule) = (parameters.as_standard_layout(), self.schedule);
+        let mut digest = Xxh3::with_seed(outputs as u64);
+        digest.update(&[schedule as u8]);
+        parameters
+            .outer_iter()
+            .for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
+        digest.update(bytemuck::bytes_of(&parameters.dim().0));
+        let len = Ledger::len(rows, outputs, workers);
+        let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
+        let table = comm.hold(&call, len, digest.digest())?;
+        let base = table.offset().next_multiple_of(PAGE);
+        let ledger = Ledger::over(Arc::clone(table.segment()), base, rows, outputs, workers)?;
+        let state =
+            build().or_else(|error| comm.refuse(&call, format!("build returned an error: {error}")))?;
+        comm.agree(&call)?;
+        let work = Work {
+            ledger: &ledger,
+            parameters: parameters.view(),
+            schedule,
+            workers,
+            build: &build,
+            model: &model,
+        };
+        work.all(comm.rank(), state, None, &mut || {})?;
+        comm.agree(&call)?;
+        if !comm.is_root() {
+            return Ok(None);
+        }
+        swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
+    }
+}

@@ -1,0 +1,257 @@
+//! What a sweep tells: how far it has come, what became of its rows.
+
+use crate::channel::ledger::{Kind, Ledger, State};
+use crate::error::{Error, Result};
+use crate::shm::arena::Block;
+use crate::sync::atomic::Ordering;
+use ndarray::ArrayView2;
+use std::fmt;
+use std::time::Duration;
+
+/// How far a sweep has come.
+///
+/// ```
+/// use phalanx::{Progress, Sweep};
+/// let watch = |progress: &Progress| eprintln!("{} of {}", progress.done, progress.rows);
+/// let sweep = Sweep { progress: Some(Box::new(watch)), workers: Some(2), ..Sweep::default() };
+/// let rows = ndarray::Array2::zeros((10, 1));
+/// sweep.run(rows.view(), 0, || Ok(()), |(), _, _| Ok(()))?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Rows in all.
+    pub rows: u64,
+    /// Rows finished, with or without a result.
+    pub done: u64,
+    /// Time since the sweep began.
+    pub elapsed: Duration,
+    /// Workers.
+    pub workers: usize,
+}
+
+impl Progress {
+    /// Rows per second so far.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
+    /// assert_eq!(progress.rate(), 5.0);
+    /// ```
+    pub fn rate(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Time to the end at this rate, once there is one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
+    /// assert_eq!(progress.eta(), Some(Duration::from_secs(15)));
+    /// ```
+    pub fn eta(&self) -> Option<Duration> {
+        let left = (self.rows - self.done) as f64 / self.rate();
+        Duration::try_from_secs_f64(left).ok()
+    }
+}
+
+/// What became of a row.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
+/// assert_eq!(swept.outcome(1), phalanx::Outcome::Infeasible("negative".into()));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has a result.
+    Done,
+    /// The model said that there is no answer, and why.
+    Infeasible(String),
+    /// The model panicked, with this text.
+    Panicked(String),
+    /// Every worker that tried died; how.
+    Died(String),
+}
+
+/// What one worker did.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.workers.iter().map(|worker| worker.rows).sum::<u64>(), 2);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Rows finished.
+    pub rows: u64,
+    /// Time spent in the model.
+    pub busy: Duration,
+    /// How often the worker's process was replaced.
+    pub replaced: u32,
+}
+
+/// The results of a sweep, in the order of its rows.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+///     out[0] = row.values[0].sqrt();
+///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+/// };
+/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+/// assert_eq!(swept.values()[[0, 0]], 2.0);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Swept {
+    ledger: Ledger,
+    /// Where the ledger lies in the heap of a world's root; none if it has a mapping of its own.
+    _table: Option<Block>,
+    /// From start to end, workers' start included.
+    pub elapsed: Duration,
+    /// Per worker.
+    pub workers: Vec<WorkerStats>,
+}
+
+impl fmt::Debug for Swept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Swept({} rows of {} by {} workers in {:?})",
+            self.rows(),
+            self.ledger.width,
+            self.workers.len(),
+            self.elapsed
+        )
+    }
+}
+
+impl Swept {
+    /// How many rows there are.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert_eq!(swept.rows(), 2);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn rows(&self) -> usize {
+        self.ledger.tasks
+    }
+
+    /// The results, a row for each row of parameters, where the workers wrote them. Rows without result are NaN.
+    ///
+    /// # Panics
+    /// Never: a sweep ends when all rows are finished.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert!(swept.values()[[0, 0]] == 2.0 && swept.values()[[1, 0]].is_nan());
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn values(&self) -> ArrayView2<'_, f64> {
+        #[expect(clippy::expect_used, reason = "documented: checked when the sweep ended")]
+        let table = self.ledger.table().expect("all rows are finished");
+        #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
+        ArrayView2::from_shape((self.ledger.tasks, self.ledger.width), table).expect("length fits shape")
+    }
+
+    /// What became of a row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn outcome(&self, row: usize) -> Outcome {
+        match self.ledger.state(row) {
+            State::Failed(failure) => {
+                let text = self.ledger.text(failure);
+                match failure.kind {
+                    Kind::Reason => Outcome::Infeasible(text),
+                    Kind::Panicked => Outcome::Panicked(text),
+                    Kind::Died => Outcome::Died(text),
+                }
+            }
+            _ => Outcome::Done,
+        }
+    }
+
+    /// The busiest worker's time over the mean: 1 is perfect balance.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert!(swept.imbalance() >= 1.0);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn imbalance(&self) -> f64 {
+        let busy = self.workers.iter().map(|worker| worker.busy.as_secs_f64());
+        let mean = busy.clone().sum::<f64>() / self.workers.len().max(1) as f64;
+        if mean > 0.0 { busy.fold(0.0, f64::max) / mean } else { 1.0 }
+    }
+}
+
+/// Checks every row against its commit. `table`: where the ledger lies, if in a heap.
+pub(super) fn swept(
+    ledger: Ledger,
+    table: Option<Block>,
+    parameters: ArrayView2<'_, f64>,
+    elapsed: Duration,
+    replaced: &[u32],
+) -> Result<Swept> {
+    if let Err(row) = ledger.table() {
+        return Err(Error::Start { text: format!("row {row} was not finished and no worker is left") });
+    }
+    let wrong = |&row: &usize| !ledger.verify(row, parameters.row(row).as_slice().unwrap_or_default());
+    if (0..ledger.tasks).any(|row| wrong(&row)) {
+        return Err(Error::Corrupt { what: "a row of the result table" });
+    }
+    let tallies = ledger.tallies().iter().zip(replaced);
+    let workers = tallies.map(|(tally, &replaced)| WorkerStats {
+        rows: tally.rows.load(Ordering::Relaxed),
+        busy: Duration::from_nanos(tally.nanos.load(Ordering::Relaxed)),
+        replaced,
+    });
+    let workers = workers.collect();
+    Ok(Swept { ledger, _table: table, elapsed, workers })
+}
