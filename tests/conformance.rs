@@ -59,6 +59,7 @@ fn main() -> std::process::ExitCode {
             "dimensions" => |back: Back| back.run(moving::dimensions);
             "special_values" => |back: Back| back.run(folding::special_values);
             "wrong_messages" => |back: Back| back.run(bad::messages);
+            "unreadable_objects" => |back: Back| back.run(bad::unreadable_objects);
             "message_to_nobody" => |back: Back| back.run(bad::message_to_nobody);
         ),
         under!([Threads Fork Split Wrap]: "messages" => |back: Back| back.run(moving::messages);),
@@ -70,10 +71,12 @@ fn main() -> std::process::ExitCode {
             "same_bits_in_every_run" => folding::bitwise;
             "copies_of_gather" => ladder::gather;
             "copies_of_sum" => ladder::sum;
+            "copies_of_the_others" => ladder::others;
             "copies_of_short_calls" => ladder::small;
             "random_views" => random::views;
             "random_orders" => random::orders;
             "random_counts" => random::counts;
+            "random_programs" => random::programs;
             "counters_wrap_around" => limits::wrap;
             "more_ranks_than_processors" => limits::more_ranks_than_processors;
             "sleepers_are_woken" => limits::wakes;
@@ -82,6 +85,8 @@ fn main() -> std::process::ExitCode {
             "functions_differ" => bad::functions_differ;
             "gathers_differ" => bad::gathers_differ;
             "views_change_hands_together" => bad::views;
+            "open_in_turn" => bad::open_in_turn;
+            "full_heap" => bad::full_heap;
         ),
         vec![
             ("open_in_two_communicators", bad::open_in_two_communicators),

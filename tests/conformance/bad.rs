@@ -451,6 +451,77 @@ pub fn open_in_two_communicators() {
     let mine = first.open(&array).expect("opened");
     assert!(second.open(&array).is_err(), "two parts of one array overlap");
     drop(mine);
+    assert!(second.open(&array).is_ok(), "let go of");
+}
+
+/// One group at a time has an array open, whichever ranks it consists of; a world that failed does not keep it.
+pub fn open_in_turn(back: Back) {
+    let mut array = SharedArray::<f64, Ix1>::zeros(8).expect("memory");
+    back.world(2).run(|comm| {
+        let mut alone = comm.split(Some(comm.rank() as u64), 0)?.expect("a colour");
+        for turn in 0..2 {
+            let mine = if turn == comm.rank() { Some(alone.open(&array)?) } else { None };
+            comm.barrier()?;
+            assert!(turn == comm.rank() || alone.open(&array).is_err(), "open on the other rank");
+            comm.barrier()?;
+            drop(mine);
+            comm.barrier()?;
+        }
+        comm.open(&array).map(drop)
+    });
+    let failed = back.world(2).try_run(|comm| {
+        let part = comm.open(&array)?;
+        assert!(!comm.is_root(), "out of salt");
+        part.publish(comm).map(drop)
+    });
+    assert!(failed.is_err_and(|error| error.to_string().contains("out of salt")));
+    array.view_mut().fill(1.0);
+    back.world(2).run(|comm| {
+        assert_eq!(comm.open(&array)?.publish(comm)?.view().sum(), 8.0);
+        Ok(())
+    });
+}
+
+/// No room in one rank's heap: an error on all, and on they go.
+pub fn full_heap(back: Back) {
+    let launch = Launch { ranks: Some(2), heap: Some(4 << 20), ..Launch::default() };
+    let body = |comm: &mut Comm<'_>| {
+        let kept = if comm.is_root() { vec![] } else { vec![comm.alloc::<u8, _>(3 << 20)?] };
+        for (bytes, says) in [(64 << 20, "67108864"), (3 << 20, "")] {
+            let part = comm.parts::<u8, _>(Ix1(bytes / 2));
+            let text = part.map_or_else(|error| error.to_string(), |_| String::new());
+            assert_eq!(says.is_empty(), text.is_empty(), "{text}");
+            assert!(text.contains(if comm.is_root() { says } else { "" }), "{text}");
+            still_works(comm)?;
+        }
+        let leave = if comm.is_root() { 100 } else { 0 };
+        let _rest: Vec<_> = (leave..100).map_while(|_| comm.alloc::<u8, _>(60_000).ok()).collect();
+        assert!(comm.split(Some(0), 0).is_err(), "rank 1 has no room for the words of a communicator");
+        still_works(comm)?;
+        drop(kept);
+        Ok(())
+    };
+    let ran = if back == Back::Fork { launch.fork(body) } else { launch.threads(body) };
+    ran.expect("only errors that were expected");
+}
+
+/// Can be written, not read.
+#[derive(Serialize)]
+struct Riddle;
+
+impl<'de> Deserialize<'de> for Riddle {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> std::result::Result<Riddle, D::Error> {
+        Err(serde::de::Error::custom("a riddle"))
+    }
+}
+
+/// Who cannot read an object gets an error, alone: all have done their part.
+pub fn unreadable_objects(comm: &mut Comm<'_>) -> Result<()> {
+    let is_root = comm.is_root();
+    assert_eq!(comm.broadcast_object(Riddle, 0).is_ok(), is_root);
+    assert_eq!(comm.gather_objects(&Riddle, 0).is_err(), is_root);
+    assert!(comm.all_gather_objects(&Riddle).is_err());
+    still_works(comm)
 }
 
 /// Before anything starts.

@@ -131,3 +131,53 @@ pub fn small(back: Back) {
     });
     assert_eq!(by_rank, [[0, 48, 0, 16], [0, 48, 0, 0], [0, 48, 0, 16]]);
 }
+
+/// `p` ranks; `S` bytes in all, of which each brings or gets an equal part (broadcast: `S` from root):
+///
+/// | | private | root's, or all, in shared memory |
+/// | --- | --- | --- |
+/// | broadcast | `S + (p - 1) S` | `(p - 1) S` |
+/// | scatter | `S + S` | `S` |
+/// | all_gather | `S + p S` | `p S` |
+/// | all_to_all | `p S + p S` (all bring `S`) | `p S` |
+/// | send, recv | `S + S` | `0`: send_lease |
+pub fn others(back: Back) {
+    check(
+        back,
+        |comm, n| {
+            let n = n / RANKS * RANKS;
+            let is_root = comm.rank() == ROOT;
+            let mut copies = Vec::new();
+            let whole = Array1::from_elem(n, 1.0);
+            let mut lease = comm.alloc::<f64, _>(n)?;
+            lease.view_mut().fill(1.0);
+            let mut recv = Array1::zeros(n);
+            let mut part = Array1::zeros(n / RANKS);
+            copies.push(copied(comm, |comm| comm.broadcast(&mut if is_root { whole.clone() } else { recv.clone() }, ROOT))?);
+            copies.push(copied(comm, |comm| comm.broadcast(&mut lease.view_mut(), ROOT))?);
+            for whole in [whole.view(), lease.view()] {
+                let third = whole.slice(ndarray::s![..n / RANKS]);
+                copies.push(copied(comm, |comm| comm.scatter(is_root.then_some(&whole), &mut part, ROOT))?);
+                copies.push(copied(comm, |comm| comm.all_gather(&third, &mut recv))?);
+                copies.push(copied(comm, |comm| comm.all_to_all(&whole, &mut recv))?);
+            }
+            copies.push(copied(comm, |comm| match comm.rank() {
+                0 => comm.send(&whole, 1),
+                1 => comm.recv(&mut recv, 0),
+                _ => Ok(()),
+            })?);
+            copies.push(copied(comm, |comm| match comm.rank() {
+                0 => comm.send_lease(lease, 1),
+                1 => comm.recv_lease::<f64, Ix1>(Ix1(n), 0).map(drop),
+                _ => Ok(()),
+            })?);
+            assert!(recv.iter().chain(&part).all(|&x| x == 1.0));
+            Ok(copies)
+        },
+        |s| {
+            let (p, s) = (RANKS as u64, s / 24 * 24);
+            let all = p * s;
+            vec![all, all - s, 2 * s, s + all, 2 * all, s, all, all, 2 * s, 0]
+        },
+    );
+}

@@ -148,6 +148,10 @@ pub fn parts<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
 /// Arrays of the caller: written by all ranks, read by all ranks, read by the caller.
 pub fn open(back: Back) {
     for world in back.worlds() {
+        for shape in [(0, 3), (4, 0)] {
+            let array = SharedArray::<u8, Ix2>::zeros(shape).expect("memory");
+            world.run(|comm| Ok(assert_eq!(comm.open(&array)?.publish(comm)?.view().dim(), shape)));
+        }
         let mut even = SharedArray::<f64, Ix2>::zeros((11, 3)).expect("memory");
         let mut ragged = SharedArray::<u16, Ix1>::zeros(1000).expect("memory");
         even.view_mut().fill(-1.0);
@@ -327,5 +331,14 @@ pub fn dimensions(comm: &mut Comm<'_>) -> Result<()> {
         (1, 2, 1, 2, 1, 2),
         &[2, 1, 1, 2, 1, 1, 5, 3][..]
     );
+    // One element, shown often.
+    let mine = ndarray::arr0(comm.rank() as u64);
+    let mut all = Array1::<u64>::zeros(4 * comm.size());
+    comm.all_gather(&mine.broadcast(4).expect("a view"), &mut all)?;
+    assert!(all.iter().enumerate().all(|(at, &rank)| rank as usize == at / 4));
+    // Shapes without elements.
+    let whole = comm.parts::<f64, Ix2>(Ix2(comm.rank(), 0))?.publish(comm)?;
+    assert_eq!(whole.view().dim(), (comm.size() * (comm.size() - 1) / 2, 0));
+    assert_eq!(comm.parts::<f64, Ix2>(Ix2(0, 5))?.publish(comm)?.view().dim(), (0, 5));
     Ok(())
 }

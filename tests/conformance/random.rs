@@ -1,6 +1,7 @@
 //! Properties: random counts, shapes, orders and strides.
 
-use crate::world::{Back, Sample, same};
+use crate::world::{At, Back, Particle, Rgb, Sample, Wide, World, mix, same};
+use crate::{folding, moving};
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Dimension, IxDyn, Slice};
 use phalanx::{Comm, Op, Result};
 use proptest::prelude::*;
@@ -184,4 +185,55 @@ pub fn counts(back: Back) {
             });
         },
     );
+}
+
+type Step = fn(&mut Comm<'_>, &At) -> Result<()>;
+
+/// What a program may consist of.
+const STEPS: [Step; 24] = [
+    moving::broadcast::<Rgb>,
+    moving::broadcast::<f64>,
+    moving::gather::<u8>,
+    moving::gather_varcount::<f64>,
+    moving::gather_into_lease::<Particle>,
+    moving::all_gather::<u16>,
+    moving::all_gather::<Wide>,
+    moving::scatter::<bool>,
+    moving::scatter::<i64>,
+    moving::all_to_all::<f32>,
+    moving::all_to_all::<Rgb>,
+    moving::send_recv::<f64>,
+    moving::send_lease::<i32>,
+    moving::parts::<u64>,
+    folding::reduce::<Rgb>,
+    folding::reduce::<Wide>,
+    folding::all_reduce::<f64>,
+    folding::all_reduce::<Particle>,
+    folding::all_reduce_parts::<f32>,
+    folding::reduce_scatter::<Rgb>,
+    folding::scan::<[f64; 3]>,
+    folding::exclusive_scan::<u32>,
+    |comm, _| comm.barrier(),
+    |comm, at| {
+        let nap = mix((at.len + comm.rank()) as u64) % 300;
+        std::thread::sleep(std::time::Duration::from_micros(nap));
+        Ok(())
+    },
+];
+
+/// Any collectives after one another, of any length and layout, from any number on, on a communicator and on a part of it.
+pub fn programs(back: Back) {
+    let len = prop_oneof![3 => 0usize..20, 1 => 20usize..4000, 1 => 30_000usize..50_000];
+    let step = (0..STEPS.len(), len, 0usize..12, 0usize..12, any::<prop::sample::Index>(), prop::bool::weighted(0.2));
+    let first = prop_oneof![any::<u32>(), u32::MAX - 60..=u32::MAX];
+    through((1usize..6, first, prop::collection::vec(step, 1..16)), |(ranks, first, steps)| {
+        World { back, ranks, first }.run(|comm| {
+            let mut part = comm.split(Some(comm.rank() as u64 % 2), 0)?.expect("a colour");
+            for (step, len, send, recv, root, in_part) in &steps {
+                let comm = if *in_part { &mut part } else { &mut *comm };
+                STEPS[*step](comm, &At::new(*len, *send, *recv, root.index(comm.size()), *len > 1000))?;
+            }
+            Ok(())
+        });
+    });
 }

@@ -122,8 +122,8 @@ fn bytes(rank: usize, len: usize) -> Vec<u8> {
 
 /// Element types of the suite.
 pub trait Sample: Element + Debug + PartialEq {
-    /// Is it also tested at lengths that need many cells, and in all combinations of layouts?
-    const FULL: bool = false;
+    /// Is it also tested at lengths that need many cells?
+    const LARGE: bool = false;
 
     /// What `rank` brings: any bit patterns, those of NaNs included.
     fn data(rank: usize, count: usize) -> Vec<Self>;
@@ -161,9 +161,9 @@ pub struct Rgb(pub [u8; 3]);
 pub struct Wide(pub [u64; 8]);
 
 macro_rules! samples {
-    ($full:literal: $($t:ty),*) => {$(
+    ($large:literal: $($t:ty),*) => {$(
         impl Sample for $t {
-            const FULL: bool = $full;
+            const LARGE: bool = $large;
             fn data(rank: usize, count: usize) -> Vec<Self> {
                 let mut data = vec![Self::zeroed(); count];
                 let bytes = bytes(rank, count * size_of::<Self>());
@@ -173,8 +173,8 @@ macro_rules! samples {
         }
     )*};
 }
-samples!(false: i8, i16, i32, i64, u8, u16, u32, u64, f32, Complex<f32>, Complex<f64>, [f64; 3], Rgb, Wide);
-samples!(true: f64, Particle);
+samples!(false: i8, i16, i32, i64, u8, u16, u32, u64, f32, Complex<f32>, Complex<f64>, [f64; 3]);
+samples!(true: f64, Particle, Rgb, Wide);
 
 impl Sample for bool {
     fn data(rank: usize, count: usize) -> Vec<bool> {
@@ -211,6 +211,10 @@ pub struct At {
 }
 
 impl At {
+    pub fn new(len: usize, send: usize, recv: usize, root: usize, large: bool) -> At {
+        At { len, send: Layout::nth(send), recv: Layout::nth(recv), root, large }
+    }
+
     /// How many elements each rank has where they differ: some none.
     pub fn ragged(&self, size: usize) -> Vec<usize> {
         let len = if self.large { self.len / 2 } else { self.len };
@@ -221,16 +225,10 @@ impl At {
 /// Nothing, one, odd, the last that fits into a mark (9 doubles: 72 bytes), the first that does not.
 const LENS: [usize; 5] = [0, 1, 7, 9, 10];
 
-/// Every length with some layouts and roots; for a `FULL` type all layouts with each other, and more than fits one cell
-/// (256 KiB).
+/// Every length with some layouts and roots; for `f64` all layouts with each other; for a `LARGE` type more than fits one
+/// cell (256 KiB).
 fn matrix<T: Sample>(size: usize) -> Vec<At> {
-    let at = |len: usize, send: usize, recv: usize, root: usize, large: bool| At {
-        len,
-        send: Layout::nth(send),
-        recv: Layout::nth(recv),
-        root: root % size,
-        large,
-    };
+    let at = |len, send, recv, root: usize, large| At::new(len, send, recv, root % size, large);
     let few = LENS.iter().enumerate().flat_map(|(k, &len)| {
         let first = (k + size_of::<T>() + size) % 4;
         (first..LAYOUTS).step_by(4).map(move |send| at(len, send, send * 5 + k, send + k, false))
@@ -240,10 +238,11 @@ fn matrix<T: Sample>(size: usize) -> Vec<At> {
     let long = [(8, 8), (0, 0), (4, 4), (0, 4), (4, 0), (8, 0)].into_iter().enumerate();
     let long = long.take(if size > 4 { 1 } else { 6 });
     let long = long.map(|(k, (send, recv))| at(len, send, recv, k, true));
-    match (T::FULL, size) {
-        (false, _) => few.collect(),
-        (true, 3) => few.chain(all).chain(long).chain([at(len / 2, 2, 9, 1, true)]).collect(),
-        (true, _) => few.chain(long).collect(),
+    let strided = at(len / 2, 2, 9, 1, true);
+    match (T::LARGE, size_of::<T>(), size) {
+        (false, ..) => few.collect(),
+        (true, 8, 3) => few.chain(all).chain(long).chain([strided]).collect(),
+        (true, ..) => few.chain(long).collect(),
     }
 }
 
