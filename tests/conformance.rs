@@ -94,6 +94,7 @@ fn main() -> std::process::ExitCode {
             ("ranks_from_environment", bad::environment),
             ("running_threads", bad::running_threads),
             ("results", limits::results),
+            ("worlds_within_worlds", limits::worlds_within_worlds),
             ("idle_ranks_cost_nothing", limits::idle),
             ("beyond_4_gib", limits::beyond_4_gib),
         ],

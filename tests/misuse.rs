@@ -473,7 +473,7 @@ impl<'de> Deserialize<'de> for Twice {
 }
 
 fn leases_cannot_be_doubled() {
-    let refused = "could not be carried between ranks";
+    let refused = "can be carried once";
     assert_says(&refusal(launch(2, |comm| Ok(Twice(Some(comm.alloc(64)?))))), refused);
     // Strangers to the world.
     assert_says(&refusal(launch(2, |_| Lease::<u8, Ix1>::zeros(64))), refused);
@@ -548,7 +548,7 @@ fn leases_cannot_be_forged() {
 }
 
 fn inherited_leases_panic() {
-    let inherited = "this process inherited the array by fork";
+    let inherited = "this process does not hold the array";
     let mut solo = Comm::solo().unwrap();
     let lease = RefCell::new(solo.alloc::<u64, _>(1000).unwrap());
     assert_says(&refusal(launch(2, |_| Ok(lease.borrow().view().sum()))), inherited);
@@ -691,7 +691,7 @@ fn arrays_of_the_caller_do_not_change_under_workers() {
     let swept = swept.unwrap().unwrap();
     for row in 0..4 {
         match swept.outcome(row) {
-            Outcome::Panicked(text) => assert_says(&text, "this process inherited the array by fork"),
+            Outcome::Panicked(text) => assert_says(&text, "this process does not hold the array"),
             other => panic!("row {row}: {other:?}"),
         }
     }
@@ -709,7 +709,7 @@ fn arrays_of_the_caller_do_not_change_under_workers() {
     std::thread::sleep(Duration::from_millis(100));
     table.view_mut().fill(2.0);
     match manager.gather(scattered) {
-        Err(error) => assert_says(&error.to_string(), "this process inherited the array by fork"),
+        Err(error) => assert_says(&error.to_string(), "this process does not hold the array"),
         Ok(results) => {
             let changed = results.iter().any(|local| local.results.0 != local.results.1);
             panic!("the workers reached the caller's array; it changed under them: {changed}");

@@ -219,7 +219,7 @@ fn window_two_ranks_spinning_first() {
 
 #[test]
 fn window_three_ranks() {
-    window([2, 3], 3, 2, 0, DROWSY, Fault::None);
+    window([2, 2], 3, 2, 0, DROWSY, Fault::None);
 }
 
 #[test]

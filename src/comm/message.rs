@@ -104,7 +104,8 @@ impl Comm<'_> {
     /// Takes up the shared array that rank `from` hands on, which has this `shape`.
     ///
     /// # Errors
-    /// If there is no such rank, it is gone, or its next message is no array of this type and size.
+    /// If there is no such rank, it is gone, or its next message is no array of this type and size: that message then
+    /// stays to be received.
     ///
     /// ```
     /// phalanx::launch(2, |comm| match comm.rank() {
@@ -129,12 +130,7 @@ impl Comm<'_> {
         self.check_peer(&call, from)?;
         let dim = shape.into_dimension();
         let need = byte_len::<T, D>(&dim)?;
-        let block = self.transport.recv_block(&call, from)?;
-        if block.bytes().len() != need {
-            let problem =
-                format!("an array of {} bytes was sent, the shape asks for {need}", block.bytes().len());
-            return Err(Error::bad(self.place(&call), problem));
-        }
+        let block = self.transport.recv_block(&call, from, need)?;
         Ok(Lease::new(block, dim))
     }
 

@@ -137,8 +137,8 @@ impl<'w> Transport<'w> for Solo {
         Ok(())
     }
 
-    fn recv_block(&mut self, call: &Call, _: usize) -> Result<Block> {
-        self.mail.recv_block(call, call.place(0, self.calls))
+    fn recv_block(&mut self, call: &Call, _: usize, len: usize) -> Result<Block> {
+        self.mail.recv_block(call, call.place(0, self.calls), len)
     }
 
     fn split(

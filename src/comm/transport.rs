@@ -83,15 +83,12 @@ impl Mailbox {
         Ok(())
     }
 
-    /// The oldest message, if it is an array of the datatype asked for.
-    pub(crate) fn recv_block(&mut self, call: &Call, place: Place) -> Result<Block> {
-        match self.0.pop_front() {
-            Some(Mail::Block(signature, block)) if signature == call.signature() => Ok(block),
-            other => {
-                self.0.extend(other);
-                self.0.rotate_right(1.min(self.0.len()));
-                Err(Error::bad(place, "the next message to itself is no such array, or there is none"))
-            }
+    /// The oldest message, if it is an array of the datatype and length asked for.
+    pub(crate) fn recv_block(&mut self, call: &Call, place: Place, len: usize) -> Result<Block> {
+        let fits = |mail: &mut Mail| matches!(mail, Mail::Block(signature, block) if *signature == call.signature() && block.bytes().len() == len);
+        match self.0.pop_front_if(fits) {
+            Some(Mail::Block(_, block)) => Ok(block),
+            _ => Err(Error::bad(place, "the next message to itself is no such array, or there is none")),
         }
     }
 }
@@ -161,8 +158,8 @@ pub(crate) trait Transport<'w> {
 
     /// Hands a block of this rank's heap on.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()>;
-    /// Takes up a block that `from` handed on.
-    fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block>;
+    /// Takes up a block of `len` bytes that `from` handed on.
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block>;
 
     /// The communicator of those who named the same colour, in order of key, then rank.
     fn split(

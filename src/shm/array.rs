@@ -128,7 +128,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     pub fn view(&self) -> ArrayView<'_, T, D> {
         assert!(
             self.block.is_mine(),
-            "this process inherited the array by fork: only its holder may read it"
+            "this process does not hold the array: it came with a fork, or was handed on"
         );
         #[expect(clippy::expect_used, reason = "the shape was checked when the array was made")]
         ArrayView::from_shape(self.dim.clone(), self.block.elements()).expect("checked shape")
@@ -149,7 +149,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
         assert!(
             self.block.is_mine(),
-            "this process inherited the array by fork: only its holder may write it"
+            "this process does not hold the array: it came with a fork, or was handed on"
         );
         #[expect(clippy::expect_used, reason = "documented: cannot happen")]
         ArrayViewMut::from_shape(self.dim.clone(), self.block.elements_mut()).expect("checked shape")
@@ -186,6 +186,8 @@ struct Manifest {
     segment: Arc<Segment>,
     reading: bool,
     leases: Vec<Option<Descriptor>>,
+    /// Why a lease could not be carried. (postcard keeps no texts.)
+    refused: Option<&'static str>,
 }
 
 thread_local! {
@@ -193,29 +195,44 @@ thread_local! {
     static MANIFEST: RefCell<Option<Manifest>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with a manifest; returns what it holds then.
-fn with_manifest<R>(manifest: Manifest, f: impl FnOnce() -> R) -> (R, Vec<Option<Descriptor>>) {
+/// Runs `f` with a manifest; returns what it has come to. A lease that was refused is the error.
+fn with_manifest<R>(manifest: Manifest, f: impl FnOnce() -> postcard::Result<R>) -> Result<(R, Manifest)> {
     struct Reset(Option<Manifest>);
     impl Drop for Reset {
         fn drop(&mut self) {
             MANIFEST.set(self.0.take());
         }
     }
-    let _reset = Reset(MANIFEST.replace(Some(manifest)));
+    let reset = Reset(MANIFEST.replace(Some(manifest)));
     let result = f();
-    let leases = MANIFEST
-        .with_borrow_mut(|manifest| manifest.as_mut().map(|manifest| std::mem::take(&mut manifest.leases)));
-    (result, leases.unwrap_or_default())
+    let manifest = MANIFEST.take();
+    drop(reset);
+    match (result, manifest) {
+        (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
+        (Ok(value), Some(manifest)) => Ok((value, manifest)),
+        (Ok(_), None) => Err(Error::Corrupt { what: "the manifest of a result" }),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+/// Notes why a lease cannot be carried; returns it.
+fn refuse(why: &'static str) -> &'static str {
+    MANIFEST.with_borrow_mut(|manifest| {
+        if let Some(manifest) = manifest {
+            manifest.refused.get_or_insert(why);
+        }
+    });
+    why
 }
 
 /// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next. Leases of the segment in it are set off:
 /// the value must be forgotten, not dropped.
 pub(crate) fn pack<T: Serialize>(segment: &Arc<Segment>, value: &T) -> Result<Vec<u8>> {
-    let manifest = Manifest { segment: Arc::clone(segment), reading: false, leases: Vec::new() };
-    let (bytes, leases) = with_manifest(manifest, || postcard::to_stdvec(value));
-    let mut bytes = bytes?;
+    let manifest =
+        Manifest { segment: Arc::clone(segment), reading: false, leases: Vec::new(), refused: None };
+    let (mut bytes, manifest) = with_manifest(manifest, || postcard::to_stdvec(value))?;
     let len = bytes.len() as u64;
-    bytes.extend(postcard::to_stdvec(&leases)?);
+    bytes.extend(postcard::to_stdvec(&manifest.leases)?);
     bytes.extend(len.to_le_bytes());
     Ok(bytes)
 }
@@ -226,8 +243,8 @@ pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) 
     let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
     let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt)?;
     let leases = postcard::from_bytes(leases)?;
-    let manifest = Manifest { segment: Arc::clone(segment), reading: true, leases };
-    Ok(with_manifest(manifest, || postcard::from_bytes(bytes)).0?)
+    let manifest = Manifest { segment: Arc::clone(segment), reading: true, leases, refused: None };
+    Ok(with_manifest(manifest, || postcard::from_bytes(bytes))?.0)
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
@@ -245,7 +262,7 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
             Some(manifest.leases.len() - 1)
         });
         let number = enlisted.ok_or_else(|| {
-            ser::Error::custom("a Lease can be carried once, in the result of a body of its own world; use send for messages")
+            ser::Error::custom(refuse("a Lease can be carried once, in the result of a body of its own world; use send for messages"))
         })?;
         (number as u64, self.dim.slice()).serialize(serializer)
     }
@@ -260,12 +277,12 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
             Some((Arc::clone(&manifest.segment), descriptor))
         });
         let (segment, descriptor) =
-            enlisted.ok_or_else(|| de::Error::custom("no world to take the array from"))?;
+            enlisted.ok_or_else(|| de::Error::custom(refuse("no world to take the array from")))?;
         let dim = D::from_dimension(&ndarray::IxDyn(&shape));
-        let dim = dim.ok_or_else(|| de::Error::custom("a shared array of another dimension"))?;
+        let dim = dim.ok_or_else(|| de::Error::custom(refuse("a shared array of another dimension")))?;
         let len = byte_len::<T, D>(&dim).map_err(de::Error::custom)?;
         if descriptor.datatype != Datatype::of::<T>().0 || descriptor.len != len as u64 {
-            return Err(de::Error::custom("a shared array of another element type or shape"));
+            return Err(de::Error::custom(refuse("a shared array of another element type or shape")));
         }
         let block = Block::take_up(&segment, descriptor.offset as usize, len).map_err(de::Error::custom)?;
         Ok(Lease::new(block, dim))

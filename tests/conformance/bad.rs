@@ -390,13 +390,20 @@ pub fn mismatch(back: Back) {
     }
 }
 
-/// Functions are part of what is called.
+/// Functions are part of what is called, closures of one function told apart.
 pub fn functions_differ(back: Back) {
-    back.world(2).run_broken(|comm| {
-        let op = if comm.is_root() { Op::user(sum) } else { Op::user(least) };
-        let error = reduce(comm, &op).expect_err("different functions");
-        assert!(error.to_string().contains("other functions"), "{error}");
-    });
+    for closures in [false, true] {
+        back.world(2).run_broken(|comm| {
+            let op = match (comm.is_root(), closures) {
+                (true, false) => Op::user(sum),
+                (false, false) => Op::user(least),
+                (true, true) => Op::user(|a, b| a * 0.5 + b),
+                (false, true) => Op::user(|a, b| a - b),
+            };
+            let error = reduce(comm, &op).expect_err("different functions");
+            assert!(error.to_string().contains("other functions"), "{error}");
+        });
+    }
 }
 
 /// Gathering into shared memory and into private memory are different calls: nobody takes one for the other.
@@ -482,24 +489,26 @@ pub fn open_in_turn(back: Back) {
     });
 }
 
-/// No room in one rank's heap: an error on all, and on they go.
+/// No room in one rank's heap: an error on all, and on they go; what is freed can be had again, in other sizes.
 pub fn full_heap(back: Back) {
-    let launch = Launch { ranks: Some(2), heap: Some(4 << 20), ..Launch::default() };
+    let launch = Launch { ranks: Some(2), heap: Some(16 << 20), ..Launch::default() };
     let body = |comm: &mut Comm<'_>| {
-        let kept = if comm.is_root() { vec![] } else { vec![comm.alloc::<u8, _>(3 << 20)?] };
-        for (bytes, says) in [(64 << 20, "67108864"), (3 << 20, "")] {
+        for (bytes, says) in [(64 << 20, "67108864"), (5 << 20, "")] {
             let part = comm.parts::<u8, _>(Ix1(bytes / 2));
             let text = part.map_or_else(|error| error.to_string(), |_| String::new());
             assert_eq!(says.is_empty(), text.is_empty(), "{text}");
             assert!(text.contains(if comm.is_root() { says } else { "" }), "{text}");
             still_works(comm)?;
         }
-        let leave = if comm.is_root() { 100 } else { 0 };
-        let _rest: Vec<_> = (leave..100).map_while(|_| comm.alloc::<u8, _>(60_000).ok()).collect();
+        let mut kept = Vec::new();
+        for len in if comm.is_root() { [].as_slice() } else { &[60_000, 1] } {
+            kept.extend((0..2000).map_while(|_| comm.alloc::<u8, _>(*len).ok()));
+        }
+        assert!(kept.len() < 2000);
         assert!(comm.split(Some(0), 0).is_err(), "rank 1 has no room for the words of a communicator");
         still_works(comm)?;
         drop(kept);
-        Ok(())
+        comm.alloc::<u8, _>(5000).map(drop)
     };
     let ran = if back == Back::Fork { launch.fork(body) } else { launch.threads(body) };
     ran.expect("only errors that were expected");

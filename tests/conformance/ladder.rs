@@ -117,19 +117,21 @@ pub fn sum(back: Back) {
     );
 }
 
-/// What fits into a mark costs its receivers alone.
+/// What fits into a mark costs its receivers alone; what a part of the communicator copies counts, too.
 pub fn small(back: Back) {
     let by_rank = back.world(RANKS).run(|comm| {
         let mine = arr1(&[1.0, 2.0]);
         let mut all = Array1::<f64>::zeros(2 * RANKS);
+        let mut part = comm.split(Some(0), 0)?.expect("a colour");
         Ok(vec![
             copied(comm, |comm| comm.barrier())?,
             copied(comm, |comm| comm.all_gather(&mine, &mut all))?,
             copied(comm, |comm| comm.all_reduce(&mine, &mut Array1::zeros(2), &Op::sum()))?,
             copied(comm, |comm| comm.broadcast(&mut mine.clone(), ROOT))?,
+            copied(comm, |_| part.all_gather(&mine, &mut all))?,
         ])
     });
-    assert_eq!(by_rank, [[0, 48, 0, 16], [0, 48, 0, 0], [0, 48, 0, 16]]);
+    assert_eq!(by_rank, [[0, 48, 0, 16, 48], [0, 48, 0, 0, 48], [0, 48, 0, 16, 48]]);
 }
 
 /// `p` ranks; `S` bytes in all, of which each brings or gets an equal part (broadcast: `S` from root):
@@ -153,7 +155,9 @@ pub fn others(back: Back) {
             lease.view_mut().fill(1.0);
             let mut recv = Array1::zeros(n);
             let mut part = Array1::zeros(n / RANKS);
-            copies.push(copied(comm, |comm| comm.broadcast(&mut if is_root { whole.clone() } else { recv.clone() }, ROOT))?);
+            copies.push(copied(comm, |comm| {
+                comm.broadcast(&mut if is_root { whole.clone() } else { recv.clone() }, ROOT)
+            })?);
             copies.push(copied(comm, |comm| comm.broadcast(&mut lease.view_mut(), ROOT))?);
             for whole in [whole.view(), lease.view()] {
                 let third = whole.slice(ndarray::s![..n / RANKS]);

@@ -3,7 +3,7 @@
 use crate::support::skip;
 use crate::world::{Back, Sample, same};
 use ndarray::{Array1, Array2, ArrayD, Ix1, IxDyn};
-use phalanx::{Comm, Launch, Lease, Op, Result};
+use phalanx::{Comm, Launch, Lease, Op, Result, SharedArray};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -208,14 +208,11 @@ pub fn results() {
         Ok(comm.rank())
     });
     assert_eq!(late.as_mut().ok().and_then(Option::take), Some(vec![0, 1, 2, 3]));
-    for ranks in [1, 2] {
-        let launch = Launch { ranks: Some(ranks), ..Launch::default() };
-        let long =
-            launch.fork(|comm| Ok(vec![comm.rank() as f64; 13_000_000])).expect("104 MB").expect("results");
-        let right =
-            |(rank, long): (usize, &Vec<f64>)| long.len() == 13_000_000 && long[12_999_999] == rank as f64;
-        assert!(long.len() == ranks && long.iter().enumerate().all(right));
-    }
+    let long =
+        launch.fork(|comm| Ok(vec![comm.rank() as f64; if comm.rank() == 2 { 13_000_000 } else { 1 }]));
+    let long = long.expect("104 MB").expect("results");
+    assert_eq!(long.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 13_000_000, 1]);
+    assert!(long[2].iter().step_by(999_999).all(|&x| x == 2.0));
     let error = launch
         .fork(|comm| if comm.rank() == 2 { Err(phalanx::Error::other("no salt")) } else { comm.barrier() });
     assert_eq!(error.expect_err("an error").to_string(), "rank 2 returned an error: no salt");
@@ -245,6 +242,36 @@ pub fn leases_in_results(back: Back) {
         assert_eq!(bytes[0].as_ref().expect("there").view().to_vec(), vec![rank as u8; rank]);
     }
     // A lease is of its own world.
-    let other = launch.fork(|_| Ok(Comm::solo()?.alloc::<u8, _>(5)?)).expect_err("of another world");
+    let other = launch.fork(|_| Comm::solo()?.alloc::<u8, _>(5)).expect_err("of another world");
     assert!(other.to_string().contains("its own world"), "{other}");
+}
+
+/// A rank is the caller of worlds of its own; arrays belong to the world whose caller made them.
+pub fn worlds_within_worlds() {
+    let outer = SharedArray::<u64, Ix1>::zeros(4).expect("memory");
+    let launch = Launch { ranks: Some(2), ..Launch::default() };
+    let sums = launch.fork(|comm| {
+        let mut inner = SharedArray::<u64, Ix1>::zeros(6)?;
+        let rank = comm.rank() as u64;
+        for threads in [true, false] {
+            let body = |comm: &mut Comm<'_>| {
+                assert!(comm.open(&outer).is_err(), "not made by the caller of this world");
+                let mut part = comm.open(&inner)?;
+                part.view_mut().mapv_inplace(|x| x + rank + 1);
+                part.publish(comm)?;
+                let mut lease = comm.alloc::<u64, _>(2)?;
+                lease.view_mut().fill(comm.rank() as u64);
+                Ok(lease)
+            };
+            let launch = Launch { ranks: Some(3), ..Launch::default() };
+            let leases = if threads { launch.threads(body) } else { launch.fork(body) };
+            let leases = leases?.expect("results");
+            assert_eq!(leases.iter().map(|lease| lease.view().sum()).collect::<Vec<_>>(), [0, 2, 4]);
+        }
+        let mut sum = Array1::zeros(6);
+        comm.all_reduce(&inner.view(), &mut sum, &Op::sum())?;
+        assert_eq!(comm.open(&outer)?.publish(comm)?.view().sum(), 0);
+        Ok(sum.to_vec())
+    });
+    assert_eq!(sums.expect("nested"), Some(vec![vec![6; 6]; 2]));
 }

@@ -150,7 +150,8 @@ pub fn open(back: Back) {
     for world in back.worlds() {
         for shape in [(0, 3), (4, 0)] {
             let array = SharedArray::<u8, Ix2>::zeros(shape).expect("memory");
-            world.run(|comm| Ok(assert_eq!(comm.open(&array)?.publish(comm)?.view().dim(), shape)));
+            let shapes = world.run(|comm| Ok(comm.open(&array)?.publish(comm)?.view().dim()));
+            assert_eq!(shapes, vec![shape; world.ranks]);
         }
         let mut even = SharedArray::<f64, Ix2>::zeros((11, 3)).expect("memory");
         let mut ragged = SharedArray::<u16, Ix1>::zeros(1000).expect("memory");

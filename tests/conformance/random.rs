@@ -223,10 +223,17 @@ const STEPS: [Step; 24] = [
 
 /// Any collectives after one another, of any length and layout, from any number on, on a communicator and on a part of it.
 pub fn programs(back: Back) {
-    let len = prop_oneof![3 => 0usize..20, 1 => 20usize..4000, 1 => 30_000usize..50_000];
-    let step = (0..STEPS.len(), len, 0usize..12, 0usize..12, any::<prop::sample::Index>(), prop::bool::weighted(0.2));
+    let len = prop_oneof![6 => 0usize..20, 2 => 20usize..4000, 1 => 20_000usize..40_000];
+    let step = (
+        0..STEPS.len(),
+        len,
+        0usize..12,
+        0usize..12,
+        any::<prop::sample::Index>(),
+        prop::bool::weighted(0.2),
+    );
     let first = prop_oneof![any::<u32>(), u32::MAX - 60..=u32::MAX];
-    through((1usize..6, first, prop::collection::vec(step, 1..16)), |(ranks, first, steps)| {
+    through((1usize..6, first, prop::collection::vec(step, 1..12)), |(ranks, first, steps)| {
         World { back, ranks, first }.run(|comm| {
             let mut part = comm.split(Some(comm.rank() as u64 % 2), 0)?.expect("a colour");
             for (step, len, send, recv, root, in_part) in &steps {

@@ -101,16 +101,18 @@ impl<'w> Shm<'w> {
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
-    pub(super) fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block> {
+    pub(super) fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
-            return self.mail.recv_block(call, place);
+            return self.mail.recv_block(call, place, len);
         }
         let frame = self.frame(call, from)?;
-        if frame.kind != Kind::Array {
-            return Err(
-                self.wrong(call, format!("the next message from rank {from} is no shared array: use recv"))
+        if frame.kind != Kind::Array || frame.total != len as u64 {
+            let problem = format!(
+                "the next message from rank {from} is no shared array of {len} bytes (it has {}); it stays to be received",
+                frame.total
             );
+            return Err(self.wrong(call, problem));
         }
         let block = Block::take_up(&self.seat.segment, frame.at as usize, frame.total as usize);
         self.reader(from).advance();

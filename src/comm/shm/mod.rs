@@ -198,8 +198,8 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.send_block(call, to, block)
     }
 
-    fn recv_block(&mut self, call: &Call, from: usize) -> Result<Block> {
-        self.recv_block(call, from)
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
+        self.recv_block(call, from, len)
     }
 
     fn split(
