@@ -3,6 +3,8 @@
 //! Every collective, messages, splits, views and sweeps, each payload in every way it can travel: in the flag line,
 //! through cells in one or several pieces, and where it lies in shared memory.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use ndarray::{Array1, Array2, Axis, arr1};
 use phalanx::{Backend, Comm, Error, Launch, Op, Result, Schedule, SharedArray, Sweep};
 use std::cell::UnsafeCell;

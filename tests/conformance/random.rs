@@ -223,7 +223,7 @@ const STEPS: [Step; 24] = [
 
 /// Any collectives after one another, of any length and layout, from any number on, on a communicator and on a part of it.
 pub fn programs(back: Back) {
-    let len = prop_oneof![6 => 0usize..20, 2 => 20usize..4000, 1 => 20_000usize..40_000];
+    let len = prop_oneof![9 => 0usize..20, 2 => 20usize..2000, 1 => 30_000usize..40_000];
     let step = (
         0..STEPS.len(),
         len,

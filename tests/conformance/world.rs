@@ -225,8 +225,8 @@ impl At {
 /// Nothing, one, odd, the last that fits into a mark (9 doubles: 72 bytes), the first that does not.
 const LENS: [usize; 5] = [0, 1, 7, 9, 10];
 
-/// Every length with some layouts and roots; for `f64` all layouts with each other; for a `LARGE` type more than fits one
-/// cell (256 KiB).
+/// Every length with some layouts and roots; for `f64` all layouts with each other, and more than fits one cell
+/// (256 KiB); the latter, over three ranks, for all `LARGE` types.
 fn matrix<T: Sample>(size: usize) -> Vec<At> {
     let at = |len, send, recv, root: usize, large| At::new(len, send, recv, root % size, large);
     let few = LENS.iter().enumerate().flat_map(|(k, &len)| {
@@ -240,9 +240,9 @@ fn matrix<T: Sample>(size: usize) -> Vec<At> {
     let long = long.map(|(k, (send, recv))| at(len, send, recv, k, true));
     let strided = at(len / 2, 2, 9, 1, true);
     match (T::LARGE, size_of::<T>(), size) {
-        (false, ..) => few.collect(),
         (true, 8, 3) => few.chain(all).chain(long).chain([strided]).collect(),
-        (true, ..) => few.chain(long).collect(),
+        (true, 8, _) | (true, _, 3) => few.chain(long).collect(),
+        _ => few.collect(),
     }
 }
 
