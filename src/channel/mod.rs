@@ -4,7 +4,8 @@
 pub(crate) mod call;
 pub(crate) mod ledger;
 pub(crate) mod line;
-#[cfg(all(loom, test))]
+#[cfg(test)]
+#[cfg(loom)]
 mod model;
 pub(crate) mod ring;
 pub(crate) mod view;

@@ -63,11 +63,14 @@ impl Heap {
         let capacity = size_class(len)
             .ok_or_else(|| Error::no_space("allocating a shared array", len, "no such size"))?;
         self.credit = self.credit.saturating_add(1 + capacity / ALIGN);
-        let (offset, fresh) = match self.reuse(capacity) {
-            Some(offset) => (offset, false),
+        let (offset, capacity, fresh) = match self.reuse(capacity) {
+            Some(offset) => (offset, capacity, false),
             None => match self.extend(capacity, len) {
-                Ok(offset) => (offset, true),
-                Err(full) => (self.collect().reuse(capacity).ok_or(full)?, false),
+                Ok(offset) => (offset, capacity, true),
+                Err(full) => {
+                    let (offset, capacity) = self.collect().take_larger(capacity).ok_or(full)?;
+                    (offset, capacity, false)
+                }
             },
         };
         self.lent.push((offset, capacity));
@@ -89,6 +92,12 @@ impl Heap {
             self.collect();
         }
         self.free.get_mut(&capacity)?.pop()
+    }
+
+    /// The smallest unused block that is large enough: what is left when the heap is full.
+    fn take_larger(&mut self, capacity: usize) -> Option<(usize, usize)> {
+        let mut fitting = self.free.range_mut(capacity..).filter(|(_, blocks)| !blocks.is_empty());
+        fitting.next().and_then(|(&capacity, blocks)| Some((blocks.pop()?, capacity)))
     }
 
     /// Takes back the blocks that nobody holds any more.

@@ -10,6 +10,7 @@ use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::shm::element::ALIGN;
+use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -24,8 +25,13 @@ enum Found {
     /// My slice of the chunk lies in my next cell.
     Sliced,
     /// Everyone's vector lies in shared memory: I have folded my slice of the whole; here, if `recv` had no place for it.
-    InPlace(Vec<u8>),
+    InPlace(Vec<Line>),
 }
+
+/// Bytes where any element may lie.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGN]);
 
 /// A reduction under way.
 struct Folding<'a> {
@@ -54,7 +60,7 @@ impl Shm<'_> {
             match self.fold_chunk(&folding, range, &bounds, recv.as_deref_mut())? {
                 Found::Done => break,
                 Found::Sliced => self.spread_chunk(call, &bounds, recv.as_deref_mut())?,
-                Found::InPlace(own) => return self.spread_whole(&folding, recv, &own),
+                Found::InPlace(own) => return self.spread_whole(&folding, recv, bytemuck::cast_slice(&own)),
             }
         }
         Ok(())
@@ -84,8 +90,12 @@ impl Shm<'_> {
             }
             if (0..size).all(|peer| epoch.seen.is_exposed(peer)) {
                 let mine = slice_of(&slices(0..n, size, unit(fold.size)), me);
-                let mut own = vec![0; if recv.is_some() { 0 } else { mine.len() }];
-                let dst = recv.map_or(&mut own[..], |recv| &mut recv[mine.clone()]);
+                let lines = if recv.is_some() { 0 } else { mine.len().div_ceil(ALIGN) };
+                let mut own = vec![Line::zeroed(); lines];
+                let dst = match recv {
+                    Some(recv) => &mut recv[mine.clone()],
+                    None => &mut bytemuck::cast_slice_mut(&mut own)[..mine.len()],
+                };
                 fold.in_rank_order(dst, &parts(mine))?;
                 return Ok((Found::InPlace(own), Then::Close));
             }
@@ -117,6 +127,7 @@ impl Shm<'_> {
         let bounds = slices(0..send.len(), self.size(), unit(fold.size));
         let mine = slice_of(&bounds, self.rank());
         let Some(recv) = recv else {
+            let own = &own[..mine.len()];
             return self.exchange_all(call, (own.len(), 0), own, |_| Ok(()), |_, _, _, _| {});
         };
         let (before, rest) = recv.split_at_mut(mine.start);
