@@ -1,10 +1,16 @@
 //! The conformance suite: every collective, under every back end, against arithmetic that knows nothing of it.
 //!
-//! What a rank brings is known to all (see `world::Sample::data`), so each computes for itself what must come out:
+//! What a rank brings is known to all (see `elements::Sample::data`), so each computes for itself what must come out:
 //! concatenations and folds in rank order, compared bit by bit. A case runs in a process of its own.
 
+#[path = "conformance/arrays.rs"]
+mod arrays;
 #[path = "conformance/bad.rs"]
 mod bad;
+#[path = "conformance/disagree.rs"]
+mod disagree;
+#[path = "conformance/elements.rs"]
+mod elements;
 #[path = "conformance/folding.rs"]
 mod folding;
 #[path = "conformance/ladder.rs"]
@@ -15,13 +21,16 @@ mod limits;
 mod moving;
 #[path = "conformance/random.rs"]
 mod random;
+#[path = "conformance/start.rs"]
+mod start;
 mod support;
 #[path = "conformance/world.rs"]
 mod world;
 
+use elements::{Particle, Rgb, Wide};
 use num_complex::Complex;
 use support::Case;
-use world::{Back, Particle, Rgb, Wide};
+use world::Back;
 
 /// Cases: each name under each back end.
 macro_rules! under {
@@ -80,21 +89,21 @@ fn main() -> std::process::ExitCode {
             "counters_wrap_around" => limits::wrap;
             "more_ranks_than_processors" => limits::more_ranks_than_processors;
             "sleepers_are_woken" => limits::wakes;
-            "leases_in_results" => limits::leases_in_results;
-            "mismatch" => bad::mismatch;
-            "functions_differ" => bad::functions_differ;
-            "gathers_differ" => bad::gathers_differ;
-            "views_change_hands_together" => bad::views;
-            "open_in_turn" => bad::open_in_turn;
+            "leases_in_results" => start::leases_in_results;
+            "mismatch" => disagree::mismatch;
+            "functions_differ" => disagree::functions_differ;
+            "gathers_differ" => disagree::gathers_differ;
+            "views_change_hands_together" => disagree::views;
+            "open_in_turn" => disagree::open_in_turn;
             "full_heap" => bad::full_heap;
         ),
         vec![
-            ("open_in_two_communicators", bad::open_in_two_communicators),
-            ("wrong_launches", bad::launches),
-            ("ranks_from_environment", bad::environment),
-            ("running_threads", bad::running_threads),
-            ("results", limits::results),
-            ("worlds_within_worlds", limits::worlds_within_worlds),
+            ("open_in_two_communicators", disagree::open_in_two_communicators),
+            ("wrong_launches", start::launches),
+            ("ranks_from_environment", start::environment),
+            ("running_threads", start::running_threads),
+            ("results", start::results),
+            ("worlds_within_worlds", start::worlds_within_worlds),
             ("idle_ranks_cost_nothing", limits::idle),
             ("beyond_4_gib", limits::beyond_4_gib),
         ],

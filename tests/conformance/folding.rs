@@ -1,13 +1,15 @@
 //! The reductions, each against a fold in rank order, bit by bit.
 
-use crate::world::{At, Back, Buffer, Operand, Pair, folded, mix, same};
+use crate::arrays::{At, Buffer, same};
+use crate::elements::{Operand, Pair, folded, mix};
+use crate::world::Back;
 use ndarray::{Array1, Ix2};
 use phalanx::{Comm, Op, Result};
 use std::time::Duration;
 
 /// As `at.ragged`; long vectors shorter, since all ranks' parts are added up.
 fn ragged(at: &At, size: usize) -> Vec<usize> {
-    At { len: if at.large { at.len / 2 } else { at.len }, ..*at }.ragged(size)
+    At { len: if at.large { at.len / 4 } else { at.len }, ..*at }.ragged(size)
 }
 
 /// The reductions of a row: all of them, or for long arrays the first and the last.
@@ -59,7 +61,7 @@ pub fn all_reduce_parts<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> 
 
 pub fn reduce_scatter<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let rank = comm.rank();
-    for counts in [vec![at.len / if at.large { 4 } else { 1 }; comm.size()], ragged(at, comm.size())] {
+    for counts in [vec![at.len / if at.large { 6 } else { 1 }; comm.size()], ragged(at, comm.size())] {
         let (first, count) = (counts[..rank].iter().sum(), counts[rank]);
         let brought = T::brought(comm.size(), counts.iter().sum());
         let send = Buffer::new(comm, at.send, &brought[rank])?;

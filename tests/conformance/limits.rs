@@ -1,10 +1,11 @@
-//! Counters at their end, arrays beyond 4 GiB, more ranks than processors, waiting, and what a launch returns.
+//! Counters at their end, arrays beyond 4 GiB, more ranks than processors, waiting.
 
+use crate::arrays::same;
+use crate::elements::Sample;
 use crate::support::skip;
-use crate::world::{Back, Sample, same};
-use ndarray::{Array1, Array2, ArrayD, Ix1, IxDyn};
-use phalanx::{Comm, Launch, Lease, Op, Result, SharedArray};
-use std::collections::BTreeMap;
+use crate::world::Back;
+use ndarray::Array1;
+use phalanx::{Comm, Op, Result};
 use std::time::{Duration, Instant};
 
 /// Every exchange, message and sub-communicator of a short program meets the wrap-around in one of the runs.
@@ -186,92 +187,4 @@ pub fn wakes(back: Back) {
         "a receive took {world:?}, the message was there after 40 ms"
     );
     assert!(split < Duration::from_millis(140), "in a split communicator {split:?}");
-}
-
-/// Nested, empty, large; leases are read where they were written.
-pub fn results() {
-    let launch = Launch { ranks: Some(4), ..Launch::default() };
-    let nested =
-        |rank: usize| -> (Option<String>, std::result::Result<u8, Vec<i32>>, BTreeMap<u8, ArrayD<f64>>) {
-            let arrays = (0..rank as u8).map(|k| (k, ArrayD::from_elem(IxDyn(&[2, k as usize]), 0.5)));
-            (
-                (rank > 1).then(|| "ö".repeat(rank)),
-                if rank == 2 { Err(vec![1, 2]) } else { Ok(7) },
-                arrays.collect(),
-            )
-        };
-    let wanted: Vec<_> = (0..4).map(nested).collect();
-    assert_eq!(launch.fork(|comm| Ok(nested(comm.rank()))).expect("results"), Some(wanted));
-    assert_eq!(launch.fork(|_| Ok(())).expect("results"), Some(vec![(); 4]));
-    let mut late = launch.fork(|comm| {
-        std::thread::sleep(Duration::from_millis(10 * (4 - comm.rank() as u64)));
-        Ok(comm.rank())
-    });
-    assert_eq!(late.as_mut().ok().and_then(Option::take), Some(vec![0, 1, 2, 3]));
-    let long =
-        launch.fork(|comm| Ok(vec![comm.rank() as f64; if comm.rank() == 2 { 13_000_000 } else { 1 }]));
-    let long = long.expect("104 MB").expect("results");
-    assert_eq!(long.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 13_000_000, 1]);
-    assert!(long[2].iter().step_by(999_999).all(|&x| x == 2.0));
-    let error = launch
-        .fork(|comm| if comm.rank() == 2 { Err(phalanx::Error::other("no salt")) } else { comm.barrier() });
-    assert_eq!(error.expect_err("an error").to_string(), "rank 2 returned an error: no salt");
-}
-
-/// Leases in results, several a rank, and what became of them on their way through other ranks.
-pub fn leases_in_results(back: Back) {
-    type Grid = Lease<f64, ndarray::Ix2>;
-    let body = |comm: &mut Comm<'_>| -> Result<(Grid, Vec<Option<Lease<u8, Ix1>>>)> {
-        let (rank, size) = (comm.rank(), comm.size());
-        let mut grid = comm.alloc::<f64, _>((3, 1000))?;
-        grid.view_mut().fill(rank as f64);
-        comm.send_lease(grid, (rank + 1) % size)?;
-        let grid = comm.recv_lease((3, 1000), (rank + size - 1) % size)?;
-        let mut bytes = comm.alloc::<u8, _>(rank)?;
-        bytes.view_mut().fill(rank as u8);
-        Ok((grid, vec![Some(bytes), None, Some(comm.alloc(0)?)]))
-    };
-    let launch = Launch { ranks: Some(3), ..Launch::default() };
-    let results = if back == Back::Fork { launch.fork(body) } else { launch.threads(body) };
-    let mut results = results.expect("results").expect("of one node");
-    for (rank, (grid, bytes)) in results.iter_mut().enumerate() {
-        assert_eq!(grid.view(), Array2::from_elem((3, 1000), ((rank + 2) % 3) as f64));
-        grid.view_mut().fill(0.5);
-        assert_eq!(grid.view().sum(), 1500.0);
-        assert_eq!(bytes.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
-        assert_eq!(bytes[0].as_ref().expect("there").view().to_vec(), vec![rank as u8; rank]);
-    }
-    // A lease is of its own world.
-    let other = launch.fork(|_| Comm::solo()?.alloc::<u8, _>(5)).expect_err("of another world");
-    assert!(other.to_string().contains("its own world"), "{other}");
-}
-
-/// A rank is the caller of worlds of its own; arrays belong to the world whose caller made them.
-pub fn worlds_within_worlds() {
-    let outer = SharedArray::<u64, Ix1>::zeros(4).expect("memory");
-    let launch = Launch { ranks: Some(2), ..Launch::default() };
-    let sums = launch.fork(|comm| {
-        let mut inner = SharedArray::<u64, Ix1>::zeros(6)?;
-        let rank = comm.rank() as u64;
-        for threads in [true, false] {
-            let body = |comm: &mut Comm<'_>| {
-                assert!(comm.open(&outer).is_err(), "not made by the caller of this world");
-                let mut part = comm.open(&inner)?;
-                part.view_mut().mapv_inplace(|x| x + rank + 1);
-                part.publish(comm)?;
-                let mut lease = comm.alloc::<u64, _>(2)?;
-                lease.view_mut().fill(comm.rank() as u64);
-                Ok(lease)
-            };
-            let launch = Launch { ranks: Some(3), ..Launch::default() };
-            let leases = if threads { launch.threads(body) } else { launch.fork(body) };
-            let leases = leases?.expect("results");
-            assert_eq!(leases.iter().map(|lease| lease.view().sum()).collect::<Vec<_>>(), [0, 2, 4]);
-        }
-        let mut sum = Array1::zeros(6);
-        comm.all_reduce(&inner.view(), &mut sum, &Op::sum())?;
-        assert_eq!(comm.open(&outer)?.publish(comm)?.view().sum(), 0);
-        Ok(sum.to_vec())
-    });
-    assert_eq!(sums.expect("nested"), Some(vec![vec![6; 6]; 2]));
 }

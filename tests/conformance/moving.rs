@@ -1,6 +1,8 @@
 //! The collectives that move elements, each against what the ranks are known to have brought.
 
-use crate::world::{At, Back, Buffer, Sample, mix, same};
+use crate::arrays::{At, Buffer, same};
+use crate::elements::{Sample, mix};
+use crate::world::Back;
 use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{Comm, Result, SharedArray};
 use std::collections::BTreeMap;

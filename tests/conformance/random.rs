@@ -1,6 +1,8 @@
 //! Properties: random counts, shapes, orders and strides.
 
-use crate::world::{At, Back, Particle, Rgb, Sample, Wide, World, mix, same};
+use crate::arrays::{At, same};
+use crate::elements::{Particle, Rgb, Sample, Wide, mix};
+use crate::world::{Back, World};
 use crate::{folding, moving};
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Dimension, IxDyn, Slice};
 use phalanx::{Comm, Op, Result};
