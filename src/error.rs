@@ -239,9 +239,17 @@ impl Error {
 
     pub(crate) fn os(call: &'static str, need: &str, errno: Errno) -> Error {
         let hint = match errno {
-            Errno::ENOMEM => "; fewer or smaller arrays, or a higher memory limit (ulimit -v, cgroup)",
+            Errno::ENOMEM => {
+                "; a smaller `heap`, smaller arrays, or a higher limit on memory (ulimit -v, cgroup)"
+            }
+            Errno::EFBIG => {
+                "; a smaller `heap`, smaller arrays, or a higher limit on file sizes (ulimit -f), which shared memory obeys"
+            }
             Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
             Errno::EAGAIN => "; raise the limit on processes (ulimit -u, pids cgroup)",
+            Errno::ENOSYS | Errno::EPERM | Errno::EACCES => {
+                "; this needs Linux 5.4 or newer, and a sandbox (seccomp) that allows the call"
+            }
             _ => "",
         };
         Error::System { call, need: need.to_owned(), reason: errno.desc().to_owned(), hint }

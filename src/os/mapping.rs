@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::os::process;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
+use nix::errno::Errno;
 
 /// The size, and required alignment, of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -34,8 +35,8 @@ impl Mapping {
             .max(1)
             .checked_next_multiple_of(HUGE)
             .filter(|&len| len <= isize::MAX as usize - HUGE)
-            .ok_or_else(|| Error::no_space("mmap", len, "more than the address space"))?;
-        map(len).map(|base| Mapping { base, len, kept_by: AtomicU32::new(0) })
+            .ok_or_else(|| refused("mmap", len)(Errno::ENOMEM))?;
+        map(len)
     }
 
     /// The first byte.
@@ -49,13 +50,21 @@ impl Mapping {
     }
 
     /// Children forked from now on do not inherit the mapping: touching it there is a fault.
+    ///
+    /// # Panics
+    /// If the kernel has come to refuse `madvise`, which it did not when the mapping was made: what must be private would
+    /// be shared.
     pub(crate) fn keep_from_children(&self) {
         self.kept_by.store(process::incarnation(), Ordering::Relaxed);
         #[cfg(not(miri))]
         // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
-        unsafe {
-            libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
-        };
+        let kept = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
+        #[cfg(not(miri))]
+        assert!(
+            kept == 0,
+            "madvise failed: {}; children would reach memory that is not theirs",
+            Errno::last()
+        );
     }
 
     /// The same memory at a second address.
@@ -67,10 +76,8 @@ impl Mapping {
             // SAFETY: an old size of 0 makes a second mapping of shared pages and leaves the first as it is (mremap(2)).
             let at = unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
             let base = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED);
-            let refused = || {
-                Error::os("mremap", &format!("{} bytes of addresses", self.len), nix::errno::Errno::last())
-            };
-            Ok(Mapping { base: base.ok_or_else(refused)?, len: self.len, kept_by: AtomicU32::new(0) })
+            let base = base.ok_or_else(|| refused("mremap", self.len)(Errno::last()))?;
+            Ok(Mapping { base, len: self.len, kept_by: AtomicU32::new(0) })
         }
     }
 
@@ -93,41 +100,54 @@ impl Mapping {
     }
 }
 
-#[cfg(not(miri))]
-fn map(len: usize) -> Result<NonNull<u8>> {
-    use core::num::NonZeroUsize;
-    use nix::sys::{
-        memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
-        resource::{Resource, getrlimit},
-    };
+/// What it means that `call` failed for a mapping of `len` bytes.
+fn refused(call: &'static str, len: usize) -> impl Fn(Errno) -> Error {
+    move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno)
+}
 
-    let failed = |call| move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno);
+/// A file of `len` zeroed bytes without a name; `None` where a sandbox knows no such files.
+#[cfg(not(miri))]
+fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::resource::{Resource, getrlimit};
+
+    let fd = match memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC) {
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(None),
+        fd => fd.map_err(refused("memfd_create", len))?,
+    };
     // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(failed("getrlimit"))?;
-    if limit < len as u64 {
-        return Err(Error::no_space(
-            "ftruncate",
-            len,
-            "the limit on file sizes (ulimit -f), which shared memory obeys",
-        ));
-    }
-    let fd = memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd_create"))?;
-    nix::unistd::ftruncate(&fd, len as i64).map_err(failed("ftruncate"))?;
-    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(refused("getrlimit", len))?;
+    let sized = if limit < len as u64 { Err(Errno::EFBIG) } else { nix::unistd::ftruncate(&fd, len as i64) };
+    sized.map(|()| Some(fd)).map_err(refused("ftruncate", len))
+}
+
+#[cfg(not(miri))]
+fn map(len: usize) -> Result<Mapping> {
+    use core::num::NonZeroUsize;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+    // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
+    // charged as a whole.
+    let file = nameless_file(len)?;
+    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| refused("mmap", len)(Errno::EINVAL))?;
     // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
     let reserved = unsafe {
         mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
     }
-    .map_err(failed("mmap"))?;
+    .map_err(refused("mmap", len))?;
     let skip = reserved.as_ptr().align_offset(HUGE);
     // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
     let aligned = unsafe { reserved.as_ptr().cast::<u8>().add(skip) };
     let at = NonZeroUsize::new(aligned as usize);
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
     let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
-    // SAFETY: MAP_FIXED replaces only pages of our own reservation.
-    let mapped = unsafe { mmap(at, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &fd, 0) };
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let mapped = match &file {
+        // SAFETY: MAP_FIXED replaces only pages of our own reservation.
+        Some(file) => unsafe { mmap(at, length, access, flags, file, 0) },
+        // SAFETY: as above.
+        None => unsafe { mmap_anonymous(at, length, access, flags) },
+    };
     let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
     if head > 0 {
         // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by nobody.
@@ -139,12 +159,14 @@ fn map(len: usize) -> Result<NonNull<u8>> {
         // SAFETY: pages of the reservation behind the mapping, used by nobody.
         let _ = unsafe { munmap(end, tail) };
     }
-    let mapped = mapped.map_err(failed("mmap"))?;
+    let mapping =
+        Mapping { base: mapped.map_err(refused("mmap", len))?.cast(), len, kept_by: AtomicU32::new(0) };
     // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
     // death.
     // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
-    unsafe { libc::madvise(mapped.as_ptr(), len, libc::MADV_DONTDUMP) };
-    Ok(mapped.cast())
+    let advised = unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
+    Errno::result(advised).map_err(refused("madvise", len))?;
+    Ok(mapping)
 }
 
 #[cfg(not(miri))]
@@ -166,10 +188,11 @@ fn layout(len: usize) -> std::alloc::Layout {
 }
 
 #[cfg(miri)]
-fn map(len: usize) -> Result<NonNull<u8>> {
+fn map(len: usize) -> Result<Mapping> {
     // SAFETY: the layout is not empty.
-    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) })
-        .ok_or_else(|| Error::no_space("alloc", len, "heap"))
+    let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) });
+    let base = base.ok_or_else(|| refused("alloc", len)(Errno::ENOMEM))?;
+    Ok(Mapping { base, len, kept_by: AtomicU32::new(0) })
 }
 
 #[cfg(miri)]

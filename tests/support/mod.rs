@@ -17,7 +17,10 @@ pub type Case = (&'static str, fn());
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The exit status of a case that cannot run here and has said why.
-const SKIPPED: i32 = 77;
+pub const SKIPPED: i32 = 77;
+
+/// A user without rights, and the group of the same number.
+pub const NOBODY: u32 = 65534;
 
 /// Ends the case: it cannot run here.
 pub fn skip(why: &str) -> ! {
