@@ -24,8 +24,8 @@ mod support;
 
 use ndarray::{Array2, Ix1};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use phalanx::{Comm, Launch, Result, SharedArray, Sweep, create_parallel_manager, launch};
-use support::Case;
+use phalanx::{Comm, Launch, Result, SharedArray, Sweep, create_parallel_manager};
+use support::{Case, launch};
 
 fn main() -> std::process::ExitCode {
     let cases = [counts::CASES, memory::CASES, filters::CASES, processors::CASES, places::CASES];
@@ -64,7 +64,7 @@ const FACES: &[Face] = &[
         assert_eq!(array.view().sum(), 1000);
         Ok(())
     }),
-    ("threads", || Launch { ranks: Some(3), ..Launch::default() }.threads(|comm| comm.barrier()).map(drop)),
+    ("threads", || Launch { ranks: Some(3), ..support::world() }.threads(|comm| comm.barrier()).map(drop)),
 ];
 
 /// What of the kernel's this process holds.

@@ -2,10 +2,10 @@
 
 use super::{Case, FACES, adopt, all_works, holdings, limited, status, works_or_names};
 use crate::group::Group;
-use crate::support;
+use crate::support::{self, launch};
 use ndarray::Array2;
 use nix::sys::resource::Resource;
-use phalanx::{Comm, Error, Launch, Result, SharedArray, Sweep, launch};
+use phalanx::{Comm, Error, Launch, Result, SharedArray, Sweep};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -80,7 +80,7 @@ fn descriptors_of_the_supervisor() {
 
 /// A world whose heaps are small.
 fn small() -> Result<()> {
-    let world = Launch { ranks: Some(2), heap: Some(1 << 20), ..Launch::default() };
+    let world = Launch { ranks: Some(2), heap: Some(1 << 20), ..crate::support::world() };
     world.fork(|comm| comm.barrier()).map(drop)
 }
 

@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "installs seccomp filters")]
 
 use super::{Case, FACES, adopt, collect_adopted, holdings};
-use crate::support;
+use crate::support::{self, launch};
 use ndarray::{Ix1, arr1};
-use phalanx::{Error, Op, SharedArray, create_parallel_manager, launch};
+use phalanx::{Error, Op, SharedArray, create_parallel_manager};
 use std::process::Command;
 use std::time::Duration;
 

@@ -2,9 +2,10 @@
 
 use super::{Case, adopt, all_works, holdings};
 use crate::group::Group;
+use crate::support::launch;
 use ndarray::{Array2, Ix1};
 use phalanx::{
-    Comm, Death, Error, Granularity, Outcome, Result, SharedArray, Sweep, create_parallel_manager, launch,
+    Comm, Death, Error, Granularity, Outcome, Result, SharedArray, Sweep, create_parallel_manager,
 };
 
 pub const CASES: &[Case] = cases! {
@@ -12,6 +13,7 @@ pub const CASES: &[Case] = cases! {
     memory_of_a_heap
     memory_of_all_ranks
     memory_of_a_shared_array
+    memory_of_a_caller
     memory_for_a_row
     memory_for_a_sample
 };
@@ -103,6 +105,27 @@ fn memory_of_a_shared_array() {
         drop(large);
         assert_eq!(holdings(), before, "{turn}");
     }
+    all_works();
+    drop(group);
+}
+
+/// The caller has more than any rank when memory ends; it is not the one who pays.
+fn memory_of_a_caller() {
+    let group = enter();
+    let mut large = SharedArray::<u8, Ix1>::zeros(LIMIT / 8 * 5).unwrap();
+    large.view_mut().fill(1);
+    let before = holdings();
+    for turn in 0..TURNS {
+        let error = launch(3, |comm| {
+            if comm.rank() == 1 {
+                std::hint::black_box(vec![1u8; WANTED]);
+            }
+            comm.barrier()
+        });
+        assert!(killed(&error), "{turn}: {error:?}");
+        assert_eq!(holdings(), before, "{turn}");
+    }
+    drop(large);
     all_works();
     drop(group);
 }

@@ -2,11 +2,11 @@
 //! die or panic, a thousand times.
 
 use super::{Case, adopt, all_works, collect_adopted, holdings, status};
-use crate::support::{self, MARK, marked_processes};
+use crate::support::{self, MARK, launch, marked_processes};
 use ndarray::Array2;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use phalanx::{Comm, Death, Error, Launch, Result, Sweep, create_parallel_manager, launch};
+use phalanx::{Comm, Death, Error, Launch, Result, Sweep, create_parallel_manager};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -236,7 +236,7 @@ fn a_caller_that_panics() {
 
 /// `PR_SET_PDEATHSIG` goes by the thread that forked.
 fn from_threads_that_end() {
-    let world = Launch { ranks: Some(2), allow_threads: true, ..Launch::default() };
+    let world = Launch { ranks: Some(2), allow_threads: true, ..crate::support::world() };
     for _ in 0..50 {
         let world = world.clone();
         let ranks = std::thread::spawn(move || world.fork(|comm| comm.barrier().map(|()| comm.rank())));
@@ -267,7 +267,7 @@ fn beside_busy_threads() {
         let error = launch(2, body).map(drop).unwrap_err();
         assert!(matches!(&error, Error::Threads { threads, .. } if threads.contains("busy-")), "{error}");
     }
-    let allowed = Launch { ranks: Some(2), allow_threads: true, ..Launch::default() };
+    let allowed = Launch { ranks: Some(2), allow_threads: true, ..crate::support::world() };
     for _ in 0..100 {
         assert_eq!(allowed.fork(body).unwrap(), Some(vec![100, 101]));
     }

@@ -2,10 +2,11 @@
 
 use super::{Case, adopt, all_works, holdings};
 use crate::group::Group;
+use crate::support::launch;
 use ndarray::{Array1, Array2, arr1};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use phalanx::{Comm, Launch, Op, Result, Sweep, launch};
+use phalanx::{Comm, Launch, Op, Result, Sweep};
 use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = cases! {
@@ -72,7 +73,7 @@ fn eight_ranks_on_one_processor() {
     });
     assert!(matches!(error, Err(phalanx::Error::PeerDied { rank: 5, .. })), "{error:?}");
     assert_eq!(holdings(), before);
-    Launch { ranks: Some(8), ..Launch::default() }.threads(|comm| rounds(comm, 8)).unwrap();
+    Launch { ranks: Some(8), ..crate::support::world() }.threads(|comm| rounds(comm, 8)).unwrap();
     let sweep = Sweep { workers: Some(8), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((5000, 1)).view(),
