@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
@@ -29,16 +30,26 @@ pub(crate) struct Process {
 impl Process {
     /// The calling process, for its children to watch.
     pub(crate) fn this() -> Result<Process> {
-        Process::open(nix::unistd::getpid())
+        let own = nix::unistd::getpid();
+        Process::new(own, watch(own))
     }
 
-    fn open(pid: Pid) -> Result<Process> {
-        // SAFETY: pidfd_open takes two integers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-        let fd =
-            Errno::result(fd).map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
-        // SAFETY: a fresh descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    /// A child, which may have ended. If SIGCHLD is ignored it has gone without a trace then: what stands for it says
+    /// that it has ended, but not how.
+    fn child(pid: Pid) -> Result<Process> {
+        let fd = match watch(pid) {
+            Err(Errno::ESRCH) => {
+                let ended = Bell::new()?;
+                ended.ring();
+                Ok(ended.0.into())
+            }
+            fd => fd,
+        };
+        Process::new(pid, fd)
+    }
+
+    fn new(pid: Pid, fd: nix::Result<OwnedFd>) -> Result<Process> {
+        let fd = fd.map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
         Ok(Process { pid, fd })
     }
 
@@ -47,7 +58,7 @@ impl Process {
         self.pid.as_raw() as u32
     }
 
-    /// Ends a child, that has not been collected, at once. One that has ended already is no error.
+    /// Ends a child at once. One that has ended already is no error.
     pub(crate) fn kill(&self) {
         // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
         let sent = unsafe {
@@ -59,8 +70,9 @@ impl Process {
                 0,
             )
         };
-        // A sandbox may lack the call. Until a child is collected its number is its own.
-        if let Err(Errno::ENOSYS | Errno::EPERM) = Errno::result(sent) {
+        // A sandbox may lack the call. A child that has not ended is the one who has its number.
+        let refused = matches!(Errno::result(sent), Err(Errno::ENOSYS | Errno::EPERM));
+        if refused && !poll(&[self], Duration::ZERO)[0] {
             let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
         }
     }
@@ -84,6 +96,14 @@ impl Process {
             };
         }
     }
+}
+
+/// A descriptor for a process.
+fn watch(pid: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 impl AsFd for Process {
@@ -166,7 +186,7 @@ pub(crate) fn fork() -> Result<Fork> {
             go_first();
             Ok(Fork::Child)
         }
-        ForkResult::Parent { child } => match Process::open(child) {
+        ForkResult::Parent { child } => match Process::child(child) {
             Ok(process) => Ok(Fork::Parent(process)),
             Err(error) => {
                 // Another thread has taken the place.
@@ -214,8 +234,13 @@ pub(crate) fn threads() -> Vec<String> {
 }
 
 fn listed_threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        // Without /proc, or a descriptor to read it by: this does nothing, and refuses to if there are several.
+        let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
+        return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
+    };
     tasks
+        .flatten()
         .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
         .collect()
 }
@@ -265,6 +290,10 @@ pub(crate) fn reap_others(known: &[u32]) {
 /// Kills and collects all children, and theirs as they become this process's; gives up after a second (a process may
 /// belong to another user, or sit in a system call that cannot be interrupted).
 pub(crate) fn end_all_children() {
+    // There may be no descriptor left under the user's limit, and to list them takes one.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     for _ in 0..1000 {
         let left = others(&[]);
         if left.is_empty() {

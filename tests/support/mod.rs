@@ -150,11 +150,19 @@ struct Storm {
     targets: Vec<Pid>,
     /// When they were last looked for.
     listed: Instant,
+    signals: usize,
+}
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        println!("{} signals", self.signals);
+    }
 }
 
 impl Storm {
     fn new(root: u32, rate: u32) -> Storm {
-        Storm { root, pause: Duration::from_secs(1) / rate, targets: Vec::new(), listed: Instant::now() }
+        let pause = Duration::from_secs(1) / rate;
+        Storm { root, pause, targets: Vec::new(), listed: Instant::now(), signals: 0 }
     }
 
     /// One gust.
@@ -164,9 +172,7 @@ impl Storm {
             family(self.root, &mut self.targets);
             self.listed = Instant::now();
         }
-        for &target in &self.targets {
-            let _ = kill(target, STORM_SIGNAL);
-        }
+        self.signals += self.targets.iter().filter(|&&target| kill(target, STORM_SIGNAL).is_ok()).count();
         std::thread::sleep(self.pause);
     }
 }
