@@ -5,7 +5,7 @@ use crate::group::Group;
 use crate::support::{self, launch};
 use ndarray::Array2;
 use nix::sys::resource::Resource;
-use phalanx::{Comm, Error, Launch, Result, SharedArray, Sweep};
+use phalanx::{Comm, Death, Error, Launch, Result, SharedArray, Sweep, create_parallel_manager};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -14,6 +14,7 @@ use std::time::Duration;
 pub const CASES: &[Case] = &[
     ("descriptors", descriptors),
     ("descriptors_of_the_supervisor", descriptors_of_the_supervisor),
+    ("a_supervisor_without_descriptors", a_supervisor_without_descriptors),
     ("addresses", addresses),
     ("addresses_of_a_rank", addresses_of_a_rank),
     ("size_of_files", size_of_files),
@@ -73,9 +74,7 @@ fn descriptors_of_the_supervisor() {
                     .stderr(Stdio::null());
                 orphan.spawn().map_err(|error| error.to_string())?;
                 std::thread::sleep(Duration::from_millis(100));
-                let supervisor = std::os::unix::process::parent_id().to_string();
-                let limit = Command::new("prlimit").args(["--nofile=3:", "--pid", &supervisor]).status();
-                assert!(limit.is_ok_and(|limit| limit.success()));
+                limit_supervisor(3);
                 std::process::abort();
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -87,6 +86,42 @@ fn descriptors_of_the_supervisor() {
     assert!(support::marked_processes(&mark).is_empty(), "an orphan is left");
     assert_eq!(holdings(), before);
     all_works();
+}
+
+/// This rank's supervisor may not open descriptors above this number from now on.
+fn limit_supervisor(descriptors: u32) {
+    let supervisor = std::os::unix::process::parent_id().to_string();
+    let limit = format!("--nofile={descriptors}:");
+    let limit = Command::new("prlimit").args([&limit, "--pid", &supervisor]).status();
+    assert!(limit.is_ok_and(|limit| limit.success()));
+}
+
+/// It has more open than it may, and learns of deaths all the same: a rank's, and its caller's.
+fn a_supervisor_without_descriptors() {
+    adopt();
+    all_works();
+    let before = holdings();
+    let error = launch(3, |comm| {
+        if comm.rank() == 1 {
+            limit_supervisor(1);
+            // It has looked again.
+            std::thread::sleep(Duration::from_millis(500));
+            std::process::abort();
+        }
+        comm.barrier()
+    });
+    assert!(matches!(error, Err(Error::PeerDied { rank: 1, cause: Death::Signal(6), .. })), "{error:?}");
+    assert_eq!(holdings(), before);
+    let mut manager = create_parallel_manager("shared-memory", 2).unwrap();
+    let sleep = |_: &[u8], (): &mut ()| {
+        limit_supervisor(1);
+        std::thread::sleep(Duration::from_secs(1000));
+        Ok(())
+    };
+    let scattered = manager.scatter(|| Ok(()), sleep, &[1, 2]).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    drop((scattered, manager));
+    assert_eq!(holdings(), before);
 }
 
 /// A world whose heaps are small.
@@ -143,7 +178,7 @@ fn addresses_of_a_rank() {
         std::hint::black_box(vec![1u8; 1 << 30]);
         comm.barrier()
     });
-    assert!(matches!(error, Err(Error::PeerDied { cause: phalanx::Death::Signal(6), .. })), "{error:?}");
+    assert!(matches!(error, Err(Error::PeerDied { cause: Death::Signal(6), .. })), "{error:?}");
     assert_eq!(holdings(), before);
 }
 
