@@ -50,6 +50,14 @@ impl Line {
         self.sleepers.store(0, Ordering::Relaxed);
     }
 
+    /// Of the owner's last exchange: number, signature and source line. A guess while it is at it: for reports.
+    pub(crate) fn latest(&self) -> (u32, u64, u32) {
+        let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
+        let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
+        let mark = &self.marks[usize::from(ahead)];
+        (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.line.load(Ordering::Relaxed))
+    }
+
     fn mark(&self, e: u32) -> &Mark {
         &self.marks[(e & 1) as usize]
     }
@@ -129,6 +137,11 @@ impl<'w> Gate<'w> {
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
         meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
+    }
+
+    /// Has the peer signalled the exchange under way?
+    pub(crate) fn has_arrived(&self, peer: usize) -> bool {
+        self.lines[peer].mark(self.next).sequence.load(Ordering::Acquire) == self.next
     }
 
     /// [5] what a peer said, copied once, and the source line of its call.

@@ -109,7 +109,7 @@ impl World {
     }
 
     fn guard(&self, rank: usize) -> Guard<'_> {
-        Guard { alive: &self.alive[rank], revoked: &self.revoked }
+        Guard { alive: &self.alive[rank], revoked: &self.revoked, clean: 0 }
     }
 
     fn gate(&self, me: usize) -> Gate<'_> {
@@ -174,17 +174,17 @@ impl World {
     /// What a rank does whose wait for `peer` is broken (window.rs `broken`), and then fails (world.rs `fail`).
     fn fail(&self, me: usize, (peer, broken): (usize, Broken)) {
         if matches!(broken, Broken::Gone(word) if word != LEFT) {
-            wait::revoke(&self.revoked, peer);
+            wait::revoke(&self.revoked, 0, peer);
         }
         wait::depart(&self.alive[me], FAILED);
-        wait::revoke(&self.revoked, me);
+        wait::revoke(&self.revoked, 0, me);
     }
 
     /// Rank `victim` is dead: the kernel says so and wakes one, then the supervisor ends the world.
     fn dies(&self, victim: usize) {
         self.alive[victim].store(OWNER_DIED, Ordering::SeqCst);
         wait::wake(&self.alive[victim], 1);
-        wait::revoke(&self.revoked, victim);
+        wait::revoke(&self.revoked, 0, victim);
     }
 }
 
@@ -359,7 +359,7 @@ impl Ring {
     }
 
     fn end(&self, me: usize) -> End<'_> {
-        let guard = Guard { alive: &self.alive[1 - me], revoked: &self.revoked };
+        let guard = Guard { alive: &self.alive[1 - me], revoked: &self.revoked, clean: 0 };
         End::over(&self.words, (&self.segment, 0, self.store.len() * PIECE), guard, DROWSY, self.first)
     }
 

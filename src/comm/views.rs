@@ -107,7 +107,7 @@ impl<'w> Comm<'w> {
     }
 
     /// All ranks arrive.
-    pub(crate) fn agree(&mut self, call: &Call) -> Result<()> {
+    pub(crate) fn arrive(&mut self, call: &Call) -> Result<()> {
         self.transport.agree(call, 0).map(drop)
     }
 

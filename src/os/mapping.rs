@@ -74,6 +74,17 @@ impl Mapping {
         }
     }
 
+    /// Zeroes `len` bytes at `offset`, whole pages, by giving them back to the kernel; false if it will not.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
+        if cfg!(miri) || offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: the offset lies inside the mapping.
+        let first = unsafe { self.base.as_ptr().add(offset) };
+        // SAFETY: mapped, and the caller's to overwrite: it becomes zeroes for all who share it.
+        unsafe { libc::madvise(first.cast(), len, libc::MADV_REMOVE) == 0 }
+    }
+
     /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);

@@ -2,11 +2,12 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -18,6 +19,9 @@ pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
 pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
 /// The bits of a robust word that hold the owner's thread id.
 pub(crate) const TID_MASK: u32 = libc::FUTEX_TID_MASK;
+
+/// The number of SIGKILL.
+pub(crate) const KILL: i32 = libc::SIGKILL;
 
 /// A process known by descriptor: its number cannot be reused while this is held.
 #[derive(Debug)]
@@ -100,12 +104,52 @@ impl Bell {
     pub(crate) fn ring(&self) {
         let _ = self.0.write(1);
     }
+
+    /// Ready for the next ring.
+    pub(crate) fn still(&self) {
+        let _ = self.0.read();
+    }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A pipe that is read without waiting.
+pub(crate) struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    pub(crate) fn new() -> Result<Pipe> {
+        let failed = |errno| Error::os("pipe", "two descriptors for each stream of a rank", errno);
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+        nix::fcntl::fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
+        Ok(Pipe { read, write })
+    }
+
+    /// Appends what has come, up to 64 KiB; false if nothing has.
+    pub(crate) fn read(&self, into: &mut Vec<u8>) -> bool {
+        let mut piece = [0; 64 << 10];
+        let len = nix::unistd::read(&self.read, &mut piece).unwrap_or(0);
+        into.extend_from_slice(&piece[..len]);
+        len > 0
+    }
+}
+
+impl AsFd for Pipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+/// This process's standard output and error go into these pipes.
+pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
+    let _ = nix::unistd::dup2_stdout(&out.write);
+    let _ = nix::unistd::dup2_stderr(&err.write);
 }
 
 /// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`; true for those
@@ -167,6 +211,8 @@ fn flush() {
     use std::io::Write;
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().flush();
+    // SAFETY: a null stream means all of C's own.
+    unsafe { libc::fflush(core::ptr::null_mut()) };
 }
 
 /// Ends this process without running destructors or exit handlers of the program it was forked from.
@@ -174,6 +220,20 @@ pub(crate) fn leave(code: i32) -> ! {
     flush();
     // SAFETY: _exit never returns and touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// What the process is doing, as the kernel lists it.
+pub(crate) fn state(pid: u32) -> &'static str {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it is in parentheses and may hold anything.
+    match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+        Some('R') => "running",
+        Some('S' | 'D' | 'I') => "sleeping",
+        Some('T' | 't') => "stopped",
+        Some('Z') => "zombie",
+        Some('X') | None => "dead",
+        Some(_) => "unknown",
+    }
 }
 
 /// The names of this process's threads.
@@ -245,6 +305,99 @@ pub(crate) fn end_all_children() {
 /// Makes this process the leader of a group of its own, which its children will belong to.
 pub(crate) fn lead_group() {
     let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
+}
+
+/// Signals that ask a program to end.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// What this process's parents have made of signals is not for it: those that end a program do.
+pub(crate) fn hear_signals() {
+    for signal in ENDING.into_iter().chain([Signal::SIGUSR1]) {
+        // SAFETY: SIG_DFL installs no handler code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    }
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+/// The signal that was caught; written by [`note`].
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note(signal: libc::c_int) {
+    CAUGHT.store(signal, Ordering::Relaxed);
+}
+
+/// While it lives, the first signal that asks this program to end is noted; the second ends it at once.
+pub(crate) struct HeldSignals(Vec<(Signal, SigAction)>);
+
+impl HeldSignals {
+    /// Holds back those signals whose handling the program has left to the kernel.
+    pub(crate) fn hold() -> HeldSignals {
+        let action = SigAction::new(
+            SigHandler::Handler(note),
+            SaFlags::SA_RESETHAND | SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        let mut held = Vec::new();
+        for signal in ENDING {
+            // SAFETY: `note` stores to an atomic, nothing else.
+            let Ok(before) = (unsafe { nix::sys::signal::sigaction(signal, &action) }) else { continue };
+            if matches!(before.handler(), SigHandler::SigDfl) {
+                held.push((signal, before));
+            } else {
+                // SAFETY: what was there before.
+                let _ = unsafe { nix::sys::signal::sigaction(signal, &before) };
+            }
+        }
+        HeldSignals(held)
+    }
+
+    /// The signal that has come.
+    pub(crate) fn caught(&self) -> Option<Signal> {
+        Signal::try_from(CAUGHT.load(Ordering::Relaxed)).ok().filter(|_| !self.0.is_empty())
+    }
+
+    /// Does what the kernel would have done at once: ends the program by the signal.
+    pub(crate) fn let_go(self, signal: Signal) {
+        drop(self);
+        let _ = nix::sys::signal::raise(signal);
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        for (signal, before) in self.0.drain(..) {
+            // SAFETY: what was there before.
+            let _ = unsafe { nix::sys::signal::sigaction(signal, &before) };
+        }
+        CAUGHT.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Has this process been asked, by SIGUSR1, to tell what it knows? Each asking is answered once.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn note_asking(_signal: libc::c_int) {
+    ASKED.store(1, Ordering::Relaxed);
+}
+
+/// From now on SIGUSR1 is noted.
+pub(crate) fn hear_questions() {
+    // SAFETY: `note_asking` stores to an atomic, nothing else.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGUSR1, SigHandler::Handler(note_asking)) };
+}
+
+/// Has SIGUSR1 come since the last call?
+pub(crate) fn asked() -> bool {
+    ASKED.swap(0, Ordering::Relaxed) != 0
+}
+
+/// Offers this process to the kernel, before its parents, when memory runs out.
+pub(crate) fn die_first() {
+    let path = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if now.is_some_and(|now| now < 500) {
+        let _ = std::fs::write(path, "500");
+    }
 }
 
 /// What this process's parent may have made of SIGCHLD does not keep it from learning how its children end.

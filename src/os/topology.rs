@@ -54,6 +54,25 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
+/// How often the kernel has killed a process of this one's memory cgroup (v1 and v2) for want of memory.
+pub(crate) fn oom_kills() -> u64 {
+    let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let counts = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let file = match controllers {
+            "" => format!("/sys/fs/cgroup{path}/memory.events"),
+            list if list.split(',').any(|name| name == "memory") => {
+                format!("/sys/fs/cgroup/memory{path}/memory.oom_control")
+            }
+            _ => return None,
+        };
+        let text = read_to_string(file).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok())
+    });
+    counts.sum()
+}
+
 #[cfg(not(miri))]
 #[cfg(test)]
 mod tests {

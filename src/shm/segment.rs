@@ -76,6 +76,11 @@ impl Segment {
         Ok(Segment { mapping })
     }
 
+    /// Zeroes whole pages by giving them back; false if the kernel will not.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
+        self.mapping.zero(offset, len)
+    }
+
     /// Asks for huge pages: see [`Mapping::collapse`].
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         self.mapping.collapse(offset, len);

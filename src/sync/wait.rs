@@ -37,6 +37,25 @@ pub(crate) fn is_gone(alive: u32) -> bool {
     alive & OWNER_DIED != 0 || alive == LEFT || alive == FAILED
 }
 
+/// Bits of a revoked word that hold the number plus one of the rank that failed first.
+const CULPRIT: u32 = 11;
+
+/// The revoked word while `epoch` lasts. It ends when a rank of it fails (the word then names the rank: see
+/// [`culprit`]) or when the next epoch begins; equality tells, so handles of earlier epochs never wait again.
+pub(crate) fn clean(epoch: u32) -> u32 {
+    epoch << CULPRIT
+}
+
+/// Is this revoked word of `epoch`?
+pub(crate) fn is_of(revoked: u32, epoch: u32) -> bool {
+    revoked >> CULPRIT == clean(epoch) >> CULPRIT
+}
+
+/// The rank that failed first in the epoch of this revoked word, if one has.
+pub(crate) fn culprit(revoked: u32) -> Option<usize> {
+    (revoked as usize & ((1 << CULPRIT) - 1)).checked_sub(1)
+}
+
 /// How long to spin and yield before sleeping.
 ///
 /// A wake of a sleeper on another processor costs 15-25 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
@@ -50,6 +69,9 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// To sleep at once.
+    pub(crate) const ASLEEP: Pace = Pace { spins: 0, yields: 0 };
+
     /// For `ranks` on `cpus` processors.
     pub(crate) fn new(ranks: usize, cpus: usize) -> Pace {
         if ranks <= cpus { Pace { spins: 1000, yields: 2 } } else { Pace { spins: 20, yields: 250 } }
@@ -61,14 +83,16 @@ impl Pace {
 pub(crate) struct Guard<'a> {
     /// The awaited rank's alive word: see [`is_gone`].
     pub(crate) alive: &'a AtomicU32,
-    /// Nonzero once any rank of the world has failed: its number plus one.
+    /// Holds `clean` until the epoch ends.
     pub(crate) revoked: &'a AtomicU32,
+    /// See [`clean`].
+    pub(crate) clean: u32,
 }
 
 /// Why a wait ended without its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// Rank number plus one of the first failure in the world.
+    /// The epoch is over; the revoked word.
     Revoked(u32),
     /// The awaited rank is gone and will not store the word; its alive word.
     Gone(u32),
@@ -145,11 +169,11 @@ impl Meeting<'_> {
         let revoked = guard.revoked.load(Ordering::Acquire);
         let alive = guard.alive.load(Ordering::Acquire);
         let value = self.word.load(Ordering::Acquire);
-        match (ready(value), revoked) {
+        match (ready(value), revoked == guard.clean) {
             (true, _) => Ok(Some(value)),
-            (false, 0) if is_gone(alive) => Err(Broken::Gone(alive)),
-            (false, 0) => Ok(None),
-            (false, rank) => Err(Broken::Revoked(rank)),
+            (false, true) if is_gone(alive) => Err(Broken::Gone(alive)),
+            (false, true) => Ok(None),
+            (false, false) => Err(Broken::Revoked(revoked)),
         }
     }
 
@@ -160,7 +184,7 @@ impl Meeting<'_> {
         let value = self.word.load(Ordering::Relaxed);
         let alive = guard.alive.load(Ordering::Relaxed);
         let revoked = guard.revoked.load(Ordering::Relaxed);
-        if !ready(value) && !is_gone(alive) && revoked == 0 {
+        if !ready(value) && !is_gone(alive) && revoked == guard.clean {
             sleep_on([(self.word, value), (guard.alive, alive), (guard.revoked, revoked)], slice);
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
@@ -173,16 +197,16 @@ pub(crate) fn depart(alive: &AtomicU32, last: u32) {
     wake_all(alive);
 }
 
-/// Ends every wait of a world; the first `culprit` counts.
-pub(crate) fn revoke(revoked: &AtomicU32, culprit: usize) {
-    let _ = revoked.compare_exchange(0, culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+/// Ends every wait of the epoch whose word is `clean`; the first `culprit` counts. Of an epoch that is over: nothing.
+pub(crate) fn revoke(revoked: &AtomicU32, clean: u32, culprit: usize) {
+    let _ = revoked.compare_exchange(clean, clean + culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
     wake_all(revoked);
 }
 
 fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
     match guard.revoked.load(Ordering::Relaxed) {
-        0 => Ok(()),
-        rank => Err(Broken::Revoked(rank)),
+        word if word == guard.clean => Ok(()),
+        word => Err(Broken::Revoked(word)),
     }
 }
 

@@ -7,16 +7,18 @@
 mod folding;
 mod message;
 mod moving;
+mod recovery;
 mod split;
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
+use crate::channel::recovery::Wish;
 use crate::channel::ring::{Reader, Writer};
 use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
-use crate::error::{Error, Result};
+use crate::error::{Error, RankState, Result};
 use crate::shm::arena::Block;
 use std::ops::Range;
 use std::rc::Rc;
@@ -34,10 +36,11 @@ pub(crate) struct Shm<'w> {
 }
 
 impl<'w> Shm<'w> {
-    /// The communicator of all ranks of `world`, as `rank` sees it.
+    /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
     pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Shm<'w> {
-        let bases = (0..world.ranks()).map(|rank| world.member_at(rank)).collect();
-        Shm::over(Window::new(world, rank, (0..world.ranks()).collect(), bases, 0), seat, Vec::new())
+        let verdict = world.verdict_words();
+        let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()));
+        Shm::over(window, seat, Vec::new())
     }
 
     fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
@@ -118,6 +121,22 @@ impl<'w> Transport<'w> for Shm<'w> {
 
     fn group(&self) -> u64 {
         self.window.group()
+    }
+
+    fn sequence(&self) -> u32 {
+        self.window.sequence()
+    }
+
+    fn epoch(&self) -> u32 {
+        self.window.epoch()
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        self.window.states()
+    }
+
+    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
+        self.ask(call, wish, value)
     }
 
     fn abort(&mut self, call: &Call, error: Error) -> Error {

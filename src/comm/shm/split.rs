@@ -46,7 +46,8 @@ impl<'w> Shm<'w> {
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
         shares.push(share);
         let ranks = members.iter().map(|&rank| self.window.ranks()[rank]).collect();
-        let window = Window::new(self.window.world(), me, ranks, bases, places[members[0]][1]);
+        let (world, epoch) = (self.window.world(), self.window.epoch());
+        let window = Window::new(world, epoch, me, ranks, (member, bases), places[members[0]][1]);
         Ok(Some(Box::new(Shm::over(window, Rc::clone(&self.seat), shares))))
     }
 
