@@ -62,6 +62,12 @@ mod shm;
 mod sync;
 mod work;
 
+/// Crash points and failing system calls, for tests: with the feature `faults` only.
+#[cfg(feature = "faults")]
+pub mod faults {
+    pub use crate::os::fault::{Action, Fault, Role, arm, done, hits, sites};
+}
+
 pub use channel::view::{Parts, Whole};
 pub use comm::Comm;
 pub use comm::op::{Arithmetic, Bits, Op, Ordered};

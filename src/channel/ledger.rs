@@ -18,6 +18,7 @@
 #![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
@@ -243,6 +244,7 @@ impl Ledger {
             return None;
         }
         let start = cursor.fetch_add(chunk as u64, Ordering::Relaxed).min(self.tasks as u64) as usize;
+        point(Site::Hinted);
         Some(start..(start + chunk).min(self.tasks))
     }
 
@@ -253,13 +255,17 @@ impl Ledger {
 
     /// [1]: a free task becomes `slot`'s.
     pub(crate) fn claim(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        claim(&self.words()[task], slot).then_some(Claim { ledger: self, task, slot, attempt: 0 })
+        claim(&self.words()[task], slot).then(|| {
+            point(Site::Claimed);
+            Claim { ledger: self, task, slot, attempt: 0 }
+        })
     }
 
     /// [1']: the task that the slot's predecessor left unfinished. Only for a process that fills the slot after the
     /// kernel has reported its predecessor's death.
     pub(crate) fn resume(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
         let attempt = resume(&self.words()[task], slot)?;
+        point(Site::Resumed);
         Some(Claim { ledger: self, task, slot, attempt })
     }
 
@@ -359,9 +365,12 @@ impl Claim<'_> {
     }
 
     fn finish(self, state: State) {
+        point(Site::RowWritten);
         publish(&self.ledger.words()[self.task], state);
+        point(Site::Committed);
         let rows = &self.ledger.tallies()[self.slot].rows;
         rows.store(rows.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        point(Site::Tallied);
     }
 }
 

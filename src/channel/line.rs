@@ -3,6 +3,7 @@
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
@@ -115,6 +116,7 @@ impl<'w> Gate<'w> {
     /// [2], [3]
     pub(crate) fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
         self.fill(line, head, inline);
+        point(Site::ExchangeFilled);
         self.lines[self.me].meeting(self.next).signal(self.next);
     }
 

@@ -22,6 +22,7 @@
 //! recoveries have passed).
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
@@ -231,10 +232,13 @@ impl Petition {
         asks.wish.store(wish as u32, Ordering::Relaxed);
         asks.value.store(value, Ordering::Relaxed);
         asks.line.store(line, Ordering::Relaxed);
+        point(Site::AskedInPart);
         self.number.store(number, Ordering::Release);
         ring();
+        point(Site::Asked);
         // The zygote must look, reap and perhaps fork: nothing to spin for.
         verdict.meeting().wait(supervised, Pace::ASLEEP, deadline, |decided| decided == number)?;
+        point(Site::Decided);
         Ok(Decision {
             number,
             outcome: Outcome::of(verdict.outcome.load(Ordering::Relaxed)),

@@ -25,6 +25,7 @@ use crate::channel::call::{Call, Verb, describe};
 use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
 use crate::channel::world::{Member, World};
 use crate::error::{Error, RankState, Result};
+use crate::os::fault::{Site, point};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::time::Instant;
@@ -214,6 +215,7 @@ impl<'w> Window<'w> {
         look: impl FnOnce(&mut Epoch<'_>) -> Result<(R, Then)>,
     ) -> Result<R> {
         self.meet(call, &offer)?;
+        point(Site::ExchangeSeen);
         let e = self.gate.next;
         self.gate.next = e.wrapping_add(1);
         if std::mem::take(&mut self.unclosed) {
@@ -230,6 +232,7 @@ impl<'w> Window<'w> {
             self.revoke();
         }
         self.unclosed = open && matches!(looked, Ok((_, Then::Follows)));
+        point(Site::ExchangeLooked);
         let closed = if open && !self.unclosed { self.close(call) } else { Ok(()) };
         let (result, _) = looked?;
         closed.map(|()| result)
@@ -248,7 +251,9 @@ impl<'w> Window<'w> {
 
     /// [6]
     fn close(&mut self, call: &Call) -> Result<()> {
+        point(Site::ExchangeClosing);
         self.meet(call, &Offer::default())?;
+        point(Site::ExchangeClosed);
         self.gate.next = self.gate.next.wrapping_add(1);
         self.not_revoked(call)
     }
@@ -276,6 +281,7 @@ impl<'w> Window<'w> {
 
     /// [2]-[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
     fn meet(&mut self, call: &Call, offer: &Offer<'_>) -> Result<()> {
+        point(Site::ExchangeBegin);
         self.not_revoked(call)?;
         let (place, inline): (u64, &[u8]) = match offer.payload {
             Payload::Nothing => (NOTHING, &[]),
@@ -288,6 +294,7 @@ impl<'w> Window<'w> {
         let signature = call.signature();
         let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
         self.gate.arrive(call.line, &head, inline);
+        point(Site::ExchangeArrived);
         let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
         let mut alike = true;
         for peer in 0..self.size() {
@@ -462,6 +469,7 @@ impl<'a> Seen<'a> {
         // SAFETY: in bounds and mapped; root lends the memory until the closing exchange; the parts of the ranks are
         // disjoint because all compute them from the same lengths; `part` is not in it (root cannot borrow it twice).
         unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), at.as_ptr(), part.len()) };
+        point(Site::Copied);
         Ok(())
     }
 

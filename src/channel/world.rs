@@ -16,6 +16,7 @@ use crate::channel::line::Line;
 use crate::channel::recovery::{Decision, MAX_RANKS, Petition, Verdict, Wish};
 use crate::channel::ring::{self, RingWords};
 use crate::error::{Death, Error, Place, RankState, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::{HUGE, PAGE};
 use crate::os::process::{self, Bell};
 use crate::os::topology;
@@ -51,7 +52,7 @@ pub(crate) struct Header {
 pub(crate) struct Slot {
     /// The robust word: see [`wait::is_gone`]. Written by the rank, or the kernel after its death.
     pub(crate) alive: AtomicU32,
-    /// The process number, written by whoever forked it.
+    /// The process number, written by whoever forked it, and by itself.
     pid: AtomicU32,
     /// How its body ended. Written by the rank, before `alive` says so.
     status: AtomicU32,
@@ -234,9 +235,12 @@ impl World {
     /// Begins `epoch` with these ranks. Only the zygote, and only when nobody is in a call of an earlier one.
     pub(crate) fn begin_epoch(&self, epoch: u32, members: &[usize]) {
         self.ready_half(epoch, members);
+        point(Site::ZygoteReadied);
         self.verdict_words().begin(epoch, members);
+        point(Site::ZygoteBeginning);
         self.revoked_word().store(wait::clean(epoch), Ordering::Release);
         wait::wake_all(self.revoked_word());
+        point(Site::ZygoteBegan);
     }
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
@@ -356,6 +360,7 @@ impl World {
     /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
     pub(crate) fn enter(&self, rank: usize, process: bool) {
         let slot = self.slot(rank);
+        slot.pid.store(process::pid(), Ordering::Relaxed);
         let alive = if process { wait::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
         slot.epoch.store(self.verdict_words().epoch(), Ordering::Relaxed);
         slot.alive.store(alive, Ordering::Release);
@@ -367,6 +372,7 @@ impl World {
         slot.result.store(result.0 as u64, Ordering::Relaxed);
         slot.result_len.store(result.1 as u64, Ordering::Relaxed);
         slot.status.store(DONE, Ordering::Relaxed);
+        point(Site::SlotLeaving);
         wait::depart(&slot.alive, LEFT);
     }
 
@@ -375,6 +381,7 @@ impl World {
         let slot = self.slot(rank);
         slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
         slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
+        point(Site::SlotLeaving);
         wait::depart(&slot.alive, FAILED);
         // Its peers may have gone on without it.
         self.revoke(slot.epoch.load(Ordering::Relaxed), rank);
@@ -468,10 +475,12 @@ impl World {
     pub(crate) fn verdict(&self, rank: usize) -> Error {
         let text = self.last_words(rank);
         match self.slot(rank).status.load(Ordering::Acquire) {
-            PANICKED => Error::Panicked { rank, text },
-            RETURNED => Error::Returned { rank, text },
             UNSTARTED => Error::Start { text },
-            DONE => Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank },
+            PANICKED if self.has_spoken(rank) => Error::Panicked { rank, text },
+            RETURNED if self.has_spoken(rank) => Error::Returned { rank, text },
+            DONE if self.has_spoken(rank) => {
+                Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank }
+            }
             _ => self.blame(Place { operation: "launch", rank, sequence: 0 }, rank),
         }
     }
@@ -529,9 +538,10 @@ impl Slot {
         self.death.store(0, Ordering::Relaxed);
     }
 
-    /// Wakes those who wait for its rank.
-    pub(crate) fn wake(&self) {
-        wait::wake_all(&self.alive);
+    /// Its process has ended: ends the waits for its rank if nobody has yet (it was killed before it could tell the
+    /// kernel which word to mark, or between its last word and the wake).
+    pub(crate) fn bury(&self) {
+        wait::bury(&self.alive);
     }
 
     /// It has been forked.

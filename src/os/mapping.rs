@@ -5,9 +5,11 @@
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, refused, sys};
 use crate::os::process;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
+use nix::errno::Errno;
 
 /// The size, and required alignment, of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -51,6 +53,9 @@ impl Mapping {
     /// Children forked from now on do not inherit the mapping: touching it there is a fault.
     pub(crate) fn keep_from_children(&self) {
         self.kept_by.store(process::incarnation(), Ordering::Relaxed);
+        if refused(Site::MadviseDontfork).is_some() {
+            return;
+        }
         #[cfg(not(miri))]
         // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
         unsafe {
@@ -64,19 +69,21 @@ impl Mapping {
         return Err(Error::option("alias", "not under Miri"));
         #[cfg(not(miri))]
         {
-            // SAFETY: an old size of 0 makes a second mapping of shared pages and leaves the first as it is (mremap(2)).
-            let at = unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
-            let base = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED);
-            let refused = || {
-                Error::os("mremap", &format!("{} bytes of addresses", self.len), nix::errno::Errno::last())
-            };
-            Ok(Mapping { base: base.ok_or_else(refused)?, len: self.len, kept_by: AtomicU32::new(0) })
+            let made = sys(Site::Mremap, || {
+                // SAFETY: an old size of 0 makes a second mapping of shared pages, and leaves the first as it is (mremap(2)).
+                let at =
+                    unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
+                NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED).ok_or_else(Errno::last)
+            });
+            let failed = |errno| Error::os("mremap", &format!("{} bytes of addresses", self.len), errno);
+            Ok(Mapping { base: made.map_err(failed)?, len: self.len, kept_by: AtomicU32::new(0) })
         }
     }
 
     /// Zeroes `len` bytes at `offset`, whole pages, by giving them back to the kernel; false if it will not.
     pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
-        if cfg!(miri) || offset.checked_add(len).is_none_or(|end| end > self.len) {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        if cfg!(miri) || !inside || refused(Site::MadviseRemove).is_some() {
             return false;
         }
         // SAFETY: the offset lies inside the mapping.
@@ -88,7 +95,7 @@ impl Mapping {
     /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);
-        if cfg!(miri) || start >= end {
+        if cfg!(miri) || start >= end || refused(Site::MadviseCollapse).is_some() {
             return;
         }
         for huge in (start..end).step_by(HUGE) {
@@ -115,7 +122,8 @@ fn map(len: usize) -> Result<NonNull<u8>> {
 
     let failed = |call| move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno);
     // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(failed("getrlimit"))?;
+    let (limit, _) =
+        sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE)).map_err(failed("getrlimit"))?;
     if limit < len as u64 {
         return Err(Error::no_space(
             "ftruncate",
@@ -123,13 +131,15 @@ fn map(len: usize) -> Result<NonNull<u8>> {
             "the limit on file sizes (ulimit -f), which shared memory obeys",
         ));
     }
-    let fd = memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd_create"))?;
-    nix::unistd::ftruncate(&fd, len as i64).map_err(failed("ftruncate"))?;
+    let fd = sys(Site::MemfdCreate, || memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC))
+        .map_err(failed("memfd_create"))?;
+    sys(Site::Ftruncate, || nix::unistd::ftruncate(&fd, len as i64)).map_err(failed("ftruncate"))?;
     let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
-    // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
-    let reserved = unsafe {
-        mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
-    }
+    let reserved = sys(Site::Mmap, || {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
+        unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, flags) }
+    })
     .map_err(failed("mmap"))?;
     let skip = reserved.as_ptr().align_offset(HUGE);
     // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
@@ -137,8 +147,10 @@ fn map(len: usize) -> Result<NonNull<u8>> {
     let at = NonZeroUsize::new(aligned as usize);
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
     let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
-    // SAFETY: MAP_FIXED replaces only pages of our own reservation.
-    let mapped = unsafe { mmap(at, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &fd, 0) };
+    let mapped = sys(Site::Mmap, || {
+        // SAFETY: MAP_FIXED replaces only pages of our own reservation.
+        unsafe { mmap(at, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &fd, 0) }
+    });
     let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
     if head > 0 {
         // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by nobody.
@@ -153,8 +165,10 @@ fn map(len: usize) -> Result<NonNull<u8>> {
     let mapped = mapped.map_err(failed("mmap"))?;
     // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
     // death.
-    // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
-    unsafe { libc::madvise(mapped.as_ptr(), len, libc::MADV_DONTDUMP) };
+    if refused(Site::MadviseDontdump).is_none() {
+        // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
+        unsafe { libc::madvise(mapped.as_ptr(), len, libc::MADV_DONTDUMP) };
+    }
     Ok(mapped.cast())
 }
 

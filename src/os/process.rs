@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
+use crate::os::fault::{Site, refused, sys};
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -38,9 +39,10 @@ impl Process {
 
     fn open(pid: Pid) -> Result<Process> {
         // SAFETY: pidfd_open takes two integers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-        let fd =
-            Errno::result(fd).map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
+        let fd = sys(Site::PidfdOpen, || {
+            Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+        });
+        let fd = fd.map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
         // SAFETY: a fresh descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         Ok(Process { pid, fd })
@@ -75,7 +77,7 @@ impl Process {
     pub(crate) fn reap(&self, block: bool) -> Option<Death> {
         let flags = WaitPidFlag::WEXITED | if block { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
         loop {
-            return match nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags) {
+            return match sys(Site::Waitid, || nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags)) {
                 Ok(WaitStatus::Exited(_, code)) => Some(Death::Exit(code)),
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(Death::Signal(signal as i32)),
                 Err(Errno::EINTR) => continue,
@@ -97,17 +99,18 @@ pub(crate) struct Bell(EventFd);
 
 impl Bell {
     pub(crate) fn new() -> Result<Bell> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = sys(Site::Eventfd, || EventFd::from_flags(flags));
         bell.map(Bell).map_err(|errno| Error::os("eventfd", "one descriptor", errno))
     }
 
     pub(crate) fn ring(&self) {
-        let _ = self.0.write(1);
+        let _ = sys(Site::EventfdWrite, || self.0.write(1));
     }
 
     /// Ready for the next ring.
     pub(crate) fn still(&self) {
-        let _ = self.0.read();
+        let _ = sys(Site::EventfdRead, || self.0.read());
     }
 }
 
@@ -126,7 +129,7 @@ pub(crate) struct Pipe {
 impl Pipe {
     pub(crate) fn new() -> Result<Pipe> {
         let failed = |errno| Error::os("pipe", "two descriptors for each stream of a rank", errno);
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(failed)?;
+        let (read, write) = sys(Site::Pipe, || nix::unistd::pipe2(OFlag::O_CLOEXEC)).map_err(failed)?;
         nix::fcntl::fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
         Ok(Pipe { read, write })
     }
@@ -148,8 +151,8 @@ impl AsFd for Pipe {
 
 /// This process's standard output and error go into these pipes.
 pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
-    let _ = nix::unistd::dup2_stdout(&out.write);
-    let _ = nix::unistd::dup2_stderr(&err.write);
+    let _ = sys(Site::Dup, || nix::unistd::dup2_stdout(&out.write));
+    let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
 }
 
 /// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`; true for those
@@ -158,7 +161,10 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let mut fds: Vec<_> =
         sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
     let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
-    let _ = nix::poll::poll(&mut fds, timeout);
+    if sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)).is_err() {
+        // Nothing has been said about any of them.
+        return vec![false; sources.len()];
+    }
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 
@@ -189,7 +195,7 @@ pub(crate) enum Fork {
 pub(crate) fn fork() -> Result<Fork> {
     flush();
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
-    let forked = unsafe { nix::unistd::fork() };
+    let forked = sys(Site::Clone, || unsafe { nix::unistd::fork() });
     match forked.map_err(|errno| Error::os("fork", "one more process", errno))? {
         ForkResult::Child => {
             INCARNATION.fetch_add(1, Ordering::Relaxed);
@@ -250,7 +256,8 @@ pub(crate) fn threads() -> Vec<String> {
 }
 
 fn listed_threads() -> Vec<String> {
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let listed = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO));
+    let tasks = listed.into_iter().flatten().flatten();
     tasks
         .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
         .collect()
@@ -258,7 +265,7 @@ fn listed_threads() -> Vec<String> {
 
 /// Makes the kernel kill this process when its parent dies; false if the parent has died already.
 pub(crate) fn die_with_parent(parent: u32) -> bool {
-    let set = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let set = sys(Site::SetPdeathsig, || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
     set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
 }
 
@@ -269,7 +276,7 @@ pub(crate) fn outlive_parent() {
 
 /// Orphans below this process become its children instead of init's.
 pub(crate) fn adopt_orphans() {
-    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let _ = sys(Site::SetSubreaper, || nix::sys::prctl::set_child_subreaper(true));
 }
 
 /// The children of this process that are not in `known`: adopted orphans, and what `build` has started.
@@ -304,7 +311,7 @@ pub(crate) fn end_all_children() {
 
 /// Makes this process the leader of a group of its own, which its children will belong to.
 pub(crate) fn lead_group() {
-    let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
+    let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)));
 }
 
 /// Signals that ask a program to end.
@@ -340,7 +347,8 @@ impl HeldSignals {
         let mut held = Vec::new();
         for signal in ENDING {
             // SAFETY: `note` stores to an atomic, nothing else.
-            let Ok(before) = (unsafe { nix::sys::signal::sigaction(signal, &action) }) else { continue };
+            let before = sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) });
+            let Ok(before) = before else { continue };
             if matches!(before.handler(), SigHandler::SigDfl) {
                 held.push((signal, before));
             } else {
@@ -448,8 +456,12 @@ pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
         pending: core::ptr::null(),
     }));
     node[0] = core::ptr::from_ref(head) as usize;
-    // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
-    unsafe { libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>()) };
+    if refused(Site::SetRobustList).is_none() {
+        // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
+        unsafe {
+            libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>())
+        };
+    }
     // SAFETY: gettid takes nothing.
     let tid = unsafe { libc::gettid() } as u32;
     tid | WAITERS

@@ -1,10 +1,19 @@
 //! How many processors this process may really use, and how much cache and memory there is.
 
-use std::fs::read_to_string;
+use crate::os::fault::{Site, refused, sys};
+
+/// A file of the kernel's, if it can be read.
+fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
+    match refused(Site::ReadProc) {
+        Some(errno) => Err(errno.into()),
+        None => std::fs::read_to_string(path),
+    }
+}
 
 /// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
 pub(crate) fn cpus() -> usize {
-    let affinity = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).map_or(1, |set| {
+    let set = sys(Site::GetAffinity, || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)));
+    let affinity = set.map_or(1, |set| {
         (0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count()
     });
     let quota = quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);

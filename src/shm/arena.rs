@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "slices of blocks")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::HUGE;
 use crate::os::process;
 use crate::shm::element::{ALIGN, Element};
@@ -81,6 +82,7 @@ impl Heap {
             len,
             holder: AtomicU32::new(process::incarnation()),
         };
+        point(Site::BlockAllocated);
         if zeroed && !fresh {
             block.bytes_mut().fill(0);
         }
@@ -124,6 +126,7 @@ impl Heap {
         let end =
             end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
         used.store((end - self.start) as u64, Ordering::Relaxed);
+        point(Site::BlockExtended);
         if capacity <= EAGER {
             self.segment.collapse(offset, capacity);
         }
@@ -240,6 +243,7 @@ impl Block {
         let set_off =
             self.holders().compare_exchange(1, IN_TRANSIT, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if set_off {
+            point(Site::BlockSetOff);
             self.holder.store(0, Ordering::Relaxed);
         }
         set_off
@@ -249,7 +253,10 @@ impl Block {
     pub(crate) fn take_up(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let block = Block::join(segment, offset, len)?;
         match block.holders().compare_exchange(IN_TRANSIT, 1, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => Ok(block),
+            Ok(_) => {
+                point(Site::BlockTakenUp);
+                Ok(block)
+            }
             Err(_) => {
                 core::mem::forget(block);
                 Err(Error::Corrupt { what: "the descriptor of a shared array" })
@@ -262,6 +269,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.is_mine() {
             self.holders().fetch_sub(1, Ordering::Release);
+            point(Site::BlockDropped);
         }
     }
 }

@@ -15,6 +15,7 @@
 //! values (the store buffer), and the waiter sleeps until its slice ends: `models/flagline.pml` shows it.
 //! A count left behind by a waiter that died costs superfluous wakes, nothing else.
 
+use crate::os::fault::{Site, point};
 use crate::os::process::{self, OWNER_DIED};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -119,9 +120,11 @@ impl Meeting<'_> {
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
         fence(Ordering::SeqCst);
+        point(Site::Stored);
         if self.sleepers.load(Ordering::Relaxed) != 0 {
             wake_all(self.word);
         }
+        point(Site::Signalled);
     }
 
     /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will.
@@ -180,6 +183,7 @@ impl Meeting<'_> {
     /// [a]-[d]: sleeps once, until woken or the slice has passed.
     fn sleep(&self, guard: Guard<'_>, slice: Duration, ready: &impl Fn(u32) -> bool) {
         self.sleepers.fetch_add(1, Ordering::Relaxed);
+        point(Site::Drowsy);
         fence(Ordering::SeqCst);
         let value = self.word.load(Ordering::Relaxed);
         let alive = guard.alive.load(Ordering::Relaxed);
@@ -187,6 +191,7 @@ impl Meeting<'_> {
         if !ready(value) && !is_gone(alive) && revoked == guard.clean {
             sleep_on([(self.word, value), (guard.alive, alive), (guard.revoked, revoked)], slice);
         }
+        point(Site::Awake);
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -194,12 +199,22 @@ impl Meeting<'_> {
 /// A rank's last word, `LEFT` or `FAILED`: ends the waits for it.
 pub(crate) fn depart(alive: &AtomicU32, last: u32) {
     alive.store(last, Ordering::SeqCst);
+    point(Site::SlotLeft);
+    wake_all(alive);
+}
+
+/// The rank's process has ended, as the kernel has told: ends the waits for it. What it said last stays.
+pub(crate) fn bury(alive: &AtomicU32) {
+    if !is_gone(alive.load(Ordering::Acquire)) {
+        alive.store(OWNER_DIED, Ordering::Release);
+    }
     wake_all(alive);
 }
 
 /// Ends every wait of the epoch whose word is `clean`; the first `culprit` counts. Of an epoch that is over: nothing.
 pub(crate) fn revoke(revoked: &AtomicU32, clean: u32, culprit: usize) {
     let _ = revoked.compare_exchange(clean, clean + culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+    point(Site::Revoked);
     wake_all(revoked);
 }
 

@@ -5,6 +5,7 @@ use crate::comm::Comm;
 use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::topology;
 use crate::shm::array::{pack, unpack};
 use crate::work::crew::{Crew, Job, Policy, caught};
@@ -102,6 +103,7 @@ impl Launch {
             block.bytes_mut().copy_from_slice(&bytes);
             let place = (block.offset(), bytes.len());
             core::mem::forget(block);
+            point(Site::SlotResult);
             Ok(place)
         };
         let policy = if self.recover { Policy::Recover } else { Policy::End };

@@ -19,6 +19,7 @@ use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
 use crate::error::{Error, RankState, Result};
+use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
 use std::ops::Range;
 use std::rc::Rc;
@@ -61,6 +62,7 @@ impl<'w> Shm<'w> {
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + cell.len())];
             self.seat.copy(&mut cell[..chunk.len()], chunk);
+            point(Site::ExchangeStaged);
             Payload::Staged
         }
     }

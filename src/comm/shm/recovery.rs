@@ -6,6 +6,7 @@ use crate::channel::window::{Offer, Window};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Mailbox;
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::sync::wait::Broken;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,7 @@ impl Shm<'_> {
             self.writers = (0..self.window.size()).map(|_| None).collect();
             self.readers = (0..self.window.size()).map(|_| None).collect();
             self.mail = Mailbox::default();
+            point(Site::Rebuilt);
         }
         Ok((decision.value, gone))
     }

@@ -18,6 +18,7 @@ mod recovery;
 
 use crate::channel::world::World;
 use crate::error::{Death, Error, Result};
+use crate::os::fault::{self, Role, Site, point};
 use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
 use output::Output;
@@ -89,6 +90,7 @@ impl Crew {
                 Ok(Crew { world: world.clone(), zygote, bell, output, caller: process::incarnation() })
             }
             Fork::Child => {
+                fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
                 Zygote { world, job, caller, bell, output, slots, oom_kills, asked_since: None }.live()
             }
@@ -182,13 +184,17 @@ impl<S> Zygote<'_, S> {
         process::hear_children();
         process::hear_questions();
         self.world.supervise();
+        point(Site::ZygoteBegun);
         // While it builds it cannot listen for the caller's end.
         if !process::die_with_parent(self.caller.pid()) {
+            self.world.unstarted(0, "the caller is gone, or prctl(PR_SET_PDEATHSIG) is not allowed here");
+            self.world.close(1);
             process::leave(1);
         }
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
         self.end_all();
         self.world.close(code);
+        point(Site::ZygoteClosed);
         process::leave(code)
     }
 
@@ -212,6 +218,7 @@ impl<S> Zygote<'_, S> {
             }
         }
         self.supervise(&mut state);
+        point(Site::ZygoteEnding);
         core::mem::forget(state);
         0
     }
@@ -230,18 +237,26 @@ impl<S> Zygote<'_, S> {
             words.forget();
             self.world.petition(rank).clear(self.world.verdict_words());
         }
+        point(Site::ZygoteForking);
         match process::fork()? {
             Fork::Parent(process) => {
+                point(Site::ZygoteForked);
                 words.filled(process.pid());
                 self.slots[rank] = Some(Slot { process, deaths, finished });
                 Ok(())
             }
             Fork::Child => {
-                if !process::die_with_parent(zygote) {
-                    process::leave(1);
-                }
-                self.output.iter().for_each(|output| output.enter(rank));
-                run_slot(self.world, self.job, rank, state.take())
+                fault::play(Role::Rank(rank));
+                // A panic must not find its way back into the zygote's loop, of which this process has a copy.
+                let _ = caught(|| {
+                    point(Site::SlotForked);
+                    if !process::die_with_parent(zygote) {
+                        process::leave(1);
+                    }
+                    self.output.iter().for_each(|output| output.enter(rank));
+                    run_slot(self.world, self.job, rank, state.take())
+                });
+                process::leave(101)
             }
         }
     }
@@ -279,16 +294,18 @@ impl<S> Zygote<'_, S> {
     /// A slot's process has ended: note how, and revoke or fork again.
     fn bury(&mut self, rank: usize, state: &mut Option<S>) {
         let Some(slot) = self.slots[rank].take() else { return };
+        point(Site::ZygoteBurying);
         slot.process.kill_group();
         let Some(death) = slot.process.reap(false) else {
             self.slots[rank] = Some(slot);
             return;
         };
         self.world.record_death(rank, self.explained(death));
+        point(Site::ZygoteRecorded);
         let epoch = self.world.verdict_words().epoch();
+        self.world.slot(rank).bury();
         if self.world.has_spoken(rank) {
-            // It may have been killed before it could wake those who wait for it.
-            return self.world.slot(rank).wake();
+            return;
         }
         let Policy::Replace(progress) = self.job.policy else { return self.world.revoke(epoch, rank) };
         let finished = progress(rank);
@@ -338,13 +355,16 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
     process::die_first();
     // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
     world.segment().keep_from_children();
+    point(Site::SlotEntering);
     world.enter(rank, true);
+    point(Site::SlotEntered);
     let result = caught(|| {
         let state = state.map_or_else(|| (job.build)(), Ok)?;
         (job.body)(rank, state)
     });
     let code = match result {
         Ok(Ok(result)) => {
+            point(Site::SlotReturned);
             world.leave(rank, result);
             0
         }
@@ -357,6 +377,7 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
             1
         }
     };
+    point(Site::SlotGone);
     process::leave(code)
 }
 

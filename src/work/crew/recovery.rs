@@ -2,6 +2,7 @@
 
 use super::Zygote;
 use crate::channel::recovery::{Outcome, Wish};
+use crate::os::fault::{Site, point};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::LEFT;
 use std::time::Instant;
@@ -48,6 +49,7 @@ impl<S> Zygote<'_, S> {
             _ => Outcome::Mismatch,
         };
         self.world.verdict_words().decide(outcome, value, &asked);
+        point(Site::ZygoteDecided);
     }
 
     /// [2], [3]: all ranks that have not `asked` are forked again, or none.
