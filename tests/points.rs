@@ -178,10 +178,7 @@ fn try_all(
                 seen.insert((site, index));
                 // Behind its last word a rank may end as it likes.
                 let spoken = ["slot: left, nobody woken", "slot: left, before exit"].contains(&site);
-                match &result {
-                    Err(error) => assert!(spoken || judge(action, error), "{told}"),
-                    Ok(()) => {}
-                }
+                assert!(spoken || result.as_ref().err().is_none_or(|error| judge(action, error)), "{told}");
                 break;
             }
         }
@@ -248,11 +245,10 @@ fn recovery(size: usize) -> Result<Vec<u64>> {
             comm.barrier()?;
             comm.respawn()
         };
-        if comm.epoch() == 0 {
-            match one(comm) {
-                Err(error @ Error::Other(_)) => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
+        if comm.epoch() == 0
+            && let Err(error @ Error::Other(_)) = one(comm)
+        {
+            return Err(error);
         }
         recovered(comm)
     })?;

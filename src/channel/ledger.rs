@@ -232,7 +232,8 @@ impl Ledger {
 
     /// Tasks finished so far.
     pub(crate) fn finished(&self) -> u64 {
-        self.tallies().iter().map(|tally| tally.rows.load(Ordering::Relaxed)).sum()
+        let rows = self.tallies().iter().map(|tally| tally.rows.load(Ordering::Relaxed));
+        rows.fold(0, u64::saturating_add)
     }
 
     /// Where tasks have not been looked at yet: at least `remaining / share` of them, to begin with.
@@ -369,7 +370,7 @@ impl Claim<'_> {
         publish(&self.ledger.words()[self.task], state);
         point(Site::Committed);
         let rows = &self.ledger.tallies()[self.slot].rows;
-        rows.store(rows.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        rows.store(rows.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         point(Site::Tallied);
     }
 }
@@ -388,7 +389,7 @@ impl Texts {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(4096)];
         let log = ledger.log(slot);
         let need = 1 + bytes.len().div_ceil(8);
-        if at + need > log.len() {
+        if at.checked_add(need).is_none_or(|end| end > log.len()) {
             return LOST;
         }
         log[at].store(bytes.len() as u64, Ordering::Relaxed);

@@ -167,7 +167,7 @@ impl Verdict {
     }
 
     /// The number of the decision that petitions are for now.
-    pub(crate) fn next(&self) -> u32 {
+    fn next(&self) -> u32 {
         self.decided.load(Ordering::Acquire).wrapping_add(1)
     }
 
@@ -178,11 +178,11 @@ impl Verdict {
     }
 
     /// [4] of the zygote.
-    pub(crate) fn decide(&self, outcome: Outcome, value: u64, agreed: &[usize]) {
+    pub(crate) fn decide(&self, number: u32, outcome: Outcome, value: u64, agreed: &[usize]) {
         self.outcome.store(outcome.word(), Ordering::Relaxed);
         self.value.store(value, Ordering::Relaxed);
         write(&self.agreed, agreed);
-        self.meeting().signal(self.next());
+        self.meeting().signal(number);
     }
 
     /// The ranks of the epoch.
@@ -193,8 +193,8 @@ impl Verdict {
 
 impl Petition {
     /// The slot's next process has asked for nothing.
-    pub(crate) fn clear(&self, verdict: &Verdict) {
-        self.number.store(verdict.next().wrapping_sub(1), Ordering::Relaxed);
+    pub(crate) fn clear(&self, decided: u32) {
+        self.number.store(decided, Ordering::Relaxed);
     }
 
     /// What the rank asks of decision `number`, and its value; `Some(None)` if that is nothing known.

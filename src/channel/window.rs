@@ -102,10 +102,16 @@ impl Drop for RevokeOnUnwind<'_> {
 
 impl<'w> Window<'w> {
     /// The window of `rank` in the world's own communicator of an epoch whose members are the world's `ranks`.
-    pub(crate) fn of_world(world: &'w World, rank: usize, epoch: u32, ranks: Vec<usize>) -> Window<'w> {
-        let me = ranks.iter().position(|&member| member == rank).unwrap_or(0);
+    pub(crate) fn of_world(
+        world: &'w World,
+        rank: usize,
+        epoch: u32,
+        ranks: Vec<usize>,
+    ) -> Result<Window<'w>> {
+        let me = ranks.iter().position(|&member| member == rank);
+        let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
         let bases = ranks.iter().map(|&rank| world.member_at(rank, epoch)).collect();
-        Window::new(world, epoch, me, ranks, (world.member(), bases), 0)
+        Ok(Window::new(world, epoch, me, ranks, (world.member(), bases), 0))
     }
 
     /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares so laid out at
@@ -298,8 +304,13 @@ impl<'w> Window<'w> {
         let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
         let mut alike = true;
         for peer in 0..self.size() {
-            self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
-            self.heads[peer] = self.gate.head(peer).0;
+            // What I said I know: from shared memory anyone could have overwritten it.
+            self.heads[peer] = if peer == self.gate.me {
+                head
+            } else {
+                self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
+                self.gate.head(peer).0
+            };
             alike &= self.heads[peer].signature == signature && call.verb != Verb::Abort;
         }
         if alike { Ok(()) } else { Err(self.disagreement(call)) }
@@ -434,6 +445,7 @@ impl<'a> Seen<'a> {
         match head.place {
             NOTHING => Ok(Shown::Nothing),
             IN_MARK if len <= INLINE => Ok(Shown::Inline(Inline(self.window.gate.inline(peer, self.e), len))),
+            IN_MARK => Err(Error::Corrupt { what: "the head of a peer's call" }),
             IN_CELL => Ok(Shown::Staged(self.cell(peer))),
             offset => self.slice(offset, len).map(Shown::Exposed),
         }

@@ -65,6 +65,8 @@ pub(crate) struct Slot {
     epoch: AtomicU32,
     result: AtomicU64,
     result_len: AtomicU64,
+    /// The checksum of these two: whoever reads them as bytes must not be led astray.
+    result_sum: AtomicU64,
     /// How far its heap has been used.
     heap_used: AtomicU64,
 }
@@ -349,7 +351,8 @@ impl World {
 
     /// The rank that failed first in the epoch that is now, if one did.
     pub(crate) fn culprit(&self) -> Option<usize> {
-        wait::culprit(self.revoked_word().load(Ordering::Acquire))
+        let culprit = wait::culprit(self.revoked_word().load(Ordering::Acquire));
+        culprit.map(|rank| rank.min(self.ranks() - 1))
     }
 
     /// How the ranks wait on this machine.
@@ -371,6 +374,7 @@ impl World {
         let slot = self.slot(rank);
         slot.result.store(result.0 as u64, Ordering::Relaxed);
         slot.result_len.store(result.1 as u64, Ordering::Relaxed);
+        slot.result_sum.store(self.sum(rank, result), Ordering::Relaxed);
         slot.status.store(DONE, Ordering::Relaxed);
         point(Site::SlotLeaving);
         wait::depart(&slot.alive, LEFT);
@@ -421,7 +425,11 @@ impl World {
         let left = slot.alive.load(Ordering::Acquire) == LEFT && slot.status.load(Ordering::Relaxed) == DONE;
         let at =
             (slot.result.load(Ordering::Relaxed) as usize, slot.result_len.load(Ordering::Relaxed) as usize);
-        left.then_some(at)
+        (left && slot.result_sum.load(Ordering::Relaxed) == self.sum(rank, at)).then_some(at)
+    }
+
+    fn sum(&self, rank: usize, (offset, len): (usize, usize)) -> u64 {
+        xxh3_64_with_seed(bytemuck::cast_slice(&[rank as u64, offset as u64, len as u64]), self.id)
     }
 
     /// A copy of bytes that a rank has left behind. Only once all ranks have ended.

@@ -118,6 +118,15 @@ sites! {
 }
 
 /// Who a process is, to the sites it passes.
+///
+/// ```
+/// # #[cfg(feature = "faults")] {
+/// use phalanx::faults::{Action, Fault, Role};
+/// let fault = Fault { site: "slot: alive", role: Some(Role::Rank(1)), hit: 1, every: false, action: Action::Abort };
+/// phalanx::faults::arm(Some(fault));
+/// assert!(phalanx::launch(2, |comm| comm.barrier()).is_err());
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The process that starts worlds.
@@ -176,6 +185,15 @@ mod machine {
     static ROLE: AtomicUsize = AtomicUsize::new(0);
 
     /// What happens at a site.
+    ///
+    /// ```
+    /// # #[cfg(feature = "faults")] {
+    /// use phalanx::faults::{Action, Fault, Role};
+    /// let fault = Fault { site: "slot: alive", role: Some(Role::Rank(1)), hit: 1, every: false, action: Action::Abort };
+    /// phalanx::faults::arm(Some(fault));
+    /// assert!(phalanx::launch(2, |comm| comm.barrier()).is_err());
+    /// # }
+    /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Action {
         /// SIGKILL.
@@ -195,6 +213,15 @@ mod machine {
     }
 
     /// An action at a site.
+    ///
+    /// ```
+    /// # #[cfg(feature = "faults")] {
+    /// use phalanx::faults::{Action, Fault, Role};
+    /// let fault = Fault { site: "slot: alive", role: Some(Role::Rank(1)), hit: 1, every: false, action: Action::Abort };
+    /// phalanx::faults::arm(Some(fault));
+    /// assert!(phalanx::launch(2, |comm| comm.barrier()).is_err());
+    /// # }
+    /// ```
     #[derive(Clone, Copy, Debug)]
     pub struct Fault {
         /// The site, by its name: see [`sites`].

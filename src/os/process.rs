@@ -38,8 +38,8 @@ impl Process {
     }
 
     fn open(pid: Pid) -> Result<Process> {
-        // SAFETY: pidfd_open takes two integers.
         let fd = sys(Site::PidfdOpen, || {
+            // SAFETY: pidfd_open takes two integers.
             Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
         });
         let fd = fd.map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;

@@ -29,8 +29,10 @@ const HEADER: usize = ALIGN;
 /// The allocator of one rank.
 pub(crate) struct Heap {
     segment: Arc<Segment>,
-    /// Where the word lies that says how far the heap has been used.
+    /// Where the word lies that tells successors how far the heap has been used.
     used: usize,
+    /// As far as this owner knows: what stands in shared memory may be overwritten.
+    next: usize,
     start: usize,
     end: usize,
     /// Unused blocks by capacity.
@@ -56,7 +58,9 @@ pub(crate) struct Block {
 impl Heap {
     /// The heap between `start` and `end` of `segment`; its used-up-to word is at `used`.
     pub(crate) fn new(segment: Arc<Segment>, used: usize, start: usize, end: usize) -> Heap {
-        Heap { segment, used, start, end, free: BTreeMap::new(), lent: Vec::new(), credit: 0 }
+        let next =
+            start + (segment.place::<AtomicU64>(used).load(Ordering::Relaxed) as usize).min(end - start);
+        Heap { segment, used, next, start, end, free: BTreeMap::new(), lent: Vec::new(), credit: 0 }
     }
 
     /// A block of `len` bytes held by one; its contents are zero if `zeroed`, else anything.
@@ -119,13 +123,12 @@ impl Heap {
 
     fn extend(&mut self, capacity: usize, len: usize) -> Result<usize> {
         let align = if capacity >= HUGE { HUGE } else { ALIGN };
-        let used = self.segment.place::<AtomicU64>(self.used);
-        let next = self.start + used.load(Ordering::Relaxed) as usize;
-        let offset = (next + HEADER).next_multiple_of(align);
+        let offset = (self.next + HEADER).next_multiple_of(align);
         let end = offset.checked_add(capacity).filter(|&end| end <= self.end);
         let end =
             end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
-        used.store((end - self.start) as u64, Ordering::Relaxed);
+        self.next = end;
+        self.segment.place::<AtomicU64>(self.used).store((end - self.start) as u64, Ordering::Relaxed);
         point(Site::BlockExtended);
         if capacity <= EAGER {
             self.segment.collapse(offset, capacity);

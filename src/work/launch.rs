@@ -94,7 +94,7 @@ impl Launch {
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, ()| {
             let seat = Rc::new(Seat::new(&world, rank));
-            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))));
+            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let result = body(&mut comm)?;
             let bytes = pack(world.segment(), &result)?;
             // What the result holds now belongs to the caller.
@@ -152,8 +152,7 @@ impl Launch {
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));
-            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, seat)));
-            match caught(|| body(&mut comm)) {
+            match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
                 Ok(Ok(result)) => {
                     world.leave(rank, (0, 0));
                     return Some(result);

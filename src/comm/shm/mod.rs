@@ -38,10 +38,10 @@ pub(crate) struct Shm<'w> {
 
 impl<'w> Shm<'w> {
     /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
-    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Shm<'w> {
+    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Result<Shm<'w>> {
         let verdict = world.verdict_words();
-        let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()));
-        Shm::over(window, seat, Vec::new())
+        let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
+        Ok(Shm::over(window, seat, Vec::new()))
     }
 
     fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
@@ -79,7 +79,7 @@ impl<'w> Shm<'w> {
     ) -> Result<()> {
         let offer = Offer { len, digest, payload: self.payload(shown, 0), target: None };
         let (seat, cell) = (Rc::clone(&self.seat), self.window.member().cell);
-        let longest = self.window.exchange(call, offer, |epoch| {
+        let staged = self.window.exchange(call, offer, |epoch| {
             check(&epoch.seen)?;
             for peer in 0..epoch.seen.size() {
                 match epoch.seen.payload(peer)? {
@@ -90,16 +90,19 @@ impl<'w> Shm<'w> {
                 }
             }
             let staged = (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer));
-            Ok(staged.map(|peer| epoch.seen.len(peer)).max().unwrap_or(0))
+            Ok(staged.map(|peer| (peer, epoch.seen.len(peer))).collect::<Vec<_>>())
         })?;
+        let longest = staged.iter().map(|&(_, len)| len).max().unwrap_or(0);
         let is_staged = matches!(offer.payload, Payload::Staged);
         for at in (cell..longest).step_by(cell) {
             let more = is_staged && at < shown.len();
             let payload = if more { self.payload(shown, at) } else { Payload::Nothing };
             self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
-                for peer in (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer)) {
-                    let left = epoch.seen.len(peer).saturating_sub(at).min(cell);
-                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..left]);
+                for &(peer, len) in staged.iter().filter(|&&(_, len)| len > at) {
+                    if !epoch.seen.is_staged(peer) || epoch.seen.len(peer) != len {
+                        return Err(Error::Corrupt { what: "the head of a peer's call" });
+                    }
+                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..(len - at).min(cell)]);
                 }
                 Ok(())
             })?;

@@ -76,7 +76,7 @@ impl Shm<'_> {
         }
         if wish != Wish::Agree {
             world.reach(rank, decision.epoch);
-            self.window = Window::of_world(world, rank, decision.epoch, decision.members);
+            self.window = Window::of_world(world, rank, decision.epoch, decision.members)?;
             self.writers = (0..self.window.size()).map(|_| None).collect();
             self.readers = (0..self.window.size()).map(|_| None).collect();
             self.mail = Mailbox::default();

@@ -22,6 +22,7 @@ use crate::os::fault::{self, Role, Site, point};
 use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
 use output::Output;
+use recovery::Era;
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -92,7 +93,8 @@ impl Crew {
             Fork::Child => {
                 fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
-                Zygote { world, job, caller, bell, output, slots, oom_kills, asked_since: None }.live()
+                Zygote { world, job, caller, bell, output, slots, oom_kills, era: Era::first(world.ranks()) }
+                    .live()
             }
         }
     }
@@ -167,8 +169,8 @@ struct Zygote<'a, S> {
     slots: Vec<Option<Slot>>,
     /// See `topology::oom_kills`, as last seen.
     oom_kills: u64,
-    /// When a rank first asked for the next decision.
-    asked_since: Option<Instant>,
+    /// What it has decided, as its own memory has it: see recovery.rs.
+    era: Era,
 }
 
 struct Slot {
@@ -235,7 +237,7 @@ impl<S> Zygote<'_, S> {
         words.begin();
         if matches!(self.job.policy, Policy::Recover) {
             words.forget();
-            self.world.petition(rank).clear(self.world.verdict_words());
+            self.world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
         match process::fork()? {
@@ -302,7 +304,7 @@ impl<S> Zygote<'_, S> {
         };
         self.world.record_death(rank, self.explained(death));
         point(Site::ZygoteRecorded);
-        let epoch = self.world.verdict_words().epoch();
+        let epoch = self.era.epoch;
         self.world.slot(rank).bury();
         if self.world.has_spoken(rank) {
             return;
