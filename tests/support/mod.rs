@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 /// One test: its name and what it does.
 pub type Case = (&'static str, fn());
 
-/// A case that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A case that takes longer hangs. In seconds; the long forms of some suites set it higher.
+fn patience() -> Duration {
+    let asked = std::env::var("PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(120))
+}
 
 /// The exit status of a case that cannot run here and has said why.
 const SKIPPED: i32 = 77;
@@ -70,7 +73,7 @@ fn run(name: &str) -> Result<ExitStatus, String> {
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < patience() {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) => std::thread::sleep(Duration::from_millis(2)),
@@ -80,7 +83,7 @@ fn run(name: &str) -> Result<ExitStatus, String> {
     let group = format!("-{}", child.id());
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
-    Err(format!("hung: killed after {} s", PATIENCE.as_secs()))
+    Err(format!("hung: killed after {} s", patience().as_secs()))
 }
 
 /// The environment variable that marks a test's own processes.
