@@ -297,12 +297,29 @@ impl Error {
 
     pub(crate) fn os(call: &'static str, need: &str, errno: Errno) -> Error {
         let hint = match errno {
-            Errno::ENOMEM => "; fewer or smaller arrays, or a higher memory limit (ulimit -v, cgroup)",
+            Errno::ENOMEM => {
+                "; a smaller `heap`, smaller arrays, or a higher limit on memory (ulimit -v, cgroup)"
+            }
+            Errno::EFBIG => {
+                "; a smaller `heap`, smaller arrays, or a higher limit on file sizes (ulimit -f), which shared memory obeys"
+            }
             Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
             Errno::EAGAIN => "; raise the limit on processes (ulimit -u, pids cgroup)",
+            Errno::ENOSYS | Errno::EPERM | Errno::EACCES => {
+                "; this needs Linux 5.4 or newer, and a sandbox (seccomp) that allows the call"
+            }
             _ => "",
         };
         Error::System { call, need: need.to_owned(), reason: errno.desc().to_owned(), hint }
+    }
+
+    pub(crate) fn no_memory(call: &'static str, need: usize, left: u64) -> Error {
+        Error::System {
+            call,
+            need: format!("{need} bytes"),
+            reason: format!("the memory cgroup has {left} left"),
+            hint: "; fewer ranks, smaller arrays, or a higher limit on memory (cgroup)",
+        }
     }
 
     pub(crate) fn no_space(call: &'static str, need: usize, reason: &str) -> Error {

@@ -15,11 +15,11 @@ mod fanout;
 mod peers;
 mod support;
 
-use phalanx::{Backend, Granularity, LocalResults, ParallelManager, Result, SharedArray, launch};
+use phalanx::{Backend, Granularity, LocalResults, ParallelManager, Result, SharedArray};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use support::Case;
+use support::{Case, launch};
 
 fn main() -> std::process::ExitCode {
     support::main(&[peers::CASES, fanout::CASES, failures::CASES].concat())

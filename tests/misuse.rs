@@ -8,7 +8,7 @@ use ndarray::{Array1, Array2, ArrayView1, Ix1, Ix2, arr1};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use phalanx::{
     Backend, Comm, Death, Error, Launch, Lease, Op, Outcome, Progress, Result, SharedArray, Sweep,
-    create_parallel_manager, launch,
+    create_parallel_manager,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use std::cell::{Cell, RefCell};
@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use support::{Case, marked_processes};
+use support::{Case, launch, marked_processes};
 
 const CASES: &[Case] = &[
     // Collectives.
@@ -285,7 +285,7 @@ fn arrays_of_a_body_cannot_be_opened() {
     });
     let text = &told.unwrap().unwrap()[0];
     assert_says(text, "not made by the caller of this world");
-    let threads = Launch { ranks: Some(2), ..Launch::default() };
+    let threads = Launch { ranks: Some(2), ..support::world() };
     let told = threads.threads(|comm| {
         let own = SharedArray::<u64, Ix1>::zeros(4)?;
         comm.barrier()?;
@@ -360,7 +360,7 @@ fn nested_worlds_cannot_open_outer_arrays() {
 
 fn two_worlds_of_threads_cannot_open_one_array() {
     let array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
-    let world = Launch { ranks: Some(2), ..Launch::default() };
+    let world = Launch { ranks: Some(2), ..support::world() };
     let (world, array, held, tried) = (&world, &array, &AtomicU32::new(0), &AtomicU32::new(0));
     let wait_for = |count: &AtomicU32, value| {
         while count.load(Ordering::Acquire) < value {
@@ -950,7 +950,7 @@ fn small_limit_on_files_is_named() {
 }
 
 fn endless_deadline() {
-    let world = Launch { ranks: Some(2), deadline: Some(Duration::MAX), ..Launch::default() };
+    let world = Launch { ranks: Some(2), deadline: Some(Duration::MAX), ..support::world() };
     let body = |comm: &mut Comm<'_>| {
         let mut message = arr1(&[comm.rank()]).mapv(|rank| rank as u64);
         comm.send(&message.clone(), 1 - comm.rank())?;
@@ -1019,7 +1019,7 @@ fn untouched_arrays_cost_nothing() {
 
 fn sweeps_in_a_world_do_not_pile_up() {
     // 4 MiB of results each time: fifty of them would not fit.
-    let world = Launch { ranks: Some(2), heap: Some(48 << 20), ..Launch::default() };
+    let world = Launch { ranks: Some(2), heap: Some(48 << 20), ..support::world() };
     let rows = Array2::from_shape_fn((128, 1), |(row, _)| row as f64);
     let grown = world.fork(|comm| {
         let mut early = 0;

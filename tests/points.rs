@@ -484,10 +484,10 @@ fn system_calls_that_never_work() {
         ("call: set_robust_list", 38),
         ("call: madvise, collapse", 22),
         ("call: madvise, remove", 95),
-        ("call: madvise, dontdump", 22),
         ("call: eventfd write", 11),
         ("call: sched_getaffinity", 1),
         ("call: setpgid", 1),
+        ("call: memfd_create", 38),
     ] {
         arm(Some(Fault { site, role: None, hit: 1, every: true, action: Action::Fail(errno) }));
         everything().unwrap_or_else(|error| panic!("without {site}: {error}"));
@@ -499,7 +499,9 @@ fn system_calls_that_never_work() {
     }
     for (site, errno) in [
         ("call: pidfd_open", 38),
-        ("call: memfd_create", 38),
+        ("call: memfd_create", 24),
+        ("call: madvise, dontdump", 22),
+        ("call: madvise, dontfork", 22),
         ("call: eventfd", 38),
         ("call: fork", 11),
         ("call: mmap", 12),

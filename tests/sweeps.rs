@@ -5,10 +5,10 @@
 mod support;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
-use phalanx::{Backend, Error, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, launch};
+use phalanx::{Backend, Error, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept};
 use std::cell::RefCell;
 use std::time::Duration;
-use support::Case;
+use support::{Case, launch};
 
 const CASES: &[Case] = &[
     (

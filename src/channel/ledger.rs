@@ -217,8 +217,8 @@ impl Ledger {
     }
 
     /// In a worker: what a model forks must not write its rows.
-    pub(crate) fn keep_from_children(&self) {
-        self.segment.keep_from_children();
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        self.segment.keep_from_children()
     }
 
     fn words(&self) -> &[AtomicU64] {

@@ -22,7 +22,7 @@ pub(crate) struct Solo {
 impl Solo {
     pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
         let world = World::new(Plan { ranks: 1, heap, ..Plan::default() })?;
-        world.segment().keep_from_children();
+        world.segment().keep_from_children()?;
         Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0, 0)))
     }
 

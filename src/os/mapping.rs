@@ -36,8 +36,8 @@ impl Mapping {
             .max(1)
             .checked_next_multiple_of(HUGE)
             .filter(|&len| len <= isize::MAX as usize - HUGE)
-            .ok_or_else(|| Error::no_space("mmap", len, "more than the address space"))?;
-        map(len).map(|base| Mapping { base, len, kept_by: AtomicU32::new(0) })
+            .ok_or_else(|| failed("mmap", len)(Errno::ENOMEM))?;
+        map(len)
     }
 
     /// The first byte.
@@ -51,16 +51,18 @@ impl Mapping {
     }
 
     /// Children forked from now on do not inherit the mapping: touching it there is a fault.
-    pub(crate) fn keep_from_children(&self) {
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        let kept = sys(Site::MadviseDontfork, || {
+            // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
+            #[cfg(not(miri))]
+            Errno::result(unsafe {
+                libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
+            })?;
+            Ok(())
+        });
+        kept.map_err(failed("madvise", self.len))?;
         self.kept_by.store(process::incarnation(), Ordering::Relaxed);
-        if refused(Site::MadviseDontfork).is_some() {
-            return;
-        }
-        #[cfg(not(miri))]
-        // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
-        unsafe {
-            libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
-        };
+        Ok(())
     }
 
     /// The same memory at a second address.
@@ -75,8 +77,8 @@ impl Mapping {
                     unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
                 NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED).ok_or_else(Errno::last)
             });
-            let failed = |errno| Error::os("mremap", &format!("{} bytes of addresses", self.len), errno);
-            Ok(Mapping { base: made.map_err(failed)?, len: self.len, kept_by: AtomicU32::new(0) })
+            let base = made.map_err(failed("mremap", self.len))?;
+            Ok(Mapping { base, len: self.len, kept_by: AtomicU32::new(0) })
         }
     }
 
@@ -111,45 +113,59 @@ impl Mapping {
     }
 }
 
-#[cfg(not(miri))]
-fn map(len: usize) -> Result<NonNull<u8>> {
-    use core::num::NonZeroUsize;
-    use nix::sys::{
-        memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
-        resource::{Resource, getrlimit},
-    };
+/// What it means that `call` failed for a mapping of `len` bytes.
+fn failed(call: &'static str, len: usize) -> impl Fn(Errno) -> Error {
+    move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno)
+}
 
-    let failed = |call| move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno);
+/// A file of `len` zeroed bytes without a name; `None` where a sandbox knows no such files.
+#[cfg(not(miri))]
+fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::resource::{Resource, getrlimit};
+
+    let fd = match sys(Site::MemfdCreate, || memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC)) {
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(None),
+        fd => fd.map_err(failed("memfd_create", len))?,
+    };
     // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
-    let (limit, _) =
-        sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE)).map_err(failed("getrlimit"))?;
-    if limit < len as u64 {
-        return Err(Error::no_space(
-            "ftruncate",
-            len,
-            "the limit on file sizes (ulimit -f), which shared memory obeys",
-        ));
-    }
-    let fd = sys(Site::MemfdCreate, || memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC))
-        .map_err(failed("memfd_create"))?;
-    sys(Site::Ftruncate, || nix::unistd::ftruncate(&fd, len as i64)).map_err(failed("ftruncate"))?;
-    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| Error::no_space("mmap", len, "zero"))?;
+    let limit = sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE));
+    let (limit, _) = limit.map_err(failed("getrlimit", len))?;
+    let sized = if limit < len as u64 {
+        Err(Errno::EFBIG)
+    } else {
+        sys(Site::Ftruncate, || nix::unistd::ftruncate(&fd, len as i64))
+    };
+    sized.map(|()| Some(fd)).map_err(failed("ftruncate", len))
+}
+
+#[cfg(not(miri))]
+fn map(len: usize) -> Result<Mapping> {
+    use core::num::NonZeroUsize;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+    // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
+    // charged as a whole.
+    let file = nameless_file(len)?;
+    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| failed("mmap", len)(Errno::EINVAL))?;
     let reserved = sys(Site::Mmap, || {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
         unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, flags) }
     })
-    .map_err(failed("mmap"))?;
+    .map_err(failed("mmap", len))?;
     let skip = reserved.as_ptr().align_offset(HUGE);
     // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
     let aligned = unsafe { reserved.as_ptr().cast::<u8>().add(skip) };
     let at = NonZeroUsize::new(aligned as usize);
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
     let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
-    let mapped = sys(Site::Mmap, || {
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let mapped = sys(Site::Mmap, || match &file {
         // SAFETY: MAP_FIXED replaces only pages of our own reservation.
-        unsafe { mmap(at, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, &fd, 0) }
+        Some(file) => unsafe { mmap(at, length, access, flags, file, 0) },
+        // SAFETY: as above.
+        None => unsafe { mmap_anonymous(at, length, access, flags) },
     });
     let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
     if head > 0 {
@@ -162,14 +178,16 @@ fn map(len: usize) -> Result<NonNull<u8>> {
         // SAFETY: pages of the reservation behind the mapping, used by nobody.
         let _ = unsafe { munmap(end, tail) };
     }
-    let mapped = mapped.map_err(failed("mmap"))?;
+    let mapping =
+        Mapping { base: mapped.map_err(failed("mmap", len))?.cast(), len, kept_by: AtomicU32::new(0) };
     // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
     // death.
-    if refused(Site::MadviseDontdump).is_none() {
+    let advised = sys(Site::MadviseDontdump, || {
         // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
-        unsafe { libc::madvise(mapped.as_ptr(), len, libc::MADV_DONTDUMP) };
-    }
-    Ok(mapped.cast())
+        Errno::result(unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_DONTDUMP) })
+    });
+    advised.map_err(failed("madvise", len))?;
+    Ok(mapping)
 }
 
 #[cfg(not(miri))]
@@ -191,10 +209,11 @@ fn layout(len: usize) -> std::alloc::Layout {
 }
 
 #[cfg(miri)]
-fn map(len: usize) -> Result<NonNull<u8>> {
+fn map(len: usize) -> Result<Mapping> {
     // SAFETY: the layout is not empty.
-    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) })
-        .ok_or_else(|| Error::no_space("alloc", len, "heap"))
+    let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) });
+    let base = base.ok_or_else(|| failed("alloc", len)(Errno::ENOMEM))?;
+    Ok(Mapping { base, len, kept_by: AtomicU32::new(0) })
 }
 
 #[cfg(miri)]

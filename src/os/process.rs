@@ -12,7 +12,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Set by the kernel in a robust futex word whose owner has died.
 pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
@@ -53,10 +53,10 @@ impl Process {
         self.pid.as_raw() as u32
     }
 
-    /// Ends the process at once. One that has ended already is no error.
+    /// Ends a child, that has not been collected, at once. One that has ended already is no error.
     pub(crate) fn kill(&self) {
         // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
-        unsafe {
+        let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.fd.as_raw_fd(),
@@ -65,6 +65,10 @@ impl Process {
                 0,
             )
         };
+        // A sandbox may lack the call. Until a child is collected its number is its own.
+        if let Err(Errno::ENOSYS | Errno::EPERM) = Errno::result(sent) {
+            let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+        }
     }
 
     /// Ends the children of a process that leads its group and has ended, but has not been collected: its number is
@@ -155,16 +159,17 @@ pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
     let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
 }
 
-/// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`; true for those
-/// that have.
+/// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`, whatever signals
+/// come; true for those that have.
 pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let mut fds: Vec<_> =
         sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
-    let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
-    if sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)).is_err() {
-        // Nothing has been said about any of them.
-        return vec![false; sources.len()];
-    }
+    let until = Instant::now() + slice;
+    let left = || {
+        let left = until.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    };
+    while sys(Site::Poll, || nix::poll::poll(&mut fds, left())) == Err(Errno::EINTR) {}
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 
@@ -192,24 +197,41 @@ pub(crate) enum Fork {
 }
 
 /// Forks. Call it only where [`threads`] has one entry, or the child may wait for a lock that nobody holds any more.
+///
+/// What a child needs is there before it begins: a descriptor to watch it by, and `prctl` to bind it to its parent.
 pub(crate) fn fork() -> Result<Fork> {
+    let place = Process::this()?;
+    nix::sys::prctl::get_pdeathsig()
+        .map_err(|errno| Error::os("prctl", "a signal to the child when its parent dies", errno))?;
     flush();
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
     let forked = sys(Site::Clone, || unsafe { nix::unistd::fork() });
-    match forked.map_err(|errno| Error::os("fork", "one more process", errno))? {
+    let forked = forked.map_err(|errno| Error::os("fork", "one more process", errno))?;
+    drop(place);
+    match forked {
         ForkResult::Child => {
             INCARNATION.fetch_add(1, Ordering::Relaxed);
+            go_first();
             Ok(Fork::Child)
         }
         ForkResult::Parent { child } => match Process::open(child) {
             Ok(process) => Ok(Fork::Parent(process)),
             Err(error) => {
+                // Another thread has taken the place.
                 let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
-                let _ = nix::sys::wait::waitpid(child, None);
+                while nix::sys::wait::waitpid(child, None) == Err(Errno::EINTR) {}
                 Err(error)
             }
         },
     }
+}
+
+/// When memory ends, the kernel kills whoever has most of it, and that is often the caller: with its arrays, it knows
+/// everything, and could have told. A child counts for a quarter of the memory more than its parent.
+fn go_first() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let inherited = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let _ = std::fs::write(FILE, (inherited.unwrap_or(0) + 250).min(1000).to_string());
 }
 
 /// Writes out what the standard streams hold back, so that a child neither repeats nor loses it.
@@ -282,8 +304,20 @@ pub(crate) fn adopt_orphans() {
 /// The children of this process that are not in `known`: adopted orphans, and what `build` has started.
 fn others(known: &[u32]) -> Vec<Pid> {
     let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    let pids = listed.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
+    // Where /proc is that of an outer namespace, it lists other numbers than this process knows its children by.
+    let depth = numbers("self").len();
+    let pids = listed.split_whitespace().filter_map(|pid| match depth {
+        0 | 1 => pid.parse().ok(),
+        _ => numbers(pid).get(depth - 1).copied(),
+    });
     pids.filter(|pid| !known.contains(pid)).map(|pid| Pid::from_raw(pid as i32)).collect()
+}
+
+/// The numbers of a process in the namespaces from that of /proc down to its own.
+fn numbers(process: &str) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.unwrap_or_default().split_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Collects children that have ended and are not in `known`.
@@ -397,15 +431,6 @@ pub(crate) fn hear_questions() {
 /// Has SIGUSR1 come since the last call?
 pub(crate) fn asked() -> bool {
     ASKED.swap(0, Ordering::Relaxed) != 0
-}
-
-/// Offers this process to the kernel, before its parents, when memory runs out.
-pub(crate) fn die_first() {
-    let path = "/proc/self/oom_score_adj";
-    let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if now.is_some_and(|now| now < 500) {
-        let _ = std::fs::write(path, "500");
-    }
 }
 
 /// What this process's parent may have made of SIGCHLD does not keep it from learning how its children end.

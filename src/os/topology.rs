@@ -63,23 +63,49 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
-/// How often the kernel has killed a process of this one's memory cgroup (v1 and v2) for want of memory.
-pub(crate) fn oom_kills() -> u64 {
+/// The directories of this process's memory cgroup and those above it, innermost first; `true` for version 2.
+fn memory_groups() -> Vec<(String, bool)> {
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let counts = groups.lines().filter_map(|line| {
+    let found = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
-        let file = match controllers {
-            "" => format!("/sys/fs/cgroup{path}/memory.events"),
-            list if list.split(',').any(|name| name == "memory") => {
-                format!("/sys/fs/cgroup/memory{path}/memory.oom_control")
-            }
+        let (mount, v2) = match controllers {
+            "" => ("/sys/fs/cgroup", true),
+            list if list.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", false),
             _ => return None,
         };
-        let text = read_to_string(file).ok()?;
+        let above = std::path::Path::new(path).ancestors().map(|group| format!("{mount}{}", group.display()));
+        Some(above.map(move |group| (group, v2)).collect::<Vec<_>>())
+    });
+    found.flatten().collect()
+}
+
+/// How often the kernel has killed a process of this one's memory cgroup (v1 and v2) for want of memory.
+pub(crate) fn oom_kills() -> u64 {
+    let counts = memory_groups().into_iter().filter_map(|(group, v2)| {
+        let file = if v2 { "memory.events" } else { "memory.oom_control" };
+        let text = read_to_string(format!("{group}/{file}")).ok()?;
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok())
     });
     counts.sum()
+}
+
+/// Bytes that this process's memory cgroups still allow, counting what the page cache can give back; `None`: no limit.
+pub(crate) fn memory_left() -> Option<u64> {
+    let left = memory_groups().into_iter().filter_map(|(group, v2)| {
+        let read = |name: &str| read_to_string(format!("{group}/{name}")).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let names = match v2 {
+            true => ["memory.max", "memory.current", "inactive_file "],
+            false => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
+        };
+        // Version 1 writes "no limit" as a number of nearly 2^63.
+        let limit = number(names[0]).filter(|&limit| limit < 1 << 60)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let cache = stat.lines().find_map(|line| line.strip_prefix(names[2])?.trim().parse::<u64>().ok());
+        Some((limit + cache.unwrap_or(0)).saturating_sub(number(names[1])?))
+    });
+    left.min()
 }
 
 #[cfg(not(miri))]

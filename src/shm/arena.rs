@@ -11,7 +11,7 @@
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::HUGE;
-use crate::os::process;
+use crate::os::{process, topology};
 use crate::shm::element::{ALIGN, Element};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -127,6 +127,9 @@ impl Heap {
         let end = offset.checked_add(capacity).filter(|&end| end <= self.end);
         let end =
             end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
+        if (HUGE..=EAGER).contains(&capacity) {
+            has_memory_for(len)?;
+        }
         self.next = end;
         self.segment.place::<AtomicU64>(self.used).store((end - self.start) as u64, Ordering::Relaxed);
         point(Site::BlockExtended);
@@ -134,6 +137,14 @@ impl Heap {
             self.segment.collapse(offset, capacity);
         }
         Ok(offset)
+    }
+}
+
+/// An error now is better than a kill at the first touch.
+fn has_memory_for(len: usize) -> Result<()> {
+    match topology::memory_left() {
+        Some(left) if left < len as u64 => Err(Error::no_memory("allocating a shared array", len, left)),
+        _ => Ok(()),
     }
 }
 
@@ -149,6 +160,9 @@ impl Block {
     /// The one block of a segment of its own: made by the caller before a world starts.
     pub(crate) fn alone(len: usize) -> Result<Block> {
         let need = len.checked_add(HUGE).ok_or_else(|| Error::no_space("mmap", len, "no such size"))?;
+        if len >= HUGE {
+            has_memory_for(len)?;
+        }
         let segment = Arc::new(Segment::new(need)?);
         segment.place::<AtomicU32>(HUGE - HEADER).store(1, Ordering::Relaxed);
         Ok(Block { segment, offset: HUGE, len, holder: AtomicU32::new(process::incarnation()) })

@@ -65,14 +65,14 @@ impl Segment {
     }
 
     /// See [`Mapping::keep_from_children`].
-    pub(crate) fn keep_from_children(&self) {
-        self.mapping.keep_from_children();
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        self.mapping.keep_from_children()
     }
 
     /// The same memory at a second address, which children do not inherit.
     pub(crate) fn private_alias(&self) -> Result<Segment> {
         let mapping = self.mapping.alias()?;
-        mapping.keep_from_children();
+        mapping.keep_from_children()?;
         Ok(Segment { mapping })
     }
 

@@ -110,7 +110,7 @@ impl Launch {
         let job = Job { build: &|| Ok(()), warm: true, body: &run, policy, tag_output: self.tag_output };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
         // What the ranks have left is the caller's alone, also when it forks again.
-        world.segment().keep_from_children();
+        world.segment().keep_from_children()?;
         let result = |rank| {
             let (offset, len) = match world.result(rank) {
                 Some(place) => place,
@@ -148,7 +148,7 @@ impl Launch {
             ));
         }
         let world = World::new(self.plan()?)?;
-        world.segment().keep_from_children();
+        world.segment().keep_from_children()?;
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));

@@ -296,7 +296,7 @@ pub fn message_to_nobody(comm: &mut Comm<'_>) -> Result<()> {
 
 /// No room in one rank's heap: an error on all, and on they go; what is freed can be had again, in other sizes.
 pub fn full_heap(back: Back) {
-    let launch = Launch { ranks: Some(2), heap: Some(16 << 20), ..Launch::default() };
+    let launch = Launch { ranks: Some(2), heap: Some(16 << 20), ..crate::support::world() };
     let body = |comm: &mut Comm<'_>| {
         for (bytes, says) in [(64 << 20, "67108864"), (5 << 20, "")] {
             let part = comm.parts::<u8, _>(Ix1(bytes / 2));

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub fn launches() {
     let body = |comm: &mut Comm<'_>| Ok(comm.size());
     for ranks in [0, 1025, usize::MAX] {
-        let launch = Launch { ranks: Some(ranks), ..Launch::default() };
+        let launch = Launch { ranks: Some(ranks), ..crate::support::world() };
         for error in [launch.fork(body).expect_err("refused"), launch.threads(body).expect_err("refused")] {
             let text = error.to_string();
             assert!(
@@ -20,9 +20,9 @@ pub fn launches() {
             );
         }
     }
-    let huge = Launch { ranks: Some(2), heap: Some(usize::MAX), ..Launch::default() };
+    let huge = Launch { ranks: Some(2), heap: Some(usize::MAX), ..crate::support::world() };
     assert_eq!(huge.threads(body).expect("only address space").map(|sizes| sizes.len()), Some(2));
-    let small = Launch { ranks: Some(2), heap: Some(1 << 20), ..Launch::default() };
+    let small = Launch { ranks: Some(2), heap: Some(1 << 20), ..crate::support::world() };
     let error = small.fork(|comm| comm.alloc::<u8, _>(1 << 30).map(drop)).expect_err("no room");
     assert!(error.to_string().contains("1073741824") && error.to_string().contains("heap"), "{error}");
     let error = small.fork(|comm| comm.alloc::<f64, _>((usize::MAX, 2)).map(drop)).expect_err("overflow");
@@ -63,7 +63,7 @@ pub fn running_threads() {
     let background = move || start.send(()).is_ok() && stopped.recv().is_ok();
     let thread = std::thread::Builder::new().name("background".into()).spawn(background);
     started.recv().expect("a thread that has got its name");
-    let launch = Launch { ranks: Some(2), ..Launch::default() };
+    let launch = Launch { ranks: Some(2), ..crate::support::world() };
     let error = launch.fork(|comm| comm.barrier()).expect_err("refused");
     assert!(
         error.to_string().contains("background") && error.to_string().contains("allow_threads"),
@@ -78,7 +78,7 @@ pub fn running_threads() {
 
 /// Nested, empty, large; leases are read where they were written.
 pub fn results() {
-    let launch = Launch { ranks: Some(4), ..Launch::default() };
+    let launch = Launch { ranks: Some(4), ..crate::support::world() };
     let nested =
         |rank: usize| -> (Option<String>, std::result::Result<u8, Vec<i32>>, BTreeMap<u8, ArrayD<f64>>) {
             let arrays = (0..rank as u8).map(|k| (k, ArrayD::from_elem(IxDyn(&[2, k as usize]), 0.5)));
@@ -119,7 +119,7 @@ pub fn leases_in_results(back: Back) {
         bytes.view_mut().fill(rank as u8);
         Ok((grid, vec![Some(bytes), None, Some(comm.alloc(0)?)]))
     };
-    let launch = Launch { ranks: Some(3), ..Launch::default() };
+    let launch = Launch { ranks: Some(3), ..crate::support::world() };
     let results = if back == Back::Fork { launch.fork(body) } else { launch.threads(body) };
     let mut results = results.expect("results").expect("of one node");
     for (rank, (grid, bytes)) in results.iter_mut().enumerate() {
@@ -137,7 +137,7 @@ pub fn leases_in_results(back: Back) {
 /// A rank is the caller of worlds of its own; arrays belong to the world whose caller made them.
 pub fn worlds_within_worlds() {
     let outer = SharedArray::<u64, Ix1>::zeros(4).expect("memory");
-    let launch = Launch { ranks: Some(2), ..Launch::default() };
+    let launch = Launch { ranks: Some(2), ..crate::support::world() };
     let sums = launch.fork(|comm| {
         let mut inner = SharedArray::<u64, Ix1>::zeros(6)?;
         let rank = comm.rank() as u64;
@@ -151,7 +151,7 @@ pub fn worlds_within_worlds() {
                 lease.view_mut().fill(comm.rank() as u64);
                 Ok(lease)
             };
-            let launch = Launch { ranks: Some(3), ..Launch::default() };
+            let launch = Launch { ranks: Some(3), ..crate::support::world() };
             let leases = if threads { launch.threads(body) } else { launch.fork(body) };
             let leases = leases?.expect("results");
             assert_eq!(leases.iter().map(|lease| lease.view().sum()).collect::<Vec<_>>(), [0, 2, 4]);

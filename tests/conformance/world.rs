@@ -35,13 +35,16 @@ impl Back {
             Back::Wrap => &[2, 3],
         };
         // Five exchanges to go, from an even and from an odd number.
-        let first = |ranks: usize| if self == Back::Wrap { u32::MAX - 7 + ranks as u32 } else { 0 };
+        let first = |ranks: usize| match self {
+            Back::Wrap => u32::MAX - 7 + ranks as u32,
+            _ => crate::support::world().first_sequence,
+        };
         sizes.iter().map(|&ranks| World { back: self, ranks, first: first(ranks) }).collect()
     }
 
     /// One world of this many ranks.
     pub fn world(self, ranks: usize) -> World {
-        World { back: self, ranks, first: 0 }
+        World { back: self, ranks, first: crate::support::world().first_sequence }
     }
 
     /// Runs `body` in all its worlds.
@@ -70,7 +73,7 @@ impl World {
             ranks: Some(self.ranks),
             first_sequence: self.first,
             deadline: Some(Duration::from_secs(100)),
-            ..Launch::default()
+            ..crate::support::world()
         };
         let in_subgroup = |comm: &mut Comm<'_>| {
             let colour = [Some(1), Some(9), None, Some(1), Some(1)][comm.rank()];

@@ -4,9 +4,10 @@ use super::{
     BACKENDS, Case, GRANULARITIES, children, die, ends_badly, first_time, flat, forked, manager, scratch,
     signal,
 };
+use crate::support::launch;
 use ndarray::{Ix1, arr1};
 use phalanx::{
-    Backend, Error, Granularity, Lease, ParallelManager, Result, SharedArray, create_parallel_manager, launch,
+    Backend, Error, Granularity, Lease, ParallelManager, Result, SharedArray, create_parallel_manager,
 };
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,10 +1,11 @@
 //! Scatter and gather where all goes well.
 
 use super::{BACKENDS, Case, GRANULARITIES, children, ends_badly, flat, forked, manager, scratch};
+use crate::support::launch;
 use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{
     Backend, Error, Granularity, Launch, Lease, LocalResults, ParallelActor, ParallelManager,
-    build_and_execute, launch,
+    build_and_execute,
 };
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -97,7 +98,7 @@ fn every_back_end_gives_the_same() {
                 let scattered = manager.scatter(|| Ok(3), model, &samples)?;
                 Ok(flat(&manager.gather(scattered)?))
             };
-            let world = Launch { ranks: Some(workers), ..Launch::default() };
+            let world = Launch { ranks: Some(workers), ..crate::support::world() };
             for ranks in [world.fork(body).unwrap(), world.threads(body).unwrap()] {
                 assert!(
                     ranks.unwrap().iter().all(|rank| *rank == expected),

@@ -1,9 +1,10 @@
 //! Who is there, and what peers exchange.
 
 use super::{BACKENDS, Case, ends_badly, flat, forked, manager};
+use crate::support::launch;
 use ndarray::{Array0, Array1, Array2, Array3, ArrayD, IxDyn, arr0, arr1, arr2, s};
 use num_complex::Complex;
-use phalanx::{Backend, Error, Granularity, ParallelManager, Result, create_parallel_manager, launch};
+use phalanx::{Backend, Error, Granularity, ParallelManager, Result, create_parallel_manager};
 
 pub const CASES: &[Case] = cases! {
     a_fan_out_is_root_and_alone

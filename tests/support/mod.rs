@@ -3,9 +3,15 @@
 //! libtest runs cases on threads, where a fork is refused, and takes a panicking child that leaves with status 0 for a
 //! success. Here a case fails if its process does anything but exit with 0, and one that hangs is killed with all its
 //! descendants.
+//!
+//! tools/strain runs the suites under strain, which it asks for by the environment variables below.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
+use phalanx::{Comm, Launch, Result};
+use serde::{Serialize, de::DeserializeOwned};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -20,7 +26,10 @@ fn patience() -> Duration {
 }
 
 /// The exit status of a case that cannot run here and has said why.
-const SKIPPED: i32 = 77;
+pub const SKIPPED: i32 = 77;
+
+/// A user without rights, and the group of the same number.
+pub const NOBODY: u32 = 65534;
 
 /// Ends the case: it cannot run here.
 pub fn skip(why: &str) -> ! {
@@ -28,16 +37,52 @@ pub fn skip(why: &str) -> ! {
     std::process::exit(SKIPPED)
 }
 
-/// Runs the cases whose names contain the first argument that is no option.
+/// Counters of exchanges start with this number, instead of 0.
+const FIRST: &str = "PHALANX_TEST_FIRST";
+/// Worlds whose size does not matter have so many ranks.
+const RANKS: &str = "PHALANX_TEST_RANKS";
+/// Every process of a case gets so many signals a second.
+const STORM: &str = "PHALANX_TEST_STORM";
+
+/// A number out of the environment.
+fn asked_for<N: std::str::FromStr>(name: &str) -> Option<N> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}; it must be a number")))
+}
+
+/// The defaults of a world, but for where its counters start.
+pub fn world() -> Launch {
+    Launch { first_sequence: asked_for(FIRST).unwrap_or(0), ..Launch::default() }
+}
+
+/// As [`phalanx::launch()`], in such a world.
+pub fn launch<R, F>(ranks: usize, body: F) -> Result<Option<Vec<R>>>
+where
+    R: Serialize + DeserializeOwned + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    Launch { ranks: Some(ranks), ..world() }.fork(body)
+}
+
+/// The number of ranks asked for, if any.
+pub fn ranks() -> Option<usize> {
+    asked_for(RANKS)
+}
+
+/// Runs the cases whose names contain one of the arguments that are no options.
 pub fn main(cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(name) = args.iter().find_map(|arg| arg.strip_prefix("--case=")) {
         let (_, case) = cases.iter().find(|(known, _)| *known == name).expect("a known case");
+        if asked_for::<u32>(STORM).is_some() {
+            do_not_mind(STORM_SIGNAL);
+        }
         case();
         return ExitCode::SUCCESS;
     }
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
-    let chosen = cases.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let is_chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
+    let chosen = cases.iter().filter(|(name, _)| is_chosen(name));
     let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
     for (name, _) in chosen {
         let start = Instant::now();
@@ -67,16 +112,19 @@ pub fn main(cases: &[Case]) -> ExitCode {
 }
 
 /// Runs one case in a process group of its own; how it ended.
-fn run(name: &str) -> Result<ExitStatus, String> {
+fn run(name: &str) -> std::result::Result<ExitStatus, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let start = Instant::now();
+    let mut storm = asked_for(STORM).map(|rate: u32| Storm::new(child.id(), rate));
     while start.elapsed() < patience() {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) => {
+                storm.as_mut().map_or_else(|| std::thread::sleep(Duration::from_millis(2)), Storm::blow)
+            }
             Err(error) => return Err(error.to_string()),
         }
     }
@@ -84,6 +132,59 @@ fn run(name: &str) -> Result<ExitStatus, String> {
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
     Err(format!("hung: killed after {} s", patience().as_secs()))
+}
+
+/// Ignored by programs that know nothing of it.
+const STORM_SIGNAL: Signal = Signal::SIGURG;
+
+/// A handler that does nothing, except that it interrupts system calls; children inherit it.
+#[expect(unsafe_code, reason = "installs a signal handler")]
+fn do_not_mind(signal: Signal) {
+    extern "C" fn nothing(_: i32) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, so it may come anywhere.
+    unsafe { sigaction(signal, &action) }.expect("a handler");
+}
+
+/// Signals to a process and all its descendants.
+struct Storm {
+    root: u32,
+    pause: Duration,
+    targets: Vec<Pid>,
+    /// When they were last looked for.
+    listed: Instant,
+}
+
+impl Storm {
+    fn new(root: u32, rate: u32) -> Storm {
+        Storm { root, pause: Duration::from_secs(1) / rate, targets: Vec::new(), listed: Instant::now() }
+    }
+
+    /// One gust.
+    fn blow(&mut self) {
+        if self.targets.is_empty() || self.listed.elapsed() > Duration::from_millis(10) {
+            self.targets.clear();
+            family(self.root, &mut self.targets);
+            self.listed = Instant::now();
+        }
+        for &target in &self.targets {
+            let _ = kill(target, STORM_SIGNAL);
+        }
+        std::thread::sleep(self.pause);
+    }
+}
+
+/// The process and its descendants.
+fn family(process: u32, found: &mut Vec<Pid>) {
+    found.push(Pid::from_raw(process as i32));
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    for task in tasks {
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children
+            .split_whitespace()
+            .filter_map(|child| child.parse().ok())
+            .for_each(|child| family(child, found));
+    }
 }
 
 /// The environment variable that marks a test's own processes.

@@ -354,13 +354,12 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
     // Its children end with it: the zygote kills the group.
     process::lead_group();
     process::hear_signals();
-    process::die_first();
-    // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
-    world.segment().keep_from_children();
     point(Site::SlotEntering);
     world.enter(rank, true);
     point(Site::SlotEntered);
     let result = caught(|| {
+        // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
+        world.segment().keep_from_children()?;
         let state = state.map_or_else(|| (job.build)(), Ok)?;
         (job.body)(rank, state)
     });

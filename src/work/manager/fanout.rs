@@ -57,7 +57,7 @@ impl FanOut {
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
         let ended = self.crew.wait(|| {});
         // What the workers have left is the caller's alone, also when it forks again.
-        self.world.segment().keep_from_children();
+        self.world.segment().keep_from_children()?;
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
             // Its slots may still be writing.
             return Err(supervisor);

@@ -188,7 +188,7 @@ impl Sweep<'_> {
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
-                work.ledger.keep_from_children();
+                work.ledger.keep_from_children()?;
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
                 work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))

@@ -1,0 +1,221 @@
+//! Limits on what is counted: descriptors, addresses, the size of files, processes.
+
+use super::{Case, FACES, adopt, all_works, holdings, limited, status, works_or_names};
+use crate::group::Group;
+use crate::support::{self, launch};
+use ndarray::Array2;
+use nix::sys::resource::Resource;
+use phalanx::{Comm, Error, Launch, Result, SharedArray, Sweep};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+pub const CASES: &[Case] = &[
+    ("descriptors", descriptors),
+    ("descriptors_of_the_supervisor", descriptors_of_the_supervisor),
+    ("addresses", addresses),
+    ("addresses_of_a_rank", addresses_of_a_rank),
+    ("size_of_files", size_of_files),
+    ("other_limits_do_not_matter", other_limits_do_not_matter),
+    ("processes_of_a_group", processes_of_a_group),
+    ("processes_of_a_user", processes_of_a_user),
+    ("helper: processes of this user", processes_of_this_user),
+];
+
+/// From none for anything to enough for everything.
+fn descriptors() {
+    adopt();
+    all_works();
+    // Those in use are numbered without gaps.
+    let numbers = || std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let mut fillers = Vec::new();
+    let used = loop {
+        fillers.push(std::fs::File::open("/dev/null").unwrap());
+        let (count, last) = (numbers().count() - 1, fillers.last().unwrap().as_raw_fd() as usize);
+        if last + 1 == count {
+            break count as u64;
+        }
+    };
+    let before = holdings();
+    for (name, face) in FACES {
+        let attempt = |more: u64| {
+            let result = limited(Resource::RLIMIT_NOFILE, used + more, *face);
+            assert_eq!(holdings(), before, "{name} with {more} more");
+            works_or_names(&format!("{name} with {more} more"), result, "ulimit -n")
+        };
+        let worked: Vec<bool> = (0..=12).map(attempt).collect();
+        assert!(!worked[0] && worked[12] && worked.is_sorted(), "{name}: {worked:?}");
+    }
+    all_works();
+}
+
+/// A worker dies, and the supervisor has no descriptor left to watch its successor by.
+fn descriptors_of_the_supervisor() {
+    adopt();
+    all_works();
+    let before = holdings();
+    let rows = Array2::zeros((40, 1));
+    let sweep = Sweep { workers: Some(2), ..Sweep::default() };
+    let error = sweep.run(
+        rows.view(),
+        1,
+        || Ok(()),
+        |(), row, _| {
+            if row.index == 3 {
+                let supervisor = std::os::unix::process::parent_id().to_string();
+                let limit = Command::new("prlimit").args(["--nofile=3:", "--pid", &supervisor]).status();
+                assert!(limit.is_ok_and(|limit| limit.success()));
+                std::process::abort();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(())
+        },
+    );
+    let text = error.map(drop).unwrap_err().to_string();
+    assert!(text.contains("could not be replaced") && text.contains("ulimit -n"), "{text}");
+    assert_eq!(holdings(), before);
+    all_works();
+}
+
+/// A world whose heaps are small.
+fn small() -> Result<()> {
+    let world = Launch { ranks: Some(2), heap: Some(1 << 20), ..crate::support::world() };
+    world.fork(|comm| comm.barrier()).map(drop)
+}
+
+fn addresses() {
+    adopt();
+    all_works();
+    small().unwrap();
+    let before = holdings();
+    let used = status("VmSize") << 10;
+    let attempt = |mib: u64| {
+        let result = limited(Resource::RLIMIT_AS, used + (mib << 20), small);
+        assert_eq!(holdings(), before, "{mib} MiB");
+        works_or_names(&format!("{mib} MiB"), result, "ulimit -v")
+    };
+    let worked: Vec<bool> = (1..=24).map(attempt).collect();
+    assert!(!worked[0] && worked[23] && worked.is_sorted(), "{worked:?}");
+    // As large as the machine's memory by default.
+    for (name, face) in FACES {
+        let result = limited(Resource::RLIMIT_AS, used + (64 << 20), *face);
+        assert_eq!(holdings(), before, "{name}");
+        works_or_names(name, result, "ulimit -v");
+    }
+    let error = limited(Resource::RLIMIT_AS, used + (64 << 20), || launch(2, |comm| comm.barrier()));
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("smaller `heap`"), "{text}");
+    all_works();
+}
+
+/// Arrays of a rank's own, and what a rank asks its allocator for.
+fn addresses_of_a_rank() {
+    adopt();
+    let short = |comm: &mut Comm<'_>| {
+        nix::sys::resource::setrlimit(Resource::RLIMIT_AS, (status("VmSize") + (64 << 10)) << 10, u64::MAX)
+            .map_err(Error::other)?;
+        comm.barrier()
+    };
+    let before = holdings();
+    let error = launch(2, |comm| {
+        short(comm)?;
+        SharedArray::<u8, ndarray::Ix1>::zeros(1 << 30).map(drop)
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("mmap failed, needed 10") && text.contains("ulimit -v"), "{text}");
+    let error = launch(2, |comm| {
+        short(comm)?;
+        let refused = Comm::solo().map(drop).unwrap_err().to_string();
+        assert!(refused.contains("mmap failed") && refused.contains("smaller `heap`"), "{refused}");
+        // Rust aborts when its allocator fails.
+        std::hint::black_box(vec![1u8; 1 << 30]);
+        comm.barrier()
+    });
+    assert!(matches!(error, Err(Error::PeerDied { cause: phalanx::Death::Signal(6), .. })), "{error:?}");
+    assert_eq!(holdings(), before);
+}
+
+/// Shared memory obeys the limit on the size of files; beyond it the kernel would send a signal.
+fn size_of_files() {
+    adopt();
+    all_works();
+    small().unwrap();
+    let before = holdings();
+    let attempt = |mib: u64| {
+        let result = limited(Resource::RLIMIT_FSIZE, mib << 20, small);
+        assert_eq!(holdings(), before, "{mib} MiB");
+        works_or_names(&format!("{mib} MiB"), result, "ulimit -f")
+    };
+    let worked: Vec<bool> = (0..=16).map(attempt).collect();
+    assert!(!worked[0] && worked[16] && worked.is_sorted(), "{worked:?}");
+    for (name, face) in FACES {
+        let result = limited(Resource::RLIMIT_FSIZE, 0, *face);
+        assert!(!works_or_names(name, result, "ulimit -f"), "{name}");
+        assert_eq!(holdings(), before, "{name}");
+    }
+    let error = limited(Resource::RLIMIT_FSIZE, 64 << 20, || launch(2, |comm| comm.barrier()));
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("smaller `heap`"), "{text}");
+    all_works();
+}
+
+fn other_limits_do_not_matter() {
+    use Resource::{RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING};
+    for resource in [RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING] {
+        limited(resource, 0, all_works);
+    }
+}
+
+/// What forks, with few processes to be had: the zygote cannot be forked, or its first slot, or its second ...
+fn too_few(limits: impl Fn(u64, fn() -> Result<()>) -> Result<()>) {
+    all_works();
+    let before = holdings();
+    let faces = FACES.iter().filter(|(name, _)| ["launch", "sweep", "scatter"].contains(name));
+    for (name, face) in faces {
+        let attempt = |more: u64| {
+            let result = limits(more, *face);
+            assert_eq!(holdings(), before, "{name} with {more} more processes");
+            works_or_names(&format!("{name} with {more} more processes"), result, "ulimit -u")
+        };
+        let worked: Vec<bool> = (0..=4).map(attempt).collect();
+        assert_eq!(worked, [false, false, false, false, true], "{name}");
+    }
+    all_works();
+}
+
+fn processes_of_a_group() {
+    adopt();
+    let group = Group::new("pids");
+    group.enter();
+    too_few(|more, face| {
+        group.set("pids.max", "pids.max", &(1 + more).to_string());
+        let result = face();
+        group.set("pids.max", "pids.max", "max");
+        result
+    });
+}
+
+/// Root is not subject to this limit.
+fn processes_of_a_user() {
+    if !nix::unistd::geteuid().is_root() {
+        support::skip("needs root: other processes of this user would be counted");
+    }
+    let mut helper = Command::new("/proc/self/exe");
+    helper.arg("--case=helper: processes of this user").env(support::MARK, support::mark());
+    assert!(helper.uid(support::NOBODY).gid(support::NOBODY).status().unwrap().success());
+}
+
+fn processes_of_this_user() {
+    if std::env::var(support::MARK).is_err() {
+        return;
+    }
+    adopt();
+    let own = |entry: &std::fs::DirEntry| {
+        use std::os::unix::fs::MetadataExt;
+        let is_process = entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+        is_process && entry.metadata().is_ok_and(|status| status.uid() == support::NOBODY)
+    };
+    let used = std::fs::read_dir("/proc").unwrap().flatten().filter(own).count() as u64;
+    too_few(|more, face| limited(Resource::RLIMIT_NPROC, used + more, face));
+}
