@@ -29,7 +29,7 @@ use crate::sync::wait::{Broken, Guard, Meeting, Pace};
 use std::time::Instant;
 
 /// As many ranks as one world may have.
-pub(crate) const MAX_RANKS: usize = 1024;
+pub(crate) const MAX_RANKS: usize = if cfg!(loom) { 64 } else { 1024 };
 
 /// What a rank may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,7 @@ impl Outcome {
 }
 
 /// The zygote's last decision. All words are written by the zygote.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(128))]
 pub(crate) struct Verdict {
     /// How many decisions have been made. Stored last.
@@ -109,6 +110,7 @@ pub(crate) struct Verdict {
 }
 
 /// What a rank asks for. Written by the rank.
+#[cfg_attr(loom, derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Petition {
     /// The number of the decision it is for. Stored last.
@@ -117,6 +119,7 @@ pub(crate) struct Petition {
     asks: [Asks; 2],
 }
 
+#[cfg_attr(loom, derive(Default))]
 #[repr(C)]
 struct Asks {
     wish: AtomicU32,

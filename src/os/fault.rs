@@ -9,6 +9,7 @@ macro_rules! sites {
     ($($site:ident $name:literal,)*) => {
         /// A step at which a test can let something happen.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(loom, expect(dead_code, reason = "the model checker has its own futexes"))]
         #[repr(usize)]
         pub(crate) enum Site {
             $($site,)*

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
-use crate::os::fault::{Site, refused, sys};
+use crate::os::fault::{Site, sys};
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -481,7 +481,7 @@ pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
         pending: core::ptr::null(),
     }));
     node[0] = core::ptr::from_ref(head) as usize;
-    if refused(Site::SetRobustList).is_none() {
+    if crate::os::fault::refused(Site::SetRobustList).is_none() {
         // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
         unsafe {
             libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>())
