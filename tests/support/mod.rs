@@ -27,6 +27,11 @@ pub fn skip(why: &str) -> ! {
 
 /// Runs the cases whose names contain the first argument that is no option.
 pub fn main(cases: &[Case]) -> ExitCode {
+    main_within(PATIENCE, cases)
+}
+
+/// As [`main`], where a case may take so long.
+pub fn main_within(patience: Duration, cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(name) = args.iter().find_map(|arg| arg.strip_prefix("--case=")) {
         let (_, case) = cases.iter().find(|(known, _)| *known == name).expect("a known case");
@@ -38,7 +43,7 @@ pub fn main(cases: &[Case]) -> ExitCode {
     let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
     for (name, _) in chosen {
         let start = Instant::now();
-        let verdict = match run(name) {
+        let verdict = match run(name, patience) {
             Ok(status) if status.success() => {
                 passed += 1;
                 "ok"
@@ -64,13 +69,13 @@ pub fn main(cases: &[Case]) -> ExitCode {
 }
 
 /// Runs one case in a process group of its own; how it ended.
-fn run(name: &str) -> Result<ExitStatus, String> {
+fn run(name: &str, patience: Duration) -> Result<ExitStatus, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < patience {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) => std::thread::sleep(Duration::from_millis(2)),
@@ -80,7 +85,7 @@ fn run(name: &str) -> Result<ExitStatus, String> {
     let group = format!("-{}", child.id());
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
-    Err(format!("hung: killed after {} s", PATIENCE.as_secs()))
+    Err(format!("hung: killed after {} s", patience.as_secs()))
 }
 
 /// The environment variable that marks a test's own processes.
