@@ -23,7 +23,7 @@ const CASES: &[Case] = &[
 ];
 
 fn main() -> std::process::ExitCode {
-    support::main(CASES)
+    support::main_within(Duration::from_secs(if wanted() > 20_000 { 7200 } else { 120 }), CASES)
 }
 
 /// How many mutations: the environment says, or a few for the suite.

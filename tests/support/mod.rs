@@ -19,11 +19,8 @@ use std::time::{Duration, Instant};
 /// One test: its name and what it does.
 pub type Case = (&'static str, fn());
 
-/// A case that takes longer hangs. In seconds; the long forms of some suites set it higher.
-fn patience() -> Duration {
-    let asked = std::env::var("PATIENCE").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(asked.unwrap_or(120))
-}
+/// A case that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The exit status of a case that cannot run here and has said why.
 pub const SKIPPED: i32 = 77;
@@ -71,6 +68,11 @@ pub fn ranks() -> Option<usize> {
 
 /// Runs the cases whose names contain one of the arguments that are no options.
 pub fn main(cases: &[Case]) -> ExitCode {
+    main_within(PATIENCE, cases)
+}
+
+/// As [`main`], where a case may take so long.
+pub fn main_within(patience: Duration, cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(name) = args.iter().find_map(|arg| arg.strip_prefix("--case=")) {
         let (_, case) = cases.iter().find(|(known, _)| *known == name).expect("a known case");
@@ -86,7 +88,7 @@ pub fn main(cases: &[Case]) -> ExitCode {
     let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
     for (name, _) in chosen {
         let start = Instant::now();
-        let verdict = match run(name) {
+        let verdict = match run(name, patience) {
             Ok(status) if status.success() => {
                 passed += 1;
                 "ok"
@@ -112,14 +114,14 @@ pub fn main(cases: &[Case]) -> ExitCode {
 }
 
 /// Runs one case in a process group of its own; how it ended.
-fn run(name: &str) -> std::result::Result<ExitStatus, String> {
+fn run(name: &str, patience: Duration) -> std::result::Result<ExitStatus, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let start = Instant::now();
     let mut storm = asked_for(STORM).map(|rate: u32| Storm::new(child.id(), rate));
-    while start.elapsed() < patience() {
+    while start.elapsed() < patience {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) => {
@@ -131,7 +133,7 @@ fn run(name: &str) -> std::result::Result<ExitStatus, String> {
     let group = format!("-{}", child.id());
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
-    Err(format!("hung: killed after {} s", patience().as_secs()))
+    Err(format!("hung: killed after {} s", patience.as_secs()))
 }
 
 /// Ignored by programs that know nothing of it.
