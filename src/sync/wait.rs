@@ -140,8 +140,8 @@ impl Meeting<'_> {
             if ready(value) {
                 return Ok(value);
             }
-            if spin % LOOK == 0 {
-                not_revoked(guard)?;
+            if spin % LOOK == 0 && is_revoked(guard) {
+                break;
             }
             spin_loop();
         }
@@ -150,7 +150,9 @@ impl Meeting<'_> {
             if ready(value) {
                 return Ok(value);
             }
-            not_revoked(guard)?;
+            if is_revoked(guard) {
+                break;
+            }
             yield_now();
         }
         loop {
@@ -218,11 +220,9 @@ pub(crate) fn revoke(revoked: &AtomicU32, clean: u32, culprit: usize) {
     wake_all(revoked);
 }
 
-fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
-    match guard.revoked.load(Ordering::Relaxed) {
-        word if word == guard.clean => Ok(()),
-        word => Err(Broken::Revoked(word)),
-    }
+/// A reason to `look`: the word that was awaited may have come before.
+fn is_revoked(guard: Guard<'_>) -> bool {
+    guard.revoked.load(Ordering::Relaxed) != guard.clean
 }
 
 #[cfg(not(loom))]
@@ -310,3 +310,31 @@ mod machine {
 pub(crate) use machine::wake;
 pub(crate) use machine::{announce_death_through, wake_all};
 use machine::{sleep_on, spin_loop, yield_now};
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// What a rank has said counts, also if another has ended the world since: all ranks of a mismatch report it.
+    #[test]
+    fn a_word_that_has_come_counts_before_a_revocation() {
+        for pace in
+            [Pace { spins: LOOK, yields: 0 }, Pace { spins: 0, yields: 1 }, Pace { spins: 0, yields: 0 }]
+        {
+            let [word, sleepers, alive, revoked] = [(); 4].map(|()| AtomicU32::new(0));
+            alive.store(1, Ordering::Relaxed);
+            let looks = std::cell::Cell::new(0);
+            let ready = |value| {
+                looks.set(looks.get() + 1);
+                if looks.get() == pace.spins.max(1) {
+                    word.store(1, Ordering::Release);
+                    revoked.store(3, Ordering::Release);
+                }
+                value == 1
+            };
+            let meeting = Meeting { word: &word, sleepers: &sleepers };
+            let guard = Guard { alive: &alive, revoked: &revoked, clean: 0 };
+            assert_eq!(meeting.wait(guard, pace, None, ready), Ok(1));
+        }
+    }
+}
