@@ -166,7 +166,7 @@ fn many(name: &str, world: impl Fn(u64, &PipeWriter)) {
         mutations +=
             counts.chunks_exact(8).map(|count| u64::from_ne_bytes(count.try_into().unwrap())).sum::<u64>();
         // The suite's watchdog counts in minutes.
-        if start.elapsed() > Duration::from_secs(if wanted() > 20_000 { 7000 } else { 20 }) {
+        if start.elapsed() > Duration::from_secs(if wanted() > 20_000 { 7000 } else { 10 }) {
             break;
         }
     }
