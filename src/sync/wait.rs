@@ -7,7 +7,7 @@
 //! [1] store the word (release)             [a] sleepers += 1
 //! [2] fence (SeqCst)                       [b] fence (SeqCst)
 //! [3] if sleepers != 0: wake the word      [c] sleep while word, alive and revoked are as just read
-//!                                          [d] sleepers -= 1; look at revoked, alive, word; again from the top
+//!                                          [d] sleepers -= 1; look at alive, revoked, word; again from the top
 //! ```
 //!
 //! *No wake-up is lost.* Either fence [2] comes first, then the waiter's read in [c] sees the word of [1] and does not
@@ -146,12 +146,9 @@ impl Meeting<'_> {
             spin_loop();
         }
         for _ in 0..pace.yields {
-            let value = self.word.load(Ordering::Acquire);
-            if ready(value) {
+            // Beside a busy foreign process each of these may take milliseconds: look at everything.
+            if let Some(value) = self.look(guard, &ready)? {
                 return Ok(value);
-            }
-            if is_revoked(guard) {
-                break;
             }
             yield_now();
         }
@@ -168,11 +165,11 @@ impl Meeting<'_> {
         }
     }
 
-    /// One look in the order revoked, alive, word. The word comes last: a rank that signalled and then left, or died,
-    /// has signalled.
+    /// One look in the order alive, revoked, word. The word comes last: a rank that signalled and then left, or died,
+    /// has signalled. Alive comes first: a rank that left because the epoch was over is not the one to blame.
     fn look(&self, guard: Guard<'_>, ready: &impl Fn(u32) -> bool) -> Result<Option<u32>, Broken> {
-        let revoked = guard.revoked.load(Ordering::Acquire);
         let alive = guard.alive.load(Ordering::Acquire);
+        let revoked = guard.revoked.load(Ordering::Acquire);
         let value = self.word.load(Ordering::Acquire);
         match (ready(value), revoked == guard.clean) {
             (true, _) => Ok(Some(value)),

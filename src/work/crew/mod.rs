@@ -299,6 +299,8 @@ impl<S> Zygote<'_, S> {
         point(Site::ZygoteBurying);
         slot.process.kill_group();
         let Some(death) = slot.process.reap(false) else {
+            // A debugger has it first.
+            std::thread::sleep(Duration::from_millis(1));
             self.slots[rank] = Some(slot);
             return;
         };
