@@ -6,7 +6,7 @@ mod support;
 
 use ndarray::{Array1, Ix1, arr1};
 use phalanx::{Comm, Death, Error, Launch, Op, Result, SharedArray};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Case, launch, marked_processes};
@@ -29,6 +29,8 @@ const CASES: &[Case] = &[
     ("killed_caller_takes_all_with_it", killed_caller_takes_all_with_it),
     ("interrupted_caller_takes_all_with_it", interrupted_caller_takes_all_with_it),
     ("a_second_interrupt_ends_the_caller_at_once", a_second_interrupt_ends_the_caller_at_once),
+    ("a_signal_to_the_group_ends_all_in_order", a_signal_to_the_group_ends_all_in_order),
+    ("a_signal_between_short_worlds_is_not_lost", a_signal_between_short_worlds_is_not_lost),
     ("a_handler_of_the_program_is_left_alone", a_handler_of_the_program_is_left_alone),
     ("output_comes_in_whole_lines_with_the_rank", output_comes_in_whole_lines_with_the_rank),
     ("a_supervisor_tells_what_its_ranks_do", a_supervisor_tells_what_its_ranks_do),
@@ -39,6 +41,7 @@ const CASES: &[Case] = &[
     ("failures_of_threads_reach_the_caller", failures_of_threads_reach_the_caller),
     ("helper: ranks that wait for ever", ranks_that_wait_for_ever),
     ("helper: print once", print_once),
+    ("helper: one short world after the other", one_short_world_after_the_other),
     ("helper: interrupted itself", interrupted_itself),
     ("helper: print much", print_much),
 ];
@@ -421,6 +424,48 @@ fn interrupted_caller_takes_all_with_it() {
 fn a_second_interrupt_ends_the_caller_at_once() {
     let ended = end_the_caller(&["INT", "INT", "INT"]);
     assert_eq!(ended.status.signal(), Some(2), "{ended:?}");
+}
+
+/// Shells, `timeout` and job managers signal the whole group.
+fn a_signal_to_the_group_ends_all_in_order() {
+    let mark = support::mark();
+    let mut caller = Command::new("env");
+    caller.args(["--default-signal=INT,TERM,HUP"]).arg(std::env::current_exe().unwrap());
+    caller.arg("--case=helper: ranks that wait for ever").env(support::MARK, &mark).process_group(0);
+    let caller = caller.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while marked_processes(&mark).len() < 6 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let group = format!("-{}", caller.id());
+    assert!(Command::new("kill").args(["-TERM", "--", &group]).status().unwrap().success());
+    let ended = caller.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.signal(), Some(15), "{ended:?}");
+    assert!(text.lines().count() == 1 && text.contains("SIGTERM: the 4 workers have been ended"), "{text}");
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn a_signal_between_short_worlds_is_not_lost() {
+    let mark = support::mark();
+    for _ in 0..10 {
+        let mut caller = Command::new("env");
+        caller.args(["--default-signal=INT"]).arg(std::env::current_exe().unwrap());
+        caller.arg("--case=helper: one short world after the other").env(support::MARK, &mark);
+        let mut caller = caller.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        kill(caller.id(), "INT");
+        assert_eq!(caller.wait().unwrap().signal(), Some(2));
+    }
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn one_short_world_after_the_other() {
+    while std::env::var(support::MARK).is_ok() {
+        launch(2, |comm| comm.barrier()).unwrap();
+    }
 }
 
 fn a_handler_of_the_program_is_left_alone() {

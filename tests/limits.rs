@@ -93,7 +93,7 @@ fn adopt() {
 
 /// Collects what a killed zygote has left behind, which is being killed.
 fn collect_adopted() {
-    while nix::sys::wait::waitpid(None, None).is_ok() {}
+    while nix::sys::wait::waitpid(None, None) != Err(nix::errno::Errno::ECHILD) {}
 }
 
 /// Runs all faces, without limits.

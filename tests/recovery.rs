@@ -6,6 +6,7 @@ mod support;
 
 use ndarray::{Array1, Ix1, arr1};
 use phalanx::{Comm, Error, Launch, Op, Result, SharedArray};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::Case;
@@ -32,6 +33,8 @@ const CASES: &[Case] = &[
     ("the_last_one_dies", the_last_one_dies),
     ("worlds_that_do_not_recover_say_so", worlds_that_do_not_recover_say_so),
     ("killed_zygote_ends_who_asks", killed_zygote_ends_who_asks),
+    ("a_rank_that_becomes_another_program_is_dead", a_rank_that_becomes_another_program_is_dead),
+    ("a_failed_rank_that_lingers_is_replaced", a_failed_rank_that_lingers_is_replaced),
     ("counters_wrap_in_every_epoch", counters_wrap_in_every_epoch),
 ];
 
@@ -40,7 +43,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn recovering(ranks: usize) -> Launch {
-    Launch { ranks: Some(ranks), recover: true, heap: Some(64 << 20), ..Launch::default() }
+    Launch { ranks: Some(ranks), recover: true, heap: Some(64 << 20), ..support::world() }
 }
 
 fn die() -> ! {
@@ -359,6 +362,8 @@ fn what_was_split_off_is_stale() {
     let done = recovering(4).fork(|comm| {
         let mut half = comm.split(Some(comm.rank() as u64 % 2), 0)?.unwrap();
         sum(&mut half, 0)?;
+        // Whoever is through knows that all have begun, and they that they are through.
+        comm.barrier()?;
         if comm.rank() == 3 {
             die();
         }
@@ -502,7 +507,7 @@ fn the_last_one_dies() {
 }
 
 fn worlds_that_do_not_recover_say_so() {
-    let done = phalanx::launch(2, |comm| {
+    let done = support::launch(2, |comm| {
         let text = comm.shrink().unwrap_err().to_string();
         assert!(text.contains("set `recover`"), "{text}");
         sum(comm, 0)
@@ -525,6 +530,42 @@ fn killed_zygote_ends_who_asks() {
     });
     assert!(matches!(done, Err(Error::Supervisor { .. })), "{done:?}");
     assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+/// The kernel tells its peers that it is dead, but its process goes on as another program.
+fn a_rank_that_becomes_another_program_is_dead() {
+    let done = recovering(3).fork(|comm| {
+        if comm.rank() == 1 && comm.epoch() == 0 {
+            return Err(Error::other(Command::new("sleep").arg("100").exec()));
+        }
+        while let Err(error) = sum(comm, 0) {
+            assert!(is_death(&error), "{error}");
+            comm.respawn()?;
+        }
+        Ok(comm.size())
+    });
+    assert_eq!(done.unwrap(), Some(vec![3; 3]));
+}
+
+/// A failed rank's process lingers while the others shrink and respawn: its slot is not filled twice.
+fn a_failed_rank_that_lingers_is_replaced() {
+    for _ in 0..20 {
+        let done = recovering(3).fork(|comm| {
+            if comm.rank() == 1 && comm.epoch() == 0 {
+                Command::new("sleep").arg("100").spawn()?;
+                return Err(Error::other("planned"));
+            }
+            if comm.epoch() == 0 {
+                while comm.size() == 3 {
+                    sum_of_survivors(comm, 0)?;
+                }
+                comm.respawn()?;
+            }
+            (0..4).try_for_each(|way| sum(comm, way).map(drop))?;
+            Ok(comm.size())
+        });
+        assert_eq!(done.unwrap(), Some(vec![3; 3]));
+    }
 }
 
 fn counters_wrap_in_every_epoch() {

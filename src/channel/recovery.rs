@@ -83,8 +83,8 @@ impl Outcome {
     fn of(word: u32) -> Outcome {
         match (word & 0xFF, (word >> 8) as usize) {
             (0, _) => Outcome::Granted,
-            (2, rank) => Outcome::Left(rank),
-            (3, rank) => Outcome::Unstarted(rank),
+            (2, rank) => Outcome::Left(rank.min(MAX_RANKS - 1)),
+            (3, rank) => Outcome::Unstarted(rank.min(MAX_RANKS - 1)),
             _ => Outcome::Mismatch,
         }
     }
@@ -195,7 +195,7 @@ impl Verdict {
 }
 
 impl Petition {
-    /// The slot's next process has asked for nothing.
+    /// The slot's next process has asked for nothing: it comes with, or behind, the decision of this number.
     pub(crate) fn clear(&self, decided: u32) {
         self.number.store(decided, Ordering::Relaxed);
     }
@@ -230,7 +230,12 @@ impl Petition {
         supervised: Guard<'_>,
         deadline: Option<Instant>,
     ) -> Result<Decision, Broken> {
-        let number = verdict.next();
+        let mut number = verdict.next();
+        if number == self.number.load(Ordering::Relaxed) {
+            // Under way: by it this process was forked, or it has not waited for it to the end.
+            verdict.meeting().wait(supervised, Pace::ASLEEP, deadline, |decided| decided == number)?;
+            number = verdict.next();
+        }
         let asks = self.asks(number);
         asks.wish.store(wish as u32, Ordering::Relaxed);
         asks.value.store(value, Ordering::Relaxed);

@@ -264,7 +264,8 @@ impl<'w> Window<'w> {
         self.not_revoked(call)
     }
 
-    fn not_revoked(&self, call: &Call) -> Result<()> {
+    /// The error for any call in an epoch that is over.
+    pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
         let revoked = self.world.revoked_word().load(Ordering::Acquire);
         match wait::clean(self.epoch) {
             clean if clean == revoked => Ok(()),

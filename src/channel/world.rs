@@ -386,9 +386,23 @@ impl World {
         slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
         slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
         point(Site::SlotLeaving);
+        // Its peers may go on without it, and a successor fill its slot.
+        let epoch = slot.epoch.load(Ordering::Relaxed);
         wait::depart(&slot.alive, FAILED);
-        // Its peers may have gone on without it.
-        self.revoke(slot.epoch.load(Ordering::Relaxed), rank);
+        self.revoke(epoch, rank);
+    }
+
+    /// Ends the epoch of a rank that has said FAILED, and has perhaps not come to say more.
+    pub(crate) fn revoke_failed(&self, rank: usize) {
+        let slot = self.slot(rank);
+        if slot.alive.load(Ordering::Acquire) == FAILED {
+            self.revoke(slot.epoch.load(Ordering::Relaxed), rank);
+        }
+    }
+
+    /// Has the rank's body returned?
+    pub(crate) fn has_left(&self, rank: usize) -> bool {
+        self.slot(rank).alive.load(Ordering::Acquire) == LEFT
     }
 
     /// The rank has reached this epoch.

@@ -3,11 +3,12 @@
 
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{Site, sys};
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
@@ -34,17 +35,26 @@ pub(crate) struct Process {
 impl Process {
     /// The calling process, for its children to watch.
     pub(crate) fn this() -> Result<Process> {
-        Process::open(nix::unistd::getpid())
+        let own = nix::unistd::getpid();
+        Process::new(own, watch(own))
     }
 
-    fn open(pid: Pid) -> Result<Process> {
-        let fd = sys(Site::PidfdOpen, || {
-            // SAFETY: pidfd_open takes two integers.
-            Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
-        });
+    /// A child, which may have ended. If SIGCHLD is ignored it has gone without a trace then: what stands for it says
+    /// that it has ended, but not how.
+    fn child(pid: Pid) -> Result<Process> {
+        let fd = match watch(pid) {
+            Err(Errno::ESRCH) => {
+                let ended = Bell::new()?;
+                ended.ring();
+                Ok(ended.0.into())
+            }
+            fd => fd,
+        };
+        Process::new(pid, fd)
+    }
+
+    fn new(pid: Pid, fd: nix::Result<OwnedFd>) -> Result<Process> {
         let fd = fd.map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
-        // SAFETY: a fresh descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         Ok(Process { pid, fd })
     }
 
@@ -53,7 +63,7 @@ impl Process {
         self.pid.as_raw() as u32
     }
 
-    /// Ends a child, that has not been collected, at once. One that has ended already is no error.
+    /// Ends a child at once. One that has ended already is no error.
     pub(crate) fn kill(&self) {
         // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
         let sent = unsafe {
@@ -65,8 +75,9 @@ impl Process {
                 0,
             )
         };
-        // A sandbox may lack the call. Until a child is collected its number is its own.
-        if let Err(Errno::ENOSYS | Errno::EPERM) = Errno::result(sent) {
+        // A sandbox may lack the call. A child that has not ended is the one who has its number.
+        let refused = matches!(Errno::result(sent), Err(Errno::ENOSYS | Errno::EPERM));
+        if refused && !poll(&[self], Duration::ZERO)[0] {
             let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
         }
     }
@@ -90,6 +101,16 @@ impl Process {
             };
         }
     }
+}
+
+/// A descriptor for a process.
+fn watch(pid: Pid) -> nix::Result<OwnedFd> {
+    let fd = sys(Site::PidfdOpen, || {
+        // SAFETY: pidfd_open takes two integers.
+        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+    });
+    // SAFETY: a fresh descriptor that nobody else owns.
+    fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 impl AsFd for Process {
@@ -214,7 +235,7 @@ pub(crate) fn fork() -> Result<Fork> {
             go_first();
             Ok(Fork::Child)
         }
-        ForkResult::Parent { child } => match Process::open(child) {
+        ForkResult::Parent { child } => match Process::child(child) {
             Ok(process) => Ok(Fork::Parent(process)),
             Err(error) => {
                 // Another thread has taken the place.
@@ -278,9 +299,14 @@ pub(crate) fn threads() -> Vec<String> {
 }
 
 fn listed_threads() -> Vec<String> {
-    let listed = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO));
-    let tasks = listed.into_iter().flatten().flatten();
+    let Ok(tasks) = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO))
+    else {
+        // Without /proc, or a descriptor to read it by: this does nothing, and refuses to if there are several.
+        let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
+        return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
+    };
     tasks
+        .flatten()
         .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
         .collect()
 }
@@ -330,6 +356,10 @@ pub(crate) fn reap_others(known: &[u32]) {
 /// Kills and collects all children, and theirs as they become this process's; gives up after a second (a process may
 /// belong to another user, or sit in a system call that cannot be interrupted).
 pub(crate) fn end_all_children() {
+    // There may be no descriptor left under the user's limit, and to list them takes one.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     for _ in 0..1000 {
         let left = others(&[]);
         if left.is_empty() {
@@ -362,33 +392,45 @@ pub(crate) fn hear_signals() {
 
 /// The signal that was caught; written by [`note`].
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
+/// Does anyone in this process hold signals?
+static HELD: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn note(signal: libc::c_int) {
     CAUGHT.store(signal, Ordering::Relaxed);
 }
 
-/// While it lives, the first signal that asks this program to end is noted; the second ends it at once.
-pub(crate) struct HeldSignals(Vec<(Signal, SigAction)>);
+/// Who handles a signal now.
+fn handler(signal: Signal) -> Option<usize> {
+    // SAFETY: all-zero is a valid sigaction.
+    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: asks only; `now` is a valid place for the answer.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, core::ptr::null(), &raw mut now) };
+    (asked == 0).then_some(now.sa_sigaction)
+}
+
+fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
+    let flags = SaFlags::SA_RESETHAND | SaFlags::SA_RESTART;
+    let action = SigAction::new(handler, flags, SigSet::empty());
+    // SAFETY: the only handler code is `note`, which stores to an atomic.
+    sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) }).map(drop)
+}
+
+/// While it lives, the first signal that asks this program to end is noted; the second ends it at once. When it is
+/// dropped, the noted signal does what it would have done.
+pub(crate) struct HeldSignals(Vec<Signal>);
 
 impl HeldSignals {
-    /// Holds back those signals whose handling the program has left to the kernel.
+    /// Holds back those signals whose handling the program has left to the kernel, unless somebody does already.
     pub(crate) fn hold() -> HeldSignals {
-        let action = SigAction::new(
-            SigHandler::Handler(note),
-            SaFlags::SA_RESETHAND | SaFlags::SA_RESTART,
-            SigSet::empty(),
-        );
-        let mut held = Vec::new();
-        for signal in ENDING {
-            // SAFETY: `note` stores to an atomic, nothing else.
-            let before = sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) });
-            let Ok(before) = before else { continue };
-            if matches!(before.handler(), SigHandler::SigDfl) {
-                held.push((signal, before));
-            } else {
-                // SAFETY: what was there before.
-                let _ = unsafe { nix::sys::signal::sigaction(signal, &before) };
-            }
+        if HELD.swap(true, Ordering::AcqRel) {
+            return HeldSignals(Vec::new());
+        }
+        let hold = |&signal: &Signal| {
+            handler(signal) == Some(libc::SIG_DFL) && set_handler(signal, SigHandler::Handler(note)).is_ok()
+        };
+        let held: Vec<Signal> = ENDING.into_iter().filter(hold).collect();
+        if held.is_empty() {
+            HELD.store(false, Ordering::Release);
         }
         HeldSignals(held)
     }
@@ -397,21 +439,24 @@ impl HeldSignals {
     pub(crate) fn caught(&self) -> Option<Signal> {
         Signal::try_from(CAUGHT.load(Ordering::Relaxed)).ok().filter(|_| !self.0.is_empty())
     }
-
-    /// Does what the kernel would have done at once: ends the program by the signal.
-    pub(crate) fn let_go(self, signal: Signal) {
-        drop(self);
-        let _ = nix::sys::signal::raise(signal);
-    }
 }
 
 impl Drop for HeldSignals {
     fn drop(&mut self) {
-        for (signal, before) in self.0.drain(..) {
-            // SAFETY: what was there before.
-            let _ = unsafe { nix::sys::signal::sigaction(signal, &before) };
+        if self.0.is_empty() {
+            return;
         }
-        CAUGHT.store(0, Ordering::Relaxed);
+        for &signal in &self.0 {
+            // Not if the program has come to handle it by itself meanwhile.
+            if handler(signal) == Some(note as *const () as usize) {
+                let _ = set_handler(signal, SigHandler::SigDfl);
+            }
+        }
+        let caught = CAUGHT.swap(0, Ordering::Relaxed);
+        HELD.store(false, Ordering::Release);
+        if let Ok(signal) = Signal::try_from(caught) {
+            let _ = nix::sys::signal::raise(signal);
+        }
     }
 }
 
@@ -439,10 +484,13 @@ pub(crate) fn hear_children() {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
-/// Leaves Ctrl-C to the caller: a terminal sends it to the whole process group.
-pub(crate) fn ignore_interrupt() {
-    // SAFETY: SIG_IGN installs no handler code.
-    let _ = unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) };
+/// Leaves it to the caller what signals mean that ask a program to end: terminals, shells and job managers send them to
+/// the whole process group.
+pub(crate) fn ignore_ending() {
+    for signal in ENDING {
+        // SAFETY: SIG_IGN installs no handler code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
+    }
 }
 
 /// Gives the processor to another runnable thread.

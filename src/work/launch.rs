@@ -107,7 +107,7 @@ impl Launch {
             Ok(place)
         };
         let policy = if self.recover { Policy::Recover } else { Policy::End };
-        let job = Job { build: &|| Ok(()), warm: true, body: &run, policy, tag_output: self.tag_output };
+        let job = Job { build: &|| Ok(()), warm: false, body: &run, policy, tag_output: self.tag_output };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
         // What the ranks have left is the caller's alone, also when it forks again.
         world.segment().keep_from_children()?;
@@ -115,7 +115,7 @@ impl Launch {
             let (offset, len) = match world.result(rank) {
                 Some(place) => place,
                 // The others went on without it.
-                None if self.recover => return None,
+                None if self.recover && !world.has_left(rank) => return None,
                 None => return Some(Err(Error::Corrupt { what: "a rank's result" })),
             };
             Some(world.bytes(offset, len).and_then(|bytes| unpack(world.segment(), &bytes)))

@@ -8,7 +8,7 @@ use nix::sys::resource::Resource;
 use phalanx::{Comm, Error, Launch, Result, SharedArray, Sweep};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 pub const CASES: &[Case] = &[
@@ -57,12 +57,22 @@ fn descriptors_of_the_supervisor() {
     let before = holdings();
     let rows = Array2::zeros((40, 1));
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
+    let mark = support::mark();
     let error = sweep.run(
         rows.view(),
         1,
         || Ok(()),
         |(), row, _| {
             if row.index == 3 {
+                // Nor to find what the dead one has left.
+                let mut orphan = Command::new("setsid");
+                orphan
+                    .args(["sleep", "1000"])
+                    .env(support::MARK, &mark)
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
+                orphan.spawn().map_err(|error| error.to_string())?;
+                std::thread::sleep(Duration::from_millis(100));
                 let supervisor = std::os::unix::process::parent_id().to_string();
                 let limit = Command::new("prlimit").args(["--nofile=3:", "--pid", &supervisor]).status();
                 assert!(limit.is_ok_and(|limit| limit.success()));
@@ -74,6 +84,7 @@ fn descriptors_of_the_supervisor() {
     );
     let text = error.map(drop).unwrap_err().to_string();
     assert!(text.contains("could not be replaced") && text.contains("ulimit -n"), "{text}");
+    assert!(support::marked_processes(&mark).is_empty(), "an orphan is left");
     assert_eq!(holdings(), before);
     all_works();
 }

@@ -19,14 +19,24 @@ pub const CASES: &[Case] = &[
     ("in_a_session_of_its_own", in_a_session_of_its_own),
     ("in_a_namespace_of_processes", in_a_namespace_of_processes),
     ("in_a_namespace_with_the_procfs_of_another", in_a_namespace_with_the_procfs_of_another),
+    ("where_no_procfs_is", where_no_procfs_is),
     ("callers_killed_while_they_start", callers_killed_while_they_start),
     ("a_caller_that_panics", a_caller_that_panics),
     ("from_threads_that_end", from_threads_that_end),
     ("beside_busy_threads", beside_busy_threads),
     ("grandchildren_of_a_killed_worker_die", grandchildren_of_a_killed_worker_die),
     ("helper: a bit of everything", a_bit_of_everything),
+    ("helper: without procfs", without_procfs),
     ("helper: worlds without end", worlds_without_end),
 ];
+
+/// Starts a program that nobody waits for.
+fn orphan(program: &[&str], mark: &str) -> Result<()> {
+    let mut orphan = Command::new(program[0]);
+    orphan.args(&program[1..]).env(MARK, mark).stdin(Stdio::null());
+    orphan.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    Ok(())
+}
 
 fn worlds_in_worlds() {
     adopt();
@@ -72,7 +82,7 @@ fn inner_worlds_end_with_their_rank() {
         }
         let me = Pid::this();
         launch(2, |inner| {
-            Command::new("sleep").arg("1000").env(MARK, &mark).stdin(Stdio::null()).spawn()?;
+            orphan(&["sleep", "1000"], &mark)?;
             inner.barrier()?;
             if inner.rank() == 0 {
                 kill(me, Signal::SIGKILL).map_err(Error::other)?;
@@ -111,10 +121,8 @@ fn a_bit_of_everything() {
     let error = launch(3, |comm| {
         if comm.rank() == 1 {
             // One of its group, one of a session of its own.
-            for program in [["sleep", "1000"].as_slice(), &["setsid", "sleep", "1000"]] {
-                let mut orphan = Command::new(program[0]);
-                orphan.args(&program[1..]).env(MARK, format!("{mark}.")).stdin(Stdio::null()).spawn()?;
-            }
+            orphan(&["sleep", "1000"], &format!("{mark}."))?;
+            orphan(&["setsid", "sleep", "1000"], &format!("{mark}."))?;
             std::thread::sleep(Duration::from_millis(100));
             kill(Pid::this(), Signal::SIGKILL).map_err(Error::other)?;
         }
@@ -149,7 +157,7 @@ fn a_bit_of_everything() {
 }
 
 /// Runs the helper by a program that starts programs; skips the case where that program cannot do so.
-fn started_by(program: &[&str]) {
+fn started_by(program: &[&str], case: &str) {
     let probe = Command::new(program[0]).args(&program[1..]).arg("true").stderr(Stdio::null()).status();
     if !probe.is_ok_and(|probe| probe.success()) {
         support::skip(&format!("{} is not possible here", program.join(" ")));
@@ -157,7 +165,7 @@ fn started_by(program: &[&str]) {
     let mark = support::mark();
     let exe = std::env::current_exe().unwrap();
     let mut helper = Command::new(program[0]);
-    helper.args(&program[1..]).arg(exe).arg("--case=helper: a bit of everything").env(MARK, &mark);
+    helper.args(&program[1..]).arg(exe).arg(format!("--case={case}")).env(MARK, &mark);
     let status = helper.stdin(Stdio::null()).status().unwrap();
     support::gone_within(Duration::from_secs(5), &format!("{mark}."));
     support::gone_within(Duration::from_secs(5), &mark);
@@ -165,22 +173,41 @@ fn started_by(program: &[&str]) {
 }
 
 fn in_a_session_of_its_own() {
-    started_by(&["setsid", "-w"]);
+    started_by(&["setsid", "-w"], "helper: a bit of everything");
     // The child of one that has ended, as of a daemon.
-    started_by(&["setsid", "-w", "sh", "-c", "(\"$@\") & wait $!", "sh"]);
+    started_by(&["setsid", "-w", "sh", "-c", "(\"$@\") & wait $!", "sh"], "helper: a bit of everything");
 }
 
 /// The caller is process 1 there.
 fn in_a_namespace_of_processes() {
     let user = if nix::unistd::geteuid().is_root() { "-pf" } else { "-Urpf" };
-    started_by(&["unshare", user, "--mount-proc"]);
-    started_by(&["unshare", user, "--mount-proc", "setsid", "-w"]);
+    started_by(&["unshare", user, "--mount-proc"], "helper: a bit of everything");
+    started_by(&["unshare", user, "--mount-proc", "setsid", "-w"], "helper: a bit of everything");
 }
 
 /// /proc tells other numbers than the kernel knows this program's processes by.
 fn in_a_namespace_with_the_procfs_of_another() {
     let user = if nix::unistd::geteuid().is_root() { "-pf" } else { "-Urpf" };
-    started_by(&["unshare", user]);
+    started_by(&["unshare", user], "helper: a bit of everything");
+}
+
+fn where_no_procfs_is() {
+    let hidden = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs hidden /proc && exec \"$@\"", "sh"];
+    started_by(&hidden, "helper: without procfs");
+}
+
+fn without_procfs() {
+    let Ok(_) = std::env::var(MARK) else { return };
+    all_works();
+    let error = launch(3, |comm| if comm.rank() == 1 { std::process::abort() } else { comm.barrier() });
+    assert!(matches!(error, Err(Error::PeerDied { rank: 1, .. })), "{error:?}");
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || stopped.recv().is_ok());
+    let error = launch(2, |comm| comm.barrier());
+    assert!(matches!(error, Err(Error::Threads { .. })), "{error:?}");
+    drop(stop);
+    assert!(!thread.join().unwrap());
+    all_works();
 }
 
 fn worlds_without_end() {
@@ -218,8 +245,7 @@ fn a_caller_that_panics() {
         let unwound = catch_unwind(AssertUnwindSafe(|| {
             let mut manager = create_parallel_manager("shared-memory", 2).unwrap();
             let sleep = |_: &[u8], (): &mut ()| {
-                let mut orphan = Command::new("setsid");
-                orphan.args(["sleep", "1000"]).env(MARK, &mark).stdin(Stdio::null()).spawn()?;
+                orphan(&["setsid", "sleep", "1000"], &mark)?;
                 std::thread::sleep(Duration::from_secs(1000));
                 Ok(())
             };
@@ -291,8 +317,7 @@ fn grandchildren_of_a_killed_worker_die() {
         |(), row, out| {
             if row.index == 3 && row.attempt == 0 {
                 for (program, mark) in programs.iter().zip(&marks) {
-                    let mut child = Command::new(program[0]);
-                    child.args(&program[1..]).env(MARK, mark).stdin(Stdio::null()).spawn().unwrap();
+                    orphan(program, mark).unwrap();
                 }
                 while marks.iter().any(|mark| marked_processes(mark).len() < 2) {
                     std::thread::sleep(Duration::from_millis(5));

@@ -38,6 +38,9 @@ pub fn skip(why: &str) -> ! {
 const FIRST: &str = "PHALANX_TEST_FIRST";
 /// Worlds whose size does not matter have so many ranks.
 const RANKS: &str = "PHALANX_TEST_RANKS";
+/// One sleep in so many ends at once, for no reason (feature `faults`).
+#[cfg(feature = "faults")]
+const WAKES: &str = "PHALANX_TEST_WAKES";
 /// Every process of a case gets so many signals a second.
 const STORM: &str = "PHALANX_TEST_STORM";
 
@@ -78,6 +81,13 @@ pub fn main_within(patience: Duration, cases: &[Case]) -> ExitCode {
         let (_, case) = cases.iter().find(|(known, _)| *known == name).expect("a known case");
         if asked_for::<u32>(STORM).is_some() {
             do_not_mind(STORM_SIGNAL);
+        }
+        #[cfg(feature = "faults")]
+        if let Some(every) = asked_for(WAKES) {
+            use phalanx::faults::{Action, Fault, arm};
+            // EINTR
+            let action = Action::Fail(4);
+            arm(Some(Fault { site: "call: futex_waitv", role: None, hit: every, every: true, action }));
         }
         case();
         return ExitCode::SUCCESS;
@@ -155,11 +165,19 @@ struct Storm {
     targets: Vec<Pid>,
     /// When they were last looked for.
     listed: Instant,
+    signals: usize,
+}
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        println!("{} signals", self.signals);
+    }
 }
 
 impl Storm {
     fn new(root: u32, rate: u32) -> Storm {
-        Storm { root, pause: Duration::from_secs(1) / rate, targets: Vec::new(), listed: Instant::now() }
+        let pause = Duration::from_secs(1) / rate;
+        Storm { root, pause, targets: Vec::new(), listed: Instant::now(), signals: 0 }
     }
 
     /// One gust.
@@ -169,9 +187,7 @@ impl Storm {
             family(self.root, &mut self.targets);
             self.listed = Instant::now();
         }
-        for &target in &self.targets {
-            let _ = kill(target, STORM_SIGNAL);
-        }
+        self.signals += self.targets.iter().filter(|&&target| kill(target, STORM_SIGNAL).is_ok()).count();
         std::thread::sleep(self.pause);
     }
 }

@@ -52,6 +52,7 @@ impl<'w> Shm<'w> {
             self.mail.send(call, message);
             return Ok(());
         }
+        self.window.not_revoked(call)?;
         let deadline = self.deadline();
         let sent = self.writer(to).send(call.signature(), message, deadline);
         self.seat.count(message.len());
@@ -91,6 +92,7 @@ impl<'w> Shm<'w> {
             self.mail.send_block(call, block);
             return Ok(());
         }
+        self.window.not_revoked(call)?;
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));

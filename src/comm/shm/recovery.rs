@@ -70,7 +70,10 @@ impl Shm<'_> {
                 return Err(Error::PeerLeft { place, rank });
             }
             Outcome::Unstarted(rank) => {
-                let text = format!("rank {rank} could not be forked again: {}", world.last_words(rank));
+                let text = format!(
+                    "rank {rank} could not be forked again: {}",
+                    world.last_words(rank.min(world.ranks() - 1))
+                );
                 return Err(Error::Start { text });
             }
         }

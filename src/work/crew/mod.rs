@@ -24,6 +24,7 @@ use crate::os::topology;
 use output::Output;
 use recovery::Era;
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -114,11 +115,14 @@ impl Crew {
             }
             if let Some(signal) = held.caught() {
                 self.end();
+                self.output.iter_mut().for_each(|output| output.forward(true));
                 let workers = self.world.ranks();
-                eprintln!(
+                // Without a terminal left there is nobody to tell.
+                let _ = writeln!(
+                    std::io::stderr(),
                     "phalanx: {signal}: the {workers} workers have been ended; nothing is left of them"
                 );
-                held.let_go(signal);
+                drop(held);
                 return Err(Error::Interrupted { signal: signal.as_str() });
             }
             tick();
@@ -182,7 +186,7 @@ struct Slot {
 impl<S> Zygote<'_, S> {
     fn live(mut self) -> ! {
         process::adopt_orphans();
-        process::ignore_interrupt();
+        process::ignore_ending();
         process::hear_children();
         process::hear_questions();
         self.world.supervise();
@@ -273,7 +277,9 @@ impl<S> Zygote<'_, S> {
             sources.extend(self.world.bell().map(|bell| bell as &dyn AsFd));
             let spoken = process::poll(&sources, Duration::from_millis(200));
             if process::asked() {
-                self.world.states().iter().for_each(|state| eprintln!("phalanx: {state}"));
+                for state in self.world.states() {
+                    let _ = writeln!(std::io::stderr(), "phalanx: {state}");
+                }
             }
             if spoken[0] || spoken[1] {
                 return;
@@ -309,7 +315,8 @@ impl<S> Zygote<'_, S> {
         let epoch = self.era.epoch;
         self.world.slot(rank).bury();
         if self.world.has_spoken(rank) {
-            return;
+            // It may have been killed before it could tell the others.
+            return self.world.revoke_failed(rank);
         }
         let Policy::Replace(progress) = self.job.policy else { return self.world.revoke(epoch, rank) };
         let finished = progress(rank);

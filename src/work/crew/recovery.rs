@@ -3,9 +3,13 @@
 use super::Zygote;
 use crate::channel::recovery::{Outcome, Wish};
 use crate::os::fault::{Site, point};
+use crate::os::process::OWNER_DIED;
 use crate::sync::atomic::Ordering;
-use crate::sync::wait::LEFT;
-use std::time::Instant;
+use crate::sync::wait::is_gone;
+use std::time::{Duration, Instant};
+
+/// A rank that has said its last word has this long to end.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What a zygote has decided so far. The same stands in shared memory, for the ranks to read.
 pub(super) struct Era {
@@ -35,21 +39,34 @@ impl<S> Zygote<'_, S> {
         let wish = |rank: usize| self.world.petition(rank).wish(number);
         let (asked, silent): (Vec<usize>, Vec<usize>) =
             self.era.members.iter().copied().filter(running).partition(|&rank| wish(rank).is_some());
-        let Some((first, _)) = asked.first().and_then(|&rank| wish(rank)) else { return };
+        let Some((first, _)) = asked.first().and_then(|&rank| wish(rank)) else {
+            self.era.asked_since = None;
+            return;
+        };
         let wishes: Vec<_> = asked.iter().filter_map(|&rank| wish(rank)).collect();
         let since = *self.era.asked_since.get_or_insert_with(Instant::now);
-        // Who has spoken its last word asks for nothing; its slot is free when the process is gone.
-        let awaited = |rank: &usize| !self.world.has_spoken(*rank) || first == Some(Wish::Respawn);
-        let awaited: Vec<usize> = silent.iter().copied().filter(awaited).collect();
+        let awaited: Vec<usize> = match first {
+            // Whoever it was of: no slot is filled twice.
+            Some(Wish::Respawn) => {
+                let running = |rank: &usize| self.slots[*rank].is_some() && !asked.contains(rank);
+                (0..self.world.ranks()).filter(running).collect()
+            }
+            // Who has spoken its last word asks for nothing.
+            _ => silent.into_iter().filter(|&rank| !self.world.has_spoken(rank)).collect(),
+        };
         if !awaited.is_empty() {
-            if self.world.plan.deadline.is_some_and(|patience| since.elapsed() > patience) {
-                awaited
-                    .iter()
-                    .filter_map(|&rank| self.slots[rank].as_ref())
-                    .for_each(|slot| slot.process.kill());
+            let late = self.world.plan.deadline.is_some_and(|patience| since.elapsed() > patience);
+            for &rank in &awaited {
+                let alive = self.world.slot(rank).alive.load(Ordering::Acquire);
+                // Its peers hold it for dead (it has called exec, say), or it does not come to its end.
+                let over = alive & OWNER_DIED != 0 || (is_gone(alive) && since.elapsed() > LINGER);
+                if let Some(slot) = self.slots[rank].as_ref().filter(|_| late || over) {
+                    slot.process.kill();
+                }
             }
             return;
         }
+        self.era.decided = number;
         self.era.asked_since = None;
         let value = wishes.iter().fold(u64::MAX, |all, (_, value)| all & value);
         let outcome = match first {
@@ -63,7 +80,6 @@ impl<S> Zygote<'_, S> {
             },
             _ => Outcome::Mismatch,
         };
-        self.era.decided = number;
         self.world.verdict_words().decide(number, outcome, value, &asked);
         point(Site::ZygoteDecided);
     }
@@ -72,16 +88,20 @@ impl<S> Zygote<'_, S> {
     fn respawn(&mut self, asked: &[usize], state: &mut Option<S>) -> Outcome {
         let all: Vec<usize> = (0..self.world.ranks()).collect();
         let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();
-        let left = |&&rank: &&usize| self.world.slot(rank).alive.load(Ordering::Acquire) == LEFT;
+        let left = |&&rank: &&usize| self.world.has_left(rank);
         if let Some(&rank) = gone.iter().find(left) {
             return Outcome::Left(rank);
         }
         self.begin_epoch(all);
         for &rank in &gone {
             let Err(error) = self.start(rank, state, 0, 0) else { continue };
-            for slot in gone.iter().filter_map(|&rank| self.slots[rank].take()) {
-                slot.process.kill();
-                slot.process.reap(true);
+            for &rank in &gone {
+                if let Some(slot) = self.slots[rank].take() {
+                    slot.process.kill();
+                    slot.process.kill_group();
+                    slot.process.reap(true);
+                }
+                self.world.slot(rank).bury();
             }
             // Those who asked have not entered the epoch: nobody is in it.
             self.begin_epoch(asked.to_vec());
