@@ -26,7 +26,7 @@ const CASES: &[Case] = &[
 ];
 
 fn main() -> std::process::ExitCode {
-    support::main(CASES)
+    support::main_within(Duration::from_secs(600), CASES)
 }
 
 const ACTIONS: [Action; 5] = [Action::Kill, Action::Segv, Action::Abort, Action::Exit, Action::Panic];
