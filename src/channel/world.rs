@@ -548,9 +548,14 @@ fn decode_death(word: u32) -> Death {
 }
 
 impl Slot {
-    /// A process is about to fill the slot: its predecessor, if any, is known to be dead.
-    pub(crate) fn begin(&self) {
+    /// The slot's last process is known to be dead; there will be another.
+    pub(crate) fn vacate(&self) {
         self.alive.store(0, Ordering::Relaxed);
+    }
+
+    /// A process is about to fill the slot.
+    pub(crate) fn begin(&self) {
+        self.vacate();
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -186,11 +186,24 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let mut fds: Vec<_> =
         sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
     let until = Instant::now() + slice;
-    let left = || {
+    loop {
         let left = until.saturating_duration_since(Instant::now());
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-    };
-    while sys(Site::Poll, || nix::poll::poll(&mut fds, left())) == Err(Errno::EINTR) {}
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)) {
+            Err(Errno::EINTR) => continue,
+            Ok(_) => break,
+            // More than the limit on open files, which has been lowered since they were opened: one by one, then.
+            Err(_) => {
+                for fd in &mut fds {
+                    let _ = nix::poll::poll(core::slice::from_mut(fd), PollTimeout::ZERO);
+                }
+                if left.is_zero() || fds.iter().any(|fd| fd.any() == Some(true)) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 

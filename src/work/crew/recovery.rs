@@ -92,6 +92,8 @@ impl<S> Zygote<'_, S> {
         if let Some(&rank) = gone.iter().find(left) {
             return Outcome::Left(rank);
         }
+        // The first that is forked must not take the others for dead.
+        gone.iter().for_each(|&rank| self.world.slot(rank).vacate());
         self.begin_epoch(all);
         for &rank in &gone {
             let Err(error) = self.start(rank, state, 0, 0) else { continue };
