@@ -17,6 +17,8 @@ pub enum Death {
     Exit(i32),
     /// By this signal.
     Signal(i32),
+    /// By the kernel, for want of memory: its cgroup's limit was reached.
+    Oom,
     /// The kernel has not told yet.
     Unknown,
 }
@@ -29,6 +31,10 @@ impl fmt::Display for Death {
                 Ok(signal) => write!(f, "signal {number}, {}", signal.as_str()),
                 Err(_) => write!(f, "signal {number}"),
             },
+            Death::Oom => write!(
+                f,
+                "killed by the kernel for want of memory; fewer ranks, smaller arrays, or a higher limit (memory cgroup)"
+            ),
             Death::Unknown => write!(f, "cause not known yet"),
         }
     }
@@ -53,6 +59,42 @@ pub struct Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (call {} of rank {})", self.operation, self.sequence, self.rank)
+    }
+}
+
+/// What is known of a rank from outside: for reports and watchdogs.
+///
+/// ```
+/// let states = phalanx::launch(2, |comm| {
+///     comm.barrier()?;
+///     Ok(comm.state()[1].to_string())
+/// })?;
+/// assert!(states.expect("root")[0].contains("barrier"));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankState {
+    /// Its number in the world.
+    pub rank: usize,
+    /// Its process.
+    pub pid: u32,
+    /// `running`, `sleeping`, `stopped`, `zombie`, `dead`, `left`, `failed`, `not started` or `unknown`.
+    pub state: &'static str,
+    /// Its last call in this communicator.
+    pub operation: &'static str,
+    /// The number of that call, and its source line.
+    pub sequence: u32,
+    /// See `sequence`.
+    pub line: u32,
+}
+
+impl fmt::Display for RankState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RankState { rank, pid, state, operation, sequence, line } = self;
+        write!(
+            f,
+            "rank {rank} (process {pid}) is {state}; last call: {operation} ({sequence}), source line {line}"
+        )
     }
 }
 
@@ -133,15 +175,24 @@ pub enum Error {
     },
     /// The deadline of the world passed in a call.
     #[error(
-        "{place}: no answer from rank {rank} within {seconds} s; raise `deadline`, or look at what that rank does"
+        "{place}: the deadline of {deadline:?} has passed, and these have not made the call:{}\nraise `deadline`, or look at what these ranks do",
+        .missing.iter().map(|state| format!("\n  {state}")).collect::<String>()
     )]
     Timeout {
         /// The call.
         place: Place,
-        /// The rank waited for.
-        rank: usize,
+        /// The ranks waited for, and what is known of them.
+        missing: Vec<RankState>,
         /// The deadline.
-        seconds: u64,
+        deadline: std::time::Duration,
+    },
+    /// The communicator was split off in an epoch that is over.
+    #[error(
+        "{place}: this communicator belongs to an epoch that is over; after `shrink` or `respawn`, split again"
+    )]
+    Stale {
+        /// The call.
+        place: Place,
     },
     /// The kernel refused.
     #[error("{call} failed, needed {need}: {reason}{hint}")]
@@ -165,6 +216,13 @@ pub enum Error {
         operation: &'static str,
         /// Their names.
         threads: String,
+    },
+    /// A signal asked the program to end while workers ran; they have been ended. Seen only if the program goes on, as
+    /// after a signal that it blocks.
+    #[error("{signal}: interrupted; the workers have been ended, and what they had not returned is lost")]
+    Interrupted {
+        /// Which.
+        signal: &'static str,
     },
     /// The workers could not be started. What had been started was ended.
     #[error("the workers could not be started: {text}")]
@@ -253,6 +311,15 @@ impl Error {
             _ => "",
         };
         Error::System { call, need: need.to_owned(), reason: errno.desc().to_owned(), hint }
+    }
+
+    pub(crate) fn no_memory(call: &'static str, need: usize, left: u64) -> Error {
+        Error::System {
+            call,
+            need: format!("{need} bytes"),
+            reason: format!("the memory cgroup has {left} left"),
+            hint: "; fewer ranks, smaller arrays, or a higher limit on memory (cgroup)",
+        }
     }
 
     pub(crate) fn no_space(call: &'static str, need: usize, reason: &str) -> Error {

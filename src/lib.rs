@@ -62,10 +62,17 @@ mod shm;
 mod sync;
 mod work;
 
+/// Crash points and failing system calls, for tests: with the feature `faults` only.
+#[cfg(feature = "faults")]
+pub mod faults {
+    pub use crate::os::fault::{Action, Fault, Role, arm, done, hits, sites};
+}
+
 pub use channel::view::{Parts, Whole};
 pub use comm::Comm;
 pub use comm::op::{Arithmetic, Bits, Op, Ordered};
-pub use error::{Death, Error, Place, Result};
+pub use comm::recovery::Agreement;
+pub use error::{Death, Error, Place, RankState, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use work::backend::Backend;

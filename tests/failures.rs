@@ -6,6 +6,7 @@ mod support;
 
 use ndarray::{Array1, Ix1, arr1};
 use phalanx::{Comm, Death, Error, Launch, Op, Result, SharedArray};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Case, launch, marked_processes};
@@ -27,6 +28,12 @@ const CASES: &[Case] = &[
     ("orphans_of_a_dead_rank_die", orphans_of_a_dead_rank_die),
     ("killed_caller_takes_all_with_it", killed_caller_takes_all_with_it),
     ("interrupted_caller_takes_all_with_it", interrupted_caller_takes_all_with_it),
+    ("a_second_interrupt_ends_the_caller_at_once", a_second_interrupt_ends_the_caller_at_once),
+    ("a_signal_to_the_group_ends_all_in_order", a_signal_to_the_group_ends_all_in_order),
+    ("a_signal_between_short_worlds_is_not_lost", a_signal_between_short_worlds_is_not_lost),
+    ("a_handler_of_the_program_is_left_alone", a_handler_of_the_program_is_left_alone),
+    ("output_comes_in_whole_lines_with_the_rank", output_comes_in_whole_lines_with_the_rank),
+    ("a_supervisor_tells_what_its_ranks_do", a_supervisor_tells_what_its_ranks_do),
     ("killed_zygote_ends_the_world", killed_zygote_ends_the_world),
     ("a_deaf_rank_is_ended_after_a_grace", a_deaf_rank_is_ended_after_a_grace),
     ("nested_worlds_work", nested_worlds_work),
@@ -34,6 +41,9 @@ const CASES: &[Case] = &[
     ("failures_of_threads_reach_the_caller", failures_of_threads_reach_the_caller),
     ("helper: ranks that wait for ever", ranks_that_wait_for_ever),
     ("helper: print once", print_once),
+    ("helper: one short world after the other", one_short_world_after_the_other),
+    ("helper: interrupted itself", interrupted_itself),
+    ("helper: print much", print_much),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -271,13 +281,19 @@ fn deadline_names_the_missing_rank() {
     let world = Launch { ranks: Some(3), deadline: Some(Duration::from_millis(300)), ..support::world() };
     let start = Instant::now();
     let error = world.fork(|comm| {
+        comm.barrier()?;
         if comm.rank() == 2 {
             std::thread::sleep(Duration::from_millis(1500));
         }
         comm.barrier()
     });
     let text = error.unwrap_err().to_string();
-    assert!(text.contains("no answer from rank 2") && text.contains("barrier"), "{text}");
+    assert!(text.contains("300ms") && text.contains("barrier (call 1 of rank"), "{text}");
+    assert!(
+        text.contains("rank 2 (process ") && text.contains("is sleeping; last call: barrier (0)"),
+        "{text}"
+    );
+    assert!(!text.contains("rank 1 (process "), "only the missing are named: {text}");
     assert!(start.elapsed() < Duration::from_secs(4));
 }
 
@@ -365,27 +381,180 @@ fn ranks_that_wait_for_ever() {
     });
 }
 
-fn end_the_caller(signal: &str) {
+/// Ends a caller while its ranks wait; how it ended, and what it said.
+fn end_the_caller(signals: &[&str]) -> std::process::Output {
     let mark = support::mark();
-    let mut caller =
-        support::case("helper: ranks that wait for ever").env(support::MARK, &mark).spawn().unwrap();
+    let program = std::env::current_exe().unwrap();
+    // Background jobs of a script start with SIGINT ignored.
+    let mut caller = Command::new("env");
+    caller
+        .args(["--default-signal=INT,TERM,HUP"])
+        .arg(program)
+        .arg("--case=helper: ranks that wait for ever");
+    let caller =
+        caller.env(support::MARK, &mark).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let start = Instant::now();
     while marked_processes(&mark).len() < 6 {
         assert!(start.elapsed() < Duration::from_secs(20), "caller, zygote and four ranks start");
         std::thread::sleep(Duration::from_millis(5));
     }
-    kill(caller.id(), signal);
-    caller.wait().unwrap();
+    // The last of them may not have begun its life yet.
+    std::thread::sleep(Duration::from_millis(20));
+    signals.iter().for_each(|signal| kill(caller.id(), signal));
+    let ended = caller.wait_with_output().unwrap();
     support::gone_within(Duration::from_secs(1), &mark);
+    ended
 }
 
 fn killed_caller_takes_all_with_it() {
-    (0..5).for_each(|_| end_the_caller("KILL"));
+    (0..5).for_each(|_| drop(end_the_caller(&["KILL"])));
 }
 
 fn interrupted_caller_takes_all_with_it() {
-    end_the_caller("INT");
-    end_the_caller("TERM");
+    // A shell shows these as 130, 143 and 129.
+    for (name, number) in [("INT", 2), ("TERM", 15), ("HUP", 1)] {
+        let ended = end_the_caller(&[name]);
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.signal(), Some(number), "{ended:?}");
+        assert_eq!(text.lines().count(), 1, "one message: {text}");
+        assert!(text.contains(&format!("SIG{name}: the 4 workers have been ended")), "{text}");
+    }
+}
+
+fn a_second_interrupt_ends_the_caller_at_once() {
+    let ended = end_the_caller(&["INT", "INT", "INT"]);
+    assert_eq!(ended.status.signal(), Some(2), "{ended:?}");
+}
+
+/// Shells, `timeout` and job managers signal the whole group.
+fn a_signal_to_the_group_ends_all_in_order() {
+    let mark = support::mark();
+    let mut caller = Command::new("env");
+    caller.args(["--default-signal=INT,TERM,HUP"]).arg(std::env::current_exe().unwrap());
+    caller.arg("--case=helper: ranks that wait for ever").env(support::MARK, &mark).process_group(0);
+    let caller = caller.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while marked_processes(&mark).len() < 6 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let group = format!("-{}", caller.id());
+    assert!(Command::new("kill").args(["-TERM", "--", &group]).status().unwrap().success());
+    let ended = caller.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.signal(), Some(15), "{ended:?}");
+    assert!(text.lines().count() == 1 && text.contains("SIGTERM: the 4 workers have been ended"), "{text}");
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn a_signal_between_short_worlds_is_not_lost() {
+    let mark = support::mark();
+    for _ in 0..10 {
+        let mut caller = Command::new("env");
+        caller.args(["--default-signal=INT"]).arg(std::env::current_exe().unwrap());
+        caller.arg("--case=helper: one short world after the other").env(support::MARK, &mark);
+        let mut caller = caller.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        kill(caller.id(), "INT");
+        assert_eq!(caller.wait().unwrap().signal(), Some(2));
+    }
+    support::gone_within(Duration::from_secs(1), &mark);
+}
+
+fn one_short_world_after_the_other() {
+    while std::env::var(support::MARK).is_ok() {
+        launch(2, |comm| comm.barrier()).unwrap();
+    }
+}
+
+fn a_handler_of_the_program_is_left_alone() {
+    let ignoring = "trap '' INT; exec \"$0\" \"--case=helper: interrupted itself\"";
+    let program = std::env::current_exe().unwrap();
+    let ended =
+        Command::new("sh").args(["-c", ignoring]).arg(program).env(support::MARK, "any").output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(String::from_utf8_lossy(&ended.stdout), "went on\n");
+}
+
+fn interrupted_itself() {
+    if std::env::var(support::MARK).is_err() {
+        return;
+    }
+    let caller = std::process::id();
+    let sums = launch(2, |comm| {
+        if comm.is_root() {
+            kill(caller, "INT");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        comm.barrier()
+    });
+    if sums.is_ok() {
+        println!("went on");
+    }
+}
+
+fn output_comes_in_whole_lines_with_the_rank() {
+    let printed = support::case("helper: print much").env(support::MARK, "any").output().unwrap();
+    assert!(printed.status.success());
+    let mut counts = [0; 4];
+    for (stream, text) in [(&printed.stdout, "out"), (&printed.stderr, "err")] {
+        for line in String::from_utf8_lossy(stream).lines() {
+            let rank: usize = line[1..2].parse().unwrap();
+            let (head, rest) = line.split_at(4);
+            assert_eq!(head, format!("[{rank}] "));
+            if rest.starts_with("foreign ") || rest == "unfinished" {
+                counts[rank] += 1;
+                continue;
+            }
+            assert_eq!(rest, format!("{text} {rank} {}", "x".repeat(5000)));
+            counts[rank] += 1;
+        }
+    }
+    assert_eq!(
+        counts,
+        [202, 202, 202, 202],
+        "200 lines of its own, one of a foreign program, one unfinished"
+    );
+}
+
+fn print_much() {
+    if std::env::var(support::MARK).is_err() {
+        return;
+    }
+    let world = Launch { ranks: Some(4), tag_output: true, ..Launch::default() };
+    let done = world.fork(|comm| {
+        let rank = comm.rank();
+        for _ in 0..100 {
+            println!("out {rank} {}", "x".repeat(5000));
+            eprintln!("err {rank} {}", "x".repeat(5000));
+        }
+        Command::new("echo").arg(format!("foreign {rank}")).status()?;
+        print!("unfinished");
+        Ok(())
+    });
+    done.unwrap();
+}
+
+fn a_supervisor_tells_what_its_ranks_do() {
+    let mark = support::mark();
+    let mut caller = support::case("helper: ranks that wait for ever");
+    let caller = caller.env(support::MARK, &mark).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while marked_processes(&mark).len() < 6 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", caller.id())).unwrap();
+    kill(children.trim().parse().unwrap(), "USR1");
+    std::thread::sleep(Duration::from_millis(300));
+    kill(caller.id(), "KILL");
+    let text = String::from_utf8(caller.wait_with_output().unwrap().stderr).unwrap();
+    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(text.contains("rank 0 (process ") && text.contains("is sleeping; last call: nothing"), "{text}");
+    assert!(text.lines().nth(3).unwrap().contains("last call: barrier (0)"), "{text}");
+    support::gone_within(Duration::from_secs(1), &mark);
 }
 
 fn killed_zygote_ends_the_world() {

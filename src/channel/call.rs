@@ -30,9 +30,12 @@ pub(crate) enum Verb {
     Publish,
     Reopen,
     Sweep,
+    Agree,
+    Shrink,
+    Respawn,
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 26] = [
     "nothing",
     "abort",
     "barrier",
@@ -56,6 +59,9 @@ const NAMES: [&str; 23] = [
     "publish",
     "reopen",
     "sweep",
+    "agree",
+    "shrink",
+    "respawn",
 ];
 
 impl Verb {
@@ -103,9 +109,14 @@ impl Call {
     }
 }
 
+/// The operation of a signature, by its name in the API.
+pub(crate) fn operation(signature: u64) -> &'static str {
+    NAMES.get((signature & 0xFF) as usize).copied().unwrap_or("no operation")
+}
+
 /// A signature in words, for the table of a mismatch.
 pub(crate) fn describe(signature: u64, len: u64, line: u32) -> String {
-    let name = NAMES.get((signature & 0xFF) as usize).copied().unwrap_or("no operation");
+    let name = operation(signature);
     let datatype = Datatype((signature >> 16) as u16).name();
     let op = op_name((signature >> 8) as u8);
     format!("{name}{op}, {datatype}, root {}, {len} bytes, source line {line}", signature >> 32)
@@ -139,7 +150,7 @@ mod tests {
 
     #[test]
     fn names_match_codes() {
-        assert_eq!(Verb::Sweep as usize + 1, NAMES.len());
+        assert_eq!(Verb::Respawn as usize + 1, NAMES.len());
         assert_eq!(Verb::AllReduce.name(), "all_reduce");
         let call = Call::new(Verb::Reduce, Datatype::of::<f64>()).root(3).op(1);
         assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));

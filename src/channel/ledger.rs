@@ -18,6 +18,7 @@
 #![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
@@ -216,8 +217,8 @@ impl Ledger {
     }
 
     /// In a worker: what a model forks must not write its rows.
-    pub(crate) fn keep_from_children(&self) {
-        self.segment.keep_from_children();
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        self.segment.keep_from_children()
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -231,7 +232,8 @@ impl Ledger {
 
     /// Tasks finished so far.
     pub(crate) fn finished(&self) -> u64 {
-        self.tallies().iter().map(|tally| tally.rows.load(Ordering::Relaxed)).sum()
+        let rows = self.tallies().iter().map(|tally| tally.rows.load(Ordering::Relaxed));
+        rows.fold(0, u64::saturating_add)
     }
 
     /// Where tasks have not been looked at yet: at least `remaining / share` of them, to begin with.
@@ -243,6 +245,7 @@ impl Ledger {
             return None;
         }
         let start = cursor.fetch_add(chunk as u64, Ordering::Relaxed).min(self.tasks as u64) as usize;
+        point(Site::Hinted);
         Some(start..(start + chunk).min(self.tasks))
     }
 
@@ -253,13 +256,17 @@ impl Ledger {
 
     /// [1]: a free task becomes `slot`'s.
     pub(crate) fn claim(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        claim(&self.words()[task], slot).then_some(Claim { ledger: self, task, slot, attempt: 0 })
+        claim(&self.words()[task], slot).then(|| {
+            point(Site::Claimed);
+            Claim { ledger: self, task, slot, attempt: 0 }
+        })
     }
 
     /// [1']: the task that the slot's predecessor left unfinished. Only for a process that fills the slot after the
     /// kernel has reported its predecessor's death.
     pub(crate) fn resume(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
         let attempt = resume(&self.words()[task], slot)?;
+        point(Site::Resumed);
         Some(Claim { ledger: self, task, slot, attempt })
     }
 
@@ -359,9 +366,12 @@ impl Claim<'_> {
     }
 
     fn finish(self, state: State) {
+        point(Site::RowWritten);
         publish(&self.ledger.words()[self.task], state);
+        point(Site::Committed);
         let rows = &self.ledger.tallies()[self.slot].rows;
-        rows.store(rows.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        rows.store(rows.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        point(Site::Tallied);
     }
 }
 
@@ -379,7 +389,7 @@ impl Texts {
         let bytes = &text.as_bytes()[..text.floor_char_boundary(4096)];
         let log = ledger.log(slot);
         let need = 1 + bytes.len().div_ceil(8);
-        if at + need > log.len() {
+        if at.checked_add(need).is_none_or(|end| end > log.len()) {
             return LOST;
         }
         log[at].store(bytes.len() as u64, Ordering::Relaxed);

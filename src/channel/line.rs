@@ -3,6 +3,7 @@
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
@@ -48,6 +49,14 @@ impl Line {
             self.marks[(e & 1) as usize].sequence.store(e.wrapping_sub(2), Ordering::Relaxed);
         }
         self.sleepers.store(0, Ordering::Relaxed);
+    }
+
+    /// Of the owner's last exchange: number, signature and source line. A guess while it is at it: for reports.
+    pub(crate) fn latest(&self) -> (u32, u64, u32) {
+        let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
+        let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
+        let mark = &self.marks[usize::from(ahead)];
+        (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.line.load(Ordering::Relaxed))
     }
 
     fn mark(&self, e: u32) -> &Mark {
@@ -107,6 +116,7 @@ impl<'w> Gate<'w> {
     /// [2], [3]
     pub(crate) fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
         self.fill(line, head, inline);
+        point(Site::ExchangeFilled);
         self.lines[self.me].meeting(self.next).signal(self.next);
     }
 
@@ -129,6 +139,11 @@ impl<'w> Gate<'w> {
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
         meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
+    }
+
+    /// Has the peer signalled the exchange under way?
+    pub(crate) fn has_arrived(&self, peer: usize) -> bool {
+        self.lines[peer].mark(self.next).sequence.load(Ordering::Acquire) == self.next
     }
 
     /// [5] what a peer said, copied once, and the source line of its call.

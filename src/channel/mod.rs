@@ -1,5 +1,5 @@
 //! *What moves?* The world's shared words, windows that ranks look through together, rings between two, views of arrays,
-//! the ledger of tasks.
+//! the ledger of tasks, recovery from deaths.
 
 pub(crate) mod call;
 pub(crate) mod ledger;
@@ -7,6 +7,7 @@ pub(crate) mod line;
 #[cfg(test)]
 #[cfg(loom)]
 mod model;
+pub(crate) mod recovery;
 pub(crate) mod ring;
 pub(crate) mod view;
 pub(crate) mod window;

@@ -14,12 +14,14 @@
 
 use crate::channel::ledger::{State, claim, publish, resume, state};
 use crate::channel::line::{Gate, Head, Line};
+use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};
 use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
 use crate::os::process::OWNER_DIED;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
 use loom::cell::Cell;
+use loom::sync::Notify;
 use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -109,7 +111,7 @@ impl World {
     }
 
     fn guard(&self, rank: usize) -> Guard<'_> {
-        Guard { alive: &self.alive[rank], revoked: &self.revoked }
+        Guard { alive: &self.alive[rank], revoked: &self.revoked, clean: 0 }
     }
 
     fn gate(&self, me: usize) -> Gate<'_> {
@@ -174,17 +176,17 @@ impl World {
     /// What a rank does whose wait for `peer` is broken (window.rs `broken`), and then fails (world.rs `fail`).
     fn fail(&self, me: usize, (peer, broken): (usize, Broken)) {
         if matches!(broken, Broken::Gone(word) if word != LEFT) {
-            wait::revoke(&self.revoked, peer);
+            wait::revoke(&self.revoked, 0, peer);
         }
         wait::depart(&self.alive[me], FAILED);
-        wait::revoke(&self.revoked, me);
+        wait::revoke(&self.revoked, 0, me);
     }
 
     /// Rank `victim` is dead: the kernel says so and wakes one, then the supervisor ends the world.
     fn dies(&self, victim: usize) {
         self.alive[victim].store(OWNER_DIED, Ordering::SeqCst);
         wait::wake(&self.alive[victim], 1);
-        wait::revoke(&self.revoked, victim);
+        wait::revoke(&self.revoked, 0, victim);
     }
 }
 
@@ -359,7 +361,7 @@ impl Ring {
     }
 
     fn end(&self, me: usize) -> End<'_> {
-        let guard = Guard { alive: &self.alive[1 - me], revoked: &self.revoked };
+        let guard = Guard { alive: &self.alive[1 - me], revoked: &self.revoked, clean: 0 };
         End::over(&self.words, (&self.segment, 0, self.store.len() * PIECE), guard, DROWSY, self.first)
     }
 
@@ -637,5 +639,85 @@ fn ledger_whose_worker_dies_when_its_task_is_done() {
         if ledger.claim(0, 0) {
             ledger.finish(0);
         }
+    });
+}
+
+/// Ranks that ask, and a zygote that hears a bell and decides when all have asked.
+struct Council {
+    verdict: Verdict,
+    petitions: [Petition; 2],
+    bell: Notify,
+    alive: AtomicU32,
+    revoked: AtomicU32,
+    /// What a half of the next epoch holds when it has been readied.
+    half: Cell<u64>,
+}
+
+impl Council {
+    fn new() -> Council {
+        Council {
+            verdict: Verdict::default(),
+            petitions: Default::default(),
+            bell: Notify::new(),
+            alive: AtomicU32::new(ALIVE),
+            revoked: AtomicU32::new(0),
+            half: Cell::new(0),
+        }
+    }
+
+    /// A decision on these wishes must be for all, whole, and of this round.
+    fn ask(&self, rank: usize, round: u32, wish: Wish) {
+        let supervised = Guard { alive: &self.alive, revoked: &self.revoked, clean: 0 };
+        let ring = || self.bell.notify();
+        let value = u64::from(round) << 8 | !(1 << rank) & 0xFF;
+        let decision = self.petitions[rank].ask(&self.verdict, 2, (wish, value, 0), ring, supervised, None);
+        let decision = decision.unwrap();
+        assert_eq!(decision.value, u64::from(round) << 8 | 0xFC);
+        assert_eq!((decision.number, decision.outcome), (round, Outcome::Granted));
+        assert_eq!((decision.epoch, decision.members), (round, vec![0, 1]));
+        assert_eq!(self.half.get(), u64::from(round), "readied before it is entered");
+    }
+
+    fn decide(&self, number: u32) {
+        let values = loop {
+            let wishes: Vec<_> = self.petitions.iter().filter_map(|petition| petition.wish(number)).collect();
+            if wishes.len() == 2 {
+                break wishes.iter().fold(u64::MAX, |all, (_, value)| all & value);
+            }
+            self.bell.wait();
+        };
+        self.half.set(u64::from(number));
+        self.verdict.begin(number, &[0, 1]);
+        self.verdict.decide(number, Outcome::Granted, values, &[0, 1]);
+    }
+}
+
+/// Two decisions in a row: the second one's words are not written before all have read the first.
+#[test]
+fn recovery_of_two_ranks() {
+    explore([1, 2], || {
+        launch(3, Council::new(), |council, role| match role {
+            2 => (1..3).for_each(|number| council.decide(number)),
+            rank => (1..3).for_each(|round| council.ask(rank, round, Wish::Shrink)),
+        });
+    });
+}
+
+/// The decision is signalled before the half is readied.
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn planted_half_readied_behind_the_decision() {
+    explore([2, 2], || {
+        launch(3, Council::new(), |council, role| match role {
+            2 => {
+                while council.petitions.iter().any(|petition| petition.wish(1).is_none()) {
+                    council.bell.wait();
+                }
+                council.verdict.begin(1, &[0, 1]);
+                council.verdict.decide(1, Outcome::Granted, 1 << 8 | 0xFC, &[0, 1]);
+                council.half.set(1);
+            }
+            rank => council.ask(rank, 1, Wish::Shrink),
+        });
     });
 }

@@ -18,6 +18,7 @@
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
@@ -218,6 +219,7 @@ impl<'w> Writer<'w> {
             // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
             // and looks at them again only behind the stamp that `push` stores after this copy.
             unsafe { core::ptr::copy_nonoverlapping(piece.as_ptr(), place.as_ptr(), piece.len()) };
+            point(Site::RingStored);
             self.push(Frame { kind: Kind::Piece, signature, total, at }, &[], deadline)?;
         }
         Ok(())
@@ -244,9 +246,11 @@ impl<'w> Writer<'w> {
             padded[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
         }
+        point(Site::RingFilled);
         self.ends.push_back(self.taken);
         self.end.next = q.wrapping_add(1);
         self.end.words.stamp(q).signal(self.end.next);
+        point(Site::RingPushed);
         Ok(())
     }
 
@@ -335,7 +339,9 @@ impl<'w> Reader<'w> {
 
     /// [3]: done with the frame.
     pub(crate) fn advance(&mut self) {
+        point(Site::RingRead);
         self.end.next = self.end.next.wrapping_add(1);
         self.end.words.head().signal(self.end.next);
+        point(Site::RingAdvanced);
     }
 }

@@ -50,7 +50,7 @@ impl Open {
         let address = segment.bytes(offset, 0)?.as_ptr() as usize;
         let join = |word: u64| match word {
             0 => Some(group << 16 | 1),
-            word if word >> 16 == group => Some(word + 1),
+            word if word >> 16 == group => word.checked_add(1),
             _ => None,
         };
         if opened.borrow().contains(&address) {
@@ -65,7 +65,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.opened.borrow_mut().remove(&self.address);
-        let leave = |word: u64| Some(if word & 0xFFFF == 1 { 0 } else { word - 1 });
+        let leave = |word: u64| Some(if word & 0xFFFF <= 1 { 0 } else { word - 1 });
         let word = Block::open_word(&self.segment, self.offset);
         let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave);
     }

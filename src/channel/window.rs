@@ -24,8 +24,10 @@
 use crate::channel::call::{Call, Verb, describe};
 use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
 use crate::channel::world::{Member, World};
-use crate::error::{Error, Result};
-use crate::sync::wait::{Broken, LEFT, Pace};
+use crate::error::{Error, RankState, Result};
+use crate::os::fault::{Site, point};
+use crate::sync::atomic::Ordering;
+use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::time::Instant;
 
 /// What a rank brings to an exchange.
@@ -70,6 +72,8 @@ pub(crate) struct Window<'w> {
     bases: Vec<usize>,
     /// World rank of each member.
     ranks: Vec<usize>,
+    /// The epoch in which it was made.
+    epoch: u32,
     /// See `World::group`.
     group: u64,
     /// [5]: heads of the exchange under way.
@@ -88,30 +92,59 @@ pub(crate) enum Then {
 
 /// A panic in the middle of an exchange (a user's function) leaves this rank out of step: its world ends, even if the
 /// panic is caught.
-struct RevokeOnUnwind<'w>(&'w World, usize);
+struct RevokeOnUnwind<'w>(&'w World, u32, usize);
 
 impl Drop for RevokeOnUnwind<'_> {
     fn drop(&mut self) {
-        self.0.revoke(self.1);
+        self.0.revoke(self.1, self.2);
     }
 }
 
 impl<'w> Window<'w> {
-    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares at `bases`; the
-    /// `serial`-th that its first member has made, 0 for the world's own.
+    /// The window of `rank` in the world's own communicator of an epoch whose members are the world's `ranks`.
+    pub(crate) fn of_world(
+        world: &'w World,
+        rank: usize,
+        epoch: u32,
+        ranks: Vec<usize>,
+    ) -> Result<Window<'w>> {
+        let me = ranks.iter().position(|&member| member == rank);
+        let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
+        let bases = ranks.iter().map(|&rank| world.member_at(rank, epoch)).collect();
+        Ok(Window::new(world, epoch, me, ranks, (world.member(), bases), 0))
+    }
+
+    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares so laid out at
+    /// these places; the `serial`-th that its first member has made in this epoch, 0 for the world's own.
     pub(crate) fn new(
         world: &'w World,
+        epoch: u32,
         me: usize,
         ranks: Vec<usize>,
-        bases: Vec<usize>,
+        (member, bases): (Member, Vec<usize>),
         serial: u64,
     ) -> Window<'w> {
-        let group = world.group(ranks[0], serial);
+        let group = world.group(epoch, ranks[0], serial);
         let lines = bases.iter().map(|&base| world.segment().place(base)).collect();
-        let guards = ranks.iter().map(|&rank| world.guard(rank)).collect();
+        let guards = ranks.iter().map(|&rank| world.guard(rank, epoch)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
-        Window { world, gate, member: Member::new(ranks.len()), bases, group, ranks, heads, unclosed: false }
+        Window { world, gate, member, bases, epoch, group, ranks, heads, unclosed: false }
+    }
+
+    /// The epoch in which it was made.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Ends every call of its epoch, because of this rank.
+    pub(crate) fn revoke(&self) {
+        self.world.revoke(self.epoch, self.ranks[self.gate.me]);
+    }
+
+    /// What its ranks are known to do.
+    pub(crate) fn states(&self) -> Vec<RankState> {
+        self.ranks.iter().zip(&self.bases).map(|(&rank, &base)| self.world.state(rank, base)).collect()
     }
 
     /// Tells this communicator from all others.
@@ -188,6 +221,7 @@ impl<'w> Window<'w> {
         look: impl FnOnce(&mut Epoch<'_>) -> Result<(R, Then)>,
     ) -> Result<R> {
         self.meet(call, &offer)?;
+        point(Site::ExchangeSeen);
         let e = self.gate.next;
         self.gate.next = e.wrapping_add(1);
         if std::mem::take(&mut self.unclosed) {
@@ -197,13 +231,14 @@ impl<'w> Window<'w> {
         let next = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
         let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
-        let unwinding = RevokeOnUnwind(self.world, self.ranks[self.gate.me]);
+        let unwinding = RevokeOnUnwind(self.world, self.epoch, self.ranks[self.gate.me]);
         let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
         core::mem::forget(unwinding);
         if matches!(looked, Err(Error::Corrupt { .. })) {
-            self.world.revoke(self.ranks[self.gate.me]);
+            self.revoke();
         }
         self.unclosed = open && matches!(looked, Ok((_, Then::Follows)));
+        point(Site::ExchangeLooked);
         let closed = if open && !self.unclosed { self.close(call) } else { Ok(()) };
         let (result, _) = looked?;
         closed.map(|()| result)
@@ -222,20 +257,38 @@ impl<'w> Window<'w> {
 
     /// [6]
     fn close(&mut self, call: &Call) -> Result<()> {
+        point(Site::ExchangeClosing);
         self.meet(call, &Offer::default())?;
+        point(Site::ExchangeClosed);
         self.gate.next = self.gate.next.wrapping_add(1);
         self.not_revoked(call)
     }
 
-    fn not_revoked(&self, call: &Call) -> Result<()> {
-        match self.world.culprit() {
-            None => Ok(()),
-            Some(culprit) => Err(self.world.blame(call.place(self.gate.me, self.gate.next), culprit)),
+    /// The error for any call in an epoch that is over.
+    pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
+        let revoked = self.world.revoked_word().load(Ordering::Acquire);
+        match wait::clean(self.epoch) {
+            clean if clean == revoked => Ok(()),
+            _ => Err(self.over(call, revoked)),
+        }
+    }
+
+    /// The error for a call in an epoch that has ended, as the revoked word says.
+    fn over(&self, call: &Call, revoked: u32) -> Error {
+        let place = call.place(self.gate.me, self.gate.next);
+        match wait::culprit(revoked).filter(|_| wait::is_of(revoked, self.epoch)) {
+            Some(culprit) => {
+                // Whoever revoked may have died before waking the others.
+                self.world.revoke(self.epoch, culprit);
+                self.world.blame(place, culprit)
+            }
+            None => Error::Stale { place },
         }
     }
 
     /// [2]-[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
     fn meet(&mut self, call: &Call, offer: &Offer<'_>) -> Result<()> {
+        point(Site::ExchangeBegin);
         self.not_revoked(call)?;
         let (place, inline): (u64, &[u8]) = match offer.payload {
             Payload::Nothing => (NOTHING, &[]),
@@ -248,11 +301,17 @@ impl<'w> Window<'w> {
         let signature = call.signature();
         let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
         self.gate.arrive(call.line, &head, inline);
+        point(Site::ExchangeArrived);
         let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
         let mut alike = true;
         for peer in 0..self.size() {
-            self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
-            self.heads[peer] = self.gate.head(peer).0;
+            // What I said I know: from shared memory anyone could have overwritten it.
+            self.heads[peer] = if peer == self.gate.me {
+                head
+            } else {
+                self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
+                self.gate.head(peer).0
+            };
             alike &= self.heads[peer].signature == signature && call.verb != Verb::Abort;
         }
         if alike { Ok(()) } else { Err(self.disagreement(call)) }
@@ -261,24 +320,28 @@ impl<'w> Window<'w> {
     /// The error for a wait for `peer` that ended without its word. It ends the world, if it has not ended.
     pub(crate) fn broken(&self, call: &Call, peer: usize, broken: Broken) -> Error {
         let place = call.place(self.gate.me, self.gate.next);
-        let seconds = self.world.plan.deadline.unwrap_or_default().as_secs();
         match broken {
-            Broken::Revoked(culprit) => {
-                // Whoever revoked may have died before waking the others.
-                self.world.revoke(culprit as usize - 1);
-                self.world.blame(place, culprit as usize - 1)
-            }
+            Broken::Revoked(revoked) => self.over(call, revoked),
             // Its body has returned: whoever still waits reports it, and revokes by failing.
             Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.ranks[peer] },
             Broken::Gone(_) => {
-                self.world.revoke(self.ranks[peer]);
+                self.world.revoke(self.epoch, self.ranks[peer]);
                 self.world.blame(place, self.ranks[peer])
             }
             Broken::Deadline => {
-                self.world.revoke(self.ranks[self.gate.me]);
-                Error::Timeout { place, rank: self.ranks[peer], seconds }
+                let missing = self.missing(call, peer);
+                self.revoke();
+                Error::Timeout { place, missing, deadline: self.world.plan.deadline.unwrap_or_default() }
             }
         }
+    }
+
+    /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
+    fn missing(&self, call: &Call, peer: usize) -> Vec<RankState> {
+        let collective = !matches!(call.verb, Verb::Send | Verb::SendLease);
+        let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
+        let late: Vec<usize> = (0..self.size()).filter(late).collect();
+        late.into_iter().map(|peer| self.world.state(self.ranks[peer], self.bases[peer])).collect()
     }
 
     /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.
@@ -298,7 +361,7 @@ impl<'w> Window<'w> {
             format!("  rank {}: {}\n", self.ranks[peer], describe(head.signature, head.len, line))
         };
         let table = (0..self.size()).map(row).collect();
-        self.world.revoke(self.ranks[self.gate.me]);
+        self.revoke();
         Error::Mismatch { place, table }
     }
 }
@@ -383,6 +446,7 @@ impl<'a> Seen<'a> {
         match head.place {
             NOTHING => Ok(Shown::Nothing),
             IN_MARK if len <= INLINE => Ok(Shown::Inline(Inline(self.window.gate.inline(peer, self.e), len))),
+            IN_MARK => Err(Error::Corrupt { what: "the head of a peer's call" }),
             IN_CELL => Ok(Shown::Staged(self.cell(peer))),
             offset => self.slice(offset, len).map(Shown::Exposed),
         }
@@ -418,6 +482,7 @@ impl<'a> Seen<'a> {
         // SAFETY: in bounds and mapped; root lends the memory until the closing exchange; the parts of the ranks are
         // disjoint because all compute them from the same lengths; `part` is not in it (root cannot borrow it twice).
         unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), at.as_ptr(), part.len()) };
+        point(Site::Copied);
         Ok(())
     }
 

@@ -2,37 +2,42 @@
 //!
 //! ```text
 //! 0            Header              128 B
-//! 128          Slot  x ranks       128 B each: who is it, is it alive, what became of it
+//! 128          Verdict             384 B: the zygote's last decision (recovery.rs)
+//! 512          Slot  x ranks       128 B each: who is it, is it alive, what became of it
+//!              Petition x ranks    64 B each: what it asks the zygote for (recovery.rs)
 //!              Text  x ranks       4 KiB each: a panic's or an error's text
-//!              Member x ranks      per rank: line 384 B | rings x ranks | 2 cells   (see `Member`)
+//!              2 x Member x ranks  the two halves, by parity of the epoch; per rank: line 384 B | rings x ranks | 2 cells
 //! 2 MiB-align  heap  x ranks       sparse
 //! ```
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::channel::call::operation;
 use crate::channel::line::Line;
+use crate::channel::recovery::{Decision, MAX_RANKS, Petition, Verdict, Wish};
 use crate::channel::ring::{self, RingWords};
-use crate::error::{Death, Error, Place, Result};
+use crate::error::{Death, Error, Place, RankState, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::{HUGE, PAGE};
-use crate::os::{process, topology};
+use crate::os::process::{self, Bell};
+use crate::os::topology;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::wait::{self, FAILED, Guard, LEFT, Pace};
+use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// As many ranks as one world may have.
-pub(crate) const MAX_RANKS: usize = 1024;
-
 /// Words of the world as a whole.
 #[repr(C, align(128))]
 pub(crate) struct Header {
-    /// 0, or the number plus one of the rank that failed first. Written once, by compare-exchange.
+    /// See [`wait::clean`]: how an epoch ends. Written once an epoch, by compare-exchange; by the zygote for the next.
     revoked: AtomicU32,
     /// The exit code of the zygote plus one, when nothing of the crew is left. Written by the zygote.
     closed: AtomicU32,
+    /// The zygote's robust word.
+    supervisor: AtomicU32,
 }
 
 /// What became of a rank's body.
@@ -47,7 +52,7 @@ pub(crate) struct Header {
 pub(crate) struct Slot {
     /// The robust word: see [`wait::is_gone`]. Written by the rank, or the kernel after its death.
     pub(crate) alive: AtomicU32,
-    /// The process number, written by whoever forked it.
+    /// The process number, written by whoever forked it, and by itself.
     pid: AtomicU32,
     /// How its body ended. Written by the rank, before `alive` says so.
     status: AtomicU32,
@@ -56,8 +61,12 @@ pub(crate) struct Slot {
     death: AtomicU32,
     /// How many processes have filled this slot. Written by the zygote.
     generation: AtomicU32,
+    /// The epoch that the rank has reached. Written by the rank.
+    epoch: AtomicU32,
     result: AtomicU64,
     result_len: AtomicU64,
+    /// The checksum of these two: whoever reads them as bytes must not be led astray.
+    result_sum: AtomicU64,
     /// How far its heap has been used.
     heap_used: AtomicU64,
 }
@@ -132,7 +141,7 @@ impl Member {
 }
 
 /// How a world is to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) ranks: usize,
     /// Bytes of address space per rank's heap.
@@ -141,6 +150,8 @@ pub(crate) struct Plan {
     pub(crate) first_sequence: u32,
     /// How long a call may wait.
     pub(crate) deadline: Option<Duration>,
+    /// Ranks may outlive others: see recovery.rs.
+    pub(crate) recover: bool,
 }
 
 /// The shared words of one world. Cloning shares it.
@@ -153,7 +164,11 @@ pub(crate) struct World {
     /// The process that made it: see `process::incarnation`.
     pub(crate) caller: u32,
     member: Member,
+    /// By which ranks call the zygote, if they may.
+    bell: Option<Arc<Bell>>,
+    verdict: usize,
     slots: usize,
+    petitions: usize,
     texts: usize,
     members: usize,
     heaps: usize,
@@ -173,45 +188,112 @@ impl World {
             plan.heap.unwrap_or_else(default_heap).min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
         let mut carver = Carver::default();
         carver.take_of::<Header>(1);
+        let verdict = carver.take_of::<Verdict>(1);
         let slots = carver.take_of::<Slot>(ranks);
+        let petitions = carver.take_of::<Petition>(ranks);
         let texts = carver.take(ranks * TEXT, PAGE);
-        let members = carver.take(member.len.next_multiple_of(PAGE) * ranks, PAGE);
+        let members = carver.take(2 * member.len.next_multiple_of(PAGE) * ranks, PAGE);
         let heaps = carver.take(heap * ranks, HUGE);
         let segment = Arc::new(Segment::new(carver.end())?);
         let made = [process::serial(), process::pid()];
         let (id, caller) = (xxh3_64(bytemuck::cast_slice(&made)), process::incarnation());
-        let world = World { segment, plan, id, caller, member, slots, texts, members, heaps, heap };
-        (0..ranks).for_each(|rank| world.touch(rank));
+        let bell = if plan.recover { Some(Arc::new(Bell::new()?)) } else { None };
+        let world = World {
+            segment,
+            plan,
+            id,
+            caller,
+            member,
+            bell,
+            verdict,
+            slots,
+            petitions,
+            texts,
+            members,
+            heaps,
+            heap,
+        };
+        let all: Vec<usize> = (0..ranks).collect();
+        world.verdict_words().begin(0, &all);
+        all.iter().for_each(|&rank| world.slot(rank).status.store(0, Ordering::Relaxed));
+        world.ready_half(0, &all);
         Ok(world)
     }
 
-    /// Control words are backed by memory before anyone depends on them.
-    fn touch(&self, rank: usize) {
-        self.slot(rank).status.store(0, Ordering::Relaxed);
-        self.segment.place::<Line>(self.member_at(rank)).prepare(self.plan.first_sequence);
-        if self.plan.first_sequence != 0 {
-            (0..self.plan.ranks).for_each(|sender| {
-                let at = self.member.ring_at(self.member_at(rank), sender);
-                ring::prepare(&self.segment, at, self.plan.first_sequence);
-            });
+    /// Readies the lines and rings of an epoch. Control words are backed by memory before anyone depends on them.
+    fn ready_half(&self, epoch: u32, members: &[usize]) {
+        let first = self.plan.first_sequence;
+        for &rank in members {
+            let at = self.member_at(rank, epoch);
+            let fresh = epoch < 2 || self.segment.zero(at, self.member.len.next_multiple_of(PAGE));
+            self.segment.place::<Line>(at).prepare(first);
+            if first != 0 || !fresh {
+                let rings = members.iter().map(|&sender| self.member.ring_at(at, sender));
+                rings.for_each(|at| ring::prepare(&self.segment, at, first));
+            }
         }
+    }
+
+    /// Begins `epoch` with these ranks. Only the zygote, and only when nobody is in a call of an earlier one.
+    pub(crate) fn begin_epoch(&self, epoch: u32, members: &[usize]) {
+        self.ready_half(epoch, members);
+        point(Site::ZygoteReadied);
+        self.verdict_words().begin(epoch, members);
+        point(Site::ZygoteBeginning);
+        self.revoked_word().store(wait::clean(epoch), Ordering::Release);
+        wait::wake_all(self.revoked_word());
+        point(Site::ZygoteBegan);
     }
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
-    /// A number of 48 bits for the `serial`-th communicator whose first member is `first`.
-    pub(crate) fn group(&self, first: usize, serial: u64) -> u64 {
-        (xxh3_64_with_seed(bytemuck::cast_slice(&[first as u64, serial]), self.id) >> 16).max(1)
+    /// A number of 48 bits for the `serial`-th communicator of an epoch whose first member is `first`.
+    pub(crate) fn group(&self, epoch: u32, first: usize, serial: u64) -> u64 {
+        let words = [u64::from(epoch), first as u64, serial];
+        (xxh3_64_with_seed(bytemuck::cast_slice(&words), self.id) >> 16).max(1)
+    }
+
+    /// How a rank's share of the world's communicator is laid out.
+    pub(crate) fn member(&self) -> Member {
+        self.member
+    }
+
+    pub(crate) fn verdict_words(&self) -> &Verdict {
+        self.segment.place(self.verdict)
+    }
+
+    pub(crate) fn petition(&self, rank: usize) -> &Petition {
+        &self.segment.places(self.petitions, self.plan.ranks)[rank]
+    }
+
+    /// Asks the zygote for something; returns its decision, or why there will be none.
+    pub(crate) fn ask(
+        &self,
+        rank: usize,
+        wish: (Wish, u64, u32),
+        deadline: Option<Instant>,
+    ) -> std::result::Result<Decision, Broken> {
+        let ring = || self.bell.iter().for_each(|bell| bell.ring());
+        let header = self.segment.place::<Header>(0);
+        let supervised = Guard { alive: &header.supervisor, revoked: &header.closed, clean: 0 };
+        self.petition(rank).ask(self.verdict_words(), self.ranks(), wish, ring, supervised, deadline)
+    }
+
+    /// What the zygote listens to.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.bell.as_deref()
     }
 
     pub(crate) fn ranks(&self) -> usize {
         self.plan.ranks
     }
 
-    pub(crate) fn member_at(&self, rank: usize) -> usize {
-        self.members + rank * self.member.len.next_multiple_of(PAGE)
+    /// Where the rank's share of the world's communicator lies in this epoch.
+    pub(crate) fn member_at(&self, rank: usize, epoch: u32) -> usize {
+        let half = (epoch & 1) as usize * self.plan.ranks;
+        self.members + (half + rank) * self.member.len.next_multiple_of(PAGE)
     }
 
     pub(crate) fn slot(&self, rank: usize) -> &Slot {
@@ -229,9 +311,15 @@ impl World {
         Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
     }
 
-    /// What ends a wait for `rank`.
-    pub(crate) fn guard(&self, rank: usize) -> Guard<'_> {
-        Guard { alive: &self.slot(rank).alive, revoked: self.revoked_word() }
+    /// What ends a wait for `rank` in an epoch.
+    pub(crate) fn guard(&self, rank: usize, epoch: u32) -> Guard<'_> {
+        Guard { alive: &self.slot(rank).alive, revoked: self.revoked_word(), clean: wait::clean(epoch) }
+    }
+
+    /// The zygote starts: its death ends the waits for its decisions.
+    pub(crate) fn supervise(&self) {
+        let supervisor = &self.segment.place::<Header>(0).supervisor;
+        supervisor.store(wait::announce_death_through(supervisor), Ordering::Release);
     }
 
     pub(crate) fn revoked_word(&self) -> &AtomicU32 {
@@ -261,9 +349,10 @@ impl World {
         }
     }
 
-    /// The rank that failed first, if one did.
+    /// The rank that failed first in the epoch that is now, if one did.
     pub(crate) fn culprit(&self) -> Option<usize> {
-        (self.revoked_word().load(Ordering::Acquire) as usize).checked_sub(1)
+        let culprit = wait::culprit(self.revoked_word().load(Ordering::Acquire));
+        culprit.map(|rank| rank.min(self.ranks() - 1))
     }
 
     /// How the ranks wait on this machine.
@@ -274,7 +363,9 @@ impl World {
     /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
     pub(crate) fn enter(&self, rank: usize, process: bool) {
         let slot = self.slot(rank);
+        slot.pid.store(process::pid(), Ordering::Relaxed);
         let alive = if process { wait::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
+        slot.epoch.store(self.verdict_words().epoch(), Ordering::Relaxed);
         slot.alive.store(alive, Ordering::Release);
     }
 
@@ -283,7 +374,9 @@ impl World {
         let slot = self.slot(rank);
         slot.result.store(result.0 as u64, Ordering::Relaxed);
         slot.result_len.store(result.1 as u64, Ordering::Relaxed);
+        slot.result_sum.store(self.sum(rank, result), Ordering::Relaxed);
         slot.status.store(DONE, Ordering::Relaxed);
+        point(Site::SlotLeaving);
         wait::depart(&slot.alive, LEFT);
     }
 
@@ -292,8 +385,29 @@ impl World {
         let slot = self.slot(rank);
         slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
         slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
+        point(Site::SlotLeaving);
+        // Its peers may go on without it, and a successor fill its slot.
+        let epoch = slot.epoch.load(Ordering::Relaxed);
         wait::depart(&slot.alive, FAILED);
-        self.revoke(rank);
+        self.revoke(epoch, rank);
+    }
+
+    /// Ends the epoch of a rank that has said FAILED, and has perhaps not come to say more.
+    pub(crate) fn revoke_failed(&self, rank: usize) {
+        let slot = self.slot(rank);
+        if slot.alive.load(Ordering::Acquire) == FAILED {
+            self.revoke(slot.epoch.load(Ordering::Relaxed), rank);
+        }
+    }
+
+    /// Has the rank's body returned?
+    pub(crate) fn has_left(&self, rank: usize) -> bool {
+        self.slot(rank).alive.load(Ordering::Acquire) == LEFT
+    }
+
+    /// The rank has reached this epoch.
+    pub(crate) fn reach(&self, rank: usize, epoch: u32) {
+        self.slot(rank).epoch.store(epoch, Ordering::Relaxed);
     }
 
     /// The zygote could not start `rank`.
@@ -301,12 +415,12 @@ impl World {
         let slot = self.slot(rank);
         slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
         slot.status.store(UNSTARTED, Ordering::Release);
-        self.revoke(rank);
+        self.revoke(self.verdict_words().epoch(), rank);
     }
 
-    /// Ends every call of the world, now and later; the first culprit counts.
-    pub(crate) fn revoke(&self, culprit: usize) {
-        wait::revoke(self.revoked_word(), culprit);
+    /// Ends every call of an epoch, now and later; the first culprit counts.
+    pub(crate) fn revoke(&self, epoch: u32, culprit: usize) {
+        wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
     }
 
     /// The zygote's word on how `rank`'s process ended.
@@ -325,7 +439,11 @@ impl World {
         let left = slot.alive.load(Ordering::Acquire) == LEFT && slot.status.load(Ordering::Relaxed) == DONE;
         let at =
             (slot.result.load(Ordering::Relaxed) as usize, slot.result_len.load(Ordering::Relaxed) as usize);
-        left.then_some(at)
+        (left && slot.result_sum.load(Ordering::Relaxed) == self.sum(rank, at)).then_some(at)
+    }
+
+    fn sum(&self, rank: usize, (offset, len): (usize, usize)) -> u64 {
+        xxh3_64_with_seed(bytemuck::cast_slice(&[rank as u64, offset as u64, len as u64]), self.id)
     }
 
     /// A copy of bytes that a rank has left behind. Only once all ranks have ended.
@@ -334,6 +452,27 @@ impl World {
         let bytes = block.bytes().to_vec();
         drop(block);
         Ok(bytes)
+    }
+
+    /// What `rank` is known to do; its last call in the communicator in which its share lies at `base`.
+    pub(crate) fn state(&self, rank: usize, base: usize) -> RankState {
+        let slot = self.slot(rank);
+        let pid = slot.pid.load(Ordering::Relaxed);
+        let state = match slot.alive.load(Ordering::Acquire) {
+            LEFT => "left",
+            FAILED => "failed",
+            0 => "not started",
+            alive if wait::is_gone(alive) => "dead",
+            _ => process::state(pid),
+        };
+        let (sequence, signature, line) = self.segment.place::<Line>(base).latest();
+        RankState { rank, pid, state, operation: operation(signature), sequence, line }
+    }
+
+    /// What all ranks are known to do.
+    pub(crate) fn states(&self) -> Vec<RankState> {
+        let epoch = self.verdict_words().epoch();
+        (0..self.ranks()).map(|rank| self.state(rank, self.member_at(rank, epoch))).collect()
     }
 
     /// The error that peers of the first culprit report from a call at `place`.
@@ -358,10 +497,12 @@ impl World {
     pub(crate) fn verdict(&self, rank: usize) -> Error {
         let text = self.last_words(rank);
         match self.slot(rank).status.load(Ordering::Acquire) {
-            PANICKED => Error::Panicked { rank, text },
-            RETURNED => Error::Returned { rank, text },
             UNSTARTED => Error::Start { text },
-            DONE => Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank },
+            PANICKED if self.has_spoken(rank) => Error::Panicked { rank, text },
+            RETURNED if self.has_spoken(rank) => Error::Returned { rank, text },
+            DONE if self.has_spoken(rank) => {
+                Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank }
+            }
             _ => self.blame(Place { operation: "launch", rank, sequence: 0 }, rank),
         }
     }
@@ -378,7 +519,8 @@ impl World {
         }
     }
 
-    fn last_words(&self, rank: usize) -> String {
+    /// The text that the rank, or the zygote for it, has left.
+    pub(crate) fn last_words(&self, rank: usize) -> String {
         self.text(rank).read(self.slot(rank).text_len.load(Ordering::Acquire) as usize)
     }
 }
@@ -391,6 +533,7 @@ fn encode_death(death: Death) -> u32 {
     match death {
         Death::Exit(code) => 0x100 | (code as u32 & 0xFF),
         Death::Signal(number) => 0x200 | (number as u32 & 0xFF),
+        Death::Oom => 0x300,
         Death::Unknown => 0,
     }
 }
@@ -399,15 +542,33 @@ fn decode_death(word: u32) -> Death {
     match word >> 8 {
         1 => Death::Exit((word & 0xFF) as i32),
         2 => Death::Signal((word & 0xFF) as i32),
+        3 => Death::Oom,
         _ => Death::Unknown,
     }
 }
 
 impl Slot {
-    /// A process is about to fill the slot: its predecessor, if any, is known to be dead.
-    pub(crate) fn begin(&self) {
+    /// The slot's last process is known to be dead; there will be another.
+    pub(crate) fn vacate(&self) {
         self.alive.store(0, Ordering::Relaxed);
+    }
+
+    /// A process is about to fill the slot.
+    pub(crate) fn begin(&self) {
+        self.vacate();
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What its last process has left behind is not the next one's.
+    pub(crate) fn forget(&self) {
+        self.status.store(0, Ordering::Relaxed);
+        self.death.store(0, Ordering::Relaxed);
+    }
+
+    /// Its process has ended: ends the waits for its rank if nobody has yet (it was killed before it could tell the
+    /// kernel which word to mark, or between its last word and the wake).
+    pub(crate) fn bury(&self) {
+        wait::bury(&self.alive);
     }
 
     /// It has been forked.
@@ -447,7 +608,7 @@ mod tests {
     use super::*;
 
     fn plan(ranks: usize) -> Plan {
-        Plan { ranks, heap: Some(1 << 20), first_sequence: 0, deadline: None }
+        Plan { ranks, heap: Some(1 << 20), ..Plan::default() }
     }
 
     #[test]
@@ -469,14 +630,14 @@ mod tests {
     #[test]
     fn first_culprit_counts() {
         let world = World::new(plan(3)).unwrap();
-        world.revoke(2);
-        world.revoke(0);
+        world.revoke(0, 2);
+        world.revoke(0, 0);
         assert_eq!(world.culprit(), Some(2));
     }
 
     #[test]
     fn deaths_survive_encoding() {
-        for death in [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Unknown] {
+        for death in [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Oom, Death::Unknown] {
             assert_eq!(decode_death(encode_death(death)), death);
         }
     }

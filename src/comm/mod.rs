@@ -4,6 +4,7 @@ mod collective;
 mod message;
 mod object;
 pub(crate) mod op;
+pub(crate) mod recovery;
 mod reduce;
 pub(crate) mod shm;
 pub(crate) mod solo;
@@ -143,7 +144,7 @@ impl<'w> Comm<'w> {
 
     /// Where an argument of `call` was found wrong.
     fn place(&self, call: &Call) -> Place {
-        call.place(self.rank(), 0)
+        call.place(self.rank(), self.transport.sequence())
     }
 
     /// Ends a collective whose argument is wrong on this rank: peers get an error too.

@@ -2,7 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shm::element::Datatype;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -29,7 +29,10 @@ impl Comm<'_> {
         let mut bytes = if is_root { self.pack(&call, &object)? } else { Vec::new() };
         let mut len = (bytes.len() as u64).to_ne_bytes();
         self.transport.broadcast(&call, &mut len)?;
-        bytes.resize(u64::from_ne_bytes(len) as usize, 0);
+        let len = u64::from_ne_bytes(len) as usize;
+        if !is_root {
+            bytes.resize(room_for(&[len])?, 0);
+        }
         self.transport.broadcast(&call, &mut bytes)?;
         if is_root { Ok(object) } else { Ok(postcard::from_bytes(&bytes)?) }
     }
@@ -60,7 +63,7 @@ impl Comm<'_> {
         if self.rank() != root {
             return self.transport.gather(&call, &mine, None).map(|()| None);
         }
-        let mut all = vec![0; counts.iter().sum()];
+        let mut all = vec![0; room_for(&counts)?];
         self.transport.gather(&call, &mine, Some((&mut all, &counts)))?;
         unpack(&all, &counts).map(Some)
     }
@@ -83,7 +86,7 @@ impl Comm<'_> {
         let call = Call::new(Verb::AllGather, Datatype::BYTES);
         let mine = self.pack(&call, object)?;
         let counts = self.all_counts(&call, mine.len())?;
-        let mut all = vec![0; counts.iter().sum()];
+        let mut all = vec![0; room_for(&counts)?];
         self.transport.all_gather(&call, &mine, &mut all)?;
         unpack(&all, &counts)
     }
@@ -94,6 +97,13 @@ impl Comm<'_> {
             Err(error) => self.refuse(call, format!("the object cannot be serialised: {error}")),
         }
     }
+}
+
+/// The sum of lengths that peers have told, if there is memory for as much: they may have been overwritten.
+fn room_for(lens: &[usize]) -> Result<usize> {
+    let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
+    let room = total.filter(|&total| Vec::<u8>::new().try_reserve_exact(total).is_ok());
+    room.ok_or_else(|| Error::no_space("receiving objects", total.unwrap_or(usize::MAX), "no such memory"))
 }
 
 /// Objects that lie one behind the other.

@@ -1,11 +1,12 @@
 //! One rank: every collective is a copy or nothing. The oracle of the conformance suite.
 
 use crate::channel::call::Call;
+use crate::channel::recovery::Wish;
 use crate::channel::window::Agreed;
 use crate::channel::world::{Plan, World};
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
-use crate::error::{Error, Result};
+use crate::error::{Error, RankState, Result};
 use crate::shm::arena::Block;
 use std::rc::Rc;
 
@@ -20,9 +21,9 @@ pub(crate) struct Solo {
 
 impl Solo {
     pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
-        let world = World::new(Plan { ranks: 1, heap, first_sequence: 0, deadline: None })?;
-        world.segment().keep_from_children();
-        Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0)))
+        let world = World::new(Plan { ranks: 1, heap, ..Plan::default() })?;
+        world.segment().keep_from_children()?;
+        Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0, 0)))
     }
 
     fn at(seat: Rc<Seat>, group: u64) -> Solo {
@@ -54,6 +55,24 @@ impl<'w> Transport<'w> for Solo {
 
     fn seat(&self) -> &Seat {
         &self.seat
+    }
+
+    fn sequence(&self) -> u32 {
+        self.calls
+    }
+
+    fn epoch(&self) -> u32 {
+        0
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        let sequence = self.calls;
+        let pid = std::process::id();
+        vec![RankState { rank: 0, pid, state: "running", operation: "nothing", sequence, line: 0 }]
+    }
+
+    fn ask(&mut self, _call: &Call, _wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
+        Ok((value, Vec::new()))
     }
 
     fn group(&self) -> u64 {

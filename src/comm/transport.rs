@@ -1,11 +1,12 @@
 //! The few verbs of a transport, in bytes.
 
 use crate::channel::call::Call;
+use crate::channel::recovery::Wish;
 use crate::channel::view::Opened;
 use crate::channel::window::Agreed;
 use crate::channel::world::World;
 use crate::comm::op::Fold;
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, RankState, Result};
 use crate::shm::arena::{Block, Heap};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
@@ -104,6 +105,18 @@ pub(crate) trait Transport<'w> {
 
     /// Tells this communicator from all others: see `World::group`.
     fn group(&self) -> u64;
+
+    /// The number of the next exchange.
+    fn sequence(&self) -> u32;
+
+    /// How often the world has recovered before this communicator was made.
+    fn epoch(&self) -> u32;
+
+    /// What its ranks are known to do.
+    fn states(&self) -> Vec<RankState>;
+
+    /// Asks whoever supervises; the values of all who asked, and-ed, and which members did not ask.
+    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)>;
 
     /// Releases the peers of a collective whose arguments are wrong on this rank; returns the error to return.
     fn abort(&mut self, call: &Call, error: Error) -> Error;

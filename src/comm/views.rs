@@ -5,6 +5,7 @@ use crate::channel::view::{Open, Parts, Whole};
 use crate::comm::op::Op;
 use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
+use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use crate::shm::array::{Lease, SharedArray, byte_len};
@@ -107,7 +108,7 @@ impl<'w> Comm<'w> {
     }
 
     /// All ranks arrive.
-    pub(crate) fn agree(&mut self, call: &Call) -> Result<()> {
+    pub(crate) fn arrive(&mut self, call: &Call) -> Result<()> {
         self.transport.agree(call, 0).map(drop)
     }
 
@@ -194,6 +195,7 @@ impl<'w> Comm<'w> {
             xxhash_rust::xxh3::xxh3_64_with_seed(&(bound as u64).to_ne_bytes(), digest)
         });
         let agreed = self.transport.agree(&call, digest)?;
+        point(Site::Opened);
         let place = (block.segment(), block.offset());
         Ok(Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed))
     }
@@ -273,7 +275,10 @@ impl<'w> Comm<'w> {
     ) -> Result<Whole<'a, T, D>> {
         let agreed = self.check_group(&call, parts.group());
         match agreed.and_then(|()| self.transport.agree(&call, parts.identity())) {
-            Ok(agreed) => Ok(parts.into_whole(agreed)),
+            Ok(agreed) => {
+                point(Site::Published);
+                Ok(parts.into_whole(agreed))
+            }
             Err(error) => {
                 parts.quarantine();
                 Err(error)
@@ -329,7 +334,10 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
         let call = Call::new(Verb::Reopen, Datatype::of::<T>());
         let agreed = comm.check_group(&call, self.group());
         match agreed.and_then(|()| comm.transport.agree(&call, self.identity())) {
-            Ok(agreed) => Ok(self.into_parts(agreed)),
+            Ok(agreed) => {
+                point(Site::Reopened);
+                Ok(self.into_parts(agreed))
+            }
             Err(error) => {
                 self.quarantine();
                 Err(error)

@@ -5,7 +5,9 @@
 //! why: callers look at their words again (spurious wake-ups are normal).
 #![expect(unsafe_code, reason = "futex system calls")]
 
+use crate::os::fault::{Site, refused};
 use core::sync::atomic::AtomicU32;
+use nix::errno::Errno;
 use std::time::Duration;
 
 /// As many words as one sleep may watch: a flag, an alive word, a revoked word.
@@ -36,6 +38,9 @@ fn waitv(words: [(&AtomicU32, u32); WATCH], slice: Duration) -> bool {
         entry.flags = libc::FUTEX2_SIZE_U32 as u32;
         entry
     });
+    if let Some(errno) = refused(Site::FutexWaitv) {
+        return !matches!(errno, Errno::ENOSYS | Errno::EPERM);
+    }
     let until = deadline(slice);
     // SAFETY: `watched` and `until` outlive the call, the count matches, the words are aligned and mapped.
     let result = unsafe {
@@ -48,10 +53,13 @@ fn waitv(words: [(&AtomicU32, u32); WATCH], slice: Duration) -> bool {
             libc::CLOCK_MONOTONIC,
         )
     };
-    result >= 0 || !matches!(nix::errno::Errno::last_raw(), libc::ENOSYS | libc::EPERM)
+    result >= 0 || !matches!(Errno::last_raw(), libc::ENOSYS | libc::EPERM)
 }
 
 fn wait_first((word, expected): (&AtomicU32, u32), slice: Duration) {
+    if refused(Site::FutexWait).is_some() {
+        return;
+    }
     let until = deadline(slice);
     // SAFETY: `word` is aligned and mapped and `until` outlives the call; FUTEX_WAIT_BITSET takes an absolute time.
     unsafe {

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, refused, sys};
 use crate::os::process;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -35,7 +36,7 @@ impl Mapping {
             .max(1)
             .checked_next_multiple_of(HUGE)
             .filter(|&len| len <= isize::MAX as usize - HUGE)
-            .ok_or_else(|| refused("mmap", len)(Errno::ENOMEM))?;
+            .ok_or_else(|| failed("mmap", len)(Errno::ENOMEM))?;
         map(len)
     }
 
@@ -50,21 +51,18 @@ impl Mapping {
     }
 
     /// Children forked from now on do not inherit the mapping: touching it there is a fault.
-    ///
-    /// # Panics
-    /// If the kernel has come to refuse `madvise`, which it did not when the mapping was made: what must be private would
-    /// be shared.
-    pub(crate) fn keep_from_children(&self) {
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        let kept = sys(Site::MadviseDontfork, || {
+            // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
+            #[cfg(not(miri))]
+            Errno::result(unsafe {
+                libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
+            })?;
+            Ok(())
+        });
+        kept.map_err(failed("madvise", self.len))?;
         self.kept_by.store(process::incarnation(), Ordering::Relaxed);
-        #[cfg(not(miri))]
-        // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
-        let kept = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK) };
-        #[cfg(not(miri))]
-        assert!(
-            kept == 0,
-            "madvise failed: {}; children would reach memory that is not theirs",
-            Errno::last()
-        );
+        Ok(())
     }
 
     /// The same memory at a second address.
@@ -73,18 +71,33 @@ impl Mapping {
         return Err(Error::option("alias", "not under Miri"));
         #[cfg(not(miri))]
         {
-            // SAFETY: an old size of 0 makes a second mapping of shared pages and leaves the first as it is (mremap(2)).
-            let at = unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
-            let base = NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED);
-            let base = base.ok_or_else(|| refused("mremap", self.len)(Errno::last()))?;
+            let made = sys(Site::Mremap, || {
+                // SAFETY: an old size of 0 makes a second mapping of shared pages, and leaves the first as it is (mremap(2)).
+                let at =
+                    unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
+                NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED).ok_or_else(Errno::last)
+            });
+            let base = made.map_err(failed("mremap", self.len))?;
             Ok(Mapping { base, len: self.len, kept_by: AtomicU32::new(0) })
         }
+    }
+
+    /// Zeroes `len` bytes at `offset`, whole pages, by giving them back to the kernel; false if it will not.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        if cfg!(miri) || !inside || refused(Site::MadviseRemove).is_some() {
+            return false;
+        }
+        // SAFETY: the offset lies inside the mapping.
+        let first = unsafe { self.base.as_ptr().add(offset) };
+        // SAFETY: mapped, and the caller's to overwrite: it becomes zeroes for all who share it.
+        unsafe { libc::madvise(first.cast(), len, libc::MADV_REMOVE) == 0 }
     }
 
     /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);
-        if cfg!(miri) || start >= end {
+        if cfg!(miri) || start >= end || refused(Site::MadviseCollapse).is_some() {
             return;
         }
         for huge in (start..end).step_by(HUGE) {
@@ -101,7 +114,7 @@ impl Mapping {
 }
 
 /// What it means that `call` failed for a mapping of `len` bytes.
-fn refused(call: &'static str, len: usize) -> impl Fn(Errno) -> Error {
+fn failed(call: &'static str, len: usize) -> impl Fn(Errno) -> Error {
     move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno)
 }
 
@@ -111,14 +124,19 @@ fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::sys::resource::{Resource, getrlimit};
 
-    let fd = match memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC) {
+    let fd = match sys(Site::MemfdCreate, || memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC)) {
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(None),
-        fd => fd.map_err(refused("memfd_create", len))?,
+        fd => fd.map_err(failed("memfd_create", len))?,
     };
     // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(refused("getrlimit", len))?;
-    let sized = if limit < len as u64 { Err(Errno::EFBIG) } else { nix::unistd::ftruncate(&fd, len as i64) };
-    sized.map(|()| Some(fd)).map_err(refused("ftruncate", len))
+    let limit = sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE));
+    let (limit, _) = limit.map_err(failed("getrlimit", len))?;
+    let sized = if limit < len as u64 {
+        Err(Errno::EFBIG)
+    } else {
+        sys(Site::Ftruncate, || nix::unistd::ftruncate(&fd, len as i64))
+    };
+    sized.map(|()| Some(fd)).map_err(failed("ftruncate", len))
 }
 
 #[cfg(not(miri))]
@@ -129,12 +147,13 @@ fn map(len: usize) -> Result<Mapping> {
     // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
     // charged as a whole.
     let file = nameless_file(len)?;
-    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| refused("mmap", len)(Errno::EINVAL))?;
-    // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
-    let reserved = unsafe {
-        mmap_anonymous(None, room, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
-    }
-    .map_err(refused("mmap", len))?;
+    let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| failed("mmap", len)(Errno::EINVAL))?;
+    let reserved = sys(Site::Mmap, || {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh inaccessible reservation at an address of the kernel's choice replaces nothing.
+        unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, flags) }
+    })
+    .map_err(failed("mmap", len))?;
     let skip = reserved.as_ptr().align_offset(HUGE);
     // SAFETY: `skip` < HUGE, so the aligned address lies inside the reservation.
     let aligned = unsafe { reserved.as_ptr().cast::<u8>().add(skip) };
@@ -142,12 +161,12 @@ fn map(len: usize) -> Result<Mapping> {
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
     let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let mapped = match &file {
+    let mapped = sys(Site::Mmap, || match &file {
         // SAFETY: MAP_FIXED replaces only pages of our own reservation.
         Some(file) => unsafe { mmap(at, length, access, flags, file, 0) },
         // SAFETY: as above.
         None => unsafe { mmap_anonymous(at, length, access, flags) },
-    };
+    });
     let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
     if head > 0 {
         // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by nobody.
@@ -160,12 +179,14 @@ fn map(len: usize) -> Result<Mapping> {
         let _ = unsafe { munmap(end, tail) };
     }
     let mapping =
-        Mapping { base: mapped.map_err(refused("mmap", len))?.cast(), len, kept_by: AtomicU32::new(0) };
+        Mapping { base: mapped.map_err(failed("mmap", len))?.cast(), len, kept_by: AtomicU32::new(0) };
     // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
     // death.
-    // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
-    let advised = unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
-    Errno::result(advised).map_err(refused("madvise", len))?;
+    let advised = sys(Site::MadviseDontdump, || {
+        // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
+        Errno::result(unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_DONTDUMP) })
+    });
+    advised.map_err(failed("madvise", len))?;
     Ok(mapping)
 }
 
@@ -191,7 +212,7 @@ fn layout(len: usize) -> std::alloc::Layout {
 fn map(len: usize) -> Result<Mapping> {
     // SAFETY: the layout is not empty.
     let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) });
-    let base = base.ok_or_else(|| refused("alloc", len)(Errno::ENOMEM))?;
+    let base = base.ok_or_else(|| failed("alloc", len)(Errno::ENOMEM))?;
     Ok(Mapping { base, len, kept_by: AtomicU32::new(0) })
 }
 

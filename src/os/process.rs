@@ -2,12 +2,14 @@
 #![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
 
 use crate::error::{Death, Error, Result};
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::os::fault::{Site, sys};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -19,6 +21,9 @@ pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
 pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
 /// The bits of a robust word that hold the owner's thread id.
 pub(crate) const TID_MASK: u32 = libc::FUTEX_TID_MASK;
+
+/// The number of SIGKILL.
+pub(crate) const KILL: i32 = libc::SIGKILL;
 
 /// A process known by descriptor: its number cannot be reused while this is held.
 #[derive(Debug)]
@@ -87,7 +92,7 @@ impl Process {
     pub(crate) fn reap(&self, block: bool) -> Option<Death> {
         let flags = WaitPidFlag::WEXITED | if block { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
         loop {
-            return match nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags) {
+            return match sys(Site::Waitid, || nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags)) {
                 Ok(WaitStatus::Exited(_, code)) => Some(Death::Exit(code)),
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(Death::Signal(signal as i32)),
                 Err(Errno::EINTR) => continue,
@@ -100,10 +105,12 @@ impl Process {
 
 /// A descriptor for a process.
 fn watch(pid: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = sys(Site::PidfdOpen, || {
+        // SAFETY: pidfd_open takes two integers.
+        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+    });
     // SAFETY: a fresh descriptor that nobody else owns.
-    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 impl AsFd for Process {
@@ -117,12 +124,18 @@ pub(crate) struct Bell(EventFd);
 
 impl Bell {
     pub(crate) fn new() -> Result<Bell> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = sys(Site::Eventfd, || EventFd::from_flags(flags));
         bell.map(Bell).map_err(|errno| Error::os("eventfd", "one descriptor", errno))
     }
 
     pub(crate) fn ring(&self) {
-        let _ = self.0.write(1);
+        let _ = sys(Site::EventfdWrite, || self.0.write(1));
+    }
+
+    /// Ready for the next ring.
+    pub(crate) fn still(&self) {
+        let _ = sys(Site::EventfdRead, || self.0.read());
     }
 }
 
@@ -130,6 +143,41 @@ impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A pipe that is read without waiting.
+pub(crate) struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    pub(crate) fn new() -> Result<Pipe> {
+        let failed = |errno| Error::os("pipe", "two descriptors for each stream of a rank", errno);
+        let (read, write) = sys(Site::Pipe, || nix::unistd::pipe2(OFlag::O_CLOEXEC)).map_err(failed)?;
+        nix::fcntl::fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
+        Ok(Pipe { read, write })
+    }
+
+    /// Appends what has come, up to 64 KiB; false if nothing has.
+    pub(crate) fn read(&self, into: &mut Vec<u8>) -> bool {
+        let mut piece = [0; 64 << 10];
+        let len = nix::unistd::read(&self.read, &mut piece).unwrap_or(0);
+        into.extend_from_slice(&piece[..len]);
+        len > 0
+    }
+}
+
+impl AsFd for Pipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+/// This process's standard output and error go into these pipes.
+pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
+    let _ = sys(Site::Dup, || nix::unistd::dup2_stdout(&out.write));
+    let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
 }
 
 /// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`, whatever signals
@@ -140,7 +188,8 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let until = Instant::now() + slice;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        match nix::poll::poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)) {
             Err(Errno::EINTR) => continue,
             Ok(_) => break,
             // More than the limit on open files, which has been lowered since they were opened: one by one, then.
@@ -190,7 +239,7 @@ pub(crate) fn fork() -> Result<Fork> {
         .map_err(|errno| Error::os("prctl", "a signal to the child when its parent dies", errno))?;
     flush();
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
-    let forked = unsafe { nix::unistd::fork() };
+    let forked = sys(Site::Clone, || unsafe { nix::unistd::fork() });
     let forked = forked.map_err(|errno| Error::os("fork", "one more process", errno))?;
     drop(place);
     match forked {
@@ -224,6 +273,8 @@ fn flush() {
     use std::io::Write;
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().flush();
+    // SAFETY: a null stream means all of C's own.
+    unsafe { libc::fflush(core::ptr::null_mut()) };
 }
 
 /// Ends this process without running destructors or exit handlers of the program it was forked from.
@@ -231,6 +282,20 @@ pub(crate) fn leave(code: i32) -> ! {
     flush();
     // SAFETY: _exit never returns and touches no memory.
     unsafe { libc::_exit(code) }
+}
+
+/// What the process is doing, as the kernel lists it.
+pub(crate) fn state(pid: u32) -> &'static str {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it is in parentheses and may hold anything.
+    match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+        Some('R') => "running",
+        Some('S' | 'D' | 'I') => "sleeping",
+        Some('T' | 't') => "stopped",
+        Some('Z') => "zombie",
+        Some('X') | None => "dead",
+        Some(_) => "unknown",
+    }
 }
 
 /// The names of this process's threads.
@@ -247,7 +312,8 @@ pub(crate) fn threads() -> Vec<String> {
 }
 
 fn listed_threads() -> Vec<String> {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+    let Ok(tasks) = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO))
+    else {
         // Without /proc, or a descriptor to read it by: this does nothing, and refuses to if there are several.
         let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
         return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
@@ -260,7 +326,7 @@ fn listed_threads() -> Vec<String> {
 
 /// Makes the kernel kill this process when its parent dies; false if the parent has died already.
 pub(crate) fn die_with_parent(parent: u32) -> bool {
-    let set = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let set = sys(Site::SetPdeathsig, || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
     set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
 }
 
@@ -271,7 +337,7 @@ pub(crate) fn outlive_parent() {
 
 /// Orphans below this process become its children instead of init's.
 pub(crate) fn adopt_orphans() {
-    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let _ = sys(Site::SetSubreaper, || nix::sys::prctl::set_child_subreaper(true));
 }
 
 /// The children of this process that are not in `known`: adopted orphans, and what `build` has started.
@@ -322,7 +388,107 @@ pub(crate) fn end_all_children() {
 
 /// Makes this process the leader of a group of its own, which its children will belong to.
 pub(crate) fn lead_group() {
-    let _ = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
+    let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)));
+}
+
+/// Signals that ask a program to end.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// What this process's parents have made of signals is not for it: those that end a program do.
+pub(crate) fn hear_signals() {
+    for signal in ENDING.into_iter().chain([Signal::SIGUSR1]) {
+        // SAFETY: SIG_DFL installs no handler code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    }
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+/// The signal that was caught; written by [`note`].
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+/// Does anyone in this process hold signals?
+static HELD: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note(signal: libc::c_int) {
+    CAUGHT.store(signal, Ordering::Relaxed);
+}
+
+/// Who handles a signal now.
+fn handler(signal: Signal) -> Option<usize> {
+    // SAFETY: all-zero is a valid sigaction.
+    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: asks only; `now` is a valid place for the answer.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, core::ptr::null(), &raw mut now) };
+    (asked == 0).then_some(now.sa_sigaction)
+}
+
+fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
+    let flags = SaFlags::SA_RESETHAND | SaFlags::SA_RESTART;
+    let action = SigAction::new(handler, flags, SigSet::empty());
+    // SAFETY: the only handler code is `note`, which stores to an atomic.
+    sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) }).map(drop)
+}
+
+/// While it lives, the first signal that asks this program to end is noted; the second ends it at once. When it is
+/// dropped, the noted signal does what it would have done.
+pub(crate) struct HeldSignals(Vec<Signal>);
+
+impl HeldSignals {
+    /// Holds back those signals whose handling the program has left to the kernel, unless somebody does already.
+    pub(crate) fn hold() -> HeldSignals {
+        if HELD.swap(true, Ordering::AcqRel) {
+            return HeldSignals(Vec::new());
+        }
+        let hold = |&signal: &Signal| {
+            handler(signal) == Some(libc::SIG_DFL) && set_handler(signal, SigHandler::Handler(note)).is_ok()
+        };
+        let held: Vec<Signal> = ENDING.into_iter().filter(hold).collect();
+        if held.is_empty() {
+            HELD.store(false, Ordering::Release);
+        }
+        HeldSignals(held)
+    }
+
+    /// The signal that has come.
+    pub(crate) fn caught(&self) -> Option<Signal> {
+        Signal::try_from(CAUGHT.load(Ordering::Relaxed)).ok().filter(|_| !self.0.is_empty())
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        if self.0.is_empty() {
+            return;
+        }
+        for &signal in &self.0 {
+            // Not if the program has come to handle it by itself meanwhile.
+            if handler(signal) == Some(note as *const () as usize) {
+                let _ = set_handler(signal, SigHandler::SigDfl);
+            }
+        }
+        let caught = CAUGHT.swap(0, Ordering::Relaxed);
+        HELD.store(false, Ordering::Release);
+        if let Ok(signal) = Signal::try_from(caught) {
+            let _ = nix::sys::signal::raise(signal);
+        }
+    }
+}
+
+/// Has this process been asked, by SIGUSR1, to tell what it knows? Each asking is answered once.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn note_asking(_signal: libc::c_int) {
+    ASKED.store(1, Ordering::Relaxed);
+}
+
+/// From now on SIGUSR1 is noted.
+pub(crate) fn hear_questions() {
+    // SAFETY: `note_asking` stores to an atomic, nothing else.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGUSR1, SigHandler::Handler(note_asking)) };
+}
+
+/// Has SIGUSR1 come since the last call?
+pub(crate) fn asked() -> bool {
+    ASKED.swap(0, Ordering::Relaxed) != 0
 }
 
 /// What this process's parent may have made of SIGCHLD does not keep it from learning how its children end.
@@ -331,10 +497,13 @@ pub(crate) fn hear_children() {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
-/// Leaves Ctrl-C to the caller: a terminal sends it to the whole process group.
-pub(crate) fn ignore_interrupt() {
-    // SAFETY: SIG_IGN installs no handler code.
-    let _ = unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) };
+/// Leaves it to the caller what signals mean that ask a program to end: terminals, shells and job managers send them to
+/// the whole process group.
+pub(crate) fn ignore_ending() {
+    for signal in ENDING {
+        // SAFETY: SIG_IGN installs no handler code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
+    }
 }
 
 /// Gives the processor to another runnable thread.
@@ -373,8 +542,12 @@ pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
         pending: core::ptr::null(),
     }));
     node[0] = core::ptr::from_ref(head) as usize;
-    // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
-    unsafe { libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>()) };
+    if crate::os::fault::refused(Site::SetRobustList).is_none() {
+        // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
+        unsafe {
+            libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>())
+        };
+    }
     // SAFETY: gettid takes nothing.
     let tid = unsafe { libc::gettid() } as u32;
     tid | WAITERS

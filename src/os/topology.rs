@@ -1,10 +1,19 @@
 //! How many processors this process may really use, and how much cache and memory there is.
 
-use std::fs::read_to_string;
+use crate::os::fault::{Site, refused, sys};
+
+/// A file of the kernel's, if it can be read.
+fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
+    match refused(Site::ReadProc) {
+        Some(errno) => Err(errno.into()),
+        None => std::fs::read_to_string(path),
+    }
+}
 
 /// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
 pub(crate) fn cpus() -> usize {
-    let affinity = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).map_or(1, |set| {
+    let set = sys(Site::GetAffinity, || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)));
+    let affinity = set.map_or(1, |set| {
         (0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count()
     });
     let quota = quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
@@ -52,6 +61,51 @@ pub(crate) fn memory() -> usize {
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
     total.map_or(8 << 30, |kib: usize| kib << 10)
+}
+
+/// The directories of this process's memory cgroup and those above it, innermost first; `true` for version 2.
+fn memory_groups() -> Vec<(String, bool)> {
+    let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let found = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (mount, v2) = match controllers {
+            "" => ("/sys/fs/cgroup", true),
+            list if list.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", false),
+            _ => return None,
+        };
+        let above = std::path::Path::new(path).ancestors().map(|group| format!("{mount}{}", group.display()));
+        Some(above.map(move |group| (group, v2)).collect::<Vec<_>>())
+    });
+    found.flatten().collect()
+}
+
+/// How often the kernel has killed a process of this one's memory cgroup (v1 and v2) for want of memory.
+pub(crate) fn oom_kills() -> u64 {
+    let counts = memory_groups().into_iter().filter_map(|(group, v2)| {
+        let file = if v2 { "memory.events" } else { "memory.oom_control" };
+        let text = read_to_string(format!("{group}/{file}")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok())
+    });
+    counts.sum()
+}
+
+/// Bytes that this process's memory cgroups still allow, counting what the page cache can give back; `None`: no limit.
+pub(crate) fn memory_left() -> Option<u64> {
+    let left = memory_groups().into_iter().filter_map(|(group, v2)| {
+        let read = |name: &str| read_to_string(format!("{group}/{name}")).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let names = match v2 {
+            true => ["memory.max", "memory.current", "inactive_file "],
+            false => ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
+        };
+        // Version 1 writes "no limit" as a number of nearly 2^63.
+        let limit = number(names[0]).filter(|&limit| limit < 1 << 60)?;
+        let stat = read("memory.stat").unwrap_or_default();
+        let cache = stat.lines().find_map(|line| line.strip_prefix(names[2])?.trim().parse::<u64>().ok());
+        Some((limit + cache.unwrap_or(0)).saturating_sub(number(names[1])?))
+    });
+    left.min()
 }
 
 #[cfg(not(miri))]

@@ -9,8 +9,9 @@
 #![expect(unsafe_code, reason = "slices of blocks")]
 
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::mapping::HUGE;
-use crate::os::process;
+use crate::os::{process, topology};
 use crate::shm::element::{ALIGN, Element};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -28,8 +29,10 @@ const HEADER: usize = ALIGN;
 /// The allocator of one rank.
 pub(crate) struct Heap {
     segment: Arc<Segment>,
-    /// Where the word lies that says how far the heap has been used.
+    /// Where the word lies that tells successors how far the heap has been used.
     used: usize,
+    /// As far as this owner knows: what stands in shared memory may be overwritten.
+    next: usize,
     start: usize,
     end: usize,
     /// Unused blocks by capacity.
@@ -55,7 +58,9 @@ pub(crate) struct Block {
 impl Heap {
     /// The heap between `start` and `end` of `segment`; its used-up-to word is at `used`.
     pub(crate) fn new(segment: Arc<Segment>, used: usize, start: usize, end: usize) -> Heap {
-        Heap { segment, used, start, end, free: BTreeMap::new(), lent: Vec::new(), credit: 0 }
+        let next =
+            start + (segment.place::<AtomicU64>(used).load(Ordering::Relaxed) as usize).min(end - start);
+        Heap { segment, used, next, start, end, free: BTreeMap::new(), lent: Vec::new(), credit: 0 }
     }
 
     /// A block of `len` bytes held by one; its contents are zero if `zeroed`, else anything.
@@ -81,6 +86,7 @@ impl Heap {
             len,
             holder: AtomicU32::new(process::incarnation()),
         };
+        point(Site::BlockAllocated);
         if zeroed && !fresh {
             block.bytes_mut().fill(0);
         }
@@ -117,17 +123,28 @@ impl Heap {
 
     fn extend(&mut self, capacity: usize, len: usize) -> Result<usize> {
         let align = if capacity >= HUGE { HUGE } else { ALIGN };
-        let used = self.segment.place::<AtomicU64>(self.used);
-        let next = self.start + used.load(Ordering::Relaxed) as usize;
-        let offset = (next + HEADER).next_multiple_of(align);
+        let offset = (self.next + HEADER).next_multiple_of(align);
         let end = offset.checked_add(capacity).filter(|&end| end <= self.end);
         let end =
             end.ok_or_else(|| Error::no_space("allocating a shared array", len, "this rank's heap is full"))?;
-        used.store((end - self.start) as u64, Ordering::Relaxed);
+        if (HUGE..=EAGER).contains(&capacity) {
+            has_memory_for(len)?;
+        }
+        self.next = end;
+        self.segment.place::<AtomicU64>(self.used).store((end - self.start) as u64, Ordering::Relaxed);
+        point(Site::BlockExtended);
         if capacity <= EAGER {
             self.segment.collapse(offset, capacity);
         }
         Ok(offset)
+    }
+}
+
+/// An error now is better than a kill at the first touch.
+fn has_memory_for(len: usize) -> Result<()> {
+    match topology::memory_left() {
+        Some(left) if left < len as u64 => Err(Error::no_memory("allocating a shared array", len, left)),
+        _ => Ok(()),
     }
 }
 
@@ -143,6 +160,9 @@ impl Block {
     /// The one block of a segment of its own: made by the caller before a world starts.
     pub(crate) fn alone(len: usize) -> Result<Block> {
         let need = len.checked_add(HUGE).ok_or_else(|| Error::no_space("mmap", len, "no such size"))?;
+        if len >= HUGE {
+            has_memory_for(len)?;
+        }
         let segment = Arc::new(Segment::new(need)?);
         segment.place::<AtomicU32>(HUGE - HEADER).store(1, Ordering::Relaxed);
         Ok(Block { segment, offset: HUGE, len, holder: AtomicU32::new(process::incarnation()) })
@@ -240,6 +260,7 @@ impl Block {
         let set_off =
             self.holders().compare_exchange(1, IN_TRANSIT, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if set_off {
+            point(Site::BlockSetOff);
             self.holder.store(0, Ordering::Relaxed);
         }
         set_off
@@ -249,7 +270,10 @@ impl Block {
     pub(crate) fn take_up(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let block = Block::join(segment, offset, len)?;
         match block.holders().compare_exchange(IN_TRANSIT, 1, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => Ok(block),
+            Ok(_) => {
+                point(Site::BlockTakenUp);
+                Ok(block)
+            }
             Err(_) => {
                 core::mem::forget(block);
                 Err(Error::Corrupt { what: "the descriptor of a shared array" })
@@ -262,6 +286,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.is_mine() {
             self.holders().fetch_sub(1, Ordering::Release);
+            point(Site::BlockDropped);
         }
     }
 }

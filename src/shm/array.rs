@@ -71,7 +71,7 @@ pub(crate) fn alloc(len: usize, zeroed: bool) -> Result<Block> {
         _ => {
             let block = Block::alone(len)?;
             // Its holder's only: a child must not see it written.
-            block.segment().keep_from_children();
+            block.segment().keep_from_children()?;
             Ok(block)
         }
     })

@@ -65,15 +65,20 @@ impl Segment {
     }
 
     /// See [`Mapping::keep_from_children`].
-    pub(crate) fn keep_from_children(&self) {
-        self.mapping.keep_from_children();
+    pub(crate) fn keep_from_children(&self) -> Result<()> {
+        self.mapping.keep_from_children()
     }
 
     /// The same memory at a second address, which children do not inherit.
     pub(crate) fn private_alias(&self) -> Result<Segment> {
         let mapping = self.mapping.alias()?;
-        mapping.keep_from_children();
+        mapping.keep_from_children()?;
         Ok(Segment { mapping })
+    }
+
+    /// Zeroes whole pages by giving them back; false if the kernel will not.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
+        self.mapping.zero(offset, len)
     }
 
     /// Asks for huge pages: see [`Mapping::collapse`].

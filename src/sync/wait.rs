@@ -7,7 +7,7 @@
 //! [1] store the word (release)             [a] sleepers += 1
 //! [2] fence (SeqCst)                       [b] fence (SeqCst)
 //! [3] if sleepers != 0: wake the word      [c] sleep while word, alive and revoked are as just read
-//!                                          [d] sleepers -= 1; look at revoked, alive, word; again from the top
+//!                                          [d] sleepers -= 1; look at alive, revoked, word; again from the top
 //! ```
 //!
 //! *No wake-up is lost.* Either fence [2] comes first, then the waiter's read in [c] sees the word of [1] and does not
@@ -15,6 +15,7 @@
 //! values (the store buffer), and the waiter sleeps until its slice ends: `models/flagline.pml` shows it.
 //! A count left behind by a waiter that died costs superfluous wakes, nothing else.
 
+use crate::os::fault::{Site, point};
 use crate::os::process::{self, OWNER_DIED};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -37,6 +38,25 @@ pub(crate) fn is_gone(alive: u32) -> bool {
     alive & OWNER_DIED != 0 || alive == LEFT || alive == FAILED
 }
 
+/// Bits of a revoked word that hold the number plus one of the rank that failed first.
+const CULPRIT: u32 = 11;
+
+/// The revoked word while `epoch` lasts. It ends when a rank of it fails (the word then names the rank: see
+/// [`culprit`]) or when the next epoch begins; equality tells, so handles of earlier epochs never wait again.
+pub(crate) fn clean(epoch: u32) -> u32 {
+    epoch << CULPRIT
+}
+
+/// Is this revoked word of `epoch`?
+pub(crate) fn is_of(revoked: u32, epoch: u32) -> bool {
+    revoked >> CULPRIT == clean(epoch) >> CULPRIT
+}
+
+/// The rank that failed first in the epoch of this revoked word, if one has.
+pub(crate) fn culprit(revoked: u32) -> Option<usize> {
+    (revoked as usize & ((1 << CULPRIT) - 1)).checked_sub(1)
+}
+
 /// How long to spin and yield before sleeping.
 ///
 /// A wake of a sleeper on another processor costs 15-25 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
@@ -50,6 +70,9 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// To sleep at once.
+    pub(crate) const ASLEEP: Pace = Pace { spins: 0, yields: 0 };
+
     /// For `ranks` on `cpus` processors.
     pub(crate) fn new(ranks: usize, cpus: usize) -> Pace {
         if ranks <= cpus { Pace { spins: 1000, yields: 2 } } else { Pace { spins: 20, yields: 250 } }
@@ -61,14 +84,16 @@ impl Pace {
 pub(crate) struct Guard<'a> {
     /// The awaited rank's alive word: see [`is_gone`].
     pub(crate) alive: &'a AtomicU32,
-    /// Nonzero once any rank of the world has failed: its number plus one.
+    /// Holds `clean` until the epoch ends.
     pub(crate) revoked: &'a AtomicU32,
+    /// See [`clean`].
+    pub(crate) clean: u32,
 }
 
 /// Why a wait ended without its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// Rank number plus one of the first failure in the world.
+    /// The epoch is over; the revoked word.
     Revoked(u32),
     /// The awaited rank is gone and will not store the word; its alive word.
     Gone(u32),
@@ -95,9 +120,11 @@ impl Meeting<'_> {
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
         fence(Ordering::SeqCst);
+        point(Site::Stored);
         if self.sleepers.load(Ordering::Relaxed) != 0 {
             wake_all(self.word);
         }
+        point(Site::Signalled);
     }
 
     /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will.
@@ -113,17 +140,16 @@ impl Meeting<'_> {
             if ready(value) {
                 return Ok(value);
             }
-            if spin % LOOK == 0 {
-                not_revoked(guard)?;
+            if spin % LOOK == 0 && is_revoked(guard) {
+                break;
             }
             spin_loop();
         }
         for _ in 0..pace.yields {
-            let value = self.word.load(Ordering::Acquire);
-            if ready(value) {
+            // Beside a busy foreign process each of these may take milliseconds: look at everything.
+            if let Some(value) = self.look(guard, &ready)? {
                 return Ok(value);
             }
-            not_revoked(guard)?;
             yield_now();
         }
         loop {
@@ -139,30 +165,32 @@ impl Meeting<'_> {
         }
     }
 
-    /// One look in the order revoked, alive, word. The word comes last: a rank that signalled and then left, or died,
-    /// has signalled.
+    /// One look in the order alive, revoked, word. The word comes last: a rank that signalled and then left, or died,
+    /// has signalled. Alive comes first: a rank that left because the epoch was over is not the one to blame.
     fn look(&self, guard: Guard<'_>, ready: &impl Fn(u32) -> bool) -> Result<Option<u32>, Broken> {
-        let revoked = guard.revoked.load(Ordering::Acquire);
         let alive = guard.alive.load(Ordering::Acquire);
+        let revoked = guard.revoked.load(Ordering::Acquire);
         let value = self.word.load(Ordering::Acquire);
-        match (ready(value), revoked) {
+        match (ready(value), revoked == guard.clean) {
             (true, _) => Ok(Some(value)),
-            (false, 0) if is_gone(alive) => Err(Broken::Gone(alive)),
-            (false, 0) => Ok(None),
-            (false, rank) => Err(Broken::Revoked(rank)),
+            (false, true) if is_gone(alive) => Err(Broken::Gone(alive)),
+            (false, true) => Ok(None),
+            (false, false) => Err(Broken::Revoked(revoked)),
         }
     }
 
     /// [a]-[d]: sleeps once, until woken or the slice has passed.
     fn sleep(&self, guard: Guard<'_>, slice: Duration, ready: &impl Fn(u32) -> bool) {
         self.sleepers.fetch_add(1, Ordering::Relaxed);
+        point(Site::Drowsy);
         fence(Ordering::SeqCst);
         let value = self.word.load(Ordering::Relaxed);
         let alive = guard.alive.load(Ordering::Relaxed);
         let revoked = guard.revoked.load(Ordering::Relaxed);
-        if !ready(value) && !is_gone(alive) && revoked == 0 {
+        if !ready(value) && !is_gone(alive) && revoked == guard.clean {
             sleep_on([(self.word, value), (guard.alive, alive), (guard.revoked, revoked)], slice);
         }
+        point(Site::Awake);
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -170,20 +198,28 @@ impl Meeting<'_> {
 /// A rank's last word, `LEFT` or `FAILED`: ends the waits for it.
 pub(crate) fn depart(alive: &AtomicU32, last: u32) {
     alive.store(last, Ordering::SeqCst);
+    point(Site::SlotLeft);
     wake_all(alive);
 }
 
-/// Ends every wait of a world; the first `culprit` counts.
-pub(crate) fn revoke(revoked: &AtomicU32, culprit: usize) {
-    let _ = revoked.compare_exchange(0, culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+/// The rank's process has ended, as the kernel has told: ends the waits for it. What it said last stays.
+pub(crate) fn bury(alive: &AtomicU32) {
+    if !is_gone(alive.load(Ordering::Acquire)) {
+        alive.store(OWNER_DIED, Ordering::Release);
+    }
+    wake_all(alive);
+}
+
+/// Ends every wait of the epoch whose word is `clean`; the first `culprit` counts. Of an epoch that is over: nothing.
+pub(crate) fn revoke(revoked: &AtomicU32, clean: u32, culprit: usize) {
+    let _ = revoked.compare_exchange(clean, clean + culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
+    point(Site::Revoked);
     wake_all(revoked);
 }
 
-fn not_revoked(guard: Guard<'_>) -> Result<(), Broken> {
-    match guard.revoked.load(Ordering::Relaxed) {
-        0 => Ok(()),
-        rank => Err(Broken::Revoked(rank)),
-    }
+/// A reason to `look`: the word that was awaited may have come before.
+fn is_revoked(guard: Guard<'_>) -> bool {
+    guard.revoked.load(Ordering::Relaxed) != guard.clean
 }
 
 #[cfg(not(loom))]
@@ -271,3 +307,31 @@ mod machine {
 pub(crate) use machine::wake;
 pub(crate) use machine::{announce_death_through, wake_all};
 use machine::{sleep_on, spin_loop, yield_now};
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// What a rank has said counts, also if another has ended the world since: all ranks of a mismatch report it.
+    #[test]
+    fn a_word_that_has_come_counts_before_a_revocation() {
+        for pace in
+            [Pace { spins: LOOK, yields: 0 }, Pace { spins: 0, yields: 1 }, Pace { spins: 0, yields: 0 }]
+        {
+            let [word, sleepers, alive, revoked] = [(); 4].map(|()| AtomicU32::new(0));
+            alive.store(1, Ordering::Relaxed);
+            let looks = std::cell::Cell::new(0);
+            let ready = |value| {
+                looks.set(looks.get() + 1);
+                if looks.get() == pace.spins.max(1) {
+                    word.store(1, Ordering::Release);
+                    revoked.store(3, Ordering::Release);
+                }
+                value == 1
+            };
+            let meeting = Meeting { word: &word, sleepers: &sleepers };
+            let guard = Guard { alive: &alive, revoked: &revoked, clean: 0 };
+            assert_eq!(meeting.wait(guard, pace, None, ready), Ok(1));
+        }
+    }
+}

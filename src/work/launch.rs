@@ -5,9 +5,10 @@ use crate::comm::Comm;
 use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::topology;
 use crate::shm::array::{pack, unpack};
-use crate::work::crew::{Crew, Job, caught};
+use crate::work::crew::{Crew, Job, Policy, caught};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
@@ -33,6 +34,13 @@ pub struct Launch {
     pub heap: Option<usize>,
     /// How long a call may wait for the other ranks; `None`: for ever, as long as they live.
     pub deadline: Option<Duration>,
+    /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
+    /// by [`Comm::shrink`], [`Comm::respawn`] or not at all. Not on threads.
+    pub recover: bool,
+    /// What ranks print reaches the caller's standard output and error in whole lines, marked `[rank]`, whoever prints
+    /// (foreign libraries too). Costs two descriptors a rank. Otherwise ranks print as the caller does; lines of
+    /// `println!` up to 1 KiB are whole then.
+    pub tag_output: bool,
     /// Fork although this process runs other threads. Only sound if none of them ever holds a lock that a rank needs
     /// (the allocator's included, and the standard streams').
     pub allow_threads: bool,
@@ -61,7 +69,7 @@ where
 impl Launch {
     /// Runs `body` on forked processes. They inherit everything the caller has made so far, copy-on-write; what they
     /// change stays theirs, except in shared arrays. Returns when all have ended, once, in the caller: the results in
-    /// rank order. (`None` is for processes of a job over several nodes that are not root.)
+    /// rank order; in a world that recovers, of the ranks that are left. (`None` is for processes of a job over several nodes that are not root.)
     ///
     /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them.
     ///
@@ -86,7 +94,7 @@ impl Launch {
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, ()| {
             let seat = Rc::new(Seat::new(&world, rank));
-            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))));
+            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let result = body(&mut comm)?;
             let bytes = pack(world.segment(), &result)?;
             // What the result holds now belongs to the caller.
@@ -95,18 +103,24 @@ impl Launch {
             block.bytes_mut().copy_from_slice(&bytes);
             let place = (block.offset(), bytes.len());
             core::mem::forget(block);
+            point(Site::SlotResult);
             Ok(place)
         };
-        let job = Job { build: &|| Ok(()), warm: true, body: &run, replace: None };
+        let policy = if self.recover { Policy::Recover } else { Policy::End };
+        let job = Job { build: &|| Ok(()), warm: false, body: &run, policy, tag_output: self.tag_output };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
         // What the ranks have left is the caller's alone, also when it forks again.
-        world.segment().keep_from_children();
+        world.segment().keep_from_children()?;
         let result = |rank| {
-            let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
-            let bytes = world.bytes(offset, len)?;
-            unpack(world.segment(), &bytes)
+            let (offset, len) = match world.result(rank) {
+                Some(place) => place,
+                // The others went on without it.
+                None if self.recover && !world.has_left(rank) => return None,
+                None => return Some(Err(Error::Corrupt { what: "a rank's result" })),
+            };
+            Some(world.bytes(offset, len).and_then(|bytes| unpack(world.segment(), &bytes)))
         };
-        (0..world.ranks()).map(result).collect::<Result<Vec<R>>>().map(Some)
+        (0..world.ranks()).filter_map(result).collect::<Result<Vec<R>>>().map(Some)
     }
 
     /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
@@ -127,13 +141,18 @@ impl Launch {
         R: Send,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
+        if self.recover {
+            return Err(Error::option(
+                "launch",
+                "a thread that dies takes all with it: `recover` needs `fork`",
+            ));
+        }
         let world = World::new(self.plan()?)?;
-        world.segment().keep_from_children();
+        world.segment().keep_from_children()?;
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));
-            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, seat)));
-            match caught(|| body(&mut comm)) {
+            match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
                 Ok(Ok(result)) => {
                     world.leave(rank, (0, 0));
                     return Some(result);
@@ -155,8 +174,8 @@ impl Launch {
     }
 
     fn plan(&self) -> Result<Plan> {
-        let Launch { heap, deadline, first_sequence, .. } = *self;
-        Ok(Plan { ranks: ranks(self.ranks)?, heap, first_sequence, deadline })
+        let Launch { heap, deadline, first_sequence, recover, .. } = *self;
+        Ok(Plan { ranks: ranks(self.ranks)?, heap, first_sequence, deadline, recover })
     }
 }
 

@@ -38,6 +38,9 @@ pub fn skip(why: &str) -> ! {
 const FIRST: &str = "PHALANX_TEST_FIRST";
 /// Worlds whose size does not matter have so many ranks.
 const RANKS: &str = "PHALANX_TEST_RANKS";
+/// One sleep in so many ends at once, for no reason (feature `faults`).
+#[cfg(feature = "faults")]
+const WAKES: &str = "PHALANX_TEST_WAKES";
 /// Every process of a case gets so many signals a second.
 const STORM: &str = "PHALANX_TEST_STORM";
 
@@ -68,11 +71,23 @@ pub fn ranks() -> Option<usize> {
 
 /// Runs the cases whose names contain one of the arguments that are no options.
 pub fn main(cases: &[Case]) -> ExitCode {
+    main_within(PATIENCE, cases)
+}
+
+/// As [`main`], where a case may take so long.
+pub fn main_within(patience: Duration, cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(name) = args.iter().find_map(|arg| arg.strip_prefix("--case=")) {
         let (_, case) = cases.iter().find(|(known, _)| *known == name).expect("a known case");
         if asked_for::<u32>(STORM).is_some() {
             do_not_mind(STORM_SIGNAL);
+        }
+        #[cfg(feature = "faults")]
+        if let Some(every) = asked_for(WAKES) {
+            use phalanx::faults::{Action, Fault, arm};
+            // EINTR
+            let action = Action::Fail(4);
+            arm(Some(Fault { site: "call: futex_waitv", role: None, hit: every, every: true, action }));
         }
         case();
         return ExitCode::SUCCESS;
@@ -83,7 +98,7 @@ pub fn main(cases: &[Case]) -> ExitCode {
     let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
     for (name, _) in chosen {
         let start = Instant::now();
-        let verdict = match run(name) {
+        let verdict = match run(name, patience) {
             Ok(status) if status.success() => {
                 passed += 1;
                 "ok"
@@ -109,14 +124,14 @@ pub fn main(cases: &[Case]) -> ExitCode {
 }
 
 /// Runs one case in a process group of its own; how it ended.
-fn run(name: &str) -> std::result::Result<ExitStatus, String> {
+fn run(name: &str, patience: Duration) -> std::result::Result<ExitStatus, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.arg(format!("--case={name}")).stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     let start = Instant::now();
     let mut storm = asked_for(STORM).map(|rate: u32| Storm::new(child.id(), rate));
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < patience {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) => {
@@ -128,7 +143,7 @@ fn run(name: &str) -> std::result::Result<ExitStatus, String> {
     let group = format!("-{}", child.id());
     let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
     let _ = child.wait();
-    Err(format!("hung: killed after {} s", PATIENCE.as_secs()))
+    Err(format!("hung: killed after {} s", patience.as_secs()))
 }
 
 /// Ignored by programs that know nothing of it.

@@ -12,7 +12,7 @@ impl<'w> Shm<'w> {
     fn ring(&self, owner: usize, writer: usize, peer: usize) -> End<'w> {
         let (world, member) = (self.window.world(), self.window.member());
         let at = member.ring_at(self.window.bases()[owner], writer);
-        let guard = world.guard(self.window.ranks()[peer]);
+        let guard = world.guard(self.window.ranks()[peer], self.window.epoch());
         End::new(world.segment(), at, &member.ring, guard, self.window.pace(), world.plan.first_sequence)
     }
 
@@ -52,6 +52,7 @@ impl<'w> Shm<'w> {
             self.mail.send(call, message);
             return Ok(());
         }
+        self.window.not_revoked(call)?;
         let deadline = self.deadline();
         let sent = self.writer(to).send(call.signature(), message, deadline);
         self.seat.count(message.len());
@@ -91,6 +92,7 @@ impl<'w> Shm<'w> {
             self.mail.send_block(call, block);
             return Ok(());
         }
+        self.window.not_revoked(call)?;
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));

@@ -7,16 +7,19 @@
 mod folding;
 mod message;
 mod moving;
+mod recovery;
 mod split;
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
+use crate::channel::recovery::Wish;
 use crate::channel::ring::{Reader, Writer};
 use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
-use crate::error::{Error, Result};
+use crate::error::{Error, RankState, Result};
+use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
 use std::ops::Range;
 use std::rc::Rc;
@@ -34,10 +37,11 @@ pub(crate) struct Shm<'w> {
 }
 
 impl<'w> Shm<'w> {
-    /// The communicator of all ranks of `world`, as `rank` sees it.
-    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Shm<'w> {
-        let bases = (0..world.ranks()).map(|rank| world.member_at(rank)).collect();
-        Shm::over(Window::new(world, rank, (0..world.ranks()).collect(), bases, 0), seat, Vec::new())
+    /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
+    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Result<Shm<'w>> {
+        let verdict = world.verdict_words();
+        let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
+        Ok(Shm::over(window, seat, Vec::new()))
     }
 
     fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
@@ -58,6 +62,7 @@ impl<'w> Shm<'w> {
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + cell.len())];
             self.seat.copy(&mut cell[..chunk.len()], chunk);
+            point(Site::ExchangeStaged);
             Payload::Staged
         }
     }
@@ -74,7 +79,7 @@ impl<'w> Shm<'w> {
     ) -> Result<()> {
         let offer = Offer { len, digest, payload: self.payload(shown, 0), target: None };
         let (seat, cell) = (Rc::clone(&self.seat), self.window.member().cell);
-        let longest = self.window.exchange(call, offer, |epoch| {
+        let staged = self.window.exchange(call, offer, |epoch| {
             check(&epoch.seen)?;
             for peer in 0..epoch.seen.size() {
                 match epoch.seen.payload(peer)? {
@@ -85,16 +90,19 @@ impl<'w> Shm<'w> {
                 }
             }
             let staged = (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer));
-            Ok(staged.map(|peer| epoch.seen.len(peer)).max().unwrap_or(0))
+            Ok(staged.map(|peer| (peer, epoch.seen.len(peer))).collect::<Vec<_>>())
         })?;
+        let longest = staged.iter().map(|&(_, len)| len).max().unwrap_or(0);
         let is_staged = matches!(offer.payload, Payload::Staged);
         for at in (cell..longest).step_by(cell) {
             let more = is_staged && at < shown.len();
             let payload = if more { self.payload(shown, at) } else { Payload::Nothing };
             self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
-                for peer in (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer)) {
-                    let left = epoch.seen.len(peer).saturating_sub(at).min(cell);
-                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..left]);
+                for &(peer, len) in staged.iter().filter(|&&(_, len)| len > at) {
+                    if !epoch.seen.is_staged(peer) || epoch.seen.len(peer) != len {
+                        return Err(Error::Corrupt { what: "the head of a peer's call" });
+                    }
+                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..(len - at).min(cell)]);
                 }
                 Ok(())
             })?;
@@ -118,6 +126,22 @@ impl<'w> Transport<'w> for Shm<'w> {
 
     fn group(&self) -> u64 {
         self.window.group()
+    }
+
+    fn sequence(&self) -> u32 {
+        self.window.sequence()
+    }
+
+    fn epoch(&self) -> u32 {
+        self.window.epoch()
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        self.window.states()
+    }
+
+    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
+        self.ask(call, wish, value)
     }
 
     fn abort(&mut self, call: &Call, error: Error) -> Error {

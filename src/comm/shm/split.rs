@@ -8,6 +8,7 @@ use crate::channel::world::Member;
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
 use crate::error::Result;
+use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use std::rc::Rc;
@@ -46,7 +47,9 @@ impl<'w> Shm<'w> {
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
         shares.push(share);
         let ranks = members.iter().map(|&rank| self.window.ranks()[rank]).collect();
-        let window = Window::new(self.window.world(), me, ranks, bases, places[members[0]][1]);
+        let (world, epoch) = (self.window.world(), self.window.epoch());
+        let window = Window::new(world, epoch, me, ranks, (member, bases), places[members[0]][1]);
+        point(Site::SplitDone);
         Ok(Some(Box::new(Shm::over(window, Rc::clone(&self.seat), shares))))
     }
 
@@ -58,6 +61,7 @@ impl<'w> Shm<'w> {
         segment.place::<Line>(base).prepare(first);
         (0..size).for_each(|sender| prepare(segment, member.ring_at(base, sender), first));
         share.share(size);
+        point(Site::SplitShared);
         Ok(share)
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::shm::arena::Block;
 use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::sync::atomic::Ordering;
-use crate::work::crew::{Crew, Job, caught};
+use crate::work::crew::{Crew, Job, Policy, caught};
 use crate::work::manager::tasks::{Outcome, Work, Worker, told};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,11 +38,17 @@ impl FanOut {
         workers: usize,
         allow_threads: bool,
     ) -> Result<Box<FanOut>> {
-        let world = World::new(Plan { ranks: workers, heap: None, first_sequence: 0, deadline: None })?;
+        let world = World::new(Plan { ranks: workers, ..Plan::default() })?;
         let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
         let body = |slot, ()| Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work);
         let progress = |slot: usize| ledger.tallies()[slot].rows.load(Ordering::Relaxed);
-        let job = Job { build: &|| Ok(()), warm: false, body: &body, replace: Some(&progress) };
+        let job = Job {
+            build: &|| Ok(()),
+            warm: false,
+            body: &body,
+            policy: Policy::Replace(&progress),
+            tag_output: false,
+        };
         let crew = Crew::open(&world, &job, "scatter", allow_threads)?;
         Ok(Box::new(FanOut { crew, world, ledger }))
     }
@@ -51,7 +57,7 @@ impl FanOut {
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
         let ended = self.crew.wait(|| {});
         // What the workers have left is the caller's alone, also when it forks again.
-        self.world.segment().keep_from_children();
+        self.world.segment().keep_from_children()?;
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
             // Its slots may still be writing.
             return Err(supervisor);

@@ -4,7 +4,7 @@ mod fanout;
 mod peers;
 mod tasks;
 
-use crate::channel::world::MAX_RANKS;
+use crate::channel::recovery::MAX_RANKS;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
 use crate::work::backend::Backend;

@@ -5,14 +5,15 @@ mod worker;
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::Ledger;
-use crate::channel::world::{MAX_RANKS, Plan, World};
+use crate::channel::recovery::MAX_RANKS;
+use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::element::Datatype;
 use crate::sync::atomic::Ordering;
 use crate::work::backend::Backend;
-use crate::work::crew::{Crew, Job};
+use crate::work::crew::{Crew, Job, Policy};
 use crate::work::launch::ranks;
 use ndarray::ArrayView2;
 use report::swept;
@@ -181,18 +182,24 @@ impl Sweep<'_> {
         B: Fn() -> Result<S> + Sync,
         M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
     {
-        let plan = Plan { ranks: work.workers, heap: Some(0), first_sequence: 0, deadline: None };
+        let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
         let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
         let mut warm = !self.cold;
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
-                work.ledger.keep_from_children();
+                work.ledger.keep_from_children()?;
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
                 work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
             };
-            let job = Job { build: work.build, warm, body: &body, replace: Some(&progress) };
+            let job = Job {
+                build: work.build,
+                warm,
+                body: &body,
+                policy: Policy::Replace(&progress),
+                tag_output: false,
+            };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
             let mut last = start;
             let built = crew.wait(|| {
@@ -267,7 +274,7 @@ impl Sweep<'_> {
         let ledger = Ledger::over(Arc::clone(table.segment()), base, rows, outputs, workers)?;
         let state =
             build().or_else(|error| comm.refuse(&call, format!("build returned an error: {error}")))?;
-        comm.agree(&call)?;
+        comm.arrive(&call)?;
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),
@@ -277,7 +284,7 @@ impl Sweep<'_> {
             model: &model,
         };
         work.all(comm.rank(), state, None, &mut || {})?;
-        comm.agree(&call)?;
+        comm.arrive(&call)?;
         if !comm.is_root() {
             return Ok(None);
         }

@@ -136,7 +136,8 @@ where
             }
         }
         let nanos = &self.work.ledger.tallies()[self.slot].nanos;
-        nanos.store(nanos.load(Ordering::Relaxed) + start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let spent = start.elapsed().as_nanos() as u64;
+        nanos.store(nanos.load(Ordering::Relaxed).wrapping_add(spent), Ordering::Relaxed);
         Ok(())
     }
 

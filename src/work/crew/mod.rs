@@ -9,14 +9,22 @@
 //!
 //! | who dies | who learns it, how | what happens |
 //! | --- | --- | --- |
-//! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again |
+//! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again; in a world that recovers, as the ranks ask |
 //! | zygote | slots by pdeathsig, caller by pidfd | slots die, the caller gets an error |
 //! | caller | zygote by pidfd | slots and their orphans are killed, the zygote leaves |
 
+mod output;
+mod recovery;
+
 use crate::channel::world::World;
 use crate::error::{Death, Error, Result};
-use crate::os::process::{self, Bell, Fork, Process};
+use crate::os::fault::{self, Role, Site, point};
+use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
+use crate::os::topology;
+use output::Output;
+use recovery::Era;
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -37,8 +45,21 @@ pub(crate) struct Job<'a, S> {
     pub(crate) warm: bool,
     /// The work of a slot. Returns where its result lies in the segment.
     pub(crate) body: &'a dyn Fn(usize, S) -> Result<(usize, usize)>,
-    /// Fork again when a slot dies; the number of tasks a slot has finished tells whether that gets anywhere.
-    pub(crate) replace: Option<&'a dyn Fn(usize) -> u64>,
+    /// What a slot's death means.
+    pub(crate) policy: Policy<'a>,
+    /// What slots print goes through the caller, who marks it with the rank.
+    pub(crate) tag_output: bool,
+}
+
+/// What a slot's death means to the others.
+#[derive(Clone, Copy)]
+pub(crate) enum Policy<'a> {
+    /// The end: they are told, and ended after a grace.
+    End,
+    /// They are told, and decide together: see recovery.rs.
+    Recover,
+    /// Nothing: it is forked again. The number of tasks a slot has finished tells whether that gets anywhere.
+    Replace(&'a dyn Fn(usize) -> u64),
 }
 
 /// A running crew. Dropping it ends its processes.
@@ -46,6 +67,7 @@ pub(crate) struct Crew {
     world: World,
     zygote: Option<Process>,
     bell: Bell,
+    output: Option<Output>,
     /// The caller: a child that inherits the crew by fork and drops it ends nothing.
     caller: u32,
 }
@@ -63,11 +85,18 @@ impl Crew {
             return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
+        let output = if job.tag_output { Some(Output::open(world.ranks())?) } else { None };
         match process::fork()? {
             Fork::Parent(zygote) => {
-                Ok(Crew { world: world.clone(), zygote: Some(zygote), bell, caller: process::incarnation() })
+                let zygote = Some(zygote);
+                Ok(Crew { world: world.clone(), zygote, bell, output, caller: process::incarnation() })
             }
-            Fork::Child => Zygote { world, job, caller, bell, slots: Vec::new() }.live(),
+            Fork::Child => {
+                fault::play(Role::Zygote);
+                let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
+                Zygote { world, job, caller, bell, output, slots, oom_kills, era: Era::first(world.ranks()) }
+                    .live()
+            }
         }
     }
 
@@ -75,7 +104,27 @@ impl Crew {
     /// found that it cannot keep what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
     pub(crate) fn wait(&mut self, mut tick: impl FnMut()) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
-        while !process::poll(&[zygote], Duration::from_millis(50))[0] {
+        let held = HeldSignals::hold();
+        loop {
+            let mut sources: Vec<&dyn AsFd> = vec![zygote];
+            sources.extend(self.output.iter().flat_map(Output::sources));
+            let ended = process::poll(&sources, Duration::from_millis(50))[0];
+            self.output.iter_mut().for_each(|output| output.forward(ended));
+            if ended {
+                break;
+            }
+            if let Some(signal) = held.caught() {
+                self.end();
+                self.output.iter_mut().for_each(|output| output.forward(true));
+                let workers = self.world.ranks();
+                // Without a terminal left there is nobody to tell.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "phalanx: {signal}: the {workers} workers have been ended; nothing is left of them"
+                );
+                drop(held);
+                return Err(Error::Interrupted { signal: signal.as_str() });
+            }
             tick();
         }
         let death = zygote.reap(true).unwrap_or(Death::Unknown);
@@ -96,6 +145,13 @@ impl Crew {
 
 impl Drop for Crew {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Crew {
+    /// Ends its processes; returns when they are gone.
+    fn end(&mut self) {
         if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::incarnation()) {
             self.bell.ring();
             if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
@@ -112,8 +168,13 @@ struct Zygote<'a, S> {
     job: &'a Job<'a, S>,
     caller: Process,
     bell: Bell,
+    output: Option<Output>,
     /// Running slots, with how often in a row they died at the same count of tasks.
     slots: Vec<Option<Slot>>,
+    /// See `topology::oom_kills`, as last seen.
+    oom_kills: u64,
+    /// What it has decided, as its own memory has it: see recovery.rs.
+    era: Era,
 }
 
 struct Slot {
@@ -125,15 +186,21 @@ struct Slot {
 impl<S> Zygote<'_, S> {
     fn live(mut self) -> ! {
         process::adopt_orphans();
-        process::ignore_interrupt();
+        process::ignore_ending();
         process::hear_children();
+        process::hear_questions();
+        self.world.supervise();
+        point(Site::ZygoteBegun);
         // While it builds it cannot listen for the caller's end.
         if !process::die_with_parent(self.caller.pid()) {
+            self.world.unstarted(0, "the caller is gone, or prctl(PR_SET_PDEATHSIG) is not allowed here");
+            self.world.close(1);
             process::leave(1);
         }
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
         self.end_all();
         self.world.close(code);
+        point(Site::ZygoteClosed);
         process::leave(code)
     }
 
@@ -157,6 +224,7 @@ impl<S> Zygote<'_, S> {
             }
         }
         self.supervise(&mut state);
+        point(Site::ZygoteEnding);
         core::mem::forget(state);
         0
     }
@@ -171,17 +239,30 @@ impl<S> Zygote<'_, S> {
         let zygote = process::pid();
         let words = self.world.slot(rank);
         words.begin();
+        if matches!(self.job.policy, Policy::Recover) {
+            words.forget();
+            self.world.petition(rank).clear(self.era.decided);
+        }
+        point(Site::ZygoteForking);
         match process::fork()? {
             Fork::Parent(process) => {
+                point(Site::ZygoteForked);
                 words.filled(process.pid());
                 self.slots[rank] = Some(Slot { process, deaths, finished });
                 Ok(())
             }
             Fork::Child => {
-                if !process::die_with_parent(zygote) {
-                    process::leave(1);
-                }
-                run_slot(self.world, self.job, rank, state.take())
+                fault::play(Role::Rank(rank));
+                // A panic must not find its way back into the zygote's loop, of which this process has a copy.
+                let _ = caught(|| {
+                    point(Site::SlotForked);
+                    if !process::die_with_parent(zygote) {
+                        process::leave(1);
+                    }
+                    self.output.iter().for_each(|output| output.enter(rank));
+                    run_slot(self.world, self.job, rank, state.take())
+                });
+                process::leave(101)
             }
         }
     }
@@ -193,7 +274,13 @@ impl<S> Zygote<'_, S> {
                 (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
+            sources.extend(self.world.bell().map(|bell| bell as &dyn AsFd));
             let spoken = process::poll(&sources, Duration::from_millis(200));
+            if process::asked() {
+                for state in self.world.states() {
+                    let _ = writeln!(std::io::stderr(), "phalanx: {state}");
+                }
+            }
             if spoken[0] || spoken[1] {
                 return;
             }
@@ -202,7 +289,9 @@ impl<S> Zygote<'_, S> {
             }
             let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
             process::reap_others(&slots);
-            if self.world.culprit().is_some()
+            if matches!(self.job.policy, Policy::Recover) {
+                self.decide(state);
+            } else if self.world.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
                 return;
@@ -213,16 +302,23 @@ impl<S> Zygote<'_, S> {
     /// A slot's process has ended: note how, and revoke or fork again.
     fn bury(&mut self, rank: usize, state: &mut Option<S>) {
         let Some(slot) = self.slots[rank].take() else { return };
+        point(Site::ZygoteBurying);
         slot.process.kill_group();
         let Some(death) = slot.process.reap(false) else {
+            // A debugger has it first.
+            std::thread::sleep(Duration::from_millis(1));
             self.slots[rank] = Some(slot);
             return;
         };
-        self.world.record_death(rank, death);
+        self.world.record_death(rank, self.explained(death));
+        point(Site::ZygoteRecorded);
+        let epoch = self.era.epoch;
+        self.world.slot(rank).bury();
         if self.world.has_spoken(rank) {
-            return;
+            // It may have been killed before it could tell the others.
+            return self.world.revoke_failed(rank);
         }
-        let Some(progress) = self.job.replace else { return self.world.revoke(rank) };
+        let Policy::Replace(progress) = self.job.policy else { return self.world.revoke(epoch, rank) };
         let finished = progress(rank);
         let deaths = if finished == slot.finished { slot.deaths + 1 } else { 1 };
         let again = if deaths < HOPELESS { self.start(rank, state, deaths, finished) } else { Ok(()) };
@@ -237,6 +333,15 @@ impl<S> Zygote<'_, S> {
             );
             self.world.unstarted(rank, &why);
         }
+    }
+
+    /// A kill by the kernel for want of memory is told from others by its count.
+    fn explained(&mut self, death: Death) -> Death {
+        if death != Death::Signal(KILL) {
+            return death;
+        }
+        let before = std::mem::replace(&mut self.oom_kills, topology::oom_kills());
+        if self.oom_kills > before { Death::Oom } else { death }
     }
 
     /// Nothing below this process survives it.
@@ -257,15 +362,19 @@ impl<S> Zygote<'_, S> {
 fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
     // Its children end with it: the zygote kills the group.
     process::lead_group();
-    // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
-    world.segment().keep_from_children();
+    process::hear_signals();
+    point(Site::SlotEntering);
     world.enter(rank, true);
+    point(Site::SlotEntered);
     let result = caught(|| {
+        // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
+        world.segment().keep_from_children()?;
         let state = state.map_or_else(|| (job.build)(), Ok)?;
         (job.body)(rank, state)
     });
     let code = match result {
         Ok(Ok(result)) => {
+            point(Site::SlotReturned);
             world.leave(rank, result);
             0
         }
@@ -278,6 +387,7 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
             1
         }
     };
+    point(Site::SlotGone);
     process::leave(code)
 }
 

@@ -1,0 +1,121 @@
+//! The zygote decides what the ranks ask for: see channel/recovery.rs for the protocol.
+
+use super::Zygote;
+use crate::channel::recovery::{Outcome, Wish};
+use crate::os::fault::{Site, point};
+use crate::os::process::OWNER_DIED;
+use crate::sync::atomic::Ordering;
+use crate::sync::wait::is_gone;
+use std::time::{Duration, Instant};
+
+/// A rank that has said its last word has this long to end.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a zygote has decided so far. The same stands in shared memory, for the ranks to read.
+pub(super) struct Era {
+    pub(super) epoch: u32,
+    /// The ranks of the epoch.
+    members: Vec<usize>,
+    /// How many decisions there were.
+    pub(super) decided: u32,
+    /// When a rank first asked for the next one.
+    asked_since: Option<Instant>,
+}
+
+impl Era {
+    pub(super) fn first(ranks: usize) -> Era {
+        Era { epoch: 0, members: (0..ranks).collect(), decided: 0, asked_since: None }
+    }
+}
+
+impl<S> Zygote<'_, S> {
+    /// [1]-[4], if all that can ask have asked.
+    pub(super) fn decide(&mut self, state: &mut Option<S>) {
+        if let Some(bell) = self.world.bell() {
+            bell.still();
+        }
+        let number = self.era.decided.wrapping_add(1);
+        let running = |&rank: &usize| self.slots[rank].is_some();
+        let wish = |rank: usize| self.world.petition(rank).wish(number);
+        let (asked, silent): (Vec<usize>, Vec<usize>) =
+            self.era.members.iter().copied().filter(running).partition(|&rank| wish(rank).is_some());
+        let Some((first, _)) = asked.first().and_then(|&rank| wish(rank)) else {
+            self.era.asked_since = None;
+            return;
+        };
+        let wishes: Vec<_> = asked.iter().filter_map(|&rank| wish(rank)).collect();
+        let since = *self.era.asked_since.get_or_insert_with(Instant::now);
+        let awaited: Vec<usize> = match first {
+            // Whoever it was of: no slot is filled twice.
+            Some(Wish::Respawn) => {
+                let running = |rank: &usize| self.slots[*rank].is_some() && !asked.contains(rank);
+                (0..self.world.ranks()).filter(running).collect()
+            }
+            // Who has spoken its last word asks for nothing.
+            _ => silent.into_iter().filter(|&rank| !self.world.has_spoken(rank)).collect(),
+        };
+        if !awaited.is_empty() {
+            let late = self.world.plan.deadline.is_some_and(|patience| since.elapsed() > patience);
+            for &rank in &awaited {
+                let alive = self.world.slot(rank).alive.load(Ordering::Acquire);
+                // Its peers hold it for dead (it has called exec, say), or it does not come to its end.
+                let over = alive & OWNER_DIED != 0 || (is_gone(alive) && since.elapsed() > LINGER);
+                if let Some(slot) = self.slots[rank].as_ref().filter(|_| late || over) {
+                    slot.process.kill();
+                }
+            }
+            return;
+        }
+        self.era.decided = number;
+        self.era.asked_since = None;
+        let value = wishes.iter().fold(u64::MAX, |all, (_, value)| all & value);
+        let outcome = match first {
+            Some(wish) if wishes.iter().all(|&(other, _)| other == Some(wish)) => match wish {
+                Wish::Agree => Outcome::Granted,
+                Wish::Shrink => {
+                    self.begin_epoch(asked.clone());
+                    Outcome::Granted
+                }
+                Wish::Respawn => self.respawn(&asked, state),
+            },
+            _ => Outcome::Mismatch,
+        };
+        self.world.verdict_words().decide(number, outcome, value, &asked);
+        point(Site::ZygoteDecided);
+    }
+
+    /// [2], [3]: all ranks that have not `asked` are forked again, or none.
+    fn respawn(&mut self, asked: &[usize], state: &mut Option<S>) -> Outcome {
+        let all: Vec<usize> = (0..self.world.ranks()).collect();
+        let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();
+        let left = |&&rank: &&usize| self.world.has_left(rank);
+        if let Some(&rank) = gone.iter().find(left) {
+            return Outcome::Left(rank);
+        }
+        // The first that is forked must not take the others for dead.
+        gone.iter().for_each(|&rank| self.world.slot(rank).vacate());
+        self.begin_epoch(all);
+        for &rank in &gone {
+            let Err(error) = self.start(rank, state, 0, 0) else { continue };
+            for &rank in &gone {
+                if let Some(slot) = self.slots[rank].take() {
+                    slot.process.kill();
+                    slot.process.kill_group();
+                    slot.process.reap(true);
+                }
+                self.world.slot(rank).bury();
+            }
+            // Those who asked have not entered the epoch: nobody is in it.
+            self.begin_epoch(asked.to_vec());
+            self.world.unstarted(rank, &error.to_string());
+            return Outcome::Unstarted(rank);
+        }
+        Outcome::Granted
+    }
+
+    fn begin_epoch(&mut self, members: Vec<usize>) {
+        self.era.epoch = self.era.epoch.wrapping_add(1);
+        self.world.begin_epoch(self.era.epoch, &members);
+        self.era.members = members;
+    }
+}
