@@ -4,12 +4,16 @@
 //! ```text
 //! rank                                              zygote
 //! [1] wish, value into its petition                 [1] wait until every rank of the epoch has asked, or is known by
-//! [2] petition.number = decided + 1 (release);          pidfd to be dead, or has said its last word
-//!     ring the bell                                 [2] shrink, respawn: ready the other half for epoch + 1; write
-//! [3] wait until decided == that number                 members and epoch; the revoked word becomes clean(epoch + 1)
-//! [4] copy the decision; build the window of        [3] respawn: fork the missing ranks
-//!     its epoch                                     [4] the decision; signal decided += 1
+//! [2] petition.number = decided + 1 (release);          pidfd to be dead, or has said its last word; for a respawn,
+//!     ring the bell                                     until every process that has not asked is gone
+//! [3] wait until decided == that number             [2] shrink, respawn: ready the other half for epoch + 1; write
+//! [4] copy the decision; build the window of            members and epoch; the revoked word becomes clean(epoch + 1)
+//!     its epoch                                     [3] respawn: nobody that is to be forked looks dead any more; fork
+//!                                                   [4] the decision; signal decided += 1
 //! ```
+//!
+//! A rank that is forked in [3] may ask before [4]: its petition comes with the number of that decision, and it waits for
+//! it first, so it is never answered by the decision that made it.
 //!
 //! *A half is unused when it is readied.* In [1] every rank of epoch `e` has asked, so it is in no call of `e`, or it is
 //! dead; and it had left epoch `e - 1`, whose half this was, before it entered `e`. Ranks that said LEFT or FAILED touch
