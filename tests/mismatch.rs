@@ -288,7 +288,7 @@ fn same_calls() {
 
 /// One rank makes a call less than the others, or none at all.
 fn skipped_calls() {
-    let mut tally = Tally::new("skipped");
+    let mut tally = Tally::new("left out");
     for its in [0, 1, 4] {
         each(|size, odd, call| {
             let trial = Trial::new(size, odd, call, call);
