@@ -228,7 +228,8 @@ impl World {
             let fresh = epoch < 2 || self.segment.zero(at, self.member.len.next_multiple_of(PAGE));
             self.segment.place::<Line>(at).prepare(first);
             if first != 0 || !fresh {
-                let rings = members.iter().map(|&sender| self.member.ring_at(at, sender));
+                // Numbered as in the epoch's communicator.
+                let rings = (0..members.len()).map(|sender| self.member.ring_at(at, sender));
                 rings.for_each(|at| ring::prepare(&self.segment, at, first));
             }
         }
