@@ -392,6 +392,8 @@ fn messages_and_arrays_after_recovery() {
         for _ in 0..20 {
             comm.send(&arr1(&[99u64; 50]), (comm.rank() + 1) % 4)?;
         }
+        // Whoever is through knows that all have sent.
+        comm.barrier()?;
         if comm.rank() == 2 {
             die();
         }
@@ -576,6 +578,7 @@ fn counters_wrap_in_every_epoch() {
         if size == 4 && comm.epoch() == 0 {
             comm.send(&arr1(&[1u8; 100]), (rank + 1) % 4)?;
             comm.recv(&mut arr1(&[0u8; 100]), (rank + 3) % 4)?;
+            comm.barrier()?;
         }
         steps(comm, 60, dies, |comm| comm.respawn())
     });
