@@ -155,12 +155,16 @@ fn judge(seed: u64, error: &Error) {
 
 /// Runs worlds until there have been as many mutations as wanted; whoever scribbles says how often, through the pipe.
 fn many(name: &str, world: impl Fn(u64, &PipeWriter)) {
+    // Lanes: processes that share the work, each with worlds of its own.
+    let lane: u64 = std::env::var("SCRIBBLES_LANE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (mut mutations, mut worlds, start) = (0, 0, Instant::now());
     while mutations < wanted() {
         worlds += 1;
         let (mut told, tell) = std::io::pipe().unwrap();
-        world(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(worlds), &tell);
+        world(0x9E37_79B9_7F4A_7C15u64.wrapping_mul((lane << 32) + worlds), &tell);
         drop(tell);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains("memfd:phalanx"), "world {worlds} has left a mapping");
         let mut counts = Vec::new();
         told.read_to_end(&mut counts).unwrap();
         mutations +=
@@ -170,7 +174,7 @@ fn many(name: &str, world: impl Fn(u64, &PipeWriter)) {
             break;
         }
     }
-    println!("{name}: mutations= {mutations} worlds= {worlds} out_of_bounds= 0 endless= 0");
+    println!("{name}: lane= {lane} mutations= {mutations} worlds= {worlds} out_of_bounds= 0 endless= 0");
 }
 
 fn scribbles_between_threads() {

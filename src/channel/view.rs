@@ -29,9 +29,9 @@ struct Held<T, D> {
     /// The communicator whose ranks hold it.
     group: u64,
     /// Counts down when this rank lets go (arrays from a heap).
-    _hold: Option<Block>,
+    hold: Option<Block>,
     /// Closes when this rank lets go (arrays of the caller).
-    _open: Option<Open>,
+    open: Option<Open>,
     element: PhantomData<T>,
 }
 
@@ -41,6 +41,8 @@ pub(crate) struct Open {
     address: usize,
     segment: Arc<Segment>,
     offset: usize,
+    /// Open for ever.
+    quarantined: bool,
 }
 
 impl Open {
@@ -58,12 +60,21 @@ impl Open {
         }
         Block::open_word(segment, offset).fetch_update(Ordering::AcqRel, Ordering::Relaxed, join).ok()?;
         opened.borrow_mut().insert(address);
-        Some(Open { opened: Rc::clone(opened), address, segment: Arc::clone(segment), offset })
+        Some(Open {
+            opened: Rc::clone(opened),
+            address,
+            segment: Arc::clone(segment),
+            offset,
+            quarantined: false,
+        })
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        if self.quarantined {
+            return;
+        }
         self.opened.borrow_mut().remove(&self.address);
         let leave = |word: u64| Some(if word & 0xFFFF <= 1 { 0 } else { word - 1 });
         let word = Block::open_word(&self.segment, self.offset);
@@ -81,6 +92,16 @@ impl<T: Element, D: Dimension> Held<T, D> {
     /// Its address, the same on all ranks.
     fn identity(&self) -> u64 {
         self.segment.bytes(self.offset, 0).map_or(0, |at| at.as_ptr() as u64)
+    }
+
+    /// Never to be used again, by anyone: after an error a rank may still be at work on it.
+    fn quarantine(self) {
+        if let Some(block) = self.hold {
+            block.leave_held();
+        }
+        if let Some(mut open) = self.open {
+            open.quarantined = true;
+        }
     }
 
     fn rows(&self, rank: usize) -> Range<usize> {
@@ -139,8 +160,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         _all_hold_it: Agreed,
     ) -> Parts<'w, T, D> {
         let segment = Arc::clone(segment);
-        let held =
-            Held { segment, offset, dim, bounds, me, group, _hold: hold, _open: open, element: PhantomData };
+        let held = Held { segment, offset, dim, bounds, me, group, hold, open, element: PhantomData };
         Parts { held, world: PhantomData }
     }
 
@@ -231,7 +251,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
 
     /// Never to be used again, by anyone: after an error a rank may still be at work on it.
     pub(crate) fn quarantine(self) {
-        core::mem::forget(self);
+        self.held.quarantine();
     }
 }
 
@@ -302,6 +322,6 @@ impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
 
     /// As [`Parts::quarantine`].
     pub(crate) fn quarantine(self) {
-        core::mem::forget(self);
+        self.held.quarantine();
     }
 }

@@ -225,7 +225,7 @@ impl Comm<'_> {
         match gathered {
             Ok(()) => Ok(Some(Lease::new(block, dim))),
             Err(error) => {
-                core::mem::forget(block);
+                block.leave_held();
                 Err(error)
             }
         }

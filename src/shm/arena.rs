@@ -266,6 +266,11 @@ impl Block {
         set_off
     }
 
+    /// Lets go of the segment only: the block stays held for ever, so its heap never gives its memory out again.
+    pub(crate) fn leave_held(self) {
+        self.holder.store(0, Ordering::Relaxed);
+    }
+
     /// Takes up a block that was set off: exactly one succeeds.
     pub(crate) fn take_up(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let block = Block::join(segment, offset, len)?;
@@ -275,7 +280,7 @@ impl Block {
                 Ok(block)
             }
             Err(_) => {
-                core::mem::forget(block);
+                block.leave_held();
                 Err(Error::Corrupt { what: "the descriptor of a shared array" })
             }
         }

@@ -102,7 +102,7 @@ impl Launch {
             let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
             block.bytes_mut().copy_from_slice(&bytes);
             let place = (block.offset(), bytes.len());
-            core::mem::forget(block);
+            block.leave_held();
             point(Site::SlotResult);
             Ok(place)
         };

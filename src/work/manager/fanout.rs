@@ -172,7 +172,9 @@ impl Slot<'_> {
         if !self.shelf.as_ref().is_some_and(fits) {
             let fresh = alloc(SHELF.max(bytes.len()), false)?;
             // Full shelves are the caller's: never dropped here, or the heap would use them again.
-            core::mem::forget(self.shelf.replace((fresh, 0)));
+            if let Some((full, _)) = self.shelf.replace((fresh, 0)) {
+                full.leave_held();
+            }
         }
         let Some((shelf, used)) = &mut self.shelf else { return Ok([0; ROW]) };
         let at = *used;
