@@ -81,12 +81,14 @@ impl Shm<'_> {
         self.window.exchange_then(call, offer, |epoch| {
             alike(call, epoch)?;
             let payloads = all_payloads(&epoch.seen, 0..size)?;
-            let parts = |slice: Range<usize>| -> Vec<&[u8]> {
+            let parts = |slice: Range<usize>| -> Result<Vec<&[u8]>> {
                 payloads.iter().map(|shown| part(shown, range.start, slice.clone())).collect()
             };
             if flat {
-                let folded = recv.map(|recv| fold.in_rank_order(recv, &parts(0..n)));
-                return folded.transpose().map(|_| (Found::Done, Then::Close));
+                if let Some(recv) = recv {
+                    fold.in_rank_order(recv, &parts(0..n)?)?;
+                }
+                return Ok((Found::Done, Then::Close));
             }
             if (0..size).all(|peer| epoch.seen.is_exposed(peer)) {
                 let mine = slice_of(&slices(0..n, size, unit(fold.size)), me);
@@ -96,11 +98,11 @@ impl Shm<'_> {
                     Some(recv) => &mut recv[mine.clone()],
                     None => &mut bytemuck::cast_slice_mut(&mut own)[..mine.len()],
                 };
-                fold.in_rank_order(dst, &parts(mine))?;
+                fold.in_rank_order(dst, &parts(mine)?)?;
                 return Ok((Found::InPlace(own), Then::Close));
             }
             let mine = slice_of(bounds, me);
-            fold.in_rank_order(&mut epoch.next_cell[..mine.len()], &parts(mine))?;
+            fold.in_rank_order(&mut epoch.next_cell[..mine.len()], &parts(mine)?)?;
             // Vectors that lie in shared memory have been read when the slices are shown.
             Ok((Found::Sliced, Then::Follows))
         })
@@ -175,10 +177,10 @@ impl Shm<'_> {
                     let range = round.min(to)..to;
                     let payloads = all_payloads(&epoch.seen, 0..size)?;
                     let block = |shown| match shown {
-                        &Shown::Staged(cell) => &cell[me * section..me * section + range.len()],
+                        &Shown::Staged(cell) => Ok(&cell[me * section..me * section + range.len()]),
                         shown => part(shown, 0, starts[me] + range.start..starts[me] + range.end),
                     };
-                    let parts: Vec<&[u8]> = payloads.iter().map(block).collect();
+                    let parts = payloads.iter().map(block).collect::<Result<Vec<_>>>()?;
                     if !range.is_empty() {
                         fold.in_rank_order(&mut recv[range], &parts)?;
                     }
@@ -212,8 +214,8 @@ impl Shm<'_> {
                 |epoch| {
                     alike(call, epoch)?;
                     let payloads = all_payloads(&epoch.seen, 0..upto)?;
-                    let parts: Vec<&[u8]> =
-                        payloads.iter().map(|shown| part(shown, at, range.clone())).collect();
+                    let parts = payloads.iter().map(|shown| part(shown, at, range.clone()));
+                    let parts = parts.collect::<Result<Vec<_>>>()?;
                     if upto == 0 || range.is_empty() {
                         Ok(())
                     } else {

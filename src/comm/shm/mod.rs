@@ -262,13 +262,14 @@ impl Shm<'_> {
 }
 
 /// The bytes `range` of a contribution of which `shown` shows all, or the stretch that begins at `at`.
-fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> &'a [u8] {
-    match shown {
-        Shown::Nothing => &[],
-        Shown::Inline(inline) => &inline.bytes()[range],
-        Shown::Staged(cell) => &cell[range.start - at..range.end - at],
-        Shown::Exposed(bytes) => &bytes[range],
-    }
+fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a [u8]> {
+    let part = match shown {
+        Shown::Nothing => range.is_empty().then_some(&[][..]),
+        Shown::Inline(inline) => inline.bytes().get(range),
+        Shown::Staged(cell) => cell.get(range.start - at..range.end - at),
+        Shown::Exposed(bytes) => bytes.get(range),
+    };
+    part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {

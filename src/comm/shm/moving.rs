@@ -140,7 +140,7 @@ impl Shm<'_> {
                             Shown::Staged(cell) => {
                                 (round, &cell[me * section..][..section.min(block - round)])
                             }
-                            shown => (0, part(shown, 0, whole.clone())),
+                            shown => (0, part(shown, 0, whole.clone())?),
                         };
                         seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes);
                     }
