@@ -8,6 +8,7 @@ use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::error::{Error, Place, RankState, Result};
 use crate::shm::arena::{Block, Heap};
+use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -40,8 +41,8 @@ impl Seat {
     }
 
     /// Copies and counts.
-    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8]) {
-        dst.copy_from_slice(src);
+    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8], store: Store) {
+        kernel::copy(dst, src, store);
         self.count(src.len());
     }
 
