@@ -2,6 +2,7 @@
 
 use super::kernels::{Store, copy, fold, sum};
 use super::rank::{INLINE, Rank};
+use crate::support::measure::MOST_RANKS;
 use crate::support::pages::{Pages, Span};
 use Place::{Each, Nowhere, One, Private};
 use Store::{Cached, Rep, Streamed};
@@ -232,8 +233,7 @@ fn sum_flat(rank: &mut Rank<'_>) {
     rank.step_done();
     rank.in_step();
     let part = |peer: usize| if peer == rank.me { rank.send } else { rank.staging[peer].part(at..at + n) };
-    let parts: Vec<Span> = (0..rank.ranks).map(part).collect();
-    sum(rank.recv, &parts, Cached);
+    sum(rank.recv, &each(rank.ranks, part)[..rank.ranks], Cached);
 }
 
 /// The movement-avoiding sum (YHCCL, SC'23), three chunks under way. Step s: copy into staging what the others need of
@@ -275,8 +275,9 @@ fn sum_pipelined(rank: &mut Rank<'_>) {
                 true => rank.send.part(range.clone()),
                 false => input(rank, peer, number).part(slice.clone()),
             };
-            let parts: Vec<Span> = (0..ranks).map(part).collect();
-            fold(&[rank.recv.part(range.clone()), result], &parts, 1.0, [rank.store, rank.staged]);
+            let parts = each(ranks, part);
+            let outs = [rank.recv.part(range.clone()), result];
+            fold(&outs, &parts[..ranks], 1.0, [rank.store, rank.staged]);
         }
         if step >= 2 {
             for peer in rank.peers() {
@@ -294,22 +295,27 @@ fn sum_shared_in(rank: &mut Rank<'_>) {
     rank.meet();
 }
 
-/// Parts of everyone's array.
-fn parts(arrays: &[Span], range: &std::ops::Range<usize>) -> Vec<Span> {
-    arrays.iter().map(|array| array.part(range.clone())).collect()
+/// What each rank has, without an allocation.
+fn each(ranks: usize, of: impl Fn(usize) -> Span) -> [Span; MOST_RANKS] {
+    let mut spans = [Span::EMPTY; MOST_RANKS];
+    spans[..ranks].iter_mut().enumerate().for_each(|(rank, span)| *span = of(rank));
+    spans
 }
 
 fn sum_shared_in_out(rank: &mut Rank<'_>) {
     rank.meet();
     let mine = rank.slice(rank.send.len(), rank.me);
-    fold(&parts(&rank.recvs, &mine), &parts(&rank.sends, &mine), 1.0, [rank.store; 2]);
+    let [outs, ins] =
+        [&rank.recvs, &rank.sends].map(|arrays| each(rank.ranks, |peer| arrays[peer].part(mine.clone())));
+    fold(&outs[..rank.ranks], &ins[..rank.ranks], 1.0, [rank.store; 2]);
     rank.meet();
 }
 
 fn sum_shared_result(rank: &mut Rank<'_>) {
     rank.meet();
     let mine = rank.slice(rank.send.len(), rank.me);
-    sum(rank.recv.part(mine.clone()), &parts(&rank.sends, &mine), rank.store);
+    let ins = each(rank.ranks, |peer| rank.sends[peer].part(mine.clone()));
+    sum(rank.recv.part(mine), &ins[..rank.ranks], rank.store);
     rank.meet();
 }
 
@@ -317,7 +323,8 @@ fn sum_shared_result(rank: &mut Rank<'_>) {
 fn sum_in_place(rank: &mut Rank<'_>) {
     rank.meet();
     let mine = rank.slice(rank.send.len(), rank.me);
-    sum(rank.sends[0].part(mine.clone()), &parts(&rank.sends, &mine), rank.store);
+    let ins = each(rank.ranks, |peer| rank.sends[peer].part(mine.clone()));
+    sum(ins[0], &ins[..rank.ranks], rank.store);
     rank.meet();
 }
 
