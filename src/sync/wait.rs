@@ -115,9 +115,6 @@ const BLIND: Duration = Duration::from_millis(1);
 /// While spinning, look at the revoked word this often (pauses; one takes about 23 ns).
 const LOOK: u32 = 64;
 
-/// So many looks come first without pauses: about as long as an exchange takes when nobody is late.
-const HASTY: u32 = if cfg!(loom) { 0 } else { 100 };
-
 /// A word on which ranks meet: its value, how many sleep on it, and how they wait.
 pub(crate) struct Meeting<'a> {
     /// The word that is stored and awaited.
@@ -154,9 +151,7 @@ impl Meeting<'_> {
             if spin % LOOK == 0 && is_revoked(guard) {
                 break;
             }
-            if spin > HASTY {
-                spin_loop();
-            }
+            spin_loop();
         }
         for _ in 0..pace.yields {
             // Beside a busy foreign process each of these may take milliseconds: look at everything.

@@ -8,7 +8,7 @@ use crate::channel::call::Call;
 use crate::channel::line::INLINE;
 use crate::channel::window::{Epoch, Offer, Payload, Shown, Then};
 use crate::comm::op::Fold;
-use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of, store_for};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
@@ -31,7 +31,7 @@ impl Shm<'_> {
     ) -> Result<()> {
         if send.len() <= INLINE {
             self.fold_inline(call, send, recv, fold)
-        } else if send.len() <= (FLAT / (self.size() / 2).max(1)).min(self.chunk()) {
+        } else if send.len() <= (FLAT / (self.size() / 2).max(1)).min(self.window.member().cell) {
             self.fold_whole(call, send, recv, fold)
         } else {
             self.fold_sliced(call, send, recv, fold)
@@ -66,7 +66,12 @@ impl Shm<'_> {
         fold: &Fold<'_>,
     ) -> Result<()> {
         let me = self.rank();
-        let offer = Offer { len: send.len(), digest: fold.id, payload: self.payload(send, 0), target: None };
+        let offer = Offer {
+            len: send.len(),
+            digest: fold.id,
+            payload: self.payload(send, 0, send.len()),
+            target: None,
+        };
         self.window.exchange(call, offer, |epoch| {
             alike(call, epoch)?;
             let Some(recv) = recv else { return Ok(()) };
@@ -86,7 +91,8 @@ impl Shm<'_> {
         fold: &Fold<'_>,
     ) -> Result<()> {
         let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
-        let (unit, store) = (unit(fold.size), store_for(2 * n * size));
+        let trial = seat.choose(call, 2 * n);
+        let (unit, store) = (unit(fold.size), trial.store);
         // A cell holds a slice of the result, then a chunk of the operand.
         let room = self.fitting(call, self.window.member().cell / (size + 1), fold.size)?;
         let chunk = room * size;
@@ -174,7 +180,7 @@ impl Shm<'_> {
         let starts = starts_of(counts);
         let digest = digest_of(counts.iter().copied(), fold.id);
         let longest = counts.iter().copied().max().unwrap_or(0);
-        let store = store_for(send.len() * (size + 1));
+        let trial = self.seat.choose(call, counts[me] * (size + 1));
         for round in (0..longest.max(1)).step_by(section) {
             let payload = self.sections(send, &starts, round, section);
             let offer = Offer { len: send.len(), digest, payload, target: None };
@@ -185,7 +191,7 @@ impl Shm<'_> {
                 let range = round.min(to)..to;
                 let mine = starts[me] + range.start;
                 let payloads = all_payloads(&epoch.seen, 0..size)?;
-                fold.in_rank_order(&mut recv[range], None, store, size, |rank, block| {
+                fold.in_rank_order(&mut recv[range], None, trial.store, size, |rank, block| {
                     let whole = mine + block.start..mine + block.end;
                     match &payloads[rank] {
                         _ if rank == me => Ok(&send[whole]),
@@ -215,7 +221,8 @@ impl Shm<'_> {
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {
             let range = at..(at + chunk).min(n);
-            let offer = Offer { len: n, digest: fold.id, payload: self.payload(send, at), target: None };
+            let offer =
+                Offer { len: n, digest: fold.id, payload: self.payload(send, at, chunk), target: None };
             self.window.exchange(call, offer, |epoch| {
                 alike(call, epoch)?;
                 let payloads = all_payloads(&epoch.seen, 0..upto)?;

@@ -2,7 +2,7 @@
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
-use crate::comm::shm::{Shm, all_payloads, digest_of, part, store_for};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::shm::arena::Block;
@@ -20,9 +20,9 @@ impl Shm<'_> {
         if self.rank() == call.root {
             return self.exchange_all(call, (len, 0), (data, &[]), alike, |_, _, _, _| {});
         }
-        let store = store_for(len * self.size());
+        let trial = self.seat.choose(call, 2 * len);
         self.exchange_all(call, (len, 0), (&[], &[]), alike, |seat, _, at, bytes| {
-            seat.copy(&mut data[at..at + bytes.len()], bytes, store);
+            seat.copy(&mut data[at..at + bytes.len()], bytes, trial.store);
         })
     }
 
@@ -37,10 +37,10 @@ impl Shm<'_> {
             return self.exchange_all(call, (send.len(), 0), (send, &[]), check, |_, _, _, _| {});
         };
         let digest = digest_of(counts.iter().copied(), 0);
-        let store = store_for(2 * recv.len());
+        let trial = self.seat.choose(call, 2 * recv.len());
         self.exchange_all(call, (send.len(), digest), (&[], send), check, |seat, peer, at, bytes| {
             let at = counts[..peer].iter().sum::<usize>() + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
         })
     }
 
@@ -54,11 +54,11 @@ impl Shm<'_> {
         let digest = target.map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let target = target.map(|(target, _)| target);
         let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
-        let store = store_for(2 * send.len() * self.size());
+        let trial = self.seat.choose(call, 2 * send.len());
         let seat = Rc::clone(&self.seat);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
-            epoch.seen.put(call.root, send, store)?;
+            epoch.seen.put(call.root, send, trial.store)?;
             seat.count(send.len());
             Ok(())
         })
@@ -80,10 +80,10 @@ impl Shm<'_> {
             starts.extend(lens.scan(0, |sum, len| Some(std::mem::replace(sum, *sum + len))));
             Ok(())
         };
-        let store = store_for(2 * room * self.size());
+        let trial = self.seat.choose(call, 2 * room);
         self.exchange_all(call, (send.len(), room as u64), (send, send), check, |seat, peer, at, bytes| {
             let at = starts.borrow()[peer] + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
         })
     }
 
@@ -101,12 +101,16 @@ impl Shm<'_> {
             }
         };
         let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
-        let store = store_for(2 * room * self.size());
+        let trial = self.seat.choose(call, 2 * room);
         self.exchange_all(call, (len, room as u64), (shown, shown), check, |seat, peer, at, bytes| {
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
-                seat.copy(&mut recv[from - want.start..to - want.start], &bytes[from - at..to - at], store);
+                seat.copy(
+                    &mut recv[from - want.start..to - want.start],
+                    &bytes[from - at..to - at],
+                    trial.store,
+                );
             }
         })
     }
@@ -115,7 +119,8 @@ impl Shm<'_> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);
         let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
-        let (seat, store) = (Rc::clone(&self.seat), store_for(2 * send.len() * size));
+        let seat = Rc::clone(&self.seat);
+        let trial = seat.choose(call, 2 * send.len());
         let whole = me * block..(me + 1) * block;
         for round in (0..block.max(1)).step_by(section) {
             let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
@@ -138,7 +143,7 @@ impl Shm<'_> {
                             }
                             shown => (0, part(shown, 0, whole.clone())?),
                         };
-                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
+                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, trial.store);
                     }
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },
