@@ -140,7 +140,7 @@ fn run(command: Command) -> Result<bool> {
             println!("{:.0}", limit::placement(&place)?);
             Ok(true)
         }
-        Command::Memory => limit::memory(&place),
+        Command::Memory => limit::memory(&place, &[256 << 10, 4 << 20, 256 << 20], 256 << 20),
     }
 }
 
@@ -269,16 +269,35 @@ fn setup(place: &Place, point: &Point, bytes: usize) -> Result<()> {
 
 /// A few tiny points of everything, compared.
 fn trial() -> Result<bool> {
-    for operation in OPERATIONS {
-        let point = Point {
-            op: operation.op.to_owned(),
-            class: operation.class.to_owned(),
-            ranks: 2,
-            bytes: vec![8, 4096, 1 << 20],
-            budget_ms: 1,
-            check: true,
-        };
-        run(Command::Ours { point, fresh: false, small_pages: false })?;
+    let place = Place { clock: Clock::new(), board: share_value()?, processors: processors() };
+    let point = |op: &str, class: &str, ranks, bytes: &[usize]| Point {
+        op: op.to_owned(),
+        class: class.to_owned(),
+        ranks,
+        bytes: bytes.to_vec(),
+        budget_ms: 1,
+        check: true,
+    };
+    let mut points: Vec<(&str, &str)> =
+        OPERATIONS.iter().map(|operation| (operation.op, operation.class)).collect();
+    points.dedup();
+    points.push(("setup", "private"));
+    println!("{HEADER}");
+    for &(op, class) in &points {
+        let own = ours(&place, &point(op, class, 2, &[8, 4096, 300_008]), false, false)?;
+        for (ranks, bytes) in [(2, &[8, 64, 4104, 300_008, 1 << 20][..]), (3, &[8, 32768])] {
+            if !own || !limit::point(&place, &point(op, class, ranks, bytes))? {
+                return Err(Error::other(format!("{op} {class} is missing")));
+            }
+        }
     }
-    run(Command::Placement)
+    let shared = point("gather", "shared_out", 2, &[4096]);
+    let in_place = point("all_reduce", "in_place", 2, &[4096, 1 << 20]);
+    let done = ours(&place, &shared, true, false)? && limit::point(&place, &in_place)?;
+    if !done || ours(&place, &shared, false, true)? {
+        return Err(Error::other("something is missing, or there where it was not"));
+    }
+    limit::memory(&place, &[256 << 10], 1 << 20)?;
+    println!("{:.0}", limit::placement(&place)?);
+    Ok(true)
 }

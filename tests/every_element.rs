@@ -72,7 +72,7 @@ impl Sample for f64 {
 
     /// Different for each rank, call and index; sums of eight are exact.
     fn value(rank: usize, call: u64, index: usize) -> f64 {
-        (index as u64 + (call % (1 << 20) << 24) + ((rank as u64 + 1) << 46)) as f64
+        (index as u64 + ((call % (1 << 20)) << 24) + ((rank as u64 + 1) << 46)) as f64
     }
 
     fn added(self, other: f64) -> f64 {

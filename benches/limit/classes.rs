@@ -59,7 +59,7 @@ impl Variant {
     pub fn name(&self) -> String {
         let mut name = self.name.to_owned();
         if self.chunk > 0 {
-            name += &format!("@{}K", self.chunk * 8 >> 10);
+            name += &format!("@{}K", (self.chunk * 8) >> 10);
         }
         let stores = [("", self.store), ("staged_", self.staged)];
         for (what, store) in stores {

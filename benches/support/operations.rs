@@ -166,6 +166,11 @@ impl Operation {
         self.recv != Nowhere && !["pingpong", "tasks"].contains(&self.op)
     }
 
+    /// Do ranks hand something back after each step?
+    pub fn hands_back(&self) -> bool {
+        [self.send, self.recv].contains(&Parted)
+    }
+
     /// Readies a rank.
     pub fn ready<'w>(&'static self, comm: &mut Comm<'w>, bytes: usize) -> Result<State<'w>> {
         let (rank, ranks, elements) = (comm.rank(), comm.size(), bytes / 8);
