@@ -21,12 +21,12 @@ use phalanx::{Comm, Error, Result};
 use std::process::ExitCode;
 use std::time::Duration;
 use support::clock::Clock;
-use support::measure::{Board, Plan, Side, pin, processors, summary};
+use support::measure::{Board, MOST_RANKS, Plan, Side, pin, processors, summary};
 use support::operations::{OPERATIONS, Operation, State};
 use support::pages::share_value;
 
 #[derive(Parser)]
-#[command(about = "This engine, and the limit")]
+#[command(name = "peers", about = "This engine, and the limit")]
 enum Command {
     /// This engine's public interface.
     Ours {
@@ -116,7 +116,10 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(UNSUPPORTED),
+        Ok(false) => {
+            eprintln!("this operation is not there in this class, or not with these options");
+            ExitCode::from(UNSUPPORTED)
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -126,6 +129,12 @@ fn main() -> ExitCode {
 
 /// False if what is asked for is not there.
 fn run(command: Command) -> Result<bool> {
+    if let Command::Ours { point, .. } | Command::Limit { point } = &command
+        && !(1..=MOST_RANKS).contains(&point.ranks)
+    {
+        eprintln!("{} ranks; there may be 1 to {MOST_RANKS}", point.ranks);
+        return Ok(false);
+    }
     let place = Place { clock: Clock::new(), board: share_value()?, processors: processors() };
     match command {
         Command::Ours { point, fresh, small_pages } => {
@@ -185,7 +194,7 @@ impl Side for Ours<'_, '_> {
 
 fn ours(place: &Place, point: &Point, fresh: bool, small_pages: bool) -> Result<bool> {
     if small_pages {
-        eprintln!("the engine has no choice of pages");
+        eprintln!("the engine offers no choice of pages");
         return Ok(false);
     }
     if point.op == "setup" && !fresh {
@@ -284,8 +293,8 @@ fn trial() -> Result<bool> {
     points.push(("setup", "private"));
     println!("{HEADER}");
     for &(op, class) in &points {
-        let own = ours(&place, &point(op, class, 2, &[8, 4096, 300_008]), false, false)?;
-        for (ranks, bytes) in [(2, &[8, 64, 4104, 300_008, 1 << 20][..]), (3, &[8, 32768])] {
+        let own = ours(&place, &point(op, class, 2, &[8, 300_008]), false, false)?;
+        for (ranks, bytes) in [(2, &[8, 4104, (1 << 20) + 8][..]), (3, &[32 << 10])] {
             if !own || !limit::point(&place, &point(op, class, ranks, bytes))? {
                 return Err(Error::other(format!("{op} {class} is missing")));
             }
