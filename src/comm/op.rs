@@ -223,8 +223,9 @@ pub(crate) struct Fold<'a> {
     pub(crate) apply: &'a dyn Fn(&mut [u8], Option<&[u8]>, &[u8]) -> Result<()>,
 }
 
-/// Operands are folded in blocks that stay in the first-level cache with all they meet.
-const BLOCK: usize = 8 << 10;
+/// Operands are folded in blocks that stay in the first-level cache with all they meet. Small ones: while a block is
+/// streamed out, the next is being read.
+const BLOCK: usize = 4 << 10;
 
 /// A block where any element may lie.
 #[repr(align(64))]
@@ -257,8 +258,9 @@ impl Fold<'_> {
                 }
             };
             self.block(hot, &range, count, &part)?;
-            kernel::copy(to, hot, store);
+            kernel::copy_unordered(to, hot, store);
         }
+        kernel::order(store);
         Ok(())
     }
 
