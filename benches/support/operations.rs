@@ -90,11 +90,7 @@ impl<'w> Array<'w> {
     fn new(comm: &mut Comm<'w>, kind: Kind, elements: usize) -> Result<Array<'w>> {
         Ok(match kind {
             Nowhere => Array::Nothing,
-            Private => {
-                let mut array = on_huge_pages(Array1::zeros(elements));
-                array.fill(0.0);
-                Array::Private(array)
-            }
+            Private => Array::Private(on_huge_pages(Array1::zeros(elements))),
             Leased => Array::Lease(comm.alloc(elements)?),
             Parted => Array::Parts(comm.parts(elements)?),
         })
@@ -178,6 +174,8 @@ impl Operation {
             state.send = Array::new(comm, self.send, elements)?;
         }
         state.recv = state.room(comm)?;
+        // The first touch of a page is no part of a copy.
+        [&mut state.send, &mut state.recv].into_iter().for_each(|array| array.view_mut().fill(0.0));
         Ok(state)
     }
 }
