@@ -53,10 +53,24 @@ impl Choice {
 /// as fast as streaming): start-up is paid off.
 const STRING: usize = 4 << 10;
 
-/// Copies; both are as long.
-///
-/// When this returns the bytes are ordered before a later release store, whatever the way they took.
+/// Copies; both are as long. When this returns the bytes are ordered before a later release store.
 pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
+    copy_unordered(dst, src, store);
+    order(store);
+}
+
+/// Orders what [`copy_unordered`] has written before a later release store. (Streaming stores are not, by themselves; but
+/// to wait for each piece of an array would keep the reads of the next from overlapping.)
+pub(crate) fn order(store: Store) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if store == Store::Streamed {
+        wide::fence();
+    }
+    let _ = store;
+}
+
+/// As [`copy`], to be followed by [`order`].
+pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     assert_eq!(dst.len(), src.len(), "copy between different lengths");
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     match store {
@@ -152,11 +166,8 @@ mod wide {
 
     /// Whole cache lines by stores that bypass the caches, the ends by ordinary ones.
     pub(super) fn stream(dst: &mut [u8], src: &[u8]) {
-        let (head, lines, tail) = {
-            // SAFETY: any bytes make lines.
-            let (head, lines, tail) = unsafe { dst.align_to_mut::<Line>() };
-            (head, lines, tail)
-        };
+        // SAFETY: any bytes make lines.
+        let (head, lines, tail) = unsafe { dst.align_to_mut::<Line>() };
         let (first, rest) = src.split_at(head.len());
         head.copy_from_slice(first);
         let (middle, last) = rest.split_at(64 * lines.len());
@@ -169,6 +180,9 @@ mod wide {
             }
         }
         tail.copy_from_slice(last);
+    }
+
+    pub(super) fn fence() {
         // SAFETY: part of x86-64.
         unsafe { _mm_sfence() };
     }
