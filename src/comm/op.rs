@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::shm::element::Element;
-use crate::shm::kernel::{self, Store};
+use crate::shm::kernel::{self, Operands, Store};
 use num_complex::Complex;
 use std::ops::Range;
 
@@ -25,8 +25,8 @@ pub struct Op<'f, T> {
 
 /// See [`kernel::fold`].
 enum Kernel<'f, T> {
-    BuiltIn(fn(&mut [T], Option<&[T]>, &[T])),
-    User(Box<dyn Fn(&mut [T], Option<&[T]>, &[T]) + 'f>),
+    BuiltIn(fn(Operands<'_, T>)),
+    User(Box<dyn Fn(Operands<'_, T>) + 'f>),
 }
 
 impl<T: Arithmetic> Op<'_, T> {
@@ -43,7 +43,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn sum() -> Self {
-        Op::built_in(1, |dst, a, b| kernel::fold(dst, a, b, T::plus))
+        Op::built_in(1, |operands| kernel::fold(operands, T::plus))
     }
 
     /// The product. Integers wrap around.
@@ -59,7 +59,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn prod() -> Self {
-        Op::built_in(2, |dst, a, b| kernel::fold(dst, a, b, T::times))
+        Op::built_in(2, |operands| kernel::fold(operands, T::times))
     }
 }
 
@@ -77,7 +77,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn min() -> Self {
-        Op::built_in(3, |dst, a, b| kernel::fold(dst, a, b, T::least))
+        Op::built_in(3, |operands| kernel::fold(operands, T::least))
     }
 
     /// The greatest. A NaN in any rank gives NaN.
@@ -93,7 +93,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn max() -> Self {
-        Op::built_in(4, |dst, a, b| kernel::fold(dst, a, b, T::greatest))
+        Op::built_in(4, |operands| kernel::fold(operands, T::greatest))
     }
 }
 
@@ -111,7 +111,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn and() -> Self {
-        Op::built_in(5, |dst, a, b| kernel::fold(dst, a, b, |a, b| T::truth(a.is_true() && b.is_true())))
+        Op::built_in(5, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() && b.is_true())))
     }
 
     /// Logical or: an integer is true if it is not zero; the result is 0 or 1.
@@ -127,7 +127,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn or() -> Self {
-        Op::built_in(6, |dst, a, b| kernel::fold(dst, a, b, |a, b| T::truth(a.is_true() || b.is_true())))
+        Op::built_in(6, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() || b.is_true())))
     }
 
     /// Bitwise and.
@@ -143,7 +143,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_and() -> Self {
-        Op::built_in(7, |dst, a, b| kernel::fold(dst, a, b, T::both))
+        Op::built_in(7, |operands| kernel::fold(operands, T::both))
     }
 
     /// Bitwise or.
@@ -159,7 +159,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_or() -> Self {
-        Op::built_in(8, |dst, a, b| kernel::fold(dst, a, b, T::either))
+        Op::built_in(8, |operands| kernel::fold(operands, T::either))
     }
 }
 
@@ -185,26 +185,32 @@ impl<'f, T: Element> Op<'f, T> {
         Op {
             code: 9,
             id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
-            kernel: Kernel::User(Box::new(move |dst: &mut [T], a: Option<&[T]>, b: &[T]| {
-                kernel::fold(dst, a, b, &function)
+            kernel: Kernel::User(Box::new(move |operands: Operands<'_, T>| {
+                kernel::fold(operands, &function)
             })),
         }
     }
 
-    fn built_in(code: u8, kernel: fn(&mut [T], Option<&[T]>, &[T])) -> Self {
+    fn built_in(code: u8, kernel: fn(Operands<'_, T>)) -> Self {
         Op { code, id: 0, kernel: Kernel::BuiltIn(kernel) }
     }
 
     /// Hands the reduction of bytes to `f`.
     pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
-        let apply = |dst: &mut [u8], a: Option<&[u8]>, b: &[u8]| {
+        let apply = |bytes: Operands<'_, u8>| {
             let corrupt = |_| Error::Corrupt { what: "an operand of a reduction" };
             let cast = |x| bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt);
-            let dst = bytemuck::checked::try_cast_slice_mut::<u8, T>(dst).map_err(corrupt)?;
-            let (a, b) = (a.map(cast).transpose()?, cast(b)?);
+            let cast_mut = |x| bytemuck::checked::try_cast_slice_mut::<u8, T>(x).map_err(corrupt);
+            let operands = Operands {
+                dst: cast_mut(bytes.dst)?,
+                twin: bytes.twin.map(cast_mut).transpose()?,
+                a: bytes.a.map(cast).transpose()?,
+                b: cast(bytes.b)?,
+                store: bytes.store,
+            };
             match &self.kernel {
-                Kernel::BuiltIn(kernel) => kernel(dst, a, b),
-                Kernel::User(kernel) => kernel(dst, a, b),
+                Kernel::BuiltIn(kernel) => kernel(operands),
+                Kernel::User(kernel) => kernel(operands),
             }
             Ok(())
         };
@@ -219,65 +225,59 @@ pub(crate) struct Fold<'a> {
     pub(crate) id: u64,
     /// Bytes of an element.
     pub(crate) size: usize,
-    /// `dst = a op b`, or `dst op= b`, on whole elements.
-    pub(crate) apply: &'a dyn Fn(&mut [u8], Option<&[u8]>, &[u8]) -> Result<()>,
+    /// See [`kernel::fold`]; on whole elements.
+    apply: &'a dyn Fn(Operands<'_, u8>) -> Result<()>,
 }
 
-/// Operands are folded in blocks that stay in the first-level cache with all they meet. Small ones: while a block is
-/// streamed out, the next is being read.
-const BLOCK: usize = 4 << 10;
-
-/// A block where any element may lie.
-#[repr(align(64))]
-struct Block([u8; BLOCK]);
+/// Operands of three ranks or more are folded in blocks that stay in the first-level cache with all they meet.
+const BLOCK: usize = 8 << 10;
 
 impl Fold<'_> {
+    /// `dst op= b`.
+    pub(crate) fn onto(&self, dst: &mut [u8], b: &[u8]) -> Result<()> {
+        (self.apply)(Operands { dst, twin: None, a: None, b, store: Store::Cached })
+    }
+
     /// `dst = part(0) op part(1) op ...` over the parts of `count` ranks, in rank order. `part(rank, range)` gives these
-    /// bytes of a rank's operand, counted as those of `dst` are. If there is a `copy`, it becomes the same.
+    /// bytes of a rank's operand, counted as those of `dst` are. If there is a `twin`, it becomes the same.
     pub(crate) fn in_rank_order<'p>(
         &self,
         dst: &mut [u8],
-        mut copy: Option<&mut [u8]>,
+        mut twin: Option<&mut [u8]>,
         store: Store,
         count: usize,
         part: impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
     ) -> Result<()> {
-        let block = (BLOCK / self.size.max(1)).max(1) * self.size.max(1);
-        // What is to bypass the caches is folded beside.
-        let beside = store == Store::Streamed && copy.is_none() && block <= BLOCK;
-        let mut aside = if beside { Some(Block([0; BLOCK])) } else { None };
+        // Two are folded in one go, whatever their length.
+        let block = if count == 2 { dst.len() } else { BLOCK / self.size.max(1) * self.size };
+        let block = block.max(self.size).max(1);
         for start in (0..dst.len()).step_by(block) {
             let range = start..(start + block).min(dst.len());
-            let to = &mut dst[range.clone()];
-            let hot = match (&mut copy, &mut aside) {
-                (Some(copy), _) => &mut copy[range.clone()],
-                (None, Some(aside)) => &mut aside.0[..range.len()],
-                (None, None) => {
-                    self.block(to, &range, count, &part)?;
-                    continue;
-                }
+            let (dst, first) = (&mut dst[range.clone()], part(0, range.clone())?);
+            let twin = twin.as_deref_mut().map(|twin| &mut twin[range.clone()]);
+            if count == 2 {
+                let (a, b) = (Some(first), part(1, range)?);
+                (self.apply)(Operands { dst, twin, a, b, store })?;
+                continue;
+            }
+            let (hot, cold) = match twin {
+                Some(twin) => (twin, Some(dst)),
+                None => (dst, None),
             };
-            self.block(hot, &range, count, &part)?;
-            kernel::copy_unordered(to, hot, store);
+            match count {
+                1 => hot.copy_from_slice(first),
+                _ => {
+                    let (a, b) = (Some(first), part(1, range.clone())?);
+                    (self.apply)(Operands { dst: hot, twin: None, a, b, store: Store::Cached })?;
+                }
+            }
+            (2..count).try_for_each(|rank| self.onto(hot, part(rank, range.clone())?))?;
+            if let Some(dst) = cold {
+                kernel::copy_unordered(dst, hot, store);
+            }
         }
         kernel::order(store);
         Ok(())
-    }
-
-    fn block<'p>(
-        &self,
-        dst: &mut [u8],
-        range: &Range<usize>,
-        count: usize,
-        part: &impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
-    ) -> Result<()> {
-        let first = part(0, range.clone())?;
-        if count == 1 {
-            dst.copy_from_slice(first);
-            return Ok(());
-        }
-        (self.apply)(dst, Some(first), part(1, range.clone())?)?;
-        (2..count).try_for_each(|rank| (self.apply)(dst, None, part(rank, range.clone())?))
     }
 }
 

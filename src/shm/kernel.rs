@@ -84,35 +84,65 @@ pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     dst.copy_from_slice(src);
 }
 
-/// `dst[i] = f(a[i], b[i])`; without `a`, `dst[i] = f(dst[i], b[i])`. All are as long.
-pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], a: Option<&[T]>, b: &[T], f: F) {
+/// What a fold reads and writes; all are as long.
+pub(crate) struct Operands<'a, T> {
+    pub(crate) dst: &'a mut [T],
+    /// Becomes the same as `dst`, by ordinary stores. Only if there is an `a`.
+    pub(crate) twin: Option<&'a mut [T]>,
+    /// If none, what `dst` holds.
+    pub(crate) a: Option<&'a [T]>,
+    pub(crate) b: &'a [T],
+    /// How to write `dst`; streamed, it is to be followed by [`order`].
+    pub(crate) store: Store,
+}
+
+/// `dst[i] = f(a[i], b[i])`.
+pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
     /// Below this the look at the processor costs more than it saves.
     const FEW: usize = 16;
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if dst.len() >= FEW {
+    if operands.dst.len() >= FEW {
         if wide::has_avx512() {
             // SAFETY: the processor has the instructions.
-            return unsafe { wide::fold_avx512(dst, a, b, f) };
+            return unsafe { wide::fold_avx512(operands, f) };
         }
         if wide::has_avx2() {
             // SAFETY: the processor has the instructions.
-            return unsafe { wide::fold_avx2(dst, a, b, f) };
+            return unsafe { wide::fold_avx2(operands, f) };
         }
     }
-    plain(dst, a, b, f);
+    plain(operands, &f);
 }
 
 #[inline(always)]
-fn plain<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], a: Option<&[T]>, b: &[T], f: F) {
-    match a {
-        Some(a) => {
-            for ((dst, &a), &b) in dst.iter_mut().zip(a).zip(b) {
+fn plain<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: &F) {
+    match operands {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        Operands { dst, twin, a: Some(a), b, store: Store::Streamed } => {
+            wide::fold_streamed(dst, twin, a, b, f);
+        }
+        Operands { dst, twin, a: Some(a), b, .. } => cached(dst, twin, a, b, f),
+        Operands { dst, a: None, b, .. } => {
+            for (dst, &b) in dst.iter_mut().zip(b) {
+                *dst = f(*dst, b);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &[T], b: &[T], f: &F) {
+    let operands = dst.iter_mut().zip(a).zip(b);
+    match twin {
+        Some(twin) => {
+            for (((dst, &a), &b), twin) in operands.zip(twin) {
                 *dst = f(a, b);
+                *twin = *dst;
             }
         }
         None => {
-            for (dst, &b) in dst.iter_mut().zip(b) {
-                *dst = f(*dst, b);
+            for ((dst, &a), &b) in operands {
+                *dst = f(a, b);
             }
         }
     }
@@ -121,9 +151,16 @@ fn plain<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], a: Option<&[T]>, b: &[T], f: 
 /// What x86-64 processors may have.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod wide {
+    use super::Operands;
     use core::arch::asm;
-    use core::arch::x86_64::{__cpuid_count, __m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    use core::arch::x86_64::{
+        __cpuid_count, __m128i, _mm_load_si128, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
+    };
+    use core::mem::MaybeUninit;
     use std::sync::LazyLock;
+
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
 
     pub(super) fn has_avx512() -> bool {
         is_x86_feature_detected!("avx512f")
@@ -137,13 +174,58 @@ mod wide {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn fold_avx512<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], a: Option<&[T]>, b: &[T], f: F) {
-        super::plain(dst, a, b, f);
+    pub(super) fn fold_avx512<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
+        super::plain(operands, &f);
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn fold_avx2<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], a: Option<&[T]>, b: &[T], f: F) {
-        super::plain(dst, a, b, f);
+    pub(super) fn fold_avx2<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
+        super::plain(operands, &f);
+    }
+
+    /// Whole cache lines of `dst` by stores that bypass the caches.
+    #[inline(always)]
+    pub(super) fn fold_streamed<T: Copy, F: Fn(T, T) -> T>(
+        dst: &mut [T],
+        mut twin: Option<&mut [T]>,
+        a: &[T],
+        b: &[T],
+        f: &F,
+    ) {
+        let each = if size_of::<T>() == 0 { 1 } else { LINE / size_of::<T>() };
+        let whole = size_of::<T>() > 0 && LINE.is_multiple_of(size_of::<T>());
+        let head = if whole { dst.as_ptr().align_offset(LINE).min(dst.len()) } else { dst.len() };
+        let tail = head + (dst.len() - head) / each * each;
+        for part in [0..head, tail..dst.len()] {
+            let twin = twin.as_deref_mut().map(|twin| &mut twin[part.clone()]);
+            super::cached(&mut dst[part.clone()], twin, &a[part.clone()], &b[part], f);
+        }
+        let (dst, a, b) = (&mut dst[head..tail], &a[head..tail], &b[head..tail]);
+        let lines = dst.chunks_exact_mut(each).zip(a.chunks_exact(each)).zip(b.chunks_exact(each));
+        let line = |dst: &mut [T], a: &[T], b: &[T], twin: Option<&mut [T]>| {
+            let mut line = MaybeUninit::<Line>::uninit();
+            let first: *mut T = line.as_mut_ptr().cast();
+            for (index, (&a, &b)) in a.iter().zip(b).enumerate() {
+                // SAFETY: as many elements as fill a line, which is aligned for them: their size divides its.
+                unsafe { first.wrapping_add(index).write(f(a, b)) };
+            }
+            // SAFETY: all of its bytes that matter have been written: it is copied as elements only.
+            let written = unsafe { core::slice::from_raw_parts(first, each) };
+            twin.into_iter().for_each(|twin| twin.copy_from_slice(written));
+            for part in 0..LINE / 16 {
+                // SAFETY: a quarter of a line.
+                let bytes = unsafe { _mm_load_si128(first.cast::<__m128i>().wrapping_add(part)) };
+                // SAFETY: a quarter of a line, which is aligned.
+                unsafe { _mm_stream_si128(dst.as_mut_ptr().cast::<__m128i>().wrapping_add(part), bytes) };
+            }
+        };
+        match twin {
+            Some(twin) => {
+                let twin = twin[head..tail].chunks_exact_mut(each);
+                lines.zip(twin).for_each(|(((dst, a), b), twin)| line(dst, a, b, Some(twin)));
+            }
+            None => lines.for_each(|((dst, a), b)| line(dst, a, b, None)),
+        }
     }
 
     /// Does the processor say that string moves are fast, of short strings too (leaf 7: ERMS, FSRM)?
@@ -226,17 +308,44 @@ mod tests {
         assert_eq!(streamed, [ROUND - TRIES / 2, TRIES / 2]);
     }
 
+    /// Every way of folding, at every alignment: the destination and its twin, and none beyond.
     #[test]
     fn folds_of_all_lengths() {
-        for len in (0..70).chain([1000, 4097]) {
-            let (a, b): (Vec<f64>, Vec<f64>) = (0..len).map(|i| (i as f64, 0.1 * i as f64)).unzip();
-            let expected: Vec<f64> = (0..len).map(|i| a[i] - b[i]).collect();
-            let mut dst = vec![0.0; len];
-            fold(&mut dst, Some(&a), &b, |a, b| a - b);
-            assert_eq!(dst, expected);
-            let mut dst = a.clone();
-            fold(&mut dst, None, &b, |a, b| a - b);
-            assert_eq!(dst, expected);
+        for store in [Store::Cached, Store::Streamed] {
+            for len in (0..70).chain([1000, 4097]) {
+                for (from, with_twin) in [(0, false), (0, true), (1, true), (3, false), (7, true)] {
+                    let a: Vec<f64> = (0..len).map(f64::from).collect();
+                    let b: Vec<f64> = a.iter().map(|x| 0.1 * x).collect();
+                    let expected: Vec<f64> = (0..a.len()).map(|i| a[i] - b[i]).collect();
+                    let room = from..from + a.len();
+                    let (mut dst, mut twin) = (vec![0.5; a.len() + 9], vec![0.5; a.len() + 9]);
+                    let at = with_twin.then(|| &mut twin[room.clone()]);
+                    fold(
+                        Operands { dst: &mut dst[room.clone()], twin: at, a: Some(&a), b: &b, store },
+                        |a, b| a - b,
+                    );
+                    order(store);
+                    assert_eq!(dst[room.clone()], expected, "{store:?} from {from}");
+                    assert!(!with_twin || twin[room.clone()] == expected);
+                    let untouched =
+                        |all: &[f64]| all[..from].iter().chain(&all[room.end..]).all(|&x| x == 0.5);
+                    assert!(untouched(&dst) && untouched(&twin));
+                    let mut dst = a.clone();
+                    fold(Operands { dst: &mut dst, twin: None, a: None, b: &b, store }, |a, b| a - b);
+                    assert_eq!(dst, expected);
+                }
+            }
         }
+    }
+
+    /// Elements that do not divide a cache line, and none at all.
+    #[test]
+    fn folds_of_odd_elements() {
+        let (a, b): (Vec<[u8; 3]>, Vec<[u8; 3]>) = (0..200u8).map(|i| ([i; 3], [1; 3])).unzip();
+        let (mut dst, store) = (vec![[0; 3]; 200], Store::Streamed);
+        fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &b, store }, |a, b| [a[0] + b[0]; 3]);
+        assert!(dst.iter().enumerate().all(|(i, &x)| x == [i as u8 + 1; 3]));
+        let (mut dst, a) = ([(); 40], [(); 40]);
+        fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &a, store }, |_, ()| ());
     }
 }

@@ -52,8 +52,7 @@ impl Shm<'_> {
             alike(call, epoch)?;
             let Some(recv) = recv else { return Ok(()) };
             recv.copy_from_slice(epoch.seen.inline(0)?.bytes());
-            (1..epoch.seen.size())
-                .try_for_each(|peer| (fold.apply)(recv, None, epoch.seen.inline(peer)?.bytes()))
+            (1..epoch.seen.size()).try_for_each(|peer| fold.onto(recv, epoch.seen.inline(peer)?.bytes()))
         })
     }
 
