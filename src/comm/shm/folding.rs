@@ -90,8 +90,7 @@ impl Shm<'_> {
         fold: &Fold<'_>,
     ) -> Result<()> {
         let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
-        let trial = seat.choose(call, 2 * n);
-        let (unit, store) = (unit(fold.size), trial.store);
+        let (unit, store) = (unit(fold.size), Store::best(2 * n, size));
         // A cell holds a slice of the result, then a chunk of the operand.
         let room = self.fitting(call, self.window.member().cell / (size + 1), fold.size)?;
         let chunk = room * size;
@@ -179,7 +178,7 @@ impl Shm<'_> {
         let starts = starts_of(counts);
         let digest = digest_of(counts.iter().copied(), fold.id);
         let longest = counts.iter().copied().max().unwrap_or(0);
-        let trial = self.seat.choose(call, counts[me] * (size + 1));
+        let store = Store::best(counts[me] * (size + 1), size);
         for round in (0..longest.max(1)).step_by(section) {
             let payload = self.sections(send, &starts, round, section);
             let offer = Offer { len: send.len(), digest, payload, target: None };
@@ -190,7 +189,7 @@ impl Shm<'_> {
                 let range = round.min(to)..to;
                 let mine = starts[me] + range.start;
                 let payloads = all_payloads(&epoch.seen, 0..size)?;
-                fold.in_rank_order(&mut recv[range], None, trial.store, size, |rank, block| {
+                fold.in_rank_order(&mut recv[range], None, store, size, |rank, block| {
                     let whole = mine + block.start..mine + block.end;
                     match &payloads[rank] {
                         _ if rank == me => Ok(&send[whole]),

@@ -6,6 +6,7 @@ use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::shm::arena::Block;
+use crate::shm::kernel::Store;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
@@ -20,9 +21,9 @@ impl Shm<'_> {
         if self.rank() == call.root {
             return self.exchange_all(call, (len, 0), (data, &[]), alike, |_, _, _, _| {});
         }
-        let trial = self.seat.choose(call, 2 * len);
+        let store = Store::best(2 * len, self.size());
         self.exchange_all(call, (len, 0), (&[], &[]), alike, |seat, _, at, bytes| {
-            seat.copy(&mut data[at..at + bytes.len()], bytes, trial.store);
+            seat.copy(&mut data[at..at + bytes.len()], bytes, store);
         })
     }
 
@@ -37,10 +38,10 @@ impl Shm<'_> {
             return self.exchange_all(call, (send.len(), 0), (send, &[]), check, |_, _, _, _| {});
         };
         let digest = digest_of(counts.iter().copied(), 0);
-        let trial = self.seat.choose(call, 2 * recv.len());
+        let store = Store::best(2 * recv.len(), self.size());
         self.exchange_all(call, (send.len(), digest), (&[], send), check, |seat, peer, at, bytes| {
             let at = counts[..peer].iter().sum::<usize>() + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
         })
     }
 
@@ -54,11 +55,11 @@ impl Shm<'_> {
         let digest = target.map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let target = target.map(|(target, _)| target);
         let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
-        let trial = self.seat.choose(call, 2 * send.len());
+        let store = Store::best(2 * send.len(), self.size());
         let seat = Rc::clone(&self.seat);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
-            epoch.seen.put(call.root, send, trial.store)?;
+            epoch.seen.put(call.root, send, store)?;
             seat.count(send.len());
             Ok(())
         })
@@ -80,10 +81,10 @@ impl Shm<'_> {
             starts.extend(lens.scan(0, |sum, len| Some(std::mem::replace(sum, *sum + len))));
             Ok(())
         };
-        let trial = self.seat.choose(call, 2 * room);
+        let store = Store::best(2 * room, self.size());
         self.exchange_all(call, (send.len(), room as u64), (send, send), check, |seat, peer, at, bytes| {
             let at = starts.borrow()[peer] + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
         })
     }
 
@@ -101,16 +102,12 @@ impl Shm<'_> {
             }
         };
         let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
-        let trial = self.seat.choose(call, 2 * room);
+        let store = Store::best(2 * room, self.size());
         self.exchange_all(call, (len, room as u64), (shown, shown), check, |seat, peer, at, bytes| {
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
-                seat.copy(
-                    &mut recv[from - want.start..to - want.start],
-                    &bytes[from - at..to - at],
-                    trial.store,
-                );
+                seat.copy(&mut recv[from - want.start..to - want.start], &bytes[from - at..to - at], store);
             }
         })
     }
@@ -120,7 +117,7 @@ impl Shm<'_> {
         let (block, section) = (send.len() / size, self.window.member().cell / size);
         let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
         let seat = Rc::clone(&self.seat);
-        let trial = seat.choose(call, 2 * send.len());
+        let store = Store::best(2 * send.len(), size);
         let whole = me * block..(me + 1) * block;
         for round in (0..block.max(1)).step_by(section) {
             let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
@@ -143,7 +140,7 @@ impl Shm<'_> {
                             }
                             shown => (0, part(shown, 0, whole.clone())?),
                         };
-                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, trial.store);
+                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
                     }
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },
