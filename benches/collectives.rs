@@ -11,7 +11,7 @@ use ndarray::{Array1, ArrayViewMut1, Ix1};
 use phalanx::{Comm, Error, Lease, Op, Parts, Result};
 use std::cell::RefCell;
 use std::rc::Rc;
-use support::{Operation, Ready, Step};
+use support::world::{self, Operation, Ready, Step};
 
 /// Bytes a rank brings: factors of 8, and the round number at the end.
 const SIZES: &[usize] = &[8, 64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20, 128 << 20, 256 << 20];
@@ -29,7 +29,7 @@ fn main() {
         alone_from: usize::MAX,
         ready: |_, _| Ok(Ready { refresh: Box::new(|| ()), step: Box::new(|comm| comm.barrier()) }),
     };
-    support::run(
+    world::run(
         2,
         &[
             barrier,

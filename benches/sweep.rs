@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput};
 use ndarray::Array2;
 use phalanx::{Comm, Reason, Result, Row, Schedule, Sweep};
 use std::time::Duration;
-use support::{Operation, Ready};
+use support::world::{self, Operation, Ready};
 
 const ROWS: &[usize] = &[1_000, 100_000];
 
@@ -16,7 +16,7 @@ fn main() {
     let rows = |size: usize, _: usize| Throughput::Elements(size as u64);
     let operation =
         |name, ready| Operation { name, sizes: ROWS, throughput: rows, alone_from: usize::MAX, ready };
-    support::run(
+    world::run(
         2,
         &[
             operation("sweep rows dealt dynamically", |comm, rows| inside(comm, rows, Schedule::Dynamic)),

@@ -1,0 +1,382 @@
+//! Operations on the rungs of the zero-copy ladder: from where to where, and what must come out.
+
+use super::pages::on_huge_pages;
+use ndarray::{Array1, ArrayView1, ArrayViewMut1, Ix1};
+use phalanx::{Comm, Error, Lease, Op, Parts, Result, Sweep, Whole};
+
+/// An operation on one rung.
+pub struct Operation {
+    pub op: &'static str,
+    pub class: &'static str,
+    pub variant: &'static str,
+    /// So many calls are timed as one.
+    pub repeat: u64,
+    /// The figure is the time of one in so many: of the calls, the ways of a message, the tasks.
+    pub share: u64,
+    /// The largest contribution for which this variant is measured, in bytes.
+    pub most: usize,
+    send: Kind,
+    recv: Kind,
+    step: for<'w> fn(&mut State<'w>, &mut Comm<'w>) -> Result<()>,
+}
+
+/// Where an array lies.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Nowhere,
+    Private,
+    /// In a rank's shared heap.
+    Lease,
+    /// Held by all ranks together.
+    Parts,
+}
+use Kind::{Lease as Leased, Nowhere, Parts as Parted, Private};
+
+const ANY: usize = usize::MAX;
+
+macro_rules! operations {
+    ($($op:ident $class:ident $variant:ident: $repeat:literal / $share:literal, $most:expr, $send:ident => $recv:ident, $step:path;)*) => {
+        &[$(Operation {
+            op: stringify!($op),
+            class: stringify!($class),
+            variant: stringify!($variant),
+            repeat: $repeat,
+            share: $share,
+            most: $most,
+            send: $send,
+            recv: $recv,
+            step: $step,
+        }),*]
+    };
+}
+
+/// All of them: name, class, variant: calls / what they are divided by, most bytes, from where to where, what is timed.
+/// Arrays are handed back outside. Calls that are over before the clock has been read twice are timed in batches.
+#[rustfmt::skip]
+pub const OPERATIONS: &[Operation] = operations![
+    barrier private batch20: 20/20, ANY, Nowhere => Nowhere, barrier;
+    broadcast private one: 1/1, ANY, Private => Private, broadcast;
+    broadcast shared_in one: 1/1, ANY, Leased => Private, broadcast;
+    all_reduce private one: 1/1, ANY, Private => Private, sum;
+    all_reduce private batch20: 20/20, 64, Private => Private, sum;
+    all_reduce shared_in one: 1/1, ANY, Leased => Private, sum;
+    all_reduce shared_in_out one: 1/1, ANY, Leased => Leased, sum;
+    // Until every rank may read the whole sum; that they take up their parts of it again is not timed.
+    all_reduce shared_result one: 1/1, ANY, Leased => Parted, sum_parts;
+    gather private one: 1/1, ANY, Private => Private, gather;
+    gather shared_in one: 1/1, ANY, Leased => Private, gather;
+    gather shared_out one: 1/1, ANY, Private => Leased, gather_into_lease;
+    gather views publish: 1/1, ANY, Parted => Nowhere, publish;
+    gather views publish_reopen: 1/1, ANY, Parted => Nowhere, publish_reopen;
+    // There and back; the figure is half of it.
+    pingpong private half: 1/2, ANY, Private => Private, ping_pong;
+    pingpong zero_copy half: 1/2, ANY, Leased => Nowhere, hand_over;
+    // A sweep over so many rows, from the call to the results at root.
+    tasks private rate: 1/10000, ANY, Private => Private, sweep;
+    tasks private round_trip: 1/1, ANY, Private => Private, sweep;
+];
+
+/// An array wherever it lies.
+pub enum Array<'w> {
+    Nothing,
+    Private(Array1<f64>),
+    Lease(Lease<f64, Ix1>),
+    Parts(Parts<'w, f64, Ix1>),
+    Whole(Whole<'w, f64, Ix1>),
+}
+
+impl<'w> Array<'w> {
+    fn new(comm: &mut Comm<'w>, kind: Kind, elements: usize) -> Result<Array<'w>> {
+        Ok(match kind {
+            Nowhere => Array::Nothing,
+            Private => {
+                let mut array = on_huge_pages(Array1::zeros(elements));
+                array.fill(0.0);
+                Array::Private(array)
+            }
+            Leased => Array::Lease(comm.alloc(elements)?),
+            Parted => Array::Parts(comm.parts(elements)?),
+        })
+    }
+
+    fn view(&self) -> ArrayView1<'_, f64> {
+        match self {
+            Array::Nothing => ArrayView1::from(&[]),
+            Array::Private(array) => array.view(),
+            Array::Lease(array) => array.view(),
+            Array::Parts(array) => array.view(),
+            Array::Whole(array) => array.view(),
+        }
+    }
+
+    fn view_mut(&mut self) -> ArrayViewMut1<'_, f64> {
+        match self {
+            Array::Private(array) => array.view_mut(),
+            Array::Lease(array) => array.view_mut(),
+            Array::Parts(array) => array.view_mut(),
+            Array::Nothing | Array::Whole(_) => ArrayViewMut1::from(&mut []),
+        }
+    }
+
+    fn take_parts(&mut self) -> Result<Parts<'w, f64, Ix1>> {
+        match std::mem::replace(self, Array::Nothing) {
+            Array::Parts(parts) => Ok(parts),
+            _ => Err(lost()),
+        }
+    }
+
+    fn take_lease(&mut self) -> Result<Lease<f64, Ix1>> {
+        match std::mem::replace(self, Array::Nothing) {
+            Array::Lease(lease) => Ok(lease),
+            _ => Err(lost()),
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::other("the array was lost in an error")
+}
+
+/// What `rank` brings at an index of an iteration: different for all three, and sums of eight ranks are exact.
+pub fn value(rank: usize, iteration: u64, index: usize) -> f64 {
+    const { assert!(usize::BITS == 64) };
+    let iteration = iteration % (1 << 19);
+    (index as u64 + (iteration << 27) + ((rank as u64 + 1) << 46)) as f64
+}
+
+/// A rank's arrays for an operation.
+pub struct State<'w> {
+    operation: &'static Operation,
+    elements: usize,
+    rank: usize,
+    ranks: usize,
+    send: Array<'w>,
+    recv: Array<'w>,
+    counts: Vec<usize>,
+    /// The result goes into a new array every time.
+    pub fresh: bool,
+    /// All elements are written and compared, every time.
+    pub check: bool,
+    iteration: u64,
+}
+
+impl Operation {
+    /// Can its result go into a new array every time?
+    pub fn can_be_fresh(&self) -> bool {
+        self.recv != Nowhere && !["pingpong", "tasks"].contains(&self.op)
+    }
+
+    /// Readies a rank.
+    pub fn ready<'w>(&'static self, comm: &mut Comm<'w>, bytes: usize) -> Result<State<'w>> {
+        let (rank, ranks, elements) = (comm.rank(), comm.size(), bytes / 8);
+        let elements = if self.op == "tasks" { elements.max(1) * self.share as usize } else { elements };
+        let counts = vec![elements; ranks];
+        let (send, recv) = (Array::Nothing, Array::Nothing);
+        let (fresh, check) = (false, false);
+        let mut state =
+            State { operation: self, elements, rank, ranks, send, recv, counts, fresh, check, iteration: 0 };
+        if rank == 0 || !matches!(self.op, "broadcast" | "pingpong") {
+            state.send = Array::new(comm, self.send, elements)?;
+        }
+        state.recv = state.room(comm)?;
+        Ok(state)
+    }
+}
+
+impl<'w> State<'w> {
+    /// An array for what this rank receives.
+    fn room(&self, comm: &mut Comm<'w>) -> Result<Array<'w>> {
+        let (n, ranks) = (self.elements, self.ranks);
+        let elements = match self.operation.op {
+            "gather" if self.rank > 0 => return Ok(Array::Nothing),
+            "gather" => n * ranks,
+            "broadcast" if self.rank == 0 => return Ok(Array::Nothing),
+            _ if self.operation.recv == Parted => n / ranks + usize::from(self.rank < n % ranks),
+            _ => n,
+        };
+        Array::new(comm, self.operation.recv, elements)
+    }
+
+    /// Rewrites what is sent: at least one element a cache line, so that no line is still clean from the last time.
+    pub fn refresh(&mut self, iteration: u64) {
+        self.iteration = iteration;
+        // A sweep has the same parameters on all ranks.
+        let rank = if self.operation.op == "tasks" { 0 } else { self.rank };
+        let step = if self.check { 1 } else { 8 };
+        let mut send = self.send.view_mut();
+        let elements = send.as_slice_mut().unwrap_or_default();
+        let every = elements.iter_mut().enumerate().step_by(step);
+        every.for_each(|(index, element)| *element = value(rank, iteration, index));
+    }
+
+    /// What is timed.
+    pub fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
+        if self.fresh {
+            self.recv = self.room(comm)?;
+        }
+        (self.operation.step)(self, comm)
+    }
+
+    /// Compares what came out, if asked to, and gets ready for the next step.
+    pub fn settle(&mut self, comm: &mut Comm<'w>) -> Result<()> {
+        if self.check {
+            self.compare()?;
+        }
+        for array in [&mut self.send, &mut self.recv] {
+            *array = match std::mem::replace(array, Array::Nothing) {
+                Array::Whole(whole) => Array::Parts(whole.reopen(comm)?),
+                other => other,
+            };
+        }
+        if self.fresh {
+            self.recv = Array::Nothing;
+        }
+        if self.operation.class == "zero_copy" && self.rank == 0 {
+            std::mem::swap(&mut self.send, &mut self.recv);
+        }
+        Ok(())
+    }
+
+    /// Every element of the result.
+    fn compare(&self) -> Result<()> {
+        let (n, ranks, iteration) = (self.elements, self.ranks, self.iteration);
+        let value = |rank, index| value(rank, iteration, index);
+        let sum = |index| (0..ranks).map(|rank| value(rank, index)).sum::<f64>();
+        let gathered = |index| value(index / n, index % n);
+        let (root, sent, received) = (self.rank == 0, self.send.view(), self.recv.view());
+        match self.operation.op {
+            "all_reduce" => same(received, n, sum),
+            "broadcast" if !root => same(received, n, |index| value(0, index)),
+            "gather" if self.operation.class == "views" => match &self.send {
+                Array::Whole(_) => same(sent, n * ranks, gathered),
+                _ => Ok(()),
+            },
+            "gather" if root => same(received, n * ranks, gathered),
+            "tasks" if root => {
+                let rows = self.operation.share as usize;
+                same(received, rows, |row| value(0, row * (n / rows)))
+            }
+            "pingpong" if root => same(received, n, |index| -value(0, index)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Is it so long, with these elements?
+fn same(array: ArrayView1<'_, f64>, len: usize, wanted: impl Fn(usize) -> f64) -> Result<()> {
+    if array.len() != len {
+        return Err(Error::other(format!("{} elements came out instead of {len}", array.len())));
+    }
+    match array.iter().enumerate().find(|&(index, &element)| element != wanted(index)) {
+        None => Ok(()),
+        Some((index, element)) => {
+            Err(Error::other(format!("element {index} of {len} is {element}, not {}", wanted(index))))
+        }
+    }
+}
+
+fn barrier<'w>(_: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    comm.barrier()
+}
+
+fn broadcast<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let data = if comm.is_root() { &mut state.send } else { &mut state.recv };
+    comm.broadcast(&mut data.view_mut(), 0)
+}
+
+fn sum<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    comm.all_reduce(&state.send.view(), &mut state.recv.view_mut(), &Op::sum())
+}
+
+fn sum_parts<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let parts = state.recv.take_parts()?;
+    state.recv = Array::Whole(comm.all_reduce_parts(&state.send.view(), parts, &Op::sum())?);
+    Ok(())
+}
+
+fn gather<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let mut room = state.recv.view_mut();
+    let room = comm.is_root().then_some(&mut room);
+    comm.gather(&state.send.view(), room, 0)
+}
+
+fn gather_into_lease<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let room = if comm.is_root() { Some((state.recv.take_lease()?, &state.counts[..])) } else { None };
+    if let Some(all) = comm.gather_into_lease(&state.send.view(), room, 0)? {
+        state.recv = Array::Lease(all);
+    }
+    Ok(())
+}
+
+fn publish<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    state.send = Array::Whole(state.send.take_parts()?.publish(comm)?);
+    Ok(())
+}
+
+fn publish_reopen<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    publish(state, comm)?;
+    if state.check {
+        state.compare()?;
+    }
+    if let Array::Whole(whole) = std::mem::replace(&mut state.send, Array::Nothing) {
+        state.send = Array::Parts(whole.reopen(comm)?);
+    }
+    Ok(())
+}
+
+/// Turns what has come, if results are compared: it must have been here.
+fn turn(mut array: ArrayViewMut1<'_, f64>, check: bool) {
+    if check {
+        array.iter_mut().for_each(|element| *element = -*element);
+    }
+}
+
+fn ping_pong<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    match comm.rank() {
+        0 => {
+            comm.send(&state.send.view(), 1)?;
+            comm.recv(&mut state.recv.view_mut(), 1)
+        }
+        1 => {
+            comm.recv(&mut state.recv.view_mut(), 0)?;
+            turn(state.recv.view_mut(), state.check);
+            comm.send(&state.recv.view(), 0)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hand_over<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    match comm.rank() {
+        0 => {
+            comm.send_lease(state.send.take_lease()?, 1)?;
+            state.recv = Array::Lease(comm.recv_lease(state.elements, 1)?);
+            Ok(())
+        }
+        1 => {
+            let mut array = comm.recv_lease::<f64, Ix1>(state.elements, 0)?;
+            turn(array.view_mut(), state.check);
+            comm.send_lease(array, 0)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sweep<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let rows = state.operation.share as usize;
+    let parameters = state.send.view().into_shape_with_order((rows, state.elements / rows))?;
+    let swept = Sweep::default().run_in(
+        comm,
+        parameters,
+        1,
+        || Ok(()),
+        |(), row, out| {
+            out[0] = row.values[0];
+            Ok(())
+        },
+    )?;
+    if let (Some(swept), true) = (swept, state.check) {
+        state.recv = Array::Private(swept.values().column(0).to_owned());
+    }
+    Ok(())
+}
