@@ -132,12 +132,15 @@ fn run(command: Command) -> Result<bool> {
             println!("{HEADER}");
             ours(&place, &point, fresh, small_pages)
         }
-        Command::Limit { .. } => Ok(false),
+        Command::Limit { point } => {
+            println!("{HEADER}");
+            limit::point(&place, &point)
+        }
         Command::Placement => {
             println!("{:.0}", limit::placement(&place)?);
             Ok(true)
         }
-        Command::Memory => Ok(false),
+        Command::Memory => limit::memory(&place),
     }
 }
 

@@ -33,10 +33,11 @@ pub struct Plan {
     warm_up: u64,
 }
 
-const FEWEST: u64 = 5;
-const MOST: u64 = 10_000;
-
 impl Plan {
+    const FEWEST: u64 = 5;
+    /// As many iterations as there are at most.
+    pub const MOST: u64 = 10_000;
+
     /// For contributions of so many bytes.
     pub fn new(bytes: usize, budget: Duration, repeat: u64, share: u64) -> Plan {
         Plan { budget, repeat, share, warm_up: if bytes <= 64 << 10 { 50 } else { 4 } }
@@ -50,7 +51,7 @@ impl Plan {
         self.iterate(clock, side, half..self.warm_up)?;
         let cost = (clock.nanos() - start) / (self.warm_up - half) as f64;
         let fit = self.budget.as_nanos() as f64 / cost;
-        let iterations = side.agree((fit as u64).clamp(FEWEST, MOST))?;
+        let iterations = side.agree((fit as u64).clamp(Plan::FEWEST, Plan::MOST))?;
         self.iterate(clock, side, self.warm_up..self.warm_up + iterations)
     }
 
@@ -101,6 +102,12 @@ pub fn pin(rank: usize, ranks: usize, processors: &[usize]) {
     }
 }
 
+/// Is a counter that may wrap around at `number`, or past it?
+#[inline]
+pub fn is_at(now: u32, number: u32) -> bool {
+    now.wrapping_sub(number) as i32 >= 0
+}
+
 /// A word on cache lines of its own (the processor fetches lines in pairs).
 #[repr(align(128))]
 #[derive(Default)]
@@ -109,21 +116,26 @@ pub struct Flag(pub AtomicU32);
 /// Pauses before the processor is offered to others: while its partner runs, nobody gets there.
 pub const PATIENCE: u32 = 4000;
 
+/// Waits until something is so; offers the processor to others after so many pauses.
+#[inline]
+pub fn wait_until(patience: u32, mut is_so: impl FnMut() -> bool) {
+    let mut pauses = 0;
+    while !is_so() {
+        pauses += 1;
+        if pauses < patience { spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
 impl Flag {
-    /// Waits until `reached` says so; offers the processor to others after so many pauses.
     #[inline]
-    pub fn wait(&self, patience: u32, reached: impl Fn(u32) -> bool) {
-        let mut pauses = 0;
-        while !reached(self.0.load(Ordering::Acquire)) {
-            pauses += 1;
-            if pauses < patience { spin_loop() } else { std::thread::yield_now() }
-        }
+    pub fn now(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
     }
 
-    /// Waits for a number that may wrap around.
+    /// Waits for a number.
     #[inline]
     pub fn at_least(&self, patience: u32, number: u32) {
-        self.wait(patience, |now| now.wrapping_sub(number) as i32 >= 0);
+        wait_until(patience, || is_at(self.now(), number));
     }
 
     #[inline]
@@ -153,14 +165,14 @@ impl Board {
         let trip = |number: u32| match rank {
             0 => {
                 self.there.post(number);
-                self.back.wait(PATIENCE, |now| now == number);
+                self.back.at_least(PATIENCE, number);
             }
             _ => {
-                self.there.wait(PATIENCE, |now| now == number);
+                self.there.at_least(PATIENCE, number);
                 self.back.post(number);
             }
         };
-        let base = self.back.0.load(Ordering::Relaxed);
+        let base = self.back.now();
         let rounds = (0..5).map(|round| {
             let start = clock.nanos();
             (1..=400).for_each(|number| trip(base.wrapping_add(round * 400 + number)));
@@ -182,7 +194,7 @@ impl Board {
         }
         self.arrived[rank].post(number);
         barrier()?;
-        let behind = |flag: &Flag| (flag.0.load(Ordering::Acquire).wrapping_sub(number) as i32) < 0;
+        let behind = |flag: &Flag| !is_at(flag.now(), number);
         match self.arrived[..ranks].iter().position(behind) {
             None => Ok(()),
             Some(late) => Err(Error::other(format!(
