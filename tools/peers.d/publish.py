@@ -46,7 +46,7 @@ def draw(seen, where, wheels):
     pyplot = matplotlib(wheels)
     for op in CLASSES:
         panels = sorted({(case.ranks, case.placement) for case in seen.cases() if case.op == op and not case.mode})
-        if not panels or op == "tasks":
+        if not panels or op in ("tasks", "setup"):
             continue
         figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 5.5), squeeze=False, sharey=True)
         for axis, (ranks, place) in zip(axes[0], panels):
@@ -56,7 +56,8 @@ def draw(seen, where, wheels):
                     axis.loglog(*zip(*points), style, color=colour, label=name, linewidth=1, markersize=3)
             axis.set(title=f"{op}, {ranks} ranks, {place}", xlabel="bytes a rank", ylabel="us")
             axis.grid(True, which="major", linewidth=0.3)
-            axis.legend(fontsize=6)
+            if axis.lines:
+                axis.legend(fontsize=6)
         figure.tight_layout()
         figure.savefig(where / f"{op}.svg", metadata={"Date": None})
         pyplot.close(figure)
@@ -64,7 +65,20 @@ def draw(seen, where, wheels):
     return names
 
 
-def page(seen, verdicts, points, skipped, versions):
+def bandwidths(memory):
+    """The best copy and triad for each size and number of cores, GB/s."""
+    best = {}
+    for line in memory.splitlines()[1:]:
+        kernel, cores, size, speed, _ = line.split(",")
+        kind = "copy" if kernel.startswith(("memcpy", "copy")) else kernel.removesuffix("_nt")
+        key = (int(cores), int(size))
+        best.setdefault(key, {})[kind] = max(float(speed), best.get(key, {}).get(kind, 0))
+    for (cores, size), kinds in sorted(best.items()):
+        found = ", ".join(f"{kind} {kinds[kind]:.0f}" for kind in ("copy", "triad") if kind in kinds)
+        yield f"GB/s, {cores} cores, {figures.size_name(size)}", found
+
+
+def page(seen, verdicts, points, skipped, versions, memory, command):
     """docs/performance.md, with every target beside its figure, missed ones too."""
     pictures = PAGE.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
@@ -73,19 +87,22 @@ def page(seen, verdicts, points, skipped, versions):
         if (WORK / f"{op}.svg").exists() and any(case.op == op for case in seen.cases()):
             shutil.copy(WORK / f"{op}.svg", pictures / f"{op}.svg")
             shown.append(f"![{op}](performance/{op}.svg)")
-    facts = [("date", datetime.date.today().isoformat()), *contenders.machine(), *versions,
+    facts = [("date", datetime.date.today().isoformat()), ("command", f"`{command}`"), *contenders.machine(), *bandwidths(memory), *versions,
              ("rounds", max(point.round for point in points)),
              ("load when this was written", f"{os.getloadavg()[2]:.1f} over a quarter of an hour"),
              ("points", f"{len(points)}, of which {seen.dropped} dropped because their placement changed")]
+    others = list(figures.other_rows(seen))
     PAGE.write_text("\n".join([
         "# Performance", "",
         "Written by `tools/peers --publish`, which installs the peers and measures all of them on your machine; the method stands in",
         "its first lines. Times are medians over rounds, ratios are taken within a round; `~` marks ratios of times from different",
         "rounds. near: a cache line goes to the other rank and back in less than 200 ns; far: more than 300 ns; crowded: more ranks",
-        "than processors. `between` is judged by the stricter of the two figures.", "",
+        "than processors. `between` is judged by the stricter of the two figures. Peers' default forms have their buffers on small",
+        "pages, as programs get them; tuned forms, `huge` among them, on huge pages, as the engine's private arrays are.", "",
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts), "",
         "## Targets", "", f"{figures.count(verdicts)}.", "", figures.table(figures.TARGET_HEAD, figures.target_rows(verdicts)), "",
         "## Figures", "", *shown, "", figures.table(figures.HEAD, figures.rows(seen, CLASSES)), "",
+        *([figures.table(figures.OTHER_HEAD, others), ""] if others else []),
         *(["## Not measured", "", *(f"- {why}" for why in skipped), ""] if skipped else []),
     ]), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
