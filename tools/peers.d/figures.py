@@ -2,7 +2,7 @@
 
 import csv
 import statistics
-from collections import defaultdict, namedtuple
+from collections import Counter, defaultdict, namedtuple
 
 PRINTED = "side op class variant ranks bytes median_us p10_us p90_us iterations near_ns_before near_ns_after".split()
 Point = namedtuple("Point", ["round", "mode", *(name if name != "class" else "cls" for name in PRINTED)])
@@ -12,6 +12,8 @@ COLUMNS = ["round", "mode", *PRINTED]
 NEAR, FAR = 200, 300
 # What a place may have changed during a point.
 STEADY = 1.3
+# Machines with two distances have them further apart.
+ALIKE = 1.8
 PLACES = ["near", "between", "far", "crowded"]
 
 
@@ -39,15 +41,22 @@ def read(path):
         return [point for round_, mode, *rest in list(csv.reader(file))[1:] for point in parse(",".join(rest), int(round_), mode)]
 
 
-def placement(point):
-    """near, between, far; crowded if nobody has a processor of its own; None if the place changed on the way."""
+def distance(point):
+    """What a cache line took during a point; 0 if nobody had a processor of its own, None if that changed."""
     low, high = sorted((point.near_ns_before, point.near_ns_after))
     if high == 0:
-        return "crowded"
-    if low == 0 or high / low > STEADY or (low < NEAR and high > FAR):
-        return None
-    mean = (low * high) ** 0.5
-    return "near" if mean < NEAR else "far" if mean > FAR else "between"
+        return 0
+    return None if low == 0 or high / low > STEADY else (low * high) ** 0.5
+
+
+def naming(points):
+    """Names a distance. Where nine tenths of all are alike the machine has one, and all bear its name."""
+    name = lambda mean: "near" if mean < NEAR else "far" if mean > FAR else "between"
+    all_ = sorted(filter(None, map(distance, points)))
+    if all_ and all_[len(all_) * 19 // 20] < ALIKE * all_[len(all_) // 20]:
+        one = name(statistics.median(all_))
+        name = lambda mean: one
+    return lambda mean: None if mean is None else name(mean) if mean else "crowded"
 
 
 # Variants that are rungs of their own: other work, not another way to do it.
@@ -72,12 +81,12 @@ Ratio = namedtuple("Ratio", "value rounds apart")  # apart: not from rounds of i
 class Figures:
     def __init__(self, points, mpis):
         self.mpis = mpis
-        self.dropped = 0
         self.times = defaultdict(lambda: defaultdict(dict))
+        name = naming(points)
+        self.places = Counter(name(distance(point)) for point in points)
         for point in points:
-            where = placement(point)
+            where = name(distance(point))
             if where is None:
-                self.dropped += 1
                 continue
             case = Case(point.op, point.mode, point.ranks, point.bytes, where)
             self.times[case][Contender(point.side, rung(point), point.variant)][point.round] = point.median_us
@@ -289,6 +298,11 @@ def table(head, body):
     wide = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     line = lambda row: "| " + " | ".join(word.ljust(width) for word, width in zip(row, wide)) + " |"
     return "\n".join([line(head), "|" + "|".join("-" * (width + 2) for width in wide) + "|", *map(line, body)])
+
+
+def places(figures):
+    named = ", ".join(f"{figures.places[place]} points {place}" for place in PLACES if figures.places[place])
+    return f"{named}; {figures.places[None]} dropped because their placement changed"
 
 
 def count(verdicts):

@@ -90,7 +90,7 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
     facts = [("date", datetime.date.today().isoformat()), ("command", f"`{command}`"), *contenders.machine(), *bandwidths(memory), *versions,
              ("rounds", max(point.round for point in points)),
              ("load when this was written", f"{os.getloadavg()[2]:.1f} over a quarter of an hour"),
-             ("points", f"{len(points)}, of which {seen.dropped} dropped because their placement changed")]
+             ("placement", figures.places(seen))]
     others = list(figures.other_rows(seen))
     PAGE.write_text("\n".join([
         "# Performance", "",
@@ -103,6 +103,6 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
         "## Targets", "", f"{figures.count(verdicts)}.", "", figures.table(figures.TARGET_HEAD, figures.target_rows(verdicts)), "",
         "## Figures", "", *shown, "", figures.table(figures.HEAD, figures.rows(seen, CLASSES)), "",
         *([figures.table(figures.OTHER_HEAD, others), ""] if others else []),
-        *(["## Not measured", "", *(f"- {why}" for why in skipped), ""] if skipped else []),
+        *(["## Not measured", "", *(f"- {who}: {why}" for who, why in skipped.items()), ""] if skipped else []),
     ]), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")

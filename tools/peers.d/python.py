@@ -79,12 +79,14 @@ def futures(chosen):
 
 
 def loky(chosen):
+    """Its executor; many in one message as joblib sends them."""
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
-    with Parallel(n_jobs=chosen.ranks, backend="loky", batch_size=1) as single, \
-            Parallel(n_jobs=chosen.ranks, backend="loky", batch_size="auto") as auto:
-        many = lambda f, xs: single(delayed(f)(x) for x in xs)
-        pools(chosen, lambda f, x: single([delayed(f)(x)])[0], many, lambda f, xs: auto(delayed(f)(x) for x in xs))
+    workers = get_reusable_executor(max_workers=chosen.ranks)
+    with Parallel(n_jobs=chosen.ranks, backend="loky", batch_size="auto") as auto:
+        batched = lambda f, xs: auto(delayed(f)(x) for x in xs)
+        pools(chosen, lambda f, x: workers.submit(f, x).result(), workers.map, batched)
 
 
 def ray(chosen):
