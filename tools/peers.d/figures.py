@@ -218,12 +218,15 @@ def parse_yardstick(text, round_, mode):
 
 
 def disagreements(figures, tolerance=1.15):
-    """Where our limit and the yardstick's are further apart than that."""
+    """Where our limit and the yardstick's are further apart than that, with the fastest variant of each."""
     for case in figures.cases():
         for cls in sorted({contender.cls for contender in figures.times[case] if contender.side == "yardstick"}):
-            ours, its = (median(figures.rounds(case, side, cls)) for side in ("limit", "yardstick"))
-            if ours and its and max(ours / its, its / ours) > tolerance:
-                yield f"{title(case)} {cls}, {case.ranks} ranks, {case.placement}, {size_name(case.bytes)}: limit {number(ours)} us, yardstick {number(its)} us"
+            limit, its = (median(figures.rounds(case, side, cls)) for side in ("limit", "yardstick"))
+            if limit and its and max(limit / its, its / limit) > tolerance:
+                names = [min((median(rounds), contender.variant) for contender, rounds in figures.times[case].items()
+                             if (contender.side, contender.cls) == (side, cls))[1] for side in ("limit", "yardstick")]
+                yield (f"{title(case)} {cls}, {case.ranks} ranks, {case.placement}, {size_name(case.bytes)}: "
+                       f"limit {number(limit)} us ({names[0]}), yardstick {number(its)} us ({names[1]})")
 
 
 # --- Text
