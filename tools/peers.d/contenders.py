@@ -113,9 +113,11 @@ def leave_siblings_out():
     os.sched_setaffinity(0, cores.values())
 
 
-def become_subreaper():
-    """Orphans of launchers become our children, so that `end` finds them."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+def own_what_we_start():
+    """Orphans of launchers become our children, so that `end` finds them; being terminated is being interrupted."""
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def offspring():
