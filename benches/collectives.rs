@@ -1,169 +1,107 @@
-//! Collectives and messages of two ranks, on every rung of the zero-copy ladder, 8 B to 256 MiB.
+//! Collectives, messages and tasks of two ranks, on every rung of the zero-copy ladder, 8 B to 256 MiB; of four ranks,
+//! where there may be fewer processors; and what it takes to set up a world.
 //!
 //! From 4 KiB on every iteration is timed alone, after the send buffers have been rewritten and the ranks have met:
-//! sending unmodified, cached data would flatter. Figures are rank 0's time.
+//! sending unmodified, cached data would flatter. So is, at every size, what is handed back after it. Figures are rank
+//! 0's time.
 #![allow(missing_docs, clippy::allow_attributes, reason = "a program")]
 
 mod support;
 
-use criterion::Throughput;
-use ndarray::{Array1, ArrayViewMut1, Ix1};
-use phalanx::{Comm, Error, Lease, Op, Parts, Result};
-use std::cell::RefCell;
-use std::rc::Rc;
-use support::world::{self, Operation, Ready, Step};
+use criterion::{Criterion, Throughput};
+use ndarray::Ix1;
+use phalanx::{Comm, Result};
+use std::time::Duration;
+use support::operations::{OPERATIONS, State};
+use support::world::{self, Operation, Ready};
 
-/// Bytes a rank brings: factors of 8, and the round number at the end.
-const SIZES: &[usize] = &[8, 64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20, 128 << 20, 256 << 20];
+/// Bytes a rank brings.
+const SIZES: [usize; 10] = [8, 64, 512, 4 << 10, 32 << 10, 256 << 10, 1 << 20, 8 << 20, 64 << 20, 256 << 20];
 const ALONE: usize = 4 << 10;
 
 fn main() {
-    let each = |size: usize, _: usize| Throughput::Bytes(size as u64);
-    let all = |size: usize, ranks: usize| Throughput::Bytes((size * ranks) as u64);
-    let operation =
-        |name, throughput, ready| Operation { name, sizes: SIZES, throughput, alone_from: ALONE, ready };
-    let barrier = Operation {
-        name: "barrier",
-        sizes: &[0],
-        throughput: |_, _| Throughput::Elements(1),
-        alone_from: usize::MAX,
-        ready: |_, _| Ok(Ready { refresh: Box::new(|| ()), step: Box::new(|comm| comm.barrier()) }),
-    };
-    world::run(
-        2,
-        &[
-            barrier,
-            operation("broadcast", each, broadcast),
-            operation("all_reduce private to private", each, sum_private),
-            operation("all_reduce shared to private", each, sum_shared),
-            operation("all_reduce shared to one shared result, reopen", each, sum_parts),
-            operation("gather in place, reopen", all, gather_in_place),
-            operation("gather private to shared", all, gather_to_lease),
-            operation("gather shared to private", all, gather_from_lease),
-            operation("gather private to private", all, gather_private),
-            operation("ring round trip", each, ring),
-        ],
+    // What is timed in batches elsewhere is timed in longer ones here.
+    let is_own =
+        |operation: &&support::operations::Operation| operation.repeat == 1 || operation.op == "barrier";
+    let all = || OPERATIONS.iter().filter(is_own);
+    let mut two: Vec<Operation> = all().map(|operation| on(operation, 2, &SIZES, false)).collect();
+    two.extend(
+        all()
+            .filter(|operation| operation.can_be_fresh())
+            .map(|operation| on(operation, 2, &[8 << 20], true)),
     );
+    world::run(2, &two);
+    let few = all().filter(|operation| {
+        ["barrier", "all_reduce"].contains(&operation.op) && operation.class == "private"
+    });
+    world::run(4, &few.map(|operation| on(operation, 4, &[8, 8 << 20], false)).collect::<Vec<_>>());
+    set_up();
 }
 
-/// What is rewritten between iterations and sent in them.
-type Cell<T> = Rc<RefCell<T>>;
-
-fn vector(size: usize) -> Array1<f64> {
-    Array1::from_elem(size / 8, 1.0)
-}
-
-/// Rewrites a vector, so that its cache lines are this rank's again.
-fn rewrite(mut data: ArrayViewMut1<'_, f64>) {
-    data.iter_mut().for_each(|value| *value += 1.0);
-}
-
-/// A private vector to send.
-fn private<'w>(size: usize, step: impl FnOnce(Cell<Array1<f64>>) -> Step<'w>) -> Ready<'w> {
-    let send = Rc::new(RefCell::new(vector(size)));
-    let fresh = Rc::clone(&send);
-    Ready { refresh: Box::new(move || rewrite(fresh.borrow_mut().view_mut())), step: step(send) }
-}
-
-/// A vector to send in shared memory.
-fn lease<'w>(
-    comm: &mut Comm<'w>,
-    size: usize,
-    step: impl FnOnce(Cell<Lease<f64, Ix1>>) -> Step<'w>,
-) -> Result<Ready<'w>> {
-    let send = Rc::new(RefCell::new(comm.alloc(size / 8)?));
-    let fresh = Rc::clone(&send);
-    Ok(Ready { refresh: Box::new(move || rewrite(fresh.borrow_mut().view_mut())), step: step(send) })
-}
-
-fn broadcast<'w>(_: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    Ok(private(size, |data| Box::new(move |comm| comm.broadcast(&mut *data.borrow_mut(), 0))))
-}
-
-fn sum_private<'w>(_: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let mut sum = vector(size);
-    Ok(private(size, |send| Box::new(move |comm| comm.all_reduce(&*send.borrow(), &mut sum, &Op::sum()))))
-}
-
-fn sum_shared<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let mut sum = vector(size);
-    lease(comm, size, |send| {
-        Box::new(move |comm| comm.all_reduce(&send.borrow().view(), &mut sum, &Op::sum()))
-    })
-}
-
-fn lost() -> Error {
-    Error::other("the array was lost in an error")
-}
-
-fn sum_parts<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let (elements, ranks) = (size / 8, comm.size());
-    let rows = elements / ranks + usize::from(comm.rank() < elements % ranks);
-    let mut result: Option<Parts<'w, f64, Ix1>> = Some(comm.parts(rows)?);
-    lease(comm, size, |send| {
-        Box::new(move |comm| {
-            let parts = result.take().ok_or_else(lost)?;
-            let whole = comm.all_reduce_parts(&send.borrow().view(), parts, &Op::sum())?;
-            result = Some(whole.reopen(comm)?);
-            Ok(())
-        })
-    })
-}
-
-fn gather_in_place<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let parts: Cell<Option<Parts<'w, f64, Ix1>>> = Rc::new(RefCell::new(Some(comm.parts(size / 8)?)));
-    let fresh = Rc::clone(&parts);
-    let refresh = move || fresh.borrow_mut().iter_mut().for_each(|parts| rewrite(parts.view_mut()));
-    let step = move |comm: &mut Comm<'w>| {
-        let mut parts = parts.borrow_mut();
-        let whole = parts.take().ok_or_else(lost)?.publish(comm)?;
-        *parts = Some(whole.reopen(comm)?);
-        Ok(())
+fn on(
+    operation: &'static support::operations::Operation,
+    ranks: usize,
+    sizes: &[usize],
+    fresh: bool,
+) -> Operation {
+    let support::operations::Operation { op, class, variant, share, most, .. } = *operation;
+    let into = if fresh { ", a new array each time" } else { "" };
+    let fits = |size: &usize| *size <= most && (op != "barrier" || *size == 8);
+    let throughput = match (op, share) {
+        ("gather", _) => |size, ranks| Throughput::Bytes((size * ranks) as u64),
+        ("barrier", _) | ("tasks", 1) => |_, _| Throughput::Elements(1),
+        ("tasks", _) => |_, _| Throughput::Elements(10_000),
+        _ => |size, _| Throughput::Bytes(size as u64),
     };
-    Ok(Ready { refresh: Box::new(refresh), step: Box::new(step) })
+    Operation {
+        name: format!("{op} {class} {variant}, {ranks} ranks{into}"),
+        sizes: sizes.iter().copied().filter(fits).collect(),
+        throughput,
+        alone_from: if operation.hands_back() { 0 } else { ALONE },
+        ready: Box::new(move |comm, size| {
+            let mut state = operation.ready(comm, size)?;
+            state.fresh = fresh;
+            Ok(Box::new(Iterated { state, iteration: 0 }))
+        }),
+    }
 }
 
-fn gather_to_lease<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let counts = vec![size / 8; comm.size()];
-    let mut room: Option<Lease<f64, Ix1>> = match comm.is_root() {
-        true => Some(comm.alloc(size / 8 * comm.size())?),
-        false => None,
-    };
-    Ok(private(size, |send| {
-        Box::new(move |comm| {
-            let recv = room.take().map(|room| (room, &counts[..]));
-            room = comm.gather_into_lease(&*send.borrow(), recv, 0)?;
-            Ok(())
-        })
-    }))
+struct Iterated<'w> {
+    state: State<'w>,
+    iteration: u64,
 }
 
-/// Root's private room for everything.
-fn room(comm: &Comm<'_>, size: usize) -> Option<Array1<f64>> {
-    comm.is_root().then(|| vector(size * comm.size()))
+impl<'w> Ready<'w> for Iterated<'w> {
+    fn refresh(&mut self) {
+        self.iteration += 1;
+        self.state.refresh(self.iteration);
+    }
+
+    fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
+        self.state.step(comm)
+    }
+
+    fn settle(&mut self, comm: &mut Comm<'w>) -> Result<()> {
+        self.state.settle(comm)
+    }
 }
 
-fn gather_from_lease<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let mut room = room(comm, size);
-    lease(comm, size, |send| Box::new(move |comm| comm.gather(&send.borrow().view(), room.as_mut(), 0)))
-}
-
-fn gather_private<'w>(comm: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    let mut room = room(comm, size);
-    Ok(private(size, |send| Box::new(move |comm| comm.gather(&*send.borrow(), room.as_mut(), 0))))
-}
-
-fn ring<'w>(_: &mut Comm<'w>, size: usize) -> Result<Ready<'w>> {
-    Ok(private(size, |data| {
-        Box::new(move |comm| {
-            let (mut data, peer) = (data.borrow_mut(), 1 - comm.rank());
-            if comm.is_root() {
-                comm.send(&*data, peer)?;
-                comm.recv(&mut *data, peer)
-            } else {
-                comm.recv(&mut *data, peer)?;
-                comm.send(&*data, peer)
-            }
-        })
-    }))
+/// A world of two ranks that holds 256 MiB, every page touched, from the call to its end.
+fn set_up() {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    criterion.bench_function("set up a world of 256 MiB", |bencher| {
+        bencher.iter(|| {
+            let touched = phalanx::launch(2, |comm| {
+                let mut share = comm.alloc::<u8, Ix1>(128 << 20)?;
+                share.view_mut().iter_mut().step_by(4 << 10).for_each(|byte| *byte = 1);
+                Ok(())
+            });
+            touched.expect("a world")
+        });
+    });
+    criterion.final_summary();
 }

@@ -21,12 +21,12 @@ use phalanx::{Comm, Error, Result};
 use std::process::ExitCode;
 use std::time::Duration;
 use support::clock::Clock;
-use support::measure::{Board, Plan, Side, pin, processors, summary};
+use support::measure::{Board, MOST_RANKS, Plan, Side, pin, processors, summary};
 use support::operations::{OPERATIONS, Operation, State};
 use support::pages::share_value;
 
 #[derive(Parser)]
-#[command(about = "This engine, and the limit")]
+#[command(name = "peers", about = "This engine, and the limit")]
 enum Command {
     /// This engine's public interface.
     Ours {
@@ -116,7 +116,10 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(UNSUPPORTED),
+        Ok(false) => {
+            eprintln!("this operation is not there in this class, or not with these options");
+            ExitCode::from(UNSUPPORTED)
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -126,6 +129,12 @@ fn main() -> ExitCode {
 
 /// False if what is asked for is not there.
 fn run(command: Command) -> Result<bool> {
+    if let Command::Ours { point, .. } | Command::Limit { point } = &command
+        && !(1..=MOST_RANKS).contains(&point.ranks)
+    {
+        eprintln!("{} ranks; there may be 1 to {MOST_RANKS}", point.ranks);
+        return Ok(false);
+    }
     let place = Place { clock: Clock::new(), board: share_value()?, processors: processors() };
     match command {
         Command::Ours { point, fresh, small_pages } => {
@@ -140,7 +149,7 @@ fn run(command: Command) -> Result<bool> {
             println!("{:.0}", limit::placement(&place)?);
             Ok(true)
         }
-        Command::Memory => limit::memory(&place),
+        Command::Memory => limit::memory(&place, &[256 << 10, 4 << 20, 256 << 20], 256 << 20),
     }
 }
 
@@ -185,7 +194,7 @@ impl Side for Ours<'_, '_> {
 
 fn ours(place: &Place, point: &Point, fresh: bool, small_pages: bool) -> Result<bool> {
     if small_pages {
-        eprintln!("the engine has no choice of pages");
+        eprintln!("the engine offers no choice of pages");
         return Ok(false);
     }
     if point.op == "setup" && !fresh {
@@ -269,16 +278,35 @@ fn setup(place: &Place, point: &Point, bytes: usize) -> Result<()> {
 
 /// A few tiny points of everything, compared.
 fn trial() -> Result<bool> {
-    for operation in OPERATIONS {
-        let point = Point {
-            op: operation.op.to_owned(),
-            class: operation.class.to_owned(),
-            ranks: 2,
-            bytes: vec![8, 4096, 1 << 20],
-            budget_ms: 1,
-            check: true,
-        };
-        run(Command::Ours { point, fresh: false, small_pages: false })?;
+    let place = Place { clock: Clock::new(), board: share_value()?, processors: processors() };
+    let point = |op: &str, class: &str, ranks, bytes: &[usize]| Point {
+        op: op.to_owned(),
+        class: class.to_owned(),
+        ranks,
+        bytes: bytes.to_vec(),
+        budget_ms: 1,
+        check: true,
+    };
+    let mut points: Vec<(&str, &str)> =
+        OPERATIONS.iter().map(|operation| (operation.op, operation.class)).collect();
+    points.dedup();
+    points.push(("setup", "private"));
+    println!("{HEADER}");
+    for &(op, class) in &points {
+        let own = ours(&place, &point(op, class, 2, &[8, 300_008]), false, false)?;
+        for (ranks, bytes) in [(2, &[8, 4104, (1 << 20) + 8][..]), (3, &[32 << 10])] {
+            if !own || !limit::point(&place, &point(op, class, ranks, bytes))? {
+                return Err(Error::other(format!("{op} {class} is missing")));
+            }
+        }
     }
-    run(Command::Placement)
+    let shared = point("gather", "shared_out", 2, &[4096]);
+    let in_place = point("all_reduce", "in_place", 2, &[4096, 1 << 20]);
+    let done = ours(&place, &shared, true, false)? && limit::point(&place, &in_place)?;
+    if !done || ours(&place, &shared, false, true)? {
+        return Err(Error::other("something is missing, or there where it was not"));
+    }
+    limit::memory(&place, &[256 << 10], 1 << 20)?;
+    println!("{:.0}", limit::placement(&place)?);
+    Ok(true)
 }

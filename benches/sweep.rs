@@ -10,34 +10,44 @@ use phalanx::{Comm, Reason, Result, Row, Schedule, Sweep};
 use std::time::Duration;
 use support::world::{self, Operation, Ready};
 
-const ROWS: &[usize] = &[1_000, 100_000];
+const ROWS: [usize; 2] = [1_000, 100_000];
+const OUTPUTS: usize = 4;
 
 fn main() {
-    let rows = |size: usize, _: usize| Throughput::Elements(size as u64);
-    let operation =
-        |name, ready| Operation { name, sizes: ROWS, throughput: rows, alone_from: usize::MAX, ready };
+    let operation = |name: &str, schedule| Operation {
+        name: name.to_owned(),
+        sizes: ROWS.to_vec(),
+        throughput: |rows, _| Throughput::Elements(rows as u64),
+        alone_from: usize::MAX,
+        ready: Box::new(move |_, rows| {
+            Ok(Box::new(Rows { schedule, parameters: Array2::from_elem((rows, 4), 1.0) }))
+        }),
+    };
     world::run(
         2,
         &[
-            operation("sweep rows dealt dynamically", |comm, rows| inside(comm, rows, Schedule::Dynamic)),
-            operation("sweep rows split statically", |comm, rows| inside(comm, rows, Schedule::Static)),
+            operation("sweep rows dealt dynamically", Schedule::Dynamic),
+            operation("sweep rows split statically", Schedule::Static),
         ],
     );
     forked();
 }
 
+struct Rows {
+    schedule: Schedule,
+    parameters: Array2<f64>,
+}
+
+impl<'w> Ready<'w> for Rows {
+    fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
+        let sweep = Sweep { schedule: self.schedule, ..Sweep::default() };
+        sweep.run_in(comm, self.parameters.view(), OUTPUTS, || Ok(()), nothing).map(drop)
+    }
+}
+
 fn nothing(_: &mut (), row: &Row<'_>, out: &mut [f64]) -> std::result::Result<(), Reason> {
     out[0] = row.values[0];
     Ok(())
-}
-
-fn inside<'w>(_: &mut Comm<'w>, rows: usize, schedule: Schedule) -> Result<Ready<'w>> {
-    let parameters = Array2::from_elem((rows, 4), 1.0);
-    let step = move |comm: &mut Comm<'w>| {
-        let sweep = Sweep { schedule, ..Sweep::default() };
-        sweep.run_in(comm, parameters.view(), 4, || Ok(()), nothing).map(drop)
-    };
-    Ok(Ready { refresh: Box::new(|| ()), step: Box::new(step) })
 }
 
 /// Two workers forked, one row each, collected.
@@ -51,7 +61,7 @@ fn forked() {
     criterion.bench_function("start two workers, two rows, end", |bencher| {
         bencher.iter(|| {
             let sweep = Sweep { workers: Some(2), ..Sweep::default() };
-            sweep.run(parameters.view(), 4, || Ok(()), nothing).expect("a sweep")
+            sweep.run(parameters.view(), OUTPUTS, || Ok(()), nothing).expect("a sweep")
         });
     });
     criterion.final_summary();

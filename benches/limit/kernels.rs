@@ -153,13 +153,16 @@ mod wide {
                 let ins = if INS == ANY { ins } else { &ins[..INS] };
                 let outs = if OUTS == ANY { outs } else { &outs[..OUTS] };
                 let (n, scales) = (outs[0].len(), $set(scale));
-                let vector = |at: usize| {
+                let summed = |at: usize| {
                     let mut sum = scales;
                     for (number, input) in ins.iter().enumerate() {
                         // SAFETY: `at` and the lanes behind it lie in every span: they are equally long.
                         let next = unsafe { $load(input.at().wrapping_add(at)) };
                         sum = if number == 0 { next } else { $fma(scales, next, sum) };
                     }
+                    sum
+                };
+                let store = |at: usize, sum| {
                     for (number, out) in outs.iter().enumerate() {
                         let to = out.at().wrapping_add(at);
                         if if number == 0 { FIRST } else { OTHERS } {
@@ -171,17 +174,14 @@ mod wide {
                         }
                     }
                 };
-                let blocks = n / (4 * $lanes);
-                for block in 0..blocks {
-                    let at = block * 4 * $lanes;
-                    vector(at);
-                    vector(at + $lanes);
-                    vector(at + 2 * $lanes);
-                    vector(at + 3 * $lanes);
+                let mut done = 0;
+                while done + 4 * $lanes <= n {
+                    let sums = [0, 1, 2, 3].map(|vector| summed(done + vector * $lanes));
+                    sums.into_iter().enumerate().for_each(|(vector, sum)| store(done + vector * $lanes, sum));
+                    done += 4 * $lanes;
                 }
-                let mut done = blocks * 4 * $lanes;
                 while done + $lanes <= n {
-                    vector(done);
+                    store(done, summed(done));
                     done += $lanes;
                 }
                 plain(outs, ins, scale, done);

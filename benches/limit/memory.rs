@@ -25,27 +25,24 @@ const KERNELS: [Kernel; 12] = [
     ("add_to", 3, |[a, b, _]| sum(a, &[a, b], Store::Cached)),
     ("add_to_nt", 3, |[a, b, _]| sum(a, &[a, b], Store::Streamed)),
 ];
-const SIZES: [usize; 3] = [256 << 10, 4 << 20, 256 << 20];
-/// So much is moved in a round, in bytes of an array.
-const ROUND: usize = 256 << 20;
 const ROUNDS: usize = 7;
 
-/// A line for each kernel, size of an array, and number of cores: the median round.
-pub fn memory(place: &Place) -> Result<bool> {
+/// A line for each kernel, size of an array, and number of cores: the median round. A round goes over so many bytes of
+/// each array.
+pub fn memory(place: &Place, sizes: &[usize], round: usize) -> Result<bool> {
     println!("kernel,cores,bytes,gb_per_s,near_ns");
     for cores in (1..=2).filter(|&cores| cores <= place.processors.len()) {
-        for bytes in SIZES {
-            fork_ranks(1, &[], |_| on(place, cores, bytes))?;
+        for &bytes in sizes {
+            fork_ranks(1, &[], |_| on(place, cores, bytes, round / bytes))?;
         }
     }
     Ok(true)
 }
 
-fn on(place: &Place, cores: usize, bytes: usize) -> Result<()> {
+fn on(place: &Place, cores: usize, bytes: usize, repeat: usize) -> Result<()> {
     let control: &Control = share_value()?;
     let times = share_numbers(cores * KERNELS.len() * ROUNDS)?;
     let near = share_numbers(1)?;
-    let repeat = ROUND / bytes;
     fork_ranks(cores, &place.processors, |me| {
         let mut rank = Rank::new((me, cores), place.processors.len(), control, place.board);
         let arrays = [0, 1, 2].map(|_| Span::new(bytes / 8, Pages::Private));

@@ -5,18 +5,20 @@ mod kernels;
 mod memory;
 mod processes;
 mod rank;
+mod steps;
 
+use crate::support::expected::{Expected, value};
 use crate::support::measure::{Flag, Plan, Side};
-use crate::support::operations::{Expected, value};
 use crate::support::pages::{Pages, Span, share_numbers, share_value};
 use crate::{Place, Point, report};
-use classes::{Place as At, TASKS, Variant, variants};
+use classes::{Place as At, Variant, variants};
 pub use memory::memory;
 use phalanx::{Error, Result};
 use processes::fork_ranks;
 use rank::{Control, Rank};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use steps::TASKS;
 
 /// The round trip of a cache line between two processes on two processors, in nanoseconds; 0 if there is only one.
 pub fn placement(place: &Place) -> Result<f64> {

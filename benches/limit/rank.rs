@@ -226,14 +226,14 @@ impl<'a> Rank<'a> {
         let (mut done, mut pauses) = ([0; MOST_RANKS], 0);
         while done[..ranks].iter().any(|&done| done < n) {
             let mut idle = true;
-            for rank in 0..ranks {
+            for (rank, done) in done[..ranks].iter_mut().enumerate() {
                 let next = self.heard[rank].wrapping_add(1);
-                if done[rank] == n || rank != me && !is_at(self.control.phase[rank].now(), next) {
+                if *done == n || rank != me && !is_at(self.control.phase[rank].now(), next) {
                     continue;
                 }
-                let range = done[rank]..(done[rank] + self.chunk).min(n);
+                let range = *done..(*done + self.chunk).min(n);
                 let to = self.recv.part(rank * n + range.start..rank * n + range.end);
-                (idle, done[rank]) = (false, range.end);
+                (idle, *done) = (false, range.end);
                 if rank == me {
                     copy(to, self.send.part(range), self.store);
                 } else {

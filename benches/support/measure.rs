@@ -63,6 +63,8 @@ impl Plan {
     ) -> Result<Vec<f64>> {
         let once = |iteration| {
             side.refresh(iteration);
+            // Whoever went to sleep while another still wrote is woken by the first, and awake after the second.
+            side.meet()?;
             side.meet()?;
             let start = clock.nanos();
             for _ in 0..self.repeat {

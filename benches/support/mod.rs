@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "not every bench uses everything")]
 
 pub mod clock;
+pub mod expected;
 pub mod measure;
 pub mod operations;
 pub mod pages;

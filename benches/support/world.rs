@@ -5,23 +5,26 @@ use ndarray::arr1;
 use phalanx::{Comm, Launch, Result};
 use std::time::{Duration, Instant};
 
-/// What every rank does in one iteration.
-pub type Step<'w> = Box<dyn FnMut(&mut Comm<'w>) -> Result<()> + 'w>;
-
 /// An operation: its name, the sizes to try, bytes or rows it handles at a size, and how a rank readies itself for it.
 pub struct Operation {
-    pub name: &'static str,
-    pub sizes: &'static [usize],
+    pub name: String,
+    pub sizes: Vec<usize>,
     pub throughput: fn(usize, usize) -> Throughput,
     /// Time iterations one by one, with buffers rewritten and ranks aligned in between: from this size on.
     pub alone_from: usize,
-    pub ready: for<'w> fn(&mut Comm<'w>, usize) -> Result<Ready<'w>>,
+    pub ready: Box<dyn for<'w> Fn(&mut Comm<'w>, usize) -> Result<Box<dyn Ready<'w> + 'w>>>,
 }
 
-/// What a rank does between iterations, untimed, and in them.
-pub struct Ready<'w> {
-    pub refresh: Box<dyn FnMut() + 'w>,
-    pub step: Step<'w>,
+/// What a rank does in an iteration.
+pub trait Ready<'w> {
+    /// Before it, untimed.
+    fn refresh(&mut self) {}
+    /// What is timed.
+    fn step(&mut self, comm: &mut Comm<'w>) -> Result<()>;
+    /// After it, untimed if iterations are timed one by one.
+    fn settle(&mut self, _: &mut Comm<'w>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs the operations in a world of `ranks`; the command line is criterion's.
@@ -42,8 +45,8 @@ fn lead<'w>(comm: &mut Comm<'w>, operations: &[Operation]) -> Result<()> {
         .measurement_time(Duration::from_millis(500));
     let mut criterion = settings.configure_from_args();
     for (number, operation) in operations.iter().enumerate() {
-        let mut group = criterion.benchmark_group(operation.name);
-        for &size in operation.sizes {
+        let mut group = criterion.benchmark_group(&operation.name);
+        for &size in &operation.sizes {
             group.throughput((operation.throughput)(size, comm.size()));
             let mut current = None;
             group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
@@ -65,18 +68,18 @@ fn once<'w>(
     number: usize,
     size: usize,
     iterations: u64,
-    current: &mut Option<Ready<'w>>,
+    current: &mut Option<Box<dyn Ready<'w> + 'w>>,
 ) -> Result<Duration> {
     comm.broadcast(&mut arr1(&[number as u64, size as u64, iterations]), 0)?;
     if current.is_none() {
         *current = Some((operation.ready)(comm, size)?);
     }
     let ready = current.as_mut().expect("made above");
-    timed(comm, operation, size, iterations, ready)
+    timed(comm, operation, size, iterations, &mut **ready)
 }
 
 fn follow<'w>(comm: &mut Comm<'w>, operations: &[Operation]) -> Result<()> {
-    let mut current: Option<(usize, usize, Ready<'w>)> = None;
+    let mut current: Option<(usize, usize, Box<dyn Ready<'w> + 'w>)> = None;
     loop {
         let mut order = arr1(&[0u64; 3]);
         comm.broadcast(&mut order, 0)?;
@@ -87,7 +90,7 @@ fn follow<'w>(comm: &mut Comm<'w>, operations: &[Operation]) -> Result<()> {
             _ => (operation.ready)(comm, size)?,
         };
         let (.., ready) = current.insert((number, size, ready));
-        timed(comm, operation, size, order[2], ready)?;
+        timed(comm, operation, size, order[2], &mut **ready)?;
     }
 }
 
@@ -96,23 +99,25 @@ fn timed<'w>(
     operation: &Operation,
     size: usize,
     iterations: u64,
-    ready: &mut Ready<'w>,
+    ready: &mut (dyn Ready<'w> + 'w),
 ) -> Result<Duration> {
     if size < operation.alone_from {
         comm.barrier()?;
         let start = Instant::now();
         for _ in 0..iterations {
-            (ready.step)(comm)?;
+            ready.step(comm)?;
+            ready.settle(comm)?;
         }
         return Ok(start.elapsed());
     }
     let mut total = Duration::ZERO;
     for _ in 0..iterations {
-        (ready.refresh)();
+        ready.refresh();
         comm.barrier()?;
         let start = Instant::now();
-        (ready.step)(comm)?;
+        ready.step(comm)?;
         total += start.elapsed();
+        ready.settle(comm)?;
     }
     Ok(total)
 }
