@@ -174,16 +174,16 @@ def run(argv, environment=None, seconds=600, cwd=None):
     end()
     if child.returncode:
         sweep(before)
-        if child.returncode == 2 and Path(argv[0]).name == "peers":
-            raise Absent("the engine's benchmark has no such class")
         words = [line for line in (err + out).splitlines() if line.strip(" -=*|")]
         words = [line for line in words if re.match("error|wrong|E:", line, re.IGNORECASE)] or words or ["it said nothing"]
-        raise OSError(f"{Path(argv[0]).name} exited with {child.returncode}: {words[0]}")
+        absent = child.returncode == 2 and Path(argv[0]).name == "peers"
+        raise (Absent if absent else OSError)(f"{Path(argv[0]).name} exited with {child.returncode}: {words[0]}")
     return out
 
 
 def segments():
-    return {path for name in ("vader_segment.*", "sm_segment.*", "peers.*", "Intel_MPI*", "*mpich*") for path in glob.glob(f"/dev/shm/{name}")}
+    names = ("vader_segment.*", "sm_segment.*", "peers.*", "Intel_MPI*", "*mpich*")
+    return {path for name in names for path in glob.glob(f"/dev/shm/{name}")}
 
 
 def sweep(before):
@@ -291,7 +291,7 @@ def version(peer):
         if peer.family == "openmpi":
             return re.search(r"[\d.]+\d", run([launcher(peer)[0], "--version"], environment(peer)))[0]
         if peer.family == "intel":
-            return next(prefix(peer).glob("lib/python*/site-packages/impi_rt-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+            return next(prefix(peer).glob("lib/python*/site-packages/impi_rt-*.dist-info")).name.split("-")[1]
         tool = f"{prefix(peer)}/bin/mpichversion" if peer.wheel else "mpichversion"
         return re.search(r"Version:\s*([\d.]+)", run([tool], environment(peer)))[1]
     except (OSError, StopIteration, TypeError):
@@ -354,10 +354,10 @@ def yardstick(where):
 
 def machine():
     """What a reader must know of where the figures were taken."""
+    pages = [Path(f"/sys/kernel/mm/transparent_hugepage/{name}") for name in ("enabled", "shmem_enabled")]
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     return [
         ("processor", f"{cpu[1] if cpu else platform.machine()}, {len(processors())} available"),
         ("kernel", platform.release()),
-        ("huge pages", " / ".join(re.search(r"\[(.*?)\]", Path(f"/sys/kernel/mm/transparent_hugepage/{name}").read_text())[1]
-                                  for name in ("enabled", "shmem_enabled"))),
+        ("huge pages, private / shared", " / ".join(re.search(r"\[(.*?)\]", page.read_text())[1] for page in pages if page.exists())),
     ]

@@ -1,4 +1,4 @@
-"""From points to figures: near and far apart, ratios within a round, the best peer chosen on other rounds than it is compared on."""
+"""From points to figures: near and far apart, ratios within a round, the best peer chosen on rounds that it is not compared on."""
 
 import csv
 import statistics
@@ -101,9 +101,6 @@ class Figures:
                 for round_, time in rounds.items():
                     least[round_] = min(time, least.get(round_, time))
         return least
-
-    def ours(self, case, cls):
-        return median(self.rounds(case, "ours", cls))
 
     def limit(self, case, cls):
         """Our time over the limit's."""
@@ -213,7 +210,8 @@ def parse_yardstick(text, round_, mode):
         cls = classes[max((start for start in classes if variant.startswith(start)), key=len)]
         before, after = map(float, words[10].split("/"))
         size = 0 if op == "barrier" else int(words[5])
-        points.append(Point(round_, mode, "yardstick", op, cls, variant, int(words[2]), size, *map(float, words[6:9]), int(words[9]), before, after))
+        times = map(float, words[6:9])
+        points.append(Point(round_, mode, "yardstick", op, cls, variant, int(words[2]), size, *times, int(words[9]), before, after))
     return points
 
 
@@ -257,12 +255,12 @@ def rows(figures, order):
     for case in figures.cases():
         chosen, best_us, _ = figures.best(case)
         best = [number(best_us), f"{chosen.side} {chosen.variant}" if chosen else "-"]
-        found = {contender.cls for contender in figures.times[case] if contender.side in ("ours", "limit")} or ({"-"} if chosen else set())
-        place = lambda cls: (order.get(case.op, []) + [cls.split()[0]]).index(cls.split()[0])
-        for cls in sorted(found, key=lambda cls: (place(cls), cls)):
-            limit = median(figures.rounds(case, "limit", cls))
-            yield [title(case), case.ranks, case.placement, size_name(case.bytes), cls, number(figures.ours(case, cls)), number(limit),
-                   shown(figures.limit(case, cls)), best[0], shown(figures.best(case, cls)[2]), best[1]]
+        found = {contender.cls for contender in figures.times[case] if contender.side in ("ours", "limit")}
+        found = found or ({"-"} if chosen else set())
+        rank = lambda cls: (order.get(case.op, []) + [cls.split()[0]]).index(cls.split()[0])
+        for cls in sorted(found, key=lambda cls: (rank(cls), cls)):
+            ours, limit = (number(median(figures.rounds(case, side, cls))) for side in ("ours", "limit"))
+            yield [*place(case), cls, ours, limit, shown(figures.limit(case, cls)), best[0], shown(figures.best(case, cls)[2]), best[1]]
 
 
 OTHER_HEAD = ["op", "ranks", "where", "bytes", "who", "how", "us", "over ours"]
@@ -275,8 +273,12 @@ def other_rows(figures):
             if side in ("ours", "limit", "yardstick") or side in figures.mpis:
                 continue
             name = cls if figures.rounds(case, "ours", cls) else f"private {variant.removesuffix('_batched')}"
-            yield [title(case), case.ranks, case.placement, size_name(case.bytes), side, variant, number(median(figures.rounds(case, side, cls, variant))),
-                   shown(ratio(figures.rounds(case, side, cls, variant), figures.rounds(case, "ours", name)))]
+            its = figures.rounds(case, side, cls, variant)
+            yield [*place(case), side, variant, number(median(its)), shown(ratio(its, figures.rounds(case, "ours", name)))]
+
+
+def place(case):
+    return [title(case), case.ranks, case.placement, size_name(case.bytes)]
 
 
 def title(case):

@@ -1,4 +1,4 @@
-// One rank of an MPI, measured as the engine is: in every iteration the send buffer is rewritten, then barrier; t0; the
+// One rank of an MPI, measured as the engine is: in every iteration the send buffer is rewritten, then barriers; t0; the
 // operation; t1. A time is the largest over the ranks, the figure their median. Results are compared in every iteration of the
 // warm-up and in the last one; ranks that share a processor are refused unless told that they must.
 //
@@ -69,7 +69,9 @@ static double ticks(void)
 static void set_clock(void)
 {
     unsigned a, b, c, steady = 0, rdtscp = 0;
-    if (!__get_cpuid(0x80000007, &a, &b, &c, &steady) || !(steady & 1 << 8) || !__get_cpuid(0x80000001, &a, &b, &c, &rdtscp) || !(rdtscp & 1 << 27))
+    __get_cpuid(0x80000007, &a, &b, &c, &steady);
+    __get_cpuid(0x80000001, &a, &b, &c, &rdtscp);
+    if (!(steady & 1 << 8) || !(rdtscp & 1 << 27))
         return;
     double start = kernel_us(), first = ticks();
     while (kernel_us() - start < 20e3)
@@ -267,6 +269,8 @@ static double iterate(Point *point, long iteration)
     Buffer old = point->result;
     for (size_t k = 0; k < (takes_part(op->senders) ? point->n : 0); k++)
         point->send[k] = value(rank, iteration, k);
+    // Twice, as the engine's ranks, of whom one may have to be woken by the first.
+    MPI_Barrier(WORLD);
     MPI_Barrier(WORLD);
     if (is_watched(op, iteration)) {
         if (iteration % ranks == rank)

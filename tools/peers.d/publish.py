@@ -87,8 +87,8 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
         if (WORK / f"{op}.svg").exists() and any(case.op == op for case in seen.cases()):
             shutil.copy(WORK / f"{op}.svg", pictures / f"{op}.svg")
             shown.append(f"![{op}](performance/{op}.svg)")
-    facts = [("date", datetime.date.today().isoformat()), ("command", f"`{command}`"), *contenders.machine(), *bandwidths(memory), *versions,
-             ("rounds", max(point.round for point in points)),
+    facts = [("date", datetime.date.today().isoformat()), ("command", f"`{command}`"), *contenders.machine(),
+             *bandwidths(memory), *versions, ("rounds", max(point.round for point in points)),
              ("load when this was written", f"{os.getloadavg()[2]:.1f} over a quarter of an hour"),
              ("placement", figures.places(seen))]
     others = list(figures.other_rows(seen))
@@ -100,7 +100,8 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
         "than processors. `between` is judged by the stricter of the two figures. Peers' default forms have their buffers on small",
         "pages, as programs get them; tuned forms, `huge` among them, on huge pages, as the engine's private arrays are.", "",
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts), "",
-        "## Targets", "", f"{figures.count(verdicts)}.", "", figures.table(figures.TARGET_HEAD, figures.target_rows(verdicts)), "",
+        "## Targets", "", f"{figures.count(verdicts)}.", "",
+        figures.table(figures.TARGET_HEAD, figures.target_rows(verdicts)), "",
         "## Figures", "", *shown, "", figures.table(figures.HEAD, figures.rows(seen, CLASSES)), "",
         *([figures.table(figures.OTHER_HEAD, others), ""] if others else []),
         *(["## Not measured", "", *(f"- {who}: {why}" for who, why in skipped.items()), ""] if skipped else []),
