@@ -291,7 +291,8 @@ def version(peer):
         if peer.family == "openmpi":
             return re.search(r"[\d.]+\d", run([launcher(peer)[0], "--version"], environment(peer)))[0]
         if peer.family == "intel":
-            return next(prefix(peer).glob("lib/python*/site-packages/impi_rt-*.dist-info")).name.split("-")[1]
+            found = next(prefix(peer).glob("lib/python*/site-packages/impi_rt-*.dist-info"))
+            return found.stem.split("-")[1]
         tool = f"{prefix(peer)}/bin/mpichversion" if peer.wheel else "mpichversion"
         return re.search(r"Version:\s*([\d.]+)", run([tool], environment(peer)))[1]
     except (OSError, StopIteration, TypeError):
