@@ -10,9 +10,7 @@ COLUMNS = ["round", "mode", *PRINTED]
 
 # A cache line that comes back sooner is near, later far (ns).
 NEAR, FAR = 200, 300
-# What a place may have changed during a point.
-STEADY = 1.3
-# Machines with two distances have them further apart.
+# Machines with two distances have them further apart; less than that comes and goes by itself.
 ALIKE = 1.8
 PLACES = ["near", "between", "far", "crowded"]
 
@@ -46,7 +44,7 @@ def distance(point):
     low, high = sorted((point.near_ns_before, point.near_ns_after))
     if high == 0:
         return 0
-    return None if low == 0 or high / low > STEADY else (low * high) ** 0.5
+    return None if low == 0 or high / low > ALIKE else (low * high) ** 0.5
 
 
 def naming(points):
