@@ -52,9 +52,12 @@
  *           LINGER: a victim may run on after [k] (two-threaded victims)
  *           KSTEPS: waitv queues word by word, and a woken sleeper stays queued on the other
  *           words until it runs, as in the kernel
+ *           ASYM: [3] only keeps the compiler from reordering, so [4] may read before [2] can be
+ *           seen; [b] is a barrier on all processors, after which every store made before it is seen
  *           PENDING=1: LEFT is 0 and the alive word is the robust list's list_op_pending, so
  *           that [k] wakes one sleeper also if the victim had got as far as alive = LEFT
  * Controls  NOFENCE3, NOFENCEB: [3] or [b] left out, so the load may come before the store is seen
+ *           ASYM LIGHTB: [b] is a fence on the sleeper's own processor
  *           FLAGALONE: sleep on the flag only; NODOUBLE: one payload cell for all epochs
  *           NOTEST: [l] not judged before the first [c], which expects alive_j as read, dead or not
  *           KEEPWAKE: in [q] Ok even if j died, without [r]; DROPWAKE: in [v] Err without waking
@@ -114,6 +117,9 @@ bit fired[P];		/* [k] done */
 bit seen[P];		/* [z] done */
 #ifdef KSTEPS
 bit woken[P];
+#endif
+#ifdef ASYM
+bit buffered[P];	/* rank i's [2] waits in its store buffer, and its [4] has been done */
 #endif
 
 /* what has been allowed to happen so far */
@@ -250,6 +256,13 @@ round:
 	   STEP seq[CELL(me, me)] = E(me); at[me] = n[me]; goto await OR_DIE
 	fi;
 #endif
+#ifdef ASYM
+	if
+	:: true
+	:: STEP sleepers[me] == 0 -> buffered[me] = 1 OR_DIE;
+	   STEP seq[CELL(me, me)] = E(me); at[me] = n[me]; buffered[me] = 0; goto await OR_DIE
+	fi;
+#endif
 	STEP seq[CELL(me, me)] = E(me); at[me] = n[me] OR_DIE;			/* [2] */
 	STEP if :: sleepers[me] == 0 -> goto await :: else fi OR_DIE;		/* [3] [4] */
 	STEP wake_flag(me) OR_DIE;						/* [4] */
@@ -290,6 +303,11 @@ look:
 	fi;
 #endif
 	STEP sleepers[on[me]]++ OR_DIE;						/* [a] [b] */
+#ifdef ASYM
+#ifndef LIGHTB
+	STEP !buffered[on[me]] -> skip OR_DIE;					/* [b] */
+#endif
+#endif
 #ifdef KSTEPS
 	STEP if :: seq[CELL(on[me], me)] == rs -> q[me] = QFLAG :: else -> goto awake fi OR_DIE;	/* [c] */
 	STEP if :: alive[on[me]] == ra -> q[me] = q[me] | QALIVE :: else -> woken[me] = 1 fi OR_DIE;
@@ -349,6 +367,9 @@ leave:
 dead:
 	atomic {
 		rs = 0; ra = 0;
+#ifdef ASYM
+		buffered[me] = 0;
+#endif
 #ifdef NOTEST
 		slept = 0;
 #endif

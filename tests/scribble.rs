@@ -145,6 +145,7 @@ fn launch(ranks: usize, recover: bool) -> Launch {
 /// Nobody may have died of it: an error is fine, a signal is not.
 fn judge(seed: u64, error: &Error) {
     let text = error.to_string();
+    assert!(!text.contains("panicked"), "seed {seed}: {text}");
     for signal in ["SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"] {
         assert!(!text.contains(signal), "seed {seed}: {text}");
     }

@@ -161,9 +161,13 @@ impl<'w> Gate<'w> {
         (head, mark.line.load(Ordering::Relaxed))
     }
 
-    /// A payload that travels in the mark, copied once.
-    pub(crate) fn inline(&self, peer: usize, e: u32) -> [u64; INLINE_WORDS] {
+    /// A payload of `len` bytes that travels in the mark, copied once.
+    pub(crate) fn inline(&self, peer: usize, e: u32, len: usize) -> [u64; INLINE_WORDS] {
+        let mut words = [0; INLINE_WORDS];
         let mark = self.lines[peer].mark(e);
-        core::array::from_fn(|index| mark.inline[index].load(Ordering::Relaxed))
+        for (word, shown) in words.iter_mut().zip(&mark.inline).take(len.div_ceil(8)) {
+            *word = shown.load(Ordering::Relaxed);
+        }
+        words
     }
 }

@@ -26,8 +26,10 @@ use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, N
 use crate::channel::world::{Member, World};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
+use crate::shm::kernel::{self, Store};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
+use std::ops::Range;
 use std::time::Instant;
 
 /// What a rank brings to an exchange.
@@ -445,11 +447,36 @@ impl<'a> Seen<'a> {
         let len = head.len as usize;
         match head.place {
             NOTHING => Ok(Shown::Nothing),
-            IN_MARK if len <= INLINE => Ok(Shown::Inline(Inline(self.window.gate.inline(peer, self.e), len))),
-            IN_MARK => Err(Error::Corrupt { what: "the head of a peer's call" }),
+            IN_MARK => self.inline(peer).map(Shown::Inline),
             IN_CELL => Ok(Shown::Staged(self.cell(peer))),
             offset => self.slice(offset, len).map(Shown::Exposed),
         }
+    }
+
+    /// A peer's payload out of its mark.
+    pub(crate) fn inline(&self, peer: usize) -> Result<Inline> {
+        let head = &self.window.heads[peer];
+        match (head.place, head.len as usize) {
+            (NOTHING, 0) => Ok(Inline([0; INLINE_WORDS], 0)),
+            (IN_MARK, len) if len <= INLINE => Ok(Inline(self.window.gate.inline(peer, self.e, len), len)),
+            _ => Err(Error::Corrupt { what: "the head of a peer's call" }),
+        }
+    }
+
+    /// The bytes `range` of what a peer brings, which it exposes, or stages in its cell from `skipped` bytes on.
+    pub(crate) fn part(&self, peer: usize, skipped: isize, range: Range<usize>) -> Result<&'a [u8]> {
+        let corrupt = Error::Corrupt { what: "the head of a peer's call" };
+        let head = &self.window.heads[peer];
+        let bytes = match head.place {
+            NOTHING | IN_MARK => &[],
+            IN_CELL => {
+                let place = |at: usize| at.checked_add_signed(-skipped);
+                let range = place(range.start).zip(place(range.end)).map(|(start, end)| start..end);
+                return range.and_then(|range| self.cell(peer).get(range)).ok_or(corrupt);
+            }
+            offset => self.slice(offset, head.len as usize)?,
+        };
+        bytes.get(range).ok_or(corrupt)
     }
 
     /// A peer's cell of this exchange.
@@ -469,7 +496,7 @@ impl<'a> Seen<'a> {
 
     /// Copies `part` to its place in the memory that `root` has opened: behind the parts of all lower ranks, as the
     /// lengths in this exchange say.
-    pub(crate) fn put(&self, root: usize, part: &[u8]) -> Result<()> {
+    pub(crate) fn put(&self, root: usize, part: &[u8], store: Store) -> Result<()> {
         let me = self.window.rank();
         let before = (0..me).try_fold(0usize, |sum, peer| sum.checked_add(self.len(peer)));
         let head = &self.window.heads[root];
@@ -481,7 +508,8 @@ impl<'a> Seen<'a> {
         let at = at.ok_or(Error::Corrupt { what: "the head of a peer's call" })?;
         // SAFETY: in bounds and mapped; root lends the memory until the closing exchange; the parts of the ranks are
         // disjoint because all compute them from the same lengths; `part` is not in it (root cannot borrow it twice).
-        unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), at.as_ptr(), part.len()) };
+        let to = unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), part.len()) };
+        kernel::copy(to, part, store);
         point(Site::Copied);
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Comm<'_> {
         self.transport.broadcast(&call, &mut len)?;
         let len = u64::from_ne_bytes(len) as usize;
         if !is_root {
-            bytes.resize(room_for(&[len])?, 0);
+            bytes = self.room_for(&call, &[len])?.into_vec();
         }
         self.transport.broadcast(&call, &mut bytes)?;
         if is_root { Ok(object) } else { Ok(postcard::from_bytes(&bytes)?) }
@@ -63,7 +63,7 @@ impl Comm<'_> {
         if self.rank() != root {
             return self.transport.gather(&call, &mine, None).map(|()| None);
         }
-        let mut all = vec![0; room_for(&counts)?];
+        let mut all = self.room_for(&call, &counts)?;
         self.transport.gather(&call, &mine, Some((&mut all, &counts)))?;
         unpack(&all, &counts).map(Some)
     }
@@ -86,7 +86,7 @@ impl Comm<'_> {
         let call = Call::new(Verb::AllGather, Datatype::BYTES);
         let mine = self.pack(&call, object)?;
         let counts = self.all_counts(&call, mine.len())?;
-        let mut all = vec![0; room_for(&counts)?];
+        let mut all = self.room_for(&call, &counts)?;
         self.transport.all_gather(&call, &mine, &mut all)?;
         unpack(&all, &counts)
     }
@@ -97,13 +97,16 @@ impl Comm<'_> {
             Err(error) => self.refuse(call, format!("the object cannot be serialised: {error}")),
         }
     }
-}
 
-/// The sum of lengths that peers have told, if there is memory for as much: they may have been overwritten.
-fn room_for(lens: &[usize]) -> Result<usize> {
-    let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
-    let room = total.filter(|&total| Vec::<u8>::new().try_reserve_exact(total).is_ok());
-    room.ok_or_else(|| Error::no_space("receiving objects", total.unwrap_or(usize::MAX), "no such memory"))
+    /// Room for as much as the peers have told, if there is memory for it: what they told may have been overwritten.
+    fn room_for(&mut self, call: &Call, lens: &[usize]) -> Result<Box<[u8]>> {
+        let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len)).unwrap_or(usize::MAX);
+        // Untouched until it is filled; try_zeroed_slice_box fails where vec![] would end the process.
+        bytemuck::allocation::try_zeroed_slice_box(total).map_err(|()| {
+            let error = Error::no_space("receiving objects", total, "no such memory");
+            self.transport.abort(call, error)
+        })
+    }
 }
 
 /// Objects that lie one behind the other.

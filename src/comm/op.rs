@@ -5,7 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::shm::element::Element;
+use crate::shm::kernel::{self, Store};
 use num_complex::Complex;
+use std::ops::Range;
 
 /// A reduction over elements of type `T`.
 ///
@@ -21,9 +23,10 @@ pub struct Op<'f, T> {
     kernel: Kernel<'f, T>,
 }
 
+/// See [`kernel::fold`].
 enum Kernel<'f, T> {
-    BuiltIn(fn(&mut [T], &[T])),
-    User(Box<dyn Fn(T, T) -> T + 'f>),
+    BuiltIn(fn(&mut [T], Option<&[T]>, &[T])),
+    User(Box<dyn Fn(&mut [T], Option<&[T]>, &[T]) + 'f>),
 }
 
 impl<T: Arithmetic> Op<'_, T> {
@@ -40,7 +43,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn sum() -> Self {
-        Op::built_in(1, |acc, x| each(acc, x, T::plus))
+        Op::built_in(1, |dst, a, b| kernel::fold(dst, a, b, T::plus))
     }
 
     /// The product. Integers wrap around.
@@ -56,7 +59,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn prod() -> Self {
-        Op::built_in(2, |acc, x| each(acc, x, T::times))
+        Op::built_in(2, |dst, a, b| kernel::fold(dst, a, b, T::times))
     }
 }
 
@@ -74,7 +77,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn min() -> Self {
-        Op::built_in(3, |acc, x| each(acc, x, T::least))
+        Op::built_in(3, |dst, a, b| kernel::fold(dst, a, b, T::least))
     }
 
     /// The greatest. A NaN in any rank gives NaN.
@@ -90,7 +93,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn max() -> Self {
-        Op::built_in(4, |acc, x| each(acc, x, T::greatest))
+        Op::built_in(4, |dst, a, b| kernel::fold(dst, a, b, T::greatest))
     }
 }
 
@@ -108,7 +111,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn and() -> Self {
-        Op::built_in(5, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() && b.is_true())))
+        Op::built_in(5, |dst, a, b| kernel::fold(dst, a, b, |a, b| T::truth(a.is_true() && b.is_true())))
     }
 
     /// Logical or: an integer is true if it is not zero; the result is 0 or 1.
@@ -124,7 +127,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn or() -> Self {
-        Op::built_in(6, |acc, x| each(acc, x, |a, b| T::truth(a.is_true() || b.is_true())))
+        Op::built_in(6, |dst, a, b| kernel::fold(dst, a, b, |a, b| T::truth(a.is_true() || b.is_true())))
     }
 
     /// Bitwise and.
@@ -140,7 +143,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_and() -> Self {
-        Op::built_in(7, |acc, x| each(acc, x, T::both))
+        Op::built_in(7, |dst, a, b| kernel::fold(dst, a, b, T::both))
     }
 
     /// Bitwise or.
@@ -156,7 +159,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_or() -> Self {
-        Op::built_in(8, |acc, x| each(acc, x, T::either))
+        Op::built_in(8, |dst, a, b| kernel::fold(dst, a, b, T::either))
     }
 }
 
@@ -182,34 +185,30 @@ impl<'f, T: Element> Op<'f, T> {
         Op {
             code: 9,
             id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
-            kernel: Kernel::User(Box::new(function)),
+            kernel: Kernel::User(Box::new(move |dst: &mut [T], a: Option<&[T]>, b: &[T]| {
+                kernel::fold(dst, a, b, &function)
+            })),
         }
     }
 
-    fn built_in(code: u8, kernel: fn(&mut [T], &[T])) -> Self {
+    fn built_in(code: u8, kernel: fn(&mut [T], Option<&[T]>, &[T])) -> Self {
         Op { code, id: 0, kernel: Kernel::BuiltIn(kernel) }
     }
 
     /// Hands the reduction of bytes to `f`.
     pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
-        let apply = |acc: &mut [u8], x: &[u8]| {
+        let apply = |dst: &mut [u8], a: Option<&[u8]>, b: &[u8]| {
             let corrupt = |_| Error::Corrupt { what: "an operand of a reduction" };
-            let acc = bytemuck::checked::try_cast_slice_mut::<u8, T>(acc).map_err(corrupt)?;
-            let x = bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt)?;
+            let cast = |x| bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt);
+            let dst = bytemuck::checked::try_cast_slice_mut::<u8, T>(dst).map_err(corrupt)?;
+            let (a, b) = (a.map(cast).transpose()?, cast(b)?);
             match &self.kernel {
-                Kernel::BuiltIn(kernel) => kernel(acc, x),
-                Kernel::User(function) => each(acc, x, function),
+                Kernel::BuiltIn(kernel) => kernel(dst, a, b),
+                Kernel::User(kernel) => kernel(dst, a, b),
             }
             Ok(())
         };
         f(&Fold { code: self.code, id: self.id, size: size_of::<T>(), apply: &apply })
-    }
-}
-
-/// `acc[i] = f(acc[i], x[i])`: a loop that vectorises for the built-in functions.
-fn each<T: Copy>(acc: &mut [T], x: &[T], f: impl Fn(T, T) -> T) {
-    for (acc, &x) in acc.iter_mut().zip(x) {
-        *acc = f(*acc, x);
     }
 }
 
@@ -220,27 +219,65 @@ pub(crate) struct Fold<'a> {
     pub(crate) id: u64,
     /// Bytes of an element.
     pub(crate) size: usize,
-    /// `acc op= x`, on whole elements.
-    pub(crate) apply: &'a dyn Fn(&mut [u8], &[u8]) -> Result<()>,
+    /// `dst = a op b`, or `dst op= b`, on whole elements.
+    pub(crate) apply: &'a dyn Fn(&mut [u8], Option<&[u8]>, &[u8]) -> Result<()>,
 }
 
-/// Operands are folded in blocks that stay in the first-level cache with all they meet.
-const BLOCK: usize = 8 << 10;
+/// Operands are folded in blocks that stay in the first-level cache with all they meet. Small ones: while a block is
+/// streamed out, the next is being read.
+const BLOCK: usize = 4 << 10;
+
+/// A block where any element may lie.
+#[repr(align(64))]
+struct Block([u8; BLOCK]);
 
 impl Fold<'_> {
-    /// `dst = part(0) op part(1) op ...`, in rank order; parts are as long as `dst`.
-    pub(crate) fn in_rank_order(&self, dst: &mut [u8], parts: &[&[u8]]) -> Result<()> {
+    /// `dst = part(0) op part(1) op ...` over the parts of `count` ranks, in rank order. `part(rank, range)` gives these
+    /// bytes of a rank's operand, counted as those of `dst` are. If there is a `copy`, it becomes the same.
+    pub(crate) fn in_rank_order<'p>(
+        &self,
+        dst: &mut [u8],
+        mut copy: Option<&mut [u8]>,
+        store: Store,
+        count: usize,
+        part: impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
+    ) -> Result<()> {
         let block = (BLOCK / self.size.max(1)).max(1) * self.size.max(1);
-        for (index, dst) in dst.chunks_mut(block).enumerate() {
-            let range = index * block..index * block + dst.len();
-            for (rank, part) in parts.iter().enumerate() {
-                match rank {
-                    0 => dst.copy_from_slice(&part[range.clone()]),
-                    _ => (self.apply)(dst, &part[range.clone()])?,
+        // What is to bypass the caches is folded beside.
+        let beside = store == Store::Streamed && copy.is_none() && block <= BLOCK;
+        let mut aside = if beside { Some(Block([0; BLOCK])) } else { None };
+        for start in (0..dst.len()).step_by(block) {
+            let range = start..(start + block).min(dst.len());
+            let to = &mut dst[range.clone()];
+            let hot = match (&mut copy, &mut aside) {
+                (Some(copy), _) => &mut copy[range.clone()],
+                (None, Some(aside)) => &mut aside.0[..range.len()],
+                (None, None) => {
+                    self.block(to, &range, count, &part)?;
+                    continue;
                 }
-            }
+            };
+            self.block(hot, &range, count, &part)?;
+            kernel::copy_unordered(to, hot, store);
         }
+        kernel::order(store);
         Ok(())
+    }
+
+    fn block<'p>(
+        &self,
+        dst: &mut [u8],
+        range: &Range<usize>,
+        count: usize,
+        part: &impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
+    ) -> Result<()> {
+        let first = part(0, range.clone())?;
+        if count == 1 {
+            dst.copy_from_slice(first);
+            return Ok(());
+        }
+        (self.apply)(dst, Some(first), part(1, range.clone())?)?;
+        (2..count).try_for_each(|rank| (self.apply)(dst, None, part(rank, range.clone())?))
     }
 }
 
@@ -358,7 +395,12 @@ mod tests {
         let mut out = parts[0].to_vec();
         let bytes: Vec<&[u8]> = parts.iter().map(|part| crate::shm::element::bytes_of(part)).collect();
         op.with_fold(|fold| {
-            crate::shm::element::fill_bytes(&mut out, |out| fold.in_rank_order(out, &bytes)).unwrap();
+            crate::shm::element::fill_bytes(&mut out, |out| {
+                fold.in_rank_order(out, None, Store::Cached, bytes.len(), |rank, range| {
+                    Ok(&bytes[rank][range])
+                })
+            })
+            .unwrap();
         });
         out
     }

@@ -8,6 +8,7 @@ use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
 use crate::error::{Error, RankState, Result};
 use crate::shm::arena::Block;
+use crate::shm::kernel::Store;
 use std::rc::Rc;
 
 /// The transport of a world of one.
@@ -39,7 +40,7 @@ impl Solo {
         if dst.len() != src.len() {
             return Err(self.bad(call, format!("{} bytes sent into {} bytes of room", src.len(), dst.len())));
         }
-        self.seat.copy(dst, src);
+        self.seat.copy(dst, src, Store::Cached);
         Ok(())
     }
 }

@@ -7,11 +7,15 @@ use crate::channel::window::Agreed;
 use crate::channel::world::World;
 use crate::comm::op::Fold;
 use crate::error::{Error, Place, RankState, Result};
+use crate::os::topology;
 use crate::shm::arena::{Block, Heap};
+use crate::shm::kernel::{self, Choice, Store};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a rank owns privately, whatever communicators it is in.
 pub(crate) struct Seat {
@@ -24,6 +28,26 @@ pub(crate) struct Seat {
     pub(crate) splits: Cell<u64>,
     /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
     pub(crate) copied: Cell<u64>,
+    /// For calls of a verb that touch so many bytes (a power of two).
+    choices: RefCell<BTreeMap<(&'static str, u32), Choice>>,
+}
+
+/// What touches so many bytes goes past every cache.
+const BEYOND: usize = 64 << 20;
+
+/// A call whose way of writing its result was chosen; until it is dropped its time runs.
+pub(crate) struct Trial {
+    pub(crate) store: Store,
+    /// If its time counts.
+    begun: Option<(Rc<Seat>, (&'static str, u32), Instant)>,
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some((seat, kind, begun)) = &self.begun {
+            seat.choices.borrow_mut().entry(*kind).or_default().took(begun.elapsed());
+        }
+    }
 }
 
 impl Seat {
@@ -36,12 +60,27 @@ impl Seat {
             caller: world.caller,
             splits: Cell::new(0),
             copied: Cell::new(0),
+            choices: RefCell::default(),
         }
     }
 
+    /// How to write the result of `call`, which reads and writes so many bytes on this rank: what fits into the
+    /// second-level cache stays there, for larger ones it is tried out, the largest are streamed.
+    pub(crate) fn choose(self: &Rc<Seat>, call: &Call, touched: usize) -> Trial {
+        if touched < topology::second_level_cache() {
+            return Trial { store: Store::Cached, begun: None };
+        }
+        if touched >= BEYOND {
+            return Trial { store: Store::Streamed, begun: None };
+        }
+        let kind = (call.verb.name(), touched.ilog2());
+        let store = self.choices.borrow_mut().entry(kind).or_default().next();
+        Trial { store, begun: Some((Rc::clone(self), kind, Instant::now())) }
+    }
+
     /// Copies and counts.
-    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8]) {
-        dst.copy_from_slice(src);
+    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8], store: Store) {
+        kernel::copy(dst, src, store);
         self.count(src.len());
     }
 

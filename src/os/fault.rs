@@ -41,6 +41,7 @@ sites! {
     MadviseRemove "call: madvise, remove",
     FutexWaitv "call: futex_waitv",
     FutexWait "call: futex wait",
+    Membarrier "call: membarrier",
     SetRobustList "call: set_robust_list",
     SetPdeathsig "call: prctl, pdeathsig",
     SetSubreaper "call: prctl, subreaper",

@@ -22,6 +22,26 @@ pub(crate) fn wait(words: [(&AtomicU32, u32); WATCH], slice: Duration) {
     }
 }
 
+/// From now on [`barrier_everywhere`] of any process reaches the threads of this one. False if the kernel (Linux 4.16), or a
+/// seccomp filter, does not have it.
+pub(crate) fn heed_barriers() -> bool {
+    membarrier(libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED)
+}
+
+/// A full memory barrier on every processor that runs a thread of a process that heeds them, and on this one: what such a
+/// thread stored before it is seen by all after it. False if there is none.
+pub(crate) fn barrier_everywhere() -> bool {
+    membarrier(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED)
+}
+
+fn membarrier(command: libc::c_int) -> bool {
+    if cfg!(miri) || refused(Site::Membarrier).is_some() {
+        return false;
+    }
+    // SAFETY: changes no memory.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
 /// Wakes everyone who sleeps on `word`.
 pub(crate) fn wake_all(word: &AtomicU32) {
     // SAFETY: FUTEX_WAKE only uses the address as a key; the word is alive for the duration of the call.

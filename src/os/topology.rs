@@ -1,6 +1,7 @@
 //! How many processors this process may really use, and how much cache and memory there is.
 
 use crate::os::fault::{Site, refused, sys};
+use std::sync::LazyLock;
 
 /// A file of the kernel's, if it can be read.
 fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
@@ -52,6 +53,18 @@ fn v1_quota(group: &str) -> Option<f64> {
     let read = |name: &str| read_to_string(format!("{group}/{name}")).ok()?.trim().parse::<f64>().ok();
     let quota = read("cpu.cfs_quota_us").filter(|&quota| quota > 0.0)?;
     Some(quota / read("cpu.cfs_period_us")?)
+}
+
+/// Bytes of the second-level cache of a processor.
+pub(crate) fn second_level_cache() -> usize {
+    static SIZE: LazyLock<usize> = LazyLock::new(|| {
+        let size = read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
+        size.trim()
+            .strip_suffix('K')
+            .and_then(|kib| kib.parse::<usize>().ok())
+            .map_or(1 << 20, |kib| kib << 10)
+    });
+    *SIZE
 }
 
 /// Bytes of memory in this machine.

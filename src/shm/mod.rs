@@ -3,4 +3,5 @@
 pub(crate) mod arena;
 pub(crate) mod array;
 pub(crate) mod element;
+pub(crate) mod kernel;
 pub(crate) mod segment;

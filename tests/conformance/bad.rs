@@ -98,6 +98,12 @@ const WRONG: &[Wrong] = wrong! {
         };
     "gather_into_lease: no array at root": Root, "gather_into_lease", "root gave no array",
         |comm, it, _out| comm.gather_into_lease::<f64, _, _, Ix1>(&three(), None, it.root).map(drop);
+    "gather_to_lease: own count": Root, "gather_into_lease", "its count says",
+        |comm, it, _out| comm.gather_to_lease(&arr1(&[1.0]), Some(&vec![3; comm.size()]), it.root).map(drop);
+    "gather_to_lease: sum overflows": Root, "gather_into_lease", "count",
+        |comm, it, _out| comm.gather_to_lease(&three(), Some(&vec![usize::MAX; comm.size()]), it.root).map(drop);
+    "gather_to_lease: no counts at root": Root, "gather_into_lease", "did not say how many",
+        |comm, it, _out| comm.gather_to_lease(&three(), None, it.root).map(drop);
     "all_gather: too small": Between, "all_gather", "do not add up",
         |comm, it, out| comm.all_gather(&three(), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..]));
     "scatter: root": Own, "scatter", "root 9",

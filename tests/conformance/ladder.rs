@@ -75,9 +75,8 @@ pub fn gather(back: Back) {
 /// | --- | --- | --- |
 /// | shared | the result's parts | 0 |
 /// | private | the result's parts | `p n`: each stages what it brings |
-/// | shared | private | `p n`: each stages its slice of the result and reads the others' |
-/// | shared | shared | `(p - 1) n`: each reads the others' slices |
-/// | private | private | `2 p n`: each stages what it brings and reads the result; `p n` if short, where each folds all |
+/// | shared | private or shared | `(p - 1) n`: each reads the others' slices of the result (two ranks: 0, each folds all) |
+/// | private | private | `2 (p - 1) n`: each stages what others fold and reads what they have folded; `p n` if short, where each folds all |
 pub fn sum(back: Back) {
     check(
         back,
@@ -111,7 +110,7 @@ pub fn sum(back: Back) {
             // Up to 256 KiB every rank folds everything straight from its peers.
             match n {
                 1024 => vec![0, p * n, 0, 0, p * n],
-                _ => vec![0, p * n, p * n, (p - 1) * n, 2 * p * n],
+                _ => vec![0, p * n, (p - 1) * n, (p - 1) * n, 2 * (p - 1) * n],
             }
         },
     );

@@ -102,7 +102,10 @@ fn a_supervisor_without_descriptors() {
     all_works();
     let before = holdings();
     let error = launch(3, |comm| {
+        comm.barrier()?;
         if comm.rank() == 1 {
+            // It has a descriptor for each by now.
+            std::thread::sleep(Duration::from_millis(200));
             limit_supervisor(1);
             // It has looked again.
             std::thread::sleep(Duration::from_millis(500));

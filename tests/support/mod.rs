@@ -55,6 +55,11 @@ pub fn world() -> Launch {
     Launch { first_sequence: asked_for(FIRST).unwrap_or(0), ..Launch::default() }
 }
 
+/// The number of its ranks' `n`-th call, as messages show it.
+pub fn sequence(n: u32) -> u32 {
+    world().first_sequence.wrapping_add(n)
+}
+
 /// As [`phalanx::launch()`], in such a world.
 pub fn launch<R, F>(ranks: usize, body: F) -> Result<Option<Vec<R>>>
 where

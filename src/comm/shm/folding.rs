@@ -1,16 +1,19 @@
-//! Reductions: movement-avoiding (YHCCL, SC'23), folded in rank order.
+//! Reductions, folded in rank order: by everyone for itself if short, else movement-avoiding (YHCCL, SC'23).
 //!
-//! Chunk by chunk, two exchanges each: every rank shows its chunk; each folds its slice of it, straight from all sources
-//! into its next cell; then all read the slices. Short vectors are folded whole by everyone: one exchange.
+//! A long vector is folded chunk by chunk, each rank folding its slice of a chunk straight from all operands. One exchange
+//! a chunk: in exchange `k` every rank shows its operand of chunk `k` (as far as others need it) and its slice of the
+//! result of chunk `k - 1`; then it folds its slice of chunk `k` into its next cell, and collects chunk `k - 1`.
 
-use crate::channel::call::{Call, Verb};
+use crate::channel::call::Call;
+use crate::channel::line::INLINE;
 use crate::channel::window::{Epoch, Offer, Payload, Shown, Then};
 use crate::comm::op::Fold;
 use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::Result;
+use crate::os::fault::{Site, point};
 use crate::shm::element::ALIGN;
-use bytemuck::{Pod, Zeroable};
+use crate::shm::kernel::Store;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -18,136 +21,150 @@ use std::rc::Rc;
 /// With two ranks, 256 KiB is where slicing begins to win (PERFORMANCE: 9.2 us flat, 11 us sliced at 256 KiB).
 const FLAT: usize = 256 << 10;
 
-/// What the first exchange of a chunk has led to.
-enum Found {
-    /// The vector is folded.
-    Done,
-    /// My slice of the chunk lies in my next cell.
-    Sliced,
-    /// Everyone's vector lies in shared memory: I have folded my slice of the whole; here, if `recv` had no place for it.
-    InPlace(Vec<Line>),
-}
-
-/// Bytes where any element may lie.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; ALIGN]);
-
-/// A reduction under way.
-struct Folding<'a> {
-    call: &'a Call,
-    fold: &'a Fold<'a>,
-    send: &'a [u8],
-    /// Everyone folds everything.
-    flat: bool,
-}
-
 impl Shm<'_> {
     pub(super) fn reduce(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        if send.len() <= INLINE {
+            self.fold_inline(call, send, recv, fold)
+        } else if send.len() <= (FLAT / (self.size() / 2).max(1)).min(self.window.member().cell) {
+            self.fold_whole(call, send, recv, fold)
+        } else {
+            self.fold_sliced(call, send, recv, fold)
+        }
+    }
+
+    /// All fold what travels in the marks.
+    fn fold_inline(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let payload = if send.is_empty() { Payload::Nothing } else { Payload::Inline(send) };
+        let offer = Offer { len: send.len(), digest: fold.id, payload, target: None };
+        self.window.exchange(call, offer, |epoch| {
+            alike(call, epoch)?;
+            let Some(recv) = recv else { return Ok(()) };
+            recv.copy_from_slice(epoch.seen.inline(0)?.bytes());
+            (1..epoch.seen.size())
+                .try_for_each(|peer| (fold.apply)(recv, None, epoch.seen.inline(peer)?.bytes()))
+        })
+    }
+
+    /// All fold all, each for itself.
+    fn fold_whole(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let me = self.rank();
+        let offer = Offer {
+            len: send.len(),
+            digest: fold.id,
+            payload: self.payload(send, 0, send.len()),
+            target: None,
+        };
+        self.window.exchange(call, offer, |epoch| {
+            alike(call, epoch)?;
+            let Some(recv) = recv else { return Ok(()) };
+            fold.in_rank_order(recv, None, Store::Cached, epoch.seen.size(), |rank, range| match rank {
+                _ if rank == me => Ok(&send[range]),
+                _ => epoch.seen.part(rank, 0, range),
+            })
+        })
+    }
+
+    /// Each folds its slices.
+    fn fold_sliced(
         &mut self,
         call: &Call,
         send: &[u8],
         mut recv: Option<&mut [u8]>,
         fold: &Fold<'_>,
     ) -> Result<()> {
-        let (n, size, room) = (send.len(), self.size(), self.window.member().cell);
-        let flat = n <= (FLAT / (size / 2).max(1)).min(room);
-        let chunk = if flat { n.max(1) } else { self.fitting(call, room, fold.size)? };
-        let folding = Folding { call, fold, send, flat };
-        for at in (0..n.max(1)).step_by(chunk) {
-            let range = at..(at + chunk).min(n);
-            let bounds = slices(range.clone(), size, unit(fold.size));
-            match self.fold_chunk(&folding, range, &bounds, recv.as_deref_mut())? {
-                Found::Done => break,
-                Found::Sliced => self.spread_chunk(call, &bounds, recv.as_deref_mut())?,
-                Found::InPlace(own) => return self.spread_whole(&folding, recv, bytemuck::cast_slice(&own)),
+        let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
+        let trial = seat.choose(call, 2 * n);
+        let (unit, store) = (unit(fold.size), trial.store);
+        // A cell holds a slice of the result, then a chunk of the operand.
+        let room = self.fitting(call, self.window.member().cell / (size + 1), fold.size)?;
+        let chunk = room * size;
+        let chunks = n.div_ceil(chunk);
+        let bounds_of = |index: usize| {
+            let range = index * chunk..((index + 1) * chunk).min(n);
+            let units = range.len().div_ceil(unit);
+            move |rank: usize| (range.start + units * rank / size * unit).min(range.end)
+        };
+        let exposed = seat.segment.locate(send);
+        for step in 0..=chunks {
+            let bound = bounds_of(step.min(chunks - 1));
+            let slice_of = |rank: usize| bound(rank)..bound(rank + 1);
+            let skipped = bound(0) as isize - room as isize;
+            let payload = match exposed {
+                Some(offset) if step < chunks => Payload::exposed(offset, send),
+                _ => Payload::Staged,
+            };
+            if step < chunks && exposed.is_none() {
+                let cell = self.window.cell();
+                for slice in (0..size).filter(|&peer| peer != me).map(slice_of) {
+                    let at = slice.start - bound(0) + room;
+                    seat.copy(&mut cell[at..at + slice.len()], &send[slice], Store::Cached);
+                }
+                point(Site::ExchangeStaged);
+            }
+            let offer = Offer { len: n, digest: fold.id, payload, target: None };
+            let recv = recv.as_deref_mut();
+            let done = self.window.exchange_then(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let seen = epoch.seen;
+                let part = |rank: usize, range: Range<usize>| match rank {
+                    _ if rank == me => Ok(&send[range]),
+                    _ => seen.part(rank, skipped, range),
+                };
+                let mut recv = recv;
+                if size == 2 && (0..size).all(|peer| seen.is_exposed(peer)) {
+                    // What lies in shared memory need not be staged: reading all of it costs two ranks no more.
+                    if let Some(recv) = recv {
+                        fold.in_rank_order(recv, None, store, size, part)?;
+                    }
+                    return Ok((true, Then::Close));
+                }
+                if step < chunks {
+                    let mine = slice_of(me);
+                    let next = &mut epoch.next_cell[..mine.len()];
+                    let part = |rank, range: Range<usize>| {
+                        part(rank, mine.start + range.start..mine.start + range.end)
+                    };
+                    match &mut recv {
+                        Some(recv) => {
+                            fold.in_rank_order(&mut recv[mine.clone()], Some(next), store, size, part)?
+                        }
+                        None => fold.in_rank_order(next, None, Store::Cached, size, part)?,
+                    }
+                }
+                if let Some(recv) = recv.filter(|_| step > 0) {
+                    let bound = bounds_of(step - 1);
+                    for peer in (0..size).filter(|&peer| peer != me) {
+                        let slice = bound(peer)..bound(peer + 1);
+                        let shown = &seen.cell(peer)[..slice.len()];
+                        seat.copy(&mut recv[slice], shown, store);
+                    }
+                }
+                // Operands in shared memory have been read when the last slices are shown.
+                Ok((false, if step < chunks { Then::Follows } else { Then::Close }))
+            })?;
+            if done {
+                break;
             }
         }
         Ok(())
-    }
-
-    /// The chunk `range` of the vector: shown by all, folded by each as far as it is its part.
-    fn fold_chunk(
-        &mut self,
-        folding: &Folding<'_>,
-        range: Range<usize>,
-        bounds: &[usize],
-        recv: Option<&mut [u8]>,
-    ) -> Result<Found> {
-        let Folding { call, fold, send, flat } = *folding;
-        let (me, size, n) = (self.rank(), self.size(), send.len());
-        let payload = self.payload(send, range.start);
-        let offer = Offer { len: n, digest: fold.id, payload, target: None };
-        self.window.exchange_then(call, offer, |epoch| {
-            alike(call, epoch)?;
-            let payloads = all_payloads(&epoch.seen, 0..size)?;
-            let parts = |slice: Range<usize>| -> Vec<&[u8]> {
-                payloads.iter().map(|shown| part(shown, range.start, slice.clone())).collect()
-            };
-            if flat {
-                let folded = recv.map(|recv| fold.in_rank_order(recv, &parts(0..n)));
-                return folded.transpose().map(|_| (Found::Done, Then::Close));
-            }
-            if (0..size).all(|peer| epoch.seen.is_exposed(peer)) {
-                let mine = slice_of(&slices(0..n, size, unit(fold.size)), me);
-                let lines = if recv.is_some() { 0 } else { mine.len().div_ceil(ALIGN) };
-                let mut own = vec![Line::zeroed(); lines];
-                let dst = match recv {
-                    Some(recv) => &mut recv[mine.clone()],
-                    None => &mut bytemuck::cast_slice_mut(&mut own)[..mine.len()],
-                };
-                fold.in_rank_order(dst, &parts(mine))?;
-                return Ok((Found::InPlace(own), Then::Close));
-            }
-            let mine = slice_of(bounds, me);
-            fold.in_rank_order(&mut epoch.next_cell[..mine.len()], &parts(mine))?;
-            // Vectors that lie in shared memory have been read when the slices are shown.
-            Ok((Found::Sliced, Then::Follows))
-        })
-    }
-
-    /// Each shows the slice it has folded into its cell; who wants the result reads them all.
-    fn spread_chunk(&mut self, call: &Call, bounds: &[usize], recv: Option<&mut [u8]>) -> Result<()> {
-        let (me, size, seat) = (self.rank(), self.size(), Rc::clone(&self.seat));
-        let offer = Offer { len: slice_of(bounds, me).len(), payload: Payload::Staged, ..Offer::default() };
-        self.window.exchange(call, offer, |epoch| {
-            if let Some(recv) = recv {
-                for peer in 0..size {
-                    let slice = slice_of(bounds, peer);
-                    seat.copy(&mut recv[slice.clone()], &epoch.seen.cell(peer)[..slice.len()]);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Each shows its slice of the whole, in `recv` or in `own`; who wants the result reads the others'.
-    fn spread_whole(&mut self, folding: &Folding<'_>, recv: Option<&mut [u8]>, own: &[u8]) -> Result<()> {
-        let Folding { call, fold, send, .. } = *folding;
-        let bounds = slices(0..send.len(), self.size(), unit(fold.size));
-        let mine = slice_of(&bounds, self.rank());
-        let Some(recv) = recv else {
-            let own = &own[..mine.len()];
-            return self.exchange_all(call, (own.len(), 0), own, |_| Ok(()), |_, _, _, _| {});
-        };
-        let (before, rest) = recv.split_at_mut(mine.start);
-        let (own, behind) = rest.split_at_mut(mine.len());
-        // Only root wants a rooted reduction: nobody reads its own slice.
-        let shown = if call.verb == Verb::AllReduce { &*own } else { &[] };
-        self.exchange_all(
-            call,
-            (shown.len(), 0),
-            shown,
-            |_| Ok(()),
-            |seat, peer, at, bytes| {
-                let at = bounds[peer] + at;
-                if at < mine.start {
-                    seat.copy(&mut before[at..at + bytes.len()], bytes);
-                } else if at >= mine.end {
-                    seat.copy(&mut behind[at - mine.end..][..bytes.len()], bytes);
-                }
-            },
-        )
     }
 
     pub(super) fn reduce_scatter(
@@ -163,28 +180,27 @@ impl Shm<'_> {
         let starts = starts_of(counts);
         let digest = digest_of(counts.iter().copied(), fold.id);
         let longest = counts.iter().copied().max().unwrap_or(0);
+        let trial = self.seat.choose(call, counts[me] * (size + 1));
         for round in (0..longest.max(1)).step_by(section) {
             let payload = self.sections(send, &starts, round, section);
-            let done = self.window.exchange(
-                call,
-                Offer { len: send.len(), digest, payload, target: None },
-                |epoch| {
-                    alike(call, epoch)?;
-                    let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
-                    let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
-                    let range = round.min(to)..to;
-                    let payloads = all_payloads(&epoch.seen, 0..size)?;
-                    let block = |shown| match shown {
-                        &Shown::Staged(cell) => &cell[me * section..me * section + range.len()],
-                        shown => part(shown, 0, starts[me] + range.start..starts[me] + range.end),
-                    };
-                    let parts: Vec<&[u8]> = payloads.iter().map(block).collect();
-                    if !range.is_empty() {
-                        fold.in_rank_order(&mut recv[range], &parts)?;
+            let offer = Offer { len: send.len(), digest, payload, target: None };
+            let done = self.window.exchange(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
+                let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
+                let range = round.min(to)..to;
+                let mine = starts[me] + range.start;
+                let payloads = all_payloads(&epoch.seen, 0..size)?;
+                fold.in_rank_order(&mut recv[range], None, trial.store, size, |rank, block| {
+                    let whole = mine + block.start..mine + block.end;
+                    match &payloads[rank] {
+                        _ if rank == me => Ok(&send[whole]),
+                        Shown::Staged(cell) => Ok(&cell[me * section..][block]),
+                        shown => part(shown, 0, whole),
                     }
-                    Ok(whole)
-                },
-            )?;
+                })?;
+                Ok(whole)
+            })?;
             if done {
                 break;
             }
@@ -201,26 +217,22 @@ impl Shm<'_> {
         inclusive: bool,
     ) -> Result<()> {
         let (n, me) = (send.len(), self.rank());
-        let chunk = self.fitting(call, self.window.member().cell, fold.size)?;
+        let chunk = self.fitting(call, self.chunk(), fold.size)?;
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {
             let range = at..(at + chunk).min(n);
-            let payload = self.payload(send, at);
-            self.window.exchange(
-                call,
-                Offer { len: n, digest: fold.id, payload, target: None },
-                |epoch| {
-                    alike(call, epoch)?;
-                    let payloads = all_payloads(&epoch.seen, 0..upto)?;
-                    let parts: Vec<&[u8]> =
-                        payloads.iter().map(|shown| part(shown, at, range.clone())).collect();
-                    if upto == 0 || range.is_empty() {
-                        Ok(())
-                    } else {
-                        fold.in_rank_order(&mut recv[range.clone()], &parts)
-                    }
-                },
-            )?;
+            let offer =
+                Offer { len: n, digest: fold.id, payload: self.payload(send, at, chunk), target: None };
+            self.window.exchange(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let payloads = all_payloads(&epoch.seen, 0..upto)?;
+                if upto == 0 {
+                    return Ok(());
+                }
+                fold.in_rank_order(&mut recv[range.clone()], None, Store::Cached, upto, |rank, block| {
+                    part(&payloads[rank], at, at + block.start..at + block.end)
+                })
+            })?;
         }
         Ok(())
     }
@@ -252,14 +264,4 @@ fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
 /// Whole elements that make whole cache lines where possible.
 fn unit(element: usize) -> usize {
     if element > 0 && ALIGN.is_multiple_of(element) { ALIGN } else { element.max(1) }
-}
-
-/// Bounds of `size` slices of `range`, in whole `unit`s: what each rank folds.
-fn slices(range: Range<usize>, size: usize, unit: usize) -> Vec<usize> {
-    let units = range.len().div_ceil(unit);
-    (0..=size).map(|rank| (range.start + units * rank / size * unit).min(range.end)).collect()
-}
-
-fn slice_of(bounds: &[usize], rank: usize) -> Range<usize> {
-    bounds[rank]..bounds[rank + 1]
 }

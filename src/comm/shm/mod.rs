@@ -21,9 +21,15 @@ use crate::comm::transport::{Mailbox, Seat, Transport};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
+use crate::shm::kernel::Store;
 use std::ops::Range;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
+/// pieces stay in the second-level cache; but meeting for each must be cheap beside it. (Gathering 1 MiB from one peer on
+/// a Xeon, us: 243 by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
+const CHUNK: usize = 64 << 10;
 
 /// The transport of ranks that share a segment.
 pub(crate) struct Shm<'w> {
@@ -50,8 +56,8 @@ impl<'w> Shm<'w> {
         Shm { window, writers, readers, mail: Mailbox::default(), seat, _shares: shares }
     }
 
-    /// How `shown` is best shown; staged bytes go into the cell from `at` on.
-    fn payload<'a>(&mut self, shown: &'a [u8], at: usize) -> Payload<'a> {
+    /// How `shown` is best shown; if staged, a chunk from `at` on goes into the cell.
+    fn payload<'a>(&mut self, shown: &'a [u8], at: usize, chunk: usize) -> Payload<'a> {
         if shown.is_empty() {
             Payload::Nothing
         } else if shown.len() <= INLINE {
@@ -60,54 +66,75 @@ impl<'w> Shm<'w> {
             Payload::exposed(offset, shown)
         } else {
             let cell = self.window.cell();
-            let chunk = &shown[at..shown.len().min(at + cell.len())];
-            self.seat.copy(&mut cell[..chunk.len()], chunk);
+            let chunk = &shown[at..shown.len().min(at + chunk)];
+            self.seat.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
             point(Site::ExchangeStaged);
             Payload::Staged
         }
     }
 
-    /// Every rank brings `len` bytes, of which it shows `shown` (all or none); `pull` sees the peers' bytes, with their
-    /// position in the contribution, in one or more pieces. `check` compares the heads before the first piece.
+    /// Every rank brings `len` bytes, of which it shows `shown` to its peers (all or none). `pull` sees the peers' bytes,
+    /// and `own`, with their position in the contribution, in one or more pieces. `check` compares the heads before the
+    /// first piece, and again before the others.
     fn exchange_all(
         &mut self,
         call: &Call,
         (len, digest): (usize, u64),
-        shown: &[u8],
-        check: impl FnOnce(&Seen<'_>) -> Result<()>,
+        (shown, own): (&[u8], &[u8]),
+        check: impl Fn(&Seen<'_>) -> Result<()>,
         mut pull: impl FnMut(&Seat, usize, usize, &[u8]),
     ) -> Result<()> {
-        let offer = Offer { len, digest, payload: self.payload(shown, 0), target: None };
-        let (seat, cell) = (Rc::clone(&self.seat), self.window.member().cell);
-        let staged = self.window.exchange(call, offer, |epoch| {
+        let (me, seat, chunk) = (self.rank(), Rc::clone(&self.seat), self.chunk());
+        let mut offer = Offer { len, digest, payload: self.payload(shown, 0, chunk), target: None };
+        let longest = self.window.exchange(call, offer, |epoch| {
             check(&epoch.seen)?;
-            for peer in 0..epoch.seen.size() {
+            let mut longest = 0;
+            for peer in (0..epoch.seen.size()).filter(|&peer| peer != me) {
                 match epoch.seen.payload(peer)? {
                     Shown::Nothing => {}
                     Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
-                    Shown::Staged(staged) => pull(&seat, peer, 0, &staged[..epoch.seen.len(peer).min(cell)]),
+                    Shown::Staged(staged) => {
+                        longest = longest.max(epoch.seen.len(peer));
+                        pull(&seat, peer, 0, &staged[..epoch.seen.len(peer).min(chunk)]);
+                    }
                     Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
                 }
             }
-            let staged = (0..epoch.seen.size()).filter(|&peer| epoch.seen.is_staged(peer));
-            Ok(staged.map(|peer| (peer, epoch.seen.len(peer))).collect::<Vec<_>>())
+            Ok(longest)
         })?;
-        let longest = staged.iter().map(|&(_, len)| len).max().unwrap_or(0);
         let is_staged = matches!(offer.payload, Payload::Staged);
-        for at in (cell..longest).step_by(cell) {
-            let more = is_staged && at < shown.len();
-            let payload = if more { self.payload(shown, at) } else { Payload::Nothing };
-            self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
-                for &(peer, len) in staged.iter().filter(|&&(_, len)| len > at) {
-                    if !epoch.seen.is_staged(peer) || epoch.seen.len(peer) != len {
-                        return Err(Error::Corrupt { what: "the head of a peer's call" });
+        let steps = longest.max(if is_staged { shown.len() } else { 0 }).div_ceil(chunk);
+        // My own part piece by piece: meanwhile the peers stage theirs.
+        for step in 0..steps.max(1) {
+            let at = step * chunk;
+            if step > 0 {
+                offer.payload = if is_staged && at < shown.len() {
+                    self.payload(shown, at, chunk)
+                } else {
+                    Payload::Nothing
+                };
+                self.window.exchange(call, offer, |epoch| {
+                    check(&epoch.seen)?;
+                    for peer in
+                        (0..epoch.seen.size()).filter(|&peer| peer != me && epoch.seen.is_staged(peer))
+                    {
+                        let rest = epoch.seen.len(peer).saturating_sub(at);
+                        pull(&seat, peer, at, &epoch.seen.cell(peer)[..rest.min(chunk)]);
                     }
-                    pull(&seat, peer, at, &epoch.seen.cell(peer)[..(len - at).min(cell)]);
-                }
-                Ok(())
-            })?;
+                    Ok(())
+                })?;
+            }
+            let end = if step + 1 < steps { at + chunk } else { usize::MAX };
+            if at < own.len() {
+                pull(&seat, me, at, &own[at..end.min(own.len())]);
+            }
         }
         Ok(())
+    }
+
+    /// So many bytes of a contribution are staged at a time.
+    fn chunk(&self) -> usize {
+        self.window.member().cell.min(CHUNK)
     }
 }
 
@@ -246,12 +273,12 @@ impl Shm<'_> {
         section: usize,
     ) -> Payload<'a> {
         if send.len() <= INLINE || self.seat.segment.locate(send).is_some() {
-            return self.payload(send, 0);
+            return self.payload(send, 0, send.len());
         }
         let cell = self.window.cell();
         for (rank, block) in starts.windows(2).enumerate() {
             let piece = (block[0] + round).min(block[1])..(block[0] + round + section).min(block[1]);
-            self.seat.copy(&mut cell[rank * section..][..piece.len()], &send[piece]);
+            self.seat.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
         }
         Payload::Staged
     }
@@ -262,13 +289,14 @@ impl Shm<'_> {
 }
 
 /// The bytes `range` of a contribution of which `shown` shows all, or the stretch that begins at `at`.
-fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> &'a [u8] {
-    match shown {
-        Shown::Nothing => &[],
-        Shown::Inline(inline) => &inline.bytes()[range],
-        Shown::Staged(cell) => &cell[range.start - at..range.end - at],
-        Shown::Exposed(bytes) => &bytes[range],
-    }
+fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a [u8]> {
+    let part = match shown {
+        Shown::Nothing => range.is_empty().then_some(&[][..]),
+        Shown::Inline(inline) => inline.bytes().get(range),
+        Shown::Staged(cell) => cell.get(range.start - at..range.end - at),
+        Shown::Exposed(bytes) => bytes.get(range),
+    };
+    part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {

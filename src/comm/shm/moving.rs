@@ -2,7 +2,7 @@
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
-use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::shm::arena::Block;
@@ -18,10 +18,11 @@ impl Shm<'_> {
             false => Err(seen.differ(call, "the ranks give room of different lengths")),
         };
         if self.rank() == call.root {
-            return self.exchange_all(call, (len, 0), data, alike, |_, _, _, _| {});
+            return self.exchange_all(call, (len, 0), (data, &[]), alike, |_, _, _, _| {});
         }
-        self.exchange_all(call, (len, 0), &[], alike, |seat, _, at, bytes| {
-            seat.copy(&mut data[at..at + bytes.len()], bytes);
+        let trial = self.seat.choose(call, 2 * len);
+        self.exchange_all(call, (len, 0), (&[], &[]), alike, |seat, _, at, bytes| {
+            seat.copy(&mut data[at..at + bytes.len()], bytes, trial.store);
         })
     }
 
@@ -31,20 +32,16 @@ impl Shm<'_> {
         send: &[u8],
         recv: Option<(&mut [u8], &[usize])>,
     ) -> Result<()> {
-        let me = self.rank();
-        let counts = recv.as_ref().map(|(_, counts)| counts.to_vec());
-        let digest = counts.as_ref().map_or(0, |counts| digest_of(counts.iter().copied(), 0));
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
-        let Some((recv, counts)) = recv.map(|(recv, _)| recv).zip(counts) else {
-            return self.exchange_all(call, (send.len(), digest), send, check, |_, _, _, _| {});
+        let Some((recv, counts)) = recv else {
+            return self.exchange_all(call, (send.len(), 0), (send, &[]), check, |_, _, _, _| {});
         };
-        let starts = starts_of(&counts);
-        self.exchange_all(call, (send.len(), digest), &[], check, |seat, peer, at, bytes| {
-            let at = starts[peer] + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes);
-        })?;
-        self.seat.copy(&mut recv[starts[me]..starts[me + 1]], send);
-        Ok(())
+        let digest = digest_of(counts.iter().copied(), 0);
+        let trial = self.seat.choose(call, 2 * recv.len());
+        self.exchange_all(call, (send.len(), digest), (&[], send), check, |seat, peer, at, bytes| {
+            let at = counts[..peer].iter().sum::<usize>() + at;
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
+        })
     }
 
     pub(super) fn gather_shared(
@@ -57,38 +54,37 @@ impl Shm<'_> {
         let digest = target.map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let target = target.map(|(target, _)| target);
         let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
+        let trial = self.seat.choose(call, 2 * send.len());
         let seat = Rc::clone(&self.seat);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
-            epoch.seen.put(call.root, send)?;
+            epoch.seen.put(call.root, send, trial.store)?;
             seat.count(send.len());
             Ok(())
         })
     }
 
     pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        let (me, room) = (self.rank(), recv.len());
+        let room = recv.len();
         // Lengths are known only when the heads are seen: `check` comes before the first piece.
         let starts = RefCell::new(Vec::new());
         let check = |seen: &Seen<'_>| {
-            let lens: Vec<usize> = (0..seen.size()).map(|peer| seen.len(peer)).collect();
-            let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
+            let lens = (0..seen.size()).map(|peer| seen.len(peer));
+            let total = lens.clone().try_fold(0usize, |sum, len| sum.checked_add(len));
             let fits = (0..seen.size()).all(|peer| seen.digest(peer) == room as u64);
-            starts.replace(starts_of(&lens));
-            match fits && total == Some(room) {
-                true => Ok(()),
-                false => Err(seen.differ(call, "the parts do not add up to the room on every rank")),
+            if !fits || total != Some(room) {
+                return Err(seen.differ(call, "the parts do not add up to the room on every rank"));
             }
+            let mut starts = starts.borrow_mut();
+            starts.clear();
+            starts.extend(lens.scan(0, |sum, len| Some(std::mem::replace(sum, *sum + len))));
+            Ok(())
         };
-        self.exchange_all(call, (send.len(), room as u64), send, check, |seat, peer, at, bytes| {
-            if peer != me {
-                let at = starts.borrow()[peer] + at;
-                seat.copy(&mut recv[at..at + bytes.len()], bytes);
-            }
-        })?;
-        let start = starts.borrow()[me];
-        self.seat.copy(&mut recv[start..start + send.len()], send);
-        Ok(())
+        let trial = self.seat.choose(call, 2 * room);
+        self.exchange_all(call, (send.len(), room as u64), (send, send), check, |seat, peer, at, bytes| {
+            let at = starts.borrow()[peer] + at;
+            seat.copy(&mut recv[at..at + bytes.len()], bytes, trial.store);
+        })
     }
 
     pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
@@ -104,13 +100,17 @@ impl Shm<'_> {
                 false => Err(seen.differ(call, "what the ranks want does not add up to what root has")),
             }
         };
-        let len = if me == root { send.len() } else { 0 };
-        let shown = if me == root { send } else { &[] };
-        self.exchange_all(call, (len, room as u64), shown, check, |seat, peer, at, bytes| {
+        let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
+        let trial = self.seat.choose(call, 2 * room);
+        self.exchange_all(call, (len, room as u64), (shown, shown), check, |seat, peer, at, bytes| {
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
-                seat.copy(&mut recv[from - want.start..to - want.start], &bytes[from - at..to - at]);
+                seat.copy(
+                    &mut recv[from - want.start..to - want.start],
+                    &bytes[from - at..to - at],
+                    trial.store,
+                );
             }
         })
     }
@@ -120,6 +120,7 @@ impl Shm<'_> {
         let (block, section) = (send.len() / size, self.window.member().cell / size);
         let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
         let seat = Rc::clone(&self.seat);
+        let trial = seat.choose(call, 2 * send.len());
         let whole = me * block..(me + 1) * block;
         for round in (0..block.max(1)).step_by(section) {
             let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
@@ -140,9 +141,9 @@ impl Shm<'_> {
                             Shown::Staged(cell) => {
                                 (round, &cell[me * section..][..section.min(block - round)])
                             }
-                            shown => (0, part(shown, 0, whole.clone())),
+                            shown => (0, part(shown, 0, whole.clone())?),
                         };
-                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes);
+                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, trial.store);
                     }
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },
