@@ -176,6 +176,7 @@ def run(argv, environment=None, seconds=600, cwd=None):
         sweep(before)
         words = [line for line in (err + out).splitlines() if line.strip(" -=*|")]
         words = [line for line in words if re.match("error|wrong|E:", line, re.IGNORECASE)] or words or ["it said nothing"]
+        words = words[-1:] if words[0].startswith("Traceback") else words
         absent = child.returncode == 2 and Path(argv[0]).name == "peers"
         raise (Absent if absent else OSError)(f"{Path(argv[0]).name} exited with {child.returncode}: {words[0]}")
     return out

@@ -81,10 +81,10 @@ def futures(chosen):
 def loky(chosen):
     """Its executor; many in one message as joblib sends them."""
     from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import ProcessPoolExecutor
 
-    workers = get_reusable_executor(max_workers=chosen.ranks)
-    with Parallel(n_jobs=chosen.ranks, backend="loky", batch_size="auto") as auto:
+    with ProcessPoolExecutor(chosen.ranks) as workers, \
+            Parallel(n_jobs=chosen.ranks, backend="loky", batch_size="auto") as auto:
         batched = lambda f, xs: auto(delayed(f)(x) for x in xs)
         pools(chosen, lambda f, x: workers.submit(f, x).result(), workers.map, batched)
 
