@@ -46,6 +46,12 @@ impl Seat {
         self.count(src.len());
     }
 
+    /// Copies and counts; to be followed by [`kernel::order`], once for all pieces.
+    pub(crate) fn copy_unordered(&self, dst: &mut [u8], src: &[u8], store: Store) {
+        kernel::copy_unordered(dst, src, store);
+        self.count(src.len());
+    }
+
     pub(crate) fn count(&self, bytes: usize) {
         self.copied.set(self.copied.get() + bytes as u64);
     }

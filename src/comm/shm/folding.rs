@@ -13,7 +13,7 @@ use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::shm::element::ALIGN;
-use crate::shm::kernel::Store;
+use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -152,7 +152,7 @@ impl Shm<'_> {
                     for peer in (0..size).filter(|&peer| peer != me) {
                         let slice = bound(peer)..bound(peer + 1);
                         let shown = &seen.cell(peer)[..slice.len()];
-                        seat.copy(&mut recv[slice], shown, store);
+                        seat.copy_unordered(&mut recv[slice], shown, store);
                     }
                 }
                 // Operands in shared memory have been read when the last slices are shown.
@@ -162,6 +162,7 @@ impl Shm<'_> {
                 break;
             }
         }
+        kernel::order(store);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::shm::arena::Block;
-use crate::shm::kernel::Store;
+use crate::shm::kernel::{self, Store};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
@@ -23,8 +23,10 @@ impl Shm<'_> {
         }
         let store = Store::best(2 * len, self.size());
         self.exchange_all(call, (len, 0), (&[], &[]), alike, |seat, _, at, bytes| {
-            seat.copy(&mut data[at..at + bytes.len()], bytes, store);
-        })
+            seat.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
+        })?;
+        kernel::order(store);
+        Ok(())
     }
 
     pub(super) fn gather(
@@ -41,8 +43,10 @@ impl Shm<'_> {
         let store = Store::best(2 * recv.len(), self.size());
         self.exchange_all(call, (send.len(), digest), (&[], send), check, |seat, peer, at, bytes| {
             let at = counts[..peer].iter().sum::<usize>() + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
-        })
+            seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
+        kernel::order(store);
+        Ok(())
     }
 
     pub(super) fn gather_shared(
@@ -84,8 +88,10 @@ impl Shm<'_> {
         let store = Store::best(2 * room, self.size());
         self.exchange_all(call, (send.len(), room as u64), (send, send), check, |seat, peer, at, bytes| {
             let at = starts.borrow()[peer] + at;
-            seat.copy(&mut recv[at..at + bytes.len()], bytes, store);
-        })
+            seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
+        kernel::order(store);
+        Ok(())
     }
 
     pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
@@ -107,9 +113,15 @@ impl Shm<'_> {
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
-                seat.copy(&mut recv[from - want.start..to - want.start], &bytes[from - at..to - at], store);
+                seat.copy_unordered(
+                    &mut recv[from - want.start..to - want.start],
+                    &bytes[from - at..to - at],
+                    store,
+                );
             }
-        })
+        })?;
+        kernel::order(store);
+        Ok(())
     }
 
     pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
