@@ -2,7 +2,10 @@
 //!
 //! A fold is written once, for any element and function, and compiled for the widest vectors that the processor has.
 //! A copy knows what comes after it: see [`Store`].
-#![expect(unsafe_code, reason = "instructions that not every processor has")]
+#![cfg_attr(
+    all(target_arch = "x86_64", not(any(miri, plain_kernels))),
+    expect(unsafe_code, reason = "instructions that not every processor has")
+)]
 
 use crate::os::topology;
 use std::sync::LazyLock;
@@ -53,10 +56,6 @@ fn streaming_pays() -> bool {
     *PAYS
 }
 
-/// From so many bytes on the processor's own string move is faster than the library's copy (and, from memory to memory,
-/// as fast as streaming): start-up is paid off.
-const STRING: usize = 4 << 10;
-
 /// Copies; both are as long. When this returns the bytes are ordered before a later release store.
 pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
     copy_unordered(dst, src, store);
@@ -66,7 +65,7 @@ pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
 /// Orders what [`copy_unordered`] has written before a later release store. (Streaming stores are not, by themselves; but
 /// to wait for each piece of an array would keep the reads of the next from overlapping.)
 pub(crate) fn order(store: Store) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     if store == Store::Streamed {
         wide::fence();
     }
@@ -76,10 +75,10 @@ pub(crate) fn order(store: Store) {
 /// As [`copy`], to be followed by [`order`].
 pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     assert_eq!(dst.len(), src.len(), "copy between different lengths");
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     match store {
-        Store::Streamed if dst.len() >= STRING => return wide::stream(dst, src),
-        Store::Cached if dst.len() >= STRING && wide::has_string_moves() => {
+        Store::Streamed if dst.len() >= wide::STRING => return wide::stream(dst, src),
+        Store::Cached if dst.len() >= wide::STRING && wide::has_string_moves() => {
             return wide::string_move(dst, src);
         }
         _ => {}
@@ -102,10 +101,8 @@ pub(crate) struct Operands<'a, T> {
 
 /// `dst[i] = f(a[i], b[i])`.
 pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
-    /// Below this the look at the processor costs more than it saves.
-    const FEW: usize = 16;
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if operands.dst.len() >= FEW {
+    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
+    if operands.dst.len() >= wide::FEW {
         if wide::has_avx512() {
             // SAFETY: the processor has the instructions.
             return unsafe { wide::fold_avx512(operands, f) };
@@ -121,7 +118,7 @@ pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
 #[inline(always)]
 fn plain<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: &F) {
     match operands {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
         Operands { dst, twin, a: Some(a), b, store: Store::Streamed } => {
             wide::fold_streamed(dst, twin, a, b, f);
         }
@@ -152,8 +149,8 @@ fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &
     }
 }
 
-/// What x86-64 processors may have.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+/// What x86-64 processors may have. (`--cfg plain_kernels` leaves it out: sanitizers see nothing of these instructions.)
+#[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
     use super::Operands;
     use core::arch::asm;
@@ -164,6 +161,11 @@ mod wide {
     use core::mem::MaybeUninit;
     use std::sync::LazyLock;
 
+    /// From so many bytes on the processor's own string move is faster than the library's copy (and, from memory to memory,
+    /// as fast as streaming): start-up is paid off.
+    pub(super) const STRING: usize = 4 << 10;
+    /// Below so many elements the look at the processor costs more than it saves.
+    pub(super) const FEW: usize = 16;
     /// Bytes of a cache line.
     const LINE: usize = 64;
 
@@ -307,14 +309,17 @@ mod wide {
 mod tests {
     use super::*;
 
+    /// Longer than anything that is copied in one way for being short.
+    const LONG: usize = 4 << 10;
+
     /// Every way of copying copies every byte and none beyond, wherever both begin.
     #[test]
     fn copies_of_all_lengths_and_offsets() {
-        let src: Vec<u8> = (0..3 * STRING).map(|i| (i * 7 % 251) as u8).collect();
+        let src: Vec<u8> = (0..3 * LONG).map(|i| (i * 7 % 251) as u8).collect();
         for store in [Store::Cached, Store::Streamed] {
-            for len in [0, 1, 63, 64, 65, STRING - 1, STRING, STRING + 1, 2 * STRING + 77] {
+            for len in [0, 1, 63, 64, 65, LONG - 1, LONG, LONG + 1, 2 * LONG + 77] {
                 for (from, to) in [(0, 0), (1, 0), (0, 3), (5, 61), (64, 64)] {
-                    let mut dst = vec![0xEE; 3 * STRING];
+                    let mut dst = vec![0xEE; 3 * LONG];
                     copy(&mut dst[to..to + len], &src[from..from + len], store);
                     assert_eq!(dst[to..to + len], src[from..from + len]);
                     let untouched = dst[..to].iter().chain(&dst[to + len..]).all(|&byte| byte == 0xEE);
