@@ -78,6 +78,8 @@ fn main() -> std::process::ExitCode {
         ),
         under!([Threads Fork]:
             "same_bits_in_every_run" => folding::bitwise;
+            "after_noise" => folding::after_noise;
+            "large_elements" => folding::large_elements;
             "copies_of_gather" => ladder::gather;
             "copies_of_sum" => ladder::sum;
             "copies_of_the_others" => ladder::others;

@@ -57,9 +57,16 @@ fn mix(seed: u64) -> u64 {
 fn lens<T>(ranks: usize) -> Vec<usize> {
     let size = size_of::<T>();
     let small = [0, 1, 8, 9, 31, 32, 33].into_iter().chain(63..=73).chain([127, 128, 129]);
-    let cell = 256 << 10;
-    let switches =
-        [4 << 10, 32 << 10, 64 << 10, 128 << 10, cell, 1 << 20, cell / ranks, 2 * cell / ranks, cell * ranks];
+    let (flat, cell) = (256 << 10, 768 << 10);
+    let short = [4 << 10, 32 << 10, 64 << 10, 128 << 10, 192 << 10, flat, 2 * flat / ranks];
+    let long = [
+        cell,
+        1 << 20,
+        cell / ranks,
+        cell * ranks / (ranks + 1) / 64 * 64,
+        2 * cell * ranks / (ranks + 1) / 64 * 64,
+    ];
+    let switches = [&short[..], &long].concat();
     let around = switches.into_iter().flat_map(|bytes| [bytes / size - 1, bytes / size, bytes / size + 1]);
     let mut lens: Vec<usize> =
         small.map(|bytes| bytes / size).chain(around).chain([(8 << 20) / size + 3]).collect();

@@ -165,7 +165,7 @@ impl World {
         }
         for peer in 0..self.lines.len() {
             assert_eq!(
-                (self.cell(peer, e).get(), gate.inline(peer, e)[0]),
+                (self.cell(peer, e).get(), gate.inline(peer, e, 8)[0]),
                 (payload(peer, e), payload(peer, e))
             );
         }

@@ -395,7 +395,7 @@ pub(crate) enum Shown<'a> {
 }
 
 /// A payload out of a mark, aligned for any element.
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct Inline([u64; INLINE_WORDS], usize);
 
 impl Inline {

@@ -113,7 +113,7 @@ impl Member {
     /// For a communicator of `size` ranks. Staging of all ranks together stays within half a common L3 (16 MiB).
     pub(crate) fn new(size: usize) -> Member {
         let largest = if cfg!(miri) { 4 << 10 } else { 768 << 10 };
-        let cell = ((8 << 20) / size.max(1)).clamp(largest.min(32 << 10), largest) / PAGE * PAGE;
+        let cell = ((8 << 20) / size.max(1)).clamp(largest.min(64 << 10), largest) / PAGE * PAGE;
         let ring = ring::Layout::new(if cfg!(miri) {
             1 << 10
         } else if size <= 64 {
@@ -364,7 +364,7 @@ impl World {
 
     /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
     pub(crate) fn enter(&self, rank: usize, process: bool) {
-        wait::prepare();
+        wait::join();
         let slot = self.slot(rank);
         slot.pid.store(process::pid(), Ordering::Relaxed);
         let alive = if process { wait::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };

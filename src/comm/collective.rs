@@ -263,10 +263,17 @@ impl Comm<'_> {
             return self.refuse(&call, "root did not say how many elements come from each rank");
         };
         let total = counts.iter().fold(0usize, |sum, &count| sum.saturating_add(count));
-        let bytes = self.check_counts::<T>(&call, send.len(), total, counts)?;
         let dim = Ix1(total);
-        let made = byte_len::<T, Ix1>(&dim)
-            .and_then(|len| self.transport.seat().heap.borrow_mut().alloc(len, false));
+        // First: no count is larger than what has a length in bytes.
+        let len = match byte_len::<T, Ix1>(&dim) {
+            Ok(len) => len,
+            Err(_) => {
+                return self
+                    .refuse(&call, format!("the counts add up to {total} elements or more: too many"));
+            }
+        };
+        let bytes = self.check_counts::<T>(&call, send.len(), total, counts)?;
+        let made = self.transport.seat().heap.borrow_mut().alloc(len, false);
         match made {
             // All of it is overwritten before anyone sees it: the counts add up to its length.
             Ok(block) => self.gather_to(&call, send, block, &bytes).map(|block| Some(Lease::new(block, dim))),

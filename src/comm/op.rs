@@ -201,10 +201,21 @@ impl<'f, T: Element> Op<'f, T> {
             let corrupt = |_| Error::Corrupt { what: "an operand of a reduction" };
             let cast = |x| bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt);
             let cast_mut = |x| bytemuck::checked::try_cast_slice_mut::<u8, T>(x).map_err(corrupt);
+            let Operands { dst, mut twin, a, .. } = bytes;
+            if a.is_some() {
+                // Only written: whatever others have left there becomes valid first.
+                let blank = |room: &mut [u8]| {
+                    if bytemuck::checked::try_cast_slice::<u8, T>(room).is_err() {
+                        room.fill(0);
+                    }
+                };
+                blank(dst);
+                twin.as_deref_mut().into_iter().for_each(blank);
+            }
             let operands = Operands {
-                dst: cast_mut(bytes.dst)?,
-                twin: bytes.twin.map(cast_mut).transpose()?,
-                a: bytes.a.map(cast).transpose()?,
+                dst: cast_mut(dst)?,
+                twin: twin.map(cast_mut).transpose()?,
+                a: a.map(cast).transpose()?,
                 b: cast(bytes.b)?,
                 store: bytes.store,
             };

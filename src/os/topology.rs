@@ -1,7 +1,7 @@
 //! How many processors this process may really use, and how much cache and memory there is.
 
 use crate::os::fault::{Site, refused, sys};
-use std::sync::LazyLock;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// A file of the kernel's, if it can be read.
 fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
@@ -55,16 +55,35 @@ fn v1_quota(group: &str) -> Option<f64> {
     Some(quota / read("cpu.cfs_period_us")?)
 }
 
+/// A number that is found out once and kept. Without a lock, which a fork might copy locked: `find` may run twice.
+pub(crate) struct Found(AtomicUsize);
+
+impl Found {
+    pub(crate) const fn nothing() -> Found {
+        Found(AtomicUsize::new(0))
+    }
+
+    /// The number, which is not 0.
+    pub(crate) fn or(&self, find: impl FnOnce() -> usize) -> usize {
+        match self.0.load(Ordering::Relaxed) {
+            0 => {
+                let found = find();
+                self.0.store(found, Ordering::Relaxed);
+                found
+            }
+            found => found,
+        }
+    }
+}
+
 /// Bytes of the second-level cache of a processor.
 pub(crate) fn second_level_cache() -> usize {
-    static SIZE: LazyLock<usize> = LazyLock::new(|| {
+    static SIZE: Found = Found::nothing();
+    SIZE.or(|| {
         let size = read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
-        size.trim()
-            .strip_suffix('K')
-            .and_then(|kib| kib.parse::<usize>().ok())
-            .map_or(1 << 20, |kib| kib << 10)
-    });
-    *SIZE
+        let kib = size.trim().strip_suffix('K').and_then(|kib| kib.parse::<usize>().ok());
+        kib.filter(|&kib| kib > 0).map_or(1 << 20, |kib| kib << 10)
+    })
 }
 
 /// Bytes of memory in this machine.

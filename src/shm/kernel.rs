@@ -7,8 +7,7 @@
     expect(unsafe_code, reason = "instructions that not every processor has")
 )]
 
-use crate::os::topology;
-use std::sync::LazyLock;
+use crate::os::topology::{self, Found};
 use std::time::{Duration, Instant};
 
 /// What is done next with what is written.
@@ -40,7 +39,8 @@ const LARGEST: usize = 64 << 20;
 /// Is a copy past a cache faster that is larger than the second-level one? Measured once, in some milliseconds, by whom it
 /// concerns: what processors report of their caches to guests is not to be trusted.
 fn streaming_pays() -> bool {
-    static PAYS: LazyLock<bool> = LazyLock::new(|| {
+    static PAYS: Found = Found::nothing();
+    let find = || {
         let len = 2 * topology::second_level_cache();
         let (mut from, mut to) = (vec![1; len], vec![2; len]);
         let mut least = [Duration::MAX; 2];
@@ -51,9 +51,9 @@ fn streaming_pays() -> bool {
             copy(&mut to, &from, [Store::Cached, Store::Streamed][way]);
             least[way] = least[way].min(start.elapsed());
         }
-        least[1] < least[0]
-    });
-    *PAYS
+        1 + usize::from(least[1] < least[0])
+    };
+    PAYS.or(find) == 2
 }
 
 /// Copies; both are as long. When this returns the bytes are ordered before a later release store.
@@ -153,13 +153,13 @@ fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
     use super::Operands;
+    use crate::os::topology::Found;
     use core::arch::asm;
     use core::arch::x86_64::{
         __cpuid_count, __m128i, _mm_load_si128, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
         _mm512_loadu_si512, _mm512_setzero_si512, _mm512_stream_si512,
     };
     use core::mem::MaybeUninit;
-    use std::sync::LazyLock;
 
     /// From so many bytes on the processor's own string move is faster than the library's copy (and, from memory to memory,
     /// as fast as streaming): start-up is paid off.
@@ -199,7 +199,7 @@ mod wide {
         b: &[T],
         f: &F,
     ) {
-        let each = if size_of::<T>() == 0 { 1 } else { LINE / size_of::<T>() };
+        let each = (LINE / size_of::<T>().max(1)).max(1);
         let whole = size_of::<T>() > 0 && LINE.is_multiple_of(size_of::<T>());
         let head = if whole { dst.as_ptr().align_offset(LINE).min(dst.len()) } else { dst.len() };
         let tail = head + (dst.len() - head) / each * each;
@@ -237,11 +237,12 @@ mod wide {
 
     /// Does the processor say that string moves are fast, of short strings too (leaf 7: ERMS, FSRM)?
     pub(super) fn has_string_moves() -> bool {
-        static FAST: LazyLock<bool> = LazyLock::new(|| {
+        static FAST: Found = Found::nothing();
+        let find = || {
             let leaf = __cpuid_count(7, 0);
-            leaf.ebx & 1 << 9 != 0 && leaf.edx & 1 << 4 != 0
-        });
-        *FAST
+            1 + usize::from(leaf.ebx & 1 << 9 != 0 && leaf.edx & 1 << 4 != 0)
+        };
+        FAST.or(find) == 2
     }
 
     pub(super) fn string_move(dst: &mut [u8], src: &[u8]) {
@@ -374,6 +375,13 @@ mod tests {
         let (mut dst, store) = (vec![[0; 3]; 200], Store::Streamed);
         fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &b, store }, |a, b| [a[0] + b[0]; 3]);
         assert!(dst.iter().enumerate().all(|(i, &x)| x == [i as u8 + 1; 3]));
+        let (a, mut dst) = ([[1.5; 9]; 40], [[0.0; 9]; 40]);
+        fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &a, store }, |a, b| [a[0] + b[8]; 9]);
+        assert_eq!(dst, [[3.0; 9]; 40]);
+        let (a, mut dst, mut twin) = ([[3u8; 128]; 40], [[0; 128]; 40], [[0; 128]; 40]);
+        let operands = Operands { dst: &mut dst, twin: Some(&mut twin), a: Some(&a), b: &a, store };
+        fold(operands, |a, b| [a[0] + b[127]; 128]);
+        assert!(dst == [[6; 128]; 40] && twin == dst);
         let (mut dst, a) = ([(); 40], [(); 40]);
         fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &a, store }, |_, ()| ());
     }

@@ -245,10 +245,16 @@ mod machine {
     /// It, or one it was forked from, has: so may those it meets.
     static OTHERS_HEED: AtomicBool = AtomicBool::new(false);
 
-    /// Before a process meets others: in the one that makes a world, and in each that enters it.
+    /// In the process that makes a world, before any other is in it: it decides whether they heed.
     pub(crate) fn prepare() {
-        HEEDS.store(heed_barriers(), Ordering::Relaxed);
-        OTHERS_HEED.fetch_or(HEEDS.load(Ordering::Relaxed), Ordering::Relaxed);
+        let heeds = heed_barriers();
+        OTHERS_HEED.fetch_or(heeds, Ordering::Relaxed);
+        HEEDS.store(heeds, Ordering::Relaxed);
+    }
+
+    /// In a process, or thread, that enters a world.
+    pub(crate) fn join() {
+        HEEDS.store(OTHERS_HEED.load(Ordering::Relaxed) && heed_barriers(), Ordering::Relaxed);
     }
 
     /// [2]
@@ -326,6 +332,8 @@ mod machine {
 
     pub(crate) fn prepare() {}
 
+    pub(crate) fn join() {}
+
     /// Both fences in full: what asymmetric ones do is beyond this model, see `models/flagline.pml`.
     pub(super) fn light_fence() {
         fence(Ordering::SeqCst);
@@ -355,7 +363,7 @@ mod machine {
 
 #[cfg(all(loom, test))]
 pub(crate) use machine::wake;
-pub(crate) use machine::{announce_death_through, prepare, wake_all};
+pub(crate) use machine::{announce_death_through, join, prepare, wake_all};
 use machine::{heavy_fence, light_fence, sleep_on, spin_loop, yield_now};
 
 #[cfg(all(test, not(loom)))]

@@ -157,3 +157,40 @@ pub fn bitwise(back: Back) {
         }
     }
 }
+
+/// What earlier calls have left in staging, no `bool` by far, does not matter.
+pub fn after_noise(back: Back) {
+    for ranks in [2, 3] {
+        back.world(ranks).run(|comm| {
+            let noise = Array1::from_elem(200_000, 0.1 + comm.rank() as f64);
+            let mut sum = noise.clone();
+            let mine = Array1::from_shape_fn(800_000, |at| at % 3 != comm.rank());
+            let expected = Array1::from_shape_fn(800_000, |at| at % 3 >= comm.size());
+            for _ in 0..3 {
+                comm.all_reduce(&noise, &mut sum, &Op::sum())?;
+                let mut all = Array1::from_elem(800_000, false);
+                comm.all_reduce(&mine, &mut all, &Op::and())?;
+                assert_eq!(all, expected);
+                let mut all = Array1::from_elem(800_000, false);
+                comm.reduce(&mine, comm.is_root().then_some(&mut all), &Op::and(), 0)?;
+                assert!(!comm.is_root() || all == expected);
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Elements larger than a cache line, in arrays larger than a cache.
+pub fn large_elements(back: Back) {
+    for ranks in [2, 3] {
+        back.world(ranks).run(|comm| {
+            let add = |a: [f64; 9], b: [f64; 9]| std::array::from_fn(|i| a[i] + b[i]);
+            let mine = Array1::from_elem(300_000, [comm.rank() as f64 + 1.0; 9]);
+            let mut sum = Array1::from_elem(300_000, [0.0; 9]);
+            comm.all_reduce(&mine, &mut sum, &Op::user(add))?;
+            let expected = (comm.size() * (comm.size() + 1) / 2) as f64;
+            assert!(sum.iter().all(|&x| x == [expected; 9]));
+            Ok(())
+        });
+    }
+}

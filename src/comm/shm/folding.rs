@@ -92,8 +92,11 @@ impl Shm<'_> {
         let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
         let (unit, store) = (unit(fold.size), Store::best(2 * n, size));
         // A cell holds a slice of the result, then a chunk of the operand.
-        let room = self.fitting(call, self.window.member().cell / (size + 1), fold.size)?;
-        let chunk = room * size;
+        let cell = self.window.member().cell;
+        self.fitting(call, cell / 2, fold.size)?;
+        let units = cell / unit;
+        let chunk = units * size / (size + 1) * unit;
+        let room = units * unit - chunk;
         let chunks = n.div_ceil(chunk);
         let bounds_of = |index: usize| {
             let range = index * chunk..((index + 1) * chunk).min(n);
@@ -216,7 +219,8 @@ impl Shm<'_> {
         inclusive: bool,
     ) -> Result<()> {
         let (n, me) = (send.len(), self.rank());
-        let chunk = self.fitting(call, self.chunk(), fold.size)?;
+        let most = self.chunk().max(fold.size).min(self.window.member().cell);
+        let chunk = self.fitting(call, most, fold.size)?;
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {
             let range = at..(at + chunk).min(n);

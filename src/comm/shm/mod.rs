@@ -90,21 +90,33 @@ impl<'w> Shm<'w> {
         let (me, seat, cell) = (self.rank(), Rc::clone(&self.seat), self.window.member().cell);
         let mut offer = Offer { len, digest, ..Offer::default() };
         let (mut at, mut piece, mut longest, mut is_staged) = (0, self.chunk(), 0, false);
+        let mut stagers = Vec::new();
         loop {
             let shows = at == 0 || (is_staged && at < shown.len());
             offer.payload = if shows { self.payload(shown, at, piece) } else { Payload::Nothing };
             self.window.exchange(call, offer, |epoch| {
                 check(&epoch.seen)?;
+                if at > 0 {
+                    for &peer in stagers.iter().filter(|&&peer| epoch.seen.len(peer) > at) {
+                        let rest = epoch.seen.len(peer) - at;
+                        match epoch.seen.payload(peer)? {
+                            Shown::Staged(staged) => pull(&seat, peer, at, &staged[..rest.min(piece)]),
+                            _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
+                        }
+                    }
+                    return Ok(());
+                }
                 for peer in (0..epoch.seen.size()).filter(|&peer| peer != me) {
                     match epoch.seen.payload(peer)? {
+                        Shown::Nothing => {}
+                        Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
+                        Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
                         Shown::Staged(staged) => {
                             let len = epoch.seen.len(peer);
-                            longest = longest.max(if at == 0 { len } else { 0 });
-                            pull(&seat, peer, at, &staged[..len.saturating_sub(at).min(piece)]);
+                            longest = longest.max(len);
+                            stagers.push(peer);
+                            pull(&seat, peer, 0, &staged[..len.min(piece)]);
                         }
-                        Shown::Inline(inline) if at == 0 => pull(&seat, peer, 0, inline.bytes()),
-                        Shown::Exposed(bytes) if at == 0 => pull(&seat, peer, 0, bytes),
-                        _ => {}
                     }
                 }
                 Ok(())

@@ -102,7 +102,8 @@ impl Shm<'_> {
                 ranks.into_iter().try_fold(0usize, |sum, peer| sum.checked_add(seen.digest(peer) as usize))
             };
             start.set(wants(0..me).unwrap_or(0));
-            match wants(0..seen.size()) == Some(seen.len(root)) {
+            let others = (0..seen.size()).all(|peer| peer == root || seen.len(peer) == 0);
+            match others && wants(0..seen.size()) == Some(seen.len(root)) {
                 true => Ok(()),
                 false => Err(seen.differ(call, "what the ranks want does not add up to what root has")),
             }
