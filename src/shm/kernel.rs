@@ -7,8 +7,7 @@
     expect(unsafe_code, reason = "instructions that not every processor has")
 )]
 
-use crate::os::topology::{self, Found};
-use std::time::{Duration, Instant};
+use crate::os::topology;
 
 /// What is done next with what is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,37 +23,21 @@ impl Store {
     /// For a call that reads and writes so many bytes on each of `ranks`.
     ///
     /// What the second-level cache holds twice over stays cached. What exceeds any last-level cache is streamed. Between
-    /// the two it depends on the last-level cache: of a Xeon (Sapphire Rapids) two processors copy 4 MiB at 70 GB/s past it
-    /// and at 56 through it, of an EPYC (Zen 5) at 85 past it and at 222 through it.
+    /// the two it depends on how fast the last-level cache is: of a Xeon (Sapphire Rapids) two processors copy 4 MiB at
+    /// 70 GB/s past it and at 56 through it, of an EPYC (Zen 5) at 85 past it and at 222 through it. The size of the
+    /// second-level cache tells them apart: what processors report of the last-level one to guests is not to be trusted.
     pub(crate) fn best(touched: usize, ranks: usize) -> Store {
-        let streamed = touched > 2 * topology::second_level_cache()
-            && (touched.saturating_mul(ranks) > LARGEST || streaming_pays());
+        let second = topology::second_level_cache();
+        let streamed = touched > 2 * second
+            && (second > LARGEST_BEFORE_A_FAST_ONE || touched.saturating_mul(ranks) > LARGEST);
         if streamed { Store::Streamed } else { Store::Cached }
     }
 }
 
 /// No last-level cache that a few processors share holds more.
 const LARGEST: usize = 64 << 20;
-
-/// Is a copy past a cache faster that is larger than the second-level one? Measured once, in some milliseconds, by whom it
-/// concerns: what processors report of their caches to guests is not to be trusted.
-fn streaming_pays() -> bool {
-    static PAYS: Found = Found::nothing();
-    let find = || {
-        let len = 2 * topology::second_level_cache();
-        let (mut from, mut to) = (vec![1; len], vec![2; len]);
-        let mut least = [Duration::MAX; 2];
-        for (round, way) in [0, 1].into_iter().cycle().take(8).enumerate() {
-            // Written anew, as what is sent is.
-            from.iter_mut().step_by(64).for_each(|byte| *byte = round as u8);
-            let start = Instant::now();
-            copy(&mut to, &from, [Store::Cached, Store::Streamed][way]);
-            least[way] = least[way].min(start.elapsed());
-        }
-        1 + usize::from(least[1] < least[0])
-    };
-    PAYS.or(find) == 2
-}
+/// Second-level caches up to this size (EPYC) come with a last-level one that is fast to write, larger ones (Xeon) do not.
+const LARGEST_BEFORE_A_FAST_ONE: usize = 1 << 20;
 
 /// Copies; both are as long. When this returns the bytes are ordered before a later release store.
 pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
@@ -334,8 +317,6 @@ mod tests {
     fn small_calls_stay_cached_and_huge_ones_do_not() {
         assert_eq!(Store::best(1 << 10, 64), Store::Cached);
         assert_eq!(Store::best(1 << 30, 2), Store::Streamed);
-        let first = Store::best(3 * topology::second_level_cache(), 1);
-        assert!((0..9).all(|_| Store::best(3 * topology::second_level_cache(), 1) == first));
     }
 
     /// Every way of folding, at every alignment: the destination and its twin, and none beyond.
