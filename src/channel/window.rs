@@ -465,18 +465,15 @@ impl<'a> Seen<'a> {
 
     /// The bytes `range` of what a peer brings, which it exposes, or stages in its cell from `skipped` bytes on.
     pub(crate) fn part(&self, peer: usize, skipped: isize, range: Range<usize>) -> Result<&'a [u8]> {
-        let corrupt = Error::Corrupt { what: "the head of a peer's call" };
-        let head = &self.window.heads[peer];
-        let bytes = match head.place {
-            NOTHING | IN_MARK => &[],
-            IN_CELL => {
+        let part = match self.payload(peer)? {
+            Shown::Exposed(bytes) => bytes.get(range),
+            Shown::Staged(cell) => {
                 let place = |at: usize| at.checked_add_signed(-skipped);
-                let range = place(range.start).zip(place(range.end)).map(|(start, end)| start..end);
-                return range.and_then(|range| self.cell(peer).get(range)).ok_or(corrupt);
+                place(range.start).zip(place(range.end)).and_then(|(start, end)| cell.get(start..end))
             }
-            offset => self.slice(offset, head.len as usize)?,
+            Shown::Nothing | Shown::Inline(_) => range.is_empty().then_some(&[][..]),
         };
-        bytes.get(range).ok_or(corrupt)
+        part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
     }
 
     /// A peer's cell of this exchange.
