@@ -61,7 +61,7 @@ pub const OPERATIONS: &[Operation] = operations![
     all_reduce private one: 1/1, ANY, Private => Private, sum;
     all_reduce private batch20: 20/20, 64, Private => Private, sum;
     all_reduce shared_in one: 1/1, ANY, Leased => Private, sum;
-    all_reduce shared_in_out one: 1/1, ANY, Leased => Leased, sum;
+    all_reduce shared_in_out one: 1/1, ANY, Leased => Leased, sum_into_lease;
     // Until every rank may read the whole sum; that they take up their parts of it again is not timed.
     all_reduce shared_result one: 1/1, ANY, Leased => Parted, sum_parts;
     gather private one: 1/1, ANY, Private => Private, gather;
@@ -260,6 +260,12 @@ fn broadcast<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
 
 fn sum<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
     comm.all_reduce(&state.send.view(), &mut state.recv.view_mut(), &Op::sum())
+}
+
+fn sum_into_lease<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    let room = state.recv.take_lease()?;
+    state.recv = Array::Lease(comm.all_reduce_into_lease(&state.send.view(), room, &Op::sum())?);
+    Ok(())
 }
 
 fn sum_parts<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {

@@ -17,6 +17,7 @@ pub(crate) enum Verb {
     Scatter,
     Reduce,
     AllReduce,
+    AllReduceShared,
     AllReduceParts,
     ReduceScatter,
     Scan,
@@ -35,7 +36,7 @@ pub(crate) enum Verb {
     Respawn,
 }
 
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 27] = [
     "nothing",
     "abort",
     "barrier",
@@ -46,6 +47,7 @@ const NAMES: [&str; 26] = [
     "scatter",
     "reduce",
     "all_reduce",
+    "all_reduce_into_lease",
     "all_reduce_parts",
     "reduce_scatter",
     "scan",

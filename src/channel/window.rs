@@ -26,7 +26,6 @@ use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, N
 use crate::channel::world::{Member, World};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
-use crate::shm::kernel::{self, Store};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::ops::Range;
@@ -376,6 +375,41 @@ pub(crate) struct Epoch<'a> {
     pub(crate) next_cell: &'a mut [u8],
 }
 
+impl Epoch<'_> {
+    /// The bytes `range` of the memory that each of `ranks` has opened for its peers to write: each peer its own places,
+    /// which it computes from what all have said (MPI_Put). Whoever streams into it is to order that before this
+    /// exchange ends ([`kernel::order`](crate::shm::kernel::order)).
+    pub(crate) fn opened<const K: usize>(
+        &mut self,
+        ranks: [usize; K],
+        range: Range<usize>,
+    ) -> Result<[&mut [u8]; K]> {
+        let window = self.seen.window;
+        let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
+        let place = |rank: usize| {
+            let head = &window.heads[rank];
+            let room =
+                (head.target as usize).checked_add(range.start).filter(|_| range.end <= head.room as usize);
+            room.filter(|_| head.target != 0 && range.start <= range.end)
+        };
+        let mut offsets = [0; K];
+        for (offset, rank) in offsets.iter_mut().zip(ranks) {
+            *offset = place(rank).ok_or_else(corrupt)?;
+        }
+        let overlap = |a: usize, b: usize| offsets[a].abs_diff(offsets[b]) < range.len();
+        if (0..K).any(|a| (0..a).any(|b| overlap(a, b))) {
+            return Err(corrupt());
+        }
+        let mut places = [core::ptr::NonNull::dangling(); K];
+        for (place, offset) in places.iter_mut().zip(offsets) {
+            *place = window.world.segment().bytes(offset, range.len()).ok_or_else(corrupt)?;
+        }
+        // SAFETY: in bounds and mapped, none overlaps another, and `self` is borrowed as long; their owners lend the memory
+        // until the closing exchange; the places of the ranks are disjoint because all compute them from the same lengths.
+        Ok(places.map(|place| unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), range.len()) }))
+    }
+}
+
 /// What the peers show in one exchange.
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
@@ -491,24 +525,10 @@ impl<'a> Seen<'a> {
         Ok(unsafe { core::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
-    /// Copies `part` to its place in the memory that `root` has opened: behind the parts of all lower ranks, as the
-    /// lengths in this exchange say.
-    pub(crate) fn put(&self, root: usize, part: &[u8], store: Store) -> Result<()> {
-        let me = self.window.rank();
-        let before = (0..me).try_fold(0usize, |sum, peer| sum.checked_add(self.len(peer)));
-        let head = &self.window.heads[root];
-        let fits = before.and_then(|before| Some((before, before.checked_add(part.len())?)));
-        let offset = fits.filter(|&(_, end)| end <= head.room as usize && part.len() == self.len(me));
-        let at = offset
-            .and_then(|(before, _)| (head.target as usize).checked_add(before))
-            .and_then(|offset| self.window.world.segment().bytes(offset, part.len()));
-        let at = at.ok_or(Error::Corrupt { what: "the head of a peer's call" })?;
-        // SAFETY: in bounds and mapped; root lends the memory until the closing exchange; the parts of the ranks are
-        // disjoint because all compute them from the same lengths; `part` is not in it (root cannot borrow it twice).
-        let to = unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), part.len()) };
-        kernel::copy(to, part, store);
-        point(Site::Copied);
-        Ok(())
+    /// How many bytes the ranks below this one bring.
+    pub(crate) fn before_me(&self) -> Result<usize> {
+        let sum = (0..self.window.rank()).try_fold(0usize, |sum, peer| sum.checked_add(self.len(peer)));
+        sum.ok_or(Error::Corrupt { what: "the head of a peer's call" })
     }
 
     /// All ranks have made this call: what allows views to change hands.

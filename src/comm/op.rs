@@ -210,11 +210,11 @@ impl<'f, T: Element> Op<'f, T> {
                     }
                 };
                 blank(dst);
-                twin.as_deref_mut().into_iter().for_each(blank);
+                twin.as_mut().into_iter().for_each(|(twin, _)| blank(twin));
             }
             let operands = Operands {
                 dst: cast_mut(dst)?,
-                twin: twin.map(cast_mut).transpose()?,
+                twin: twin.map(|(twin, store)| cast_mut(twin).map(|twin| (twin, store))).transpose()?,
                 a: a.map(cast).transpose()?,
                 b: cast(bytes.b)?,
                 store: bytes.store,
@@ -254,7 +254,7 @@ impl Fold<'_> {
     pub(crate) fn in_rank_order<'p>(
         &self,
         dst: &mut [u8],
-        mut twin: Option<&mut [u8]>,
+        mut twin: Option<(&mut [u8], Store)>,
         store: Store,
         count: usize,
         part: impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
@@ -265,14 +265,14 @@ impl Fold<'_> {
         for start in (0..dst.len()).step_by(block) {
             let range = start..(start + block).min(dst.len());
             let (dst, first) = (&mut dst[range.clone()], part(0, range.clone())?);
-            let twin = twin.as_deref_mut().map(|twin| &mut twin[range.clone()]);
+            let twin = twin.as_mut().map(|(twin, store)| (&mut twin[range.clone()], *store));
             if count == 2 {
                 let (a, b) = (Some(first), part(1, range)?);
                 (self.apply)(Operands { dst, twin, a, b, store })?;
                 continue;
             }
             let (hot, cold) = match twin {
-                Some(twin) => (twin, Some(dst)),
+                Some((twin, _)) => (twin, Some(dst)),
                 None => (dst, None),
             };
             match count {

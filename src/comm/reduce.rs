@@ -4,6 +4,7 @@ use crate::channel::call::{Call, Verb};
 use crate::comm::op::Op;
 use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
+use crate::shm::array::Lease;
 use crate::shm::element::{Datatype, Element};
 use ndarray::{ArrayBase, Data, DataMut, Dimension};
 
@@ -101,6 +102,52 @@ impl Comm<'_> {
             with_bytes(send, |send| {
                 with_bytes_mut(recv, |recv| self.transport.reduce(&call, send, Some(recv), fold))
             })
+        })
+    }
+
+    /// As [`Comm::all_reduce`], into a shared array of each rank's: what a rank has folded it writes to all at once, so
+    /// nothing is staged where every rank's `send` lies in shared memory too ([`Comm::alloc`]). Every rank gets its array
+    /// back; after an error it is lost (a rank may still be writing into it).
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// phalanx::launch(2, |comm| {
+    ///     let mut mine = comm.alloc(3)?;
+    ///     mine.view_mut().fill(comm.rank() as f64 + 1.0);
+    ///     let room = comm.alloc(3)?;
+    ///     let sum = comm.all_reduce_into_lease(&mine.view(), room, &phalanx::Op::sum())?;
+    ///     assert!(sum.view().iter().all(|&x| x == 3.0));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn all_reduce_into_lease<T: Element, S, D, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: Lease<T, E>,
+        op: &Op<'_, T>,
+    ) -> Result<Lease<T, E>>
+    where
+        S: Data<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = call::<T>(Verb::AllReduceShared);
+        op.with_fold(|fold| {
+            let call = call.op(fold.code);
+            self.check_room(&call, send.len(), recv.view().len())?;
+            let (mut block, dim) = recv.into_parts();
+            self.check_block(&call, &block)?;
+            match with_bytes(send, |send| self.transport.reduce_shared(&call, send, &mut block, fold)) {
+                Ok(()) => Ok(Lease::new(block, dim)),
+                Err(error) => {
+                    block.leave_held();
+                    Err(error)
+                }
+            }
         })
     }
 

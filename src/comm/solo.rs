@@ -117,6 +117,10 @@ impl<'w> Transport<'w> for Solo {
         recv.map_or(Ok(()), |recv| self.copy(call, recv, send))
     }
 
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, _: &Fold<'_>) -> Result<()> {
+        self.copy(call, recv.bytes_mut(), send)
+    }
+
     fn reduce_scatter(
         &mut self,
         call: &Call,

@@ -150,6 +150,9 @@ pub(crate) trait Transport<'w> {
     /// The fold of all `send`, to those who give `recv`: root, or all.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()>;
 
+    /// As `reduce` for all, into shared memory of each: what one has folded it writes to all.
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()>;
+
     /// The fold of all `send`, rank r getting the r-th of the consecutive parts with lengths `counts`.
     fn reduce_scatter(
         &mut self,

@@ -73,8 +73,8 @@ pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
 /// What a fold reads and writes; all are as long.
 pub(crate) struct Operands<'a, T> {
     pub(crate) dst: &'a mut [T],
-    /// Becomes the same as `dst`, by ordinary stores. Only if there is an `a`.
-    pub(crate) twin: Option<&'a mut [T]>,
+    /// Becomes the same as `dst`, so written. Only if there is an `a`.
+    pub(crate) twin: Option<(&'a mut [T], Store)>,
     /// If none, what `dst` holds.
     pub(crate) a: Option<&'a [T]>,
     pub(crate) b: &'a [T],
@@ -95,17 +95,17 @@ pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
             return unsafe { wide::fold_avx2(operands, f) };
         }
     }
-    plain(operands, &f);
+    plain::<T, F, false>(operands, &f);
 }
 
 #[inline(always)]
-fn plain<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: &F) {
+fn plain<T: Copy, F: Fn(T, T) -> T, const AVX512: bool>(operands: Operands<'_, T>, f: &F) {
     match operands {
         #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
         Operands { dst, twin, a: Some(a), b, store: Store::Streamed } => {
-            wide::fold_streamed(dst, twin, a, b, f);
+            wide::fold_streamed::<T, F, AVX512>(dst, twin, a, b, f);
         }
-        Operands { dst, twin, a: Some(a), b, .. } => cached(dst, twin, a, b, f),
+        Operands { dst, twin, a: Some(a), b, .. } => cached(dst, twin.map(|(twin, _)| twin), a, b, f),
         Operands { dst, a: None, b, .. } => {
             for (dst, &b) in dst.iter_mut().zip(b) {
                 *dst = f(*dst, b);
@@ -135,12 +135,12 @@ fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &
 /// What x86-64 processors may have. (`--cfg plain_kernels` leaves it out: sanitizers see nothing of these instructions.)
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
-    use super::Operands;
+    use super::{Operands, Store};
     use crate::os::topology::Found;
     use core::arch::asm;
     use core::arch::x86_64::{
         __cpuid_count, __m128i, _mm_load_si128, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
-        _mm512_loadu_si512, _mm512_setzero_si512, _mm512_stream_si512,
+        _mm512_load_si512, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_stream_si512,
     };
     use core::mem::MaybeUninit;
 
@@ -165,19 +165,19 @@ mod wide {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn fold_avx512<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
-        super::plain(operands, &f);
+        super::plain::<T, F, true>(operands, &f);
     }
 
     #[target_feature(enable = "avx2")]
     pub(super) fn fold_avx2<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
-        super::plain(operands, &f);
+        super::plain::<T, F, false>(operands, &f);
     }
 
     /// Whole cache lines of `dst` by stores that bypass the caches.
     #[inline(always)]
-    pub(super) fn fold_streamed<T: Copy, F: Fn(T, T) -> T>(
+    pub(super) fn fold_streamed<T: Copy, F: Fn(T, T) -> T, const AVX512: bool>(
         dst: &mut [T],
-        mut twin: Option<&mut [T]>,
+        mut twin: Option<(&mut [T], Store)>,
         a: &[T],
         b: &[T],
         f: &F,
@@ -187,34 +187,64 @@ mod wide {
         let head = if whole { dst.as_ptr().align_offset(LINE).min(dst.len()) } else { dst.len() };
         let tail = head + (dst.len() - head) / each * each;
         for part in [0..head, tail..dst.len()] {
-            let twin = twin.as_deref_mut().map(|twin| &mut twin[part.clone()]);
+            let twin = twin.as_mut().map(|(twin, _)| &mut twin[part.clone()]);
             super::cached(&mut dst[part.clone()], twin, &a[part.clone()], &b[part], f);
         }
         let (dst, a, b) = (&mut dst[head..tail], &a[head..tail], &b[head..tail]);
         let lines = dst.chunks_exact_mut(each).zip(a.chunks_exact(each)).zip(b.chunks_exact(each));
-        let line = |dst: &mut [T], a: &[T], b: &[T], twin: Option<&mut [T]>| {
-            let mut line = MaybeUninit::<Line>::uninit();
-            let first: *mut T = line.as_mut_ptr().cast();
+        let fold = |a: &[T], b: &[T]| {
+            let mut line = Folded(MaybeUninit::uninit());
+            let first: *mut T = line.0.as_mut_ptr().cast();
             for (index, (&a, &b)) in a.iter().zip(b).enumerate() {
                 // SAFETY: as many elements as fill a line, which is aligned for them: their size divides its.
                 unsafe { first.wrapping_add(index).write(f(a, b)) };
             }
-            // SAFETY: all of its bytes that matter have been written: it is copied as elements only.
-            let written = unsafe { core::slice::from_raw_parts(first, each) };
-            twin.into_iter().for_each(|twin| twin.copy_from_slice(written));
+            line
+        };
+        match twin.map(|(twin, store)| (&mut twin[head..tail], store)) {
+            Some((twin, Store::Streamed)) if twin.as_ptr().align_offset(LINE) == 0 => {
+                lines.zip(twin.chunks_exact_mut(each)).for_each(|(((dst, a), b), twin)| {
+                    let line = fold(a, b);
+                    line.stream_to::<T, AVX512>(dst);
+                    line.stream_to::<T, AVX512>(twin);
+                });
+            }
+            Some((twin, _)) => lines.zip(twin.chunks_exact_mut(each)).for_each(|(((dst, a), b), twin)| {
+                let line = fold(a, b);
+                twin.copy_from_slice(line.elements(each));
+                line.stream_to::<T, AVX512>(dst);
+            }),
+            None => lines.for_each(|((dst, a), b)| fold(a, b).stream_to::<T, AVX512>(dst)),
+        }
+    }
+
+    /// A cache line's worth of elements, all written.
+    struct Folded(MaybeUninit<Line>);
+
+    impl Folded {
+        #[inline(always)]
+        fn elements<T>(&self, each: usize) -> &[T] {
+            // SAFETY: `fold_streamed` has written so many elements: they fill the line.
+            unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), each) }
+        }
+
+        /// To a line of memory, which is aligned.
+        #[inline(always)]
+        fn stream_to<T, const AVX512: bool>(&self, to: &mut [T]) {
+            if AVX512 {
+                // SAFETY: a line to a line, both aligned.
+                unsafe {
+                    _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_load_si512(self.0.as_ptr().cast()))
+                };
+                return;
+            }
+            let (from, to) = (self.0.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
             for part in 0..LINE / 16 {
                 // SAFETY: a quarter of a line.
-                let bytes = unsafe { _mm_load_si128(first.cast::<__m128i>().wrapping_add(part)) };
+                let bytes = unsafe { _mm_load_si128(from.wrapping_add(part)) };
                 // SAFETY: a quarter of a line, which is aligned.
-                unsafe { _mm_stream_si128(dst.as_mut_ptr().cast::<__m128i>().wrapping_add(part), bytes) };
+                unsafe { _mm_stream_si128(to.wrapping_add(part), bytes) };
             }
-        };
-        match twin {
-            Some(twin) => {
-                let twin = twin[head..tail].chunks_exact_mut(each);
-                lines.zip(twin).for_each(|(((dst, a), b), twin)| line(dst, a, b, Some(twin)));
-            }
-            None => lines.for_each(|((dst, a), b)| line(dst, a, b, None)),
         }
     }
 
@@ -330,7 +360,7 @@ mod tests {
                     let expected: Vec<f64> = (0..a.len()).map(|i| a[i] - b[i]).collect();
                     let room = from..from + a.len();
                     let (mut dst, mut twin) = (vec![0.5; a.len() + 9], vec![0.5; a.len() + 9]);
-                    let at = with_twin.then(|| &mut twin[room.clone()]);
+                    let at = with_twin.then(|| (&mut twin[room.clone()], store));
                     fold(
                         Operands { dst: &mut dst[room.clone()], twin: at, a: Some(&a), b: &b, store },
                         |a, b| a - b,
@@ -360,7 +390,7 @@ mod tests {
         fold(Operands { dst: &mut dst, twin: None, a: Some(&a), b: &a, store }, |a, b| [a[0] + b[8]; 9]);
         assert_eq!(dst, [[3.0; 9]; 40]);
         let (a, mut dst, mut twin) = ([[3u8; 128]; 40], [[0; 128]; 40], [[0; 128]; 40]);
-        let operands = Operands { dst: &mut dst, twin: Some(&mut twin), a: Some(&a), b: &a, store };
+        let operands = Operands { dst: &mut dst, twin: Some((&mut twin, store)), a: Some(&a), b: &a, store };
         fold(operands, |a, b| [a[0] + b[127]; 128]);
         assert!(dst == [[6; 128]; 40] && twin == dst);
         let (mut dst, a) = ([(); 40], [(); 40]);

@@ -217,6 +217,10 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.reduce(call, send, recv, fold)
     }
 
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
+        self.reduce_shared(call, send, recv, fold)
+    }
+
     fn reduce_scatter(
         &mut self,
         call: &Call,

@@ -5,6 +5,7 @@ use crate::channel::window::{Offer, Payload, Seen, Shown};
 use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
+use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
 use crate::shm::kernel::{self, Store};
 use std::cell::{Cell, RefCell};
@@ -63,8 +64,12 @@ impl Shm<'_> {
         let seat = Rc::clone(&self.seat);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
-            epoch.seen.put(call.root, send, store)?;
-            seat.count(send.len());
+            if !send.is_empty() {
+                let before = epoch.seen.before_me()?;
+                let [to] = epoch.opened([call.root], before..before + send.len())?;
+                seat.copy(to, send, store);
+                point(Site::Copied);
+            }
             Ok(())
         })
     }
