@@ -140,7 +140,7 @@ mod wide {
     use core::arch::asm;
     use core::arch::x86_64::{
         __cpuid_count, __m128i, _mm_load_si128, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
-        _mm512_load_si512, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_stream_si512,
+        _mm512_load_si512, _mm512_loadu_si512, _mm512_stream_si512,
     };
     use core::mem::MaybeUninit;
 
@@ -285,17 +285,17 @@ mod wide {
 
     #[target_feature(enable = "avx512f")]
     fn stream_avx512(lines: &mut [Line], from: &[u8]) {
-        for (lines, from) in lines.chunks_mut(4).zip(from.chunks(4 * LINE)) {
-            let mut held = [_mm512_setzero_si512(); 4];
-            for (held, from) in held.iter_mut().zip(from.chunks_exact(LINE)) {
-                // SAFETY: a line, wherever it lies.
-                *held = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
-            }
-            for (line, held) in lines.iter_mut().zip(held) {
+        let ((fours, rest), (from, last)) = (lines.as_chunks_mut::<4>(), from.as_chunks::<{ 4 * LINE }>());
+        for (four, from) in fours.iter_mut().zip(from) {
+            // SAFETY: a line, wherever it lies. (By number: a loop would become a call of the library's copy.)
+            let load = |line: usize| unsafe { _mm512_loadu_si512(from[line * LINE..].as_ptr().cast()) };
+            let [a, b, c, d] = four;
+            for (line, bytes) in [(a, load(0)), (b, load(1)), (c, load(2)), (d, load(3))] {
                 // SAFETY: a line, aligned.
-                unsafe { _mm512_stream_si512(core::ptr::from_mut(line).cast(), held) };
+                unsafe { _mm512_stream_si512(core::ptr::from_mut(line).cast(), bytes) };
             }
         }
+        stream_sse2(rest, last);
     }
 
     fn stream_sse2(lines: &mut [Line], from: &[u8]) {
