@@ -57,8 +57,8 @@ fn main() -> std::process::ExitCode {
         moved!(
             moving::broadcast moving::gather moving::gather_varcount moving::gather_into_lease moving::all_gather
             moving::scatter moving::all_to_all moving::send_recv moving::send_lease moving::parts
-            folding::reduce folding::all_reduce folding::all_reduce_parts folding::reduce_scatter
-            folding::scan folding::exclusive_scan
+            folding::reduce folding::all_reduce folding::all_reduce_into_lease folding::all_reduce_parts
+            folding::reduce_scatter folding::scan folding::exclusive_scan
         ),
         under!([Solo Threads Fork Split Wrap]:
             "barrier" => moving::barrier;

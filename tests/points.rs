@@ -73,6 +73,10 @@ fn work(comm: &mut Comm<'_>, array: Option<&SharedArray<u32, Ix1>>, late: bool) 
     let all = comm.gather_into_lease(&mine.view(), room, 0)?;
     check(all.is_none_or(|all| all.view()[3000 * size - 1] as usize == size - 1), "gather_into_lease")?;
     pause();
+    let room = comm.alloc::<u32, _>(3000)?;
+    let sum = comm.all_reduce_into_lease(&mine.view(), room, &Op::sum())?;
+    check(sum.view().iter().all(|&x| x as usize == size * (size - 1) / 2), "all_reduce_into_lease")?;
+    pause();
     let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
     comm.send(&arr1(&[rank as u64]), next)?;
     comm.send(&Array1::from_elem(5000, rank as u16), next)?;

@@ -232,10 +232,10 @@ mod wide {
         #[inline(always)]
         fn stream_to<T, const AVX512: bool>(&self, to: &mut [T]) {
             if AVX512 {
-                // SAFETY: a line to a line, both aligned.
-                unsafe {
-                    _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_load_si512(self.0.as_ptr().cast()))
-                };
+                // SAFETY: a line, aligned; only where the processor has the instructions.
+                let bytes = unsafe { _mm512_load_si512(self.0.as_ptr().cast()) };
+                // SAFETY: likewise.
+                unsafe { _mm512_stream_si512(to.as_mut_ptr().cast(), bytes) };
                 return;
             }
             let (from, to) = (self.0.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());

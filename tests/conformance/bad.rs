@@ -131,6 +131,17 @@ const WRONG: &[Wrong] = wrong! {
             let len = 3 - usize::from(it.bad);
             comm.all_reduce(&three().slice(ndarray::s![..len]), &mut out.slice_mut(ndarray::s![..len]), &Op::sum())
         };
+    "all_reduce_into_lease: room": Own, "all_reduce_into_lease", "as many",
+        |comm, it, _out| {
+            let room = comm.alloc::<f64, _>(3 - usize::from(it.bad))?;
+            comm.all_reduce_into_lease(&three(), room, &Op::sum()).map(drop)
+        };
+    "all_reduce_into_lease: lengths": Between, "all_reduce_into_lease", "different lengths",
+        |comm, it, _out| {
+            let len = 3 - usize::from(it.bad);
+            let room = comm.alloc::<f64, _>(len)?;
+            comm.all_reduce_into_lease(&three().slice(ndarray::s![..len]), room, &Op::sum()).map(drop)
+        };
     "reduce_scatter: room": Own, "reduce_scatter", "as many",
         |comm, it, out| {
             let send = Array1::zeros(3 * comm.size() + usize::from(it.bad));

@@ -3,7 +3,7 @@
 use crate::arrays::{At, Buffer, same};
 use crate::elements::{Operand, Pair, folded, mix};
 use crate::world::Back;
-use ndarray::{Array1, Ix2};
+use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{Comm, Op, Result};
 use std::time::Duration;
 
@@ -41,6 +41,19 @@ pub fn all_reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.all_reduce(&send.view(), &mut recv.view_mut(), &op)?;
         recv.check(&folded(&brought, f));
+    }
+    send.check(&brought[rank]);
+    Ok(())
+}
+
+pub fn all_reduce_into_lease<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
+    let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
+    let mut send = Buffer::new(comm, at.send, &brought[rank])?;
+    let mut recv = comm.alloc::<T, Ix1>(Ix1(at.len))?;
+    for (op, f) in ops::<T>(at) {
+        recv.view_mut().assign(&Array1::from(T::junk(at.len)));
+        recv = comm.all_reduce_into_lease(&send.view(), recv, &op)?;
+        same(recv.view().as_slice().expect("contiguous"), &folded(&brought, f));
     }
     send.check(&brought[rank]);
     Ok(())

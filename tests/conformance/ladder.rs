@@ -75,6 +75,8 @@ pub fn gather(back: Back) {
 /// | --- | --- | --- |
 /// | shared | the result's parts | 0 |
 /// | private | the result's parts | `p n`: each stages what it brings |
+/// | shared | each rank's shared array | `p n`: each writes what it has folded to all (two ranks: 0, in one go) |
+/// | private | each rank's shared array | `p n` more: each stages what it brings |
 /// | shared | private or shared | `(p - 1) n`: each reads the others' slices of the result (two ranks: 0, each folds all) |
 /// | private | private | `2 (p - 1) n`: each stages what others fold and reads what they have folded; `p n` if short, where each folds all |
 pub fn sum(back: Back) {
@@ -95,9 +97,17 @@ pub fn sum(back: Back) {
                 assert!(whole.view().iter().all(|&x: &f64| x == 3.0));
                 Ok(())
             };
+            let into = |comm: &mut Comm<'_>, send: ndarray::ArrayView1<'_, f64>| {
+                let room = comm.alloc(Ix1(n))?;
+                let sum = comm.all_reduce_into_lease(&send, room, &Op::sum())?;
+                assert!(sum.view().iter().all(|&x: &f64| x == 3.0));
+                Ok(())
+            };
             let copies = vec![
                 copied(comm, |comm| whole(comm, shared.view(), first))?,
                 copied(comm, |comm| whole(comm, private.view(), second))?,
+                copied(comm, |comm| into(comm, shared.view()))?,
+                copied(comm, |comm| into(comm, private.view()))?,
                 copied(comm, |comm| comm.all_reduce(&shared.view(), &mut recv, &Op::sum()))?,
                 copied(comm, |comm| comm.all_reduce(&shared.view(), &mut lease.view_mut(), &Op::sum()))?,
                 copied(comm, |comm| comm.all_reduce(&private, &mut recv, &Op::sum()))?,
@@ -109,8 +119,8 @@ pub fn sum(back: Back) {
             let p = RANKS as u64;
             // Up to 256 KiB every rank folds everything straight from its peers.
             match n {
-                1024 => vec![0, p * n, 0, 0, p * n],
-                _ => vec![0, p * n, (p - 1) * n, (p - 1) * n, 2 * (p - 1) * n],
+                1024 => vec![0, p * n, p * n, 2 * p * n, 0, 0, p * n],
+                _ => vec![0, p * n, p * n, 2 * p * n, (p - 1) * n, (p - 1) * n, 2 * (p - 1) * n],
             }
         },
     );

@@ -192,7 +192,7 @@ pub fn counts(back: Back) {
 type Step = fn(&mut Comm<'_>, &At) -> Result<()>;
 
 /// What a program may consist of.
-const STEPS: [Step; 24] = [
+const STEPS: [Step; 25] = [
     moving::broadcast::<Rgb>,
     moving::broadcast::<f64>,
     moving::gather::<u8>,
@@ -211,6 +211,7 @@ const STEPS: [Step; 24] = [
     folding::reduce::<Wide>,
     folding::all_reduce::<f64>,
     folding::all_reduce::<Particle>,
+    folding::all_reduce_into_lease::<Rgb>,
     folding::all_reduce_parts::<f32>,
     folding::reduce_scatter::<Rgb>,
     folding::scan::<[f64; 3]>,

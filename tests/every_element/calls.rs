@@ -145,6 +145,16 @@ fn all_reduce_shared<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check
     }))
 }
 
+/// From wherever each rank has it, into everyone's shared memory.
+fn all_reduce_into_lease<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
+    let send = Strip::<T>::mine(comm, &at, at.len)?;
+    let recv = comm.alloc::<T, _>(at.len)?;
+    let recv = comm.all_reduce_into_lease(&send.view(), recv, &Op::sum())?;
+    Ok(Box::new(move || {
+        same("all_reduce_into_lease", &at, recv.view(), |index| folded(at.ranks, at.number, index));
+    }))
+}
+
 fn all_reduce_parts<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
     let send = Strip::<T>::mine(comm, &at, at.len)?;
     let rows = at.len / at.ranks + usize::from(at.rank < at.len % at.ranks);
@@ -226,7 +236,7 @@ fn lease_ring<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
 }
 
 /// All calls with elements of a type.
-pub fn calls<T: Sample>() -> [Call; 18] {
+pub fn calls<T: Sample>() -> [Call; 19] {
     [
         barrier::<T>,
         broadcast::<T>,
@@ -239,6 +249,7 @@ pub fn calls<T: Sample>() -> [Call; 18] {
         reduce::<T>,
         all_reduce::<T>,
         all_reduce_shared::<T>,
+        all_reduce_into_lease::<T>,
         all_reduce_parts::<T>,
         reduce_scatter::<T>,
         scan::<T>,

@@ -8,7 +8,7 @@ use crate::channel::call::Call;
 use crate::channel::line::INLINE;
 use crate::channel::window::{Epoch, Offer, Payload, Shown, Then};
 use crate::comm::op::Fold;
-use crate::comm::shm::{Shm, all_payloads, digest_of, part, starts_of};
+use crate::comm::shm::{CHUNK, Shm, all_payloads, digest_of, part, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
@@ -214,7 +214,7 @@ impl Shm<'_> {
                     _ if rank == me => Ok(&send[range]),
                     _ => seen.part(rank, at as isize, range),
                 };
-                if size == 2 {
+                if size == 2 && !mine.is_empty() {
                     let [dst, twin] = epoch.opened([0, 1], mine.clone())?;
                     fold.in_rank_order(dst, Some((twin, store)), store, size, |rank, range| {
                         part(rank, mine.start + range.start..mine.start + range.end)
@@ -292,7 +292,7 @@ impl Shm<'_> {
         inclusive: bool,
     ) -> Result<()> {
         let (n, me) = (send.len(), self.rank());
-        let most = self.chunk().max(fold.size).min(self.window.member().cell);
+        let most = CHUNK.max(fold.size).min(self.window.member().cell);
         let chunk = self.fitting(call, most, fold.size)?;
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {

@@ -2,7 +2,7 @@
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
-use crate::comm::shm::{Shm, all_payloads, digest_of, part};
+use crate::comm::shm::{Eager, Shm, all_payloads, digest_of, part};
 use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
@@ -20,10 +20,10 @@ impl Shm<'_> {
             false => Err(seen.differ(call, "the ranks give room of different lengths")),
         };
         if self.rank() == call.root {
-            return self.exchange_all(call, (len, 0), (data, &[]), alike, |_, _, _, _| {});
+            return self.exchange_all(call, (len, 0), (data, &[]), Eager::Piece, alike, |_, _, _, _| {});
         }
         let store = Store::best(2 * len, self.size());
-        self.exchange_all(call, (len, 0), (&[], &[]), alike, |seat, _, at, bytes| {
+        self.exchange_all(call, (len, 0), (&[], &[]), Eager::Piece, alike, |seat, _, at, bytes| {
             seat.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
         })?;
         kernel::order(store);
@@ -38,14 +38,28 @@ impl Shm<'_> {
     ) -> Result<()> {
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
         let Some((recv, counts)) = recv else {
-            return self.exchange_all(call, (send.len(), 0), (send, &[]), check, |_, _, _, _| {});
+            return self.exchange_all(
+                call,
+                (send.len(), 0),
+                (send, &[]),
+                Eager::Short,
+                check,
+                |_, _, _, _| {},
+            );
         };
         let digest = digest_of(counts.iter().copied(), 0);
         let store = Store::best(2 * recv.len(), self.size());
-        self.exchange_all(call, (send.len(), digest), (&[], send), check, |seat, peer, at, bytes| {
-            let at = counts[..peer].iter().sum::<usize>() + at;
-            seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-        })?;
+        self.exchange_all(
+            call,
+            (send.len(), digest),
+            (&[], send),
+            Eager::Short,
+            check,
+            |seat, peer, at, bytes| {
+                let at = counts[..peer].iter().sum::<usize>() + at;
+                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+            },
+        )?;
         kernel::order(store);
         Ok(())
     }
@@ -91,10 +105,17 @@ impl Shm<'_> {
             Ok(())
         };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(call, (send.len(), room as u64), (send, send), check, |seat, peer, at, bytes| {
-            let at = starts.borrow()[peer] + at;
-            seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-        })?;
+        self.exchange_all(
+            call,
+            (send.len(), room as u64),
+            (send, send),
+            Eager::Piece,
+            check,
+            |seat, peer, at, bytes| {
+                let at = starts.borrow()[peer] + at;
+                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+            },
+        )?;
         kernel::order(store);
         Ok(())
     }
@@ -115,17 +136,24 @@ impl Shm<'_> {
         };
         let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(call, (len, room as u64), (shown, shown), check, |seat, peer, at, bytes| {
-            let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
-            let (from, to) = (want.start.max(have.start), want.end.min(have.end));
-            if peer == root && from < to {
-                seat.copy_unordered(
-                    &mut recv[from - want.start..to - want.start],
-                    &bytes[from - at..to - at],
-                    store,
-                );
-            }
-        })?;
+        self.exchange_all(
+            call,
+            (len, room as u64),
+            (shown, shown),
+            Eager::Piece,
+            check,
+            |seat, peer, at, bytes| {
+                let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
+                let (from, to) = (want.start.max(have.start), want.end.min(have.end));
+                if peer == root && from < to {
+                    seat.copy_unordered(
+                        &mut recv[from - want.start..to - want.start],
+                        &bytes[from - at..to - at],
+                        store,
+                    );
+                }
+            },
+        )?;
         kernel::order(store);
         Ok(())
     }
