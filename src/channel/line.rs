@@ -5,6 +5,7 @@
 
 use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
+use crate::shm::kernel;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
 use std::time::Instant;
@@ -133,6 +134,15 @@ impl<'w> Gate<'w> {
             padded[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
         }
+    }
+
+    /// The exchange under way has been seen, by this rank: on to the next one.
+    pub(crate) fn advance(&mut self) {
+        self.next = self.next.wrapping_add(1);
+        // The peers have read it; whatever is done until it is filled hides the line's way back.
+        let mark = self.lines[self.me].mark(self.next);
+        kernel::fetch_to_write(mark);
+        kernel::fetch_to_write(&mark.inline[1]);
     }
 
     /// [4] for one peer; the mark's contents may be read afterwards.

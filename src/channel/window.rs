@@ -224,7 +224,7 @@ impl<'w> Window<'w> {
         self.meet(call, &offer)?;
         point(Site::ExchangeSeen);
         let e = self.gate.next;
-        self.gate.next = e.wrapping_add(1);
+        self.gate.advance();
         if std::mem::take(&mut self.unclosed) {
             self.not_revoked(call)?;
         }
@@ -261,7 +261,7 @@ impl<'w> Window<'w> {
         point(Site::ExchangeClosing);
         self.meet(call, &Offer::default())?;
         point(Site::ExchangeClosed);
-        self.gate.next = self.gate.next.wrapping_add(1);
+        self.gate.advance();
         self.not_revoked(call)
     }
 
@@ -350,7 +350,7 @@ impl<'w> Window<'w> {
         let place = call.place(self.gate.me, self.gate.next);
         let aborts = |head: &Head| head.signature & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
-            self.gate.next = self.gate.next.wrapping_add(1);
+            self.gate.advance();
             let rank = self.ranks[peer];
             let problem = format!(
                 "rank {rank} was given wrong arguments and reports them; nobody's output has changed"
@@ -441,6 +441,10 @@ impl Inline {
 impl<'a> Seen<'a> {
     pub(crate) fn size(&self) -> usize {
         self.window.size()
+    }
+
+    pub(crate) fn me(&self) -> usize {
+        self.window.rank()
     }
 
     /// Length of a peer's whole contribution.

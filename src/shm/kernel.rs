@@ -55,6 +55,14 @@ pub(crate) fn order(store: Store) {
     let _ = store;
 }
 
+/// Asks for the cache line where `place` begins, to be written soon: its way here overlaps what is done until then.
+#[inline]
+pub(crate) fn fetch_to_write<T>(place: &T) {
+    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
+    wide::fetch_to_write(core::ptr::from_ref(place).cast());
+    let _ = place;
+}
+
 /// As [`copy`], to be followed by [`order`].
 pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     assert_eq!(dst.len(), src.len(), "copy between different lengths");
@@ -307,6 +315,12 @@ mod wide {
                 unsafe { _mm_stream_si128(part, bytes) };
             }
         }
+    }
+
+    #[inline]
+    pub(super) fn fetch_to_write(line: *const u8) {
+        // SAFETY: changes nothing but who holds the line; processors of this architecture that cannot do it ignore it.
+        unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
     }
 
     pub(super) fn fence() {

@@ -49,13 +49,27 @@ impl Shm<'_> {
         recv: Option<&mut [u8]>,
         fold: &Fold<'_>,
     ) -> Result<()> {
+        let me = self.rank();
         let payload = if send.is_empty() { Payload::Nothing } else { Payload::Inline(send) };
         let offer = Offer { len: send.len(), digest: fold.id, payload, target: None };
         self.window.exchange(call, offer, |epoch| {
             alike(call, epoch)?;
             let Some(recv) = recv else { return Ok(()) };
-            recv.copy_from_slice(epoch.seen.inline(0)?.bytes());
-            (1..epoch.seen.size()).try_for_each(|peer| fold.onto(recv, epoch.seen.inline(peer)?.bytes()))
+            for rank in 0..epoch.seen.size() {
+                let inline;
+                // What is mine is not read back from the mark: its line is on its way to the peers.
+                let operand = if rank == me {
+                    send
+                } else {
+                    inline = epoch.seen.inline(rank)?;
+                    inline.bytes()
+                };
+                match rank {
+                    0 => recv.copy_from_slice(operand),
+                    _ => fold.onto(recv, operand)?,
+                }
+            }
+            Ok(())
         })
     }
 
@@ -306,7 +320,8 @@ impl Shm<'_> {
                     return Ok(());
                 }
                 fold.in_rank_order(&mut recv[range.clone()], None, Store::Cached, upto, |rank, block| {
-                    part(&payloads[rank], at, at + block.start..at + block.end)
+                    let whole = at + block.start..at + block.end;
+                    if rank == me { Ok(&send[whole]) } else { part(&payloads[rank], at, whole) }
                 })
             })?;
         }

@@ -104,8 +104,10 @@ impl<'w> Shm<'w> {
                     longest = longest.max(len);
                     stagers.push(peer);
                 }
+                if peer == me {
+                    continue;
+                }
                 match epoch.seen.payload(peer)? {
-                    _ if peer == me => {}
                     Shown::Nothing => {}
                     Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
                     Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
@@ -330,8 +332,9 @@ fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a 
     part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
+/// What the peers show. What is mine is not read back from shared memory: nothing.
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {
-    ranks.map(|peer| seen.payload(peer)).collect()
+    ranks.map(|peer| if peer == seen.me() { Ok(Shown::Nothing) } else { seen.payload(peer) }).collect()
 }
 
 fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {

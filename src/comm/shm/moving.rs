@@ -180,6 +180,7 @@ impl Shm<'_> {
                     }
                     for (peer, shown) in all_payloads(&epoch.seen, 0..size)?.iter().enumerate() {
                         let (at, bytes) = match shown {
+                            _ if peer == me && round == 0 => (0, &send[whole.clone()]),
                             Shown::Nothing => continue,
                             Shown::Staged(cell) => {
                                 (round, &cell[me * section..][..section.min(block - round)])
