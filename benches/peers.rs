@@ -172,6 +172,10 @@ impl Side for Ours<'_, '_> {
         self.comm.barrier()
     }
 
+    fn hold(&mut self, clock: &Clock) -> bool {
+        self.state.hold(clock)
+    }
+
     fn step(&mut self) -> Result<()> {
         if !self.watched {
             return self.state.step(self.comm);

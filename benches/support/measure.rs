@@ -14,6 +14,10 @@ pub trait Side {
     fn refresh(&mut self, iteration: u64);
     /// Returns when all have called it.
     fn meet(&mut self) -> Result<()>;
+    /// Until this rank may begin; false if its time does not count.
+    fn hold(&mut self, _: &Clock) -> bool {
+        true
+    }
     /// What is timed.
     fn step(&mut self) -> Result<()>;
     /// Compares what came out, if that is asked for.
@@ -66,11 +70,12 @@ impl Plan {
             // Whoever went to sleep while another still wrote is woken by the first, and awake after the second.
             side.meet()?;
             side.meet()?;
+            let counts = side.hold(clock);
             let start = clock.nanos();
             for _ in 0..self.repeat {
                 side.step()?;
             }
-            let elapsed = clock.nanos() - start;
+            let elapsed = if counts { clock.nanos() - start } else { 0.0 };
             side.settle()?;
             Ok(elapsed / 1e3 / self.share as f64)
         };

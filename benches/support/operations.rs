@@ -1,5 +1,6 @@
 //! Operations on the rungs of the zero-copy ladder: from where to where, and what must come out.
 
+use super::clock::Clock;
 use super::expected::{Expected, value};
 use super::pages::on_huge_pages;
 use ndarray::{Array1, ArrayView1, ArrayViewMut1, Ix1};
@@ -74,7 +75,10 @@ pub const OPERATIONS: &[Operation] = operations![
     pingpong zero_copy half: 1/2, ANY, Leased => Nowhere, hand_over;
     // A sweep over so many rows, from the call to the results at root.
     tasks private rate: 1/10000, 64, Private => Private, sweep;
-    tasks private round_trip: 1/1, ANY, Private => Private, sweep;
+    tasks private sweep_of_one: 1/1, ANY, Private => Private, sweep;
+    // One task through the ring to a worker that waits for it, and its result back; asleep: it has waited for long.
+    tasks private round_trip: 1/1, ANY, Private => Private, task_and_back;
+    tasks private asleep: 1/1, 64, Private => Private, task_and_back;
 ];
 
 /// An array wherever it lies.
@@ -206,6 +210,18 @@ impl<'w> State<'w> {
         every.for_each(|(index, element)| *element = value(rank, iteration, index));
     }
 
+    /// Until others have fallen asleep, if that is what the operation is about; false if they are not timed.
+    pub fn hold(&self, clock: &Clock) -> bool {
+        if self.operation.variant != "asleep" {
+            return true;
+        }
+        let begin = clock.nanos();
+        while self.rank == 0 && clock.nanos() - begin < 500_000.0 {
+            std::hint::spin_loop();
+        }
+        self.rank == 0
+    }
+
     /// What is timed.
     pub fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
         if self.fresh {
@@ -320,6 +336,20 @@ fn ping_pong<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
         1 => {
             comm.recv(&mut state.recv.view_mut(), 0)?;
             turn(state.recv.view_mut(), state.check);
+            comm.send(&state.recv.view(), 0)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn task_and_back<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    match comm.rank() {
+        0 => {
+            comm.send(&state.send.view(), 1)?;
+            comm.recv(&mut state.recv.view_mut(), 1)
+        }
+        1 => {
+            comm.recv(&mut state.recv.view_mut(), 0)?;
             comm.send(&state.recv.view(), 0)
         }
         _ => Ok(()),

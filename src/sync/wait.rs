@@ -23,6 +23,7 @@
 
 use crate::os::fault::{Site, point};
 use crate::os::process::{self, OWNER_DIED};
+use crate::os::topology;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,9 @@ pub(crate) fn culprit(revoked: u32) -> Option<usize> {
 
 /// How long to spin and yield before sleeping.
 ///
-/// A wake of a sleeper on another processor costs 15-25 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
-/// with a processor for every rank it pays to spin that long. With fewer, whoever spins keeps the awaited one from
+/// A wake of a sleeper on another processor costs 15-35 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
+/// with a processor for every rank it pays to spin that long, and a waiter that has just woken another must not fall
+/// asleep before that one is there. With fewer, whoever spins keeps the awaited one from
 /// running: 20 pauses, then `sched_yield` for about 100 us (measured with 4 ranks on 2 processors: barrier 2.1 us,
 /// against 9 us with 300 pauses and 8000 us spinning).
 #[derive(Clone, Copy, Debug)]
@@ -81,9 +83,15 @@ impl Pace {
 
     /// For `ranks` on `cpus` processors.
     pub(crate) fn new(ranks: usize, cpus: usize) -> Pace {
-        if ranks <= cpus { Pace { spins: 1000, yields: 2 } } else { Pace { spins: 20, yields: 250 } }
+        match ranks <= cpus {
+            true => Pace { spins: topology::pauses(SPIN), yields: 2 },
+            false => Pace { spins: 20, yields: 250 },
+        }
     }
 }
+
+/// See [`Pace`].
+const SPIN: Duration = Duration::from_micros(40);
 
 /// The words besides the awaited one that end a wait.
 #[derive(Clone, Copy)]
