@@ -17,7 +17,7 @@ mod support;
 
 use clap::{Args, CommandFactory, Parser};
 use ndarray::{Ix1, arr1};
-use phalanx::{Comm, Error, Result};
+use phalanx::{Comm, Error, Result, SharedArray};
 use std::process::ExitCode;
 use std::time::Duration;
 use support::clock::Clock;
@@ -201,6 +201,9 @@ fn ours(place: &Place, point: &Point, fresh: bool, small_pages: bool) -> Result<
         eprintln!("the engine offers no choice of pages");
         return Ok(false);
     }
+    if point.op == "start" && !fresh {
+        return point.bytes.iter().try_for_each(|&bytes| start(place, point, bytes)).map(|()| true);
+    }
     if point.op == "setup" && !fresh {
         return point.bytes.iter().try_for_each(|&bytes| setup(place, point, bytes)).map(|()| true);
     }
@@ -243,6 +246,36 @@ fn measure(
     let near = [ranks[0].1, ranks[0].2];
     let times: Vec<Vec<f64>> = ranks.into_iter().map(|(times, ..)| times).collect();
     report("ours", (operation.op, operation.class, operation.variant), bytes, &times, near);
+    Ok(())
+}
+
+/// Worlds of a caller that holds `bytes`: until every rank has begun, and until the world has ended. The class is where
+/// the caller holds them: in private memory on small pages, there but left behind, or shared.
+fn start(place: &Place, point: &Point, bytes: usize) -> Result<()> {
+    let mut private = Vec::new();
+    let shared = match point.class.as_str() {
+        "private" | "left_behind" => {
+            private = vec![1u8; bytes];
+            None
+        }
+        "shared" => Some(SharedArray::<u8, Ix1>::zeros(bytes)?),
+        _ => return Err(Error::other("private, left_behind or shared")),
+    };
+    let (mut begun, mut ended, first) = (Vec::new(), Vec::new(), place.clock.nanos());
+    let before = limit::placement(place)?;
+    while begun.len() < 6 || place.clock.nanos() - first < point.budget_ms as f64 * 1e6 {
+        let begin = place.clock.nanos();
+        let world = || phalanx::launch(point.ranks, |_| Ok(place.clock.nanos()));
+        let last =
+            if point.class == "left_behind" { phalanx::leave_behind(&mut private, world) } else { world() };
+        begun.push((last?.unwrap_or_default().into_iter().fold(begin, f64::max) - begin) / 1e3);
+        ended.push((place.clock.nanos() - begin) / 1e3);
+    }
+    drop(shared);
+    let near = [before, limit::placement(place)?];
+    for (variant, times) in [("begun", begun), ("ended", ended)] {
+        report("ours", ("start", &point.class, variant), bytes, &vec![times; point.ranks], near);
+    }
     Ok(())
 }
 
@@ -306,6 +339,9 @@ fn trial() -> Result<bool> {
     }
     let shared = point("gather", "shared_out", 2, &[4096]);
     let in_place = point("all_reduce", "in_place", 2, &[4096, 1 << 20]);
+    for class in ["private", "left_behind", "shared"] {
+        ours(&place, &point("start", class, 3, &[1 << 20]), false, false)?;
+    }
     let done = ours(&place, &shared, true, false)? && limit::point(&place, &in_place)?;
     if !done || ours(&place, &shared, false, true)? {
         return Err(Error::other("something is missing, or there where it was not"));

@@ -76,7 +76,7 @@ pub use error::{Death, Error, Place, RankState, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use work::backend::Backend;
-pub use work::launch::{Launch, launch};
+pub use work::launch::{Launch, launch, leave_behind};
 pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,

@@ -105,6 +105,7 @@ fn main() -> std::process::ExitCode {
             ("ranks_from_environment", start::environment),
             ("running_threads", start::running_threads),
             ("results", start::results),
+            ("left_behind", start::left_behind),
             ("worlds_within_worlds", start::worlds_within_worlds),
             ("idle_ranks_cost_nothing", limits::idle),
             ("beyond_4_gib", limits::beyond_4_gib),

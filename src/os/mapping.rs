@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, refused, sys};
 use crate::os::process;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
@@ -22,6 +23,43 @@ pub(crate) struct Mapping {
     len: usize,
     /// The only process that has it (`process::incarnation`), once it is kept from children; 0 before.
     kept_by: AtomicU32,
+}
+
+/// Private memory that children forked meanwhile do not inherit: the whole pages of it. Who has borrowed it cannot touch it
+/// as long as this lives, so no child can.
+pub(crate) struct Withheld<'a, T> {
+    pages: Option<(NonNull<T>, usize)>,
+    data: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> Withheld<'a, T> {
+    /// Where the kernel refuses, children inherit it as ever: that costs time only.
+    pub(crate) fn new(data: &'a mut [T]) -> Withheld<'a, T> {
+        let range = data.as_mut_ptr_range();
+        let (start, end) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() / PAGE * PAGE);
+        let first = NonNull::new(range.start.with_addr(start)).filter(|_| start < end);
+        let pages = first.map(|first| (first, end.saturating_sub(start)));
+        let mut withheld = Withheld { pages, data: PhantomData };
+        if !withheld.advise(libc::MADV_DONTFORK) {
+            withheld.pages = None;
+        }
+        withheld
+    }
+
+    fn advise(&self, advice: i32) -> bool {
+        let Some((first, len)) = self.pages else { return false };
+        if cfg!(miri) || refused(Site::MadviseDontfork).is_some() {
+            return false;
+        }
+        // SAFETY: whole pages of memory that is borrowed exclusively; the advice changes nothing in this process.
+        unsafe { libc::madvise(first.as_ptr().cast(), len, advice) == 0 }
+    }
+}
+
+impl<T> Drop for Withheld<'_, T> {
+    fn drop(&mut self) {
+        self.advise(libc::MADV_DOFORK);
+    }
 }
 
 // SAFETY: a Mapping is an address range; what may be done with the memory behind it is decided by its users.

@@ -6,6 +6,7 @@ use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
+use crate::os::mapping::Withheld;
 use crate::os::topology;
 use crate::shm::array::{pack, unpack};
 use crate::work::crew::{Crew, Job, Policy, caught};
@@ -64,6 +65,24 @@ where
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
     Launch { ranks: Some(ranks), ..Launch::default() }.fork(body)
+}
+
+/// Runs `work`, whose forked processes (of [`launch`], [`Sweep::run`](crate::Sweep::run) and all else) do not inherit
+/// `data`: large private arrays that they have no use for. A fork copies the page tables of all private memory, 20 ms a
+/// GiB of small pages, and afterwards the caller's first write to each page copies the page, as long as they live. Arrays
+/// that ranks do use are better made shared: [`SharedArray`](crate::SharedArray).
+///
+/// `data` is borrowed meanwhile, so `work` cannot use it. Where the kernel refuses (`madvise`), it is inherited as ever.
+///
+/// ```
+/// let mut table = vec![1.0; 1 << 20];
+/// let sizes = phalanx::leave_behind(&mut table, || phalanx::launch(2, |comm| Ok(comm.size())))?;
+/// assert_eq!((sizes, table[0]), (Some(vec![2, 2]), 1.0));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub fn leave_behind<T, R>(data: &mut [T], work: impl FnOnce() -> R) -> R {
+    let _withheld = Withheld::new(data);
+    work()
 }
 
 impl Launch {

@@ -2,7 +2,7 @@
 
 use crate::world::Back;
 use ndarray::{Array1, Array2, ArrayD, Ix1, IxDyn};
-use phalanx::{Comm, Launch, Lease, Op, Result, SharedArray};
+use phalanx::{Comm, Launch, Lease, Op, Result, SharedArray, Sweep};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
@@ -162,4 +162,52 @@ pub fn worlds_within_worlds() {
         Ok(sum.to_vec())
     });
     assert_eq!(sums.expect("nested"), Some(vec![vec![6; 6]; 2]));
+}
+
+/// What is left behind is not there in the ranks, nor in workers; afterwards it is inherited again, unchanged.
+pub fn left_behind() {
+    let mut data = vec![7u8; 64 << 20];
+    let middle = data.as_ptr().addr() + (32 << 20);
+    let inherited = || {
+        let found = phalanx::launch(2, |_| Ok(is_mapped(middle))).expect("started").expect("root");
+        let sweep = Sweep { workers: Some(1), ..Sweep::default() };
+        let table = Array2::zeros((1, 1));
+        let swept = sweep.run(
+            table.view(),
+            1,
+            || Ok(()),
+            |(), _, out| {
+                out[0] = f64::from(u8::from(is_mapped(middle)));
+                Ok(())
+            },
+        );
+        assert_eq!(swept.expect("swept").expect("root").values()[[0, 0]] == 1.0, found[0]);
+        assert_eq!(found[0], found[1]);
+        found[0]
+    };
+    assert!(inherited());
+    assert!(!phalanx::leave_behind(&mut data, inherited));
+    assert!(
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            phalanx::leave_behind(&mut data, || panic!("on purpose"));
+        }))
+        .is_err()
+    );
+    assert!(inherited());
+    assert!(data.iter().all(|&byte| byte == 7));
+    // Less than a page, and nothing.
+    assert_eq!(
+        phalanx::leave_behind(&mut data[1..100], || 1) + phalanx::leave_behind::<u64, _>(&mut [], || 2),
+        3
+    );
+}
+
+/// Does this process have anything at an address?
+fn is_mapped(address: usize) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+    maps.lines().any(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-')).expect("maps");
+        let [start, end] = [range.0, range.1].map(|text| usize::from_str_radix(text, 16).expect("maps"));
+        (start..end).contains(&address)
+    })
 }
