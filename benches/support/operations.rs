@@ -224,7 +224,8 @@ impl<'w> State<'w> {
 
     /// What is timed.
     pub fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
-        if self.fresh {
+        // This one makes its room itself.
+        if self.fresh && self.operation.class != "shared_out" {
             self.recv = self.room(comm)?;
         }
         (self.operation.step)(self, comm)
@@ -297,8 +298,14 @@ fn gather<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
 }
 
 fn gather_into_lease<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
-    let room = if comm.is_root() { Some((state.recv.take_lease()?, &state.counts[..])) } else { None };
-    if let Some(all) = comm.gather_into_lease(&state.send.view(), room, 0)? {
+    let counts = &state.counts[..];
+    let all = if state.fresh {
+        comm.gather_to_lease(&state.send.view(), comm.is_root().then_some(counts), 0)?
+    } else {
+        let room = if comm.is_root() { Some((state.recv.take_lease()?, counts)) } else { None };
+        comm.gather_into_lease(&state.send.view(), room, 0)?
+    };
+    if let Some(all) = all {
         state.recv = Array::Lease(all);
     }
     Ok(())

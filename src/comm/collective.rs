@@ -1,7 +1,7 @@
 //! The collectives of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::arena::Block;
 use crate::shm::array::{Lease, byte_len};
@@ -285,22 +285,16 @@ impl Comm<'_> {
         &mut self,
         call: &Call,
         send: &ArrayBase<S, D>,
-        mut block: Block,
+        block: Block,
         bytes: &[usize],
     ) -> Result<Block>
     where
         S: Data<Elem = T>,
         D: Dimension,
     {
-        let gathered =
-            with_bytes(send, |send| self.transport.gather_shared(call, send, Some((&mut block, bytes))));
-        match gathered {
-            Ok(()) => Ok(block),
-            Err(error) => {
-                block.leave_held();
-                Err(error)
-            }
-        }
+        let mut lent = Lent(Some(block));
+        with_bytes(send, |send| self.transport.gather_shared(call, send, Some((lent.block(), bytes))))?;
+        Ok(lent.back())
     }
 
     /// Collects all parts, of any lengths, in rank order, on every rank. MPI_Allgather, MPI_Allgatherv.

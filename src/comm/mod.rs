@@ -185,6 +185,30 @@ impl<'w> Comm<'w> {
     }
 }
 
+/// A block that peers write. Unless it comes back, after an error or a panic, it stays held for ever: a slow peer may
+/// still be writing.
+struct Lent(Option<Block>);
+
+impl Lent {
+    #[expect(clippy::expect_used, reason = "given until `back`, which consumes")]
+    fn block(&mut self) -> &mut Block {
+        self.0.as_mut().expect("a block")
+    }
+
+    #[expect(clippy::expect_used, reason = "given until `back`, which consumes")]
+    fn back(mut self) -> Block {
+        self.0.take().expect("a block")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(block) = self.0.take() {
+            block.leave_held();
+        }
+    }
+}
+
 /// What is wrong with a lease from elsewhere.
 const FOREIGN: &str =
     "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";

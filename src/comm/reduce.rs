@@ -2,7 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::op::Op;
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::Lease;
 use crate::shm::element::{Datatype, Element};
@@ -139,15 +139,11 @@ impl Comm<'_> {
         op.with_fold(|fold| {
             let call = call.op(fold.code);
             self.check_room(&call, send.len(), recv.view().len())?;
-            let (mut block, dim) = recv.into_parts();
+            let (block, dim) = recv.into_parts();
             self.check_block(&call, &block)?;
-            match with_bytes(send, |send| self.transport.reduce_shared(&call, send, &mut block, fold)) {
-                Ok(()) => Ok(Lease::new(block, dim)),
-                Err(error) => {
-                    block.leave_held();
-                    Err(error)
-                }
-            }
+            let mut lent = Lent(Some(block));
+            with_bytes(send, |send| self.transport.reduce_shared(&call, send, lent.block(), fold))?;
+            Ok(Lease::new(lent.back(), dim))
         })
     }
 

@@ -36,6 +36,7 @@ sites! {
     Mmap "call: mmap",
     Mremap "call: mremap",
     MadviseDontfork "call: madvise, dontfork",
+    MadviseWipeonfork "call: madvise, wipeonfork",
     MadviseDontdump "call: madvise, dontdump",
     MadviseCollapse "call: madvise, collapse",
     MadviseRemove "call: madvise, remove",

@@ -25,40 +25,41 @@ pub(crate) struct Mapping {
     kept_by: AtomicU32,
 }
 
-/// Private memory that children forked meanwhile do not inherit: the whole pages of it. Who has borrowed it cannot touch it
-/// as long as this lives, so no child can.
-pub(crate) struct Withheld<'a, T> {
-    pages: Option<(NonNull<T>, usize)>,
-    data: PhantomData<&'a mut [T]>,
-}
+/// Private memory of which children forked meanwhile inherit nothing: its whole pages are zero there (MADV_WIPEONFORK, which
+/// the kernel grants for private anonymous memory only: shared memory, the engine's above all, stays as it is).
+pub(crate) struct Withheld<'a, T>(NonNull<T>, usize, PhantomData<&'a mut [T]>);
 
 impl<'a, T> Withheld<'a, T> {
-    /// Where the kernel refuses, children inherit it as ever: that costs time only.
+    /// Of elements for which all bytes zero are valid. Where the kernel refuses, children inherit it as ever.
     pub(crate) fn new(data: &'a mut [T]) -> Withheld<'a, T> {
         let range = data.as_mut_ptr_range();
-        let (start, end) = (range.start.addr().next_multiple_of(PAGE), range.end.addr() / PAGE * PAGE);
-        let first = NonNull::new(range.start.with_addr(start)).filter(|_| start < end);
-        let pages = first.map(|first| (first, end.saturating_sub(start)));
-        let mut withheld = Withheld { pages, data: PhantomData };
-        if !withheld.advise(libc::MADV_DONTFORK) {
-            withheld.pages = None;
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+        let page = page.map_or(HUGE, |page| page as usize);
+        let start = range.start.addr().next_multiple_of(page);
+        let len = (range.end.addr() / page * page).saturating_sub(start);
+        let first = NonNull::new(range.start.with_addr(start)).unwrap_or(NonNull::dangling());
+        let withheld = Withheld(first, len, PhantomData);
+        if refused(Site::MadviseWipeonfork).is_none() {
+            withheld.advise(libc::MADV_WIPEONFORK);
         }
         withheld
     }
+}
 
-    fn advise(&self, advice: i32) -> bool {
-        let Some((first, len)) = self.pages else { return false };
-        if cfg!(miri) || refused(Site::MadviseDontfork).is_some() {
-            return false;
+impl<T> Withheld<'_, T> {
+    fn advise(&self, advice: i32) {
+        let Withheld(first, len, _) = *self;
+        if !cfg!(miri) && len > 0 {
+            // SAFETY: whole pages of memory that is borrowed exclusively; the advice changes nothing in this process, and
+            // in children all bytes zero are valid elements.
+            let _ = unsafe { libc::madvise(first.as_ptr().cast(), len, advice) };
         }
-        // SAFETY: whole pages of memory that is borrowed exclusively; the advice changes nothing in this process.
-        unsafe { libc::madvise(first.as_ptr().cast(), len, advice) == 0 }
     }
 }
 
 impl<T> Drop for Withheld<'_, T> {
     fn drop(&mut self) {
-        self.advise(libc::MADV_DOFORK);
+        self.advise(libc::MADV_KEEPONFORK);
     }
 }
 

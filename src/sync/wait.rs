@@ -120,7 +120,7 @@ pub(crate) enum Broken {
 const SLICE: Duration = Duration::from_millis(100);
 /// Nor so long where fence [b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
-/// While spinning, look at the revoked word this often (pauses; one takes about 23 ns).
+/// While spinning, look at the revoked word this often (pauses).
 const LOOK: u32 = 64;
 
 /// A word on which ranks meet: its value, how many sleep on it, and how they wait.

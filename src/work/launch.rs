@@ -9,6 +9,7 @@ use crate::os::fault::{Site, point};
 use crate::os::mapping::Withheld;
 use crate::os::topology;
 use crate::shm::array::{pack, unpack};
+use crate::shm::element::Element;
 use crate::work::crew::{Crew, Job, Policy, caught};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,7 +73,8 @@ where
 /// GiB of small pages, and afterwards the caller's first write to each page copies the page, as long as they live. Arrays
 /// that ranks do use are better made shared: [`SharedArray`](crate::SharedArray).
 ///
-/// `data` is borrowed meanwhile, so `work` cannot use it. Where the kernel refuses (`madvise`), it is inherited as ever.
+/// `data` is borrowed meanwhile, so `work` cannot use it. Where the kernel refuses (`madvise`; memory that is shared anyway),
+/// it is inherited as ever.
 ///
 /// ```
 /// let mut table = vec![1.0; 1 << 20];
@@ -80,7 +82,7 @@ where
 /// assert_eq!((sizes, table[0]), (Some(vec![2, 2]), 1.0));
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-pub fn leave_behind<T, R>(data: &mut [T], work: impl FnOnce() -> R) -> R {
+pub fn leave_behind<T: Element, R>(data: &mut [T], work: impl FnOnce() -> R) -> R {
     let _withheld = Withheld::new(data);
     work()
 }

@@ -104,11 +104,11 @@ class Figures:
         """Our time over the limit's."""
         return ratio(self.rounds(case, "ours", cls), self.rounds(case, "limit", cls))
 
-    def against(self, case, cls, side, variant):
+    def against(self, case, cls, side, variant, ours="ours"):
         """A peer's time over ours."""
-        return ratio(self.rounds(case, side, None, variant), self.rounds(case, "ours", cls))
+        return ratio(self.rounds(case, side, None, variant), self.rounds(case, ours, cls))
 
-    def best(self, case, cls=None):
+    def best(self, case, cls=None, ours="ours"):
         """The fastest form of any MPI in the odd rounds, its time in the even ones, and that over ours."""
         forms = {contender: rounds for contender, rounds in self.times.get(case, {}).items() if contender.side in self.mpis}
         odd = {contender: median({r: t for r, t in rounds.items() if r % 2}) for contender, rounds in forms.items()}
@@ -117,7 +117,7 @@ class Figures:
             return None, None, None
         chosen = min(odd or forms, key=lambda contender: odd.get(contender) or median(forms[contender]))
         even = {r: t for r, t in forms[chosen].items() if r % 2 == 0}
-        found = cls and ratio(even or forms[chosen], self.rounds(case, "ours", cls))
+        found = cls and ratio(even or forms[chosen], self.rounds(case, ours, cls))
         return chosen, median(even or forms[chosen]), found and found._replace(apart=found.apart or not (odd and even))
 
     def cases(self):
@@ -141,7 +141,8 @@ def ratio(over, under):
 # --- Targets
 
 Target = namedtuple("Target", "op mode ranks bytes cls against near far crowded")
-Verdict = namedtuple("Verdict", "target placement wanted figure rounds apart met")
+# bound: what the limit itself would reach against that peer.
+Verdict = namedtuple("Verdict", "target placement wanted figure rounds apart met bound")
 
 
 def targets(path):
@@ -164,7 +165,8 @@ def judge(figures, wanted):
             if figure is None and name == "between":
                 continue
             met = None if figure is None else figure <= bound if at_most(target) else figure >= bound
-            verdicts.append(Verdict(target, name, bound, figure, rounds, apart, met))
+            attainable = None if at_most(target) or figure is None else figure_of(figures, target, name, "limit")[0]
+            verdicts.append(Verdict(target, name, bound, figure, rounds, apart, met, attainable))
     return verdicts
 
 
@@ -172,7 +174,7 @@ def at_most(target):
     return target.against in ("limit", "us")
 
 
-def figure_of(figures, target, where):
+def figure_of(figures, target, where, ours="ours"):
     case = Case(target.op, target.mode, target.ranks, target.bytes, where)
     if target.against == "us":
         rounds = figures.rounds(case, "ours", target.cls)
@@ -180,10 +182,10 @@ def figure_of(figures, target, where):
     if target.against == "limit":
         found = figures.limit(case, target.cls)
     elif target.against == "best":
-        found = figures.best(case, target.cls)[2]
+        found = figures.best(case, target.cls, ours)[2]
     else:
         side, _, variant = target.against.partition(" ")
-        found = figures.against(case, target.cls, side, variant or None)
+        found = figures.against(case, target.cls, side, variant or None, ours)
     return found or (None, 0, False)
 
 
@@ -283,16 +285,19 @@ def title(case):
     return case.op + (f" ({case.mode})" if case.mode else "")
 
 
-TARGET_HEAD = ["op", "ranks", "bytes", "class", "against", "where", "wanted", "figure", "rounds", ""]
+TARGET_HEAD = ["op", "ranks", "bytes", "class", "against", "where", "wanted", "figure", "the limit's", "rounds", ""]
 
 
 def target_rows(verdicts):
-    for target, where, wanted, figure, rounds, apart, met in verdicts:
+    for target, where, wanted, figure, rounds, apart, met, bound in verdicts:
         sign = {"us": " us"}.get(target.against, "x")
         word = {True: "met", False: "**missed**", None: "not seen"}[met]
+        if met is False and bound is not None and bound < wanted:
+            word += ", as the limit would"
         yield [title(target), target.ranks, size_name(target.bytes), target.cls, target.against,
                where, ("<= " if at_most(target) else ">= ") + number(wanted) + sign,
-               ("~" if apart else "") + number(figure, sign if figure is not None else ""), rounds or "-", word]
+               ("~" if apart else "") + number(figure, sign if figure is not None else ""),
+               number(bound, sign if bound is not None else ""), rounds or "-", word]
 
 
 def table(head, body):

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from contenders import CLASSES, COMMON, HERE, PEERS, TUNINGS
-from figures import Case, Figures, Point, Target, count, disagreements, judge, parse, parse_yardstick, read, targets, write
+from figures import Case, Figures, Point, Target, count, disagreements, judge, parse, parse_yardstick, read, target_rows, targets, write
 
 MPIS = {"fast", "slow"}
 
@@ -99,6 +99,15 @@ def between_is_judged_by_the_stricter_figure():
     wanted = [Target("gather", "", 2, 8, "private", "limit", 1.5, 2.5, None), Target("gather", "", 2, 8, "private", "fast", 2, 3, None)]
     verdicts = [verdict for verdict in judge(seen, wanted) if verdict.placement == "between"]
     assert [(verdict.wanted, verdict.met) for verdict in verdicts] == [(1.5, False), (3, False)]
+
+
+def what_the_limit_would_reach_stands_beside_peers():
+    seen = figures(point(1, "ours", 2), point(1, "limit", 1.6), point(1, "fast", 4))
+    wanted = [Target("gather", "", 2, 8, "private", "fast", bound, None, None) for bound in (1.9, 2.1, 2.6)]
+    verdicts = judge(seen, [*wanted, Target("gather", "", 2, 8, "private", "limit", 1, None, None)])
+    seen = [verdict for verdict in verdicts if verdict.placement == "near"]
+    assert [verdict.bound for verdict in seen] == [2.5, 2.5, 2.5, None]
+    assert [row[-1] for row in target_rows(seen)] == ["met", "**missed**", "**missed**, as the limit would", "**missed**"]
 
 
 def disagreements_of_the_yardstick():

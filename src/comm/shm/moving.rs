@@ -80,7 +80,7 @@ impl Shm<'_> {
             gather_agrees(call, &epoch.seen)?;
             if !send.is_empty() {
                 let before = epoch.seen.before_me()?;
-                let [to] = epoch.opened([call.root], before..before + send.len())?;
+                let [to] = epoch.opened([call.root], before..before.saturating_add(send.len()))?;
                 seat.copy(to, send, store);
                 point(Site::Copied);
             }
