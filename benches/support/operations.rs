@@ -261,7 +261,10 @@ impl<'w> State<'w> {
             (_, "views") => return Ok(()),
             _ => (self.rank, self.recv.view()),
         };
-        let point = Expected { op, rank, ranks: self.ranks, n: self.elements, tasks: share as usize };
+        // A sweep gives an element for each task, what goes there and back is all of it.
+        let is_echo = ["round_trip", "asleep"].contains(&self.operation.variant);
+        let tasks = if is_echo { self.elements } else { share as usize };
+        let point = Expected { op, rank, ranks: self.ranks, n: self.elements, tasks };
         point.compare(result.as_slice().unwrap_or_default(), self.iteration)
     }
 }
