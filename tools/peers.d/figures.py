@@ -141,7 +141,7 @@ def ratio(over, under):
 # --- Targets
 
 Target = namedtuple("Target", "op mode ranks bytes cls against near far crowded")
-# bound: what the limit itself would reach against that peer.
+# bound: what the limit's code reaches against that peer.
 Verdict = namedtuple("Verdict", "target placement wanted figure rounds apart met bound")
 
 
