@@ -79,6 +79,10 @@ pub(crate) struct Window<'w> {
     group: u64,
     /// [5]: heads of the exchange under way.
     heads: Vec<Head>,
+    /// They all say the same length and digest.
+    same: bool,
+    /// One of them exposes memory or opens some to be written.
+    open: bool,
     /// The next exchange is the closing one [6] of the last.
     unclosed: bool,
 }
@@ -130,7 +134,8 @@ impl<'w> Window<'w> {
         let guards = ranks.iter().map(|&rank| world.guard(rank, epoch)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
-        Window { world, gate, member, bases, epoch, group, ranks, heads, unclosed: false }
+        let (same, open, unclosed) = (true, false, false);
+        Window { world, gate, member, bases, epoch, group, ranks, heads, same, open, unclosed }
     }
 
     /// The epoch in which it was made.
@@ -228,7 +233,7 @@ impl<'w> Window<'w> {
         if std::mem::take(&mut self.unclosed) {
             self.not_revoked(call)?;
         }
-        let open = self.heads.iter().any(|head| head.place > IN_CELL || head.target != 0);
+        let open = self.open;
         let next = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
         let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
@@ -304,16 +309,20 @@ impl<'w> Window<'w> {
         self.gate.arrive(call.line, &head, inline);
         point(Site::ExchangeArrived);
         let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
-        let mut alike = true;
+        let mut alike = call.verb != Verb::Abort;
+        (self.same, self.open) = (true, false);
         for peer in 0..self.size() {
             // What I said I know: from shared memory anyone could have overwritten it.
-            self.heads[peer] = if peer == self.gate.me {
+            let shown = if peer == self.gate.me {
                 head
             } else {
                 self.gate.wait_for(peer, deadline).map_err(|broken| self.broken(call, peer, broken))?;
                 self.gate.head(peer).0
             };
-            alike &= self.heads[peer].signature == signature && call.verb != Verb::Abort;
+            alike &= shown.signature == signature;
+            self.same &= shown.len == len && shown.digest == digest;
+            self.open |= shown.place > IN_CELL || shown.target != 0;
+            self.heads[peer] = shown;
         }
         if alike { Ok(()) } else { Err(self.disagreement(call)) }
     }
@@ -454,8 +463,7 @@ impl<'a> Seen<'a> {
 
     /// Do all ranks say the same length and digest?
     pub(crate) fn alike(&self) -> bool {
-        let (len, digest) = (self.len(0), self.digest(0));
-        (1..self.size()).all(|peer| self.len(peer) == len && self.digest(peer) == digest)
+        self.window.same
     }
 
     /// An error that every rank finds at once, by comparing what all said; with everyone's length in bytes.
