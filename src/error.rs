@@ -175,8 +175,11 @@ pub enum Error {
     },
     /// The deadline of the world passed in a call.
     #[error(
-        "{place}: the deadline of {deadline:?} has passed, and these have not made the call:{}\nraise `deadline`, or look at what these ranks do",
-        .missing.iter().map(|state| format!("\n  {state}")).collect::<String>()
+        "{place}: the deadline of {deadline:?} has passed, and {}\nraise `deadline`, or look at what these ranks do",
+        if missing.is_empty() { "ranks of other nodes have not made the call".to_owned() } else {
+            let states = missing.iter().map(|state| format!("\n  {state}")).collect::<String>();
+            format!("these have not made the call:{states}")
+        }
     )]
     Timeout {
         /// The call.

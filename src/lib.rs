@@ -70,6 +70,7 @@ pub mod faults {
 
 pub use channel::view::{Parts, Whole};
 pub use comm::Comm;
+pub use comm::exact::ExactSum;
 pub use comm::op::{Arithmetic, Bits, Op, Ordered};
 pub use comm::recovery::Agreement;
 pub use error::{Death, Error, Place, RankState, Result};

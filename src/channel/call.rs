@@ -125,7 +125,7 @@ pub(crate) fn describe(signature: u64, len: u64, line: u32) -> String {
 }
 
 /// Names of the reductions by code.
-pub(crate) const OPS: [&str; 10] = [
+pub(crate) const OPS: [&str; 11] = [
     "",
     "sum",
     "prod",
@@ -136,6 +136,7 @@ pub(crate) const OPS: [&str; 10] = [
     "bitwise and",
     "bitwise or",
     "user function",
+    "exact sum",
 ];
 
 fn op_name(code: u8) -> String {

@@ -89,9 +89,12 @@ impl<T: Element, D: Dimension> Held<T, D> {
         dim
     }
 
-    /// Its address, the same on all ranks.
+    /// The same on all ranks: where it lies in their common segment, or in memory that all have inherited.
     fn identity(&self) -> u64 {
-        self.segment.bytes(self.offset, 0).map_or(0, |at| at.as_ptr() as u64)
+        match self.hold {
+            Some(_) => self.offset as u64,
+            None => self.segment.bytes(self.offset, 0).map_or(0, |at| at.as_ptr() as u64),
+        }
     }
 
     /// Never to be used again, by anyone: after an error a rank may still be at work on it.

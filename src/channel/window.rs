@@ -270,6 +270,31 @@ impl<'w> Window<'w> {
         self.not_revoked(call)
     }
 
+    /// For waits for others than ranks of this window: fails once it is over, one of its ranks is gone, or the deadline
+    /// has passed since this was called.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn watch(&self, call: Call) -> impl Fn() -> Result<()> + use<'w> {
+        let (world, epoch, ranks) = (self.world, self.epoch, self.ranks.clone());
+        let place = call.place(self.gate.me, self.gate.next);
+        let patience = self.world.plan.deadline;
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        move || {
+            let revoked = world.revoked_word().load(Ordering::Acquire);
+            let gone = |rank: &&usize| wait::is_gone(world.slot(**rank).alive.load(Ordering::Acquire));
+            if let Some(rank) = wait::culprit(revoked).or_else(|| ranks.iter().find(gone).copied()) {
+                world.revoke(epoch, rank);
+                return Err(world.blame(place, rank));
+            }
+            match deadline.filter(|&deadline| deadline < Instant::now()) {
+                Some(_) => {
+                    let deadline = patience.unwrap_or_default();
+                    Err(Error::Timeout { place, missing: Vec::new(), deadline })
+                }
+                None => Ok(()),
+            }
+        }
+    }
+
     /// The error for any call in an epoch that is over.
     pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
         let revoked = self.world.revoked_word().load(Ordering::Acquire);

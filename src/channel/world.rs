@@ -154,6 +154,27 @@ pub(crate) struct Plan {
     pub(crate) recover: bool,
 }
 
+/// What other processes need to join a world.
+#[cfg(feature = "mpi")]
+pub(crate) struct Invitation {
+    id: u64,
+    file: Option<std::os::fd::OwnedFd>,
+}
+
+#[cfg(feature = "mpi")]
+impl Invitation {
+    /// To be carried to them.
+    pub(crate) fn words(&self) -> [u64; 3] {
+        use std::os::fd::AsRawFd;
+        let fd = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        [self.id, u64::from(process::pid()), fd as u64]
+    }
+}
+
+/// No process: whoever made an array before, it was not the caller of this world.
+#[cfg(feature = "mpi")]
+const NOBODY: u32 = 0;
+
 /// The shared words of one world. Cloning shares it.
 #[derive(Clone)]
 pub(crate) struct World {
@@ -178,6 +199,36 @@ pub(crate) struct World {
 impl World {
     /// Maps and touches the words of a world.
     pub(crate) fn new(plan: Plan) -> Result<World> {
+        let made = [process::serial(), process::pid()];
+        let id = xxh3_64(bytemuck::cast_slice(&made));
+        let world = World::over(plan, id, process::incarnation(), Segment::new)?;
+        world.begin();
+        Ok(world)
+    }
+
+    /// As [`World::new`], for processes that join it; with what they need for that: keep it until they have.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn lent(plan: Plan) -> Result<(World, Invitation)> {
+        let (made, mut file) = ([process::serial(), process::pid()], None);
+        let id = xxh3_64(bytemuck::cast_slice(&made));
+        let world = World::over(plan, id, NOBODY, |len| {
+            let (segment, lent) = Segment::lent(len)?;
+            file = Some(lent);
+            Ok(segment)
+        })?;
+        world.begin();
+        Ok((world, Invitation { id, file }))
+    }
+
+    /// The world to which these words of an [`Invitation`] lead.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn join(plan: Plan, [id, pid, fd]: [u64; 3]) -> Result<World> {
+        let world = World::over(plan, id, NOBODY, |len| Segment::borrowed(len, pid as u32, fd as i32))?;
+        wait::prepare();
+        Ok(world)
+    }
+
+    fn over(plan: Plan, id: u64, caller: u32, map: impl FnOnce(usize) -> Result<Segment>) -> Result<World> {
         let ranks = plan.ranks;
         if ranks == 0 || ranks > MAX_RANKS {
             let problem = format!("{ranks} ranks; a world has 1 to {MAX_RANKS}");
@@ -194,11 +245,9 @@ impl World {
         let texts = carver.take(ranks * TEXT, PAGE);
         let members = carver.take(2 * member.len.next_multiple_of(PAGE) * ranks, PAGE);
         let heaps = carver.take(heap * ranks, HUGE);
-        let segment = Arc::new(Segment::new(carver.end())?);
-        let made = [process::serial(), process::pid()];
-        let (id, caller) = (xxh3_64(bytemuck::cast_slice(&made)), process::incarnation());
+        let segment = Arc::new(map(carver.end())?);
         let bell = if plan.recover { Some(Arc::new(Bell::new()?)) } else { None };
-        let world = World {
+        Ok(World {
             segment,
             plan,
             id,
@@ -212,13 +261,16 @@ impl World {
             members,
             heaps,
             heap,
-        };
+        })
+    }
+
+    /// Readies the words of a new world.
+    fn begin(&self) {
         wait::prepare();
-        let all: Vec<usize> = (0..ranks).collect();
-        world.verdict_words().begin(0, &all);
-        all.iter().for_each(|&rank| world.slot(rank).status.store(0, Ordering::Relaxed));
-        world.ready_half(0, &all);
-        Ok(world)
+        let all: Vec<usize> = (0..self.ranks()).collect();
+        self.verdict_words().begin(0, &all);
+        all.iter().for_each(|&rank| self.slot(rank).status.store(0, Ordering::Relaxed));
+        self.ready_half(0, &all);
     }
 
     /// Readies the lines and rings of an epoch. Control words are backed by memory before anyone depends on them.

@@ -1,6 +1,9 @@
 //! *Who?* The communicator: types at the door, bytes inside.
 
 mod collective;
+pub(crate) mod exact;
+#[cfg(feature = "mpi")]
+pub(crate) mod hybrid;
 mod message;
 mod object;
 pub(crate) mod op;
@@ -140,6 +143,27 @@ impl<'w> Comm<'w> {
     pub fn split(&mut self, colour: Option<u64>, key: u64) -> Result<Option<Comm<'w>>> {
         let call = Call::new(Verb::Split, Datatype::BYTES);
         Ok(self.transport.split(&call, colour, key)?.map(Comm::over))
+    }
+
+    /// Splits the communicator by nodes: into those whose ranks share memory. On one node a copy of it. MPI_Comm_split_type.
+    ///
+    /// # Errors
+    /// As [`Comm::split`].
+    ///
+    /// ```
+    /// phalanx::launch(3, |comm| {
+    ///     let mut node = comm.split_nodes()?;
+    ///     assert_eq!(node.size(), 3);
+    ///     node.barrier()
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn split_nodes(&mut self) -> Result<Comm<'w>> {
+        let call = Call::new(Verb::Split, Datatype::BYTES);
+        let node = self.transport.node() as u64;
+        let split = self.transport.split(&call, Some(node), 0)?;
+        split.map(Comm::over).ok_or(Error::Corrupt { what: "the list of nodes" })
     }
 
     /// Where an argument of `call` was found wrong.

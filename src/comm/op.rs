@@ -3,6 +3,7 @@
 //! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the order of
 //! arrival: the same bits on every rank and in every run.
 
+use crate::comm::exact::{Accumulator, EXACT};
 use crate::error::{Error, Result};
 use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands, Store};
@@ -20,8 +21,14 @@ use std::ops::Range;
 pub struct Op<'f, T> {
     code: u8,
     id: u64,
+    fast: bool,
     kernel: Kernel<'f, T>,
 }
+
+/// The code of the user's own functions.
+const USER: u8 = 9;
+/// Tells what is folded in any order from what is not.
+const FAST: u64 = 1;
 
 /// See [`kernel::fold`].
 enum Kernel<'f, T> {
@@ -163,6 +170,13 @@ impl<T: Bits> Op<'_, T> {
     }
 }
 
+impl Op<'_, Accumulator> {
+    /// See [`Comm::all_reduce_exact`](crate::Comm::all_reduce_exact).
+    pub(crate) fn exact() -> Self {
+        Op::built_in(EXACT, |operands| kernel::fold(operands, Accumulator::plus)).fast()
+    }
+}
+
 impl<'f, T: Element> Op<'f, T> {
     /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
     /// the same one, and make the `Op` at the same place of the program.
@@ -183,16 +197,37 @@ impl<'f, T: Element> Op<'f, T> {
         let place = std::panic::Location::caller();
         let name = format!("{} {place}", std::any::type_name::<F>());
         Op {
-            code: 9,
+            code: USER,
             id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
+            fast: false,
             kernel: Kernel::User(Box::new(move |operands: Operands<'_, T>| {
                 kernel::fold(operands, &function)
             })),
         }
     }
 
+    /// Leaves the order to the library. On one node nothing changes; over several less crosses the network at a time, and
+    /// sums of floats may differ in their last bits from those in rank order, and from one layout of ranks to another. They
+    /// are the same on all ranks, and in every run of one layout. All ranks must ask for it. The user's own functions are
+    /// folded in rank order always.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// phalanx::launch(2, |comm| {
+    ///     let mut all = arr1(&[0.0]);
+    ///     comm.all_reduce(&arr1(&[1.5]), &mut all, &phalanx::Op::sum().fast())?;
+    ///     assert_eq!(all[0], 3.0);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[must_use]
+    pub fn fast(self) -> Self {
+        if self.code == USER { self } else { Op { fast: true, id: FAST, ..self } }
+    }
+
     fn built_in(code: u8, kernel: fn(Operands<'_, T>)) -> Self {
-        Op { code, id: 0, kernel: Kernel::BuiltIn(kernel) }
+        Op { code, id: 0, fast: false, kernel: Kernel::BuiltIn(kernel) }
     }
 
     /// Hands the reduction of bytes to `f`.
@@ -225,7 +260,7 @@ impl<'f, T: Element> Op<'f, T> {
             }
             Ok(())
         };
-        f(&Fold { code: self.code, id: self.id, size: size_of::<T>(), apply: &apply })
+        f(&Fold { code: self.code, id: self.id, fast: self.fast, size: size_of::<T>(), apply: &apply })
     }
 }
 
@@ -234,6 +269,9 @@ pub(crate) struct Fold<'a> {
     pub(crate) code: u8,
     /// Tells user functions apart.
     pub(crate) id: u64,
+    /// See [`Op::fast`].
+    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "one node folds in rank order anyway"))]
+    pub(crate) fast: bool,
     /// Bytes of an element.
     pub(crate) size: usize,
     /// See [`kernel::fold`]; on whole elements.

@@ -1,12 +1,14 @@
 //! The reductions of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
+use crate::comm::exact::{Accumulator, BLOCK, EXACT, ExactSum};
 use crate::comm::op::Op;
 use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::Lease;
 use crate::shm::element::{Datatype, Element};
-use ndarray::{ArrayBase, Data, DataMut, Dimension};
+use bytemuck::Zeroable;
+use ndarray::{ArrayBase, ArrayView1, ArrayViewMut1, Data, DataMut, Dimension};
 
 /// A call of `verb` with elements of `T`.
 #[track_caller]
@@ -275,5 +277,54 @@ impl Comm<'_> {
                 with_bytes_mut(recv, |recv| self.transport.scan(&call, send, recv, fold, inclusive))
             })
         })
+    }
+
+    /// The sums over all ranks, as if with infinite precision and rounded once: they do not depend on how many ranks there
+    /// are, in what order they add, or how they lie on nodes. Costs 35 times the traffic of
+    /// [`Comm::all_reduce`], whose sums depend on the number of ranks and nothing else.
+    ///
+    /// # Errors
+    /// As all collectives; and on all ranks if lengths differ.
+    ///
+    /// ```
+    /// use ndarray::arr1;
+    /// phalanx::launch(3, |comm| {
+    ///     let mut sum = arr1(&[0.0]);
+    ///     comm.all_reduce_exact(&arr1(&[[1e100, 1.0, -1e100][comm.rank()]]), &mut sum)?;
+    ///     assert_eq!(sum, arr1(&[1.0]));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn all_reduce_exact<T: ExactSum, S, D, R, E>(
+        &mut self,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        let call = Call::new(Verb::AllReduce, Datatype::of::<T>()).op(EXACT);
+        self.check_room(&call, send.len(), recv.len())?;
+        self.transport.agree(&call, send.len() as u64)?;
+        let (mut values, mut sums) = (send.iter(), recv.iter_mut());
+        let mut mine = vec![Accumulator::zeroed(); BLOCK.min(send.len()) * T::PARTS];
+        let mut all = mine.clone();
+        for start in (0..send.len()).step_by(BLOCK) {
+            let parts = BLOCK.min(send.len() - start) * T::PARTS;
+            for (to, &value) in mine[..parts].chunks_exact_mut(T::PARTS).zip(&mut values) {
+                value.parts(to);
+            }
+            let (from, mut to) = (ArrayView1::from(&mine[..parts]), ArrayViewMut1::from(&mut all[..parts]));
+            self.all_reduce(&from, &mut to, &Op::exact())?;
+            for (sum, from) in (&mut sums).zip(all[..parts].chunks_exact(T::PARTS)) {
+                *sum = T::whole(from);
+            }
+        }
+        Ok(())
     }
 }

@@ -110,6 +110,16 @@ pub(crate) trait Transport<'w> {
     fn size(&self) -> usize;
     fn seat(&self) -> &Seat;
 
+    /// How many nodes its ranks are on: those of one share memory.
+    fn nodes(&self) -> usize {
+        1
+    }
+
+    /// The number of this rank's.
+    fn node(&self) -> usize {
+        0
+    }
+
     /// Tells this communicator from all others: see `World::group`.
     fn group(&self) -> u64;
 

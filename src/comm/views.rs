@@ -59,6 +59,7 @@ impl<'w> Comm<'w> {
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Parts<'w, T, D>> {
         let call = Call::new(Verb::Parts, Datatype::of::<T>());
+        self.check_node(&call)?;
         let mut dim = shape.into_dimension();
         if dim.ndim() == 0 {
             return self.refuse(&call, "an array without axes cannot be split along its first");
@@ -76,6 +77,20 @@ impl<'w> Comm<'w> {
         let segment = block.segment().clone();
         let who = (self.transport.group(), self.rank());
         Ok(Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed))
+    }
+
+    /// `Ok` if all ranks share memory.
+    fn check_node(&mut self, call: &Call) -> Result<()> {
+        match self.transport.nodes() {
+            1 => Ok(()),
+            nodes => self.refuse(
+                call,
+                format!(
+                    "this needs memory that all ranks share, and they are on {nodes} nodes: do it in the communicator of each node \
+                     (Comm::split_nodes), and gather what comes out"
+                ),
+            ),
+        }
     }
 
     /// A block in rank 0's heap that every rank holds.
@@ -103,6 +118,7 @@ impl<'w> Comm<'w> {
 
     /// Zeroed shared memory with a page to spare that all ranks hold. What it is for must be the same on all: `digest`.
     pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<Block> {
+        self.check_node(call)?;
         self.transport.agree(call, digest)?;
         self.shared_block(call, len.saturating_add(PAGE)).map(|(_, block)| block)
     }
@@ -169,6 +185,7 @@ impl<'w> Comm<'w> {
         rows: &[usize],
         call: Call,
     ) -> Result<Parts<'a, T, D>> {
+        self.check_node(&call)?;
         let have = array.shape().first().copied();
         let total = rows.iter().try_fold(0usize, |sum, &rows| sum.checked_add(rows));
         if rows.len() != self.size() || have.is_none() || total != have {

@@ -79,6 +79,29 @@ impl Mapping {
         map(len)
     }
 
+    /// As [`Mapping::new`], with a descriptor by which other processes can map it as long as it is open.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn lent(len: usize) -> Result<(Mapping, std::os::fd::OwnedFd)> {
+        let len = len.next_multiple_of(HUGE);
+        let file = nameless_file(len)?.ok_or_else(|| failed("memfd_create", len)(Errno::ENOSYS))?;
+        Ok((map_file(len, Some(&file))?, file))
+    }
+
+    /// What the process `pid` has lent by its descriptor `fd`.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32) -> Result<Mapping> {
+        let len = len.next_multiple_of(HUGE);
+        let path = format!("/proc/{pid}/fd/{fd}");
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).map_err(|error| Error::System {
+            call: "open",
+            need: format!("{path}, memory that a neighbour on this host shares"),
+            reason: error.to_string(),
+            hint: "; processes of one host must see each other: one user, one container, no ptrace restriction (yama); or give \
+                   each a node of its own with the back end \"mpi\"",
+        })?;
+        map_file(len, Some(&file.into()))
+    }
+
     /// The first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
@@ -180,12 +203,17 @@ fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
 
 #[cfg(not(miri))]
 fn map(len: usize) -> Result<Mapping> {
+    // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
+    // charged as a whole.
+    map_file(len, nameless_file(len)?.as_ref())
+}
+
+/// Maps a file, or anonymous memory.
+#[cfg(not(miri))]
+fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> {
     use core::num::NonZeroUsize;
     use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-    // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
-    // charged as a whole.
-    let file = nameless_file(len)?;
     let room = NonZeroUsize::new(len + HUGE).ok_or_else(|| failed("mmap", len)(Errno::EINVAL))?;
     let reserved = sys(Site::Mmap, || {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
@@ -200,7 +228,7 @@ fn map(len: usize) -> Result<Mapping> {
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
     let length = NonZeroUsize::new(len).unwrap_or(NonZeroUsize::MIN);
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let mapped = sys(Site::Mmap, || match &file {
+    let mapped = sys(Site::Mmap, || match file {
         // SAFETY: MAP_FIXED replaces only pages of our own reservation.
         Some(file) => unsafe { mmap(at, length, access, flags, file, 0) },
         // SAFETY: as above.

@@ -245,6 +245,7 @@ pub(crate) fn fork() -> Result<Fork> {
     match forked {
         ForkResult::Child => {
             INCARNATION.fetch_add(1, Ordering::Relaxed);
+            HARMLESS.store(0, Ordering::Relaxed);
             go_first();
             Ok(Fork::Child)
         }
@@ -298,12 +299,26 @@ pub(crate) fn state(pid: u32) -> &'static str {
     }
 }
 
+/// Threads of which it is known that they hold no lock that a child needs.
+static HARMLESS: AtomicU32 = AtomicU32::new(0);
+
+/// A library that was just initialised has started so many threads; a child never calls it.
+#[cfg(feature = "mpi")]
+pub(crate) fn vouch_for(threads: usize) {
+    HARMLESS.fetch_add(threads as u32, Ordering::Relaxed);
+}
+
+/// Do threads run that may hold a lock when this process forks?
+pub(crate) fn is_threaded(threads: &[String]) -> bool {
+    threads.len() > 1 + HARMLESS.load(Ordering::Relaxed) as usize
+}
+
 /// The names of this process's threads.
 pub(crate) fn threads() -> Vec<String> {
     // A thread that has been joined may be listed for a moment still.
     for _ in 0..20 {
         let listed = listed_threads();
-        if listed.len() <= 1 {
+        if !is_threaded(&listed) {
             return listed;
         }
         std::thread::sleep(Duration::from_micros(200));
@@ -551,4 +566,14 @@ pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
     // SAFETY: gettid takes nothing.
     let tid = unsafe { libc::gettid() } as u32;
     tid | WAITERS
+}
+
+/// Takes [`announce_death_through`] back, in a process that outlives its world.
+#[cfg(feature = "mpi")]
+pub(crate) fn announce_no_death() {
+    let head =
+        Box::leak(Box::new(RobustList { first: core::ptr::null(), offset: 0, pending: core::ptr::null() }));
+    head.first = core::ptr::from_ref(head);
+    // SAFETY: an empty list, which is never freed.
+    unsafe { libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>()) };
 }

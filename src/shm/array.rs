@@ -237,6 +237,15 @@ pub(crate) fn pack<T: Serialize>(segment: &Arc<Segment>, value: &T) -> Result<Ve
     Ok(bytes)
 }
 
+/// Does a packed value hold leases?
+#[cfg(feature = "mpi")]
+pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
+    let leases =
+        bytes.split_last_chunk::<8>().and_then(|(rest, len)| rest.get(u64::from_le_bytes(*len) as usize..));
+    let leases = leases.and_then(|leases| postcard::from_bytes::<Vec<Option<Descriptor>>>(leases).ok());
+    leases.is_none_or(|leases| !leases.is_empty())
+}
+
 /// The value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
     let corrupt = Error::Corrupt { what: "a packed result" };

@@ -19,6 +19,18 @@ impl Segment {
         Ok(Segment { mapping: Mapping::new(len)? })
     }
 
+    /// See [`Mapping::lent`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn lent(len: usize) -> Result<(Segment, std::os::fd::OwnedFd)> {
+        Mapping::lent(len).map(|(mapping, file)| (Segment { mapping }, file))
+    }
+
+    /// See [`Mapping::borrowed`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32) -> Result<Segment> {
+        Ok(Segment { mapping: Mapping::borrowed(len, pid, fd)? })
+    }
+
     /// Its length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len()

@@ -1,6 +1,7 @@
 //! Back ends by name.
 
 use crate::error::{Error, Result};
+use crate::os::launcher::{Launcher, launcher};
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,14 +23,52 @@ pub enum Backend {
     Threads,
     /// Forked processes that share memory: a model may crash, leak, or keep global state.
     SharedMemory,
+    /// The processes that an MPI launcher has started, and what they fork: those of a node share memory, one a node speaks
+    /// for it. Needs the feature `mpi`.
+    Hybrid,
+    /// The same, but all that ranks exchange goes through MPI.
+    Mpi,
+}
+
+impl Backend {
+    /// The job whose processes are to be used, if an MPI launcher has started this program as part of one.
+    pub(crate) fn job(self, operation: &'static str) -> Result<Option<Launcher>> {
+        let job = launcher().filter(|job| job.size > 1);
+        match (self, job) {
+            (Backend::Auto | Backend::Hybrid | Backend::Mpi, Some(job)) if cfg!(feature = "mpi") => {
+                Ok(Some(job))
+            }
+            (Backend::Auto | Backend::Hybrid | Backend::Mpi, Some(job)) => {
+                let problem = format!(
+                    "an MPI launcher has started {} processes of this program, which was built without MPI: each would do all \
+                     the work by itself. Build it with the feature \"mpi\", start it without the launcher, or choose the back end \
+                     \"shared-memory\" to have each work alone",
+                    job.size
+                );
+                Err(Error::option(operation, problem))
+            }
+            (Backend::Hybrid | Backend::Mpi, None) => {
+                let build =
+                    if cfg!(feature = "mpi") { "" } else { " a program built with the feature \"mpi\"" };
+                let problem = format!(
+                    "the back end {:?} joins the processes of an MPI job: start{build} with mpirun",
+                    self.to_string()
+                );
+                Err(Error::option(operation, problem))
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Names of back ends, with the names that users of parameter_sweep know as aliases.
-const BACKENDS: [(&str, Backend); 10] = [
+const BACKENDS: [(&str, Backend); 12] = [
     ("auto", Backend::Auto),
     ("serial", Backend::Serial),
     ("threads", Backend::Threads),
     ("shared-memory", Backend::SharedMemory),
+    ("hybrid", Backend::Hybrid),
+    ("mpi", Backend::Mpi),
     ("single", Backend::Serial),
     ("concurrentfutures", Backend::SharedMemory),
     ("concurrent.futures", Backend::SharedMemory),
@@ -50,12 +89,6 @@ impl FromStr for Backend {
     /// assert!(error.to_string().contains("auto, serial, threads, shared-memory"));
     /// ```
     fn from_str(name: &str) -> Result<Backend> {
-        if ["mpi", "hybrid"].iter().any(|nodes| nodes.eq_ignore_ascii_case(name)) {
-            let problem = format!(
-                "{name:?} joins several nodes, which this build cannot; on one node use \"shared-memory\""
-            );
-            return Err(Error::option("backend", problem));
-        }
         let known = BACKENDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         known.map(|&(_, backend)| backend).ok_or_else(|| {
             let names = BACKENDS.map(|(known, _)| known).join(", ");

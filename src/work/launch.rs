@@ -6,11 +6,15 @@ use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
+use crate::os::launcher::Launcher;
 use crate::os::mapping::Withheld;
 use crate::os::topology;
 use crate::shm::array::{pack, unpack};
 use crate::shm::element::Element;
+use crate::work::backend::Backend;
 use crate::work::crew::{Crew, Job, Policy, caught};
+#[cfg(feature = "mpi")]
+use crate::work::nodes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
@@ -31,6 +35,9 @@ pub struct Launch {
     /// How many ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available processor
     /// (by affinity and cgroup quota). More ranks than processors work.
     pub ranks: Option<usize>,
+    /// Where they run: forked on this node, or, if an MPI launcher has started this program, on all processes of its job
+    /// (with the feature `mpi`). See [`Backend`].
+    pub backend: Backend,
     /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory. Only what is
     /// used costs memory.
     pub heap: Option<usize>,
@@ -112,6 +119,14 @@ impl Launch {
         R: Serialize + DeserializeOwned + 'static,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
     {
+        #[cfg(feature = "mpi")]
+        if let Some(job) = self.job("launch")? {
+            let flat = self.backend == Backend::Mpi;
+            let way = nodes::way(job, asked(self.ranks)?, flat)?;
+            return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body);
+        }
+        #[cfg(not(feature = "mpi"))]
+        self.job("launch")?;
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, ()| {
             let seat = Rc::new(Seat::new(&world, rank));
@@ -128,7 +143,14 @@ impl Launch {
             Ok(place)
         };
         let policy = if self.recover { Policy::Recover } else { Policy::End };
-        let job = Job { build: &|| Ok(()), warm: false, body: &run, policy, tag_output: self.tag_output };
+        let job = Job {
+            build: &|| Ok(()),
+            warm: false,
+            body: &run,
+            policy,
+            tag_output: self.tag_output,
+            led: false,
+        };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
         // What the ranks have left is the caller's alone, also when it forks again.
         world.segment().keep_from_children()?;
@@ -195,20 +217,31 @@ impl Launch {
     }
 
     fn plan(&self) -> Result<Plan> {
+        Ok(self.plan_of(ranks(self.ranks)?))
+    }
+
+    fn plan_of(&self, ranks: usize) -> Plan {
         let Launch { heap, deadline, first_sequence, recover, .. } = *self;
-        Ok(Plan { ranks: ranks(self.ranks)?, heap, first_sequence, deadline, recover })
+        Plan { ranks, heap, first_sequence, deadline, recover }
+    }
+
+    /// The job whose processes become this world's, if it is to span them.
+    fn job(&self, operation: &'static str) -> Result<Option<Launcher>> {
+        self.backend.job(operation)
     }
 }
 
 /// How many ranks: as asked for, as the environment says, or one per available processor.
-pub(crate) fn ranks(asked: Option<usize>) -> Result<usize> {
-    if let Some(ranks) = asked {
-        return Ok(ranks);
-    }
-    match std::env::var("PHALANX_RANKS") {
-        Ok(text) => text.trim().parse().map_err(|_| {
+pub(crate) fn ranks(ranks: Option<usize>) -> Result<usize> {
+    Ok(asked(ranks)?.unwrap_or_else(topology::cpus))
+}
+
+/// How many ranks were asked for, by the program or the environment.
+pub(crate) fn asked(ranks: Option<usize>) -> Result<Option<usize>> {
+    match (ranks, std::env::var("PHALANX_RANKS")) {
+        (None, Ok(text)) => text.trim().parse().map(Some).map_err(|_| {
             Error::option("launch", format!("PHALANX_RANKS is {text:?}; it must be a number of ranks"))
         }),
-        Err(_) => Ok(topology::cpus()),
+        (ranks, _) => Ok(ranks),
     }
 }

@@ -4,4 +4,6 @@ pub(crate) mod backend;
 pub(crate) mod crew;
 pub(crate) mod launch;
 pub(crate) mod manager;
+#[cfg(feature = "mpi")]
+pub(crate) mod nodes;
 pub(crate) mod sweep;

@@ -353,6 +353,6 @@ fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
 }
 
 /// Whole elements that make whole cache lines where possible.
-fn unit(element: usize) -> usize {
+pub(crate) fn unit(element: usize) -> usize {
     if element > 0 && ALIGN.is_multiple_of(element) { ALIGN } else { element.max(1) }
 }

@@ -26,6 +26,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+#[cfg(feature = "mpi")]
+pub(crate) use folding::unit;
+
 /// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
 /// pieces stay in the second-level cache; but meeting for each must be cheap beside it. (Gathering 1 MiB from one peer on
 /// a Xeon, us: 243 by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
@@ -59,6 +62,24 @@ impl<'w> Shm<'w> {
         let writers = (0..window.size()).map(|_| None).collect();
         let readers = (0..window.size()).map(|_| None).collect();
         Shm { window, writers, readers, mail: Mailbox::default(), seat, _shares: shares }
+    }
+
+    /// What its ranks look through.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn window(&mut self) -> &mut Window<'w> {
+        &mut self.window
+    }
+
+    /// See [`Shm::window`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn window_ref(&self) -> &Window<'w> {
+        &self.window
+    }
+
+    /// What this rank owns.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn seat_rc(&self) -> &Rc<Seat> {
+        &self.seat
     }
 
     /// How `shown` is best shown; if staged, a chunk from `at` on goes into the cell.
@@ -337,7 +358,7 @@ fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a
     ranks.map(|peer| if peer == seen.me() { Ok(Shown::Nothing) } else { seen.payload(peer) }).collect()
 }
 
-fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
+pub(crate) fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
     lens.fold(seed, |digest, len| xxh3_64_with_seed(&(len as u64).to_le_bytes(), digest))
 }
 

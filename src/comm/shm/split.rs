@@ -20,6 +20,16 @@ impl<'w> Shm<'w> {
         colour: Option<u64>,
         key: u64,
     ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+        Ok(self.split_off(call, colour, key)?.map(|group| Box::new(group) as Box<_>))
+    }
+
+    /// See [`Transport::split`].
+    pub(crate) fn split_off(
+        &mut self,
+        call: &Call,
+        colour: Option<u64>,
+        key: u64,
+    ) -> Result<Option<Shm<'w>>> {
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
         let mut all = vec![0u64; 3 * self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;
@@ -50,7 +60,7 @@ impl<'w> Shm<'w> {
         let (world, epoch) = (self.window.world(), self.window.epoch());
         let window = Window::new(world, epoch, me, ranks, (member, bases), places[members[0]][1]);
         point(Site::SplitDone);
-        Ok(Some(Box::new(Shm::over(window, Rc::clone(&self.seat), shares))))
+        Ok(Some(Shm::over(window, Rc::clone(&self.seat), shares)))
     }
 
     /// This rank's words of a communicator of `size`, from the first whole page of a block on, readied and shared.

@@ -19,6 +19,7 @@ mod recovery;
 use crate::channel::world::World;
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{self, Role, Site, point};
+use crate::os::launcher;
 use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
 use output::Output;
@@ -49,6 +50,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) policy: Policy<'a>,
     /// What slots print goes through the caller, who marks it with the rank.
     pub(crate) tag_output: bool,
+    /// The caller is rank 0 itself.
+    pub(crate) led: bool,
 }
 
 /// What a slot's death means to the others.
@@ -81,7 +84,7 @@ impl Crew {
         allow_threads: bool,
     ) -> Result<Crew> {
         let threads = process::threads();
-        if threads.len() > 1 && !allow_threads {
+        if process::is_threaded(&threads) && !allow_threads {
             return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
@@ -189,6 +192,7 @@ impl<S> Zygote<'_, S> {
         process::ignore_ending();
         process::hear_children();
         process::hear_questions();
+        launcher::leave_job();
         self.world.supervise();
         point(Site::ZygoteBegun);
         // While it builds it cannot listen for the caller's end.
@@ -219,6 +223,9 @@ impl<S> Zygote<'_, S> {
         process::outlive_parent();
         for rank in 0..self.world.ranks() {
             self.slots.push(None);
+            if self.job.led && rank == 0 {
+                continue;
+            }
             if let Err(error) = self.start(rank, &mut state, 0, 0) {
                 return self.cannot_start(rank, &error.to_string());
             }
@@ -294,6 +301,16 @@ impl<S> Zygote<'_, S> {
             } else if self.world.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
+                if let Some(culprit) = self.world.culprit().filter(|_| self.job.led) {
+                    // Rank 0 has made no call since: other nodes wait for its word.
+                    let verdict = self.world.verdict(culprit);
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "phalanx: on {}: {verdict}; the job is ended",
+                        launcher::host()
+                    );
+                    self.caller.kill();
+                }
                 return;
             }
         }

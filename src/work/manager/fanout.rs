@@ -48,6 +48,7 @@ impl FanOut {
             body: &body,
             policy: Policy::Replace(&progress),
             tag_output: false,
+            led: false,
         };
         let crew = Crew::open(&world, &job, "scatter", allow_threads)?;
         Ok(Box::new(FanOut { crew, world, ledger }))

@@ -297,7 +297,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                 match backend {
                     Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
                     Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
-                    Backend::Auto | Backend::SharedMemory => {
+                    Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
                         Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?)
                     }
                 }

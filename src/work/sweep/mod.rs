@@ -135,7 +135,9 @@ impl Sweep<'_> {
             _ if rows == 0 => vec![0; workers],
             Backend::Serial => self.serial(&work, start)?,
             Backend::Threads => self.threads(&work, start)?,
-            Backend::Auto | Backend::SharedMemory => self.forked(&work, start)?,
+            Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
+                self.forked(&work, start)?
+            }
         };
         self.report_done(&ledger, ledger.tasks as u64, workers, start);
         swept(ledger.clone(), None, parameters.view(), start.elapsed(), &replaced).map(Some)
@@ -199,6 +201,7 @@ impl Sweep<'_> {
                 body: &body,
                 policy: Policy::Replace(&progress),
                 tag_output: false,
+                led: false,
             };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
             let mut last = start;

@@ -1,0 +1,217 @@
+//! Sums that are rounded once, at the end: the same bits for any number of ranks, in any order, on any nodes.
+//!
+//! Every element becomes an accumulator that holds any sum of doubles as it is: a number of 2176 bits in units of 2^-1074
+//! (Kulisch 1971). Adding accumulators is adding integers, so the order does not matter. The price is 35 words of traffic an
+//! element instead of one.
+
+use crate::shm::element::Element;
+use bytemuck::{Pod, Zeroable};
+use num_complex::Complex;
+
+const LIMBS: usize = 34;
+/// Elements that are summed in one call: their accumulators stay in the second-level cache.
+pub(crate) const BLOCK: usize = 1024;
+
+/// A sum of doubles, not rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Accumulator {
+    /// Two's complement, the least first; the unit is 2^-1074.
+    limbs: [u64; LIMBS],
+    /// How many infinities of either sign, NaNs, and numbers other than -0 were added, 16 bits each, saturating.
+    special: [u16; 4],
+}
+
+/// Places in `special`; infinities come first, by sign.
+const NAN: usize = 2;
+const NOT_MINUS_ZERO: usize = 3;
+
+impl Accumulator {
+    fn of(value: f64) -> Accumulator {
+        let mut sum = Accumulator::zeroed();
+        let bits = value.to_bits();
+        let (exponent, fraction) = ((bits >> 52 & 0x7FF) as usize, bits & ((1 << 52) - 1));
+        sum.special[NOT_MINUS_ZERO] = u16::from(bits != (-0.0f64).to_bits());
+        if exponent == 0x7FF {
+            let which = if fraction != 0 { NAN } else { usize::from(value < 0.0) };
+            sum.special[which] = 1;
+            return sum;
+        }
+        // A subnormal number has the exponent of the least normal one, and no hidden bit.
+        let (mantissa, shift) = match exponent {
+            0 => (fraction, 0),
+            _ => (fraction | 1 << 52, exponent - 1),
+        };
+        let wide = u128::from(mantissa) << (shift % 64);
+        (sum.limbs[shift / 64], sum.limbs[shift / 64 + 1]) = (wide as u64, (wide >> 64) as u64);
+        if value < 0.0 { sum.negated() } else { sum }
+    }
+
+    fn negated(mut self) -> Accumulator {
+        let mut carry = true;
+        for limb in &mut self.limbs {
+            (*limb, carry) = (!*limb).overflowing_add(u64::from(carry));
+        }
+        self
+    }
+
+    pub(crate) fn plus(mut self, other: Accumulator) -> Accumulator {
+        let mut carry = false;
+        for (limb, other) in self.limbs.iter_mut().zip(other.limbs) {
+            let (sum, first) = limb.overflowing_add(other);
+            let (sum, second) = sum.overflowing_add(u64::from(carry));
+            (*limb, carry) = (sum, first || second);
+        }
+        self.special
+            .iter_mut()
+            .zip(other.special)
+            .for_each(|(count, other)| *count = count.saturating_add(other));
+        self
+    }
+
+    fn bit(&self, index: usize) -> bool {
+        self.limbs[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    /// The nearest number of so many bits, ties to even, whose least bit is worth no less than 2^(`least` - 1074).
+    fn rounded(self, precision: usize, least: usize) -> f64 {
+        match self.special {
+            [_, _, nans, _] if nans > 0 => return f64::NAN,
+            [plus, minus, ..] if plus > 0 && minus > 0 => return f64::NAN,
+            [plus, minus, ..] if plus + minus > 0 => {
+                return if plus > 0 { f64::INFINITY } else { f64::NEG_INFINITY };
+            }
+            _ => {}
+        }
+        let negative = self.bit(64 * LIMBS - 1);
+        let sum = if negative { self.negated() } else { self };
+        let sign = if negative { -1.0 } else { 1.0 };
+        let Some(top) = sum.limbs.iter().rposition(|&limb| limb != 0) else {
+            return if sum.special[NOT_MINUS_ZERO] == 0 { -0.0 } else { 0.0 };
+        };
+        let highest = 64 * top + 63 - sum.limbs[top].leading_zeros() as usize;
+        let low = (highest + 1).saturating_sub(precision).max(least);
+        let limb = |index: usize| u128::from(sum.limbs.get(index).copied().unwrap_or(0));
+        let wide = limb(low / 64) | limb(low / 64 + 1) << 64;
+        let mut kept = (wide >> (low % 64)) as u64;
+        if precision < 64 {
+            kept &= (1 << precision) - 1;
+        }
+        if low > 0 && sum.bit(low - 1) {
+            let exactly_half = (0..low - 1).all(|index| !sum.bit(index));
+            kept += u64::from(!exactly_half || kept & 1 == 1);
+        }
+        sign * kept as f64 * power_of_two(low)
+    }
+}
+
+/// 2^(`exponent` - 1074), or infinity.
+fn power_of_two(exponent: usize) -> f64 {
+    match exponent {
+        0..52 => f64::from_bits(1 << exponent),
+        52..2098 => f64::from_bits((exponent as u64 - 51) << 52),
+        _ => f64::INFINITY,
+    }
+}
+
+/// Elements whose sums can be rounded once: floats and complex numbers.
+///
+/// ```
+/// fn sums_exactly<T: phalanx::ExactSum>() {}
+/// sums_exactly::<num_complex::Complex<f32>>();
+/// ```
+pub trait ExactSum: Element + sealed::Sealed {
+    #[doc(hidden)]
+    const PARTS: usize;
+    #[doc(hidden)]
+    fn parts(self, to: &mut [Accumulator]);
+    #[doc(hidden)]
+    fn whole(parts: &[Accumulator]) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! exact {
+    ($($float:ty, $precision:expr, $least:expr;)*) => {$(
+        impl sealed::Sealed for $float {}
+        impl ExactSum for $float {
+            const PARTS: usize = 1;
+            fn parts(self, to: &mut [Accumulator]) { to[0] = Accumulator::of(self.into()) }
+            fn whole(parts: &[Accumulator]) -> Self { parts[0].rounded($precision, $least) as $float }
+        }
+        impl sealed::Sealed for Complex<$float> {}
+        impl ExactSum for Complex<$float> {
+            const PARTS: usize = 2;
+            fn parts(self, to: &mut [Accumulator]) {
+                to[0] = Accumulator::of(self.re.into());
+                to[1] = Accumulator::of(self.im.into());
+            }
+            fn whole(parts: &[Accumulator]) -> Self {
+                Complex::new(<$float>::whole(&parts[..1]), <$float>::whole(&parts[1..]))
+            }
+        }
+    )*};
+}
+// The least bit of a float is worth 2^-149, of a double 2^-1074.
+exact!(f32, 24, 1074 - 149; f64, 53, 0;);
+
+/// The code of exact sums.
+pub(crate) const EXACT: u8 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sum(values: &[f64]) -> f64 {
+        let sum = values.iter().map(|&value| Accumulator::of(value)).reduce(Accumulator::plus);
+        f64::whole(&[sum.unwrap()])
+    }
+
+    #[test]
+    fn special_values() {
+        assert!(sum(&[f64::INFINITY, f64::NEG_INFINITY]).is_nan() && sum(&[f64::NAN, 1.0]).is_nan());
+        assert_eq!(sum(&[f64::INFINITY, -1e308]), f64::INFINITY);
+        assert_eq!(sum(&[-0.0, -0.0]).to_bits(), (-0.0f64).to_bits());
+        assert_eq!(sum(&[-0.0, 0.0]).to_bits(), 0);
+        assert_eq!(sum(&[f64::MAX, f64::MAX, -f64::MAX]), f64::MAX);
+        assert_eq!(sum(&[f64::MAX, f64::MAX]), f64::INFINITY);
+        assert_eq!(sum(&[f64::from_bits(1), -f64::from_bits(3)]), -f64::from_bits(2));
+    }
+
+    #[test]
+    fn ties_go_to_even() {
+        let half = f64::EPSILON / 2.0;
+        assert_eq!(sum(&[1.0, half]), 1.0);
+        assert_eq!(sum(&[1.0 + f64::EPSILON, half]), 1.0 + 2.0 * f64::EPSILON);
+        assert_eq!(sum(&[1.0, half, f64::from_bits(1)]), 1.0 + f64::EPSILON);
+        let single = |values: [f32; 3]| {
+            let sum = values.iter().map(|&value| Accumulator::of(value.into())).reduce(Accumulator::plus);
+            f32::whole(&[sum.unwrap()])
+        };
+        // To double first it would be rounded twice.
+        assert_eq!(single([1.0, f32::EPSILON / 2.0, 1e-30]), 1.0 + f32::EPSILON);
+        assert_eq!(single([f32::MAX, f32::MAX, 0.0]), f32::INFINITY);
+        assert_eq!(single([f32::from_bits(1), f32::from_bits(2), 0.0]), f32::from_bits(3));
+    }
+
+    proptest! {
+        /// The sum of two doubles is what the processor computes; any number alone is itself.
+        #[test]
+        fn two_are_added_as_the_processor_does(a in any::<f64>(), b in any::<f64>()) {
+            prop_assert_eq!(sum(&[a]).to_bits(), if a.is_nan() { f64::NAN.to_bits() } else { a.to_bits() });
+            let want = a + b;
+            prop_assert!(sum(&[a, b]) == want || want.is_nan() && sum(&[a, b]).is_nan());
+        }
+
+        #[test]
+        fn order_does_not_matter(values in prop::collection::vec(any::<f64>(), 1..20), seed in any::<usize>()) {
+            let mut turned = values.clone();
+            turned.rotate_left(seed % values.len());
+            turned.reverse();
+            prop_assert_eq!(sum(&values).to_bits(), sum(&turned).to_bits());
+        }
+    }
+}

@@ -1,0 +1,710 @@
+//! Reductions over nodes.
+//!
+//! *Short* operands travel in the records of the meeting; those up to [`WHOLE`] are told by every leader to every other:
+//! each rank then folds all for itself.
+//!
+//! *Long* ones are cut into chunks, each with a route from node to node. A node folds a chunk onto what came from the node
+//! before, each of its ranks a slice, and hands it on; the last has the total, which travels on to all who want it.
+//!
+//! ```text
+//! ordered   fold 0 1 .. k-1, total k-2 .. 0         the left fold over the ranks: the same bits however ranks lie on nodes
+//! fast      chunk s of k: fold s+1 .. s, total s+1 .. s-1    a ring (Patarasuk and Yuan 2009): each link carries 2 (k-1)/k n
+//! ```
+//!
+//! Rounds count alike everywhere. A chunk is at its next node two rounds later: in round t its slices are folded, in t + 1
+//! they are known to be complete, and sent. Each round is one exchange of the node:
+//!
+//! ```text
+//! [1] the leader waits for what comes for this round: a partial fold, a total
+//! [2] the exchange: all show their operands of the chunk that is folded now, the leader what has come
+//! [3] the leader begins to send what was folded in the round before, to pass the total on, and to receive for the next
+//! [4] all fold their slices, to where the leader sends from, and copy the totals out
+//! ```
+//!
+//! A place of the leader's area is used again only when what is under way from it has come, and when all ranks have
+//! signalled a later exchange than the one in which they read it.
+
+use super::mpi::Flight;
+use super::net::{Net, Tag};
+use super::{CARRIED, Hybrid};
+use crate::channel::call::{Call, Verb};
+use crate::channel::line::INLINE;
+use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
+use crate::comm::op::Fold;
+use crate::comm::shm::unit;
+use crate::comm::transport::Transport;
+use crate::error::{Error, Result};
+use crate::shm::kernel::Store;
+use crate::shm::segment::Segment;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Up to so many bytes of all nodes (fast) or ranks (ordered) together, everyone folds everything.
+const WHOLE: usize = 64 << 10;
+/// A chunk is no longer: on a link of 10 Gbit/s it takes 0.2 ms, some times a message's way.
+const CHUNK: usize = 256 << 10;
+/// Nor shorter, if there is more than one.
+const LEAST: usize = 32 << 10;
+/// Places for folded chunks: one is written, one is complete, the others are under way.
+const FOLDED: usize = 4;
+/// Places for totals: one is read, one comes, one is being passed on. (With two, a node that waits until a total has been
+/// passed on before it expects the next would wait for a node that does the same: all around the ring.)
+const TOTALS: usize = 3;
+/// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded ones.
+const PLACES: usize = 4 + TOTALS + FOLDED;
+
+/// The ways of chunks through the nodes.
+#[derive(Clone, Copy, Debug)]
+struct Route {
+    nodes: usize,
+    node: usize,
+    chunks: usize,
+    to: Wanted,
+}
+
+/// Who wants the result, and how it is folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// All, folded in rank order.
+    Ordered,
+    /// All.
+    Fast,
+    /// The ranks of one node, folded in rank order.
+    By(usize),
+}
+
+/// What a node does with a chunk in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stop {
+    chunk: usize,
+    /// The node it comes from, if it does.
+    from: Option<usize>,
+    /// The node it goes to next, if it does.
+    next: Option<usize>,
+    /// The fold is complete here, or was before.
+    total: bool,
+}
+
+impl Route {
+    /// The chunk that this node folds in a round.
+    fn folds(&self, round: usize) -> Option<Stop> {
+        let (k, i) = (self.nodes, self.node);
+        match self.to {
+            Wanted::Fast => {
+                let (chunk, hop) = self.ring(round)?;
+                let from = (hop > 0).then_some((i + k - 1) % k);
+                Some(Stop { chunk, from, next: Some((i + 1) % k), total: hop == k - 1 })
+            }
+            to => {
+                let chunk = round.checked_sub(2 * i).filter(|&chunk| chunk < self.chunks)?;
+                let total = i == k - 1;
+                let next = match to {
+                    _ if !total => Some(i + 1),
+                    Wanted::By(node) => (node != i).then_some(node),
+                    _ => i.checked_sub(1),
+                };
+                Some(Stop { chunk, from: i.checked_sub(1), next, total })
+            }
+        }
+    }
+
+    /// The chunk whose total comes to this node in a round.
+    fn comes(&self, round: usize) -> Option<Stop> {
+        let (k, i) = (self.nodes, self.node);
+        match self.to {
+            Wanted::Fast => {
+                let (chunk, hop) = self.ring(round.checked_sub(2 * k)?)?;
+                let next = (hop + 2 < k).then_some((i + 1) % k);
+                (hop + 1 < k).then_some(Stop { chunk, from: Some((i + k - 1) % k), next, total: true })
+            }
+            Wanted::Ordered => {
+                let chunk = round.checked_sub(2 * (k - 1) + 2 * (k - 1 - i))?;
+                let stop = Stop { chunk, from: Some(i + 1), next: i.checked_sub(1), total: true };
+                (i < k - 1 && chunk < self.chunks).then_some(stop)
+            }
+            Wanted::By(node) => {
+                let chunk = round.checked_sub(2 * k)?;
+                let stop = Stop { chunk, from: Some(k - 1), next: None, total: true };
+                (node == i && node != k - 1 && chunk < self.chunks).then_some(stop)
+            }
+        }
+    }
+
+    /// On a ring, k chunks are folded at once, one at each node, and two such groups in alternate rounds: the chunk at this
+    /// node in a round, and how many nodes it has passed.
+    fn ring(&self, round: usize) -> Option<(usize, usize)> {
+        let (k, turn) = (self.nodes, round % (2 * self.nodes));
+        let (group, hop) = (round / (2 * k) * 2 + turn % 2, turn / 2);
+        let chunk = group * k + (self.node + 2 * k - 1 - hop) % k;
+        (chunk < self.chunks).then_some((chunk, hop))
+    }
+
+    /// After so many nothing comes any more.
+    fn rounds(&self) -> usize {
+        let last = match self.to {
+            Wanted::Fast => self.chunks.div_ceil(self.nodes).div_ceil(2) * 2 * self.nodes,
+            _ => self.chunks,
+        };
+        last + 4 * self.nodes + 2
+    }
+}
+
+/// What the leader has under way.
+struct Under<'n> {
+    net: &'n Net,
+    segment: Arc<Segment>,
+    /// Where the area begins in it.
+    base: usize,
+    chunk: usize,
+    partial: Option<Flight<'static>>,
+    total: Option<Flight<'static>>,
+    passed: [Option<Flight<'static>>; TOTALS],
+    folded: [Option<Flight<'static>>; FOLDED],
+}
+
+impl Under<'_> {
+    fn come(
+        &mut self,
+        flights: impl FnOnce(&mut Self) -> Option<Flight<'static>>,
+        watch: super::net::Watch<'_>,
+    ) -> Result<()> {
+        match flights(self) {
+            Some(flight) => self.net.wait(&mut [flight], watch),
+            None => Ok(()),
+        }
+    }
+
+    fn place(&self, place: usize, len: usize) -> Range<usize> {
+        let at = self.base + place * self.chunk;
+        at..at + len
+    }
+
+    /// Begins to receive what comes for a round.
+    fn expect(
+        &mut self,
+        round: usize,
+        (fold, come): (Option<Stop>, Option<Stop>),
+        len: impl Fn(usize) -> usize,
+        watch: super::net::Watch<'_>,
+    ) -> Result<()> {
+        if let Some((from, chunk)) = fold.and_then(|stop| Some((stop.from?, stop.chunk))) {
+            let place = self.place(partial(round), len(chunk));
+            self.partial = Some(self.net.recv_at(&self.segment, place, from, Tag::Partial)?);
+        }
+        if let Some((from, chunk)) = come.and_then(|stop| Some((stop.from?, stop.chunk))) {
+            self.come(|under| under.passed[round % TOTALS].take(), watch)?;
+            let place = self.place(total(round), len(chunk));
+            self.total = Some(self.net.recv_at(&self.segment, place, from, Tag::Total)?);
+        }
+        Ok(())
+    }
+}
+
+fn operand(round: usize) -> usize {
+    round % 2
+}
+
+fn partial(round: usize) -> usize {
+    2 + round % 2
+}
+
+fn total(round: usize) -> usize {
+    4 + round % TOTALS
+}
+
+fn folded(round: usize) -> usize {
+    4 + TOTALS + round % FOLDED
+}
+
+/// What a rank of this node shows of its operand.
+struct Operands<'a, 's> {
+    seen: Seen<'s>,
+    me: usize,
+    send: &'a [u8],
+    /// Where the chunk that is shown begins in everyone's operand.
+    start: usize,
+    /// Where it lies in the leader's area.
+    place: usize,
+}
+
+impl<'s, 'a: 's> Operands<'a, 's> {
+    /// The bytes `range` of a rank's operand.
+    fn of(&self, rank: usize, range: Range<usize>) -> Result<&'s [u8]> {
+        let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
+        if rank == self.me {
+            return self.send.get(range).ok_or_else(corrupt);
+        }
+        let within = range.start - self.start..range.end - self.start;
+        let found = match self.seen.payload(rank)? {
+            Shown::Exposed(area) if rank == 0 => area.get(self.place + within.start..self.place + within.end),
+            Shown::Exposed(bytes) => bytes.get(range),
+            Shown::Staged(cell) => cell.get(within),
+            Shown::Nothing | Shown::Inline(_) => None,
+        };
+        found.ok_or_else(corrupt)
+    }
+
+    /// The leader's area.
+    fn area(&self, place: Range<usize>) -> Result<&'s [u8]> {
+        match self.seen.payload(0)? {
+            Shown::Exposed(area) => {
+                area.get(place).ok_or(Error::Corrupt { what: "the head of a peer's call" })
+            }
+            _ => Err(Error::Corrupt { what: "the head of a peer's call" }),
+        }
+    }
+}
+
+impl Hybrid<'_> {
+    pub(super) fn reduce(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let (n, nodes) = (send.len(), self.layout.nodes());
+        let largest = (0..nodes).map(|node| self.layout.ranks(node).len()).max().unwrap_or(1);
+        let carried = (1..=INLINE).contains(&n) && n * if fold.fast { 1 } else { largest } <= CARRIED;
+        let payload = if carried { send } else { &[] };
+        let met = self.meet(call, (n, fold.id), payload, |shown, room| match carried {
+            false => Ok(()),
+            // Found by all when they have met.
+            true if shown.iter().any(|operand| operand.len() != n) => Ok(()),
+            true if fold.fast => fold_all(fold, &mut room[..n], shown.len(), |rank| shown[rank]),
+            true => {
+                let places = room.chunks_exact_mut(n);
+                places.zip(shown).for_each(|(place, operand)| place.copy_from_slice(operand));
+                Ok(())
+            }
+        })?;
+        if !met.alike() {
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let parts = if fold.fast { nodes } else { self.size() };
+        if carried {
+            let Some(recv) = recv else { return Ok(()) };
+            let layout = &self.layout;
+            let operand = |part: usize| match fold.fast {
+                true => &met.carried(part)[..n],
+                false => {
+                    let node = layout.node_of(part);
+                    let at = (part - layout.leader(node)) * n;
+                    &met.carried(node)[at..at + n]
+                }
+            };
+            return fold_all(fold, recv, parts, operand);
+        }
+        if n * parts <= WHOLE && n <= self.room {
+            return self.fold_whole(call, send, recv, fold);
+        }
+        let to = match call.verb {
+            Verb::Reduce => Wanted::By(self.layout.node_of(call.root)),
+            _ if fold.fast => Wanted::Fast,
+            _ => Wanted::Ordered,
+        };
+        self.fold_chunks(call, send, recv, fold, to)
+    }
+
+    /// Everyone gets everything, or a fold of each node's, and folds.
+    fn fold_whole(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let (n, me, nodes) = (send.len(), self.node.rank(), self.layout.nodes());
+        let sizes: Vec<usize> =
+            (0..nodes).map(|node| n * if fold.fast { 1 } else { self.layout.ranks(node).len() }).collect();
+        let mut all = vec![0; sizes.iter().sum()];
+        let own: usize = sizes[..self.layout.node].iter().sum();
+        let own = &mut all[own..own + sizes[self.layout.node]];
+        let leads = self.net.is_some();
+        let payload = self.operand(send, 0..n);
+        let offer = Offer { len: n, payload, ..Offer::default() };
+        let shown = self.node.window().exchange(call, offer, |epoch| {
+            if !leads {
+                return Ok(());
+            }
+            let seen = epoch.seen;
+            let operand = |rank: usize, range: Range<usize>| match rank {
+                _ if rank == me => Ok(&send[range]),
+                _ => seen.part(rank, 0, range),
+            };
+            if fold.fast {
+                return fold.in_rank_order(own, None, Store::Cached, seen.size(), operand);
+            }
+            for (rank, place) in own.chunks_exact_mut(n).enumerate() {
+                place.copy_from_slice(operand(rank, 0..n)?);
+            }
+            Ok(())
+        });
+        shown.map_err(|error| self.failed(call, error))?;
+        self.leading(call, |net, watch| net.all_gather(&mut all, &sizes, watch))?;
+        let shared = self.node.broadcast(&Call { root: 0, ..*call }, &mut all);
+        shared.map_err(|error| self.failed(call, error))?;
+        match recv {
+            Some(recv) => fold_all(fold, recv, all.len() / n, |part| &all[part * n..(part + 1) * n]),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows a stretch of an operand to the node: where it lies, or in the cell.
+    fn operand<'a>(&mut self, send: &'a [u8], range: Range<usize>) -> Payload<'a> {
+        let seat = Rc::clone(self.node.seat_rc());
+        if range.is_empty() {
+            return Payload::Nothing;
+        }
+        if let Some(offset) = seat.segment.locate(send) {
+            return Payload::exposed(offset, send);
+        }
+        seat.copy(&mut self.node.window().cell()[..range.len()], &send[range], Store::Cached);
+        Payload::Staged
+    }
+
+    /// Chunk by chunk along their routes.
+    fn fold_chunks(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        mut recv: Option<&mut [u8]>,
+        fold: &Fold<'_>,
+        to: Wanted,
+    ) -> Result<()> {
+        let (n, me, ranks, nodes) = (send.len(), self.node.rank(), self.node.size(), self.layout.nodes());
+        let unit = unit(fold.size);
+        let most = CHUNK.min(self.room).min(self.least_area() / PLACES);
+        // On a ring two groups of chunks are under way.
+        let chunk = (n / (2 * nodes)).clamp(LEAST.min(most), most) / unit * unit;
+        if chunk == 0 {
+            let problem =
+                format!("elements of {} bytes are too large to be reduced; the limit is {most}", fold.size);
+            return Err(Error::bad(call.place(self.rank(), self.calls), problem));
+        }
+        let route = Route { nodes, node: self.layout.node, chunks: n.div_ceil(chunk), to };
+        let range_of = |index: usize| index * chunk..((index + 1) * chunk).min(n);
+        let len_of = |index: usize| range_of(index).len();
+        let store = Store::best(2 * n, ranks);
+        let watch = self.node.window_ref().watch(*call);
+        let net = self.net.clone();
+        let seat = Rc::clone(self.node.seat_rc());
+        let base = self.area.as_ref().map(|area| area.block.offset());
+        let mut under = net.as_ref().zip(base).map(|(net, base)| Under {
+            net,
+            segment: Arc::clone(&seat.segment),
+            base,
+            chunk,
+            partial: None,
+            total: None,
+            passed: std::array::from_fn(|_| None),
+            folded: std::array::from_fn(|_| None),
+        });
+        let (mut before, mut unclosed): (Option<Stop>, bool) = (None, false);
+        let at = |round: usize| (route.folds(round), route.comes(round));
+        let mut begun = under.as_mut().map_or(Ok(()), |under| under.expect(0, at(0), len_of, &watch));
+        for round in 0..route.rounds() {
+            let (now, come) = at(round);
+            // [1]
+            if let Some(under) = &mut under {
+                begun = begun.and_then(|()| {
+                    under.come(|under| under.partial.take(), &watch)?;
+                    under.come(|under| under.total.take(), &watch)?;
+                    under.come(|under| under.folded[round % FOLDED].take(), &watch)
+                });
+                if let Err(error) = begun {
+                    return Err(self.failed(call, error));
+                }
+                begun = Ok(());
+            }
+            if now.is_none() && come.is_none() && before.is_none() {
+                if let Some(under) = &mut under {
+                    begun = under.expect(round + 1, at(round + 1), len_of, &watch);
+                }
+                continue;
+            }
+            // [2]
+            let mine = now.map_or(0..0, |stop| range_of(stop.chunk));
+            let (len, payload, target) = self.show_operand(send, mine.clone(), operand(round) * chunk);
+            let offer = Offer { len, payload, target, ..Offer::default() };
+            let (under, recv) = (&mut under, &mut recv);
+            let step = self.node.window().exchange_then(call, offer, |epoch| {
+                let operands =
+                    Operands { seen: epoch.seen, me, send, start: mine.start, place: operand(round) * chunk };
+                // [3]
+                if let Some(under) = under {
+                    if let Some((stop, next)) = before.and_then(|stop| Some((stop, stop.next?))) {
+                        let slot = (round - 1) % FOLDED;
+                        let place = under.place(folded(round - 1), len_of(stop.chunk));
+                        let tag = if stop.total { Tag::Total } else { Tag::Partial };
+                        under.folded[slot] = Some(under.net.send_at(&under.segment, place, next, tag)?);
+                    }
+                    if let Some((stop, next)) = come.and_then(|stop| Some((stop, stop.next?))) {
+                        let place = under.place(total(round), len_of(stop.chunk));
+                        under.passed[round % TOTALS] =
+                            Some(under.net.send_at(&under.segment, place, next, Tag::Total)?);
+                    }
+                    under.expect(round + 1, at(round + 1), len_of, &watch)?;
+                }
+                // [4]
+                if let Some(stop) = now {
+                    let units = mine.len().div_ceil(unit);
+                    let bound = |rank: usize| (units * rank / ranks * unit).min(mine.len());
+                    let slice = bound(me)..bound(me + 1);
+                    let to = folded(round) * chunk;
+                    let first = usize::from(stop.from.is_some());
+                    let come = operands.area(partial(round) * chunk..partial(round) * chunk + mine.len())?;
+                    let [dst] = epoch.opened([0], to + slice.start..to + slice.end)?;
+                    let part = |part: usize, range: Range<usize>| {
+                        let within = slice.start + range.start..slice.start + range.end;
+                        match part.checked_sub(first) {
+                            None => Ok(&come[within]),
+                            Some(rank) => {
+                                operands.of(rank, mine.start + within.start..mine.start + within.end)
+                            }
+                        }
+                    };
+                    fold.in_rank_order(dst, None, Store::Cached, ranks + first, part)?;
+                }
+                if let Some(recv) = recv {
+                    let seat = &seat;
+                    let mut take = |stop: Stop, place: usize| -> Result<()> {
+                        let range = range_of(stop.chunk);
+                        let shown = operands.area(place * chunk..place * chunk + range.len())?;
+                        seat.copy(&mut recv[range], shown, store);
+                        Ok(())
+                    };
+                    come.map_or(Ok(()), |stop| take(stop, total(round)))?;
+                    before.filter(|stop| stop.total).map_or(Ok(()), |stop| take(stop, folded(round - 1)))?;
+                }
+                Ok(((), Then::Follows))
+            });
+            step.map_err(|error| self.failed(call, error))?;
+            (before, unclosed) = (now, true);
+        }
+        if unclosed {
+            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+            closed.map_err(|error| self.failed(call, error))?;
+        }
+        let rest = under.map_or(Ok(()), |mut under| {
+            let flights = under.passed.into_iter().chain(std::mem::take(&mut under.folded)).flatten();
+            under.net.wait(&mut flights.collect::<Vec<_>>(), &watch)
+        });
+        rest.map_err(|error| self.failed(call, error))
+    }
+
+    /// Bytes of the smallest area of all leaders.
+    fn least_area(&self) -> usize {
+        2 * (self.room + super::moving::COME)
+    }
+
+    /// The operand of a chunk, to the node; the leader its area, with the operand in it, for all to read and write.
+    fn show_operand<'a>(
+        &mut self,
+        send: &'a [u8],
+        range: Range<usize>,
+        place: usize,
+    ) -> (usize, Payload<'a>, Option<(usize, usize)>) {
+        let seat = Rc::clone(self.node.seat_rc());
+        let alone = self.node.size() == 1;
+        let Some(area) = &mut self.area else {
+            let payload = self.operand(send, range);
+            return (send.len(), payload, None);
+        };
+        if !alone {
+            seat.copy(&mut area.block.bytes_mut()[place..place + range.len()], &send[range], Store::Cached);
+        }
+        let (offset, len) = (area.block.offset(), area.block.bytes().len());
+        (len, Payload::exposed(offset, &[]), Some((offset, len)))
+    }
+
+    pub(super) fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let met = self.meet(
+            call,
+            (
+                send.len(),
+                counts.iter().fold(fold.id, |digest, &count| {
+                    xxhash_rust::xxh3::xxh3_64_with_seed(&(count as u64).to_ne_bytes(), digest)
+                }),
+            ),
+            &[],
+            |_, _| Ok(()),
+        )?;
+        if !met.alike() {
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
+        }
+        let start: usize = counts[..self.rank()].iter().sum();
+        let mut all = bytemuck::allocation::try_zeroed_slice_box::<u8>(send.len())
+            .map_err(|()| Error::no_space("a reduction over nodes", send.len(), "no such memory"))?;
+        self.reduce(call, send, Some(&mut all), fold)?;
+        recv.copy_from_slice(&all[start..start + recv.len()]);
+        Ok(())
+    }
+
+    pub(super) fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
+        let met = self.meet(call, (send.len(), fold.id), &[], |_, _| Ok(()))?;
+        if !met.alike() {
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
+        }
+        let (n, me, ranks, node) = (send.len(), self.node.rank(), self.node.size(), self.layout.node);
+        let unit = unit(fold.size);
+        let chunk = CHUNK.min(self.room).min(self.least_area() / PLACES) / unit * unit;
+        if chunk == 0 {
+            let problem = format!("elements of {} bytes are too large to be reduced", fold.size);
+            return Err(Error::bad(call.place(self.rank(), self.calls), problem));
+        }
+        let (first, last) = (usize::from(node > 0), node + 1 == self.layout.nodes());
+        let watch = self.node.window_ref().watch(*call);
+        let net = self.net.clone();
+        let base = self.area.as_ref().map(|area| area.block.offset());
+        let segment = Arc::clone(&self.node.seat().segment);
+        let in_segment = |base: usize, place: Range<usize>| base + place.start..base + place.end;
+        let mut unclosed = false;
+        for (round, start) in (0..n).step_by(chunk).enumerate() {
+            let range = start..(start + chunk).min(n);
+            let place = |place: usize| place * chunk..place * chunk + range.len();
+            if let Some((net, base)) = net.as_ref().zip(base).filter(|_| node > 0) {
+                let came = net
+                    .recv_at(&segment, in_segment(base, place(partial(round))), node - 1, Tag::Partial)
+                    .and_then(|flight| net.wait(&mut [flight], &watch));
+                came.map_err(|error| self.failed(call, error))?;
+            }
+            let (len, payload, target) = self.show_operand(send, range.clone(), operand(round) * chunk);
+            let offer = Offer { len, payload, target, ..Offer::default() };
+            let recv = &mut recv[range.clone()];
+            let step = self.node.window().exchange_then(call, offer, |epoch| {
+                let operands = Operands { seen: epoch.seen, me, send, start, place: operand(round) * chunk };
+                let come = operands.area(place(partial(round)))?;
+                let part = |part: usize, within: Range<usize>| match part.checked_sub(first) {
+                    None => Ok(&come[within]),
+                    Some(rank) => operands.of(rank, start + within.start..start + within.end),
+                };
+                if let Some((net, base)) = net.as_ref().zip(base).filter(|_| !last) {
+                    let to = place(folded(0));
+                    let [dst] = epoch.opened([0], to.clone())?;
+                    fold.in_rank_order(dst, None, Store::Cached, ranks + first, part)?;
+                    let flight = net.send_at(&segment, in_segment(base, to), node + 1, Tag::Partial)?;
+                    net.wait(&mut [flight], &watch)?;
+                }
+                match first + me + usize::from(inclusive) {
+                    0 => Ok(((), Then::Follows)),
+                    count => fold
+                        .in_rank_order(recv, None, Store::Cached, count, part)
+                        .map(|()| ((), Then::Follows)),
+                }
+            });
+            step.map_err(|error| self.failed(call, error))?;
+            unclosed = true;
+        }
+        if unclosed {
+            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+            closed.map_err(|error| self.failed(call, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// `recv = operand(0) op operand(1) op ...`
+fn fold_all<'a>(
+    fold: &Fold<'_>,
+    recv: &mut [u8],
+    count: usize,
+    operand: impl Fn(usize) -> &'a [u8],
+) -> Result<()> {
+    fold.in_rank_order(recv, None, Store::Cached, count, |part, range| {
+        operand(part).get(range).ok_or(Error::Corrupt { what: "an operand of a reduction" })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// Follows all chunks from node to node: each is folded once by every node, in an allowed order, and its total comes
+    /// once to everyone who wants it; nothing is received before the round after which it was sent.
+    #[test]
+    fn every_chunk_is_folded_by_all_and_comes_to_all_who_want_it() {
+        for nodes in 2..7 {
+            for chunks in [1, 2, 3, 5, 8, 13] {
+                let by = (0..nodes).map(Wanted::By);
+                for to in [Wanted::Ordered, Wanted::Fast].into_iter().chain(by) {
+                    follow(nodes, chunks, to);
+                }
+            }
+        }
+    }
+
+    fn follow(nodes: usize, chunks: usize, to: Wanted) {
+        let route = |node| Route { nodes, node, chunks, to };
+        // (from, to, is a total) -> chunks in the order sent, with the round in which they are sent.
+        let mut sent: BTreeMap<(usize, usize, bool), Vec<(usize, usize)>> = BTreeMap::new();
+        let mut received: BTreeMap<(usize, usize, bool), Vec<(usize, usize)>> = BTreeMap::new();
+        let mut order: Vec<Vec<usize>> = vec![Vec::new(); chunks];
+        let mut have: Vec<Vec<usize>> = vec![Vec::new(); chunks];
+        for round in 0..route(0).rounds() {
+            for node in 0..nodes {
+                if let Some(stop) = route(node).folds(round) {
+                    order[stop.chunk].push(node);
+                    if let Some(from) = stop.from {
+                        received.entry((from, node, false)).or_default().push((stop.chunk, round));
+                    }
+                    if let Some(next) = stop.next {
+                        sent.entry((node, next, stop.total)).or_default().push((stop.chunk, round + 1));
+                    }
+                    if stop.total {
+                        have[stop.chunk].push(node);
+                    }
+                }
+                if let Some(stop) = route(node).comes(round) {
+                    have[stop.chunk].push(node);
+                    received.entry((stop.from.unwrap(), node, true)).or_default().push((stop.chunk, round));
+                    if let Some(next) = stop.next {
+                        sent.entry((node, next, true)).or_default().push((stop.chunk, round));
+                    }
+                }
+            }
+        }
+        let links: Vec<_> = sent.keys().chain(received.keys()).copied().collect();
+        for link in links {
+            let (sent, received) = (&sent[&link], &received[&link]);
+            assert_eq!(sent.len(), received.len(), "{to:?} {nodes} {chunks} {link:?}");
+            for ((chunk, at), (expected, by)) in sent.iter().zip(received) {
+                assert_eq!(chunk, expected, "{to:?} {nodes} {chunks} {link:?}");
+                assert!(at < by, "{to:?} {nodes} {chunks} {link:?}: sent in {at}, expected in {by}");
+            }
+        }
+        for chunk in 0..chunks {
+            let first = if to == Wanted::Fast { (chunk % nodes + 1) % nodes } else { 0 };
+            let whole: Vec<usize> = (0..nodes).map(|hop| (first + hop) % nodes).collect();
+            assert_eq!(order[chunk], whole, "{to:?} {nodes} {chunks}");
+            let mut all = have[chunk].clone();
+            all.sort_unstable();
+            match to {
+                Wanted::By(node) => assert!(all.contains(&node)),
+                _ => assert_eq!(all, (0..nodes).collect::<Vec<_>>(), "{to:?} {nodes} {chunks}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Messages between ranks of different nodes: from process to process, where both are processes of the job.
+
+use super::Hybrid;
+use super::net::{Net, Tag};
+use crate::channel::call::{Call, describe};
+use crate::comm::transport::Transport;
+use crate::error::{Error, Result};
+use crate::shm::arena::Block;
+
+/// Signature, bytes, and whether it is an array that changes hands.
+type Head = [u64; 3];
+
+/// The way from each rank to each, if every rank is a process of the job; heads of messages that have come but were not
+/// what was asked for.
+pub(super) struct Letters {
+    pub(super) net: Option<Net>,
+    heads: Vec<Option<Head>>,
+}
+
+impl Letters {
+    pub(super) fn new(net: Option<Net>, size: usize) -> Letters {
+        Letters { net, heads: vec![None; size] }
+    }
+}
+
+impl Hybrid<'_> {
+    /// The way to a rank of another node.
+    fn net_to(&self, call: &Call, peer: usize) -> Result<Net> {
+        self.letters.net.clone().ok_or_else(|| {
+            let place = call.place(self.rank(), self.calls);
+            let problem = format!(
+                "rank {peer} is on another node, and forked workers have no way there: use a collective, or start one process \
+                 per rank (mpirun -n {})",
+                self.size()
+            );
+            Error::bad(place, problem)
+        })
+    }
+
+    fn post(&mut self, call: &Call, to: usize, message: &[u8], array: bool) -> Result<()> {
+        let net = self.net_to(call, to)?;
+        let watch = self.node.window_ref().watch(*call);
+        let head: Head = [call.signature(), message.len() as u64, u64::from(array)];
+        let sent = net.send_all(bytemuck::bytes_of(&head), to, Tag::Letter, &watch);
+        let sent = sent.and_then(|()| net.send_all(message, to, Tag::Letter, &watch));
+        self.node.seat().count(message.len());
+        sent.map_err(|error| self.failed(call, error))
+    }
+
+    /// The next message from a rank, if it is what is asked for; else it stays to be received.
+    fn head(&mut self, call: &Call, from: usize, len: usize, array: bool) -> Result<Net> {
+        let net = self.net_to(call, from)?;
+        let watch = self.node.window_ref().watch(*call);
+        let head = match self.letters.heads[from] {
+            Some(head) => head,
+            None => {
+                let mut head: Head = [0; 3];
+                let came = net.recv_all(bytemuck::bytes_of_mut(&mut head), from, Tag::Letter, &watch);
+                came.map_err(|error| self.failed(call, error))?;
+                head
+            }
+        };
+        self.letters.heads[from] = Some(head);
+        if head == [call.signature(), len as u64, u64::from(array)] {
+            return Ok(net);
+        }
+        let sent = describe(head[0], head[1], 0);
+        let problem = format!(
+            "the next message from rank {from} has {} bytes ({sent}), the room {len}; it stays to be received",
+            head[1]
+        );
+        Err(Error::bad(call.place(self.rank(), self.calls), problem))
+    }
+
+    fn take(&mut self, call: &Call, from: usize, message: &mut [u8], array: bool) -> Result<()> {
+        let net = self.head(call, from, message.len(), array)?;
+        let watch = self.node.window_ref().watch(*call);
+        let came = net.recv_all(message, from, Tag::Letter, &watch);
+        self.letters.heads[from] = None;
+        self.node.seat().count(message.len());
+        came.map_err(|error| self.failed(call, error))
+    }
+
+    pub(super) fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+        match self.layout.local(to) {
+            Some(to) => self.node.send(call, to, message).map_err(|error| self.globally(call, error)),
+            None => self.post(call, to, message, false),
+        }
+    }
+
+    pub(super) fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+        match self.layout.local(from) {
+            Some(from) => self.node.recv(call, from, message).map_err(|error| self.globally(call, error)),
+            None => self.take(call, from, message, false),
+        }
+    }
+
+    pub(super) fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+        match self.layout.local(to) {
+            Some(to) => self.node.send_block(call, to, block).map_err(|error| self.globally(call, error)),
+            None => self.post(call, to, block.bytes(), true),
+        }
+    }
+
+    pub(super) fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
+        if let Some(from) = self.layout.local(from) {
+            return self.node.recv_block(call, from, len).map_err(|error| self.globally(call, error));
+        }
+        self.head(call, from, len, true)?;
+        let mut block = self.node.seat().heap.borrow_mut().alloc(len, false)?;
+        self.take(call, from, block.bytes_mut(), true)?;
+        Ok(block)
+    }
+}

@@ -1,0 +1,506 @@
+//! A transport made of two: the ranks of each node share memory, and one process a node speaks for them over MPI.
+//!
+//! Ranks are numbered node by node. The leader of a node is its local rank 0. Every collective begins with a *meeting*:
+//!
+//! ```text
+//! [1] an exchange of the node's window: all see what their neighbours call, with lengths and digests
+//! [2] leaders tell each other: one record a node; a second one with every rank's words if a node's differ
+//! [3] a broadcast in the node: all ranks have all records, compare them, and come to the same conclusion
+//! ```
+//!
+//! What is short travels in the records. Everything else is cut into pieces, which all ranks enumerate alike, so nobody
+//! announces anything: see moving.rs and folding.rs. Nothing crosses the network twice.
+//!
+//! A failure ends the job: the leader of the node where it is found prints it and calls MPI_Abort. Only wrong arguments,
+//! which are told to all before any output is written, leave the communicator usable.
+
+mod folding;
+mod message;
+mod moving;
+pub(crate) mod mpi;
+pub(crate) mod net;
+mod split;
+
+use crate::channel::call::{Call, Verb, describe};
+use crate::channel::recovery::Wish;
+use crate::channel::window::{Agreed, Offer, Payload, Shown};
+use crate::channel::world::Member;
+use crate::comm::op::Fold;
+use crate::comm::shm::Shm;
+use crate::comm::transport::{Seat, Transport};
+use crate::error::{Error, RankState, Result};
+use crate::os::launcher::host;
+use crate::shm::arena::Block;
+use message::Letters;
+use moving::Area;
+use net::Net;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Which ranks are where. Known to all.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// First rank of each node; the number of all at the end.
+    firsts: Vec<usize>,
+    hosts: Vec<String>,
+    /// This rank's node.
+    node: usize,
+}
+
+impl Layout {
+    fn nodes(&self) -> usize {
+        self.hosts.len()
+    }
+
+    fn size(&self) -> usize {
+        self.firsts[self.nodes()]
+    }
+
+    fn node_of(&self, rank: usize) -> usize {
+        self.firsts.partition_point(|&first| first <= rank) - 1
+    }
+
+    /// The number in this node of a rank of it.
+    fn local(&self, rank: usize) -> Option<usize> {
+        (self.node_of(rank) == self.node).then(|| rank - self.firsts[self.node])
+    }
+
+    fn leader(&self, node: usize) -> usize {
+        self.firsts[node]
+    }
+
+    fn ranks(&self, node: usize) -> std::ops::Range<usize> {
+        self.firsts[node]..self.firsts[node + 1]
+    }
+}
+
+/// The transport of ranks on several nodes.
+pub(crate) struct Hybrid<'w> {
+    node: Shm<'w>,
+    /// In the leader: the other leaders.
+    net: Option<Net>,
+    layout: Layout,
+    /// Bytes that every rank can show at a time.
+    room: usize,
+    /// Calls so far, alike on all ranks.
+    calls: u32,
+    /// The leader's memory for what comes and goes.
+    area: Option<Area>,
+    letters: Letters,
+    ways: Ways,
+}
+
+/// Who can speak to whom.
+pub(crate) struct Ways {
+    /// The processes that speak for the nodes.
+    pub(crate) leaders: Vec<usize>,
+    /// All ranks of the communicator, if every one is a process of the job.
+    pub(crate) everyone: Option<Net>,
+    /// The first number that no communicator has as context, as far as this rank knows.
+    pub(crate) contexts: Rc<Cell<u32>>,
+    /// There are more ranks on a node than processors.
+    pub(crate) crowded: bool,
+}
+
+impl Ways {
+    fn mpi(&self) -> Result<&'static mpi::Mpi> {
+        mpi::Mpi::join()
+    }
+}
+
+/// Payload that travels in a record.
+const CARRIED: usize = 128;
+/// What a node says in a meeting: signature, line, whether its ranks say the same, length, digest, local rank that aborts;
+/// then what is carried.
+type Record = [u64; 8 + CARRIED / 8];
+
+/// What all ranks know after a meeting.
+struct Met {
+    /// Per rank.
+    lens: Vec<usize>,
+    digests: Vec<u64>,
+    records: Vec<Record>,
+}
+
+impl Met {
+    fn alike(&self) -> bool {
+        let same = |words: &[u64]| words.windows(2).all(|pair| pair[0] == pair[1]);
+        self.lens.windows(2).all(|pair| pair[0] == pair[1]) && same(&self.digests)
+    }
+
+    /// What a node's record carries.
+    fn carried(&self, node: usize) -> &[u8] {
+        bytemuck::cast_slice(&self.records[node][8..])
+    }
+
+    fn starts(&self) -> Vec<usize> {
+        let sums = self.lens.iter().scan(0, |sum, &len| Some(std::mem::replace(sum, *sum + len)));
+        sums.collect()
+    }
+}
+
+impl<'w> Hybrid<'w> {
+    /// Ranks of a node, and in its leader the way to the other leaders. All ranks of all nodes call this.
+    pub(crate) fn new(mut node: Shm<'w>, net: Option<Net>, ways: Ways) -> Result<Hybrid<'w>> {
+        const NAME: usize = 64;
+        let call = Call::new(Verb::Split, crate::shm::element::Datatype::BYTES);
+        let mut told: Vec<u8> = Vec::new();
+        let mut head = [0u64; 2];
+        if let Some(net) = &net {
+            let mut record = [0; 8 + NAME];
+            record[..8].copy_from_slice(&(node.size() as u64).to_ne_bytes());
+            let name = host();
+            let name = &name.as_bytes()[..name.floor_char_boundary(NAME)];
+            record[8..8 + name.len()].copy_from_slice(name);
+            told = net.tell(record, &net::always)?.into_flattened();
+            head = [told.len() as u64, net.me as u64];
+        }
+        node.broadcast(&call, bytemuck::bytes_of_mut(&mut head))?;
+        told.resize(head[0] as usize, 0);
+        node.broadcast(&call, &mut told)?;
+        let (mut firsts, mut hosts) = (vec![0], Vec::new());
+        for record in told.chunks(8 + NAME) {
+            let (size, name) = record.split_at(8);
+            let size = size.try_into().map_or(0, u64::from_ne_bytes) as usize;
+            firsts.push(firsts[hosts.len()] + size);
+            hosts.push(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
+        }
+        let layout = Layout { firsts, hosts, node: head[1] as usize };
+        let area = match &net {
+            Some(_) => Some(Area::new(&node)?),
+            None => None,
+        };
+        let letters = Letters::new(ways.everyone.clone(), layout.size());
+        let largest = (0..layout.nodes()).map(|node| layout.ranks(node).len()).max().unwrap_or(1);
+        let room = Member::new(largest).cell;
+        Ok(Hybrid { node, net, layout, room, calls: 0, area, letters, ways })
+    }
+
+    fn size(&self) -> usize {
+        self.layout.size()
+    }
+
+    fn rank(&self) -> usize {
+        self.layout.firsts[self.layout.node] + self.node.rank()
+    }
+
+    /// [1]-[3]. `payload` is shown in the node, up to [`INLINE`](crate::channel::line::INLINE) bytes; from what its ranks
+    /// show, `carry` makes what the node's record carries.
+    fn meet(
+        &mut self,
+        call: &Call,
+        (len, digest): (usize, u64),
+        payload: &[u8],
+        carry: impl FnOnce(&[&[u8]], &mut [u8]) -> Result<()>,
+    ) -> Result<Met> {
+        self.calls = self.calls.wrapping_add(1);
+        let (me, leads) = (self.node.rank(), self.net.is_some());
+        let payload_of = if payload.is_empty() { Payload::Nothing } else { Payload::Inline(payload) };
+        let offer = Offer { len, digest, payload: payload_of, target: None };
+        let mut record: Record = [0; 8 + CARRIED / 8];
+        let mut mine = vec![[0u64; 2]; self.node.size()];
+        let shown = self.node.window().exchange(call, offer, |epoch| {
+            let seen = epoch.seen;
+            for (peer, words) in mine.iter_mut().enumerate() {
+                *words = [seen.len(peer) as u64, seen.digest(peer)];
+            }
+            if leads {
+                let all =
+                    (0..seen.size()).map(|peer| seen.payload(peer)).collect::<Result<Vec<Shown<'_>>>>()?;
+                let bytes = |(peer, shown)| match shown {
+                    _ if peer == me => payload,
+                    &Shown::Inline(ref inline) => inline.bytes(),
+                    _ => &[],
+                };
+                let shown: Vec<&[u8]> = all.iter().enumerate().map(bytes).collect();
+                carry(&shown, bytemuck::cast_slice_mut(&mut record[8..]))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = shown {
+            return Err(self.failed(call, error));
+        }
+        let uniform = mine.windows(2).all(|pair| pair[0] == pair[1]);
+        let words =
+            [call.signature(), u64::from(call.line), u64::from(uniform), mine[0][0], mine[0][1], 0, 0, 0];
+        record[..8].copy_from_slice(&words);
+        let (records, all) = self.tell(call, record, &mine)?;
+        self.compare(call, &records)?;
+        let lens = all.iter().map(|words| words[0] as usize).collect();
+        let digests = all.iter().map(|words| words[1]).collect();
+        Ok(Met { lens, digests, records })
+    }
+
+    /// [2], [3]
+    fn tell(
+        &mut self,
+        call: &Call,
+        record: Record,
+        mine: &[[u64; 2]],
+    ) -> Result<(Vec<Record>, Vec<[u64; 2]>)> {
+        let nodes = self.layout.nodes();
+        let mut records = vec![record; nodes];
+        let told = self.leading(call, |net, watch| {
+            let told = net.tell::<{ size_of::<Record>() }>(bytemuck::cast(record), watch)?;
+            records = told.into_iter().map(bytemuck::cast).collect();
+            Ok(())
+        });
+        told?;
+        let local = Call { root: 0, ..*call };
+        let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(records.as_mut_slice()));
+        shared.map_err(|error| self.failed(call, error))?;
+        let uniform = |node: usize| records[node][2] == 1 || records[node][0] & 0xFF == Verb::Abort as u64;
+        let words = |node: usize| [records[node][3], records[node][4]];
+        let mut all: Vec<[u64; 2]> = (0..self.size()).map(|rank| words(self.layout.node_of(rank))).collect();
+        if !(0..nodes).all(uniform) {
+            let own = self.layout.ranks(self.layout.node);
+            all[own].copy_from_slice(mine);
+            let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
+            self.leading(call, |net, watch| {
+                net.all_gather(bytemuck::cast_slice_mut(&mut all), &sizes, watch)
+            })?;
+            let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(&mut all));
+            shared.map_err(|error| self.failed(call, error))?;
+        }
+        Ok((records, all))
+    }
+
+    /// All nodes call the same, and none has aborted.
+    fn compare(&mut self, call: &Call, records: &[Record]) -> Result<()> {
+        let place = call.place(self.rank(), self.calls);
+        if let Some(node) = records.iter().position(|record| record[0] & 0xFF == Verb::Abort as u64) {
+            let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
+            let problem = format!(
+                "one of the ranks {} to {} (on {host}) was given wrong arguments and reports them; nobody's output has changed",
+                ranks.start,
+                ranks.end - 1
+            );
+            return Err(Error::bad(place, problem));
+        }
+        if records.iter().all(|record| record[0] == call.signature()) {
+            return Ok(());
+        }
+        let row = |(node, record): (usize, &Record)| {
+            let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
+            let what = describe(record[0], record[3], record[1] as u32);
+            format!("  ranks {} to {} on {host}: {what}\n", ranks.start, ranks.end - 1)
+        };
+        let table = records.iter().enumerate().map(row).collect();
+        Err(self.failed(call, Error::Mismatch { place, table }))
+    }
+
+    /// An error that all ranks find at once, from what all have said.
+    fn differ(&self, call: &Call, met: &Met, problem: &str) -> Error {
+        let place = call.place(self.rank(), self.calls);
+        Error::bad(place, format!("{problem}; bytes given by the ranks in order: {:?}", met.lens))
+    }
+
+    /// In the leader: `f`, whose failure is the job's.
+    fn leading(&mut self, call: &Call, f: impl FnOnce(&Net, net::Watch<'_>) -> Result<()>) -> Result<()> {
+        let Some(net) = &self.net else { return Ok(()) };
+        let watch = self.node.window_ref().watch(*call);
+        f(net, &watch).map_err(|error| self.failed(call, error))
+    }
+
+    /// What a failed step of a call means: the end of the job, unless it was wrong arguments. Those the leader tells the
+    /// others, who are in a meeting.
+    fn failed(&mut self, call: &Call, error: Error) -> Error {
+        let error = self.globally(call, error);
+        let Some(net) = &self.net else { return error };
+        if let Error::BadArgument { .. } = error {
+            return self.aborted(call, error);
+        }
+        end_job(net.mpi, &error);
+        error
+    }
+
+    /// The leader tells the other nodes that the arguments of one of its ranks were wrong.
+    fn aborted(&self, call: &Call, error: Error) -> Error {
+        let Some(net) = &self.net else { return error };
+        let mut record: Record = [0; 8 + CARRIED / 8];
+        record[0] = Call { verb: Verb::Abort, ..*call }.signature();
+        let watch = self.node.window_ref().watch(*call);
+        let told = net.tell::<{ size_of::<Record>() }>(bytemuck::cast(record), &watch);
+        if let Err(worse) = told {
+            end_job(net.mpi, &worse);
+        }
+        error
+    }
+
+    /// A node's error, with the ranks as they are numbered in the whole.
+    fn globally(&self, call: &Call, error: Error) -> Error {
+        let place = call.place(self.rank(), self.calls);
+        let first = self.layout.firsts[self.layout.node];
+        match error {
+            Error::BadArgument { problem, .. } => Error::BadArgument { place, problem },
+            Error::Mismatch { table, .. } => {
+                let host = &self.layout.hosts[self.layout.node];
+                let table = format!("  on {host}, whose first rank is {first}:\n{table}");
+                Error::Mismatch { place, table }
+            }
+            Error::PeerDied { rank, pid, cause, .. } => {
+                Error::PeerDied { place, rank: first + rank, pid, cause }
+            }
+            Error::PeerFailed { rank, text, .. } => Error::PeerFailed { place, rank: first + rank, text },
+            Error::PeerLeft { rank, .. } => Error::PeerLeft { place, rank: first + rank },
+            Error::Ended { rank, .. } => Error::Ended { place, rank: first + rank },
+            Error::Timeout { mut missing, deadline, .. } => {
+                missing.iter_mut().for_each(|state| state.rank += first);
+                Error::Timeout { place, missing, deadline }
+            }
+            error => error,
+        }
+    }
+}
+
+/// Says why, and ends all processes of the job.
+pub(crate) fn end_job(mpi: &mpi::Mpi, error: &Error) {
+    use std::io::Write;
+    // At once: other processes write there too.
+    let text = format!("phalanx: on {}: {error}; the job is ended\n", host());
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    mpi.abort(1);
+}
+
+impl<'w> Transport<'w> for Hybrid<'w> {
+    fn rank(&self) -> usize {
+        self.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.size()
+    }
+
+    fn nodes(&self) -> usize {
+        self.layout.nodes()
+    }
+
+    fn node(&self) -> usize {
+        self.layout.node
+    }
+
+    fn seat(&self) -> &Seat {
+        self.node.seat()
+    }
+
+    fn group(&self) -> u64 {
+        self.node.group()
+    }
+
+    fn sequence(&self) -> u32 {
+        self.calls
+    }
+
+    fn epoch(&self) -> u32 {
+        0
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        let first = self.layout.firsts[self.layout.node];
+        let global = |state: RankState| RankState { rank: first + state.rank, ..state };
+        self.node.states().into_iter().map(global).collect()
+    }
+
+    fn ask(&mut self, call: &Call, _: Wish, _: u64) -> Result<(u64, Vec<usize>)> {
+        let place = call.place(self.rank(), self.calls);
+        Err(Error::bad(place, "a world over several nodes ends with the first death: start it again"))
+    }
+
+    fn abort(&mut self, call: &Call, error: Error) -> Error {
+        self.calls = self.calls.wrapping_add(1);
+        let error = self.node.abort(call, error);
+        self.failed(call, error)
+    }
+
+    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
+        let met = self.meet(call, (0, digest), &[], |_, _| Ok(()))?;
+        match met.alike() {
+            true => Ok(Agreed::alone()),
+            false => Err(self.differ(call, &met, "the ranks give different arrays or splits")),
+        }
+    }
+
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+        self.broadcast(call, data)
+    }
+
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
+        self.gather(call, send, recv)
+    }
+
+    fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
+        self.gather(call, send, recv.map(|(block, counts)| (block.bytes_mut(), counts)))
+    }
+
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.all_gather(call, send, recv)
+    }
+
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.scatter(call, send, recv)
+    }
+
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
+        self.reduce(call, send, recv, fold)
+    }
+
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
+        self.reduce(call, send, Some(recv.bytes_mut()), fold)
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        self.reduce_scatter(call, send, counts, recv, fold)
+    }
+
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
+        self.scan(call, send, recv, fold, inclusive)
+    }
+
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.all_to_all(call, send, recv)
+    }
+
+    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+        self.send(call, to, message)
+    }
+
+    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+        self.recv(call, from, message)
+    }
+
+    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+        self.send_block(call, to, block)
+    }
+
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
+        self.recv_block(call, from, len)
+    }
+
+    fn split(
+        &mut self,
+        call: &Call,
+        colour: Option<u64>,
+        key: u64,
+    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+        self.split(call, colour, key)
+    }
+}

@@ -1,0 +1,290 @@
+//! MPI as far as it is needed: bytes from process to process, under way until they have come.
+//!
+//! rsmpi's safe face ends what is under way with a scope; here sends and receives of an exchange are begun in one place
+//! and completed in another, from shared memory, so its foreign functions are used directly. One thread of a process
+//! speaks (MPI_THREAD_FUNNELED): the one that joined the job.
+//!
+//! *Buffers under way.* A [`Flight`] borrows its bytes. One that is dropped before it has come (after an error) silences
+//! this process: MPI moves bytes only inside its calls, and there are none any more, so nothing is written into memory
+//! that is no longer lent. The job is ended then anyway.
+#![expect(unsafe_code, reason = "foreign functions")]
+
+use crate::error::{Error, Result};
+use crate::os::launcher::launcher;
+use crate::os::process;
+use crate::shm::segment::Segment;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use core::marker::PhantomData;
+use core::ptr::null_mut;
+use mpi::ffi;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
+
+/// This process's place in its job.
+pub(crate) struct Mpi {
+    comm: ffi::MPI_Comm,
+    bytes: ffi::MPI_Datatype,
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
+    thread: ThreadId,
+    process: u32,
+    /// Not 0: something was given up while it was under way.
+    silenced: AtomicU32,
+    /// Not 0: this process is part of a world.
+    busy: AtomicU32,
+}
+
+// SAFETY: handles of the library, which are used by the thread that made them only: see `Mpi::check`.
+unsafe impl Send for Mpi {}
+// SAFETY: as above.
+unsafe impl Sync for Mpi {}
+
+static JOINED: OnceLock<Mpi> = OnceLock::new();
+
+/// Largest message: counts are C's `int`.
+pub(crate) const LARGEST: usize = 1 << 30;
+
+/// The error for a code that a function of MPI returned.
+fn code(call: &'static str, code: i32) -> Result<()> {
+    match code {
+        0 => Ok(()),
+        code => Err(Error::System {
+            call,
+            need: "a message between processes of the job".to_owned(),
+            reason: format!("MPI's error {code}"),
+            hint: "; look at what the launcher and the other hosts say",
+        }),
+    }
+}
+
+impl Mpi {
+    /// Joins the job that the launcher has started, once. Forked workers cannot.
+    pub(crate) fn join() -> Result<&'static Mpi> {
+        if JOINED.get().is_none() {
+            let joined = Mpi::initialise()?;
+            // Only this thread gets here while nothing is set: MPI_Init refuses a second.
+            let _ = JOINED.set(joined);
+        }
+        let joined = JOINED.get().ok_or_else(|| Error::option("MPI", "it could not be joined"))?;
+        joined.check().map(|()| joined)
+    }
+
+    fn initialise() -> Result<Mpi> {
+        let (mut flag, threads) = (0, process::threads().len());
+        // SAFETY: may be called at any time; writes the flag.
+        code("MPI_Initialized", unsafe { ffi::MPI_Initialized(&raw mut flag) })?;
+        let ours = flag == 0;
+        if ours {
+            // SAFETY: a constant of the library.
+            let (wanted, mut provided) = (unsafe { ffi::RSMPI_THREAD_FUNNELED }, 0);
+            // SAFETY: not initialised so far; without arguments, as the standard allows.
+            code("MPI_Init_thread", unsafe {
+                ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
+            })?;
+        } else {
+            // SAFETY: initialised; writes the flag.
+            code("MPI_Is_thread_main", unsafe { ffi::MPI_Is_thread_main(&raw mut flag) })?;
+            if flag == 0 {
+                let problem = "MPI was initialised by another thread of this program: launch from that one";
+                return Err(Error::option("MPI", problem));
+            }
+        }
+        // SAFETY: a constant of the library.
+        let world = unsafe { ffi::RSMPI_COMM_WORLD };
+        let mut comm = world;
+        // SAFETY: initialised; all processes of the job come here in their first call.
+        code("MPI_Comm_dup", unsafe { ffi::MPI_Comm_dup(world, &raw mut comm) })?;
+        // SAFETY: a constant of the library.
+        let returning = unsafe { ffi::RSMPI_ERRORS_RETURN };
+        // SAFETY: a communicator of ours.
+        code("MPI_Comm_set_errhandler", unsafe { ffi::MPI_Comm_set_errhandler(comm, returning) })?;
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: a communicator of ours.
+        code("MPI_Comm_rank", unsafe { ffi::MPI_Comm_rank(comm, &raw mut rank) })?;
+        // SAFETY: a communicator of ours.
+        code("MPI_Comm_size", unsafe { ffi::MPI_Comm_size(comm, &raw mut size) })?;
+        // SAFETY: a constant of the library.
+        let bytes = unsafe { ffi::RSMPI_UINT8_T };
+        if let Some(told) = launcher().map(|launcher| launcher.size).filter(|&told| told != size as usize) {
+            let problem = format!(
+                "the launcher started {told} processes, but this program's MPI sees {size}: it was built against another MPI \
+                 than the launcher's; use the mpirun of that one"
+            );
+            return Err(Error::option("MPI", problem));
+        }
+        process::vouch_for(process::threads().len().saturating_sub(threads));
+        if ours {
+            // SAFETY: registers a function that takes and returns nothing.
+            unsafe { libc::atexit(finalise) };
+        }
+        Ok(Mpi {
+            comm,
+            bytes,
+            rank: rank as usize,
+            size: size as usize,
+            thread: thread::current().id(),
+            process: process::incarnation(),
+            silenced: AtomicU32::new(0),
+            busy: AtomicU32::new(0),
+        })
+    }
+
+    /// `Ok` where this process may speak.
+    fn check(&self) -> Result<()> {
+        if self.process != process::incarnation() {
+            return Err(Error::option("MPI", "a forked worker is no process of the job"));
+        }
+        if self.thread != thread::current().id() {
+            return Err(Error::option("MPI", "only the thread that joined the job first may call it"));
+        }
+        match self.silenced.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err(Error::option("MPI", "an earlier call between nodes failed: the job has to end")),
+        }
+    }
+
+    /// Begins to send.
+    pub(crate) fn send<'b>(&self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
+        // SAFETY: borrowed until the flight has come, or MPI is called no more.
+        unsafe { self.begin(bytes.as_ptr().cast_mut(), bytes.len(), true, to, tag) }
+    }
+
+    /// Begins to receive as many bytes.
+    pub(crate) fn recv<'b>(&self, bytes: &'b mut [u8], from: usize, tag: i32) -> Result<Flight<'b>> {
+        // SAFETY: borrowed exclusively until the flight has come, or MPI is called no more.
+        unsafe { self.begin(bytes.as_mut_ptr(), bytes.len(), false, from, tag) }
+    }
+
+    /// Begins to send what lies in a segment, which nobody writes until the flight has come.
+    pub(crate) fn send_at(
+        &self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        to: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        self.at(segment, place, true, to, tag)
+    }
+
+    /// Begins to receive to a place of a segment, which nobody uses until the flight has come.
+    pub(crate) fn recv_at(
+        &self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        from: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        self.at(segment, place, false, from, tag)
+    }
+
+    fn at(
+        &self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        sends: bool,
+        peer: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        let at = segment
+            .bytes(place.start, place.len())
+            .ok_or(Error::Corrupt { what: "the plan of a transfer" })?;
+        // SAFETY: mapped as long as the flight holds the segment; shared memory, which other processes write at any time: who
+        // must not meanwhile is the caller's protocol.
+        let mut flight = unsafe { self.begin(at.as_ptr(), place.len(), sends, peer, tag) }?;
+        flight.segment = Some(Arc::clone(segment));
+        Ok(flight)
+    }
+
+    /// # Safety
+    /// The bytes stay what they are, or nobody else's, until the flight has come or is dropped.
+    unsafe fn begin<'b>(
+        &self,
+        at: *mut u8,
+        len: usize,
+        sends: bool,
+        peer: usize,
+        tag: i32,
+    ) -> Result<Flight<'b>> {
+        self.check()?;
+        debug_assert!(len <= LARGEST);
+        let mut request = null_request();
+        let (at, len, peer, to) = (at.cast(), len as i32, peer as i32, &raw mut request);
+        let began = match sends {
+            // SAFETY: as many bytes, by the caller; a request of ours.
+            true => {
+                code("MPI_Isend", unsafe { ffi::MPI_Isend(at, len, self.bytes, peer, tag, self.comm, to) })
+            }
+            // SAFETY: as above.
+            false => {
+                code("MPI_Irecv", unsafe { ffi::MPI_Irecv(at, len, self.bytes, peer, tag, self.comm, to) })
+            }
+        };
+        began.map(|()| Flight { request, come: false, segment: None, _bytes: PhantomData })
+    }
+
+    /// Has it come?
+    pub(crate) fn test(&self, flight: &mut Flight<'_>) -> Result<bool> {
+        if !flight.come {
+            self.check()?;
+            let mut flag = 0;
+            // SAFETY: a constant of the library.
+            let ignore = unsafe { ffi::RSMPI_STATUS_IGNORE };
+            // SAFETY: a request of ours that has not come yet.
+            code("MPI_Test", unsafe { ffi::MPI_Test(&raw mut flight.request, &raw mut flag, ignore) })?;
+            flight.come = flag != 0;
+        }
+        Ok(flight.come)
+    }
+
+    /// The program must not exit before it is no longer so.
+    pub(crate) fn be_busy(&self, busy: bool) {
+        self.busy.store(u32::from(busy), Ordering::Relaxed);
+    }
+
+    /// Ends all processes of the job.
+    pub(crate) fn abort(&self, status: i32) {
+        if self.process == process::incarnation() {
+            // SAFETY: a communicator of ours; ends this process too.
+            unsafe { ffi::MPI_Abort(self.comm, status) };
+        }
+    }
+}
+
+fn null_request() -> ffi::MPI_Request {
+    // SAFETY: a constant of the library.
+    unsafe { ffi::RSMPI_REQUEST_NULL }
+}
+
+/// Called when the program exits.
+extern "C" fn finalise() {
+    let Some(mpi) = JOINED.get().filter(|mpi| mpi.process == process::incarnation()) else { return };
+    let parted = match mpi.busy.load(Ordering::Relaxed) {
+        0 => super::net::part(mpi),
+        _ => Err(Error::option("exit", "the program exits while others wait for its ranks")),
+    };
+    match parted {
+        // SAFETY: initialised by us, on this thread, and nothing is under way.
+        Ok(()) => drop(unsafe { ffi::MPI_Finalize() }),
+        Err(error) => super::end_job(mpi, &error),
+    }
+}
+
+/// Bytes under way.
+#[must_use = "bytes are under way until they have come"]
+pub(crate) struct Flight<'b> {
+    request: ffi::MPI_Request,
+    come: bool,
+    /// Where the bytes lie, if nobody lends them.
+    segment: Option<Arc<Segment>>,
+    _bytes: PhantomData<&'b mut [u8]>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if let Some(mpi) = JOINED.get().filter(|_| !self.come) {
+            mpi.silenced.store(1, Ordering::Relaxed);
+            core::mem::forget(self.segment.take());
+        }
+    }
+}

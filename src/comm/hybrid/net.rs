@@ -1,0 +1,261 @@
+//! Those who speak for the nodes, among themselves.
+
+use super::mpi::{Flight, LARGEST, Mpi};
+use crate::error::{Error, Result};
+use crate::os::process;
+use crate::shm::segment::Segment;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a message is part of. Those between two nodes in one communicator and of one tag arrive in the order sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Tag {
+    /// What all tell all: heads of a call, parts of an all-gather.
+    Told,
+    /// A piece of a contribution, to its place.
+    Piece,
+    /// A piece for all, passed on from node to node.
+    Passed,
+    /// A chunk of a fold that is not complete.
+    Partial,
+    /// A chunk that is.
+    Total,
+    /// A message's head, and what follows it.
+    Letter,
+    /// Results of a node, to root.
+    Result,
+    /// What sweeps ask of root, and its answers.
+    Ask,
+    Grant,
+}
+const TAGS: i32 = 16;
+/// So many communicators of more than one node can be made in a program (tags up to 2^23; MPICH has 2^28, Open MPI 2^31).
+const CONTEXTS: i32 = 1 << 20;
+
+/// The whole job's own context: see [`part`].
+const JOB: i32 = 0;
+
+/// Nodes that talk: each by one process of the job.
+#[derive(Clone)]
+pub(crate) struct Net {
+    pub(crate) mpi: &'static Mpi,
+    /// The process that speaks for each node.
+    processes: Rc<[usize]>,
+    /// This node's number.
+    pub(crate) me: usize,
+    context: i32,
+    /// See [`Patience`].
+    looks: u32,
+}
+
+/// Ends a wait early: with the error that makes it vain.
+pub(crate) type Watch<'a> = &'a dyn Fn() -> Result<()>;
+
+impl Net {
+    /// All processes of the job.
+    pub(crate) fn job(mpi: &'static Mpi) -> Net {
+        Net { mpi, processes: (0..mpi.size).collect(), me: mpi.rank, context: JOB, looks: LOOKS }
+    }
+
+    /// These processes, of which this is the `me`-th; `context` tells their messages from others'.
+    /// `crowded`: others need this processor meanwhile.
+    pub(crate) fn new(
+        mpi: &'static Mpi,
+        processes: Vec<usize>,
+        me: usize,
+        context: u32,
+        crowded: bool,
+    ) -> Result<Net> {
+        let looks = if crowded { LOOKS } else { 20 * LOOKS };
+        match i32::try_from(context).ok().filter(|&context| context < CONTEXTS) {
+            Some(context) => Ok(Net { mpi, processes: processes.into(), me, context, looks }),
+            None => Err(Error::option(
+                "split",
+                format!("{CONTEXTS} communicators over several nodes are the most"),
+            )),
+        }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// The process that speaks for a node.
+    pub(crate) fn process(&self, node: usize) -> usize {
+        self.processes[node]
+    }
+
+    /// Begins to send memory of a segment.
+    pub(crate) fn send_at(
+        &self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        to: usize,
+        tag: Tag,
+    ) -> Result<Flight<'static>> {
+        self.mpi.send_at(segment, place, self.processes[to], self.context * TAGS + tag as i32)
+    }
+
+    /// Begins to receive into memory of a segment.
+    pub(crate) fn recv_at(
+        &self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        from: usize,
+        tag: Tag,
+    ) -> Result<Flight<'static>> {
+        self.mpi.recv_at(segment, place, self.processes[from], self.context * TAGS + tag as i32)
+    }
+
+    /// Begins to send to a node.
+    pub(crate) fn send<'b>(&self, bytes: &'b [u8], to: usize, tag: Tag) -> Result<Flight<'b>> {
+        self.mpi.send(bytes, self.processes[to], self.context * TAGS + tag as i32)
+    }
+
+    /// Begins to receive from a node.
+    pub(crate) fn recv<'b>(&self, bytes: &'b mut [u8], from: usize, tag: Tag) -> Result<Flight<'b>> {
+        self.mpi.recv(bytes, self.processes[from], self.context * TAGS + tag as i32)
+    }
+
+    /// Waits until all have come.
+    pub(crate) fn wait(&self, flights: &mut [Flight<'_>], watch: Watch<'_>) -> Result<()> {
+        let mut patience = Patience { looks: 0, spins: self.looks, since: None };
+        for flight in flights {
+            while !self.mpi.test(flight)? {
+                patience.pause(watch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends and receives any amount, in messages that MPI can count.
+    pub(crate) fn send_all(&self, bytes: &[u8], to: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
+        for part in bytes.chunks(LARGEST) {
+            self.wait(&mut [self.send(part, to, tag)?], watch)?;
+        }
+        Ok(())
+    }
+
+    /// See [`Net::send_all`].
+    pub(crate) fn recv_all(&self, bytes: &mut [u8], from: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
+        for part in bytes.chunks_mut(LARGEST) {
+            self.wait(&mut [self.recv(part, from, tag)?], watch)?;
+        }
+        Ok(())
+    }
+
+    /// Everyone's part, in order of the nodes, `sizes` long, to everyone: each node's is at its place in `all` when it
+    /// calls this, all are afterwards. Bruck et al. 1997: in step s from those 2^s further on, what they have so far.
+    pub(crate) fn all_gather(&self, all: &mut [u8], sizes: &[usize], watch: Watch<'_>) -> Result<()> {
+        let (nodes, me) = (self.size(), self.me);
+        if nodes == 1 {
+            return Ok(());
+        }
+        // Turned, so that what one has is one stretch: mine, then those behind me.
+        let size = |step: usize| sizes[(me + step) % nodes];
+        let start: usize = sizes[..me].iter().sum();
+        let mut turned = vec![0; all.len()];
+        turned[..size(0)].copy_from_slice(&all[start..start + size(0)]);
+        let (mut have, mut bytes) = (1, size(0));
+        while have < nodes {
+            let take = have.min(nodes - have);
+            let coming: usize = (have..have + take).map(size).sum();
+            let going: usize = (0..take).map(size).sum();
+            let (mine, rest) = turned.split_at_mut(bytes);
+            let (to, from) = ((me + nodes - have) % nodes, (me + have) % nodes);
+            let mut flights =
+                [self.recv(&mut rest[..coming], from, Tag::Told)?, self.send(&mine[..going], to, Tag::Told)?];
+            self.wait(&mut flights, watch)?;
+            have += take;
+            bytes += coming;
+        }
+        let tail = all.len() - start;
+        all[start..].copy_from_slice(&turned[..tail]);
+        all[..start].copy_from_slice(&turned[tail..]);
+        Ok(())
+    }
+
+    /// Everyone's record, in order of the nodes.
+    pub(crate) fn tell<const N: usize>(&self, record: [u8; N], watch: Watch<'_>) -> Result<Vec<[u8; N]>> {
+        let mut all = vec![[0; N]; self.size()];
+        all[self.me] = record;
+        self.all_gather(all.as_flattened_mut(), &vec![N; self.size()], watch)?;
+        Ok(all)
+    }
+}
+
+/// Waits for nobody but the other nodes.
+pub(crate) fn always() -> Result<()> {
+    Ok(())
+}
+
+/// What a process does next with the others of its job: all must do the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Step {
+    Exit = 1,
+    Launch,
+    Sweep,
+    Manager,
+}
+
+/// All processes of the job take the same step, with the same number (of ranks, rows ...).
+pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<()> {
+    let told = net.tell(bytemuck::cast([step as u64, number]), &always)?;
+    let of = |bytes: &[u8; 16]| bytemuck::pod_read_unaligned::<[u64; 2]>(bytes);
+    match told.iter().position(|theirs| of(theirs) != [step as u64, number]) {
+        None => Ok(()),
+        Some(other) => {
+            let name = |[step, number]: [u64; 2]| {
+                let name = ["nothing", "exits", "launches", "sweeps", "makes a parallel manager"];
+                format!("{} ({number})", name.get(step as usize).unwrap_or(&"nothing"))
+            };
+            let problem = format!(
+                "process {} of the job {}, process {other} {}: all processes must run the same program with the same arguments",
+                net.me,
+                name([step as u64, number]),
+                name(of(&told[other]))
+            );
+            Err(Error::option("job", problem))
+        }
+    }
+}
+
+/// Takes leave of the job when the program exits: not before all others do.
+pub(super) fn part(mpi: &'static Mpi) -> Result<()> {
+    step(&Net::job(mpi), Step::Exit, 0)
+}
+
+/// How a process waits for another node: it looks, lets others run, and sleeps between looks in the end.
+struct Patience {
+    looks: u32,
+    /// So many looks come first.
+    spins: u32,
+    since: Option<Instant>,
+}
+
+/// Looks while others need this processor. (Three leaders that spin on two processors: 11.5 ms a sum; that yield: 0.4 to 1.1.)
+const LOOKS: u32 = 10;
+/// After so long without news it sleeps between looks.
+const AWAKE: Duration = Duration::from_millis(2);
+const NAP: Duration = Duration::from_micros(50);
+
+impl Patience {
+    fn pause(&mut self, watch: Watch<'_>) -> Result<()> {
+        self.looks += 1;
+        if self.looks.is_multiple_of(16) {
+            watch()?;
+        }
+        if self.looks < self.spins {
+            core::hint::spin_loop();
+        } else if self.since.get_or_insert_with(Instant::now).elapsed() < AWAKE {
+            process::yield_now();
+        } else {
+            std::thread::sleep(NAP);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! What an MPI launcher has told this process about its job, in the environment.
+#![expect(unsafe_code, reason = "changes the environment")]
+
+use std::env;
+
+/// A job that this process is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Launcher {
+    /// Processes in the job.
+    pub(crate) size: usize,
+    /// How many of them run on this host, if the launcher says so.
+    pub(crate) local: Option<usize>,
+}
+
+/// Variables that hold the size of a job, and of its part on this host: Open MPI's, and those of MPICH, Intel MPI and Slurm.
+const SIZES: [(&str, &str); 2] =
+    [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("PMI_SIZE", "MPI_LOCALNRANKS")];
+/// What begins like this is the launcher's.
+const PREFIXES: [&str; 6] = ["OMPI_", "PMIX_", "PMI_", "ORTE_", "HYD", "MPIR_"];
+
+/// The job, if a launcher has started this process.
+pub(crate) fn launcher() -> Option<Launcher> {
+    let number = |name: &str| env::var(name).ok()?.trim().parse::<usize>().ok();
+    SIZES.iter().find_map(|(size, local)| Some(Launcher { size: number(size)?, local: number(local) }))
+}
+
+/// This machine's name, as its users know it.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "a host without a name".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// In a forked worker: nothing that it starts takes itself for the job's process, whose place there is only once.
+pub(crate) fn leave_job() {
+    let pmi = env::var("PMI_FD").ok().and_then(|fd| fd.parse::<i32>().ok());
+    if let Some(fd) = pmi.filter(|&fd| fd > 2) {
+        let _ = nix::unistd::close(fd);
+    }
+    let ours = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let names: Vec<String> =
+        env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(ours).collect();
+    for name in names {
+        // SAFETY: called by a supervisor, which is single-threaded.
+        unsafe { env::remove_var(name) };
+    }
+}

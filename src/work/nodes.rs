@@ -1,0 +1,367 @@
+//! Worlds over several nodes: how the processes that a launcher has started become ranks.
+//!
+//! | the launcher starts | ranks asked for | then |
+//! | --- | --- | --- |
+//! | as many processes as ranks (way a) | as many, or none named | each is a rank; those of a host join one segment |
+//! | fewer, such as one a node (way b) | a multiple, or none named and one a host | each forks its share before MPI_Init, and is the first of it |
+//!
+//! Either way ranks are numbered node by node, in the order of the nodes' first processes: process 0 is rank 0.
+
+use crate::channel::world::{Plan, World};
+use crate::comm::Comm;
+use crate::comm::hybrid::mpi::Mpi;
+use crate::comm::hybrid::net::{Net, Step, Tag, always, step};
+use crate::comm::hybrid::{Hybrid, Ways, end_job};
+use crate::comm::shm::Shm;
+use crate::comm::transport::Seat;
+use crate::error::{Error, Result};
+use crate::os::launcher::{Launcher, host};
+use crate::os::process;
+use crate::os::topology;
+use crate::shm::array::{carries_leases, pack, unpack};
+use crate::work::crew::{Crew, Job, Policy, caught};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::cell::Cell;
+use std::rc::Rc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// How the ranks of a job are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Every process is a rank; those of a host share memory, unless `flat`.
+    Processes { flat: bool },
+    /// Each of so many processes forks so many ranks, itself among them.
+    Crews { each: usize, processes: usize },
+}
+
+/// How `asked` ranks come from the processes of a job. Only what this process knows decides: MPI is not there yet.
+pub(crate) fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
+    let Launcher { size, local } = job;
+    match asked {
+        Some(ranks) if ranks == size => Ok(Way::Processes { flat }),
+        Some(ranks) if ranks > size && ranks.is_multiple_of(size) && !flat => {
+            Ok(Way::Crews { each: ranks / size, processes: size })
+        }
+        Some(ranks) => {
+            let problem = format!(
+                "{ranks} ranks from {size} processes: start as many processes (mpirun -n {ranks}), or one a node and ask for a \
+                 multiple of their number"
+            );
+            Err(Error::option("launch", problem))
+        }
+        None if local == Some(1) && topology::cpus() > 1 && !flat => {
+            Ok(Way::Crews { each: topology::cpus(), processes: size })
+        }
+        None => Ok(Way::Processes { flat }),
+    }
+}
+
+/// This process is part of a world over nodes: should the program exit before that ends, the others are not left waiting.
+struct InWorld(&'static Mpi);
+
+impl InWorld {
+    fn enter(mpi: &'static Mpi) -> InWorld {
+        mpi.be_busy(true);
+        InWorld(mpi)
+    }
+}
+
+impl Drop for InWorld {
+    fn drop(&mut self) {
+        self.0.be_busy(false);
+        process::announce_no_death();
+    }
+}
+
+/// Ends the job for `error`, and returns it.
+pub(crate) fn fatal<R>(mpi: &Mpi, error: Error) -> Result<R> {
+    end_job(mpi, &error);
+    Err(error)
+}
+
+/// Runs `body` on the ranks of a job; the results in rank order on rank 0, `None` elsewhere.
+pub(crate) fn run<R, F>(
+    plan: Plan,
+    way: Way,
+    tag_output: bool,
+    allow_threads: bool,
+    body: F,
+) -> Result<Option<Vec<R>>>
+where
+    R: Serialize + DeserializeOwned + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    if plan.recover {
+        let problem = "a world over several nodes ends with the first death: it cannot `recover`";
+        return Err(Error::option("launch", problem));
+    }
+    match way {
+        Way::Processes { flat } => processes(plan, flat, body),
+        Way::Crews { each, processes } => {
+            crews(Plan { ranks: each, ..plan }, processes, (tag_output, allow_threads), body)
+        }
+    }
+}
+
+/// The body of one rank, and its result as bytes, in a block that outlives it.
+fn one<R, F>(world: &World, comm: &mut Comm<'_>, seat: &Seat, body: &F) -> Result<(usize, usize)>
+where
+    R: Serialize + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    let result = body(comm)?;
+    let bytes = pack(world.segment(), &result)?;
+    // What the result holds now belongs to whoever unpacks it.
+    core::mem::forget(result);
+    let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
+    block.bytes_mut().copy_from_slice(&bytes);
+    let place = (block.offset(), bytes.len());
+    block.leave_held();
+    Ok(place)
+}
+
+/// Way b.
+fn crews<R, F>(
+    plan: Plan,
+    processes: usize,
+    (tag_output, allow_threads): (bool, bool),
+    body: F,
+) -> Result<Option<Vec<R>>>
+where
+    R: Serialize + DeserializeOwned + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    let world = World::new(plan)?;
+    let crowded = plan.ranks > topology::cpus();
+    let contexts = || Rc::new(Cell::new(FIRST_CONTEXT));
+    let worker = |rank: usize, ()| {
+        let seat = Rc::new(Seat::new(&world, rank));
+        let shm = Shm::new(&world, rank, Rc::clone(&seat))?;
+        let ways = Ways { leaders: (0..processes).collect(), everyone: None, contexts: contexts(), crowded };
+        let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways)?));
+        one(&world, &mut comm, &seat, &body)
+    };
+    let job =
+        Job { build: &|| Ok(()), warm: false, body: &worker, policy: Policy::End, tag_output, led: true };
+    let mut crew = Crew::open(&world, &job, "launch", allow_threads)?;
+    let mpi = Mpi::join()?;
+    let all = Net::job(mpi);
+    step(&all, Step::Launch, 0).or_else(|error| fatal(mpi, error))?;
+    let _in_world = InWorld::enter(mpi);
+    world.enter(0, true);
+    let rank = Cell::new(0);
+    let led = caught(|| {
+        let seat = Rc::new(Seat::new(&world, 0));
+        let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
+        let leaders: Vec<usize> = (0..mpi.size).collect();
+        let net = Net::new(mpi, leaders.clone(), mpi.rank, FIRST_CONTEXT - 1, crowded)?;
+        let ways = Ways { leaders, everyone: None, contexts: contexts(), crowded };
+        let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways)?));
+        rank.set(comm.rank());
+        one(&world, &mut comm, &seat, &body)
+    });
+    match told(rank.get(), led) {
+        Ok(place) => world.leave(0, place),
+        Err(error) => return fatal(mpi, error),
+    }
+    crew.wait(|| {}).or_else(|error| fatal(mpi, globally(error, rank.get())))?;
+    let packed = |rank: usize| {
+        let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
+        world.bytes(offset, len)
+    };
+    let mine: Vec<Vec<u8>> = (0..plan.ranks).map(packed).collect::<Result<_>>()?;
+    collect(&all, &world, mine, mpi.rank == 0).or_else(|error| fatal(mpi, error))
+}
+
+/// The first context of the communicators of a world; the one before is that of its leaders.
+const FIRST_CONTEXT: u32 = 2;
+
+/// The error of a node's world, with the ranks as they are numbered in the whole; `first` is the node's first.
+fn globally(error: Error, first: usize) -> Error {
+    match error {
+        Error::Panicked { rank, text } => Error::Panicked { rank: first + rank, text },
+        Error::Returned { rank, text } => Error::Returned { rank: first + rank, text },
+        Error::PeerDied { place, rank, pid, cause } => {
+            Error::PeerDied { place, rank: first + rank, pid, cause }
+        }
+        error => error,
+    }
+}
+
+/// What a body came to, with its rank.
+fn told<T>(rank: usize, outcome: std::result::Result<Result<T>, String>) -> Result<T> {
+    match outcome {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Error::Returned { rank, text: error.to_string() }),
+        Err(text) => Err(Error::Panicked { rank, text }),
+    }
+}
+
+/// Way a.
+fn processes<R, F>(plan: Plan, flat: bool, body: F) -> Result<Option<Vec<R>>>
+where
+    R: Serialize + DeserializeOwned + 'static,
+    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+{
+    let mpi = Mpi::join()?;
+    let all = Net::job(mpi);
+    step(&all, Step::Launch, 0).or_else(|error| fatal(mpi, error))?;
+    let seats = Seats::find(&all, plan, flat).or_else(|error| fatal(mpi, error))?;
+    let _in_world = InWorld::enter(mpi);
+    let Seats { world, local, .. } = &seats;
+    world.enter(*local, true);
+    let ran = caught(|| {
+        let seat = Rc::new(Seat::new(world, *local));
+        let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
+        one(world, &mut comm, &seat, &body)
+    });
+    let (offset, len) = match told(seats.rank, ran) {
+        Ok(place) => place,
+        Err(error) => return fatal(mpi, error),
+    };
+    world.leave(*local, (offset, len));
+    let everyone = Net::new(mpi, seats.order.clone(), seats.rank, FIRST_CONTEXT, seats.crowded)?;
+    let mine = vec![world.bytes(offset, len)?];
+    let with_root = seats.rank < seats.nodes[0].len();
+    collect(&everyone, world, mine, with_root).or_else(|error| fatal(mpi, error))
+}
+
+/// Where the processes of a job are, and the world of this one's node.
+pub(crate) struct Seats {
+    pub(crate) world: World,
+    /// This process in its node.
+    pub(crate) local: usize,
+    pub(crate) rank: usize,
+    /// Processes of each node.
+    nodes: Vec<Vec<usize>>,
+    /// All processes in the order of ranks.
+    order: Vec<usize>,
+    crowded: bool,
+}
+
+impl Seats {
+    /// Processes that can map each other's memory make a node; its first one makes the world that the others join.
+    pub(crate) fn find(all: &Net, plan: Plan, flat: bool) -> Result<Seats> {
+        let key = if flat { all.me as u64 } else { neighbourhood() };
+        let keys = all.tell(key.to_ne_bytes(), &always)?;
+        let mut nodes: Vec<Vec<usize>> = Vec::new();
+        for process in 0..all.size() {
+            match nodes.iter_mut().find(|node| keys[node[0]] == keys[process]) {
+                Some(node) => node.push(process),
+                None => nodes.push(vec![process]),
+            }
+        }
+        let order = nodes.concat();
+        let rank = order.iter().position(|&process| process == all.me).unwrap_or(0);
+        let Some(node) = nodes.iter().find(|node| node.contains(&all.me)) else {
+            return Err(Error::Corrupt { what: "the list of processes" });
+        };
+        let local = node.iter().position(|&process| process == all.me).unwrap_or(0);
+        let plan = Plan { ranks: node.len(), ..plan };
+        let world = match (node.len(), local) {
+            (1, _) => World::new(plan)?,
+            (_, 0) => {
+                let (world, invitation) = World::lent(plan)?;
+                for &other in &node[1..] {
+                    all.send_all(bytemuck::bytes_of(&invitation.words()), other, Tag::Letter, &always)?;
+                }
+                let mut joined = [0];
+                for &other in &node[1..] {
+                    all.recv_all(&mut joined, other, Tag::Letter, &always)?;
+                }
+                world
+            }
+            _ => {
+                let mut words = [0; 3];
+                all.recv_all(bytemuck::bytes_of_mut(&mut words), node[0], Tag::Letter, &always)?;
+                let world = World::join(plan, words)?;
+                all.send_all(&[1], node[0], Tag::Letter, &always)?;
+                world
+            }
+        };
+        world.segment().keep_from_children()?;
+        let crowded = node.len() > topology::cpus() || (flat && all.size() > topology::cpus());
+        Ok(Seats { world, local, rank, order, crowded, nodes })
+    }
+
+    /// The communicator of all processes.
+    pub(crate) fn comm(&self, mpi: &'static Mpi, seat: Rc<Seat>) -> Result<Comm<'_>> {
+        let shm = Shm::new(&self.world, self.local, seat)?;
+        if self.nodes.len() == 1 {
+            return Ok(Comm::over(Box::new(shm)));
+        }
+        let leaders: Vec<usize> = self.nodes.iter().map(|node| node[0]).collect();
+        let me = leaders.iter().position(|&leader| leader == mpi.rank);
+        let net = match me {
+            Some(me) => Some(Net::new(mpi, leaders.clone(), me, FIRST_CONTEXT - 1, self.crowded)?),
+            None => None,
+        };
+        let everyone = Net::new(mpi, self.order.clone(), self.rank, FIRST_CONTEXT - 1, self.crowded)?;
+        let contexts = Rc::new(Cell::new(FIRST_CONTEXT + 1));
+        let ways = Ways { leaders, everyone: Some(everyone), contexts, crowded: self.crowded };
+        Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways)?)))
+    }
+}
+
+/// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
+fn neighbourhood() -> u64 {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let user = nix::unistd::geteuid();
+    xxh3_64(format!("{} {boot} {} {user}", host(), space.display()).as_bytes())
+}
+
+/// All ranks' results to process 0, in the order of the net. `with_root`: this process shares memory with it.
+fn collect<R: DeserializeOwned>(
+    net: &Net,
+    world: &World,
+    mine: Vec<Vec<u8>>,
+    with_root: bool,
+) -> Result<Option<Vec<R>>> {
+    if !with_root && mine.iter().any(|bytes| carries_leases(bytes)) {
+        let problem = "a result that holds a Lease came from another node than root's, where nobody can read it: return an \
+                       ndarray, or gather it";
+        return Err(Error::other(problem));
+    }
+    let lens: Vec<u64> = mine.iter().map(|bytes| bytes.len() as u64).collect();
+    let counts = net.tell((lens.len() as u64).to_ne_bytes(), &always)?;
+    let lens_here: &[u8] = bytemuck::cast_slice(&lens);
+    if net.me != 0 {
+        net.send_all(lens_here, 0, Tag::Result, &always)?;
+        for bytes in &mine {
+            net.send_all(bytes, 0, Tag::Result, &always)?;
+        }
+        return Ok(None);
+    }
+    let mut results = mine.iter().map(|bytes| unpack(world.segment(), bytes)).collect::<Result<Vec<R>>>()?;
+    for (node, count) in counts.iter().enumerate().skip(1) {
+        let mut lens = vec![0u64; u64::from_ne_bytes(*count) as usize];
+        net.recv_all(bytemuck::cast_slice_mut(&mut lens), node, Tag::Result, &always)?;
+        for len in lens {
+            let mut bytes = vec![0; len as usize];
+            net.recv_all(&mut bytes, node, Tag::Result, &always)?;
+            results.push(unpack(world.segment(), &bytes)?);
+        }
+    }
+    Ok(Some(results))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_come_from_processes_or_from_crews() {
+        let job = Launcher { size: 4, local: Some(2) };
+        assert_eq!(way(job, Some(4), false), Ok(Way::Processes { flat: false }));
+        assert_eq!(way(job, None, false), Ok(Way::Processes { flat: false }));
+        assert_eq!(way(job, Some(12), false), Ok(Way::Crews { each: 3, processes: 4 }));
+        assert_eq!(way(job, Some(4), true), Ok(Way::Processes { flat: true }));
+        for ranks in [0, 1, 3, 6] {
+            let error = way(job, Some(ranks), false).unwrap_err().to_string();
+            assert!(error.contains("from 4 processes"), "{error}");
+        }
+        assert!(way(job, Some(8), true).is_err());
+    }
+}

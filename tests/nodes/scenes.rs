@@ -1,0 +1,213 @@
+//! What the suite of one node has not: orders of folding, groups over nodes, failures.
+
+use crate::elements::mix;
+use ndarray::{Array1, arr1};
+use phalanx::{Comm, Error, Launch, Op, Result};
+
+/// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
+const LENS: [usize; 9] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 300_001];
+
+/// Sums of whole numbers come out the same in any order.
+pub fn fast_sums(comm: &mut Comm<'_>) -> Result<()> {
+    let value = |rank: usize, at: usize| (mix((rank * 1_000_003 + at) as u64) % 1_000) as f64;
+    for len in LENS {
+        let send = Array1::from_shape_fn(len, |at| value(comm.rank(), at));
+        let want = Array1::from_shape_fn(len, |at| (0..comm.size()).map(|rank| value(rank, at)).sum::<f64>());
+        let mut recv = Array1::from_elem(len, -1.0);
+        comm.all_reduce(&send, &mut recv, &Op::sum().fast())?;
+        assert_eq!(recv, want, "fast, {len}");
+        let root = len % comm.size();
+        let mut recv = Array1::from_elem(len, -1.0);
+        let is_root = comm.rank() == root;
+        comm.reduce(&send, is_root.then_some(&mut recv), &Op::sum().fast(), root)?;
+        assert!(!is_root || recv == want, "fast, to {root}, {len}");
+    }
+    Ok(())
+}
+
+/// Groups within nodes and across them, with members in any order.
+pub fn groups(comm: &mut Comm<'_>) -> Result<()> {
+    let (rank, size) = (comm.rank(), comm.size());
+    let mut node = comm.split_nodes()?;
+    let mut sum = arr1(&[0u64]);
+    node.all_reduce(&arr1(&[1u64]), &mut sum, &Op::sum())?;
+    assert_eq!(sum[0] as usize, node.size());
+    let part = node.parts::<u32, _>(2)?.publish(&mut node)?;
+    assert_eq!(part.view().len(), 2 * node.size());
+    drop(part);
+    // All, in the same order: leaders stay leaders.
+    let mut same = comm.split(Some(7), rank as u64)?.expect("a colour");
+    check_group(&mut same, &(0..size).collect::<Vec<_>>())?;
+    // Nobody.
+    assert!(comm.split((rank == 0).then_some(1), 0)?.is_none_or(|alone| alone.size() == 1));
+    // Backwards and woven: only where every rank is a process.
+    let splits: [fn(usize, usize) -> (usize, usize); 3] =
+        [|rank, size| (0, size - rank), |rank, _| (rank % 2, rank), |rank, size| (0, (rank * 7) % size)];
+    for split in splits {
+        let (colour, key) = split(rank, size);
+        match comm.split(Some(colour as u64), key as u64) {
+            Ok(group) => {
+                let mut members: Vec<usize> =
+                    (0..size).filter(|&other| split(other, size).0 == colour).collect();
+                members.sort_by_key(|&other| (split(other, size).1, other));
+                check_group(&mut group.expect("a colour"), &members)?;
+            }
+            Err(error) => assert!(error.to_string().contains("would speak for its node"), "{error}"),
+        }
+    }
+    Ok(())
+}
+
+/// The group consists of these ranks, and its collectives work.
+fn check_group(group: &mut Comm<'_>, members: &[usize]) -> Result<()> {
+    assert_eq!(group.size(), members.len());
+    let mine = members[group.rank()];
+    let mut all = Array1::zeros(members.len());
+    group.all_gather(&arr1(&[mine]), &mut all)?;
+    assert_eq!(all.to_vec(), members);
+    // Not commutative: shows the order.
+    let fold = |a: u64, b: u64| a.wrapping_mul(31).wrapping_add(b);
+    for len in [1, 5_000] {
+        let mut folded = Array1::zeros(len);
+        group.all_reduce(&Array1::from_elem(len, mine as u64 + 1), &mut folded, &Op::user(fold))?;
+        let want = members.iter().map(|&member| member as u64 + 1).reduce(fold).expect("members");
+        assert_eq!(folded, Array1::from_elem(len, want));
+    }
+    group.barrier()
+}
+
+/// A wrong argument of one rank is everyone's error, and all go on.
+pub fn wrong_arguments(comm: &mut Comm<'_>) -> Result<()> {
+    for who in 0..comm.size() {
+        let (send, mut room) =
+            (arr1(&[1.0; 4]), Array1::<f64>::zeros(if comm.rank() == who { 3 } else { 4 }));
+        let error = comm.all_reduce(&send, &mut room, &Op::sum()).expect_err("a room of another length");
+        assert!(matches!(error, Error::BadArgument { .. }), "{error}");
+        assert_eq!(room.sum(), 0.0);
+        let mut data = Array1::<u8>::zeros(if comm.rank() == who { 70 } else { 71 });
+        let error = comm.broadcast(&mut data, 0).expect_err("a room of another length");
+        assert!(error.to_string().contains("bytes given by the ranks in order"), "{error}");
+        comm.barrier()?;
+    }
+    Ok(())
+}
+
+/// What needs memory that all ranks share says so.
+pub fn views_are_refused(comm: &mut Comm<'_>) -> Result<()> {
+    if comm.split_nodes()?.size() == comm.size() {
+        return Ok(());
+    }
+    let error = comm.parts::<f64, _>(3).err().expect("two nodes");
+    assert!(error.to_string().contains("split_nodes"), "{error}");
+    comm.barrier()
+}
+
+/// Messages around a ring, within nodes and across them: where every rank is a process of the job.
+pub fn messages(comm: &mut Comm<'_>) -> Result<bool> {
+    let (rank, size) = (comm.rank(), comm.size());
+    if size == 1 {
+        return Ok(false);
+    }
+    let (to, from) = ((rank + 1) % size, (rank + size - 1) % size);
+    for len in [0, 1, 100, 50_000] {
+        let message = Array1::from_shape_fn(len, |at| mix((rank + at) as u64));
+        let mut came = Array1::<u64>::zeros(len);
+        let sent = if rank.is_multiple_of(2) {
+            comm.send(&message, to).and_then(|()| comm.recv(&mut came, from))
+        } else {
+            comm.recv(&mut came, from).and_then(|()| comm.send(&message, to))
+        };
+        if let Err(error) = &sent
+            && error.to_string().contains("is on another node")
+        {
+            // Forked workers: some could, others not. All go on from here together.
+            return Ok(false);
+        }
+        sent?;
+        assert_eq!(came, Array1::from_shape_fn(len, |at| mix((from + at) as u64)));
+    }
+    Ok(true)
+}
+
+/// A scene of its own.
+pub fn run(scene: &str, launch: &Launch) -> Result<()> {
+    match scene {
+        "digest" => digest(launch),
+        "panic" => fail(launch, |comm| {
+            assert!(comm.rank() != comm.size() - 1, "out of salt");
+            forever(comm)
+        }),
+        "error" => fail(launch, |comm| match comm.rank() + 1 == comm.size() {
+            true => Err(Error::other("the model diverged")),
+            false => forever(comm),
+        }),
+        "abort" => fail(launch, |comm| match comm.rank() + 1 == comm.size() {
+            true => std::process::abort(),
+            false => forever(comm),
+        }),
+        "exit" => fail(launch, |comm| match comm.rank() == 0 {
+            true => std::process::exit(0),
+            false => forever(comm),
+        }),
+        "mismatch" => fail(launch, |comm| {
+            let mut data = Array1::<f64>::zeros(3);
+            match comm.rank() + 1 == comm.size() {
+                true => comm.broadcast(&mut data, 0),
+                false => comm.barrier(),
+            }
+        }),
+        "types" => fail(launch, |comm| match comm.rank() + 1 == comm.size() {
+            true => comm.all_reduce(&arr1(&[1u64]), &mut arr1(&[0u64]), &Op::sum()),
+            false => comm.all_reduce(&arr1(&[1.0]), &mut arr1(&[0.0]), &Op::sum()),
+        }),
+        "late" => fail(launch, |comm| {
+            if comm.rank() + 1 == comm.size() {
+                std::thread::sleep(std::time::Duration::from_secs(100));
+            }
+            comm.barrier()
+        }),
+        "forever" => fail(launch, forever),
+        _ => Err(Error::other(format!("no scene is called {scene}"))),
+    }
+}
+
+/// Sums and gathers until something happens.
+fn forever(comm: &mut Comm<'_>) -> Result<()> {
+    for round in 0.. {
+        let len = [1, 1_000, 100_000][round % 3];
+        let mut sum = Array1::zeros(len);
+        comm.all_reduce(&Array1::from_elem(len, comm.rank() as f64), &mut sum, &Op::sum())?;
+        let mut all = comm.is_root().then(|| Array1::zeros(len * comm.size()));
+        comm.gather(&sum, all.as_mut(), 0)?;
+        if round == 0 && comm.is_root() {
+            println!("under way");
+        }
+    }
+    Ok(())
+}
+
+fn fail(launch: &Launch, body: impl for<'w> Fn(&mut Comm<'w>) -> Result<()>) -> Result<()> {
+    launch.fork(body).map(|_| println!("nothing happened"))
+}
+
+/// The bits of sums in rank order, of many lengths: the same however ranks lie on nodes.
+fn digest(launch: &Launch) -> Result<()> {
+    let digests = launch.fork(|comm| {
+        let mut digest = 0u64;
+        for len in LENS {
+            let value = |at: usize| {
+                f64::from_bits(mix((comm.rank() * 7919 + at) as u64) >> 12 | 0x3FF0_0000_0000_0000).ln()
+            };
+            let send = Array1::from_shape_fn(len, value);
+            let mut sum = Array1::zeros(len);
+            comm.all_reduce(&send, &mut sum, &Op::sum())?;
+            digest = sum.iter().fold(digest, |digest, &value| mix(digest ^ value.to_bits()));
+        }
+        Ok(digest)
+    })?;
+    if let Some(digests) = digests {
+        assert!(digests.iter().all(|&digest| digest == digests[0]), "the ranks have different sums");
+        println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
+    }
+    Ok(())
+}
