@@ -47,7 +47,7 @@ struct Args {
     /// Workers [default: one per available CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
-    /// Where they run: auto, serial, threads or shared-memory (forked processes)
+    /// Where they run: auto, serial, threads, shared-memory (forked processes) or hybrid (the processes of an MPI job and what they fork)
     #[arg(long, default_value_t = Backend::Auto)]
     backend: Backend,
     /// Points of the design
@@ -78,7 +78,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    if args.fault_rate > 0.0 && !matches!(args.backend, Backend::Auto | Backend::SharedMemory) {
+    if args.fault_rate > 0.0
+        && !matches!(args.backend, Backend::Auto | Backend::SharedMemory | Backend::Hybrid)
+    {
         return Err(
             format!("--fault-rate kills worker processes; the {} back end has none", args.backend).into()
         );
@@ -86,7 +88,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let seas = design::seas()?;
     let points = points(args, &seas)?;
     report::prepare(&args.out)?;
-    let plant = calibrated_plant()?;
+    let (plant, calibration) = calibrated_plant()?;
 
     let first = points.slice(s![..points.nrows().min(SERIAL_ROWS), ..]);
     let serial = Sweep { backend: Backend::Serial, ..Sweep::default() };
@@ -100,6 +102,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     // Other nodes of a cluster have nothing to tell.
     let Some(swept) = sweep(parallel, points.view(), &plant, args.fault_rate)? else { return Ok(()) };
 
+    calibration();
     let table = Table { seas: &seas, points: points.view(), swept: &swept };
     let files = report::write(&args.out, table)?;
     summary::findings(table);
@@ -120,13 +123,13 @@ fn points(args: &Args, seas: &[design::Sea]) -> Result<Array2<f64>, Box<dyn Erro
     }
 }
 
-/// A vessel of SW30HRLE-400 with the membrane that its data sheet implies, after a look at what that predicts
-/// for another element.
-fn calibrated_plant() -> Result<Plant, Box<dyn Error>> {
+/// A vessel of SW30HRLE-400 with the membrane that its data sheet implies; and who tells what that predicts for another
+/// element.
+fn calibrated_plant() -> Result<(Plant, impl FnOnce()), Box<dyn Error>> {
     let (known, other) = (Sheet::named("SW30HRLE-400")?, Sheet::named("SW30HRLE-4040")?);
     let membrane = known.calibrate()?;
-    summary::calibration(&known, membrane, &other, other.predict(membrane)?);
-    Ok(Plant::new(&known, membrane, CELLS))
+    let (plant, predicted) = (Plant::new(&known, membrane, CELLS), other.predict(membrane)?);
+    Ok((plant, move || summary::calibration(&known, membrane, &other, predicted)))
 }
 
 /// Every point through the plant. A share `fault_rate` of the rows, chosen by their index, kills its worker

@@ -34,9 +34,12 @@ pub(crate) enum Verb {
     Agree,
     Shrink,
     Respawn,
+    /// A parallel manager over a job's processes is dropped.
+    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "there are no jobs"))]
+    Leave,
 }
 
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 28] = [
     "nothing",
     "abort",
     "barrier",
@@ -64,6 +67,7 @@ const NAMES: [&str; 27] = [
     "agree",
     "shrink",
     "respawn",
+    "leave",
 ];
 
 impl Verb {
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn names_match_codes() {
-        assert_eq!(Verb::Respawn as usize + 1, NAMES.len());
+        assert_eq!(Verb::Respawn as usize + 2, NAMES.len());
         assert_eq!(Verb::AllReduce.name(), "all_reduce");
         let call = Call::new(Verb::Reduce, Datatype::of::<f64>()).root(3).op(1);
         assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));

@@ -33,7 +33,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// | bits 63-62 | state | bits 61-0 |
 /// | --- | --- | --- |
 /// | 0 | free | 0 |
-/// | 1 | owned | attempt (bits 47-32), slot (31-0) |
+/// | 1 | owned | attempt (bits 47-32), slot (31-0); of a ledger that is rationed slot 2^32 - 1: granted, and free |
 /// | 2 | done | checksum, nonzero |
 /// | 3 | failed | kind (61-56), log (55-40), place of the text in the log (39-0) |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +96,15 @@ impl State {
 
 // [1], [1'], [3] on words alone: what the model checker exercises.
 
-/// [1]: did `slot` get the task?
-pub(super) fn claim(word: &AtomicU64, slot: usize) -> bool {
+/// [1]: did `slot` get the task, which is `free` while its word is this?
+pub(super) fn claim(word: &AtomicU64, free: u64, slot: usize) -> bool {
     let owned = State::Owned { slot, attempt: 0 }.word();
-    word.compare_exchange(0, owned, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    word.compare_exchange(free, owned, Ordering::Acquire, Ordering::Relaxed).is_ok()
 }
+
+/// The slot that owns what has been granted to a rationed ledger and is free.
+#[cfg(feature = "mpi")]
+const NOBODY: usize = 0xFFFF_FFFF;
 
 /// [1']: the attempt that `slot` now makes, if its predecessor left the task unfinished.
 pub(super) fn resume(word: &AtomicU64, slot: usize) -> Option<u32> {
@@ -153,7 +157,33 @@ pub(crate) struct Ledger {
     /// Elements of a row.
     pub(crate) width: usize,
     slots: usize,
+    /// The word of a task that can be claimed.
+    free: u64,
     layout: Layout,
+}
+
+/// Words of a ledger's first line.
+#[repr(C, align(128))]
+struct Front {
+    /// A hint where to look for free tasks.
+    cursor: AtomicU64,
+    /// Stretches of tasks that were granted to this ledger's slots and not looked at yet: first << 32 | end. The
+    /// coordinator fills one that is empty, the slots take from the front by compare-exchange.
+    rations: [AtomicU64; 2],
+    /// Not 0: nothing more will be granted.
+    closed: AtomicU64,
+}
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Front {}
+
+/// Where a slot is to look next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Tasks(Range<usize>),
+    /// Something may be granted yet.
+    Later,
+    Nothing,
 }
 
 #[derive(Clone, Copy)]
@@ -175,7 +205,7 @@ impl Layout {
         // Room for a text of 120 bytes per task in every log, should they all differ; at most 1 GiB, sparse.
         let log = tasks.checked_mul(16)?.clamp(1 << 12, 1 << 27);
         let mut carver = Carver::at(base);
-        let cursor = carver.take(128, 128);
+        let cursor = carver.take_of::<Front>(1);
         let tallies = carver.take_of::<Tally>(slots);
         let words = carver.take_of::<u64>(tasks);
         let rows = carver.take(table, PAGE);
@@ -211,7 +241,7 @@ impl Ledger {
     ) -> Result<Ledger> {
         let layout = Layout::new(base, tasks, width, slots);
         match layout.filter(|layout| layout.end <= segment.len()) {
-            Some(layout) => Ok(Ledger { segment, tasks, width, slots, layout }),
+            Some(layout) => Ok(Ledger { segment, tasks, width, slots, free: 0, layout }),
             None => Err(Error::Corrupt { what: "the place of a ledger" }),
         }
     }
@@ -238,7 +268,7 @@ impl Ledger {
 
     /// Where tasks have not been looked at yet: at least `remaining / share` of them, to begin with.
     pub(crate) fn hint(&self, chunk: impl FnOnce(usize) -> usize) -> Option<Range<usize>> {
-        let cursor = self.segment.place::<AtomicU64>(self.layout.cursor);
+        let cursor = &self.front().cursor;
         let seen = cursor.load(Ordering::Relaxed).min(self.tasks as u64) as usize;
         let chunk = chunk(self.tasks - seen).max(1);
         if seen == self.tasks {
@@ -249,6 +279,36 @@ impl Ledger {
         Some(start..(start + chunk).min(self.tasks))
     }
 
+    fn front(&self) -> &Front {
+        self.segment.place(self.layout.cursor)
+    }
+
+    /// Where to look next: see [`Ledger::hint`]; in a rationed ledger, at what was granted.
+    pub(crate) fn next(&self, chunk: impl Fn(usize) -> usize) -> Next {
+        if self.free == 0 {
+            return self.hint(chunk).map_or(Next::Nothing, Next::Tasks);
+        }
+        let front = self.front();
+        // Before the rations: what was granted before it closed is seen.
+        let closed = front.closed.load(Ordering::Acquire) != 0;
+        for ration in &front.rations {
+            let mut word = ration.load(Ordering::Acquire);
+            loop {
+                let (first, end) = stretch(word);
+                if first >= end {
+                    break;
+                }
+                let take = chunk(end - first).clamp(1, end - first);
+                let rest = word + ((take as u64) << 32);
+                match ration.compare_exchange(word, rest, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => return Next::Tasks(first..first + take),
+                    Err(other) => word = other,
+                }
+            }
+        }
+        if closed { Next::Nothing } else { Next::Later }
+    }
+
     /// A task's state.
     pub(crate) fn state(&self, task: usize) -> State {
         state(&self.words()[task])
@@ -256,7 +316,7 @@ impl Ledger {
 
     /// [1]: a free task becomes `slot`'s.
     pub(crate) fn claim(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        claim(&self.words()[task], slot).then(|| {
+        claim(&self.words()[task], self.free, slot).then(|| {
             point(Site::Claimed);
             Claim { ledger: self, task, slot, attempt: 0 }
         })
@@ -323,6 +383,75 @@ impl Ledger {
             words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
         String::from_utf8_lossy(&bytes.take(len).collect::<Vec<u8>>()).into_owned()
     }
+}
+
+/// First and end of a ration.
+fn stretch(word: u64) -> (usize, usize) {
+    ((word >> 32) as usize, (word & 0xFFFF_FFFF) as usize)
+}
+
+/// Of a set of tasks that several nodes work on, each with a ledger for all of them: what its coordinator does.
+#[cfg(feature = "mpi")]
+impl Ledger {
+    /// A ledger of which no task can be claimed before it is granted.
+    pub(crate) fn rationed(tasks: usize, width: usize, slots: usize) -> Result<Ledger> {
+        if tasks > NOBODY {
+            return Err(Error::option(
+                "sweep",
+                format!("{tasks} rows; over several nodes {NOBODY} are the most"),
+            ));
+        }
+        let free = State::Owned { slot: NOBODY, attempt: 0 }.word();
+        Ok(Ledger { free, ..Ledger::new(tasks, width, slots)? })
+    }
+
+    /// Can another stretch be granted?
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.front().rations.iter().any(is_eaten)
+    }
+
+    /// Lets the slots work on these tasks. Only while [`Ledger::is_hungry`].
+    pub(crate) fn grant(&self, tasks: Range<usize>) {
+        for word in &self.words()[tasks.clone()] {
+            word.store(self.free, Ordering::Release);
+        }
+        if let Some(ration) = self.front().rations.iter().find(|ration| is_eaten(ration)) {
+            ration.store((tasks.start as u64) << 32 | tasks.end as u64, Ordering::Release);
+        }
+    }
+
+    /// Nothing more will be granted.
+    pub(crate) fn close(&self) {
+        self.front().closed.store(1, Ordering::Release);
+    }
+
+    /// How tasks that are done here are told to another ledger: their words, and what became of those without result.
+    pub(crate) fn words_of(&self, tasks: Range<usize>) -> Vec<u64> {
+        self.words()[tasks].iter().map(|word| word.load(Ordering::Acquire)).collect()
+    }
+
+    /// Where the rows of these tasks lie in the segment.
+    pub(crate) fn rows_at(&self, tasks: Range<usize>) -> (&Arc<Segment>, Range<usize>) {
+        let at = |task: usize| self.layout.rows + task * self.width * size_of::<f64>();
+        (&self.segment, at(tasks.start)..at(tasks.end))
+    }
+
+    /// Takes over a task that was done elsewhere, and its row, which is there already.
+    pub(crate) fn adopt(&self, task: usize, word: u64) {
+        publish(&self.words()[task], State::of(word));
+    }
+
+    /// Takes over a task that has no result.
+    pub(crate) fn adopt_failure(&self, task: usize, kind: Kind, text: &str, texts: &mut Texts) {
+        let at = texts.place(self, 0, text);
+        publish(&self.words()[task], State::Failed(Failure { kind, log: 0, at }));
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn is_eaten(ration: &AtomicU64) -> bool {
+    let (first, end) = stretch(ration.load(Ordering::Acquire));
+    first >= end
 }
 
 /// XXH3 of row, index and parameters, in 62 bits, never zero.

@@ -528,7 +528,7 @@ impl Ledger {
                 publish(word, State::Owned { slot, attempt: 0 });
                 true
             }
-            _ => claim(word, slot),
+            _ => claim(word, 0, slot),
         };
         if claimed {
             self.claimed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

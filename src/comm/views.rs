@@ -123,6 +123,12 @@ impl<'w> Comm<'w> {
         self.shared_block(call, len.saturating_add(PAGE)).map(|(_, block)| block)
     }
 
+    /// All ranks arrive, and will not come back.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn leave(&mut self) -> Result<()> {
+        self.transport.agree(&Call::new(Verb::Leave, Datatype::BYTES), 0).map(drop)
+    }
+
     /// All ranks arrive.
     pub(crate) fn arrive(&mut self, call: &Call) -> Result<()> {
         self.transport.agree(call, 0).map(drop)

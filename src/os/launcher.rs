@@ -10,18 +10,26 @@ pub(crate) struct Launcher {
     pub(crate) size: usize,
     /// How many of them run on this host, if the launcher says so.
     pub(crate) local: Option<usize>,
+    /// This process's number.
+    pub(crate) rank: usize,
 }
 
-/// Variables that hold the size of a job, and of its part on this host: Open MPI's, and those of MPICH, Intel MPI and Slurm.
-const SIZES: [(&str, &str); 2] =
-    [("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("PMI_SIZE", "MPI_LOCALNRANKS")];
+/// Variables that hold the size of a job, of its part on this host, and a process's number: Open MPI's, and those of MPICH
+/// and Intel MPI.
+const VARIABLES: [[&str; 3]; 2] = [
+    ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"],
+    ["PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"],
+];
 /// What begins like this is the launcher's.
 const PREFIXES: [&str; 6] = ["OMPI_", "PMIX_", "PMI_", "ORTE_", "HYD", "MPIR_"];
 
 /// The job, if a launcher has started this process.
 pub(crate) fn launcher() -> Option<Launcher> {
     let number = |name: &str| env::var(name).ok()?.trim().parse::<usize>().ok();
-    SIZES.iter().find_map(|(size, local)| Some(Launcher { size: number(size)?, local: number(local) }))
+    let found = |[size, local, rank]: [&str; 3]| {
+        Some(Launcher { size: number(size)?, local: number(local), rank: number(rank).unwrap_or(0) })
+    };
+    VARIABLES.into_iter().find_map(found)
 }
 
 /// This machine's name, as its users know it.

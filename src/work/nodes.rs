@@ -37,7 +37,7 @@ pub(crate) enum Way {
 
 /// How `asked` ranks come from the processes of a job. Only what this process knows decides: MPI is not there yet.
 pub(crate) fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
-    let Launcher { size, local } = job;
+    let Launcher { size, local, .. } = job;
     match asked {
         Some(ranks) if ranks == size => Ok(Way::Processes { flat }),
         Some(ranks) if ranks > size && ranks.is_multiple_of(size) && !flat => {
@@ -304,6 +304,41 @@ impl Seats {
     }
 }
 
+/// A communicator of all processes of the job, for a program that is not the body of a launch. All make it and drop it
+/// together: nobody is left waiting for one that has gone on.
+#[derive(Debug)]
+pub(crate) struct JobComm<'w> {
+    pub(crate) comm: Comm<'w>,
+    mpi: &'static Mpi,
+}
+
+impl<'w> JobComm<'w> {
+    pub(crate) fn new(flat: bool) -> Result<JobComm<'w>> {
+        let mpi = Mpi::join()?;
+        let all = Net::job(mpi);
+        let made = step(&all, Step::Manager, 0).and_then(|()| Seats::find(&all, Plan::default(), flat));
+        // Its memory is the program's from now on: what was scattered may outlive the manager.
+        let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
+        mpi.be_busy(true);
+        seats.world.enter(seats.local, true);
+        let comm = seats.comm(mpi, Rc::new(Seat::new(&seats.world, seats.local)));
+        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi })
+    }
+}
+
+impl Drop for JobComm<'_> {
+    fn drop(&mut self) {
+        let left = match std::thread::panicking() {
+            true => Err(Error::option("ParallelManager", "the program panicked")),
+            false => self.comm.leave(),
+        };
+        if let Err(error) = left {
+            end_job(self.mpi, &error);
+        }
+        self.mpi.be_busy(false);
+    }
+}
+
 /// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
 fn neighbourhood() -> u64 {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -353,7 +388,7 @@ mod tests {
 
     #[test]
     fn ranks_come_from_processes_or_from_crews() {
-        let job = Launcher { size: 4, local: Some(2) };
+        let job = Launcher { size: 4, local: Some(2), rank: 0 };
         assert_eq!(way(job, Some(4), false), Ok(Way::Processes { flat: false }));
         assert_eq!(way(job, None, false), Ok(Way::Processes { flat: false }));
         assert_eq!(way(job, Some(12), false), Ok(Way::Crews { each: 3, processes: 4 }));

@@ -2,7 +2,7 @@
 
 use crate::elements::mix;
 use ndarray::{Array1, arr1};
-use phalanx::{Comm, Error, Launch, Op, Result};
+use phalanx::{Comm, Error, Launch, Op, Result, create_parallel_manager};
 
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
 const LENS: [usize; 9] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 300_001];
@@ -102,37 +102,36 @@ pub fn views_are_refused(comm: &mut Comm<'_>) -> Result<()> {
     comm.barrier()
 }
 
-/// Messages around a ring, within nodes and across them: where every rank is a process of the job.
-pub fn messages(comm: &mut Comm<'_>) -> Result<bool> {
+/// Messages around a ring, within nodes and across them: where every rank is a process of the job. Forked workers are
+/// told that they cannot.
+pub fn messages(comm: &mut Comm<'_>, crews: bool) -> Result<()> {
     let (rank, size) = (comm.rank(), comm.size());
-    if size == 1 {
-        return Ok(false);
+    if crews {
+        let error = comm.send(&arr1(&[1]), (rank + size / 2) % size).expect_err("another node");
+        assert!(error.to_string().contains("is on another node"), "{error}");
+        return Ok(());
     }
     let (to, from) = ((rank + 1) % size, (rank + size - 1) % size);
     for len in [0, 1, 100, 50_000] {
         let message = Array1::from_shape_fn(len, |at| mix((rank + at) as u64));
         let mut came = Array1::<u64>::zeros(len);
-        let sent = if rank.is_multiple_of(2) {
-            comm.send(&message, to).and_then(|()| comm.recv(&mut came, from))
+        if rank.is_multiple_of(2) {
+            comm.send(&message, to)?;
+            comm.recv(&mut came, from)?;
         } else {
-            comm.recv(&mut came, from).and_then(|()| comm.send(&message, to))
-        };
-        if let Err(error) = &sent
-            && error.to_string().contains("is on another node")
-        {
-            // Forked workers: some could, others not. All go on from here together.
-            return Ok(false);
+            comm.recv(&mut came, from)?;
+            comm.send(&message, to)?;
         }
-        sent?;
         assert_eq!(came, Array1::from_shape_fn(len, |at| mix((from + at) as u64)));
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A scene of its own.
 pub fn run(scene: &str, launch: &Launch) -> Result<()> {
     match scene {
         "digest" => digest(launch),
+        "manager" => manager(),
         "panic" => fail(launch, |comm| {
             assert!(comm.rank() != comm.size() - 1, "out of salt");
             forever(comm)
@@ -208,6 +207,34 @@ fn digest(launch: &Launch) -> Result<()> {
     if let Some(digests) = digests {
         assert!(digests.iter().all(|&digest| digest == digests[0]), "the ranks have different sums");
         println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
+    }
+    Ok(())
+}
+
+/// WaterTAP's operations by their names, in a program that every process runs from its start.
+fn manager() -> Result<()> {
+    let mut manager = create_parallel_manager("MPI", 1)?;
+    let (rank, size) = (manager.get_rank(), manager.number_of_worker_processes());
+    assert_eq!(manager.is_root_process(), rank == 0);
+    let samples: Vec<u64> = (0..101).collect();
+    let scattered = manager.scatter(
+        || Ok(3),
+        |mine, factor| Ok(mine.iter().map(|x| x * *factor).sum::<u64>()),
+        &samples,
+    )?;
+    let gathered = manager.gather(scattered)?;
+    assert_eq!(gathered.len(), size.min(101));
+    assert_eq!(gathered.iter().map(|part| part.results).sum::<u64>(), 3 * 5050);
+    let mut sum = arr1(&[0u64; 3]);
+    manager.sum_values_and_sync(&arr1(&[rank as u64, 1, 0]), &mut sum)?;
+    assert_eq!(sum, arr1(&[(size * (size - 1) / 2) as u64, size as u64, 0]));
+    let counts: Vec<usize> = (1..=size).collect();
+    let mut all = Array1::zeros(size * (size + 1) / 2);
+    let recv = manager.is_root_process().then_some((&mut all, &counts[..]));
+    manager.gather_arrays_to_root(&Array1::from_elem(rank + 1, rank as f64), recv)?;
+    if manager.is_root_process() {
+        assert_eq!(all[all.len() - 1], (size - 1) as f64);
+        println!("1 passed, 0 failed, 0 skipped");
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::os::process;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use mpi::ffi;
 use std::ops::Range;
@@ -22,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 
 /// This process's place in its job.
+#[derive(Debug)]
 pub(crate) struct Mpi {
     comm: ffi::MPI_Comm,
     bytes: ffi::MPI_Datatype,
@@ -221,6 +223,21 @@ impl Mpi {
             }
         };
         began.map(|()| Flight { request, come: false, segment: None, _bytes: PhantomData })
+    }
+
+    /// A process whose message of this tag can be received at once.
+    pub(crate) fn probe(&self, tag: i32) -> Result<Option<usize>> {
+        self.check()?;
+        let (mut flag, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
+        // SAFETY: a constant of the library.
+        let any = unsafe { ffi::RSMPI_ANY_SOURCE };
+        // SAFETY: a communicator of ours; writes the flag, and the status if it is set.
+        code("MPI_Iprobe", unsafe {
+            ffi::MPI_Iprobe(any, tag, self.comm, &raw mut flag, status.as_mut_ptr())
+        })?;
+        // SAFETY: a struct of integers, zeroed or written.
+        let status = unsafe { status.assume_init() };
+        Ok((flag != 0).then_some(status.MPI_SOURCE as usize))
     }
 
     /// Has it come?

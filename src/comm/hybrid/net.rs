@@ -120,6 +120,12 @@ impl Net {
         self.mpi.recv(bytes, self.processes[from], self.context * TAGS + tag as i32)
     }
 
+    /// A node whose message of this tag can be received at once.
+    pub(crate) fn arrived(&self, tag: Tag) -> Result<Option<usize>> {
+        let process = self.mpi.probe(self.context * TAGS + tag as i32)?;
+        Ok(process.and_then(|process| self.processes.iter().position(|&other| other == process)))
+    }
+
     /// Waits until all have come.
     pub(crate) fn wait(&self, flights: &mut [Flight<'_>], watch: Watch<'_>) -> Result<()> {
         let mut patience = Patience { looks: 0, spins: self.looks, since: None };

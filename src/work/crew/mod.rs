@@ -105,13 +105,18 @@ impl Crew {
 
     /// Waits until all slots have ended, calling `tick` meanwhile; the first failure, if there was one. If the zygote
     /// found that it cannot keep what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
-    pub(crate) fn wait(&mut self, mut tick: impl FnMut()) -> Result<bool> {
+    pub(crate) fn wait(&mut self, tick: impl FnMut()) -> Result<bool> {
+        self.wait_looking(Duration::from_millis(50), tick)
+    }
+
+    /// As [`Crew::wait`], calling `tick` at least this often.
+    pub(crate) fn wait_looking(&mut self, slice: Duration, mut tick: impl FnMut()) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = HeldSignals::hold();
         loop {
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(self.output.iter().flat_map(Output::sources));
-            let ended = process::poll(&sources, Duration::from_millis(50))[0];
+            let ended = process::poll(&sources, slice)[0];
             self.output.iter_mut().for_each(|output| output.forward(ended));
             if ended {
                 break;

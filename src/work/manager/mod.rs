@@ -8,6 +8,8 @@ use crate::channel::recovery::MAX_RANKS;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
 use crate::work::backend::Backend;
+#[cfg(feature = "mpi")]
+use crate::work::nodes::JobComm;
 use fanout::FanOut;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
@@ -97,6 +99,8 @@ pub struct ParallelManager<'c, 'w> {
 #[derive(Debug)]
 enum Group<'c, 'w> {
     Peers(&'c mut Comm<'w>),
+    #[cfg(feature = "mpi")]
+    Job(JobComm<'w>),
     FanOut {
         /// Of the caller with itself.
         comm: Comm<'w>,
@@ -156,6 +160,13 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             let problem = format!("{workers} workers; a manager has 1 to {MAX_RANKS}");
             return Err(Error::option("ParallelManager", problem));
         }
+        let job = backend.job("ParallelManager")?;
+        #[cfg(feature = "mpi")]
+        if job.is_some() {
+            let group = Group::Job(JobComm::new(backend == Backend::Mpi)?);
+            return Ok(ParallelManager { group, granularity: Granularity::default(), allow_threads: false });
+        }
+        let _ = job;
         let limit = if backend == Backend::Serial { 1 } else { workers };
         let comm = Comm::over(Box::new(Solo::new(Some(0))?));
         let group = Group::FanOut { comm, backend, limit, workers: limit };
@@ -188,6 +199,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     fn comm(&self) -> &Comm<'w> {
         match &self.group {
             Group::Peers(comm) => comm,
+            #[cfg(feature = "mpi")]
+            Group::Job(job) => &job.comm,
             Group::FanOut { comm, .. } => comm,
         }
     }
@@ -195,6 +208,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     fn comm_mut(&mut self) -> &mut Comm<'w> {
         match &mut self.group {
             Group::Peers(comm) => comm,
+            #[cfg(feature = "mpi")]
+            Group::Job(job) => &mut job.comm,
             Group::FanOut { comm, .. } => comm,
         }
     }
@@ -234,8 +249,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// ```
     pub fn number_of_worker_processes(&self) -> usize {
         match &self.group {
-            Group::Peers(comm) => comm.size(),
             Group::FanOut { workers, .. } => *workers,
+            _ => self.comm().size(),
         }
     }
 
@@ -283,25 +298,22 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         R: Serialize + DeserializeOwned + Send,
     {
         let most = match &self.group {
-            Group::Peers(comm) => comm.size(),
             Group::FanOut { limit, .. } => *limit,
+            _ => self.comm().size(),
         };
         let deal = Deal::new(all_parameters.len(), most, self.granularity);
         let work = Work { parameters: all_parameters, deal, do_build: &do_build, do_execute: &do_execute };
+        let (rank, size) = (self.comm().rank(), self.comm().size());
         let pending = match &mut self.group {
-            Group::Peers(comm) => {
-                Pending::Share(work.run(comm.rank(), share(deal.tasks, comm.size(), comm.rank())))
-            }
             Group::FanOut { backend, workers, .. } => {
                 *workers = deal.tasks.min(most);
                 match backend {
                     Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
                     Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
-                    Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                        Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?)
-                    }
+                    _ => Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?),
                 }
             }
+            _ => Pending::Share(work.run(rank, share(deal.tasks, size, rank))),
         };
         Ok(Scattered { parameters: all_parameters.to_vec(), deal, pending })
     }

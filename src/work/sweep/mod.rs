@@ -1,5 +1,7 @@
 //! The sweep: a model evaluated at every row of a table of parameters.
 
+#[cfg(feature = "mpi")]
+mod nodes;
 mod report;
 mod worker;
 
@@ -16,7 +18,7 @@ use crate::work::backend::Backend;
 use crate::work::crew::{Crew, Job, Policy};
 use crate::work::launch::ranks;
 use ndarray::ArrayView2;
-use report::swept;
+use report::{stats, swept};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use worker::Work;
@@ -62,7 +64,8 @@ pub enum Schedule {
 /// ```
 #[derive(Default)]
 pub struct Sweep<'p> {
-    /// How many workers; `None`: as `PHALANX_RANKS` says, else one per available processor. No more than rows start.
+    /// How many workers on all nodes; `None`: as `PHALANX_RANKS` says, else one per available processor (one per process,
+    /// if an MPI launcher has started several on a host). No more than rows start.
     pub workers: Option<usize>,
     /// Where they run.
     pub backend: Backend,
@@ -77,6 +80,10 @@ pub struct Sweep<'p> {
     pub allow_threads: bool,
 }
 
+/// How often the caller looks after the workers; and if workers of other nodes wait for its word, or they for theirs.
+const WATCHING: Duration = Duration::from_millis(50);
+const COORDINATING: Duration = Duration::from_millis(1);
+
 impl Sweep<'_> {
     /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
     ///
@@ -86,6 +93,9 @@ impl Sweep<'_> {
     ///
     /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
     /// nothing but its row (and what `build` made).
+    ///
+    /// On the processes of an MPI job all call this with the same table: each forks its share of the workers and claims rows
+    /// from root, in shrinking stretches. Root gets the results, the others `None`.
     ///
     /// # Errors
     /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
@@ -114,6 +124,12 @@ impl Sweep<'_> {
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
     ) -> Result<Option<Swept>> {
         let start = Instant::now();
+        #[cfg(feature = "mpi")]
+        if let Some(job) = self.backend.job("sweep")? {
+            return nodes::run(&mut self, job, parameters, outputs, &build, &model);
+        }
+        #[cfg(not(feature = "mpi"))]
+        self.backend.job("sweep")?;
         let rows = parameters.nrows();
         let asked = if self.backend == Backend::Serial { 1 } else { ranks(self.workers)? };
         if asked == 0 || asked > MAX_RANKS {
@@ -128,6 +144,8 @@ impl Sweep<'_> {
             parameters: parameters.view(),
             schedule: self.schedule,
             workers,
+            first: 0,
+            of: workers,
             build: &build,
             model: &model,
         };
@@ -136,11 +154,12 @@ impl Sweep<'_> {
             Backend::Serial => self.serial(&work, start)?,
             Backend::Threads => self.threads(&work, start)?,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                self.forked(&work, start)?
+                self.forked(&work, start, &mut || {})?
             }
         };
         self.report_done(&ledger, ledger.tasks as u64, workers, start);
-        swept(ledger.clone(), None, parameters.view(), start.elapsed(), &replaced).map(Some)
+        let workers = stats(&ledger, &replaced);
+        swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
     }
 
     fn serial<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
@@ -179,7 +198,13 @@ impl Sweep<'_> {
         })
     }
 
-    fn forked<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
+    /// `coordinate` is called all the time while the workers run.
+    fn forked<S, B, M>(
+        &mut self,
+        work: &Work<'_, B, M>,
+        start: Instant,
+        coordinate: &mut dyn FnMut(),
+    ) -> Result<Vec<u32>>
     where
         B: Fn() -> Result<S> + Sync,
         M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
@@ -187,6 +212,7 @@ impl Sweep<'_> {
         let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
         let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
         let mut warm = !self.cold;
+        let slice = if work.of > work.workers { COORDINATING } else { WATCHING };
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
@@ -205,7 +231,8 @@ impl Sweep<'_> {
             };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
             let mut last = start;
-            let built = crew.wait(|| {
+            let built = crew.wait_looking(slice, || {
+                coordinate();
                 if last.elapsed() > Duration::from_millis(100) {
                     last = Instant::now();
                     self.report(work.ledger, work.workers, start);
@@ -283,6 +310,8 @@ impl Sweep<'_> {
             parameters: parameters.view(),
             schedule,
             workers,
+            first: 0,
+            of: workers,
             build: &build,
             model: &model,
         };
@@ -291,6 +320,7 @@ impl Sweep<'_> {
         if !comm.is_root() {
             return Ok(None);
         }
-        swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), &vec![0; workers]).map(Some)
+        let workers = stats(&ledger, &vec![0; workers]);
+        swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), workers).map(Some)
     }
 }

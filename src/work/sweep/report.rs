@@ -231,13 +231,24 @@ impl Swept {
     }
 }
 
+/// What the workers of a ledger have done, which were replaced so often.
+pub(super) fn stats(ledger: &Ledger, replaced: &[u32]) -> Vec<WorkerStats> {
+    let tallies = ledger.tallies().iter().zip(replaced);
+    let stats = tallies.map(|(tally, &replaced)| WorkerStats {
+        rows: tally.rows.load(Ordering::Relaxed),
+        busy: Duration::from_nanos(tally.nanos.load(Ordering::Relaxed)),
+        replaced,
+    });
+    stats.collect()
+}
+
 /// Checks every row against its commit. `table`: where the ledger lies, if in a heap.
 pub(super) fn swept(
     ledger: Ledger,
     table: Option<Block>,
     parameters: ArrayView2<'_, f64>,
     elapsed: Duration,
-    replaced: &[u32],
+    workers: Vec<WorkerStats>,
 ) -> Result<Swept> {
     if let Err(row) = ledger.table() {
         return Err(Error::Start { text: format!("row {row} was not finished and no worker is left") });
@@ -246,12 +257,5 @@ pub(super) fn swept(
     if (0..ledger.tasks).any(|row| wrong(&row)) {
         return Err(Error::Corrupt { what: "a row of the result table" });
     }
-    let tallies = ledger.tallies().iter().zip(replaced);
-    let workers = tallies.map(|(tally, &replaced)| WorkerStats {
-        rows: tally.rows.load(Ordering::Relaxed),
-        busy: Duration::from_nanos(tally.nanos.load(Ordering::Relaxed)),
-        replaced,
-    });
-    let workers = workers.collect();
     Ok(Swept { ledger, _table: table, elapsed, workers })
 }

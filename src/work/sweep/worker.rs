@@ -1,6 +1,6 @@
 //! What a worker of a sweep does.
 
-use crate::channel::ledger::{Claim, Kind, Ledger, Texts};
+use crate::channel::ledger::{Claim, Kind, Ledger, Next, Texts};
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::sync::atomic::Ordering;
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 const ATTEMPTS: u32 = 3;
 /// A chunk of rows claimed at once shall take no longer, so that the last ones are spread over all workers.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
+
+/// A worker that waits for rows from another node looks this often.
+const LATER: Duration = Duration::from_micros(200);
 
 /// One row of parameters, as the model sees it.
 ///
@@ -58,6 +61,9 @@ pub(super) struct Work<'a, B, M> {
     pub(super) parameters: ArrayView2<'a, f64>,
     pub(super) schedule: Schedule,
     pub(super) workers: usize,
+    /// The number of the first of them, of so many on all nodes.
+    pub(super) first: usize,
+    pub(super) of: usize,
     pub(super) build: &'a B,
     pub(super) model: &'a M,
 }
@@ -84,8 +90,12 @@ where
         let mine = match self.schedule {
             Schedule::Static => self.stretch(slot),
             Schedule::Dynamic => {
-                while let Some(range) = self.ledger.hint(|left| self.chunk(slot, left)) {
-                    worker.chunk(range)?;
+                loop {
+                    match self.ledger.next(|left| self.chunk(slot, left)) {
+                        Next::Tasks(range) => worker.chunk(range)?,
+                        Next::Later => std::thread::sleep(LATER),
+                        Next::Nothing => break,
+                    }
                     tick();
                 }
                 0..self.ledger.tasks
@@ -95,8 +105,9 @@ where
     }
 
     /// This slot's rows of a static schedule.
-    fn stretch(&self, slot: usize) -> Range<usize> {
-        let rows = array_split(self.ledger.tasks, self.workers);
+    pub(super) fn stretch(&self, slot: usize) -> Range<usize> {
+        let rows = array_split(self.ledger.tasks, self.of);
+        let slot = self.first + slot;
         let start = rows[..slot].iter().sum();
         start..start + rows[slot]
     }

@@ -1,0 +1,333 @@
+//! A sweep over the processes of a job: each forks its workers, which take rows from what root has granted their node.
+//!
+//! ```text
+//! node                                                   root
+//! [1] a ration is eaten: Ask (rows finished so far)      answers with Grant: a stretch, a share of what is left
+//! [2] marks its rows free, and fills the ration          (its own node's rations it fills itself)
+//! [3] an empty Grant: closes; its workers end            until all nodes have had one
+//! [4] sends its stretches, words, rows, texts            receives rows where they stay, and takes the words over
+//! ```
+//!
+//! Every row is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its rows are done by
+//! its successor or its neighbours. A node that dies ends the job.
+
+use crate::channel::ledger::{Kind, Ledger, State, Texts};
+use crate::comm::hybrid::end_job;
+use crate::comm::hybrid::mpi::{LARGEST, Mpi};
+use crate::comm::hybrid::net::{Net, Step, Tag, always, step};
+use crate::error::{Error, Result};
+use crate::os::launcher::Launcher;
+use crate::os::topology;
+use crate::work::launch::asked;
+use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
+use crate::work::sweep::worker::{Reason, Row, Work};
+use crate::work::sweep::{Schedule, Sweep};
+use ndarray::ArrayView2;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::Xxh3;
+
+/// So many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
+const PARTS: usize = 2;
+
+/// What one process of the job knows of the whole.
+struct Coordinator<'l> {
+    mpi: &'static Mpi,
+    net: Net,
+    ledger: &'l Ledger,
+    /// Workers of a node, and of all.
+    each: usize,
+    all: usize,
+    /// Stretches that were granted to this node.
+    mine: Vec<Range<usize>>,
+    /// In root: the first row that nobody has been granted; how many rows each node has finished; whether it has been told
+    /// that there are no more.
+    next: usize,
+    finished: Vec<u64>,
+    told: Vec<bool>,
+    /// Elsewhere: an answer is due.
+    waiting: bool,
+    ended: bool,
+}
+
+pub(super) fn run<S, B, M>(
+    sweep: &mut Sweep<'_>,
+    job: Launcher,
+    parameters: ArrayView2<'_, f64>,
+    outputs: usize,
+    build: &B,
+    model: &M,
+) -> Result<Option<Swept>>
+where
+    B: Fn() -> Result<S> + Sync,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+{
+    let start = Instant::now();
+    let parameters = parameters.as_standard_layout();
+    let rows = parameters.nrows();
+    let each = match asked(sweep.workers)? {
+        Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => workers / job.size,
+        Some(workers) => {
+            let problem = format!(
+                "{workers} workers on {} processes: ask for a multiple, or start one process a node and ask for none",
+                job.size
+            );
+            return Err(Error::option("sweep", problem));
+        }
+        None => (topology::cpus() / job.local.unwrap_or(1)).max(1),
+    };
+    let ledger = Ledger::rationed(rows, outputs, each)?;
+    let coordinator = RefCell::new(None::<Coordinator<'_>>);
+    let work = Work {
+        ledger: &ledger,
+        parameters: parameters.view(),
+        schedule: sweep.schedule,
+        workers: each,
+        // With a static schedule where this process is among the others matters: below.
+        first: 0,
+        of: each * job.size,
+        build,
+        model,
+    };
+    let digest = digest(&work, outputs);
+    let first = job.rank * each;
+    let work = Work { first, ..work };
+    let fixed =
+        (sweep.schedule == Schedule::Static).then(|| work.stretch(0).start..work.stretch(each - 1).end);
+    if let Some(stretch) = fixed.clone() {
+        ledger.grant(stretch);
+        ledger.close();
+    }
+    let join = || Coordinator::join(&ledger, fixed.clone(), digest, each);
+    let mut failed = None;
+    let replaced = sweep.forked(&work, start, &mut || {
+        // MPI is joined when the workers have been forked.
+        let mut coordinator = coordinator.borrow_mut();
+        let step = match &mut *coordinator {
+            Some(coordinator) => coordinator.coordinate(),
+            none => join().map(|joined| *none = Some(joined)),
+        };
+        if let Err(error) = step {
+            fatal(&error);
+            failed.get_or_insert(error);
+        }
+    });
+    let replaced = match (replaced, failed) {
+        (Ok(replaced), None) => replaced,
+        (Err(error), _) | (_, Some(error)) => {
+            fatal(&error);
+            return Err(error);
+        }
+    };
+    let coordinator = match coordinator.into_inner() {
+        Some(coordinator) => Ok(coordinator),
+        None => join(),
+    };
+    let collected = coordinator.and_then(|coordinator| coordinator.collect(stats(&ledger, &replaced)));
+    let workers = collected.inspect_err(fatal)?;
+    sweep.report_done(&ledger, rows as u64, each * job.size, start);
+    match workers {
+        Some(workers) => swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Ends the job, if this process is part of one.
+fn fatal(error: &Error) {
+    if let Ok(mpi) = Mpi::join() {
+        end_job(mpi, error);
+    }
+}
+
+/// What must be the same on all processes.
+fn digest<B, M>(work: &Work<'_, B, M>, outputs: usize) -> u64 {
+    let mut digest = Xxh3::with_seed(outputs as u64);
+    digest.update(&[work.schedule as u8]);
+    digest.update(bytemuck::cast_slice(&[work.parameters.nrows() as u64, work.workers as u64]));
+    let rows = work.parameters.outer_iter();
+    rows.for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
+    digest.digest()
+}
+
+impl<'l> Coordinator<'l> {
+    /// `fixed`: this node's rows, if they are dealt out from the start.
+    fn join(
+        ledger: &'l Ledger,
+        fixed: Option<Range<usize>>,
+        digest: u64,
+        each: usize,
+    ) -> Result<Coordinator<'l>> {
+        let mpi = Mpi::join()?;
+        let net = Net::job(mpi);
+        step(&net, Step::Sweep, digest)?;
+        mpi.be_busy(true);
+        let nodes = net.size();
+        let mut coordinator = Coordinator {
+            mpi,
+            net,
+            ledger,
+            each,
+            all: each * nodes,
+            mine: Vec::new(),
+            next: 0,
+            finished: vec![0; nodes],
+            told: vec![false; nodes],
+            waiting: false,
+            ended: false,
+        };
+        if let Some(stretch) = fixed {
+            coordinator.mine.push(stretch);
+            coordinator.ended = true;
+            coordinator.told = vec![true; nodes];
+        }
+        coordinator.coordinate()?;
+        Ok(coordinator)
+    }
+
+    /// [1]-[3]
+    fn coordinate(&mut self) -> Result<()> {
+        if self.net.me == 0 { self.serve() } else { self.ask() }
+    }
+
+    /// A stretch of what is left.
+    fn ration(&mut self) -> Range<usize> {
+        let left = self.ledger.tasks - self.next;
+        let share = left * self.each / (PARTS * self.all);
+        let stretch = self.next..self.next + share.max(self.each).min(left);
+        self.next = stretch.end;
+        stretch
+    }
+
+    fn granted(&mut self, stretch: Range<usize>) {
+        if stretch.is_empty() {
+            self.ended = true;
+            return self.ledger.close();
+        }
+        self.ledger.grant(stretch.clone());
+        self.mine.push(stretch);
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        while let Some(node) = self.net.arrived(Tag::Ask)? {
+            let mut finished = [0; 8];
+            self.net.recv_all(&mut finished, node, Tag::Ask, &always)?;
+            self.finished[node] = u64::from_ne_bytes(finished);
+            let stretch = self.ration();
+            self.told[node] |= stretch.is_empty();
+            let words = [stretch.start as u64, stretch.end as u64];
+            self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
+        }
+        while !self.ended && self.ledger.is_hungry() {
+            let stretch = self.ration();
+            self.granted(stretch);
+        }
+        self.finished[0] = self.ledger.finished();
+        self.told[0] = self.ended;
+        Ok(())
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        if self.waiting && self.net.arrived(Tag::Grant)?.is_some() {
+            let mut words = [0u64; 2];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+            self.waiting = false;
+            self.granted(words[0] as usize..words[1] as usize);
+        }
+        if !self.waiting && !self.ended && self.ledger.is_hungry() {
+            let finished = self.ledger.finished().to_ne_bytes();
+            self.net.send_all(&finished, 0, Tag::Ask, &always)?;
+            self.waiting = true;
+        }
+        Ok(())
+    }
+
+    /// [4]
+    fn collect(mut self, stats: Vec<WorkerStats>) -> Result<Option<Vec<WorkerStats>>> {
+        let result = match self.net.me {
+            0 => self.receive(stats).map(Some),
+            _ => self.send(stats).map(|()| None),
+        };
+        self.mpi.be_busy(false);
+        result
+    }
+
+    fn send(&mut self, stats: Vec<WorkerStats>) -> Result<()> {
+        let failure = |task: usize| match self.ledger.state(task) {
+            State::Failed(failure) => Some((task as u64, failure.kind as u64, self.ledger.text(failure))),
+            _ => None,
+        };
+        let failures: Vec<_> = self.mine.iter().cloned().flatten().filter_map(failure).collect();
+        let stretches: Vec<_> =
+            self.mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
+        let workers: Vec<_> = stats
+            .iter()
+            .map(|worker| (worker.rows, worker.busy.as_nanos() as u64, worker.replaced))
+            .collect();
+        let head = postcard::to_stdvec(&(stretches, failures, workers))?;
+        self.net.send_all(&(head.len() as u64).to_ne_bytes(), 0, Tag::Result, &always)?;
+        self.net.send_all(&head, 0, Tag::Result, &always)?;
+        for stretch in &self.mine {
+            let words = self.ledger.words_of(stretch.clone());
+            self.net.send_all(bytemuck::cast_slice(&words), 0, Tag::Result, &always)?;
+            let (segment, place) = self.ledger.rows_at(stretch.clone());
+            for part in parts(place) {
+                let flight = self.net.send_at(segment, part, 0, Tag::Result)?;
+                self.net.wait(&mut [flight], &always)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, mut workers: Vec<WorkerStats>) -> Result<Vec<WorkerStats>> {
+        // Nodes that still work are served until they have been told that there is no more.
+        while !self.told.iter().all(|&told| told) {
+            self.serve()?;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let mut texts = Texts::default();
+        for node in 1..self.net.size() {
+            let mut len = [0; 8];
+            self.net.recv_all(&mut len, node, Tag::Result, &always)?;
+            let mut head = vec![0; u64::from_ne_bytes(len) as usize];
+            self.net.recv_all(&mut head, node, Tag::Result, &always)?;
+            type Head = (Vec<(u64, u64)>, Vec<(u64, u64, String)>, Vec<(u64, u64, u32)>);
+            let (stretches, failures, stats): Head = postcard::from_bytes(&head)?;
+            for (first, end) in stretches {
+                self.adopt(node, first as usize..end as usize)?;
+            }
+            for (task, kind, text) in failures {
+                let kind = [Kind::Reason, Kind::Panicked].into_iter().find(|&known| known as u64 == kind);
+                self.ledger.adopt_failure(task as usize, kind.unwrap_or(Kind::Died), &text, &mut texts);
+            }
+            let worker =
+                |(rows, nanos, replaced)| WorkerStats { rows, busy: Duration::from_nanos(nanos), replaced };
+            workers.extend(stats.into_iter().map(worker));
+        }
+        Ok(workers)
+    }
+
+    /// A stretch of another node: its rows to where they stay.
+    fn adopt(&self, node: usize, stretch: Range<usize>) -> Result<()> {
+        if stretch.start > stretch.end || stretch.end > self.ledger.tasks {
+            return Err(Error::Corrupt { what: "the stretches of a node" });
+        }
+        let mut words = vec![0u64; stretch.len()];
+        self.net.recv_all(bytemuck::cast_slice_mut(&mut words), node, Tag::Result, &always)?;
+        let (segment, place) = self.ledger.rows_at(stretch.clone());
+        for part in parts(place) {
+            let flight = self.net.recv_at(segment, part, node, Tag::Result)?;
+            self.net.wait(&mut [flight], &always)?;
+        }
+        for (task, word) in stretch.zip(words) {
+            self.ledger.adopt(task, word);
+        }
+        Ok(())
+    }
+}
+
+/// A place in parts that MPI can count.
+fn parts(place: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = place.end;
+    place.step_by(LARGEST).map(move |start| start..(start + LARGEST).min(end))
+}
