@@ -280,7 +280,11 @@ impl<'w> Window<'w> {
         let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
         move || {
             let revoked = world.revoked_word().load(Ordering::Acquire);
-            let gone = |rank: &&usize| wait::is_gone(world.slot(**rank).alive.load(Ordering::Acquire));
+            // Who has left in good order is missed where it is needed: in the exchanges of the window.
+            let gone = |rank: &&usize| {
+                let alive = world.slot(**rank).alive.load(Ordering::Acquire);
+                alive != LEFT && wait::is_gone(alive)
+            };
             if let Some(rank) = wait::culprit(revoked).or_else(|| ranks.iter().find(gone).copied()) {
                 world.revoke(epoch, rank);
                 return Err(world.blame(place, rank));

@@ -159,15 +159,17 @@ pub(crate) struct Plan {
 pub(crate) struct Invitation {
     id: u64,
     file: Option<std::os::fd::OwnedFd>,
+    /// Bytes of a rank's heap: memory that comes and goes must not make the layout differ.
+    heap: usize,
 }
 
 #[cfg(feature = "mpi")]
 impl Invitation {
     /// To be carried to them.
-    pub(crate) fn words(&self) -> [u64; 3] {
+    pub(crate) fn words(&self) -> [u64; 4] {
         use std::os::fd::AsRawFd;
         let fd = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        [self.id, u64::from(process::pid()), fd as u64]
+        [self.id, u64::from(process::pid()), fd as u64, self.heap as u64]
     }
 }
 
@@ -217,12 +219,14 @@ impl World {
             Ok(segment)
         })?;
         world.begin();
-        Ok((world, Invitation { id, file }))
+        let heap = world.heap;
+        Ok((world, Invitation { id, file, heap }))
     }
 
     /// The world to which these words of an [`Invitation`] lead.
     #[cfg(feature = "mpi")]
-    pub(crate) fn join(plan: Plan, [id, pid, fd]: [u64; 3]) -> Result<World> {
+    pub(crate) fn join(plan: Plan, [id, pid, fd, heap]: [u64; 4]) -> Result<World> {
+        let plan = Plan { heap: Some(heap as usize), ..plan };
         let world = World::over(plan, id, NOBODY, |len| Segment::borrowed(len, pid as u32, fd as i32))?;
         wait::prepare();
         Ok(world)

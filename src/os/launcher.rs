@@ -44,7 +44,12 @@ pub(crate) fn host() -> String {
 /// In a forked worker: nothing that it starts takes itself for the job's process, whose place there is only once.
 pub(crate) fn leave_job() {
     let pmi = env::var("PMI_FD").ok().and_then(|fd| fd.parse::<i32>().ok());
-    if let Some(fd) = pmi.filter(|&fd| fd > 2) {
+    // The number may be another descriptor's, if only the variable was inherited.
+    let is_socket = |fd: &i32| {
+        let file = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        file.is_ok_and(|file| file.to_string_lossy().starts_with("socket:"))
+    };
+    if let Some(fd) = pmi.filter(|&fd| fd > 2).filter(is_socket) {
         let _ = nix::unistd::close(fd);
     }
     let ours = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));

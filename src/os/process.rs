@@ -568,6 +568,12 @@ pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
     tid | WAITERS
 }
 
+/// Is this the thread that the process began with?
+#[cfg(feature = "mpi")]
+pub(crate) fn is_main_thread() -> bool {
+    nix::unistd::gettid() == nix::unistd::getpid()
+}
+
 /// Takes [`announce_death_through`] back, in a process that outlives its world.
 #[cfg(feature = "mpi")]
 pub(crate) fn announce_no_death() {

@@ -120,7 +120,8 @@ impl Launch {
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
     {
         #[cfg(feature = "mpi")]
-        if let Some(job) = self.job("launch")? {
+        // A rank that launches a world launches its own.
+        if let Some(job) = self.job("launch")?.filter(|_| !nodes::in_world()) {
             let flat = self.backend == Backend::Mpi;
             let way = nodes::way(job, asked(self.ranks)?, flat)?;
             return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body);

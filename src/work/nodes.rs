@@ -57,6 +57,10 @@ pub(crate) fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way
     }
 }
 
+/// What the steps of the ways are known by: all processes must go the same.
+const PROCESSES: u64 = 0;
+const CREWS: u64 = 2;
+
 /// This process is part of a world over nodes: should the program exit before that ends, the others are not left waiting.
 struct InWorld(&'static Mpi);
 
@@ -72,6 +76,11 @@ impl Drop for InWorld {
         self.0.be_busy(false);
         process::announce_no_death();
     }
+}
+
+/// Is this process a rank of a world over nodes?
+pub(crate) fn in_world() -> bool {
+    Mpi::is_busy()
 }
 
 /// Ends the job for `error`, and returns it.
@@ -96,11 +105,16 @@ where
         let problem = "a world over several nodes ends with the first death: it cannot `recover`";
         return Err(Error::option("launch", problem));
     }
+    if tag_output {
+        // The leaders are ranks themselves: nobody is there to forward what the others print.
+        return Err(Error::option(
+            "launch",
+            "`tag_output` is for one node; over several mpirun --tag-output does it",
+        ));
+    }
     match way {
         Way::Processes { flat } => processes(plan, flat, body),
-        Way::Crews { each, processes } => {
-            crews(Plan { ranks: each, ..plan }, processes, (tag_output, allow_threads), body)
-        }
+        Way::Crews { each, processes } => crews(Plan { ranks: each, ..plan }, processes, allow_threads, body),
     }
 }
 
@@ -111,6 +125,8 @@ where
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
     let result = body(comm)?;
+    // Whoever still calls something learns that this rank will not.
+    comm.leave()?;
     let bytes = pack(world.segment(), &result)?;
     // What the result holds now belongs to whoever unpacks it.
     core::mem::forget(result);
@@ -122,32 +138,42 @@ where
 }
 
 /// Way b.
-fn crews<R, F>(
-    plan: Plan,
-    processes: usize,
-    (tag_output, allow_threads): (bool, bool),
-    body: F,
-) -> Result<Option<Vec<R>>>
+fn crews<R, F>(plan: Plan, processes: usize, allow_threads: bool, body: F) -> Result<Option<Vec<R>>>
 where
     R: Serialize + DeserializeOwned + 'static,
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
     let world = World::new(plan)?;
     let crowded = plan.ranks > topology::cpus();
-    let contexts = || Rc::new(Cell::new(FIRST_CONTEXT));
+    let contexts = Rc::new(Cell::new(0));
     let worker = |rank: usize, ()| {
         let seat = Rc::new(Seat::new(&world, rank));
         let shm = Shm::new(&world, rank, Rc::clone(&seat))?;
-        let ways = Ways { leaders: (0..processes).collect(), everyone: None, contexts: contexts(), crowded };
+        let ways = Ways {
+            leaders: (0..processes).collect(),
+            everyone: None,
+            contexts: Rc::new(Cell::new(0)),
+            crowded,
+        };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways)?));
         one(&world, &mut comm, &seat, &body)
     };
-    let job =
-        Job { build: &|| Ok(()), warm: false, body: &worker, policy: Policy::End, tag_output, led: true };
-    let mut crew = Crew::open(&world, &job, "launch", allow_threads)?;
+    let job = Job {
+        build: &|| Ok(()),
+        warm: false,
+        body: &worker,
+        policy: Policy::End,
+        tag_output: false,
+        led: true,
+    };
+    // Whoever fails before it has joined leaves the others waiting: so it joins.
+    let made = Crew::open(&world, &job, "launch", allow_threads);
     let mpi = Mpi::join()?;
+    let mut crew = made.or_else(|error| fatal(mpi, error))?;
     let all = Net::job(mpi);
-    step(&all, Step::Launch, 0).or_else(|error| fatal(mpi, error))?;
+    let context = step(&all, Step::Launch, CREWS).or_else(|error| fatal(mpi, error))?;
+    contexts.set(context + 1);
+    world.segment().keep_from_children()?;
     let _in_world = InWorld::enter(mpi);
     world.enter(0, true);
     let rank = Cell::new(0);
@@ -155,8 +181,8 @@ where
         let seat = Rc::new(Seat::new(&world, 0));
         let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
         let leaders: Vec<usize> = (0..mpi.size).collect();
-        let net = Net::new(mpi, leaders.clone(), mpi.rank, FIRST_CONTEXT - 1, crowded)?;
-        let ways = Ways { leaders, everyone: None, contexts: contexts(), crowded };
+        let net = Net::new(mpi, leaders.clone(), mpi.rank, context, crowded)?;
+        let ways = Ways { leaders, everyone: None, contexts: Rc::clone(&contexts), crowded };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways)?));
         rank.set(comm.rank());
         one(&world, &mut comm, &seat, &body)
@@ -165,6 +191,7 @@ where
         Ok(place) => world.leave(0, place),
         Err(error) => return fatal(mpi, error),
     }
+    mpi.use_contexts(contexts.get());
     crew.wait(|| {}).or_else(|error| fatal(mpi, globally(error, rank.get())))?;
     let packed = |rank: usize| {
         let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
@@ -173,9 +200,6 @@ where
     let mine: Vec<Vec<u8>> = (0..plan.ranks).map(packed).collect::<Result<_>>()?;
     collect(&all, &world, mine, mpi.rank == 0).or_else(|error| fatal(mpi, error))
 }
-
-/// The first context of the communicators of a world; the one before is that of its leaders.
-const FIRST_CONTEXT: u32 = 2;
 
 /// The error of a node's world, with the ranks as they are numbered in the whole; `first` is the node's first.
 fn globally(error: Error, first: usize) -> Error {
@@ -206,8 +230,8 @@ where
 {
     let mpi = Mpi::join()?;
     let all = Net::job(mpi);
-    step(&all, Step::Launch, 0).or_else(|error| fatal(mpi, error))?;
-    let seats = Seats::find(&all, plan, flat).or_else(|error| fatal(mpi, error))?;
+    let context = step(&all, Step::Launch, PROCESSES + u64::from(flat)).or_else(|error| fatal(mpi, error))?;
+    let seats = Seats::find(&all, plan, flat, context).or_else(|error| fatal(mpi, error))?;
     let _in_world = InWorld::enter(mpi);
     let Seats { world, local, .. } = &seats;
     world.enter(*local, true);
@@ -221,7 +245,9 @@ where
         Err(error) => return fatal(mpi, error),
     };
     world.leave(*local, (offset, len));
-    let everyone = Net::new(mpi, seats.order.clone(), seats.rank, FIRST_CONTEXT, seats.crowded)?;
+    mpi.use_contexts(seats.contexts.get());
+    // Nobody has messages under way in the world's own context any more.
+    let everyone = Net::new(mpi, seats.order.clone(), seats.rank, context, seats.crowded)?;
     let mine = vec![world.bytes(offset, len)?];
     let with_root = seats.rank < seats.nodes[0].len();
     collect(&everyone, world, mine, with_root).or_else(|error| fatal(mpi, error))
@@ -238,11 +264,14 @@ pub(crate) struct Seats {
     /// All processes in the order of ranks.
     order: Vec<usize>,
     crowded: bool,
+    /// The context of the communicator of all, and the first one behind those of all split off it.
+    context: u32,
+    contexts: Rc<Cell<u32>>,
 }
 
 impl Seats {
     /// Processes that can map each other's memory make a node; its first one makes the world that the others join.
-    pub(crate) fn find(all: &Net, plan: Plan, flat: bool) -> Result<Seats> {
+    pub(crate) fn find(all: &Net, plan: Plan, flat: bool, context: u32) -> Result<Seats> {
         let key = if flat { all.me as u64 } else { neighbourhood() };
         let keys = all.tell(key.to_ne_bytes(), &always)?;
         let mut nodes: Vec<Vec<usize>> = Vec::new();
@@ -273,7 +302,7 @@ impl Seats {
                 world
             }
             _ => {
-                let mut words = [0; 3];
+                let mut words = [0; 4];
                 all.recv_all(bytemuck::bytes_of_mut(&mut words), node[0], Tag::Letter, &always)?;
                 let world = World::join(plan, words)?;
                 all.send_all(&[1], node[0], Tag::Letter, &always)?;
@@ -282,7 +311,8 @@ impl Seats {
         };
         world.segment().keep_from_children()?;
         let crowded = node.len() > topology::cpus() || (flat && all.size() > topology::cpus());
-        Ok(Seats { world, local, rank, order, crowded, nodes })
+        let contexts = Rc::new(Cell::new(context + 1));
+        Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
     }
 
     /// The communicator of all processes.
@@ -294,11 +324,11 @@ impl Seats {
         let leaders: Vec<usize> = self.nodes.iter().map(|node| node[0]).collect();
         let me = leaders.iter().position(|&leader| leader == mpi.rank);
         let net = match me {
-            Some(me) => Some(Net::new(mpi, leaders.clone(), me, FIRST_CONTEXT - 1, self.crowded)?),
+            Some(me) => Some(Net::new(mpi, leaders.clone(), me, self.context, self.crowded)?),
             None => None,
         };
-        let everyone = Net::new(mpi, self.order.clone(), self.rank, FIRST_CONTEXT - 1, self.crowded)?;
-        let contexts = Rc::new(Cell::new(FIRST_CONTEXT + 1));
+        let everyone = Net::new(mpi, self.order.clone(), self.rank, self.context, self.crowded)?;
+        let contexts = Rc::clone(&self.contexts);
         let ways = Ways { leaders, everyone: Some(everyone), contexts, crowded: self.crowded };
         Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways)?)))
     }
@@ -306,23 +336,30 @@ impl Seats {
 
 /// A communicator of all processes of the job, for a program that is not the body of a launch. All make it and drop it
 /// together: nobody is left waiting for one that has gone on.
-#[derive(Debug)]
 pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
+    seats: &'w Seats,
 }
 
 impl<'w> JobComm<'w> {
     pub(crate) fn new(flat: bool) -> Result<JobComm<'w>> {
         let mpi = Mpi::join()?;
         let all = Net::job(mpi);
-        let made = step(&all, Step::Manager, 0).and_then(|()| Seats::find(&all, Plan::default(), flat));
+        let made = step(&all, Step::Manager, u64::from(flat))
+            .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
         // Its memory is the program's from now on: what was scattered may outlive the manager.
         let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
         mpi.be_busy(true);
         seats.world.enter(seats.local, true);
         let comm = seats.comm(mpi, Rc::new(Seat::new(&seats.world, seats.local)));
-        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi })
+        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats })
+    }
+}
+
+impl std::fmt::Debug for JobComm<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.comm.fmt(f)
     }
 }
 
@@ -335,6 +372,7 @@ impl Drop for JobComm<'_> {
         if let Err(error) = left {
             end_job(self.mpi, &error);
         }
+        self.mpi.use_contexts(self.seats.contexts.get());
         self.mpi.be_busy(false);
     }
 }

@@ -5,7 +5,7 @@ use ndarray::{Array1, arr1};
 use phalanx::{Comm, Error, Launch, Op, Result, create_parallel_manager};
 
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
-const LENS: [usize; 9] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 300_001];
+const LENS: [usize; 11] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 50_000, 160_000, 300_001];
 
 /// Sums of whole numbers come out the same in any order.
 pub fn fast_sums(comm: &mut Comm<'_>) -> Result<()> {
@@ -88,6 +88,12 @@ pub fn wrong_arguments(comm: &mut Comm<'_>) -> Result<()> {
         let error = comm.broadcast(&mut data, 0).expect_err("a room of another length");
         assert!(error.to_string().contains("bytes given by the ranks in order"), "{error}");
         comm.barrier()?;
+        // Refused by root before anyone knows what the others bring, which differs within nodes.
+        let (mine, counts) = (Array1::from_elem(comm.rank(), 1u8), vec![1; comm.size()]);
+        let mut all = Array1::zeros(comm.size() + 1);
+        let recv = (comm.rank() == who).then_some((&mut all, &counts[..]));
+        comm.gather_varcount(&mine, recv, who).expect_err("counts that do not fit");
+        comm.barrier()?;
     }
     Ok(())
 }
@@ -166,6 +172,8 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
             comm.barrier()
         }),
         "forever" => fail(launch, forever),
+        "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
+        "again" => again(launch),
         _ => Err(Error::other(format!("no scene is called {scene}"))),
     }
 }
@@ -207,6 +215,34 @@ fn digest(launch: &Launch) -> Result<()> {
     if let Some(digests) = digests {
         assert!(digests.iter().all(|&digest| digest == digests[0]), "the ranks have different sums");
         println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
+    }
+    Ok(())
+}
+
+/// A message that nobody received is not the next world's; and a rank may leave while its neighbour still receives.
+fn again(launch: &Launch) -> Result<()> {
+    launch.fork(|comm| {
+        let to = (comm.rank() + 1) % comm.size();
+        comm.send(&arr1(&[1u64]), to)
+    })?;
+    let sums = launch.fork(|comm| {
+        let mut sum = 0;
+        match comm.rank() {
+            0 => {
+                for from in 1..comm.size() {
+                    let mut came = arr1(&[0u64]);
+                    comm.recv(&mut came, from)?;
+                    sum += came[0];
+                }
+            }
+            rank => comm.send(&arr1(&[rank as u64 + 100]), 0)?,
+        }
+        Ok(sum)
+    })?;
+    if let Some(sums) = sums {
+        let size = sums.len() as u64;
+        assert_eq!(sums[0], (size - 1) * 100 + size * (size - 1) / 2);
+        println!("1 passed, 0 failed, 0 skipped");
     }
     Ok(())
 }

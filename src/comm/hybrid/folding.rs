@@ -272,7 +272,12 @@ impl Hybrid<'_> {
             false => Ok(()),
             // Found by all when they have met.
             true if shown.iter().any(|operand| operand.len() != n) => Ok(()),
-            true if fold.fast => fold_all(fold, &mut room[..n], shown.len(), |rank| shown[rank]),
+            true if fold.fast => {
+                let mut sum = Aligned::zeroed(n)?;
+                fold_all(fold, sum.bytes_mut(), shown.len(), |rank| shown[rank])?;
+                room[..n].copy_from_slice(sum.bytes());
+                Ok(())
+            }
             true => {
                 let places = room.chunks_exact_mut(n);
                 places.zip(shown).for_each(|(place, operand)| place.copy_from_slice(operand));
@@ -289,16 +294,18 @@ impl Hybrid<'_> {
         let parts = if fold.fast { nodes } else { self.size() };
         if carried {
             let Some(recv) = recv else { return Ok(()) };
-            let layout = &self.layout;
-            let operand = |part: usize| match fold.fast {
-                true => &met.carried(part)[..n],
-                false => {
-                    let node = layout.node_of(part);
-                    let at = (part - layout.leader(node)) * n;
-                    &met.carried(node)[at..at + n]
-                }
-            };
-            return fold_all(fold, recv, parts, operand);
+            let mut all = Aligned::zeroed(parts * n)?;
+            for (part, place) in all.bytes_mut().chunks_exact_mut(n).enumerate() {
+                let (node, at) = match fold.fast {
+                    true => (part, 0),
+                    false => {
+                        let node = self.layout.node_of(part);
+                        (node, (part - self.layout.leader(node)) * n)
+                    }
+                };
+                place.copy_from_slice(&met.carried(node)[at..at + n]);
+            }
+            return fold_all(fold, recv, parts, |part| &all.bytes()[part * n..(part + 1) * n]);
         }
         if n * parts <= WHOLE && n <= self.room {
             return self.fold_whole(call, send, recv, fold);
@@ -322,7 +329,8 @@ impl Hybrid<'_> {
         let (n, me, nodes) = (send.len(), self.node.rank(), self.layout.nodes());
         let sizes: Vec<usize> =
             (0..nodes).map(|node| n * if fold.fast { 1 } else { self.layout.ranks(node).len() }).collect();
-        let mut all = vec![0; sizes.iter().sum()];
+        let mut all = Aligned::zeroed(sizes.iter().sum())?;
+        let all = all.bytes_mut();
         let own: usize = sizes[..self.layout.node].iter().sum();
         let own = &mut all[own..own + sizes[self.layout.node]];
         let leads = self.net.is_some();
@@ -346,8 +354,8 @@ impl Hybrid<'_> {
             Ok(())
         });
         shown.map_err(|error| self.failed(call, error))?;
-        self.leading(call, |net, watch| net.all_gather(&mut all, &sizes, watch))?;
-        let shared = self.node.broadcast(&Call { root: 0, ..*call }, &mut all);
+        self.leading(call, |net, watch| net.all_gather(all, &sizes, watch))?;
+        let shared = self.node.broadcast(&Call { root: 0, ..*call }, all);
         shared.map_err(|error| self.failed(call, error))?;
         match recv {
             Some(recv) => fold_all(fold, recv, all.len() / n, |part| &all[part * n..(part + 1) * n]),
@@ -381,7 +389,7 @@ impl Hybrid<'_> {
         let unit = unit(fold.size);
         let most = CHUNK.min(self.room).min(self.least_area() / PLACES);
         // On a ring two groups of chunks are under way.
-        let chunk = (n / (2 * nodes)).clamp(LEAST.min(most), most) / unit * unit;
+        let chunk = (n / (2 * nodes)).clamp(LEAST.min(most), most).max(unit.min(most)) / unit * unit;
         if chunk == 0 {
             let problem =
                 format!("elements of {} bytes are too large to be reduced; the limit is {most}", fold.size);
@@ -405,11 +413,14 @@ impl Hybrid<'_> {
             passed: std::array::from_fn(|_| None),
             folded: std::array::from_fn(|_| None),
         });
-        let (mut before, mut unclosed): (Option<Stop>, bool) = (None, false);
+        // What was folded in the round before, and whether a total came then: peers may still be reading it.
+        let (mut before, mut came, mut unclosed): (Option<Stop>, bool, bool) = (None, false, false);
         let at = |round: usize| (route.folds(round), route.comes(round));
         let mut begun = under.as_mut().map_or(Ok(()), |under| under.expect(0, at(0), len_of, &watch));
         for round in 0..route.rounds() {
             let (now, come) = at(round);
+            // The deadline is that of each round: a long vector may take longer.
+            let watch = self.node.window_ref().watch(*call);
             // [1]
             if let Some(under) = &mut under {
                 begun = begun.and_then(|()| {
@@ -422,7 +433,7 @@ impl Hybrid<'_> {
                 }
                 begun = Ok(());
             }
-            if now.is_none() && come.is_none() && before.is_none() {
+            if now.is_none() && come.is_none() && before.is_none() && !came {
                 if let Some(under) = &mut under {
                     begun = under.expect(round + 1, at(round + 1), len_of, &watch);
                 }
@@ -485,17 +496,19 @@ impl Hybrid<'_> {
                 Ok(((), Then::Follows))
             });
             step.map_err(|error| self.failed(call, error))?;
-            (before, unclosed) = (now, true);
+            (before, came, unclosed) = (now, come.is_some(), true);
         }
-        if unclosed {
-            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
-            closed.map_err(|error| self.failed(call, error))?;
-        }
+        let watch = self.node.window_ref().watch(*call);
         let rest = under.map_or(Ok(()), |mut under| {
             let flights = under.passed.into_iter().chain(std::mem::take(&mut under.folded)).flatten();
             under.net.wait(&mut flights.collect::<Vec<_>>(), &watch)
         });
-        rest.map_err(|error| self.failed(call, error))
+        rest.map_err(|error| self.failed(call, error))?;
+        if unclosed {
+            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+            closed.map_err(|error| self.failed(call, error))?;
+        }
+        Ok(())
     }
 
     /// Bytes of the smallest area of all leaders.
@@ -547,10 +560,10 @@ impl Hybrid<'_> {
             return Err(self.differ(call, &met, problem));
         }
         let start: usize = counts[..self.rank()].iter().sum();
-        let mut all = bytemuck::allocation::try_zeroed_slice_box::<u8>(send.len())
-            .map_err(|()| Error::no_space("a reduction over nodes", send.len(), "no such memory"))?;
-        self.reduce(call, send, Some(&mut all), fold)?;
-        recv.copy_from_slice(&all[start..start + recv.len()]);
+        let made = Aligned::zeroed(send.len()).map_err(|error| self.abort(call, error));
+        let mut all = made?;
+        self.reduce(call, send, Some(all.bytes_mut()), fold)?;
+        recv.copy_from_slice(&all.bytes()[start..start + recv.len()]);
         Ok(())
     }
 
@@ -575,7 +588,6 @@ impl Hybrid<'_> {
             return Err(Error::bad(call.place(self.rank(), self.calls), problem));
         }
         let (first, last) = (usize::from(node > 0), node + 1 == self.layout.nodes());
-        let watch = self.node.window_ref().watch(*call);
         let net = self.net.clone();
         let base = self.area.as_ref().map(|area| area.block.offset());
         let segment = Arc::clone(&self.node.seat().segment);
@@ -583,6 +595,7 @@ impl Hybrid<'_> {
         let mut unclosed = false;
         for (round, start) in (0..n).step_by(chunk).enumerate() {
             let range = start..(start + chunk).min(n);
+            let watch = self.node.window_ref().watch(*call);
             let place = |place: usize| place * chunk..place * chunk + range.len();
             if let Some((net, base)) = net.as_ref().zip(base).filter(|_| node > 0) {
                 let came = net
@@ -622,6 +635,29 @@ impl Hybrid<'_> {
             closed.map_err(|error| self.failed(call, error))?;
         }
         Ok(())
+    }
+}
+
+/// Private memory in which any elements may lie.
+struct Aligned(Box<[Line]>, usize);
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Aligned {
+    fn zeroed(len: usize) -> Result<Aligned> {
+        let lines = bytemuck::allocation::try_zeroed_slice_box(len.div_ceil(64));
+        let lines = lines.map_err(|()| Error::no_space("a reduction over nodes", len, "no such memory"))?;
+        Ok(Aligned(lines, len))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.0)[..self.1]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..self.1]
     }
 }
 

@@ -252,7 +252,9 @@ impl<'w> Hybrid<'w> {
         let uniform = |node: usize| records[node][2] == 1 || records[node][0] & 0xFF == Verb::Abort as u64;
         let words = |node: usize| [records[node][3], records[node][4]];
         let mut all: Vec<[u64; 2]> = (0..self.size()).map(|rank| words(self.layout.node_of(rank))).collect();
-        if !(0..nodes).all(uniform) {
+        // A node that has aborted has gone on already.
+        let aborted = |record: &Record| record[0] & 0xFF == Verb::Abort as u64;
+        if !(0..nodes).all(uniform) && !records.iter().any(aborted) {
             let own = self.layout.ranks(self.layout.node);
             all[own].copy_from_slice(mine);
             let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
@@ -266,7 +268,7 @@ impl<'w> Hybrid<'w> {
     }
 
     /// All nodes call the same, and none has aborted.
-    fn compare(&mut self, call: &Call, records: &[Record]) -> Result<()> {
+    fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
         if let Some(node) = records.iter().position(|record| record[0] & 0xFF == Verb::Abort as u64) {
             let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
@@ -286,7 +288,11 @@ impl<'w> Hybrid<'w> {
             format!("  ranks {} to {} on {host}: {what}\n", ranks.start, ranks.end - 1)
         };
         let table = records.iter().enumerate().map(row).collect();
-        Err(self.failed(call, Error::Mismatch { place, table }))
+        let mismatch = Error::Mismatch { place, table };
+        if let Some(net) = &self.net {
+            end_job(net.mpi, &mismatch);
+        }
+        Err(mismatch)
     }
 
     /// An error that all ranks find at once, from what all have said.

@@ -36,6 +36,8 @@ pub(super) struct Area {
 pub(super) const COME: usize = 1 << 20;
 /// No piece is longer: on a link of 100 Gbit/s it takes 20 us, as long as a message's way.
 const PIECE: usize = 256 << 10;
+/// Pieces of a batch on all nodes.
+const MOST: usize = 1 << 14;
 
 impl Area {
     pub(super) fn new(node: &Shm<'_>) -> Result<Area> {
@@ -92,11 +94,11 @@ impl Layout {
         (self.node + self.nodes() - self.node_of(of.from)) % self.nodes()
     }
 
-    /// The next moves that fit into everyone's cell and every node's area.
+    /// Of the next moves that fit into everyone's cell and every node's area those that this node takes part in.
     fn batch(&self, moves: &mut Peekable<impl Iterator<Item = Move>>, cell: usize) -> Vec<Piece> {
         let (mut shown, mut come) = (vec![0; self.size()], vec![0; self.nodes()]);
-        let mut batch = Vec::new();
-        while let Some(&of) = moves.peek() {
+        let (mut batch, mut number) = (Vec::new(), 0);
+        while let Some(&of) = moves.peek().filter(|_| number < MOST) {
             let comes = |node: usize| {
                 if self.is_direct(of) { 0 } else { of.len * usize::from(node != self.node_of(of.from)) }
             };
@@ -106,8 +108,15 @@ impl Layout {
                 break;
             }
             let here = self.nodes_to(of).any(|node| node == self.node) && !self.is_direct(of);
-            let number = batch.len();
-            batch.push(Piece { of, number, shown: shown[of.from], come: here.then_some(come[self.node]) });
+            if self.node_of(of.from) == self.node || self.nodes_to(of).any(|node| node == self.node) {
+                batch.push(Piece {
+                    of,
+                    number,
+                    shown: shown[of.from],
+                    come: here.then_some(come[self.node]),
+                });
+            }
+            number += 1;
             shown[of.from] += of.len;
             self.nodes_to(of).for_each(|node| come[node] += comes(node));
             moves.next();
@@ -153,11 +162,8 @@ impl Hybrid<'_> {
         let store = Store::best(2 * recv.len(), self.node.size());
         let here = |rank: usize| layout.node_of(rank) == layout.node;
         loop {
-            let mut batch = layout.batch(&mut moves, room);
+            let batch = layout.batch(&mut moves, room);
             let more = moves.peek().is_some();
-            batch.retain(|piece| {
-                here(piece.of.from) || layout.nodes_to(piece.of).any(|node| node == layout.node)
-            });
             // Alike on all ranks of the node.
             if batch.is_empty() && last.is_empty() {
                 match more {

@@ -35,6 +35,9 @@ pub(crate) struct Mpi {
     silenced: AtomicU32,
     /// Not 0: this process is part of a world.
     busy: AtomicU32,
+    /// The first context that no communicator of this process has had.
+    contexts: AtomicU32,
+    pid: u32,
 }
 
 // SAFETY: handles of the library, which are used by the thread that made them only: see `Mpi::check`.
@@ -73,6 +76,12 @@ impl Mpi {
     }
 
     fn initialise() -> Result<Mpi> {
+        if !process::is_main_thread() {
+            return Err(Error::option(
+                "MPI",
+                "under an MPI launcher worlds are started by the program's main thread",
+            ));
+        }
         let (mut flag, threads) = (0, process::threads().len());
         // SAFETY: may be called at any time; writes the flag.
         code("MPI_Initialized", unsafe { ffi::MPI_Initialized(&raw mut flag) })?;
@@ -129,6 +138,8 @@ impl Mpi {
             process: process::incarnation(),
             silenced: AtomicU32::new(0),
             busy: AtomicU32::new(0),
+            contexts: AtomicU32::new(1),
+            pid: process::pid(),
         })
     }
 
@@ -254,6 +265,22 @@ impl Mpi {
         Ok(flight.come)
     }
 
+    /// The first context that no communicator of this process has had: messages of an earlier world are never taken for a
+    /// later one's.
+    pub(crate) fn contexts(&self) -> u32 {
+        self.contexts.load(Ordering::Relaxed)
+    }
+
+    /// Contexts below this one have been used.
+    pub(crate) fn use_contexts(&self, below: u32) {
+        self.contexts.fetch_max(below, Ordering::Relaxed);
+    }
+
+    /// Is this process part of a world?
+    pub(crate) fn is_busy() -> bool {
+        JOINED.get().is_some_and(|mpi| mpi.busy.load(Ordering::Relaxed) != 0)
+    }
+
     /// The program must not exit before it is no longer so.
     pub(crate) fn be_busy(&self, busy: bool) {
         self.busy.store(u32::from(busy), Ordering::Relaxed);
@@ -262,6 +289,8 @@ impl Mpi {
     /// Ends all processes of the job.
     pub(crate) fn abort(&self, status: i32) {
         if self.process == process::incarnation() {
+            // It may end this process by exit: see `finalise`.
+            self.silenced.store(1, Ordering::Relaxed);
             // SAFETY: a communicator of ours; ends this process too.
             unsafe { ffi::MPI_Abort(self.comm, status) };
         }
@@ -275,7 +304,9 @@ fn null_request() -> ffi::MPI_Request {
 
 /// Called when the program exits.
 extern "C" fn finalise() {
-    let Some(mpi) = JOINED.get().filter(|mpi| mpi.process == process::incarnation()) else { return };
+    // Not in a child, nor while the job is being ended.
+    let speaks = |mpi: &&Mpi| mpi.pid == process::pid() && mpi.silenced.load(Ordering::Relaxed) == 0;
+    let Some(mpi) = JOINED.get().filter(speaks) else { return };
     let parted = match mpi.busy.load(Ordering::Relaxed) {
         0 => super::net::part(mpi),
         _ => Err(Error::option("exit", "the program exits while others wait for its ranks")),

@@ -208,12 +208,14 @@ pub(crate) enum Step {
     Manager,
 }
 
-/// All processes of the job take the same step, with the same number (of ranks, rows ...).
-pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<()> {
+/// All processes of the job take the same step, with the same number (the way, a digest of rows ...). Returns the first
+/// context that none of them has used.
+pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
+    let contexts = net.tell(net.mpi.contexts().to_ne_bytes(), &always)?;
     let told = net.tell(bytemuck::cast([step as u64, number]), &always)?;
     let of = |bytes: &[u8; 16]| bytemuck::pod_read_unaligned::<[u64; 2]>(bytes);
     match told.iter().position(|theirs| of(theirs) != [step as u64, number]) {
-        None => Ok(()),
+        None => Ok(contexts.into_iter().map(u32::from_ne_bytes).max().unwrap_or(1)),
         Some(other) => {
             let name = |[step, number]: [u64; 2]| {
                 let name = ["nothing", "exits", "launches", "sweeps", "makes a parallel manager"];
@@ -232,7 +234,7 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<()> {
 
 /// Takes leave of the job when the program exits: not before all others do.
 pub(super) fn part(mpi: &'static Mpi) -> Result<()> {
-    step(&Net::job(mpi), Step::Exit, 0)
+    step(&Net::job(mpi), Step::Exit, 0).map(drop)
 }
 
 /// How a process waits for another node: it looks, lets others run, and sleeps between looks in the end.

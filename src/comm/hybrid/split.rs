@@ -62,7 +62,17 @@ impl<'w> Hybrid<'w> {
         let me = self.rank();
         let (members, woven) = group_of(me);
         let local = colour.map(|_| if woven { 2 * me as u64 + 1 } else { 2 * members[0] as u64 });
-        let node = self.node.split_off(call, local, key).map_err(|error| self.failed(call, error))?;
+        let node = match self.node.split_off(call, local, key) {
+            Ok(node) => node,
+            // Others may have gone on to build theirs.
+            Err(error) => {
+                self.node.window().revoke();
+                if let Some(net) = &self.net {
+                    super::end_job(net.mpi, &error);
+                }
+                return Err(error);
+            }
+        };
         let Some(node) = node else { return Ok(None) };
         if nodes_of(&members).len() == 1 {
             return Ok(Some(Box::new(node)));

@@ -36,8 +36,8 @@ struct Coordinator<'l> {
     mpi: &'static Mpi,
     net: Net,
     ledger: &'l Ledger,
-    /// Workers of a node, and of all.
-    each: usize,
+    /// Workers of each node, and of all.
+    workers: Vec<usize>,
     all: usize,
     /// Stretches that were granted to this node.
     mine: Vec<Range<usize>>,
@@ -144,7 +144,7 @@ fn fatal(error: &Error) {
 fn digest<B, M>(work: &Work<'_, B, M>, outputs: usize) -> u64 {
     let mut digest = Xxh3::with_seed(outputs as u64);
     digest.update(&[work.schedule as u8]);
-    digest.update(bytemuck::cast_slice(&[work.parameters.nrows() as u64, work.workers as u64]));
+    digest.update(bytemuck::bytes_of(&(work.parameters.nrows() as u64)));
     let rows = work.parameters.outer_iter();
     rows.for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
     digest.digest()
@@ -163,12 +163,20 @@ impl<'l> Coordinator<'l> {
         step(&net, Step::Sweep, digest)?;
         mpi.be_busy(true);
         let nodes = net.size();
+        let workers = net.tell((each as u64).to_ne_bytes(), &always)?;
+        let workers: Vec<usize> = workers.into_iter().map(|each| u64::from_ne_bytes(each) as usize).collect();
+        if fixed.is_some() && workers.iter().any(|&other| other != each) {
+            let problem = format!(
+                "a static schedule deals rows to equal nodes, but their workers are {workers:?}: say how many"
+            );
+            return Err(Error::option("sweep", problem));
+        }
         let mut coordinator = Coordinator {
             mpi,
             net,
             ledger,
-            each,
-            all: each * nodes,
+            all: workers.iter().sum(),
+            workers,
             mine: Vec::new(),
             next: 0,
             finished: vec![0; nodes],
@@ -191,10 +199,11 @@ impl<'l> Coordinator<'l> {
     }
 
     /// A stretch of what is left.
-    fn ration(&mut self) -> Range<usize> {
+    fn ration(&mut self, node: usize) -> Range<usize> {
         let left = self.ledger.tasks - self.next;
-        let share = left * self.each / (PARTS * self.all);
-        let stretch = self.next..self.next + share.max(self.each).min(left);
+        let workers = self.workers[node];
+        let share = left * workers / (PARTS * self.all);
+        let stretch = self.next..self.next + share.max(workers).min(left);
         self.next = stretch.end;
         stretch
     }
@@ -213,13 +222,13 @@ impl<'l> Coordinator<'l> {
             let mut finished = [0; 8];
             self.net.recv_all(&mut finished, node, Tag::Ask, &always)?;
             self.finished[node] = u64::from_ne_bytes(finished);
-            let stretch = self.ration();
+            let stretch = self.ration(node);
             self.told[node] |= stretch.is_empty();
             let words = [stretch.start as u64, stretch.end as u64];
             self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
         }
         while !self.ended && self.ledger.is_hungry() {
-            let stretch = self.ration();
+            let stretch = self.ration(0);
             self.granted(stretch);
         }
         self.finished[0] = self.ledger.finished();
