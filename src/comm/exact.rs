@@ -12,7 +12,15 @@ const LIMBS: usize = 34;
 /// Elements that are summed in one call: their accumulators stay in the second-level cache.
 pub(crate) const BLOCK: usize = 1024;
 
-/// A sum of doubles, not rounded.
+/// A sum of doubles, not rounded: what [`Comm::all_reduce_exact`](crate::Comm::all_reduce_exact) adds.
+///
+/// ```
+/// let mut comm = phalanx::Comm::solo()?;
+/// let mut sum = ndarray::arr1(&[0.0]);
+/// comm.all_reduce_exact(&ndarray::arr1(&[0.1]), &mut sum)?;
+/// assert_eq!(sum[0], 0.1);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Accumulator {

@@ -10,8 +10,8 @@
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::comm::hybrid::mpi::Mpi;
-use crate::comm::hybrid::net::{Net, Step, Tag, always, step};
-use crate::comm::hybrid::{Hybrid, Ways, end_job};
+use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
+use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ impl Drop for InWorld {
 
 /// Is this process a rank of a world over nodes?
 pub(crate) fn in_world() -> bool {
-    Mpi::is_busy()
+    Mpi::joined().is_some_and(Mpi::is_busy)
 }
 
 /// Ends the job for `error`, and returns it.

@@ -174,6 +174,17 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "forever" => fail(launch, forever),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
+        "wire-gather" => wire(launch, |comm, mine, _| {
+            let counts = vec![mine.len(); comm.size()];
+            let room = if comm.is_root() {
+                Some((comm.alloc(mine.len() * comm.size())?, &counts[..]))
+            } else {
+                None
+            };
+            comm.gather_into_lease(mine, room, 0).map(drop)
+        }),
+        "wire-fast" => wire(launch, |comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum().fast())),
+        "wire-ordered" => wire(launch, |comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum())),
         _ => Err(Error::other(format!("no scene is called {scene}"))),
     }
 }
@@ -217,6 +228,18 @@ fn digest(launch: &Launch) -> Result<()> {
         println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
     }
     Ok(())
+}
+
+/// Eight times the same with 8 MiB a rank: so that what starting costs is little beside it.
+fn wire(
+    launch: &Launch,
+    call: impl Fn(&mut Comm<'_>, &Array1<f64>, &mut Array1<f64>) -> Result<()>,
+) -> Result<()> {
+    let body = |comm: &mut Comm<'_>| {
+        let (mine, mut sum) = (Array1::from_elem(1 << 20, comm.rank() as f64), Array1::zeros(1 << 20));
+        (0..8).try_for_each(|_| call(comm, &mine, &mut sum))
+    };
+    launch.fork(body).map(|_| println!("8 times"))
 }
 
 /// A message that nobody received is not the next world's; and a rank may leave while its neighbour still receives.

@@ -33,7 +33,7 @@ use crate::os::launcher::host;
 use crate::shm::arena::Block;
 use message::Letters;
 use moving::Area;
-use net::Net;
+use net::{Net, end_job};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -207,12 +207,14 @@ impl<'w> Hybrid<'w> {
             if leads {
                 let all =
                     (0..seen.size()).map(|peer| seen.payload(peer)).collect::<Result<Vec<Shown<'_>>>>()?;
-                let bytes = |(peer, shown)| match shown {
-                    _ if peer == me => payload,
-                    &Shown::Inline(ref inline) => inline.bytes(),
-                    _ => &[],
-                };
-                let shown: Vec<&[u8]> = all.iter().enumerate().map(bytes).collect();
+                let mut shown: Vec<&[u8]> = Vec::with_capacity(all.len());
+                for (peer, one) in all.iter().enumerate() {
+                    shown.push(match one {
+                        _ if peer == me => payload,
+                        Shown::Inline(inline) => inline.bytes(),
+                        _ => &[],
+                    });
+                }
                 carry(&shown, bytemuck::cast_slice_mut(&mut record[8..]))?;
             }
             Ok(())
@@ -357,15 +359,6 @@ impl<'w> Hybrid<'w> {
             error => error,
         }
     }
-}
-
-/// Says why, and ends all processes of the job.
-pub(crate) fn end_job(mpi: &mpi::Mpi, error: &Error) {
-    use std::io::Write;
-    // At once: other processes write there too.
-    let text = format!("phalanx: on {}: {error}; the job is ended\n", host());
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    mpi.abort(1);
 }
 
 impl<'w> Transport<'w> for Hybrid<'w> {

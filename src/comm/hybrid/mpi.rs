@@ -46,6 +46,8 @@ unsafe impl Send for Mpi {}
 unsafe impl Sync for Mpi {}
 
 static JOINED: OnceLock<Mpi> = OnceLock::new();
+/// What comes before MPI is finalised; says whether it may be.
+static AT_EXIT: OnceLock<fn(&'static Mpi) -> bool> = OnceLock::new();
 
 /// Largest message: counts are C's `int`.
 pub(crate) const LARGEST: usize = 1 << 30;
@@ -223,15 +225,12 @@ impl Mpi {
         debug_assert!(len <= LARGEST);
         let mut request = null_request();
         let (at, len, peer, to) = (at.cast(), len as i32, peer as i32, &raw mut request);
-        let began = match sends {
+        let began = if sends {
             // SAFETY: as many bytes, by the caller; a request of ours.
-            true => {
-                code("MPI_Isend", unsafe { ffi::MPI_Isend(at, len, self.bytes, peer, tag, self.comm, to) })
-            }
+            code("MPI_Isend", unsafe { ffi::MPI_Isend(at, len, self.bytes, peer, tag, self.comm, to) })
+        } else {
             // SAFETY: as above.
-            false => {
-                code("MPI_Irecv", unsafe { ffi::MPI_Irecv(at, len, self.bytes, peer, tag, self.comm, to) })
-            }
+            code("MPI_Irecv", unsafe { ffi::MPI_Irecv(at, len, self.bytes, peer, tag, self.comm, to) })
         };
         began.map(|()| Flight { request, come: false, segment: None, _bytes: PhantomData })
     }
@@ -277,8 +276,18 @@ impl Mpi {
     }
 
     /// Is this process part of a world?
-    pub(crate) fn is_busy() -> bool {
-        JOINED.get().is_some_and(|mpi| mpi.busy.load(Ordering::Relaxed) != 0)
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) != 0
+    }
+
+    /// This process's place in its job, if it has joined one.
+    pub(crate) fn joined() -> Option<&'static Mpi> {
+        JOINED.get()
+    }
+
+    /// What to do before MPI is finalised.
+    pub(crate) fn at_exit(&self, part: fn(&'static Mpi) -> bool) {
+        let _ = AT_EXIT.set(part);
     }
 
     /// The program must not exit before it is no longer so.
@@ -307,14 +316,9 @@ extern "C" fn finalise() {
     // Not in a child, nor while the job is being ended.
     let speaks = |mpi: &&Mpi| mpi.pid == process::pid() && mpi.silenced.load(Ordering::Relaxed) == 0;
     let Some(mpi) = JOINED.get().filter(speaks) else { return };
-    let parted = match mpi.busy.load(Ordering::Relaxed) {
-        0 => super::net::part(mpi),
-        _ => Err(Error::option("exit", "the program exits while others wait for its ranks")),
-    };
-    match parted {
+    if AT_EXIT.get().is_none_or(|part| part(mpi)) {
         // SAFETY: initialised by us, on this thread, and nothing is under way.
-        Ok(()) => drop(unsafe { ffi::MPI_Finalize() }),
-        Err(error) => super::end_job(mpi, &error),
+        unsafe { ffi::MPI_Finalize() };
     }
 }
 

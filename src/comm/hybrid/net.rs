@@ -2,8 +2,10 @@
 
 use super::mpi::{Flight, LARGEST, Mpi};
 use crate::error::{Error, Result};
+use crate::os::launcher::host;
 use crate::os::process;
 use crate::shm::segment::Segment;
+use std::io::Write;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ pub(crate) type Watch<'a> = &'a dyn Fn() -> Result<()>;
 impl Net {
     /// All processes of the job.
     pub(crate) fn job(mpi: &'static Mpi) -> Net {
+        mpi.at_exit(part);
         Net { mpi, processes: (0..mpi.size).collect(), me: mpi.rank, context: JOB, looks: LOOKS }
     }
 
@@ -232,9 +235,21 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     }
 }
 
-/// Takes leave of the job when the program exits: not before all others do.
-pub(super) fn part(mpi: &'static Mpi) -> Result<()> {
-    step(&Net::job(mpi), Step::Exit, 0).map(drop)
+/// Says why, and ends all processes of the job.
+pub(crate) fn end_job(mpi: &Mpi, error: &Error) {
+    // At once: other processes write there too.
+    let text = format!("phalanx: on {}: {error}; the job is ended\n", host());
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    mpi.abort(1);
+}
+
+/// Takes leave of the job when the program exits: not before all others do. Says whether MPI may be finalised.
+fn part(mpi: &'static Mpi) -> bool {
+    let parted = match mpi.is_busy() {
+        false => step(&Net::job(mpi), Step::Exit, 0),
+        true => Err(Error::option("exit", "the program exits while others wait for its ranks")),
+    };
+    parted.inspect_err(|error| end_job(mpi, error)).is_ok()
 }
 
 /// How a process waits for another node: it looks, lets others run, and sleeps between looks in the end.

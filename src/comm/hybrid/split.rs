@@ -68,7 +68,7 @@ impl<'w> Hybrid<'w> {
             Err(error) => {
                 self.node.window().revoke();
                 if let Some(net) = &self.net {
-                    super::end_job(net.mpi, &error);
+                    super::net::end_job(net.mpi, &error);
                 }
                 return Err(error);
             }

@@ -12,9 +12,8 @@
 //! its successor or its neighbours. A node that dies ends the job.
 
 use crate::channel::ledger::{Kind, Ledger, State, Texts};
-use crate::comm::hybrid::end_job;
 use crate::comm::hybrid::mpi::{LARGEST, Mpi};
-use crate::comm::hybrid::net::{Net, Step, Tag, always, step};
+use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
