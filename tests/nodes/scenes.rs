@@ -174,6 +174,7 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "forever" => fail(launch, forever),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
+        "bench" => bench(launch),
         "wire-gather" => wire(launch, |comm, mine, _| {
             let counts = vec![mine.len(); comm.size()];
             let room = if comm.is_root() {
@@ -228,6 +229,59 @@ fn digest(launch: &Launch) -> Result<()> {
         println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
     }
     Ok(())
+}
+
+/// Times of sums and gathers: the longest of all ranks, the median of calls. Not a test.
+fn bench(launch: &Launch) -> Result<()> {
+    type Call<'a> = &'a dyn Fn(&mut Comm<'_>, &Array1<f64>, &mut Array1<f64>) -> Result<()>;
+    let ordered: Call<'_> = &|comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum());
+    let fast: Call<'_> = &|comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum().fast());
+    launch
+        .fork(|comm| {
+            let mut room = Array1::zeros(comm.size() << 17);
+            for (name, call) in [("all_reduce", ordered), ("all_reduce fast", fast), ("gather", fast)] {
+                for len in [1usize, 512, 4096, 1 << 15, 1 << 17, 1 << 20] {
+                    if name == "gather" && len > 1 << 17 {
+                        continue;
+                    }
+                    let (mine, mut sum) = (Array1::from_elem(len, 1.0), Array1::zeros(len));
+                    let mut times = Vec::new();
+                    let begin = std::time::Instant::now();
+                    let mut more = arr1(&[true]);
+                    while more[0] {
+                        comm.barrier()?;
+                        let start = std::time::Instant::now();
+                        match name {
+                            "gather" => {
+                                let mut all = room.slice_mut(ndarray::s![..len * comm.size()]);
+                                comm.gather(&mine, comm.is_root().then_some(&mut all), 0)?;
+                            }
+                            _ => call(comm, &mine, &mut sum)?,
+                        }
+                        let mut longest = arr1(&[0.0]);
+                        comm.all_reduce(
+                            &arr1(&[start.elapsed().as_secs_f64() * 1e6]),
+                            &mut longest,
+                            &Op::max(),
+                        )?;
+                        times.push(longest[0]);
+                        more[0] = times.len() < 5 || begin.elapsed().as_millis() < 1500;
+                        comm.broadcast(&mut more, 0)?;
+                    }
+                    times.sort_by(f64::total_cmp);
+                    if comm.is_root() {
+                        println!(
+                            "{name:16} {:8} bytes {:10.1} us ({} calls)",
+                            8 * len,
+                            times[times.len() / 2],
+                            times.len()
+                        );
+                    }
+                }
+            }
+            Ok(())
+        })
+        .map(drop)
 }
 
 /// Eight times the same with 8 MiB a rank: so that what starting costs is little beside it.

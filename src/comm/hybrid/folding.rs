@@ -26,6 +26,7 @@
 
 use super::mpi::Flight;
 use super::net::{Net, Tag};
+use super::route::{Route, Stop, Wanted};
 use super::{CARRIED, Hybrid};
 use crate::channel::call::{Call, Verb};
 use crate::channel::line::INLINE;
@@ -53,102 +54,6 @@ const FOLDED: usize = 4;
 const TOTALS: usize = 3;
 /// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded ones.
 const PLACES: usize = 4 + TOTALS + FOLDED;
-
-/// The ways of chunks through the nodes.
-#[derive(Clone, Copy, Debug)]
-struct Route {
-    nodes: usize,
-    node: usize,
-    chunks: usize,
-    to: Wanted,
-}
-
-/// Who wants the result, and how it is folded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    /// All, folded in rank order.
-    Ordered,
-    /// All.
-    Fast,
-    /// The ranks of one node, folded in rank order.
-    By(usize),
-}
-
-/// What a node does with a chunk in a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stop {
-    chunk: usize,
-    /// The node it comes from, if it does.
-    from: Option<usize>,
-    /// The node it goes to next, if it does.
-    next: Option<usize>,
-    /// The fold is complete here, or was before.
-    total: bool,
-}
-
-impl Route {
-    /// The chunk that this node folds in a round.
-    fn folds(&self, round: usize) -> Option<Stop> {
-        let (k, i) = (self.nodes, self.node);
-        match self.to {
-            Wanted::Fast => {
-                let (chunk, hop) = self.ring(round)?;
-                let from = (hop > 0).then_some((i + k - 1) % k);
-                Some(Stop { chunk, from, next: Some((i + 1) % k), total: hop == k - 1 })
-            }
-            to => {
-                let chunk = round.checked_sub(2 * i).filter(|&chunk| chunk < self.chunks)?;
-                let total = i == k - 1;
-                let next = match to {
-                    _ if !total => Some(i + 1),
-                    Wanted::By(node) => (node != i).then_some(node),
-                    _ => i.checked_sub(1),
-                };
-                Some(Stop { chunk, from: i.checked_sub(1), next, total })
-            }
-        }
-    }
-
-    /// The chunk whose total comes to this node in a round.
-    fn comes(&self, round: usize) -> Option<Stop> {
-        let (k, i) = (self.nodes, self.node);
-        match self.to {
-            Wanted::Fast => {
-                let (chunk, hop) = self.ring(round.checked_sub(2 * k)?)?;
-                let next = (hop + 2 < k).then_some((i + 1) % k);
-                (hop + 1 < k).then_some(Stop { chunk, from: Some((i + k - 1) % k), next, total: true })
-            }
-            Wanted::Ordered => {
-                let chunk = round.checked_sub(2 * (k - 1) + 2 * (k - 1 - i))?;
-                let stop = Stop { chunk, from: Some(i + 1), next: i.checked_sub(1), total: true };
-                (i < k - 1 && chunk < self.chunks).then_some(stop)
-            }
-            Wanted::By(node) => {
-                let chunk = round.checked_sub(2 * k)?;
-                let stop = Stop { chunk, from: Some(k - 1), next: None, total: true };
-                (node == i && node != k - 1 && chunk < self.chunks).then_some(stop)
-            }
-        }
-    }
-
-    /// On a ring, k chunks are folded at once, one at each node, and two such groups in alternate rounds: the chunk at this
-    /// node in a round, and how many nodes it has passed.
-    fn ring(&self, round: usize) -> Option<(usize, usize)> {
-        let (k, turn) = (self.nodes, round % (2 * self.nodes));
-        let (group, hop) = (round / (2 * k) * 2 + turn % 2, turn / 2);
-        let chunk = group * k + (self.node + 2 * k - 1 - hop) % k;
-        (chunk < self.chunks).then_some((chunk, hop))
-    }
-
-    /// After so many nothing comes any more.
-    fn rounds(&self) -> usize {
-        let last = match self.to {
-            Wanted::Fast => self.chunks.div_ceil(self.nodes).div_ceil(2) * 2 * self.nodes,
-            _ => self.chunks,
-        };
-        last + 4 * self.nodes + 2
-    }
-}
 
 /// What the leader has under way.
 struct Under<'n> {
@@ -671,76 +576,4 @@ fn fold_all<'a>(
     fold.in_rank_order(recv, None, Store::Cached, count, |part, range| {
         operand(part).get(range).ok_or(Error::Corrupt { what: "an operand of a reduction" })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    /// Follows all chunks from node to node: each is folded once by every node, in an allowed order, and its total comes
-    /// once to everyone who wants it; nothing is received before the round after which it was sent.
-    #[test]
-    fn every_chunk_is_folded_by_all_and_comes_to_all_who_want_it() {
-        for nodes in 2..7 {
-            for chunks in [1, 2, 3, 5, 8, 13] {
-                let by = (0..nodes).map(Wanted::By);
-                for to in [Wanted::Ordered, Wanted::Fast].into_iter().chain(by) {
-                    follow(nodes, chunks, to);
-                }
-            }
-        }
-    }
-
-    fn follow(nodes: usize, chunks: usize, to: Wanted) {
-        let route = |node| Route { nodes, node, chunks, to };
-        // (from, to, is a total) -> chunks in the order sent, with the round in which they are sent.
-        let mut sent: BTreeMap<(usize, usize, bool), Vec<(usize, usize)>> = BTreeMap::new();
-        let mut received: BTreeMap<(usize, usize, bool), Vec<(usize, usize)>> = BTreeMap::new();
-        let mut order: Vec<Vec<usize>> = vec![Vec::new(); chunks];
-        let mut have: Vec<Vec<usize>> = vec![Vec::new(); chunks];
-        for round in 0..route(0).rounds() {
-            for node in 0..nodes {
-                if let Some(stop) = route(node).folds(round) {
-                    order[stop.chunk].push(node);
-                    if let Some(from) = stop.from {
-                        received.entry((from, node, false)).or_default().push((stop.chunk, round));
-                    }
-                    if let Some(next) = stop.next {
-                        sent.entry((node, next, stop.total)).or_default().push((stop.chunk, round + 1));
-                    }
-                    if stop.total {
-                        have[stop.chunk].push(node);
-                    }
-                }
-                if let Some(stop) = route(node).comes(round) {
-                    have[stop.chunk].push(node);
-                    received.entry((stop.from.unwrap(), node, true)).or_default().push((stop.chunk, round));
-                    if let Some(next) = stop.next {
-                        sent.entry((node, next, true)).or_default().push((stop.chunk, round));
-                    }
-                }
-            }
-        }
-        let links: Vec<_> = sent.keys().chain(received.keys()).copied().collect();
-        for link in links {
-            let (sent, received) = (&sent[&link], &received[&link]);
-            assert_eq!(sent.len(), received.len(), "{to:?} {nodes} {chunks} {link:?}");
-            for ((chunk, at), (expected, by)) in sent.iter().zip(received) {
-                assert_eq!(chunk, expected, "{to:?} {nodes} {chunks} {link:?}");
-                assert!(at < by, "{to:?} {nodes} {chunks} {link:?}: sent in {at}, expected in {by}");
-            }
-        }
-        for chunk in 0..chunks {
-            let first = if to == Wanted::Fast { (chunk % nodes + 1) % nodes } else { 0 };
-            let whole: Vec<usize> = (0..nodes).map(|hop| (first + hop) % nodes).collect();
-            assert_eq!(order[chunk], whole, "{to:?} {nodes} {chunks}");
-            let mut all = have[chunk].clone();
-            all.sort_unstable();
-            match to {
-                Wanted::By(node) => assert!(all.contains(&node)),
-                _ => assert_eq!(all, (0..nodes).collect::<Vec<_>>(), "{to:?} {nodes} {chunks}"),
-            }
-        }
-    }
 }

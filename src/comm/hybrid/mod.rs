@@ -19,6 +19,7 @@ mod message;
 mod moving;
 pub(crate) mod mpi;
 pub(crate) mod net;
+mod route;
 mod split;
 
 use crate::channel::call::{Call, Verb, describe};
