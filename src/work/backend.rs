@@ -51,7 +51,7 @@ impl Backend {
                 let build =
                     if cfg!(feature = "mpi") { "" } else { " a program built with the feature \"mpi\"" };
                 let problem = format!(
-                    "the back end {:?} joins the processes of an MPI job: start{build} with mpirun",
+                    "the back end {:?} joins the processes of an MPI job: start{build} with mpirun; on one node use \"shared-memory\"",
                     self.to_string()
                 );
                 Err(Error::option(operation, problem))

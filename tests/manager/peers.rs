@@ -88,7 +88,8 @@ fn factory_lists_known_names() {
 fn factory_refuses_what_it_cannot_make() {
     for name in ["MPI", "hybrid"] {
         let error = create_parallel_manager(name, 2).unwrap_err().to_string();
-        assert!(error.contains(name) && error.contains("shared-memory"), "{error}");
+        assert!(error.contains(&name.to_lowercase()) && error.contains("mpirun"), "{error}");
+        assert!(error.contains("shared-memory"), "{error}");
     }
     for number in [0, 1_000_000] {
         let error = create_parallel_manager("shared-memory", number).unwrap_err().to_string();
