@@ -32,7 +32,7 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::line::INLINE;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::op::Fold;
-use crate::comm::shm::{UNLIKE, digest_of, unit};
+use crate::comm::shm::unit;
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
 use crate::shm::kernel::Store;
@@ -190,7 +190,8 @@ impl Hybrid<'_> {
             }
         })?;
         if !met.alike() {
-            return Err(self.differ(call, &met, UNLIKE));
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
         }
         if n == 0 {
             return Ok(());
@@ -409,7 +410,8 @@ impl Hybrid<'_> {
         });
         rest.map_err(|error| self.failed(call, error))?;
         if unclosed {
-            self.close(call)?;
+            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+            closed.map_err(|error| self.failed(call, error))?;
         }
         Ok(())
     }
@@ -447,8 +449,21 @@ impl Hybrid<'_> {
         recv: &mut [u8],
         fold: &Fold<'_>,
     ) -> Result<()> {
-        let digest = digest_of(counts.iter().copied(), fold.id);
-        self.meet_alike(call, (send.len(), digest), UNLIKE)?;
+        let met = self.meet(
+            call,
+            (
+                send.len(),
+                counts.iter().fold(fold.id, |digest, &count| {
+                    xxhash_rust::xxh3::xxh3_64_with_seed(&(count as u64).to_ne_bytes(), digest)
+                }),
+            ),
+            &[],
+            |_, _| Ok(()),
+        )?;
+        if !met.alike() {
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
+        }
         let start: usize = counts[..self.rank()].iter().sum();
         let made = Aligned::zeroed(send.len()).map_err(|error| self.abort(call, error));
         let mut all = made?;
@@ -465,7 +480,11 @@ impl Hybrid<'_> {
         fold: &Fold<'_>,
         inclusive: bool,
     ) -> Result<()> {
-        self.meet_alike(call, (send.len(), fold.id), UNLIKE)?;
+        let met = self.meet(call, (send.len(), fold.id), &[], |_, _| Ok(()))?;
+        if !met.alike() {
+            let problem = "the ranks give vectors of different lengths, or other functions";
+            return Err(self.differ(call, &met, problem));
+        }
         let (n, me, ranks, node) = (send.len(), self.node.rank(), self.node.size(), self.layout.node);
         let unit = unit(fold.size);
         let chunk = CHUNK.min(self.room).min(self.least_area() / PLACES) / unit * unit;
@@ -517,7 +536,8 @@ impl Hybrid<'_> {
             unclosed = true;
         }
         if unclosed {
-            self.close(call)?;
+            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+            closed.map_err(|error| self.failed(call, error))?;
         }
         Ok(())
     }
