@@ -246,6 +246,21 @@ pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
     leases.is_none_or(|leases| !leases.is_empty())
 }
 
+/// Leaves a packed value in the heap for whoever holds the segment next; says where it lies. What it holds is theirs then.
+pub(crate) fn leave_packed<T: Serialize>(
+    segment: &Arc<Segment>,
+    heap: &RefCell<Heap>,
+    value: T,
+) -> Result<(usize, usize)> {
+    let bytes = pack(segment, &value)?;
+    core::mem::forget(value);
+    let mut block = heap.borrow_mut().alloc(bytes.len(), false)?;
+    block.bytes_mut().copy_from_slice(&bytes);
+    let place = (block.offset(), bytes.len());
+    block.leave_held();
+    Ok(place)
+}
+
 /// The value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
     let corrupt = Error::Corrupt { what: "a packed result" };

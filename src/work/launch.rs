@@ -9,7 +9,7 @@ use crate::os::fault::{Site, point};
 use crate::os::launcher::Launcher;
 use crate::os::mapping::Withheld;
 use crate::os::topology;
-use crate::shm::array::{pack, unpack};
+use crate::shm::array::{leave_packed, unpack};
 use crate::shm::element::Element;
 use crate::work::backend::Backend;
 use crate::work::crew::{Crew, Job, Policy, caught};
@@ -138,13 +138,7 @@ impl Launch {
             let seat = Rc::new(Seat::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let result = body(&mut comm)?;
-            let bytes = pack(world.segment(), &result)?;
-            // What the result holds now belongs to the caller.
-            core::mem::forget(result);
-            let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
-            block.bytes_mut().copy_from_slice(&bytes);
-            let place = (block.offset(), bytes.len());
-            block.leave_held();
+            let place = leave_packed(world.segment(), &seat.heap, result)?;
             point(Site::SlotResult);
             Ok(place)
         };

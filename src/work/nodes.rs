@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, host};
 use crate::os::process;
 use crate::os::topology;
-use crate::shm::array::{carries_leases, pack, unpack};
+use crate::shm::array::{carries_leases, leave_packed, unpack};
 use crate::work::crew::{Crew, Job, Policy, caught};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -127,14 +127,7 @@ where
     let result = body(comm)?;
     // Whoever still calls something learns that this rank will not.
     comm.leave()?;
-    let bytes = pack(world.segment(), &result)?;
-    // What the result holds now belongs to whoever unpacks it.
-    core::mem::forget(result);
-    let mut block = seat.heap.borrow_mut().alloc(bytes.len(), false)?;
-    block.bytes_mut().copy_from_slice(&bytes);
-    let place = (block.offset(), bytes.len());
-    block.leave_held();
-    Ok(place)
+    leave_packed(world.segment(), &seat.heap, result)
 }
 
 /// Way b.

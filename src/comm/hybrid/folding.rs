@@ -32,7 +32,7 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::line::INLINE;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::op::Fold;
-use crate::comm::shm::unit;
+use crate::comm::shm::{UNLIKE, digest_of, unit};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
 use crate::shm::kernel::Store;
@@ -190,8 +190,7 @@ impl Hybrid<'_> {
             }
         })?;
         if !met.alike() {
-            let problem = "the ranks give vectors of different lengths, or other functions";
-            return Err(self.differ(call, &met, problem));
+            return Err(self.differ(call, &met, UNLIKE));
         }
         if n == 0 {
             return Ok(());
@@ -410,8 +409,7 @@ impl Hybrid<'_> {
         });
         rest.map_err(|error| self.failed(call, error))?;
         if unclosed {
-            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
-            closed.map_err(|error| self.failed(call, error))?;
+            self.close(call)?;
         }
         Ok(())
     }
@@ -449,21 +447,8 @@ impl Hybrid<'_> {
         recv: &mut [u8],
         fold: &Fold<'_>,
     ) -> Result<()> {
-        let met = self.meet(
-            call,
-            (
-                send.len(),
-                counts.iter().fold(fold.id, |digest, &count| {
-                    xxhash_rust::xxh3::xxh3_64_with_seed(&(count as u64).to_ne_bytes(), digest)
-                }),
-            ),
-            &[],
-            |_, _| Ok(()),
-        )?;
-        if !met.alike() {
-            let problem = "the ranks give vectors of different lengths, or other functions";
-            return Err(self.differ(call, &met, problem));
-        }
+        let digest = digest_of(counts.iter().copied(), fold.id);
+        self.meet_alike(call, (send.len(), digest), UNLIKE)?;
         let start: usize = counts[..self.rank()].iter().sum();
         let made = Aligned::zeroed(send.len()).map_err(|error| self.abort(call, error));
         let mut all = made?;
@@ -480,11 +465,7 @@ impl Hybrid<'_> {
         fold: &Fold<'_>,
         inclusive: bool,
     ) -> Result<()> {
-        let met = self.meet(call, (send.len(), fold.id), &[], |_, _| Ok(()))?;
-        if !met.alike() {
-            let problem = "the ranks give vectors of different lengths, or other functions";
-            return Err(self.differ(call, &met, problem));
-        }
+        self.meet_alike(call, (send.len(), fold.id), UNLIKE)?;
         let (n, me, ranks, node) = (send.len(), self.node.rank(), self.node.size(), self.layout.node);
         let unit = unit(fold.size);
         let chunk = CHUNK.min(self.room).min(self.least_area() / PLACES) / unit * unit;
@@ -536,8 +517,7 @@ impl Hybrid<'_> {
             unclosed = true;
         }
         if unclosed {
-            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
-            closed.map_err(|error| self.failed(call, error))?;
+            self.close(call)?;
         }
         Ok(())
     }

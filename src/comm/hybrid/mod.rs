@@ -103,12 +103,6 @@ pub(crate) struct Ways {
     pub(crate) crowded: bool,
 }
 
-impl Ways {
-    fn mpi(&self) -> Result<&'static mpi::Mpi> {
-        mpi::Mpi::join()
-    }
-}
-
 /// Payload that travels in a record.
 const CARRIED: usize = 128;
 /// What a node says in a meeting: signature, line, whether its ranks say the same, length, digest, local rank that aborts;
@@ -133,11 +127,11 @@ impl Met {
     fn carried(&self, node: usize) -> &[u8] {
         bytemuck::cast_slice(&self.records[node][8..])
     }
+}
 
-    fn starts(&self) -> Vec<usize> {
-        let sums = self.lens.iter().scan(0, |sum, &len| Some(std::mem::replace(sum, *sum + len)));
-        sums.collect()
-    }
+/// Has a rank of the node aborted the call?
+fn is_abort(record: &Record) -> bool {
+    record[0] & 0xFF == Verb::Abort as u64
 }
 
 impl<'w> Hybrid<'w> {
@@ -234,6 +228,18 @@ impl<'w> Hybrid<'w> {
         Ok(Met { lens, digests, records })
     }
 
+    /// A meeting in which all ranks must say the same length and digest.
+    fn meet_alike(&mut self, call: &Call, said: (usize, u64), problem: &str) -> Result<()> {
+        let met = self.meet(call, said, &[], |_, _| Ok(()))?;
+        if met.alike() { Ok(()) } else { Err(self.differ(call, &met, problem)) }
+    }
+
+    /// The last exchange of a call: whoever shows memory keeps it until all have read it.
+    fn close(&mut self, call: &Call) -> Result<()> {
+        let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
+        closed.map_err(|error| self.failed(call, error))
+    }
+
     /// [2], [3]
     fn tell(
         &mut self,
@@ -252,12 +258,10 @@ impl<'w> Hybrid<'w> {
         let local = Call { root: 0, ..*call };
         let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(records.as_mut_slice()));
         shared.map_err(|error| self.failed(call, error))?;
-        let uniform = |node: usize| records[node][2] == 1 || records[node][0] & 0xFF == Verb::Abort as u64;
         let words = |node: usize| [records[node][3], records[node][4]];
         let mut all: Vec<[u64; 2]> = (0..self.size()).map(|rank| words(self.layout.node_of(rank))).collect();
         // A node that has aborted has gone on already.
-        let aborted = |record: &Record| record[0] & 0xFF == Verb::Abort as u64;
-        if !(0..nodes).all(uniform) && !records.iter().any(aborted) {
+        if records.iter().any(|record| record[2] != 1) && !records.iter().any(is_abort) {
             let own = self.layout.ranks(self.layout.node);
             all[own].copy_from_slice(mine);
             let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
@@ -273,7 +277,7 @@ impl<'w> Hybrid<'w> {
     /// All nodes call the same, and none has aborted.
     fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
-        if let Some(node) = records.iter().position(|record| record[0] & 0xFF == Verb::Abort as u64) {
+        if let Some(node) = records.iter().position(is_abort) {
             let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
             let problem = format!(
                 "one of the ranks {} to {} (on {host}) was given wrong arguments and reports them; nobody's output has changed",
@@ -413,11 +417,8 @@ impl<'w> Transport<'w> for Hybrid<'w> {
     }
 
     fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
-        let met = self.meet(call, (0, digest), &[], |_, _| Ok(()))?;
-        match met.alike() {
-            true => Ok(Agreed::alone()),
-            false => Err(self.differ(call, &met, "the ranks give different arrays or splits")),
-        }
+        self.meet_alike(call, (0, digest), "the ranks give different arrays or splits")?;
+        Ok(Agreed::alone())
     }
 
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {

@@ -17,7 +17,7 @@ use super::net::{Net, Tag};
 use super::{Hybrid, Layout, Met};
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
-use crate::comm::shm::{Shm, digest_of};
+use crate::comm::shm::{Shm, digest_of, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
 use crate::shm::arena::Block;
@@ -245,9 +245,7 @@ impl Hybrid<'_> {
             }
         }
         if unclosed {
-            // Whoever shows memory keeps it until all have read it.
-            let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
-            closed.map_err(|error| self.failed(call, error))?;
+            self.close(call)?;
         }
         Ok(())
     }
@@ -421,7 +419,7 @@ impl Hybrid<'_> {
             let problem = "the counts that root gave are not the lengths that the ranks send";
             return Err(self.differ(call, &met, problem));
         }
-        let (starts, lens, root) = (met.starts(), met.lens, call.root);
+        let (starts, lens, root) = (starts_of(&met.lens), met.lens, call.root);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {
@@ -444,7 +442,7 @@ impl Hybrid<'_> {
         if total != Some(room) || met.digests.iter().any(|&digest| digest != room as u64) {
             return Err(self.differ(call, &met, "the parts do not add up to the room on every rank"));
         }
-        let (starts, lens) = (met.starts(), met.lens);
+        let (starts, lens) = (starts_of(&met.lens), met.lens);
         let own = starts[self.rank()];
         self.node.seat().copy(&mut recv[own..own + send.len()], send, Store::Cached);
         let longest = lens.iter().copied().max().unwrap_or(0);
@@ -470,8 +468,7 @@ impl Hybrid<'_> {
             return Err(self.differ(call, &met, "what the ranks want does not add up to what root has"));
         }
         let lens: Vec<usize> = met.digests.iter().map(|&want| want as usize).collect();
-        let starts: Vec<usize> =
-            lens.iter().scan(0, |sum, &len| Some(std::mem::replace(sum, *sum + len))).collect();
+        let starts = starts_of(&lens);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {

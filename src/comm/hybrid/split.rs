@@ -1,5 +1,6 @@
 //! Communicators split off one over several nodes.
 
+use super::mpi::Mpi;
 use super::net::Net;
 use super::{Hybrid, Ways};
 use crate::channel::call::Call;
@@ -77,11 +78,14 @@ impl<'w> Hybrid<'w> {
         if nodes_of(&members).len() == 1 {
             return Ok(Some(Box::new(node)));
         }
-        let crowded = self.ways.crowded;
-        let net_of = |ranks: &[usize], process: &dyn Fn(usize) -> usize| -> Result<Option<Net>> {
+        let (crowded, all_speak) = (self.ways.crowded, self.ways.everyone.is_some());
+        let process = |&rank: &usize| match &self.ways.everyone {
+            Some(everyone) => everyone.process(rank),
+            None => self.ways.leaders[node_of(rank)],
+        };
+        let net_of = |ranks: &[usize]| -> Result<Option<Net>> {
             let Some(at) = ranks.iter().position(|&rank| rank == me) else { return Ok(None) };
-            let processes = ranks.iter().map(|&rank| process(rank)).collect();
-            Net::new(self.ways.mpi()?, processes, at, context, crowded).map(Some)
+            Net::new(Mpi::join()?, ranks.iter().map(process).collect(), at, context, crowded).map(Some)
         };
         let leaders: Vec<usize> = match woven {
             true => members.clone(),
@@ -90,23 +94,8 @@ impl<'w> Hybrid<'w> {
                 nodes_of(&members).iter().filter_map(first).collect()
             }
         };
-        let (net, everyone) = match &self.ways.everyone {
-            Some(everyone) => {
-                let process = |rank: usize| everyone.process(rank);
-                (net_of(&leaders, &process)?, net_of(&members, &process)?)
-            }
-            None => {
-                let process = |rank: usize| self.ways.leaders[node_of(rank)];
-                (net_of(&leaders, &process)?, None)
-            }
-        };
-        let leaders = leaders
-            .iter()
-            .map(|&rank| match &self.ways.everyone {
-                Some(everyone) => everyone.process(rank),
-                None => self.ways.leaders[node_of(rank)],
-            })
-            .collect();
+        let (net, everyone) = (net_of(&leaders)?, if all_speak { net_of(&members)? } else { None });
+        let leaders = leaders.iter().map(process).collect();
         let contexts = Rc::clone(&self.ways.contexts);
         let ways = Ways { leaders, everyone, contexts, crowded };
         Ok(Some(Box::new(Hybrid::new(node, net, ways)?)))

@@ -342,13 +342,14 @@ impl Shm<'_> {
     }
 }
 
+/// What is wrong with the operands of a reduction that do not fit each other.
+pub(crate) const UNLIKE: &str = "the ranks give vectors of different lengths, or other functions";
+
 /// All ranks give as many bytes and the same function.
 fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
     match epoch.seen.alike() {
         true => Ok(()),
-        false => {
-            Err(epoch.seen.differ(call, "the ranks give vectors of different lengths, or other functions"))
-        }
+        false => Err(epoch.seen.differ(call, UNLIKE)),
     }
 }
 

@@ -27,7 +27,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 #[cfg(feature = "mpi")]
-pub(crate) use folding::unit;
+pub(crate) use folding::{UNLIKE, unit};
 
 /// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
 /// pieces stay in the second-level cache; but meeting for each must be cheap beside it. (Gathering 1 MiB from one peer on
@@ -363,7 +363,7 @@ pub(crate) fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
 }
 
 /// Prefix sums, from 0 to the total.
-fn starts_of(counts: &[usize]) -> Vec<usize> {
+pub(crate) fn starts_of(counts: &[usize]) -> Vec<usize> {
     let sums = counts.iter().scan(0, |sum, &count| {
         *sum += count;
         Some(*sum)
