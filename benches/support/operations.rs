@@ -61,6 +61,9 @@ pub const OPERATIONS: &[Operation] = operations![
     broadcast shared_in one: 1/1, ANY, Leased => Private, broadcast;
     all_reduce private one: 1/1, ANY, Private => Private, sum;
     all_reduce private batch20: 20/20, 64, Private => Private, sum;
+    // Whatever order is quickest (on one node that of the ranks), and as if with infinite precision.
+    all_reduce fast one: 1/1, ANY, Private => Private, sum_fast;
+    all_reduce exact one: 1/1, 8 << 20, Private => Private, sum_exact;
     all_reduce shared_in one: 1/1, ANY, Leased => Private, sum;
     all_reduce shared_in_out one: 1/1, ANY, Leased => Leased, sum_into_lease;
     // Until every rank may read the whole sum; that they take up their parts of it again is not timed.
@@ -280,6 +283,14 @@ fn broadcast<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
 
 fn sum<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
     comm.all_reduce(&state.send.view(), &mut state.recv.view_mut(), &Op::sum())
+}
+
+fn sum_fast<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    comm.all_reduce(&state.send.view(), &mut state.recv.view_mut(), &Op::sum().fast())
+}
+
+fn sum_exact<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
+    comm.all_reduce_exact(&state.send.view(), &mut state.recv.view_mut())
 }
 
 fn sum_into_lease<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {

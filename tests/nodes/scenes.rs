@@ -1,8 +1,9 @@
 //! What the suite of one node has not: orders of folding, groups over nodes, failures.
 
 use crate::elements::mix;
-use ndarray::{Array1, arr1};
-use phalanx::{Comm, Error, Launch, Op, Result, create_parallel_manager};
+use ndarray::{Array1, Array2, arr1};
+use phalanx::{Comm, Error, Launch, Op, Progress, Result, Row, Sweep, create_parallel_manager};
+use std::time::Duration;
 
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
 const LENS: [usize; 11] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 50_000, 160_000, 300_001];
@@ -167,14 +168,15 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         }),
         "late" => fail(launch, |comm| {
             if comm.rank() + 1 == comm.size() {
-                std::thread::sleep(std::time::Duration::from_secs(100));
+                std::thread::sleep(Duration::from_secs(100));
             }
             comm.barrier()
         }),
         "forever" => fail(launch, forever),
+        "sweep" => sweep(launch),
+        "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
-        "bench" => bench(launch),
         "wire-gather" => wire(launch, |comm, mine, _| {
             let counts = vec![mine.len(); comm.size()];
             let room = if comm.is_root() {
@@ -205,83 +207,112 @@ fn forever(comm: &mut Comm<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Rows of a millisecond each, for half an hour.
+fn sweep(launch: &Launch) -> Result<()> {
+    let rows = Array2::from_elem((1_000_000, 1), 1.0);
+    let mut said = false;
+    let progress = Box::new(move |progress: &Progress| {
+        if progress.done > 100 && !std::mem::replace(&mut said, true) {
+            println!("under way");
+        }
+    });
+    let sweep = Sweep {
+        workers: launch.ranks,
+        backend: launch.backend,
+        progress: Some(progress),
+        ..Sweep::default()
+    };
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(Duration::from_millis(1));
+        out[0] = row.values[0];
+        Ok(())
+    };
+    sweep.run(rows.view(), 1, || Ok(()), model).map(|_| println!("nothing happened"))
+}
+
 fn fail(launch: &Launch, body: impl for<'w> Fn(&mut Comm<'w>) -> Result<()>) -> Result<()> {
     launch.fork(body).map(|_| println!("nothing happened"))
 }
 
-/// The bits of sums in rank order, of many lengths: the same however ranks lie on nodes.
+/// The bits of sums of many lengths. Those in rank order are the same however ranks lie on nodes. Exact ones do not even
+/// depend on who brings which operand, and how many ranks there are: ranks from the eighth on bring zeros.
 fn digest(launch: &Launch) -> Result<()> {
     let digests = launch.fork(|comm| {
-        let mut digest = 0u64;
+        let value = |operand: usize, at: usize| {
+            let random = f64::from_bits(mix((operand * 7919 + at) as u64) >> 12 | 0x3FF0_0000_0000_0000).ln();
+            // From 2^-40 to 2^40: every order of adding them rounds otherwise.
+            random * f64::exp2((mix((operand * 31 + at) as u64) % 81) as f64 - 40.0)
+        };
+        let digest_of = |sum: &Array1<f64>, digest: u64| {
+            sum.iter().fold(digest, |digest, &value| mix(digest ^ value.to_bits()))
+        };
+        let (mut ordered, mut exact) = (0, 0);
         for len in LENS {
-            let value = |at: usize| {
-                f64::from_bits(mix((comm.rank() * 7919 + at) as u64) >> 12 | 0x3FF0_0000_0000_0000).ln()
-            };
-            let send = Array1::from_shape_fn(len, value);
             let mut sum = Array1::zeros(len);
+            let send = Array1::from_shape_fn(len, |at| value(comm.rank(), at));
             comm.all_reduce(&send, &mut sum, &Op::sum())?;
-            digest = sum.iter().fold(digest, |digest, &value| mix(digest ^ value.to_bits()));
+            ordered = digest_of(&sum, ordered);
+            if len > 50_000 {
+                continue;
+            }
+            for factor in [1, 3, 5] {
+                let mut again = Array1::zeros(len);
+                let operand = (comm.rank() < 8).then_some(comm.rank() * factor % 8);
+                let send = Array1::from_shape_fn(len, |at| operand.map_or(0.0, |operand| value(operand, at)));
+                comm.all_reduce_exact(&send, &mut again)?;
+                assert!(factor == 1 || again == sum, "exact sums depend on who brings what");
+                sum = again;
+            }
+            exact = digest_of(&sum, exact);
         }
-        Ok(digest)
+        Ok((ordered, exact))
     })?;
     if let Some(digests) = digests {
         assert!(digests.iter().all(|&digest| digest == digests[0]), "the ranks have different sums");
-        println!("{} ranks: ordered {:016x}", digests.len(), digests[0]);
+        println!("{} ranks: ordered {:016x}\nexact {:016x}", digests.len(), digests[0].0, digests[0].1);
     }
     Ok(())
 }
 
-/// Times of sums and gathers: the longest of all ranks, the median of calls. Not a test.
-fn bench(launch: &Launch) -> Result<()> {
-    type Call<'a> = &'a dyn Fn(&mut Comm<'_>, &Array1<f64>, &mut Array1<f64>) -> Result<()>;
-    let ordered: Call<'_> = &|comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum());
-    let fast: Call<'_> = &|comm, mine, sum| comm.all_reduce(mine, sum, &Op::sum().fast());
-    launch
-        .fork(|comm| {
-            let mut room = Array1::zeros(comm.size() << 17);
-            for (name, call) in [("all_reduce", ordered), ("all_reduce fast", fast), ("gather", fast)] {
-                for len in [1usize, 512, 4096, 1 << 15, 1 << 17, 1 << 20] {
-                    if name == "gather" && len > 1 << 17 {
-                        continue;
-                    }
-                    let (mine, mut sum) = (Array1::from_elem(len, 1.0), Array1::zeros(len));
-                    let mut times = Vec::new();
-                    let begin = std::time::Instant::now();
-                    let mut more = arr1(&[true]);
-                    while more[0] {
-                        comm.barrier()?;
-                        let start = std::time::Instant::now();
-                        match name {
-                            "gather" => {
-                                let mut all = room.slice_mut(ndarray::s![..len * comm.size()]);
-                                comm.gather(&mine, comm.is_root().then_some(&mut all), 0)?;
-                            }
-                            _ => call(comm, &mine, &mut sum)?,
-                        }
-                        let mut longest = arr1(&[0.0]);
-                        comm.all_reduce(
-                            &arr1(&[start.elapsed().as_secs_f64() * 1e6]),
-                            &mut longest,
-                            &Op::max(),
-                        )?;
-                        times.push(longest[0]);
-                        more[0] = times.len() < 5 || begin.elapsed().as_millis() < 1500;
-                        comm.broadcast(&mut more, 0)?;
-                    }
-                    times.sort_by(f64::total_cmp);
-                    if comm.is_root() {
-                        println!(
-                            "{name:16} {:8} bytes {:10.1} us ({} calls)",
-                            8 * len,
-                            times[times.len() / 2],
-                            times.len()
-                        );
-                    }
-                }
-            }
-            Ok(())
-        })
-        .map(drop)
+/// What MPI cannot count: more than 2^31 elements, more bytes than that from each rank, more than 2^32 in all. Root's room
+/// is never more than once in memory.
+fn large(launch: &Launch) -> Result<()> {
+    const EACH: usize = (5 << 30) / 2 + 4097;
+    let byte = |rank: usize, at: usize| (mix((at / 4096) as u64) as u8).wrapping_add(rank as u8 + at as u8);
+    let done = launch.fork(|comm| {
+        let (rank, size) = (comm.rank(), comm.size());
+        // All from root's own and one other: the others bring nothing.
+        let brings = |rank: usize| if rank == 0 || rank + 1 == size { EACH } else { 0 };
+        let mine = Array1::from_shape_fn(brings(rank), |at| byte(rank, at));
+        let counts: Vec<usize> = (0..size).map(brings).collect();
+        let mut all = Array1::<u8>::zeros(if comm.is_root() { 2 * EACH } else { 0 });
+        comm.gather_varcount(&mine, comm.is_root().then_some((&mut all, &counts[..])), 0)?;
+        let wrong = |rank: usize| {
+            let part = &all.as_slice().expect("contiguous")[if rank == 0 { 0 } else { EACH }..][..EACH];
+            part.iter().enumerate().position(|(at, &got)| got != byte(rank, at))
+        };
+        if comm.is_root() {
+            assert_eq!((wrong(0), wrong(size - 1)), (None, None), "the first wrong bytes");
+        }
+        drop((mine, all));
+        // The same way back, to all: 2^31 elements and some.
+        let mut data = Array1::from_shape_fn((1 << 31) + 4097, |at| if rank == 0 { byte(7, at) } else { 0 });
+        comm.broadcast(&mut data, 0)?;
+        assert!(data.iter().enumerate().all(|(at, &got)| got == byte(7, at)), "broadcast");
+        drop(data);
+        if size > 2 {
+            return Ok(()); // it would need 16 GiB
+        }
+        let mut sum = Array1::zeros((1 << 31) + 4097);
+        comm.all_reduce(&Array1::from_elem(sum.len(), rank as u8 + 1), &mut sum, &Op::sum())?;
+        let want = (1..=size as u8).sum::<u8>();
+        assert!(sum.iter().all(|&got| got == want), "sum");
+        Ok(())
+    })?;
+    if done.is_some() {
+        println!("gathered {} bytes: 1 passed, 0 failed, 0 skipped", 2 * EACH);
+    }
+    Ok(())
 }
 
 /// Eight times the same with 8 MiB a rank: so that what starting costs is little beside it.

@@ -27,7 +27,7 @@ LIBRARIES = "/usr/lib/*-linux-gnu"
 CLASSES = {
     "barrier": ["private"],
     "broadcast": ["private", "shared_in"],
-    "all_reduce": ["private", "shared_in", "shared_in_out", "shared_result", "in_place"],
+    "all_reduce": ["private", "shared_in", "shared_in_out", "shared_result", "in_place", "exact"],
     "gather": ["private", "shared_in", "shared_out", "views"],
     "pingpong": ["private", "zero_copy"],
     "tasks": ["private"],

@@ -3,9 +3,10 @@
 // warm-up and in the last one; ranks that share a processor are refused unless told that they must.
 //
 // usage: mpirun ... mpi SIDE VARIANT --op barrier|broadcast|all_reduce|gather|pingpong --bytes N[,N...] --budget-ms MS
-//                       [--fresh] [--huge] [--crowded]
+//                       [--fresh] [--huge] [--crowded] [--hosts]
 //   --fresh    the result goes into a new buffer every time       --huge   huge pages instead of small ones
 //   --crowded  more ranks than processors: none is bound, and no placement is measured
+//   --hosts    the same for ranks on several hosts, whose barriers are not watched
 // Prints side,op,class,variant,ranks,bytes,median_us,p10_us,p90_us,iterations,near_ns_before,near_ns_after. A barrier is a
 // twentieth of twenty, a pingpong half a round trip.
 #define _GNU_SOURCE
@@ -30,7 +31,7 @@ enum { MOST = 10000, LEAST = 5, WARM = 50, MAX_RANKS = 1024 };
 #define WORLD MPI_COMM_WORLD
 #define HUGE_PAGE ((size_t)2 << 20)
 
-static int rank, ranks, fresh, huge, crowded;
+static int rank, ranks, fresh, huge, crowded, hosts;
 
 // Two lines that rank 0 and one other bounce, and a word a rank for what a barrier promises.
 static struct Shared {
@@ -237,7 +238,7 @@ typedef struct {
 } Point;
 
 // A barrier is watched in its first iterations: one comes late, and nobody may leave before.
-static int is_watched(const Op *op, long iteration) { return !op->expected && iteration < 3; }
+static int is_watched(const Op *op, long iteration) { return !op->expected && iteration < 3 && !hosts; }
 
 static void compare(const Point *point, long iteration)
 {
@@ -352,6 +353,8 @@ int main(int argc, char **argv)
             huge = 1;
         else if (!strcmp(argv[i], "--crowded"))
             crowded = 1;
+        else if (!strcmp(argv[i], "--hosts"))
+            crowded = hosts = 1;
         else if (!strcmp(argv[i], "--bytes"))
             bytes = argv[++i];
         else if (!strcmp(argv[i], "--budget-ms"))
@@ -367,7 +370,8 @@ int main(int argc, char **argv)
         fail("needs --op, --bytes, --budget-ms and 2 to %d ranks (here: %d; is this the right mpirun?)", MAX_RANKS, ranks);
     if (!crowded)
         refuse_shared_processors();
-    share();
+    if (!hosts)
+        share();
     counts = malloc(ranks * sizeof *counts), starts = malloc(ranks * sizeof *starts);
     for (char *size = strtok(bytes, ","); size; size = strtok(NULL, ",")) {
         size_t each = strtoull(size, NULL, 10);
