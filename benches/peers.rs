@@ -21,7 +21,7 @@ use phalanx::{Comm, Error, Result, SharedArray};
 use std::process::ExitCode;
 use std::time::Duration;
 use support::clock::Clock;
-use support::measure::{Board, MOST_RANKS, Plan, Side, pin, processors, summary};
+use support::measure::{Begin, Board, MOST_RANKS, Plan, Side, pin, processors, summary};
 use support::operations::{OPERATIONS, Operation, State};
 use support::pages::share_value;
 
@@ -38,7 +38,8 @@ enum Command {
         /// Shared arrays on pages of 4 KiB.
         #[arg(long)]
         small_pages: bool,
-        /// The ranks are on several hosts, started by mpirun: none is bound, and no placement is measured.
+        /// The ranks are on several hosts of this machine, started by mpirun: none is bound, no placement is measured, and a
+        /// time lasts from an appointed moment, for which all sleep, to the end of the last.
         #[arg(long)]
         hosts: bool,
     },
@@ -143,6 +144,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Ours { point, fresh, small_pages, hosts } => {
             if hosts {
                 place.processors.clear();
+                place.clock = Clock::of_kernel();
+                nix::sys::prctl::set_timerslack(1).map_err(Error::other)?;
             }
             println!("{HEADER}");
             ours(&place, &point, fresh, small_pages)
@@ -165,6 +168,8 @@ struct Ours<'a, 'w> {
     state: State<'w>,
     /// Barriers are watched.
     watched: bool,
+    /// All begin at an appointed moment.
+    appointed: bool,
     board: &'a Board,
     number: u32,
 }
@@ -178,8 +183,13 @@ impl Side for Ours<'_, '_> {
         self.comm.barrier()
     }
 
-    fn hold(&mut self, clock: &Clock) -> bool {
-        self.state.hold(clock)
+    fn hold(&mut self, clock: &Clock) -> Result<Begin> {
+        if !self.appointed {
+            return Ok(self.state.hold(clock));
+        }
+        let moment = self.agree((clock.nanos() + 2e6) as u64)? as f64;
+        std::thread::sleep(Duration::from_nanos((moment - clock.nanos()).max(0.0) as u64));
+        Ok(Begin::At(moment))
     }
 
     fn step(&mut self) -> Result<()> {
@@ -243,7 +253,8 @@ fn measure(
         let watched = point.check && operation.op == "barrier";
         comm.barrier()?;
         let before = place.near(rank, ranks);
-        let mut side = Ours { comm, state, watched, board: place.board, number: 0 };
+        let appointed = place.processors.is_empty();
+        let mut side = Ours { comm, state, watched, appointed, board: place.board, number: 0 };
         let times = plan.run(&place.clock, &mut side)?;
         side.meet()?;
         Ok((times, before, place.near(rank, ranks)))

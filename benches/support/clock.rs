@@ -63,6 +63,11 @@ impl Clock {
         Clock { first, tick: Some((end - start) as f64 / (last - first) as f64) }
     }
 
+    /// The kernel's, which processes share that have not been forked from one that set theirs.
+    pub fn of_kernel() -> Clock {
+        Clock { first: 0, tick: None }
+    }
+
     /// Nanoseconds since the clock was set.
     pub fn nanos(&self) -> f64 {
         match self.tick {

@@ -8,15 +8,24 @@ use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+/// When a rank's time begins.
+pub enum Begin {
+    Now,
+    /// By the clock, in nanoseconds.
+    At(f64),
+    /// It does not count.
+    Never,
+}
+
 /// A rank at a point: what it does in an iteration.
 pub trait Side {
     /// Rewrites what is sent.
     fn refresh(&mut self, iteration: u64);
     /// Returns when all have called it.
     fn meet(&mut self) -> Result<()>;
-    /// Until this rank may begin; false if its time does not count.
-    fn hold(&mut self, _: &Clock) -> bool {
-        true
+    /// Returns when this rank may begin.
+    fn hold(&mut self, _: &Clock) -> Result<Begin> {
+        Ok(Begin::Now)
     }
     /// What is timed.
     fn step(&mut self) -> Result<()>;
@@ -70,12 +79,12 @@ impl Plan {
             // Whoever went to sleep while another still wrote is woken by the first, and awake after the second.
             side.meet()?;
             side.meet()?;
-            let counts = side.hold(clock);
-            let start = clock.nanos();
+            let begin = side.hold(clock)?;
+            let start = if let Begin::At(start) = begin { start } else { clock.nanos() };
             for _ in 0..self.repeat {
                 side.step()?;
             }
-            let elapsed = if counts { clock.nanos() - start } else { 0.0 };
+            let elapsed = if let Begin::Never = begin { 0.0 } else { clock.nanos() - start };
             side.settle()?;
             Ok(elapsed / 1e3 / self.share as f64)
         };

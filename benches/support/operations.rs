@@ -2,6 +2,7 @@
 
 use super::clock::Clock;
 use super::expected::{Expected, value};
+use super::measure::Begin;
 use super::pages::on_huge_pages;
 use ndarray::{Array1, ArrayView1, ArrayViewMut1, Ix1};
 use phalanx::{Comm, Error, Lease, Op, Parts, Result, Sweep, Whole};
@@ -214,15 +215,15 @@ impl<'w> State<'w> {
     }
 
     /// Until others have fallen asleep, if that is what the operation is about; false if they are not timed.
-    pub fn hold(&self, clock: &Clock) -> bool {
+    pub fn hold(&self, clock: &Clock) -> Begin {
         if self.operation.variant != "asleep" {
-            return true;
+            return Begin::Now;
         }
         let begin = clock.nanos();
         while self.rank == 0 && clock.nanos() - begin < 500_000.0 {
             std::hint::spin_loop();
         }
-        self.rank == 0
+        if self.rank == 0 { Begin::Now } else { Begin::Never }
     }
 
     /// What is timed.

@@ -6,7 +6,8 @@
 //                       [--fresh] [--huge] [--crowded] [--hosts]
 //   --fresh    the result goes into a new buffer every time       --huge   huge pages instead of small ones
 //   --crowded  more ranks than processors: none is bound, and no placement is measured
-//   --hosts    the same for ranks on several hosts, whose barriers are not watched
+//   --hosts    the same for ranks on several hosts of one machine; barriers are not watched, and a time lasts from an appointed
+//              moment, for which all sleep, to the end of the last
 // Prints side,op,class,variant,ranks,bytes,median_us,p10_us,p90_us,iterations,near_ns_before,near_ns_after. A barrier is a
 // twentieth of twenty, a pingpong half a round trip.
 #define _GNU_SOURCE
@@ -20,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
@@ -263,6 +265,17 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+// Two milliseconds from now on rank 0, which all have slept for when this returns.
+static double appointment(void)
+{
+    double moment = kernel_us() + 2e3;
+    MPI_Bcast(&moment, 1, MPI_DOUBLE, 0, WORLD);
+    double left = moment - kernel_us();
+    if (left > 0)
+        nanosleep(&(struct timespec){.tv_nsec = (long)(left * 1e3)}, NULL);
+    return moment;
+}
+
 // One iteration: microseconds here.
 static double iterate(Point *point, long iteration)
 {
@@ -278,7 +291,7 @@ static double iterate(Point *point, long iteration)
             usleep(500);
         atomic_store(&shared->arrived[rank], iteration);
     }
-    double start = now_us();
+    double start = hosts ? appointment() : now_us();
     if (fresh)
         point->result = buffer(point->bytes);
     op->run(point->send, point->result.at, (int)point->n);
@@ -354,7 +367,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--crowded"))
             crowded = 1;
         else if (!strcmp(argv[i], "--hosts"))
-            crowded = hosts = 1;
+            crowded = hosts = 1, us_per_tick = 0, prctl(PR_SET_TIMERSLACK, 1UL);
         else if (!strcmp(argv[i], "--bytes"))
             bytes = argv[++i];
         else if (!strcmp(argv[i], "--budget-ms"))

@@ -1,4 +1,5 @@
-//! Collectives that move: lists of pieces, which all ranks enumerate alike, carried out batch by batch.
+//! Collectives that move: lists of pieces, which all ranks enumerate alike, carried out batch by batch. (What is short has
+//! come already, in the records of the meeting.)
 //!
 //! ```text
 //! [1] an exchange of the node: whoever sends shows its pieces of batch b (in its cell, or where they lie), the leader
@@ -14,8 +15,9 @@
 //! both sides know what comes, and no node waits for what waits for it.
 
 use super::net::{Net, Tag};
-use super::{Hybrid, Layout, Met};
+use super::{CARRIED, Hybrid, Layout, Met};
 use crate::channel::call::Call;
+use crate::channel::line::INLINE;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::shm::{Shm, digest_of, starts_of};
 use crate::comm::transport::Transport;
@@ -61,6 +63,13 @@ struct Move {
     to: Option<usize>,
     to_at: usize,
     len: usize,
+}
+
+impl Move {
+    /// Does this rank get it? (What is for all, its sender has.)
+    fn is_for(&self, me: usize) -> bool {
+        self.to.map_or(self.from != me, |to| to == me)
+    }
 }
 
 /// A move in a batch.
@@ -190,9 +199,7 @@ impl Hybrid<'_> {
                 let at = |piece: &Piece| shown_at(&seen, &layout, piece, parity, send, me);
                 let came = |piece: &Piece| came_at(&seen, piece, parity ^ 1, own);
                 // Everything that this rank gets now, to its place.
-                let mine = |of: &Move| {
-                    of.to.is_none_or(|to| to == me) && of.from != me || of.to == Some(me) && of.from == me
-                };
+                let mine = |of: &Move| of.is_for(me);
                 let now: Vec<&Piece> = batch
                     .iter()
                     .filter(|piece| {
@@ -383,13 +390,57 @@ fn exchange_nodes<'a>(
 }
 
 impl Hybrid<'_> {
-    fn meet_to_move(&mut self, call: &Call, len: usize, digest: usize) -> Result<Met> {
-        self.meet(call, (len, digest as u64), &[], |_, _| Ok(()))
+    /// A meeting in which short contributions are carried already: see [`Hybrid::deliver`].
+    fn meet_to_move(&mut self, call: &Call, len: usize, digest: usize, send: &[u8]) -> Result<Met> {
+        let payload = if send.len() <= INLINE { send } else { &[] };
+        self.meet(call, (len, digest as u64), payload, |shown, room| {
+            if shown.iter().map(|part| part.len()).sum::<usize>() <= CARRIED {
+                let mut rest = room;
+                for part in shown {
+                    let (place, behind) = rest.split_at_mut(part.len());
+                    place.copy_from_slice(part);
+                    rest = behind;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Carries out the moves, of what each rank `brings`: out of the records, if all of it was short.
+    fn deliver(
+        &mut self,
+        call: &Call,
+        met: &Met,
+        brings: impl Fn(usize) -> usize,
+        moves: impl Iterator<Item = Move>,
+        send: &[u8],
+        recv: &mut [u8],
+    ) -> Result<()> {
+        let layout = &self.layout;
+        let fits = |node: usize| {
+            let mut parts = layout.ranks(node).map(&brings);
+            parts
+                .try_fold(0, |sum, len| Some(sum + len).filter(|_| len <= INLINE))
+                .is_some_and(|sum| sum <= CARRIED)
+        };
+        if !(0..layout.nodes()).all(fits) {
+            return self.transfer(call, moves, send, recv);
+        }
+        let corrupt = || Error::Corrupt { what: "the plan of a transfer" };
+        let me = self.rank();
+        for of in moves.filter(|of| of.is_for(me)) {
+            let node = layout.node_of(of.from);
+            let at: usize = (layout.leader(node)..of.from).map(&brings).sum::<usize>() + of.at;
+            let place = recv.get_mut(of.to_at..of.to_at + of.len).ok_or_else(corrupt)?;
+            let part = met.carried(node).get(at..at + of.len).ok_or_else(corrupt)?;
+            self.node.seat().copy(place, part, Store::Cached);
+        }
+        Ok(())
     }
 
     pub(super) fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let (root, len) = (call.root, data.len());
-        let met = self.meet_to_move(call, len, 0)?;
+        let met = self.meet_to_move(call, len, 0, if self.rank() == root { data } else { &[] })?;
         if !met.alike() {
             return Err(self.differ(call, &met, "the ranks give room of different lengths"));
         }
@@ -401,9 +452,10 @@ impl Hybrid<'_> {
             to_at: at,
             len: piece.min(len - at),
         });
+        let brings = |rank: usize| if rank == root { len } else { 0 };
         match self.rank() == root {
-            true => self.transfer(call, moves, data, &mut []),
-            false => self.transfer(call, moves, &[], data),
+            true => self.deliver(call, &met, brings, moves, data, &mut []),
+            false => self.deliver(call, &met, brings, moves, &[], data),
         }
     }
 
@@ -414,16 +466,16 @@ impl Hybrid<'_> {
         recv: Option<(&mut [u8], &[usize])>,
     ) -> Result<()> {
         let digest = recv.as_ref().map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
-        let met = self.meet_to_move(call, send.len(), digest as usize)?;
+        let met = self.meet_to_move(call, send.len(), digest as usize, send)?;
         if digest_of(met.lens.iter().copied(), 0) != met.digests[call.root] {
             let problem = "the counts that root gave are not the lengths that the ranks send";
             return Err(self.differ(call, &met, problem));
         }
-        let (starts, lens, root) = (starts_of(&met.lens), met.lens, call.root);
+        let (starts, lens, root) = (starts_of(&met.lens), &met.lens, call.root);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {
-            let (starts, lens) = (&starts, &lens);
+            let starts = &starts;
             (0..lens.len()).filter(move |&from| at < lens[from]).map(move |from| Move {
                 from,
                 at,
@@ -432,23 +484,23 @@ impl Hybrid<'_> {
                 len: piece.min(lens[from] - at),
             })
         });
-        self.transfer(call, moves, send, recv.map_or(&mut [], |(recv, _)| recv))
+        self.deliver(call, &met, |rank| lens[rank], moves, send, recv.map_or(&mut [], |(recv, _)| recv))
     }
 
     pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
-        let met = self.meet_to_move(call, send.len(), room)?;
+        let met = self.meet_to_move(call, send.len(), room, send)?;
         let total = met.lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
         if total != Some(room) || met.digests.iter().any(|&digest| digest != room as u64) {
             return Err(self.differ(call, &met, "the parts do not add up to the room on every rank"));
         }
-        let (starts, lens) = (starts_of(&met.lens), met.lens);
+        let (starts, lens) = (starts_of(&met.lens), &met.lens);
         let own = starts[self.rank()];
         self.node.seat().copy(&mut recv[own..own + send.len()], send, Store::Cached);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {
-            let (starts, lens) = (&starts, &lens);
+            let starts = &starts;
             (0..lens.len()).filter(move |&from| at < lens[from]).map(move |from| Move {
                 from,
                 at,
@@ -457,12 +509,13 @@ impl Hybrid<'_> {
                 len: piece.min(lens[from] - at),
             })
         });
-        self.transfer(call, moves, send, recv)
+        self.deliver(call, &met, |rank| lens[rank], moves, send, recv)
     }
 
     pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root) = (self.rank(), call.root);
-        let met = self.meet_to_move(call, if me == root { send.len() } else { 0 }, recv.len())?;
+        let send = if me == root { send } else { &[] };
+        let met = self.meet_to_move(call, send.len(), recv.len(), send)?;
         let wants = met.digests.iter().try_fold(0usize, |sum, &want| sum.checked_add(want as usize));
         if wants != Some(met.lens[root]) || (0..self.size()).any(|rank| rank != root && met.lens[rank] != 0) {
             return Err(self.differ(call, &met, "what the ranks want does not add up to what root has"));
@@ -481,11 +534,11 @@ impl Hybrid<'_> {
                 len: piece.min(lens[to] - at),
             })
         });
-        self.transfer(call, moves, send, recv)
+        self.deliver(call, &met, |rank| met.lens[rank], moves, send, recv)
     }
 
     pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        let met = self.meet_to_move(call, send.len(), 0)?;
+        let met = self.meet_to_move(call, send.len(), 0, send)?;
         if !met.alike() {
             return Err(self.differ(call, &met, "the ranks send different amounts"));
         }
@@ -499,6 +552,6 @@ impl Hybrid<'_> {
                 Move { from, at: to * block + at, to: Some(to), to_at: from * block + at, len }
             })
         });
-        self.transfer(call, moves, send, recv)
+        self.deliver(call, &met, |_| send.len(), moves, send, recv)
     }
 }
