@@ -186,6 +186,12 @@ impl<'w> Window<'w> {
         self.gate.pace
     }
 
+    /// Others need this processor meanwhile, as has been found out.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn be_patient(&mut self) {
+        self.gate.pace = Pace::new(true);
+    }
+
     /// The number of the next exchange.
     pub(crate) fn sequence(&self) -> u32 {
         self.gate.next

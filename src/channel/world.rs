@@ -152,6 +152,8 @@ pub(crate) struct Plan {
     pub(crate) deadline: Option<Duration>,
     /// Ranks may outlive others: see recovery.rs.
     pub(crate) recover: bool,
+    /// Are there more ranks than processors, where this process cannot know that by itself?
+    pub(crate) crowded: Option<bool>,
 }
 
 /// What other processes need to join a world.
@@ -415,7 +417,7 @@ impl World {
 
     /// How the ranks wait on this machine.
     pub(crate) fn pace(&self) -> Pace {
-        Pace::new(self.plan.ranks, topology::cpus())
+        Pace::new(self.plan.crowded.unwrap_or_else(|| self.plan.ranks > topology::cpus()))
     }
 
     /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).

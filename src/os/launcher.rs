@@ -41,6 +41,12 @@ pub(crate) fn host() -> String {
     }
 }
 
+/// Tells running kernels apart: that of another machine, or of this one before it was started again.
+#[cfg(feature = "mpi")]
+pub(crate) fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host())
+}
+
 /// In a forked worker: nothing that it starts takes itself for the job's process, whose place there is only once.
 pub(crate) fn leave_job() {
     let pmi = env::var("PMI_FD").ok().and_then(|fd| fd.parse::<i32>().ok());

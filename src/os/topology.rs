@@ -14,12 +14,30 @@ fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> 
 
 /// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
 pub(crate) fn cpus() -> usize {
+    within_quota(affinity())
+}
+
+/// Processors as bits.
+pub(crate) type Mask = [u64; 16];
+
+/// The processors that this process may run on.
+pub(crate) fn affinity() -> Mask {
+    let mut mask = [0; 16];
     let set = sys(Site::GetAffinity, || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)));
-    let affinity = set.map_or(1, |set| {
-        (0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count()
-    });
+    if let Ok(set) = set {
+        let known = 0..nix::sched::CpuSet::count().min(64 * mask.len());
+        known
+            .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
+            .for_each(|cpu| mask[cpu / 64] |= 1 << (cpu % 64));
+    }
+    mask
+}
+
+/// How many processors those of a mask are really, at least one.
+pub(crate) fn within_quota(mask: Mask) -> usize {
     let quota = quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
-    affinity.min(quota).max(1)
+    let affinity: u32 = mask.iter().map(|word| word.count_ones()).sum();
+    (affinity as usize).min(quota).max(1)
 }
 
 /// The tightest processor quota from this process's cgroup up to the root, in processors.

@@ -81,11 +81,11 @@ impl Pace {
     /// To sleep at once.
     pub(crate) const ASLEEP: Pace = Pace { spins: 0, yields: 0 };
 
-    /// For `ranks` on `cpus` processors.
-    pub(crate) fn new(ranks: usize, cpus: usize) -> Pace {
-        match ranks <= cpus {
-            true => Pace { spins: topology::pauses(SPIN), yields: 2 },
-            false => Pace { spins: 20, yields: 250 },
+    /// `crowded`: there are more ranks than processors.
+    pub(crate) fn new(crowded: bool) -> Pace {
+        match crowded {
+            false => Pace { spins: topology::pauses(SPIN), yields: 2 },
+            true => Pace { spins: 20, yields: 250 },
         }
     }
 }

@@ -222,7 +222,7 @@ impl Launch {
 
     fn plan_of(&self, ranks: usize) -> Plan {
         let Launch { heap, deadline, first_sequence, recover, .. } = *self;
-        Plan { ranks, heap, first_sequence, deadline, recover }
+        Plan { ranks, heap, first_sequence, deadline, recover, crowded: None }
     }
 
     /// The job whose processes become this world's, if it is to span them.

@@ -15,7 +15,7 @@ use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
-use crate::os::launcher::{Launcher, host};
+use crate::os::launcher::{Launcher, host, kernel};
 use crate::os::process;
 use crate::os::topology;
 use crate::shm::array::{carries_leases, leave_packed, unpack};
@@ -136,8 +136,8 @@ where
     R: Serialize + DeserializeOwned + 'static,
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
+    Mpi::may_fork("launch")?;
     let world = World::new(plan)?;
-    let crowded = plan.ranks > topology::cpus();
     let contexts = Rc::new(Cell::new(0));
     let worker = |rank: usize, ()| {
         let seat = Rc::new(Seat::new(&world, rank));
@@ -146,7 +146,8 @@ where
             leaders: (0..processes).collect(),
             everyone: None,
             contexts: Rc::new(Cell::new(0)),
-            crowded,
+            // As the leader says.
+            crowded: false,
         };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways)?));
         one(&world, &mut comm, &seat, &body)
@@ -165,6 +166,7 @@ where
     let mut crew = made.or_else(|error| fatal(mpi, error))?;
     let all = Net::job(mpi);
     let context = step(&all, Step::Launch, CREWS).or_else(|error| fatal(mpi, error))?;
+    let crowded = is_crowded(&all, plan.ranks).or_else(|error| fatal(mpi, error))?;
     contexts.set(context + 1);
     world.segment().keep_from_children()?;
     let _in_world = InWorld::enter(mpi);
@@ -280,7 +282,8 @@ impl Seats {
             return Err(Error::Corrupt { what: "the list of processes" });
         };
         let local = node.iter().position(|&process| process == all.me).unwrap_or(0);
-        let plan = Plan { ranks: node.len(), ..plan };
+        let crowded = is_crowded(all, 1)?;
+        let plan = Plan { ranks: node.len(), crowded: Some(crowded), ..plan };
         let world = match (node.len(), local) {
             (1, _) => World::new(plan)?,
             (_, 0) => {
@@ -303,7 +306,6 @@ impl Seats {
             }
         };
         world.segment().keep_from_children()?;
-        let crowded = node.len() > topology::cpus() || (flat && all.size() > topology::cpus());
         let contexts = Rc::new(Cell::new(context + 1));
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
     }
@@ -372,10 +374,26 @@ impl Drop for JobComm<'_> {
 
 /// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
 fn neighbourhood() -> u64 {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let kernel = kernel();
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     let user = nix::unistd::geteuid();
-    xxh3_64(format!("{} {boot} {} {user}", host(), space.display()).as_bytes())
+    xxh3_64(format!("{} {kernel} {} {user}", host(), space.display()).as_bytes())
+}
+
+/// Are there more ranks on this machine than processors that they may run on? All processes ask together, each for so many
+/// ranks: a process may be bound to one processor, and several hosts may be containers of one machine.
+fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
+    let (kernel, mine) = (xxh3_64(kernel().as_bytes()), topology::affinity());
+    let mut record = [0u64; 24];
+    record[..2].copy_from_slice(&[kernel, ranks as u64]);
+    record[2..2 + mine.len()].copy_from_slice(&mine);
+    let told = all.tell::<{ size_of::<[u64; 24]>() }>(bytemuck::cast(record), &always)?;
+    let (mut ranks, mut mask) = (0, mine);
+    for record in told.into_iter().map(bytemuck::cast::<_, [u64; 24]>).filter(|record| record[0] == kernel) {
+        ranks += record[1] as usize;
+        mask.iter_mut().zip(&record[2..]).for_each(|(word, theirs)| *word |= theirs);
+    }
+    Ok(ranks > topology::within_quota(mask))
 }
 
 /// All ranks' results to process 0, in the order of the net. `with_root`: this process shares memory with it.

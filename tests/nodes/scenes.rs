@@ -177,6 +177,8 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
+        "initialised" => initialised(launch),
+        "mixed" => mixed(launch),
         "wire-gather" => wire(launch, |comm, mine, _| {
             let counts = vec![mine.len(); comm.size()];
             let room = if comm.is_root() {
@@ -325,6 +327,55 @@ fn wire(
         (0..8).try_for_each(|_| call(comm, &mine, &mut sum))
     };
     launch.fork(body).map(|_| println!("8 times"))
+}
+
+/// Worlds and sweeps in one program.
+fn mixed(launch: &Launch) -> Result<()> {
+    for round in 1..4u64 {
+        let sums = launch.fork(|comm| {
+            let mut sum = arr1(&[0]);
+            comm.all_reduce(&arr1(&[round]), &mut sum, &Op::sum())?;
+            Ok(sum[0])
+        })?;
+        let rows = Array2::from_shape_fn((500, 1), |(row, _)| row as f64);
+        let sweep = Sweep { workers: launch.ranks, backend: launch.backend, ..Sweep::default() };
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            out[0] = row.values[0] * round as f64;
+            Ok(())
+        };
+        let swept = sweep.run(rows.view(), 1, || Ok(()), model)?;
+        assert_eq!(sums.is_some(), swept.is_some());
+        if let Some((sums, swept)) = sums.zip(swept) {
+            assert!(sums.iter().all(|&sum| sum == round * sums.len() as u64), "{sums:?}");
+            assert_eq!(swept.values(), rows * round as f64);
+        }
+    }
+    println!("1 passed, 0 failed, 0 skipped");
+    Ok(())
+}
+
+/// Somebody else has initialised MPI, speaks it before and after, and finalises it.
+fn initialised(launch: &Launch) -> Result<()> {
+    use mpi::traits::CommunicatorCollectives;
+    let universe = mpi::initialize().ok_or_else(|| Error::other("MPI is there already"))?;
+    let sum = |value: i32| {
+        let mut sum = 0;
+        universe.world().all_reduce_into(&value, &mut sum, mpi::collective::SystemOperation::sum());
+        sum
+    };
+    let processes = sum(1);
+    let sums = launch.fork(|comm| {
+        let mut sum = arr1(&[0]);
+        comm.all_reduce(&arr1(&[comm.rank() as u64]), &mut sum, &Op::sum())?;
+        Ok(sum[0] as usize)
+    })?;
+    assert_eq!(sum(1), processes);
+    if let Some(sums) = sums {
+        let size = sums.len();
+        assert_eq!((size, sums[0]), (processes as usize, size * (size - 1) / 2));
+        println!("1 passed, 0 failed, 0 skipped");
+    }
+    Ok(())
 }
 
 /// A message that nobody received is not the next world's; and a rank may leave while its neighbour still receives.

@@ -25,18 +25,19 @@ def work(op, cls, size, nodes, ranks, processors):
     # Meeting: an exchange of the node, records around, a broadcast of them in the node.
     ways, exchanges, cable, memory = steps(nodes), 3, RECORD * (nodes - 1), RECORD * nodes
     if op == "gather":
-        # Root's cable, and its node's memory: every piece through a cell or root's leader.
+        if size <= INLINE and size * ranks <= CARRIED:
+            return [1, ways, exchanges * share, cable, memory]
+        # Root's cable; a rank stages what it sends, root takes all.
         cable += (nodes - 1) * ranks * size
-        memory += 2 * ranks * size
-        exchanges += math.ceil(size / (128 << 10)) if ranks > 1 else 0
-        return [1, ways + 1, exchanges * share, cable, memory * share / ranks]
+        memory += 2 * size * share + nodes * ranks * size
+        return [1, ways + 1, (exchanges + 2 * math.ceil(size / (256 << 10))) * share, cable, memory]
     fast = cls == "fast"
     parts = nodes if fast else nodes * ranks
     if size <= INLINE and size * (1 if fast else ranks) <= CARRIED:
         return [1, ways, exchanges * share, cable, memory]
     if size * parts <= WHOLE:
         return [1, 2 * ways, (exchanges + 2) * share, cable + size * parts * (nodes - 1) / nodes, memory + size * (parts + 2)]
-    chunk = min(max(size // (2 * nodes), LEAST), CHUNK)
+    chunk = min(max(min(math.isqrt(size << 10), size // (2 * nodes)), LEAST), CHUNK)
     chunks = math.ceil(size / chunk)
     if fast:
         carried = 2 * (nodes - 1) / nodes * max(size, nodes * chunk)

@@ -99,7 +99,7 @@ pub(crate) struct Ways {
     pub(crate) everyone: Option<Net>,
     /// The first number that no communicator has as context, as far as this rank knows.
     pub(crate) contexts: Rc<Cell<u32>>,
-    /// There are more ranks on a node than processors.
+    /// There are more ranks on this machine than processors. The leader knows.
     pub(crate) crowded: bool,
 }
 
@@ -136,11 +136,11 @@ fn is_abort(record: &Record) -> bool {
 
 impl<'w> Hybrid<'w> {
     /// Ranks of a node, and in its leader the way to the other leaders. All ranks of all nodes call this.
-    pub(crate) fn new(mut node: Shm<'w>, net: Option<Net>, ways: Ways) -> Result<Hybrid<'w>> {
+    pub(crate) fn new(mut node: Shm<'w>, net: Option<Net>, mut ways: Ways) -> Result<Hybrid<'w>> {
         const NAME: usize = 64;
         let call = Call::new(Verb::Split, crate::shm::element::Datatype::BYTES);
         let mut told: Vec<u8> = Vec::new();
-        let mut head = [0u64; 2];
+        let mut head = [0u64; 3];
         if let Some(net) = &net {
             let mut record = [0; 8 + NAME];
             record[..8].copy_from_slice(&(node.size() as u64).to_ne_bytes());
@@ -148,9 +148,13 @@ impl<'w> Hybrid<'w> {
             let name = &name.as_bytes()[..name.floor_char_boundary(NAME)];
             record[8..8 + name.len()].copy_from_slice(name);
             told = net.tell(record, &net::always)?.into_flattened();
-            head = [told.len() as u64, net.me as u64];
+            head = [told.len() as u64, net.me as u64, u64::from(ways.crowded)];
         }
         node.broadcast(&call, bytemuck::bytes_of_mut(&mut head))?;
+        ways.crowded = head[2] != 0;
+        if ways.crowded {
+            node.window().be_patient();
+        }
         told.resize(head[0] as usize, 0);
         node.broadcast(&call, &mut told)?;
         let (mut firsts, mut hosts) = (vec![0], Vec::new());

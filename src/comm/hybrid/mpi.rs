@@ -84,10 +84,7 @@ impl Mpi {
                 "under an MPI launcher worlds are started by the program's main thread",
             ));
         }
-        let (mut flag, threads) = (0, process::threads().len());
-        // SAFETY: may be called at any time; writes the flag.
-        code("MPI_Initialized", unsafe { ffi::MPI_Initialized(&raw mut flag) })?;
-        let ours = flag == 0;
+        let (ours, threads) = (!is_initialised()?, process::threads().len());
         if ours {
             // SAFETY: a constant of the library.
             let (wanted, mut provided) = (unsafe { ffi::RSMPI_THREAD_FUNNELED }, 0);
@@ -96,6 +93,7 @@ impl Mpi {
                 ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
             })?;
         } else {
+            let mut flag = 0;
             // SAFETY: initialised; writes the flag.
             code("MPI_Is_thread_main", unsafe { ffi::MPI_Is_thread_main(&raw mut flag) })?;
             if flag == 0 {
@@ -143,6 +141,16 @@ impl Mpi {
             contexts: AtomicU32::new(1),
             pid: process::pid(),
         })
+    }
+
+    /// Refuses to fork ranks where the program has initialised MPI: they would inherit half of what it has open.
+    pub(crate) fn may_fork(operation: &'static str) -> Result<()> {
+        if JOINED.get().is_none() && is_initialised()? {
+            let problem = "MPI was initialised before the ranks are forked: initialise it afterwards, or leave that to this \
+                           library, or start one process per rank (mpirun -n with the number of ranks)";
+            return Err(Error::option(operation, problem));
+        }
+        Ok(())
     }
 
     /// `Ok` where this process may speak.
@@ -304,6 +312,13 @@ impl Mpi {
             unsafe { ffi::MPI_Abort(self.comm, status) };
         }
     }
+}
+
+fn is_initialised() -> Result<bool> {
+    let mut flag = 0;
+    // SAFETY: may be called at any time; writes the flag.
+    code("MPI_Initialized", unsafe { ffi::MPI_Initialized(&raw mut flag) })?;
+    Ok(flag != 0)
 }
 
 fn null_request() -> ffi::MPI_Request {

@@ -63,6 +63,7 @@ where
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
 {
     let start = Instant::now();
+    Mpi::may_fork("sweep")?;
     let parameters = parameters.as_standard_layout();
     let rows = parameters.nrows();
     let each = match asked(sweep.workers)? {
