@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
 const LENS: [usize; 11] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 50_000, 160_000, 300_001];
 
-/// Sums of whole numbers come out the same in any order.
+/// Sums of whole numbers come out the same in any order; of others, the same bits on all ranks.
 pub fn fast_sums(comm: &mut Comm<'_>) -> Result<()> {
     let value = |rank: usize, at: usize| (mix((rank * 1_000_003 + at) as u64) % 1_000) as f64;
     for len in LENS {
@@ -22,6 +22,13 @@ pub fn fast_sums(comm: &mut Comm<'_>) -> Result<()> {
         let is_root = comm.rank() == root;
         comm.reduce(&send, is_root.then_some(&mut recv), &Op::sum().fast(), root)?;
         assert!(!is_root || recv == want, "fast, to {root}, {len}");
+        let send = send.mapv(|value| 1.0 / (value + 0.7));
+        let mut recv = Array1::zeros(len);
+        comm.all_reduce(&send, &mut recv, &Op::sum().fast())?;
+        let digest = recv.iter().fold(0, |digest, value| mix(digest ^ value.to_bits()));
+        let mut digests = Array1::zeros(comm.size());
+        comm.all_gather(&arr1(&[digest]), &mut digests)?;
+        assert!(digests.iter().all(|&other| other == digest), "fast, {len}: other bits on other ranks");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ import figures
 from figures import number, size_name
 
 # As in src/comm/hybrid: bytes of a record, up to which operands travel in it, are told by all to all, sizes of chunks.
-RECORD, CARRIED, WHOLE, CHUNK, LEAST = 192, 128, 64 << 10, 256 << 10, 32 << 10
+RECORD, CARRIED, WHOLE, AT_ONCE, CHUNK, LEAST = 192, 128, 64 << 10, 16 << 20, 256 << 10, 32 << 10
 INLINE = 72
 
 NAMES = ["a call", "a message's way", "an exchange, each rank of a processor", "a byte on a cable", "a byte through memory"]
@@ -20,23 +20,26 @@ def steps(nodes):
 
 
 def work(op, cls, size, nodes, ranks, processors):
-    """How often each of NAMES happens, one after the other, for `ranks` a node of which so many share a processor."""
-    share = max(1, ranks / processors)
-    # Meeting: an exchange of the node, records around, a broadcast of them in the node.
-    ways, exchanges, cable, memory = steps(nodes), 3, RECORD * (nodes - 1), RECORD * nodes
+    """How often each of NAMES happens, one after the other, for `ranks` a node; less than one processor: nodes share it."""
+    share, waits = max(1, ranks / processors), max(1, 1 / processors)
+    # Leaders look for messages in turn where they share a processor. Meeting: an exchange of the node, records around, a broadcast of them in the node.
+    ways, exchanges, cable, memory = waits * steps(nodes), 3, RECORD * (nodes - 1), RECORD * nodes
     if op == "gather":
         if size <= INLINE and size * ranks <= CARRIED:
             return [1, ways, exchanges * share, cable, memory]
         # Root's cable; a rank stages what it sends, root takes all.
         cable += (nodes - 1) * ranks * size
         memory += 2 * size * share + nodes * ranks * size
-        return [1, ways + 1, (exchanges + 2 * math.ceil(size / (256 << 10))) * share, cable, memory]
+        return [1, ways + waits, (exchanges + 2 * math.ceil(size / (256 << 10))) * share, cable, memory]
     fast = cls == "fast"
     parts = nodes if fast else nodes * ranks
     if size <= INLINE and size * (1 if fast else ranks) <= CARRIED:
         return [1, ways, exchanges * share, cable, memory]
     if size * parts <= WHOLE:
         return [1, 2 * ways, (exchanges + 2) * share, cable + size * parts * (nodes - 1) / nodes, memory + size * (parts + 2)]
+    if fast and size < 2 * nodes * LEAST and size <= AT_ONCE:
+        # Folded in the node, a slice to each, told to all, to the node's ranks.
+        return [1, waits + 2 * ways, (exchanges + 4) * share, cable + 2 * (nodes - 1) / nodes * size, memory + 4 * size * share]
     chunk = min(max(min(math.isqrt(size << 10), size // (2 * nodes)), LEAST), CHUNK)
     chunks = math.ceil(size / chunk)
     if fast:
@@ -48,7 +51,7 @@ def work(op, cls, size, nodes, ranks, processors):
         rounds = chunks + 4 * (nodes - 1)
     # A rank stages its operand, folds its slice of all of them, takes the total.
     memory += 4 * size
-    return [1, ways + 2 * (nodes - 1), (exchanges + rounds) * share, cable + carried, memory * share]
+    return [1, ways + 2 * waits * (nodes - 1), (exchanges + rounds) * share, cable + carried, memory * share]
 
 
 def solve(rows, wanted):

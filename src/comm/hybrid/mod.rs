@@ -111,16 +111,29 @@ type Record = [u64; 8 + CARRIED / 8];
 
 /// What all ranks know after a meeting.
 struct Met {
-    /// Per rank.
-    lens: Vec<usize>,
-    digests: Vec<u64>,
+    /// Length and digest of every rank, if a node's ranks differ; else each node's are in its record.
+    words: Option<Vec<[u64; 2]>>,
     records: Vec<Record>,
 }
 
 impl Met {
     fn alike(&self) -> bool {
-        let same = |words: &[u64]| words.windows(2).all(|pair| pair[0] == pair[1]);
-        self.lens.windows(2).all(|pair| pair[0] == pair[1]) && same(&self.digests)
+        match &self.words {
+            Some(words) => words.windows(2).all(|pair| pair[0] == pair[1]),
+            None => self.records.windows(2).all(|pair| pair[0][3..5] == pair[1][3..5]),
+        }
+    }
+
+    /// Lengths and digests by rank.
+    fn said(&self, layout: &Layout) -> (Vec<usize>, Vec<u64>) {
+        let words = |rank: usize| match &self.words {
+            Some(words) => (words[rank][0] as usize, words[rank][1]),
+            None => {
+                let record = &self.records[layout.node_of(rank)];
+                (record[3] as usize, record[4])
+            }
+        };
+        (0..layout.size()).map(words).unzip()
     }
 
     /// What a node's record carries.
@@ -225,11 +238,9 @@ impl<'w> Hybrid<'w> {
         let words =
             [call.signature(), u64::from(call.line), u64::from(uniform), mine[0][0], mine[0][1], 0, 0, 0];
         record[..8].copy_from_slice(&words);
-        let (records, all) = self.tell(call, record, &mine)?;
-        self.compare(call, &records)?;
-        let lens = all.iter().map(|words| words[0] as usize).collect();
-        let digests = all.iter().map(|words| words[1]).collect();
-        Ok(Met { lens, digests, records })
+        let met = self.tell(call, record, &mine)?;
+        self.compare(call, &met.records)?;
+        Ok(met)
     }
 
     /// A meeting in which all ranks must say the same length and digest.
@@ -245,12 +256,7 @@ impl<'w> Hybrid<'w> {
     }
 
     /// [2], [3]
-    fn tell(
-        &mut self,
-        call: &Call,
-        record: Record,
-        mine: &[[u64; 2]],
-    ) -> Result<(Vec<Record>, Vec<[u64; 2]>)> {
+    fn tell(&mut self, call: &Call, record: Record, mine: &[[u64; 2]]) -> Result<Met> {
         let nodes = self.layout.nodes();
         let mut records = vec![record; nodes];
         let told = self.leading(call, |net, watch| {
@@ -262,20 +268,17 @@ impl<'w> Hybrid<'w> {
         let local = Call { root: 0, ..*call };
         let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(records.as_mut_slice()));
         shared.map_err(|error| self.failed(call, error))?;
-        let words = |node: usize| [records[node][3], records[node][4]];
-        let mut all: Vec<[u64; 2]> = (0..self.size()).map(|rank| words(self.layout.node_of(rank))).collect();
         // A node that has aborted has gone on already.
-        if records.iter().any(|record| record[2] != 1) && !records.iter().any(is_abort) {
-            let own = self.layout.ranks(self.layout.node);
-            all[own].copy_from_slice(mine);
-            let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
-            self.leading(call, |net, watch| {
-                net.all_gather(bytemuck::cast_slice_mut(&mut all), &sizes, watch)
-            })?;
-            let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(&mut all));
-            shared.map_err(|error| self.failed(call, error))?;
+        if records.iter().all(|record| record[2] == 1) || records.iter().any(is_abort) {
+            return Ok(Met { words: None, records });
         }
-        Ok((records, all))
+        let mut all = vec![[0; 2]; self.size()];
+        all[self.layout.ranks(self.layout.node)].copy_from_slice(mine);
+        let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
+        self.leading(call, |net, watch| net.all_gather(bytemuck::cast_slice_mut(&mut all), &sizes, watch))?;
+        let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(&mut all));
+        shared.map_err(|error| self.failed(call, error))?;
+        Ok(Met { words: Some(all), records })
     }
 
     /// All nodes call the same, and none has aborted.
@@ -308,8 +311,8 @@ impl<'w> Hybrid<'w> {
 
     /// An error that all ranks find at once, from what all have said.
     fn differ(&self, call: &Call, met: &Met, problem: &str) -> Error {
-        let place = call.place(self.rank(), self.calls);
-        Error::bad(place, format!("{problem}; bytes given by the ranks in order: {:?}", met.lens))
+        let (place, (lens, _)) = (call.place(self.rank(), self.calls), met.said(&self.layout));
+        Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
     }
 
     /// In the leader: `f`, whose failure is the job's.

@@ -467,11 +467,12 @@ impl Hybrid<'_> {
     ) -> Result<()> {
         let digest = recv.as_ref().map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let met = self.meet_to_move(call, send.len(), digest as usize, send)?;
-        if digest_of(met.lens.iter().copied(), 0) != met.digests[call.root] {
+        let (lens, digests) = met.said(&self.layout);
+        if digest_of(lens.iter().copied(), 0) != digests[call.root] {
             let problem = "the counts that root gave are not the lengths that the ranks send";
             return Err(self.differ(call, &met, problem));
         }
-        let (starts, lens, root) = (starts_of(&met.lens), &met.lens, call.root);
+        let (starts, lens, root) = (starts_of(&lens), &lens, call.root);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {
@@ -490,11 +491,12 @@ impl Hybrid<'_> {
     pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         let met = self.meet_to_move(call, send.len(), room, send)?;
-        let total = met.lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
-        if total != Some(room) || met.digests.iter().any(|&digest| digest != room as u64) {
+        let (lens, digests) = met.said(&self.layout);
+        let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len));
+        if total != Some(room) || digests.iter().any(|&digest| digest != room as u64) {
             return Err(self.differ(call, &met, "the parts do not add up to the room on every rank"));
         }
-        let (starts, lens) = (starts_of(&met.lens), &met.lens);
+        let (starts, lens) = (starts_of(&lens), &lens);
         let own = starts[self.rank()];
         self.node.seat().copy(&mut recv[own..own + send.len()], send, Store::Cached);
         let longest = lens.iter().copied().max().unwrap_or(0);
@@ -516,11 +518,12 @@ impl Hybrid<'_> {
         let (me, root) = (self.rank(), call.root);
         let send = if me == root { send } else { &[] };
         let met = self.meet_to_move(call, send.len(), recv.len(), send)?;
-        let wants = met.digests.iter().try_fold(0usize, |sum, &want| sum.checked_add(want as usize));
-        if wants != Some(met.lens[root]) || (0..self.size()).any(|rank| rank != root && met.lens[rank] != 0) {
+        let (sent, wanted) = met.said(&self.layout);
+        let wants = wanted.iter().try_fold(0usize, |sum, &want| sum.checked_add(want as usize));
+        if wants != Some(sent[root]) || (0..self.size()).any(|rank| rank != root && sent[rank] != 0) {
             return Err(self.differ(call, &met, "what the ranks want does not add up to what root has"));
         }
-        let lens: Vec<usize> = met.digests.iter().map(|&want| want as usize).collect();
+        let lens: Vec<usize> = wanted.iter().map(|&want| want as usize).collect();
         let starts = starts_of(&lens);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
@@ -534,7 +537,7 @@ impl Hybrid<'_> {
                 len: piece.min(lens[to] - at),
             })
         });
-        self.deliver(call, &met, |rank| met.lens[rank], moves, send, recv)
+        self.deliver(call, &met, |rank| sent[rank], moves, send, recv)
     }
 
     pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
