@@ -64,7 +64,7 @@ pub const OPERATIONS: &[Operation] = operations![
     all_reduce private batch20: 20/20, 64, Private => Private, sum;
     // Whatever order is quickest (on one node that of the ranks), and as if with infinite precision.
     all_reduce fast one: 1/1, ANY, Private => Private, sum_fast;
-    all_reduce exact one: 1/1, 8 << 20, Private => Private, sum_exact;
+    all_reduce exact one: 1/1, ANY, Private => Private, sum_exact;
     all_reduce shared_in one: 1/1, ANY, Leased => Private, sum;
     all_reduce shared_in_out one: 1/1, ANY, Leased => Leased, sum_into_lease;
     // Until every rank may read the whole sum; that they take up their parts of it again is not timed.

@@ -1,33 +1,20 @@
 //! Sums that are rounded once, at the end: the same bits for any number of ranks, in any order, on any nodes.
 //!
-//! Every element becomes an accumulator that holds any sum of doubles as it is: a number of 2176 bits in units of 2^-1074
-//! (Kulisch 1971). Adding accumulators is adding integers, so the order does not matter. The price is 35 words of traffic an
-//! element instead of one.
+//! Whoever sums an element has all its operands, and adds them to a number that holds any sum of doubles as it is: 2176 bits
+//! in units of 2^-1074 (Kulisch 1971). Adding integers, the order does not matter.
 
 use crate::shm::element::Element;
-use bytemuck::{Pod, Zeroable};
 use num_complex::Complex;
 
 const LIMBS: usize = 34;
-/// Elements that are summed in one call: their accumulators stay in the second-level cache.
-pub(crate) const BLOCK: usize = 1024;
 
-/// A sum of doubles, not rounded: what [`Comm::all_reduce_exact`](crate::Comm::all_reduce_exact) adds.
-///
-/// ```
-/// let mut comm = phalanx::Comm::solo()?;
-/// let mut sum = ndarray::arr1(&[0.0]);
-/// comm.all_reduce_exact(&ndarray::arr1(&[0.1]), &mut sum)?;
-/// assert_eq!(sum[0], 0.1);
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Accumulator {
+/// A sum of doubles, not rounded.
+#[derive(Clone, Copy)]
+struct Accumulator {
     /// Two's complement, the least first; the unit is 2^-1074.
     limbs: [u64; LIMBS],
-    /// How many infinities of either sign, NaNs, and numbers other than -0 were added, 16 bits each, saturating.
-    special: [u16; 4],
+    /// How many infinities of either sign, NaNs, and numbers other than -0 were added.
+    special: [usize; 4],
 }
 
 /// Places in `special`; infinities come first, by sign.
@@ -35,15 +22,16 @@ const NAN: usize = 2;
 const NOT_MINUS_ZERO: usize = 3;
 
 impl Accumulator {
-    fn of(value: f64) -> Accumulator {
-        let mut sum = Accumulator::zeroed();
+    /// The sum of nothing.
+    const NOTHING: Accumulator = Accumulator { limbs: [0; LIMBS], special: [0; 4] };
+
+    fn add(&mut self, value: f64) {
         let bits = value.to_bits();
         let (exponent, fraction) = ((bits >> 52 & 0x7FF) as usize, bits & ((1 << 52) - 1));
-        sum.special[NOT_MINUS_ZERO] = u16::from(bits != (-0.0f64).to_bits());
+        self.special[NOT_MINUS_ZERO] += usize::from(bits != (-0.0f64).to_bits());
         if exponent == 0x7FF {
-            let which = if fraction != 0 { NAN } else { usize::from(value < 0.0) };
-            sum.special[which] = 1;
-            return sum;
+            self.special[if fraction != 0 { NAN } else { usize::from(value < 0.0) }] += 1;
+            return;
         }
         // A subnormal number has the exponent of the least normal one, and no hidden bit.
         let (mantissa, shift) = match exponent {
@@ -51,8 +39,19 @@ impl Accumulator {
             _ => (fraction | 1 << 52, exponent - 1),
         };
         let wide = u128::from(mantissa) << (shift % 64);
-        (sum.limbs[shift / 64], sum.limbs[shift / 64 + 1]) = (wide as u64, (wide >> 64) as u64);
-        if value < 0.0 { sum.negated() } else { sum }
+        let step = if value < 0.0 { u64::overflowing_sub } else { u64::overflowing_add };
+        let mut carry = false;
+        for (place, limb) in self.limbs[shift / 64..].iter_mut().enumerate() {
+            let word = match place {
+                0 => wide as u64,
+                1 => (wide >> 64) as u64,
+                _ if carry => 0,
+                _ => break,
+            };
+            let (sum, first) = step(*limb, word);
+            let (sum, second) = step(sum, u64::from(carry));
+            (*limb, carry) = (sum, first || second);
+        }
     }
 
     fn negated(mut self) -> Accumulator {
@@ -63,26 +62,12 @@ impl Accumulator {
         self
     }
 
-    pub(crate) fn plus(mut self, other: Accumulator) -> Accumulator {
-        let mut carry = false;
-        for (limb, other) in self.limbs.iter_mut().zip(other.limbs) {
-            let (sum, first) = limb.overflowing_add(other);
-            let (sum, second) = sum.overflowing_add(u64::from(carry));
-            (*limb, carry) = (sum, first || second);
-        }
-        self.special
-            .iter_mut()
-            .zip(other.special)
-            .for_each(|(count, other)| *count = count.saturating_add(other));
-        self
-    }
-
     fn bit(&self, index: usize) -> bool {
         self.limbs[index / 64] >> (index % 64) & 1 == 1
     }
 
     /// The nearest number of so many bits, ties to even, whose least bit is worth no less than 2^(`least` - 1074).
-    fn rounded(self, precision: usize, least: usize) -> f64 {
+    fn rounded(&self, precision: usize, least: usize) -> f64 {
         match self.special {
             [_, _, nans, _] if nans > 0 => return f64::NAN,
             [plus, minus, ..] if plus > 0 && minus > 0 => return f64::NAN,
@@ -92,7 +77,7 @@ impl Accumulator {
             _ => {}
         }
         let negative = self.bit(64 * LIMBS - 1);
-        let sum = if negative { self.negated() } else { self };
+        let sum = if negative { self.negated() } else { *self };
         let sign = if negative { -1.0 } else { 1.0 };
         let Some(top) = sum.limbs.iter().rposition(|&limb| limb != 0) else {
             return if sum.special[NOT_MINUS_ZERO] == 0 { -0.0 } else { 0.0 };
@@ -130,11 +115,7 @@ fn power_of_two(exponent: usize) -> f64 {
 /// ```
 pub trait ExactSum: Element + sealed::Sealed {
     #[doc(hidden)]
-    const PARTS: usize;
-    #[doc(hidden)]
-    fn parts(self, to: &mut [Accumulator]);
-    #[doc(hidden)]
-    fn whole(parts: &[Accumulator]) -> Self;
+    fn exact_sum(operands: impl Iterator<Item = Self>) -> Self;
 }
 
 mod sealed {
@@ -145,19 +126,21 @@ macro_rules! exact {
     ($($float:ty, $precision:expr, $least:expr;)*) => {$(
         impl sealed::Sealed for $float {}
         impl ExactSum for $float {
-            const PARTS: usize = 1;
-            fn parts(self, to: &mut [Accumulator]) { to[0] = Accumulator::of(self.into()) }
-            fn whole(parts: &[Accumulator]) -> Self { parts[0].rounded($precision, $least) as $float }
+            fn exact_sum(operands: impl Iterator<Item = Self>) -> Self {
+                let mut sum = Accumulator::NOTHING;
+                operands.for_each(|operand| sum.add(operand.into()));
+                sum.rounded($precision, $least) as $float
+            }
         }
         impl sealed::Sealed for Complex<$float> {}
         impl ExactSum for Complex<$float> {
-            const PARTS: usize = 2;
-            fn parts(self, to: &mut [Accumulator]) {
-                to[0] = Accumulator::of(self.re.into());
-                to[1] = Accumulator::of(self.im.into());
-            }
-            fn whole(parts: &[Accumulator]) -> Self {
-                Complex::new(<$float>::whole(&parts[..1]), <$float>::whole(&parts[1..]))
+            fn exact_sum(operands: impl Iterator<Item = Self>) -> Self {
+                let (mut re, mut im) = (Accumulator::NOTHING, Accumulator::NOTHING);
+                operands.for_each(|operand| {
+                    re.add(operand.re.into());
+                    im.add(operand.im.into());
+                });
+                Complex::new(re.rounded($precision, $least) as $float, im.rounded($precision, $least) as $float)
             }
         }
     )*};
@@ -165,17 +148,16 @@ macro_rules! exact {
 // The least bit of a float is worth 2^-149, of a double 2^-1074.
 exact!(f32, 24, 1074 - 149; f64, 53, 0;);
 
-/// The code of exact sums.
+/// The code of exact sums, in the signature of a call.
 pub(crate) const EXACT: u8 = 10;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::ExactSum;
     use proptest::prelude::*;
 
     fn sum(values: &[f64]) -> f64 {
-        let sum = values.iter().map(|&value| Accumulator::of(value)).reduce(Accumulator::plus);
-        f64::whole(&[sum.unwrap()])
+        f64::exact_sum(values.iter().copied())
     }
 
     #[test]
@@ -195,10 +177,7 @@ mod tests {
         assert_eq!(sum(&[1.0, half]), 1.0);
         assert_eq!(sum(&[1.0 + f64::EPSILON, half]), 1.0 + 2.0 * f64::EPSILON);
         assert_eq!(sum(&[1.0, half, f64::from_bits(1)]), 1.0 + f64::EPSILON);
-        let single = |values: [f32; 3]| {
-            let sum = values.iter().map(|&value| Accumulator::of(value.into())).reduce(Accumulator::plus);
-            f32::whole(&[sum.unwrap()])
-        };
+        let single = |values: [f32; 3]| f32::exact_sum(values.into_iter());
         // To double first it would be rounded twice.
         assert_eq!(single([1.0, f32::EPSILON / 2.0, 1e-30]), 1.0 + f32::EPSILON);
         assert_eq!(single([f32::MAX, f32::MAX, 0.0]), f32::INFINITY);
@@ -212,6 +191,15 @@ mod tests {
             prop_assert_eq!(sum(&[a]).to_bits(), if a.is_nan() { f64::NAN.to_bits() } else { a.to_bits() });
             let want = a + b;
             prop_assert!(sum(&[a, b]) == want || want.is_nan() && sum(&[a, b]).is_nan());
+        }
+
+        /// Fractions that fit into 128 bits together, beside integers.
+        #[test]
+        fn many_are_added_as_integers_are(values in prop::collection::vec((any::<i32>(), 0..60), 1..50)) {
+            let doubles: Vec<f64> = values.iter().map(|&(value, up)| f64::from(value) * f64::exp2(f64::from(up) - 30.0)).collect();
+            let integer: i128 = values.iter().map(|&(value, up)| i128::from(value) << up).sum();
+            // As a double, ties to even, and scaled without rounding.
+            prop_assert_eq!(sum(&doubles), integer as f64 * f64::exp2(-30.0));
         }
 
         #[test]

@@ -3,7 +3,6 @@
 //! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the order of
 //! arrival: the same bits on every rank and in every run.
 
-use crate::comm::exact::{Accumulator, EXACT};
 use crate::error::{Error, Result};
 use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands, Store};
@@ -167,13 +166,6 @@ impl<T: Bits> Op<'_, T> {
     /// ```
     pub fn bit_or() -> Self {
         Op::built_in(8, |operands| kernel::fold(operands, T::either))
-    }
-}
-
-impl Op<'_, Accumulator> {
-    /// See [`Comm::all_reduce_exact`](crate::Comm::all_reduce_exact).
-    pub(crate) fn exact() -> Self {
-        Op::built_in(EXACT, |operands| kernel::fold(operands, Accumulator::plus)).fast()
     }
 }
 

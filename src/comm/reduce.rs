@@ -1,14 +1,17 @@
 //! The reductions of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::exact::{Accumulator, BLOCK, EXACT, ExactSum};
+use crate::comm::exact::{EXACT, ExactSum};
 use crate::comm::op::Op;
 use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::Lease;
 use crate::shm::element::{Datatype, Element};
-use bytemuck::Zeroable;
 use ndarray::{ArrayBase, ArrayView1, ArrayViewMut1, Data, DataMut, Dimension};
+
+/// Elements that are summed exactly in one step, and up to how many bytes of all ranks everyone sums them all.
+const EXACT_BLOCK: usize = 1 << 17;
+const EXACT_SHORT: usize = 16 << 10;
 
 /// A call of `verb` with elements of `T`.
 #[track_caller]
@@ -280,8 +283,9 @@ impl Comm<'_> {
     }
 
     /// The sums over all ranks, as if with infinite precision and rounded once: they do not depend on how many ranks there
-    /// are, in what order they add, or how they lie on nodes. Costs 35 times the traffic of
-    /// [`Comm::all_reduce`], whose sums depend on the number of ranks and nothing else.
+    /// are, in what order they add, or how they lie on nodes. (Those of [`Comm::all_reduce`] depend on the number of ranks,
+    /// and nothing else.) Everyone sends each rank its part of the elements, which that rank sums and tells all: as much
+    /// as a rank sends in a ring, but over several nodes nothing is summed on the way.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -311,19 +315,31 @@ impl Comm<'_> {
         let call = Call::new(Verb::AllReduce, Datatype::of::<T>()).op(EXACT);
         self.check_room(&call, send.len(), recv.len())?;
         self.transport.agree(&call, send.len() as u64)?;
-        let (mut values, mut sums) = (send.iter(), recv.iter_mut());
-        let mut mine = vec![Accumulator::zeroed(); BLOCK.min(send.len()) * T::PARTS];
-        let mut all = mine.clone();
-        for start in (0..send.len()).step_by(BLOCK) {
-            let parts = BLOCK.min(send.len() - start) * T::PARTS;
-            for (to, &value) in mine[..parts].chunks_exact_mut(T::PARTS).zip(&mut values) {
-                value.parts(to);
+        let (n, ranks) = (send.len(), self.size());
+        let (mut values, mut sums) = (send.iter().copied(), recv.iter_mut());
+        let nothing = T::exact_sum(std::iter::empty());
+        for start in (0..n).step_by(EXACT_BLOCK) {
+            let len = EXACT_BLOCK.min(n - start);
+            let short = len * ranks * size_of::<T>() <= EXACT_SHORT;
+            // Each gets all operands of all elements, or of its slice.
+            let (slice, parts) = if short { (len, 1) } else { (len.div_ceil(ranks), ranks) };
+            let mut mine: Vec<T> = values.by_ref().take(len).collect();
+            mine.resize(slice * parts, nothing);
+            let mut all = vec![nothing; slice * ranks];
+            let (from, mut to) = (ArrayView1::from(&mine), ArrayViewMut1::from(&mut all));
+            if short {
+                self.all_gather(&from, &mut to)?
+            } else {
+                self.all_to_all(&from, &mut to)?
             }
-            let (from, mut to) = (ArrayView1::from(&mine[..parts]), ArrayViewMut1::from(&mut all[..parts]));
-            self.all_reduce(&from, &mut to, &Op::exact())?;
-            for (sum, from) in (&mut sums).zip(all[..parts].chunks_exact(T::PARTS)) {
-                *sum = T::whole(from);
+            let sum_at = |at: usize| T::exact_sum((0..ranks).map(|rank| all[rank * slice + at]));
+            let summed: Vec<T> = (0..slice).map(sum_at).collect();
+            if short {
+                mine = summed;
+            } else {
+                self.all_gather(&ArrayView1::from(&summed), &mut ArrayViewMut1::from(&mut mine))?;
             }
+            (&mut sums).take(len).zip(mine).for_each(|(sum, value)| *sum = value);
         }
         Ok(())
     }

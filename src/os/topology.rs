@@ -14,7 +14,7 @@ fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> 
 
 /// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
 pub(crate) fn cpus() -> usize {
-    within_quota(affinity())
+    count(affinity()).min(quota().unwrap_or(usize::MAX)).max(1)
 }
 
 /// Processors as bits.
@@ -33,15 +33,13 @@ pub(crate) fn affinity() -> Mask {
     mask
 }
 
-/// How many processors those of a mask are really, at least one.
-pub(crate) fn within_quota(mask: Mask) -> usize {
-    let quota = quota().map_or(usize::MAX, |cpus| cpus.ceil() as usize);
-    let affinity: u32 = mask.iter().map(|word| word.count_ones()).sum();
-    (affinity as usize).min(quota).max(1)
+/// How many processors a mask has, at least one.
+pub(crate) fn count(mask: Mask) -> usize {
+    mask.iter().map(|word| word.count_ones() as usize).sum::<usize>().max(1)
 }
 
 /// The tightest processor quota from this process's cgroup up to the root, in processors.
-fn quota() -> Option<f64> {
+pub(crate) fn quota() -> Option<usize> {
     let groups = read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -54,7 +52,7 @@ fn quota() -> Option<f64> {
             _ => None,
         }
     });
-    limits.min_by(f64::total_cmp)
+    limits.min_by(f64::total_cmp).map(|cpus| cpus.ceil() as usize)
 }
 
 fn tightest(mount: &str, path: &str, read: fn(&str) -> Option<f64>) -> Option<f64> {

@@ -383,17 +383,23 @@ fn neighbourhood() -> u64 {
 /// Are there more ranks on this machine than processors that they may run on? All processes ask together, each for so many
 /// ranks: a process may be bound to one processor, and several hosts may be containers of one machine.
 fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
-    let (kernel, mine) = (xxh3_64(kernel().as_bytes()), topology::affinity());
+    let [kernel, host] = [kernel(), host()].map(|name| xxh3_64(name.as_bytes()));
+    let mine = topology::affinity();
     let mut record = [0u64; 24];
-    record[..2].copy_from_slice(&[kernel, ranks as u64]);
-    record[2..2 + mine.len()].copy_from_slice(&mine);
+    record[..3].copy_from_slice(&[kernel, host, ranks as u64]);
+    record[3..3 + mine.len()].copy_from_slice(&mine);
     let told = all.tell::<{ size_of::<[u64; 24]>() }>(bytemuck::cast(record), &always)?;
-    let (mut ranks, mut mask) = (0, mine);
-    for record in told.into_iter().map(bytemuck::cast::<_, [u64; 24]>).filter(|record| record[0] == kernel) {
-        ranks += record[1] as usize;
-        mask.iter_mut().zip(&record[2..]).for_each(|(word, theirs)| *word |= theirs);
+    let (mut union, mut here, mut confined, mut in_host) = (mine, 0, 0, 0);
+    for theirs in told.into_iter().map(bytemuck::cast::<_, [u64; 24]>).filter(|theirs| theirs[0] == kernel) {
+        let (ranks, mask) = (theirs[2] as usize, &theirs[3..]);
+        here += ranks;
+        in_host += if theirs[1] == host { ranks } else { 0 };
+        // They have no other processors than this process.
+        confined += if mask.iter().zip(&mine).all(|(theirs, mine)| theirs & !mine == 0) { ranks } else { 0 };
+        union.iter_mut().zip(mask).for_each(|(word, theirs)| *word |= theirs);
     }
-    Ok(ranks > topology::within_quota(mask))
+    let quota = topology::quota().unwrap_or(usize::MAX);
+    Ok(here > topology::count(union) || confined > topology::count(mine) || in_host > quota)
 }
 
 /// All ranks' results to process 0, in the order of the net. `with_root`: this process shares memory with it.

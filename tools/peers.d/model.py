@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 
 import contenders
 import figures
@@ -55,19 +54,26 @@ def work(op, cls, size, nodes, ranks, processors):
 
 
 def solve(rows, wanted):
-    """Least squares with factors that are not negative: an active set, small enough to be tried in order."""
-    import numpy
-    rows, wanted = numpy.array(rows, float), numpy.array(wanted, float)
-    used = list(range(rows.shape[1]))
-    while True:
-        scale = numpy.linalg.norm(rows[:, used], axis=0)
-        found = numpy.linalg.lstsq(rows[:, used] / scale, wanted, rcond=None)[0] / scale
-        if (found >= 0).all():
-            break
-        used.remove(used[int(found.argmin())])
-    factors = numpy.zeros(rows.shape[1])
-    factors[used] = found
-    return [float(factor) for factor in factors]
+    """Least squares with factors that are not negative: those that would be are left out, the worst first."""
+    used = list(range(len(rows[0])))
+    while used:
+        # Normal equations, columns scaled to 1, by elimination.
+        scale = {i: math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in used}
+        matrix = [[sum(row[i] * row[j] for row in rows) / scale[i] / scale[j] for j in used]
+                  + [sum(row[i] * y for row, y in zip(rows, wanted)) / scale[i]] for i in used]
+        for column in range(len(used)):
+            pivot = max(range(column, len(used)), key=lambda row: abs(matrix[row][column]))
+            matrix[column], matrix[pivot] = matrix[pivot], matrix[column]
+            for row in range(len(used)):
+                if row != column:
+                    part = matrix[row][column] / matrix[column][column]
+                    matrix[row] = [x - part * y for x, y in zip(matrix[row], matrix[column])]
+        found = {i: matrix[k][-1] / matrix[k][k] / scale[i] for k, i in enumerate(used)}
+        worst = min(used, key=lambda i: found[i] * scale[i])
+        if found[worst] >= 0:
+            return [found.get(i, 0.0) for i in range(len(rows[0]))]
+        used.remove(worst)
+    return [0.0] * len(rows[0])
 
 
 class Fit:
@@ -103,7 +109,7 @@ class Fit:
 
     def predictions(self):
         """A cluster that is not here: constants as its parts are sold, counts from the model."""
-        call, way, exchange, cable, memory = 1.0, 3.0, 1.0, 1 / 12.5e3, 1 / 10e3
+        call, way, exchange, cable, memory = 1.0, 3.0, 6.0, 1 / 12.5e3, 1 / 3e3
         body = []
         for nodes in (2, 16, 128, 1024, 10_000):
             for size in (8, 1 << 20, 256 << 20):
@@ -116,8 +122,6 @@ class Fit:
 
 def fit(points):
     """From points of `peers ours`: the way in that forks, or the only one where there is a rank a host."""
-    contenders.python_package("numpy", None)
-    sys.path[:0] = map(str, contenders.VENV.glob("lib/python*/site-packages"))
     times = {}
     for point in points:
         layout, rate = point.mode.split(", ")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import model
 from contenders import CLASSES, COMMON, HERE, PEERS, TUNINGS
 from figures import Case, Figures, Point, Target, count, disagreements, judge, parse, parse_yardstick, read, target_rows, targets, write
 
@@ -139,6 +140,28 @@ def targets_name_what_there_is():
     for whose, name, ops, *_ in TUNINGS:
         assert set(ops.split()) <= set(COMMON), name
         assert not whose or whose in {word for peer in PEERS for word in (peer.label, peer.family)}, name
+
+
+def targets_over_nodes_name_what_there_is():
+    wanted = targets(HERE / "targets-nodes.csv")
+    assert wanted and all(target.against in ("best", "han") for target in wanted)
+    assert {target.mode for target in wanted} == {"3 x 4, 1gbit"} and {target.ranks for target in wanted} == {12}
+    assert {target.cls for target in wanted} == {f"{cls} {way}" for cls in ("fast", "private") for way in ("crews", "processes")}
+
+
+def a_model_finds_the_costs_that_made_its_points():
+    costs = [10, 20, 15, 1 / 200, 1 / 5000]
+    keys = [(op, cls, nodes, ranks, size) for nodes, ranks in ((2, 1), (2, 4), (4, 2), (6, 1), (3, 4))
+            for op, cls in (("all_reduce", "fast"), ("all_reduce", "private"), ("gather", "private"))
+            for size in (8, 4 << 10, 32 << 10, 256 << 10, 1 << 20, 8 << 20)]
+    points = {(*layout, size): sum(a * b for a, b in zip(costs, model.work(*layout[:2], size, *layout[2:], 2 / layout[2])))
+              for *layout, size in keys}
+    found = model.Fit(points, 2).factors
+    assert all(abs(a / b - 1) < 1e-6 for a, b in zip(found, costs)), found
+
+
+def a_model_leaves_out_what_would_be_negative():
+    assert [round(factor, 9) for factor in model.solve([[1, 0], [1, 1], [1, 2]], [3, 2, 1])] == [2, 0]
 
 
 def main():

@@ -105,8 +105,8 @@ pub(crate) struct Ways {
 
 /// Payload that travels in a record.
 const CARRIED: usize = 128;
-/// What a node says in a meeting: signature, line, whether its ranks say the same, length, digest, local rank that aborts;
-/// then what is carried.
+/// What a node says in a meeting: signature, line, whether its ranks say the same, length, digest; then, on a line of its
+/// own, what is carried.
 type Record = [u64; 8 + CARRIED / 8];
 
 /// What all ranks know after a meeting.

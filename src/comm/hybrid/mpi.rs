@@ -30,6 +30,8 @@ pub(crate) struct Mpi {
     pub(crate) rank: usize,
     pub(crate) size: usize,
     thread: ThreadId,
+    /// Initialised by this library, not by the program.
+    ours: bool,
     process: u32,
     /// Not 0: something was given up while it was under way.
     silenced: AtomicU32,
@@ -135,6 +137,7 @@ impl Mpi {
             rank: rank as usize,
             size: size as usize,
             thread: thread::current().id(),
+            ours,
             process: process::incarnation(),
             silenced: AtomicU32::new(0),
             busy: AtomicU32::new(0),
@@ -145,9 +148,13 @@ impl Mpi {
 
     /// Refuses to fork ranks where the program has initialised MPI: they would inherit half of what it has open.
     pub(crate) fn may_fork(operation: &'static str) -> Result<()> {
-        if JOINED.get().is_none() && is_initialised()? {
-            let problem = "MPI was initialised before the ranks are forked: initialise it afterwards, or leave that to this \
-                           library, or start one process per rank (mpirun -n with the number of ranks)";
+        let is_foreign = match JOINED.get() {
+            Some(joined) => !joined.ours,
+            None => is_initialised()?,
+        };
+        if is_foreign {
+            let problem = "MPI was initialised before processes are forked: initialise it afterwards, or leave that to this \
+                           library; a launch can do without forking (mpirun -n with the number of ranks)";
             return Err(Error::option(operation, problem));
         }
         Ok(())

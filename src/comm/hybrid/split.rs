@@ -74,7 +74,10 @@ impl<'w> Hybrid<'w> {
                 return Err(error);
             }
         };
-        let Some(node) = node else { return Ok(None) };
+        let Some(mut node) = node else { return Ok(None) };
+        if self.ways.crowded {
+            node.window().be_patient();
+        }
         if nodes_of(&members).len() == 1 {
             return Ok(Some(Box::new(node)));
         }
