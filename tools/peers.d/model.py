@@ -10,6 +10,7 @@ from figures import number, size_name
 # As in src/comm/hybrid: bytes of a record, up to which operands travel in it, are told by all to all, sizes of chunks.
 RECORD, CARRIED, WHOLE, AT_ONCE, CHUNK, LEAST = 192, 128, 64 << 10, 16 << 20, 256 << 10, 32 << 10
 INLINE = 72
+BURST = 128 << 10
 
 NAMES = ["a call", "a message's way", "an exchange, each rank of a processor", "a byte on a cable", "a byte through memory"]
 
@@ -53,6 +54,12 @@ def work(op, cls, size, nodes, ranks, processors):
     return [1, ways + 2 * waits * (nodes - 1), (exchanges + rounds) * share, cable + carried, memory * share]
 
 
+def here(op, cls, nodes, ranks, size, processors):
+    """The same where all hosts share one machine's processors; the cables of tools/cluster let some bytes through at once."""
+    *rest, cable, memory = work(op, cls, size, nodes, ranks, processors / nodes)
+    return [*rest, max(0, cable - BURST), memory]
+
+
 def solve(rows, wanted):
     """Least squares with factors that are not negative: those that would be are left out, the worst first."""
     used = list(range(len(rows[0])))
@@ -79,17 +86,13 @@ def solve(rows, wanted):
 class Fit:
     def __init__(self, points, processors):
         self.points, self.processors = points, processors
-        features = [self.features(*key) for key in points]
+        features = [here(*key, processors) for key in points]
         times = list(points.values())
         # Relative deviations count.
         self.factors = solve([[x / t for x in row] for row, t in zip(features, times)], [1.0] * len(times))
 
-    def features(self, op, cls, nodes, ranks, size):
-        # All hosts share this machine's processors.
-        return work(op, cls, size, nodes, ranks, self.processors / nodes)
-
     def time(self, key):
-        return sum(factor * count for factor, count in zip(self.factors, self.features(*key)))
+        return sum(factor * count for factor, count in zip(self.factors, here(*key, self.processors)))
 
     def table(self):
         call, way, exchange, cable, memory = self.factors
