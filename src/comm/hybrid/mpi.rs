@@ -54,6 +54,9 @@ static AT_EXIT: OnceLock<fn(&'static Mpi) -> bool> = OnceLock::new();
 /// Largest message: counts are C's `int`.
 pub(crate) const LARGEST: usize = 1 << 30;
 
+/// Seconds that MPI_Abort may take.
+const ABORTING: u32 = 2;
+
 /// The error for a code that a function of MPI returned.
 fn code(call: &'static str, code: i32) -> Result<()> {
     match code {
@@ -315,6 +318,11 @@ impl Mpi {
         if self.process == process::incarnation() {
             // It may end this process by exit: see `finalise`.
             self.silenced.store(1, Ordering::Relaxed);
+            // MPICH's own handlers may then wait for processes that wait for this one: whatever happens, it does not live on.
+            // SAFETY: the usual end of a process by this signal.
+            unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
+            // SAFETY: sets a timer.
+            unsafe { libc::alarm(ABORTING) };
             // SAFETY: a communicator of ours; ends this process too.
             unsafe { ffi::MPI_Abort(self.comm, status) };
         }
