@@ -10,6 +10,7 @@ from figures import number, size_name
 # As in src/comm/hybrid: bytes of a record, up to which operands travel in it, are told by all to all, sizes of chunks.
 RECORD, CARRIED, WHOLE, AT_ONCE, CHUNK, LEAST = 192, 128, 64 << 10, 16 << 20, 256 << 10, 32 << 10
 INLINE = 72
+# What a shaped cable of tools/cluster lets through at once.
 BURST = 128 << 10
 
 NAMES = ["a call", "a message's way", "an exchange, each rank of a processor", "a byte on a cable", "a byte through memory"]
@@ -21,8 +22,9 @@ def steps(nodes):
 
 def work(op, cls, size, nodes, ranks, processors):
     """How often each of NAMES happens, one after the other, for `ranks` a node; less than one processor: nodes share it."""
+    # Leaders that share a processor look for messages in turn.
     share, waits = max(1, ranks / processors), max(1, 1 / processors)
-    # Leaders look for messages in turn where they share a processor. Meeting: an exchange of the node, records around, a broadcast of them in the node.
+    # Meeting: an exchange of the node, records around, a broadcast of them in the node.
     ways, exchanges, cable, memory = waits * steps(nodes), 3, RECORD * (nodes - 1), RECORD * nodes
     if op == "gather":
         if size <= INLINE and size * ranks <= CARRIED:
