@@ -40,7 +40,7 @@ impl fmt::Display for Death {
     }
 }
 
-/// Where a call failed: shown as `gather (call 17 of rank 2)`.
+/// Where a call failed: shown as `gather (call 17 of rank 2)`, or as `sweep` where no communicator is part of it.
 ///
 /// ```
 /// let place = phalanx::Place { operation: "gather", rank: 2, sequence: 17 };
@@ -58,7 +58,10 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (call {} of rank {})", self.operation, self.sequence, self.rank)
+        match *self {
+            Place { operation, rank: 0, sequence: 0 } => f.write_str(operation),
+            Place { operation, rank, sequence } => write!(f, "{operation} (call {sequence} of rank {rank})"),
+        }
     }
 }
 

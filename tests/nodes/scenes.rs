@@ -2,8 +2,9 @@
 
 use crate::elements::mix;
 use ndarray::{Array1, Array2, arr1};
-use phalanx::{Comm, Error, Launch, Op, Progress, Result, Row, Sweep, create_parallel_manager};
-use std::time::Duration;
+use phalanx::{Comm, Error, Launch, Op, Outcome, Progress, Result, Row, Sweep, create_parallel_manager};
+use std::cell::RefCell;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
 const LENS: [usize; 11] = [1, 2, 9, 16, 100, 1_000, 8_191, 40_000, 50_000, 160_000, 300_001];
@@ -180,7 +181,10 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
             comm.barrier()
         }),
         "forever" => fail(launch, forever),
-        "sweep" => sweep(launch),
+        "panics" => fail(launch, panics),
+        "sweep" => sweep(launch, &Bomb::never()),
+        "sweep-panics" => sweep(launch, &Bomb::lit()),
+        "rows-panic" => rows_panic(launch),
         "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
@@ -201,12 +205,52 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
     }
 }
 
+/// Panics at a moment that nobody knows before.
+struct Bomb(Option<Instant>);
+
+impl Bomb {
+    fn never() -> Self {
+        Self(None)
+    }
+
+    /// Within a second and a half.
+    fn lit() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+        Self(Some(Instant::now() + Duration::from_micros(mix(now) % 1_500_000)))
+    }
+
+    fn tick(&self) {
+        if self.0.is_some_and(|at| Instant::now() > at) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+            eprintln!("the moment is {now}");
+            panic!("out of salt");
+        }
+    }
+}
+
+/// The last rank panics: between calls, or in an operation while it folds for others.
+fn panics(comm: &mut Comm<'_>) -> Result<()> {
+    let last = comm.rank() + 1 == comm.size();
+    let bomb = if last { Bomb::lit() } else { Bomb::never() };
+    let sum = Op::user(move |a: f64, b: f64| {
+        bomb.tick();
+        a + b
+    });
+    let bomb = if last { Bomb::lit() } else { Bomb::never() };
+    until(comm, &sum, &bomb)
+}
+
 /// Sums and gathers until something happens.
 fn forever(comm: &mut Comm<'_>) -> Result<()> {
+    until(comm, &Op::sum(), &Bomb::never())
+}
+
+fn until(comm: &mut Comm<'_>, op: &Op<'_, f64>, bomb: &Bomb) -> Result<()> {
     for round in 0.. {
         let len = [1, 1_000, 100_000][round % 3];
         let mut sum = Array1::zeros(len);
-        comm.all_reduce(&Array1::from_elem(len, comm.rank() as f64), &mut sum, &Op::sum())?;
+        comm.all_reduce(&Array1::from_elem(len, comm.rank() as f64), &mut sum, op)?;
+        bomb.tick();
         let mut all = comm.is_root().then(|| Array1::zeros(len * comm.size()));
         comm.gather(&sum, all.as_mut(), 0)?;
         if round == 0 && comm.is_root() {
@@ -216,11 +260,12 @@ fn forever(comm: &mut Comm<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Rows of a millisecond each, for half an hour.
-fn sweep(launch: &Launch) -> Result<()> {
+/// Rows of a millisecond each, for half an hour, or until root's progress panics.
+fn sweep(launch: &Launch, bomb: &Bomb) -> Result<()> {
     let rows = Array2::from_elem((1_000_000, 1), 1.0);
-    let mut said = false;
+    let (mut said, bomb) = (false, Bomb(bomb.0));
     let progress = Box::new(move |progress: &Progress| {
+        bomb.tick();
         if progress.done > 100 && !std::mem::replace(&mut said, true) {
             println!("under way");
         }
@@ -237,6 +282,49 @@ fn sweep(launch: &Launch) -> Result<()> {
         Ok(())
     };
     sweep.run(rows.view(), 1, || Ok(()), model).map(|_| println!("nothing happened"))
+}
+
+/// A model that panics costs its row: 20 of 20,000. Root hears how far all nodes have come.
+fn rows_panic(launch: &Launch) -> Result<()> {
+    const ROWS: usize = 20_000;
+    let mut rows = Array2::from_shape_fn((ROWS, 2), |(row, column)| (row * (1 - column)) as f64);
+    (0..20).for_each(|at| rows[[(at * 1_000 + mix(at) % 1_000) as usize, 1]] = 1.0);
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(Duration::from_micros(500));
+        assert!(row.values[1] == 0.0, "out of salt in {}", row.values[0]);
+        out[0] = row.values[0].sqrt();
+        Ok(())
+    };
+    let heard = RefCell::new(Vec::new());
+    let progress: Box<dyn FnMut(&Progress)> = Box::new(|progress| heard.borrow_mut().push(*progress));
+    let sweep = Sweep {
+        workers: launch.ranks,
+        backend: launch.backend,
+        progress: Some(progress),
+        ..Sweep::default()
+    };
+    let swept = sweep.run(rows.view(), 1, || Ok(()), model)?;
+    let heard: Vec<_> = heard.take().iter().map(|progress| (progress.done, progress.workers)).collect();
+    let Some(swept) = swept else {
+        assert!(heard.is_empty(), "only root tells");
+        return Ok(());
+    };
+    for (row, values) in rows.outer_iter().enumerate() {
+        let got = swept.values()[[row, 0]];
+        match swept.outcome(row) {
+            Outcome::Panicked(text) if values[1] == 1.0 => {
+                assert!(got.is_nan() && text.starts_with(&format!("out of salt in {row} ")), "{text}");
+            }
+            outcome => assert_eq!((values[1], outcome, got), (0.0, Outcome::Done, (row as f64).sqrt())),
+        }
+    }
+    let (last, before) = heard.split_last().expect("told at the end");
+    assert_eq!(*last, (ROWS as u64, swept.workers.len()));
+    assert!(heard.is_sorted() && heard[0].1 == swept.workers.len(), "{heard:?}");
+    // Root's own workers do a third.
+    assert!(before.last().is_some_and(|last| last.0 > ROWS as u64 / 2), "{heard:?}");
+    println!("{ROWS} rows, of which {} panicked", rows.column(1).sum());
+    Ok(())
 }
 
 fn fail(launch: &Launch, body: impl for<'w> Fn(&mut Comm<'w>) -> Result<()>) -> Result<()> {

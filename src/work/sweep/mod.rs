@@ -74,15 +74,46 @@ pub struct Sweep<'p> {
     /// Build the model in every worker instead of once for all (forked workers inherit what was built, copy-on-write).
     /// A build that leaves threads behind is made in every worker anyway.
     pub cold: bool,
-    /// Called in the caller about ten times a second, and at the end.
+    /// Called in root's process about ten times a second, and at the end; rows of other nodes are known a little later.
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
 }
 
-/// How often the caller looks after the workers; and if workers of other nodes wait for its word, or they for theirs.
+/// How often the caller looks after the workers.
 const WATCHING: Duration = Duration::from_millis(50);
-const COORDINATING: Duration = Duration::from_millis(1);
+
+/// Tells the user's function how far a sweep has come.
+struct Watcher<'p> {
+    progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
+    rows: u64,
+    start: Instant,
+    last: Instant,
+}
+
+impl<'p> Watcher<'p> {
+    fn new(progress: Option<Box<dyn FnMut(&Progress) + 'p>>, rows: usize, start: Instant) -> Self {
+        Self { progress, rows: rows as u64, start, last: start }
+    }
+
+    fn look(&mut self, workers: usize, done: impl FnOnce() -> u64) {
+        if self.last.elapsed() > Duration::from_millis(100) {
+            self.last = Instant::now();
+            self.tell(workers, done());
+        }
+    }
+
+    /// All rows are done: tallies may lack one that a worker finished and then died.
+    fn end(&mut self, workers: usize) {
+        self.tell(workers, self.rows);
+    }
+
+    fn tell(&mut self, workers: usize, done: u64) {
+        if let Some(progress) = &mut self.progress {
+            progress(&Progress { rows: self.rows, done, elapsed: self.start.elapsed(), workers });
+        }
+    }
+}
 
 impl Sweep<'_> {
     /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
@@ -149,61 +180,30 @@ impl Sweep<'_> {
             build: &build,
             model: &model,
         };
+        let mut watcher = Watcher::new(self.progress.take(), rows, start);
+        let mut look = || watcher.look(workers, || ledger.finished());
         let replaced = match self.backend {
             _ if rows == 0 => vec![0; workers],
-            Backend::Serial => self.serial(&work, start)?,
-            Backend::Threads => self.threads(&work, start)?,
+            Backend::Serial => {
+                work.all(0, build()?, None, &mut look)?;
+                vec![0]
+            }
+            Backend::Threads => threads(&work, &mut look)?,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                self.forked(&work, start, &mut || {})?
+                self.forked(&work, WATCHING, &mut look)?
             }
         };
-        self.report_done(&ledger, ledger.tasks as u64, workers, start);
+        watcher.end(workers);
         let workers = stats(&ledger, &replaced);
         swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
     }
 
-    fn serial<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
-    where
-        B: Fn() -> Result<S> + Sync,
-        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
-    {
-        let state = (work.build)()?;
-        let mut last = start;
-        work.all(0, state, None, &mut || {
-            if last.elapsed() > Duration::from_millis(100) {
-                last = Instant::now();
-                self.report(work.ledger, 1, start);
-            }
-        })?;
-        Ok(vec![0])
-    }
-
-    fn threads<S, B, M>(&mut self, work: &Work<'_, B, M>, start: Instant) -> Result<Vec<u32>>
-    where
-        B: Fn() -> Result<S> + Sync,
-        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
-    {
-        std::thread::scope(|scope| {
-            let run = |slot| move || work.all(slot, (work.build)()?, None, &mut || {});
-            let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
-            while threads.iter().any(|thread| !thread.is_finished()) {
-                std::thread::sleep(Duration::from_millis(10));
-                self.report(work.ledger, work.workers, start);
-            }
-            let ended = threads.into_iter().map(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(_) => Err(Error::Start { text: "build panicked".to_owned() }),
-            });
-            ended.collect::<Result<Vec<()>>>().map(|_| vec![0; work.workers])
-        })
-    }
-
-    /// `coordinate` is called all the time while the workers run.
+    /// `look` is called every `slice` while the workers run.
     fn forked<S, B, M>(
-        &mut self,
+        &self,
         work: &Work<'_, B, M>,
-        start: Instant,
-        coordinate: &mut dyn FnMut(),
+        slice: Duration,
+        look: &mut dyn FnMut(),
     ) -> Result<Vec<u32>>
     where
         B: Fn() -> Result<S> + Sync,
@@ -212,7 +212,6 @@ impl Sweep<'_> {
         let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
         let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
         let mut warm = !self.cold;
-        let slice = if work.of > work.workers { COORDINATING } else { WATCHING };
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
@@ -230,31 +229,13 @@ impl Sweep<'_> {
                 led: false,
             };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
-            let mut last = start;
-            let built = crew.wait_looking(slice, || {
-                coordinate();
-                if last.elapsed() > Duration::from_millis(100) {
-                    last = Instant::now();
-                    self.report(work.ledger, work.workers, start);
-                }
-            })?;
+            let built = crew.wait_looking(slice, &mut *look)?;
             if built {
                 return Ok((0..work.workers)
                     .map(|slot| world.slot(slot).generation().saturating_sub(1))
                     .collect());
             }
             warm = false;
-        }
-    }
-
-    fn report(&mut self, ledger: &Ledger, workers: usize, start: Instant) {
-        self.report_done(ledger, ledger.finished(), workers, start);
-    }
-
-    /// At the end all rows are done: tallies may lack one that a worker finished and then died.
-    fn report_done(&mut self, ledger: &Ledger, done: u64, workers: usize, start: Instant) {
-        if let Some(progress) = &mut self.progress {
-            progress(&Progress { rows: ledger.tasks as u64, done, elapsed: start.elapsed(), workers });
         }
     }
 
@@ -323,4 +304,24 @@ impl Sweep<'_> {
         let workers = stats(&ledger, &vec![0; workers]);
         swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), workers).map(Some)
     }
+}
+
+fn threads<S, B, M>(work: &Work<'_, B, M>, look: &mut dyn FnMut()) -> Result<Vec<u32>>
+where
+    B: Fn() -> Result<S> + Sync,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
+{
+    std::thread::scope(|scope| {
+        let run = |slot| move || work.all(slot, (work.build)()?, None, &mut || {});
+        let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(10));
+            look();
+        }
+        let ended = threads.into_iter().map(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(Error::Start { text: "build panicked".to_owned() }),
+        });
+        ended.collect::<Result<Vec<()>>>().map(|_| vec![0; work.workers])
+    })
 }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! node                                                   root
-//! [1] a ration is eaten: Ask (rows finished so far)      answers with Grant: a stretch, a share of what is left
+//! [1] a ration is eaten: Hungry, and rows done so far    answers with Grant: a stretch, a share of what is left
+//!     now and then: Going, and rows done so far          tells how far all have come
 //! [2] marks its rows free, and fills the ration          (its own node's rations it fills itself)
-//! [3] an empty Grant: closes; its workers end            until all nodes have had one
+//! [3] an empty Grant: closes; its workers end; Done      serves until all nodes are done
 //! [4] sends its stretches, words, rows, texts            receives rows where they stay, and takes the words over
 //! ```
 //!
@@ -20,7 +21,7 @@ use crate::os::topology;
 use crate::work::launch::asked;
 use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
 use crate::work::sweep::worker::{Reason, Row, Work};
-use crate::work::sweep::{Schedule, Sweep};
+use crate::work::sweep::{Schedule, Sweep, Watcher};
 use ndarray::ArrayView2;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -29,6 +30,24 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// So many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
 const PARTS: usize = 2;
+/// How often the caller looks after other nodes.
+const COORDINATING: Duration = Duration::from_millis(1);
+/// How often a node says how far it has come; more nodes than a hundred say so less often: a thousand times a second in all.
+const NEWS: Duration = Duration::from_millis(100);
+
+/// What a node tells root, with the number of its rows that are done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Say {
+    Going = 1,
+    /// It needs more rows.
+    Hungry,
+    /// All its rows are done, and it knows that there are no more: what it says last.
+    Done,
+}
+
+/// Told by root: workers and finished rows on all nodes.
+type Look<'l> = &'l dyn Fn(usize, u64);
 
 /// What one process of the job knows of the whole.
 struct Coordinator<'l> {
@@ -40,14 +59,15 @@ struct Coordinator<'l> {
     all: usize,
     /// Stretches that were granted to this node.
     mine: Vec<Range<usize>>,
-    /// In root: the first row that nobody has been granted; how many rows each node has finished; whether it has been told
-    /// that there are no more.
+    /// There are no more for it.
+    ended: bool,
+    /// In root: the first row that nobody has been granted; how many rows each node has finished; those nodes that are done.
     next: usize,
     finished: Vec<u64>,
-    told: Vec<bool>,
-    /// Elsewhere: an answer is due.
+    done: Vec<usize>,
+    /// Elsewhere: an answer is due; when root was last told something.
     waiting: bool,
-    ended: bool,
+    told: Instant,
 }
 
 pub(super) fn run<S, B, M>(
@@ -100,12 +120,14 @@ where
         ledger.close();
     }
     let join = || Coordinator::join(&ledger, fixed.clone(), digest, each);
+    let watcher = RefCell::new(Watcher::new(sweep.progress.take(), rows, start));
+    let look = |all: usize, done: u64| watcher.borrow_mut().look(all, || done);
     let mut failed = None;
-    let replaced = sweep.forked(&work, start, &mut || {
+    let replaced = sweep.forked(&work, COORDINATING, &mut || {
         // MPI is joined when the workers have been forked.
         let mut coordinator = coordinator.borrow_mut();
         let step = match &mut *coordinator {
-            Some(coordinator) => coordinator.coordinate(),
+            Some(coordinator) => coordinator.coordinate(&look),
             none => join().map(|joined| *none = Some(joined)),
         };
         if let Err(error) = step {
@@ -124,13 +146,10 @@ where
         Some(coordinator) => Ok(coordinator),
         None => join(),
     };
-    let collected = coordinator.and_then(|coordinator| coordinator.collect(stats(&ledger, &replaced)));
-    let workers = collected.inspect_err(fatal)?;
-    sweep.report_done(&ledger, rows as u64, each * job.size, start);
-    match workers {
-        Some(workers) => swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some),
-        None => Ok(None),
-    }
+    let collected = coordinator.and_then(|coordinator| coordinator.collect(stats(&ledger, &replaced), &look));
+    let Some(workers) = collected.inspect_err(fatal)? else { return Ok(None) };
+    watcher.into_inner().end(workers.len());
+    swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
 }
 
 /// Ends the job, if this process is part of one.
@@ -178,24 +197,24 @@ impl<'l> Coordinator<'l> {
             all: workers.iter().sum(),
             workers,
             mine: Vec::new(),
+            ended: false,
             next: 0,
             finished: vec![0; nodes],
-            told: vec![false; nodes],
+            done: Vec::new(),
             waiting: false,
-            ended: false,
+            told: Instant::now(),
         };
         if let Some(stretch) = fixed {
             coordinator.mine.push(stretch);
             coordinator.ended = true;
-            coordinator.told = vec![true; nodes];
         }
-        coordinator.coordinate()?;
+        coordinator.coordinate(&|_, _| {})?;
         Ok(coordinator)
     }
 
     /// [1]-[3]
-    fn coordinate(&mut self) -> Result<()> {
-        if self.net.me == 0 { self.serve() } else { self.ask() }
+    fn coordinate(&mut self, look: Look<'_>) -> Result<()> {
+        if self.net.me == 0 { self.serve(look) } else { self.ask() }
     }
 
     /// A stretch of what is left.
@@ -217,22 +236,26 @@ impl<'l> Coordinator<'l> {
         self.mine.push(stretch);
     }
 
-    fn serve(&mut self) -> Result<()> {
+    fn serve(&mut self, look: Look<'_>) -> Result<()> {
         while let Some(node) = self.net.arrived(Tag::Ask)? {
-            let mut finished = [0; 8];
-            self.net.recv_all(&mut finished, node, Tag::Ask, &always)?;
-            self.finished[node] = u64::from_ne_bytes(finished);
-            let stretch = self.ration(node);
-            self.told[node] |= stretch.is_empty();
-            let words = [stretch.start as u64, stretch.end as u64];
-            self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
+            let mut words = [0u64; 2];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), node, Tag::Ask, &always)?;
+            let [say, finished] = words;
+            self.finished[node] = finished;
+            if say == Say::Hungry as u64 {
+                let stretch = self.ration(node);
+                let words = [stretch.start as u64, stretch.end as u64];
+                self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
+            } else if say == Say::Done as u64 {
+                self.done.push(node);
+            }
         }
         while !self.ended && self.ledger.is_hungry() {
             let stretch = self.ration(0);
             self.granted(stretch);
         }
         self.finished[0] = self.ledger.finished();
-        self.told[0] = self.ended;
+        look(self.all, self.finished.iter().sum());
         Ok(())
     }
 
@@ -244,21 +267,26 @@ impl<'l> Coordinator<'l> {
             self.granted(words[0] as usize..words[1] as usize);
         }
         if !self.waiting && !self.ended && self.ledger.is_hungry() {
-            let finished = self.ledger.finished().to_ne_bytes();
-            self.net.send_all(&finished, 0, Tag::Ask, &always)?;
             self.waiting = true;
+            self.say(Say::Hungry)?;
+        } else if self.told.elapsed() > NEWS.max(Duration::from_millis(self.net.size() as u64)) {
+            self.say(Say::Going)?;
         }
         Ok(())
     }
 
+    fn say(&mut self, say: Say) -> Result<()> {
+        self.told = Instant::now();
+        let words = [say as u64, self.ledger.finished()];
+        self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
+    }
+
     /// [4]
-    fn collect(mut self, stats: Vec<WorkerStats>) -> Result<Option<Vec<WorkerStats>>> {
-        let result = match self.net.me {
-            0 => self.receive(stats).map(Some),
-            _ => self.send(stats).map(|()| None),
-        };
-        self.mpi.be_busy(false);
-        result
+    fn collect(mut self, stats: Vec<WorkerStats>, look: Look<'_>) -> Result<Option<Vec<WorkerStats>>> {
+        match self.net.me {
+            0 => self.receive(stats, look).map(Some),
+            _ => self.say(Say::Done).and_then(|()| self.send(stats)).map(|()| None),
+        }
     }
 
     fn send(&mut self, stats: Vec<WorkerStats>) -> Result<()> {
@@ -288,14 +316,19 @@ impl<'l> Coordinator<'l> {
         Ok(())
     }
 
-    fn receive(&mut self, mut workers: Vec<WorkerStats>) -> Result<Vec<WorkerStats>> {
-        // Nodes that still work are served until they have been told that there is no more.
-        while !self.told.iter().all(|&told| told) {
-            self.serve()?;
-            std::thread::sleep(Duration::from_micros(100));
-        }
+    /// From each node when it is done, while others still work.
+    fn receive(&mut self, own: Vec<WorkerStats>, look: Look<'_>) -> Result<Vec<WorkerStats>> {
+        let mut workers = vec![Vec::new(); self.net.size()];
+        workers[0] = own;
         let mut texts = Texts::default();
-        for node in 1..self.net.size() {
+        let mut next = 0;
+        while next + 1 < self.net.size() {
+            self.serve(look)?;
+            let Some(&node) = self.done.get(next) else {
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            };
+            next += 1;
             let mut len = [0; 8];
             self.net.recv_all(&mut len, node, Tag::Result, &always)?;
             let mut head = vec![0; u64::from_ne_bytes(len) as usize];
@@ -311,9 +344,9 @@ impl<'l> Coordinator<'l> {
             }
             let worker =
                 |(rows, nanos, replaced)| WorkerStats { rows, busy: Duration::from_nanos(nanos), replaced };
-            workers.extend(stats.into_iter().map(worker));
+            workers[node] = stats.into_iter().map(worker).collect();
         }
-        Ok(workers)
+        Ok(workers.concat())
     }
 
     /// A stretch of another node: its rows to where they stay.
@@ -332,6 +365,16 @@ impl<'l> Coordinator<'l> {
             self.ledger.adopt(task, word);
         }
         Ok(())
+    }
+}
+
+impl Drop for Coordinator<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The user's progress did.
+            end_job(self.mpi, &Error::option("sweep", "the program panicked"));
+        }
+        self.mpi.be_busy(false);
     }
 }
 
