@@ -368,7 +368,7 @@ impl<'w> Window<'w> {
         match broken {
             Broken::Revoked(revoked) => self.over(call, revoked),
             // Its body has returned: whoever still waits reports it, and revokes by failing.
-            Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.ranks[peer] },
+            Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.number(peer) },
             Broken::Gone(_) => {
                 self.world.revoke(self.epoch, self.ranks[peer]);
                 self.world.blame(place, self.ranks[peer])
@@ -382,6 +382,11 @@ impl<'w> Window<'w> {
     }
 
     /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
+    /// What a member is called in errors.
+    fn number(&self, peer: usize) -> usize {
+        self.world.number(self.ranks[peer])
+    }
+
     fn missing(&self, call: &Call, peer: usize) -> Vec<RankState> {
         let collective = !matches!(call.verb, Verb::Send | Verb::SendLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
@@ -395,7 +400,7 @@ impl<'w> Window<'w> {
         let aborts = |head: &Head| head.signature & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
             self.gate.advance();
-            let rank = self.ranks[peer];
+            let rank = self.number(peer);
             let problem = format!(
                 "rank {rank} was given wrong arguments and reports them; nobody's output has changed"
             );
@@ -403,7 +408,7 @@ impl<'w> Window<'w> {
         }
         let row = |peer| {
             let (head, line) = self.gate.head(peer);
-            format!("  rank {}: {}\n", self.ranks[peer], describe(head.signature, head.len, line))
+            format!("  rank {}: {}\n", self.number(peer), describe(head.signature, head.len, line))
         };
         let table = (0..self.size()).map(row).collect();
         self.revoke();

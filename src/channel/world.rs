@@ -38,6 +38,8 @@ pub(crate) struct Header {
     closed: AtomicU32,
     /// The zygote's robust word.
     supervisor: AtomicU32,
+    /// What rank 0 is called in errors: this world may be one node's part of a larger one. Written before any body runs.
+    first: AtomicU32,
 }
 
 /// What became of a rank's body.
@@ -350,6 +352,17 @@ impl World {
         self.plan.ranks
     }
 
+    /// This world is the part of a larger one that begins with rank `first`.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn number_from(&self, first: usize) {
+        self.segment.place::<Header>(0).first.store(first as u32, Ordering::Relaxed);
+    }
+
+    /// What the rank is called in errors.
+    pub(crate) fn number(&self, rank: usize) -> usize {
+        self.segment.place::<Header>(0).first.load(Ordering::Relaxed) as usize + rank
+    }
+
     /// Where the rank's share of the world's communicator lies in this epoch.
     pub(crate) fn member_at(&self, rank: usize, epoch: u32) -> usize {
         let half = (epoch & 1) as usize * self.plan.ranks;
@@ -527,7 +540,7 @@ impl World {
             _ => process::state(pid),
         };
         let (sequence, signature, line) = self.segment.place::<Line>(base).latest();
-        RankState { rank, pid, state, operation: operation(signature), sequence, line }
+        RankState { rank: self.number(rank), pid, state, operation: operation(signature), sequence, line }
     }
 
     /// What all ranks are known to do.
@@ -539,15 +552,15 @@ impl World {
     /// The error that peers of the first culprit report from a call at `place`.
     pub(crate) fn blame(&self, place: Place, culprit: usize) -> Error {
         let rank = culprit.min(self.ranks() - 1);
-        let slot = self.slot(rank);
+        let (slot, number) = (self.slot(rank), self.number(rank));
         let alive = slot.alive.load(Ordering::Acquire);
         match (alive, slot.status.load(Ordering::Relaxed)) {
-            (FAILED, _) => Error::PeerFailed { place, rank, text: self.last_words(rank) },
-            (LEFT, _) => Error::PeerLeft { place, rank },
-            (alive, _) if !wait::is_gone(alive) => Error::Ended { place, rank },
+            (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
+            (LEFT, _) => Error::PeerLeft { place, rank: number },
+            (alive, _) if !wait::is_gone(alive) => Error::Ended { place, rank: number },
             _ => Error::PeerDied {
                 place,
-                rank,
+                rank: number,
                 pid: slot.pid.load(Ordering::Relaxed),
                 cause: self.death(rank, Duration::from_millis(5)),
             },
@@ -556,15 +569,14 @@ impl World {
 
     /// The error that the caller of the world reports for the first culprit.
     pub(crate) fn verdict(&self, rank: usize) -> Error {
-        let text = self.last_words(rank);
+        let (text, number) = (self.last_words(rank), self.number(rank));
+        let place = Place { operation: "launch", rank: number, sequence: 0 };
         match self.slot(rank).status.load(Ordering::Acquire) {
             UNSTARTED => Error::Start { text },
-            PANICKED if self.has_spoken(rank) => Error::Panicked { rank, text },
-            RETURNED if self.has_spoken(rank) => Error::Returned { rank, text },
-            DONE if self.has_spoken(rank) => {
-                Error::Ended { place: Place { operation: "launch", rank, sequence: 0 }, rank }
-            }
-            _ => self.blame(Place { operation: "launch", rank, sequence: 0 }, rank),
+            PANICKED if self.has_spoken(rank) => Error::Panicked { rank: number, text },
+            RETURNED if self.has_spoken(rank) => Error::Returned { rank: number, text },
+            DONE if self.has_spoken(rank) => Error::Ended { place, rank: number },
+            _ => self.blame(place, rank),
         }
     }
 

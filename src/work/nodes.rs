@@ -150,6 +150,7 @@ where
             crowded: false,
         };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways)?));
+        world.number_from(comm.rank() - rank);
         one(&world, &mut comm, &seat, &body)
     };
     let job = Job {
@@ -180,6 +181,7 @@ where
         let ways = Ways { leaders, everyone: None, contexts: Rc::clone(&contexts), crowded };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways)?));
         rank.set(comm.rank());
+        world.number_from(comm.rank());
         one(&world, &mut comm, &seat, &body)
     });
     match told(rank.get(), led) {
@@ -187,25 +189,13 @@ where
         Err(error) => return fatal(mpi, error),
     }
     mpi.use_contexts(contexts.get());
-    crew.wait(|| {}).or_else(|error| fatal(mpi, globally(error, rank.get())))?;
+    crew.wait(|| {}).or_else(|error| fatal(mpi, error))?;
     let packed = |rank: usize| {
         let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
         world.bytes(offset, len)
     };
     let mine: Vec<Vec<u8>> = (0..plan.ranks).map(packed).collect::<Result<_>>()?;
     collect(&all, &world, mine, mpi.rank == 0).or_else(|error| fatal(mpi, error))
-}
-
-/// The error of a node's world, with the ranks as they are numbered in the whole; `first` is the node's first.
-fn globally(error: Error, first: usize) -> Error {
-    match error {
-        Error::Panicked { rank, text } => Error::Panicked { rank: first + rank, text },
-        Error::Returned { rank, text } => Error::Returned { rank: first + rank, text },
-        Error::PeerDied { place, rank, pid, cause } => {
-            Error::PeerDied { place, rank: first + rank, pid, cause }
-        }
-        error => error,
-    }
 }
 
 /// What a body came to, with its rank.
@@ -305,6 +295,7 @@ impl Seats {
                 world
             }
         };
+        world.number_from(rank - local);
         world.segment().keep_from_children()?;
         let contexts = Rc::new(Cell::new(context + 1));
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })

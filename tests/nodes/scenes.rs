@@ -4,6 +4,7 @@ use crate::elements::mix;
 use ndarray::{Array1, Array2, arr1};
 use phalanx::{Comm, Error, Launch, Op, Outcome, Progress, Result, Row, Sweep, create_parallel_manager};
 use std::cell::RefCell;
+use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Lengths on both sides of every switch: in the record, told by all, one chunk, several, not a multiple of anything.
@@ -222,7 +223,8 @@ impl Bomb {
     fn tick(&self) {
         if self.0.is_some_and(|at| Instant::now() > at) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-            eprintln!("the moment is {now}");
+            // At once: other processes write there too.
+            let _ = std::io::stderr().write_all(format!("the moment is {now}\n").as_bytes());
             panic!("out of salt");
         }
     }

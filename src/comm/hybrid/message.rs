@@ -83,28 +83,28 @@ impl Hybrid<'_> {
 
     pub(super) fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         match self.layout.local(to) {
-            Some(to) => self.node.send(call, to, message).map_err(|error| self.globally(call, error)),
+            Some(to) => self.node.send(call, to, message).map_err(|error| self.placed(call, error)),
             None => self.post(call, to, message, false),
         }
     }
 
     pub(super) fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
         match self.layout.local(from) {
-            Some(from) => self.node.recv(call, from, message).map_err(|error| self.globally(call, error)),
+            Some(from) => self.node.recv(call, from, message).map_err(|error| self.placed(call, error)),
             None => self.take(call, from, message, false),
         }
     }
 
     pub(super) fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         match self.layout.local(to) {
-            Some(to) => self.node.send_block(call, to, block).map_err(|error| self.globally(call, error)),
+            Some(to) => self.node.send_block(call, to, block).map_err(|error| self.placed(call, error)),
             None => self.post(call, to, block.bytes(), true),
         }
     }
 
     pub(super) fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if let Some(from) = self.layout.local(from) {
-            return self.node.recv_block(call, from, len).map_err(|error| self.globally(call, error));
+            return self.node.recv_block(call, from, len).map_err(|error| self.placed(call, error));
         }
         self.head(call, from, len, true)?;
         let mut block = self.node.seat().heap.borrow_mut().alloc(len, false)?;

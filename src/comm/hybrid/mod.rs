@@ -36,6 +36,7 @@ use message::Letters;
 use moving::Area;
 use net::{Net, end_job};
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Which ranks are where. Known to all.
@@ -70,8 +71,16 @@ impl Layout {
         self.firsts[node]
     }
 
-    fn ranks(&self, node: usize) -> std::ops::Range<usize> {
+    fn ranks(&self, node: usize) -> Range<usize> {
         self.firsts[node]..self.firsts[node + 1]
+    }
+
+    /// The ranks of some nodes, and where they are: `ranks 4 to 7 on node2 to node3`.
+    fn describe(&self, nodes: Range<usize>) -> String {
+        let (first, last) = (self.firsts[nodes.start], self.firsts[nodes.end] - 1);
+        let ranks = if first == last { format!("rank {first}") } else { format!("ranks {first} to {last}") };
+        let (host, end) = (&self.hosts[nodes.start], &self.hosts[nodes.end - 1]);
+        if host == end { format!("{ranks} on {host}") } else { format!("{ranks} on {host} to {end}") }
     }
 }
 
@@ -285,23 +294,23 @@ impl<'w> Hybrid<'w> {
     fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
         if let Some(node) = records.iter().position(is_abort) {
-            let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
+            let one_of = if self.layout.ranks(node).len() > 1 { "one of " } else { "" };
             let problem = format!(
-                "one of the ranks {} to {} (on {host}) was given wrong arguments and reports them; nobody's output has changed",
-                ranks.start,
-                ranks.end - 1
+                "{one_of}{} was given wrong arguments and reports them; nobody's output has changed",
+                self.layout.describe(node..node + 1)
             );
             return Err(Error::bad(place, problem));
         }
         if records.iter().all(|record| record[0] == call.signature()) {
             return Ok(());
         }
-        let row = |(node, record): (usize, &Record)| {
-            let (host, ranks) = (&self.layout.hosts[node], self.layout.ranks(node));
-            let what = describe(record[0], record[3], record[1] as u32);
-            format!("  ranks {} to {} on {host}: {what}\n", ranks.start, ranks.end - 1)
+        let what = |node: usize| describe(records[node][0], records[node][3], records[node][1] as u32);
+        let nodes: Vec<usize> = (0..records.len()).collect();
+        let row = |nodes: &[usize]| {
+            let nodes = nodes[0]..nodes[nodes.len() - 1] + 1;
+            format!("  {}: {}\n", self.layout.describe(nodes.clone()), what(nodes.start))
         };
-        let table = records.iter().enumerate().map(row).collect();
+        let table = nodes.chunk_by(|&node, &next| what(node) == what(next)).map(row).collect();
         let mismatch = Error::Mismatch { place, table };
         if let Some(net) = &self.net {
             end_job(net.mpi, &mismatch);
@@ -325,7 +334,7 @@ impl<'w> Hybrid<'w> {
     /// What a failed step of a call means: the end of the job, unless it was wrong arguments. Those the leader tells the
     /// others, who are in a meeting.
     fn failed(&mut self, call: &Call, error: Error) -> Error {
-        let error = self.globally(call, error);
+        let error = self.placed(call, error);
         let Some(net) = &self.net else { return error };
         if let Error::BadArgument { .. } = error {
             return self.aborted(call, error);
@@ -347,27 +356,21 @@ impl<'w> Hybrid<'w> {
         error
     }
 
-    /// A node's error, with the ranks as they are numbered in the whole.
-    fn globally(&self, call: &Call, error: Error) -> Error {
+    /// A node's error, from a call of this communicator.
+    fn placed(&self, call: &Call, error: Error) -> Error {
         let place = call.place(self.rank(), self.calls);
-        let first = self.layout.firsts[self.layout.node];
         match error {
             Error::BadArgument { problem, .. } => Error::BadArgument { place, problem },
             Error::Mismatch { table, .. } => {
                 let host = &self.layout.hosts[self.layout.node];
-                let table = format!("  on {host}, whose first rank is {first}:\n{table}");
+                let table = format!("  on {host}:\n{table}");
                 Error::Mismatch { place, table }
             }
-            Error::PeerDied { rank, pid, cause, .. } => {
-                Error::PeerDied { place, rank: first + rank, pid, cause }
-            }
-            Error::PeerFailed { rank, text, .. } => Error::PeerFailed { place, rank: first + rank, text },
-            Error::PeerLeft { rank, .. } => Error::PeerLeft { place, rank: first + rank },
-            Error::Ended { rank, .. } => Error::Ended { place, rank: first + rank },
-            Error::Timeout { mut missing, deadline, .. } => {
-                missing.iter_mut().for_each(|state| state.rank += first);
-                Error::Timeout { place, missing, deadline }
-            }
+            Error::PeerDied { rank, pid, cause, .. } => Error::PeerDied { place, rank, pid, cause },
+            Error::PeerFailed { rank, text, .. } => Error::PeerFailed { place, rank, text },
+            Error::PeerLeft { rank, .. } => Error::PeerLeft { place, rank },
+            Error::Ended { rank, .. } => Error::Ended { place, rank },
+            Error::Timeout { missing, deadline, .. } => Error::Timeout { place, missing, deadline },
             error => error,
         }
     }

@@ -39,9 +39,8 @@ impl<'w> Shm<'w> {
         let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
         if frame.signature != call.signature() {
             let sent = describe(frame.signature, frame.total, 0);
-            let problem = format!(
-                "the next message from rank {from} is another kind ({sent}); it stays to be received"
-            );
+            let problem =
+                format!("the sender's next message is another kind ({sent}); it stays to be received");
             return Err(self.wrong(call, problem));
         }
         Ok(frame)
@@ -67,7 +66,7 @@ impl<'w> Shm<'w> {
         let frame = self.frame(call, from)?;
         if frame.kind == Kind::Array || frame.total != message.len() as u64 {
             let problem = format!(
-                "the next message from rank {from} has {} bytes, the room {}; it stays to be received",
+                "the sender's next message has {} bytes, the room {}; it stays to be received",
                 frame.total,
                 message.len()
             );
@@ -111,7 +110,7 @@ impl<'w> Shm<'w> {
         let frame = self.frame(call, from)?;
         if frame.kind != Kind::Array || frame.total != len as u64 {
             let problem = format!(
-                "the next message from rank {from} is no shared array of {len} bytes (it has {}); it stays to be received",
+                "the sender's next message is no shared array of {len} bytes (it has {}); it stays to be received",
                 frame.total
             );
             return Err(self.wrong(call, problem));
