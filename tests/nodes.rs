@@ -62,7 +62,7 @@ fn suite(comm: &mut Comm<'_>, long: bool, crews: bool) -> Result<usize> {
         moving::scatter moving::all_to_all folding::reduce folding::all_reduce folding::all_reduce_into_lease
         folding::reduce_scatter folding::scan folding::exclusive_scan
     );
-    let others: [(&str, Body); 7] = [
+    let others: [(&str, Body); 8] = [
         ("objects", moving::objects),
         ("zero_sized", moving::zero_sized),
         ("special_values", folding::special_values),
@@ -70,6 +70,7 @@ fn suite(comm: &mut Comm<'_>, long: bool, crews: bool) -> Result<usize> {
         ("groups", scenes::groups),
         ("wrong_arguments", scenes::wrong_arguments),
         ("views_are_refused", scenes::views_are_refused),
+        ("states", scenes::states),
     ];
     scenes::messages(comm, crews)?;
     let all = moved.iter().flat_map(|&(name, few, rest)| {

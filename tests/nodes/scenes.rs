@@ -108,6 +108,15 @@ pub fn wrong_arguments(comm: &mut Comm<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What is known of this node's ranks, by their numbers in the world.
+pub fn states(comm: &mut Comm<'_>) -> Result<()> {
+    let states = comm.state();
+    let mine = states.iter().find(|state| state.rank == comm.rank()).expect("this rank");
+    assert_eq!((mine.pid, mine.state), (std::process::id(), "running"));
+    assert!(states.is_sorted_by(|one, next| one.rank + 1 == next.rank), "{states:?}");
+    comm.barrier()
+}
+
 /// What needs memory that all ranks share says so.
 pub fn views_are_refused(comm: &mut Comm<'_>) -> Result<()> {
     if comm.split_nodes()?.size() == comm.size() {

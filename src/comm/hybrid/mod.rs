@@ -410,9 +410,7 @@ impl<'w> Transport<'w> for Hybrid<'w> {
     }
 
     fn states(&self) -> Vec<RankState> {
-        let first = self.layout.firsts[self.layout.node];
-        let global = |state: RankState| RankState { rank: first + state.rank, ..state };
-        self.node.states().into_iter().map(global).collect()
+        self.node.states()
     }
 
     fn ask(&mut self, call: &Call, _: Wish, _: u64) -> Result<(u64, Vec<usize>)> {
