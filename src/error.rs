@@ -50,17 +50,27 @@ impl fmt::Display for Death {
 pub struct Place {
     /// The operation, by its name in the API.
     pub operation: &'static str,
-    /// The rank that reports, in the communicator it called.
+    /// The rank that reports, in the communicator it called; [`Place::NOBODY`] if the caller of a world or a sweep does.
     pub rank: usize,
     /// The number of the communicator's exchange, counted alike on all its ranks.
     pub sequence: u32,
 }
 
+impl Place {
+    /// The `rank` of a place outside all communicators.
+    pub const NOBODY: usize = usize::MAX;
+
+    /// A place outside all communicators.
+    pub(crate) fn outside(operation: &'static str) -> Place {
+        Place { operation, rank: Place::NOBODY, sequence: 0 }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Place { operation, rank: 0, sequence: 0 } => f.write_str(operation),
-            Place { operation, rank, sequence } => write!(f, "{operation} (call {sequence} of rank {rank})"),
+        match self.rank {
+            Place::NOBODY => f.write_str(self.operation),
+            rank => write!(f, "{} (call {} of rank {rank})", self.operation, self.sequence),
         }
     }
 }
@@ -298,7 +308,7 @@ impl Error {
 
     /// A wrong option of a call that no communicator is part of.
     pub(crate) fn option(operation: &'static str, problem: impl Into<String>) -> Error {
-        Error::bad(Place { operation, ..Place::default() }, problem)
+        Error::bad(Place::outside(operation), problem)
     }
 
     pub(crate) fn os(call: &'static str, need: &str, errno: Errno) -> Error {

@@ -381,12 +381,12 @@ impl<'w> Window<'w> {
         }
     }
 
-    /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
     /// What a member is called in errors.
     fn number(&self, peer: usize) -> usize {
         self.world.number(self.ranks[peer])
     }
 
+    /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
     fn missing(&self, call: &Call, peer: usize) -> Vec<RankState> {
         let collective = !matches!(call.verb, Verb::Send | Verb::SendLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));

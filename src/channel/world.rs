@@ -570,7 +570,7 @@ impl World {
     /// The error that the caller of the world reports for the first culprit.
     pub(crate) fn verdict(&self, rank: usize) -> Error {
         let (text, number) = (self.last_words(rank), self.number(rank));
-        let place = Place { operation: "launch", rank: number, sequence: 0 };
+        let place = Place::outside("launch");
         match self.slot(rank).status.load(Ordering::Acquire) {
             UNSTARTED => Error::Start { text },
             PANICKED if self.has_spoken(rank) => Error::Panicked { rank: number, text },

@@ -134,13 +134,13 @@ const STANDSTILL: Duration = Duration::from_secs(1);
 /// Runs one case; how it ended. What is to happen in time cannot while the machine stands still: if it failed then, it has
 /// another try.
 fn run(name: &str, patience: Duration) -> std::result::Result<ExitStatus, String> {
-    for _ in 0..4 {
+    for _ in 0..2 {
         let (ended, stood) = run_once(name, patience);
         let failed = |status: &ExitStatus| !status.success() && status.code() != Some(SKIPPED);
         if stood.is_zero() || ended.as_ref().is_ok_and(|status| !failed(status)) {
             return ended;
         }
-        println!("{name}: the machine stood still for {:.1} s: again", stood.as_secs_f64());
+        println!("{name}: {ended:?}; the machine stood still for {:.1} s: again", stood.as_secs_f64());
     }
     run_once(name, patience).0
 }

@@ -79,8 +79,11 @@ impl Layout {
     fn describe(&self, nodes: Range<usize>) -> String {
         let (first, last) = (self.firsts[nodes.start], self.firsts[nodes.end] - 1);
         let ranks = if first == last { format!("rank {first}") } else { format!("ranks {first} to {last}") };
-        let (host, end) = (&self.hosts[nodes.start], &self.hosts[nodes.end - 1]);
-        if host == end { format!("{ranks} on {host}") } else { format!("{ranks} on {host} to {end}") }
+        let (host, hosts) = (&self.hosts[nodes.start], &self.hosts[nodes]);
+        match hosts.iter().rfind(|other| *other != host) {
+            None => format!("{ranks} on {host}"),
+            Some(other) => format!("{ranks} on {host} to {other}"),
+        }
     }
 }
 

@@ -52,6 +52,8 @@ type Look<'l> = &'l dyn Fn(usize, u64);
 /// What one process of the job knows of the whole.
 struct Coordinator<'l> {
     mpi: &'static Mpi,
+    /// It was part of a world before.
+    was_busy: bool,
     net: Net,
     ledger: &'l Ledger,
     /// Workers of each node, and of all.
@@ -124,6 +126,9 @@ where
     let look = |all: usize, done: u64| watcher.borrow_mut().look(all, || done);
     let mut failed = None;
     let replaced = sweep.forked(&work, COORDINATING, &mut || {
+        if failed.is_some() {
+            return;
+        }
         // MPI is joined when the workers have been forked.
         let mut coordinator = coordinator.borrow_mut();
         let step = match &mut *coordinator {
@@ -132,7 +137,9 @@ where
         };
         if let Err(error) = step {
             fatal(&error);
-            failed.get_or_insert(error);
+            failed = Some(error);
+            // There is no job, or it would have ended: the workers end with what they have.
+            ledger.close();
         }
     });
     let replaced = match (replaced, failed) {
@@ -180,6 +187,7 @@ impl<'l> Coordinator<'l> {
         let mpi = Mpi::join()?;
         let net = Net::job(mpi);
         step(&net, Step::Sweep, digest)?;
+        let was_busy = mpi.is_busy();
         mpi.be_busy(true);
         let nodes = net.size();
         let workers = net.tell((each as u64).to_ne_bytes(), &always)?;
@@ -192,6 +200,7 @@ impl<'l> Coordinator<'l> {
         }
         let mut coordinator = Coordinator {
             mpi,
+            was_busy,
             net,
             ledger,
             all: workers.iter().sum(),
@@ -374,7 +383,7 @@ impl Drop for Coordinator<'_> {
             // The user's progress did.
             end_job(self.mpi, &Error::option("sweep", "the program panicked"));
         }
-        self.mpi.be_busy(false);
+        self.mpi.be_busy(self.was_busy);
     }
 }
 
