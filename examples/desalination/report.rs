@@ -8,6 +8,7 @@ use crate::table::Table;
 use ndarray_npy::WriteNpyExt;
 use std::error::Error;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -61,8 +62,10 @@ fn file(
     }
 }
 
+/// A name of this call alone: processes of several hosts may share the directory, and their numbers.
 fn temporary(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!(".{name}.{}.part", std::process::id()))
+    let chance = RandomState::new().build_hasher().finish();
+    dir.join(format!(".{name}.{chance:016x}.part"))
 }
 
 /// One line a row: number, inputs, outputs (empty where there are none) and reason, numbers in the fewest
