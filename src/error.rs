@@ -141,7 +141,7 @@ pub enum Error {
     Mismatch {
         /// The call of the rank that reports.
         place: Place,
-        /// One line a rank: what it called.
+        /// One line a rank, by its number in the world: what it called.
         table: String,
     },
     /// A rank died: killed, crashed, or left without returning from its body.

@@ -149,7 +149,7 @@ where
             // As the leader says.
             crowded: false,
         };
-        let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways)?));
+        let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways, None)?));
         world.number_from(comm.rank() - rank);
         one(&world, &mut comm, &seat, &body)
     };
@@ -179,7 +179,7 @@ where
         let leaders: Vec<usize> = (0..mpi.size).collect();
         let net = Net::new(mpi, leaders.clone(), mpi.rank, context, crowded)?;
         let ways = Ways { leaders, everyone: None, contexts: Rc::clone(&contexts), crowded };
-        let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways)?));
+        let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways, None)?));
         rank.set(comm.rank());
         world.number_from(comm.rank());
         one(&world, &mut comm, &seat, &body)
@@ -316,7 +316,7 @@ impl Seats {
         let everyone = Net::new(mpi, self.order.clone(), self.rank, self.context, self.crowded)?;
         let contexts = Rc::clone(&self.contexts);
         let ways = Ways { leaders, everyone: Some(everyone), contexts, crowded: self.crowded };
-        Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways)?)))
+        Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways, None)?)))
     }
 }
 

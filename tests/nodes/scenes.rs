@@ -180,6 +180,15 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
                 false => comm.barrier(),
             }
         }),
+        // In a group of all ranks but the first two.
+        "group" => fail(launch, |comm| {
+            let rank = comm.rank();
+            match comm.split((rank > 1).then_some(0), 0)? {
+                Some(mut group) if rank + 2 < comm.size() => group.barrier(),
+                Some(mut group) => group.broadcast(&mut Array1::<f64>::zeros(3), 0),
+                None => comm.barrier(),
+            }
+        }),
         "types" => fail(launch, |comm| match comm.rank() + 1 == comm.size() {
             true => comm.all_reduce(&arr1(&[1u64]), &mut arr1(&[0u64]), &Op::sum()),
             false => comm.all_reduce(&arr1(&[1.0]), &mut arr1(&[0.0]), &Op::sum()),

@@ -40,13 +40,15 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Which ranks are where. Known to all.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Layout {
     /// First rank of each node; the number of all at the end.
     firsts: Vec<usize>,
     hosts: Vec<String>,
     /// This rank's node.
     node: usize,
+    /// What each rank is called in errors: its number in the world.
+    numbers: Vec<usize>,
 }
 
 impl Layout {
@@ -75,14 +77,19 @@ impl Layout {
         self.firsts[node]..self.firsts[node + 1]
     }
 
-    /// The ranks of some nodes, and where they are: `ranks 4 to 7 on node2 to node3`.
+    /// The ranks of some nodes, and where they are: `ranks 4 to 7, 9 on node2 to node3`.
     fn describe(&self, nodes: Range<usize>) -> String {
-        let (first, last) = (self.firsts[nodes.start], self.firsts[nodes.end] - 1);
-        let ranks = if first == last { format!("rank {first}") } else { format!("ranks {first} to {last}") };
+        let numbers = &self.numbers[self.firsts[nodes.start]..self.firsts[nodes.end]];
+        let runs = numbers.chunk_by(|number, next| number + 1 == *next).map(|run| match run {
+            [first, .., last] => format!("{first} to {last}"),
+            _ => run[0].to_string(),
+        });
+        let runs = runs.collect::<Vec<_>>().join(", ");
+        let ranks = if numbers.len() == 1 { "rank" } else { "ranks" };
         let (host, hosts) = (&self.hosts[nodes.start], &self.hosts[nodes]);
         match hosts.iter().rfind(|other| *other != host) {
-            None => format!("{ranks} on {host}"),
-            Some(other) => format!("{ranks} on {host} to {other}"),
+            None => format!("{ranks} {runs} on {host}"),
+            Some(other) => format!("{ranks} {runs} on {host} to {other}"),
         }
     }
 }
@@ -92,7 +99,7 @@ pub(crate) struct Hybrid<'w> {
     node: Shm<'w>,
     /// In the leader: the other leaders.
     net: Option<Net>,
-    layout: Layout,
+    layout: Rc<Layout>,
     /// Bytes that every rank can show at a time.
     room: usize,
     /// Calls so far, alike on all ranks.
@@ -160,8 +167,14 @@ fn is_abort(record: &Record) -> bool {
 }
 
 impl<'w> Hybrid<'w> {
-    /// Ranks of a node, and in its leader the way to the other leaders. All ranks of all nodes call this.
-    pub(crate) fn new(mut node: Shm<'w>, net: Option<Net>, mut ways: Ways) -> Result<Hybrid<'w>> {
+    /// Ranks of a node, and in its leader the way to the other leaders. All ranks of all nodes call this. `numbers` are
+    /// theirs in the world, if they are not all of it.
+    pub(crate) fn new(
+        mut node: Shm<'w>,
+        net: Option<Net>,
+        mut ways: Ways,
+        numbers: Option<Vec<usize>>,
+    ) -> Result<Hybrid<'w>> {
         const NAME: usize = 64;
         let call = Call::new(Verb::Split, crate::shm::element::Datatype::BYTES);
         let mut told: Vec<u8> = Vec::new();
@@ -189,7 +202,8 @@ impl<'w> Hybrid<'w> {
             firsts.push(firsts[hosts.len()] + size);
             hosts.push(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
         }
-        let layout = Layout { firsts, hosts, node: head[1] as usize };
+        let numbers = numbers.unwrap_or_else(|| (0..firsts[hosts.len()]).collect());
+        let layout = Rc::new(Layout { firsts, hosts, node: head[1] as usize, numbers });
         let area = match &net {
             Some(_) => Some(Area::new(&node)?),
             None => None,

@@ -26,6 +26,7 @@ use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 use std::iter::Peekable;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// A leader's memory, for two batches in turn: pieces of its own that its neighbours read, and what has come.
 pub(super) struct Area {
@@ -167,7 +168,7 @@ impl Hybrid<'_> {
         let mut moves = moves.peekable();
         let (me, room, own) = (self.rank(), self.room, self.node.window().member().cell);
         let (mut last, mut parity, mut unclosed): (Vec<Piece>, usize, bool) = (Vec::new(), 0, false);
-        let layout = self.layout.clone();
+        let layout = Rc::clone(&self.layout);
         let store = Store::best(2 * recv.len(), self.node.size());
         let here = |rank: usize| layout.node_of(rank) == layout.node;
         loop {
@@ -192,7 +193,7 @@ impl Hybrid<'_> {
             let (len, payload) = self.show(&shows, send, parity);
             let (net, area) = (self.net.clone(), &mut self.area);
             let watch = self.node.window_ref().watch(*call);
-            let seat = std::rc::Rc::clone(self.node.seat_rc());
+            let seat = Rc::clone(self.node.seat_rc());
             let offer = Offer { len, payload, ..Offer::default() };
             let step = self.node.window().exchange_then(call, offer, |epoch| {
                 let seen = epoch.seen;
@@ -259,7 +260,7 @@ impl Hybrid<'_> {
 
     /// Shows the pieces to the node, one behind the other, or where they lie; the leader all of its area.
     fn show<'a>(&mut self, shows: &[Piece], send: &'a [u8], parity: usize) -> (usize, Payload<'a>) {
-        let seat = std::rc::Rc::clone(self.node.seat_rc());
+        let seat = Rc::clone(self.node.seat_rc());
         if let Some(area) = &mut self.area {
             let (own, _) = area.places(parity);
             let own = &mut area.block.bytes_mut()[own];

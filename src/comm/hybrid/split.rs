@@ -30,7 +30,7 @@ impl<'w> Hybrid<'w> {
             members.sort_by_key(|&member| (all[member][2], member));
             members
         };
-        let layout = self.layout.clone();
+        let layout = Rc::clone(&self.layout);
         let node_of = |rank: usize| layout.node_of(rank);
         // The nodes in the order of the members, each once if a node's members follow each other.
         let nodes_of = |members: &[usize]| {
@@ -101,6 +101,7 @@ impl<'w> Hybrid<'w> {
         let leaders = leaders.iter().map(process).collect();
         let contexts = Rc::clone(&self.ways.contexts);
         let ways = Ways { leaders, everyone, contexts, crowded };
-        Ok(Some(Box::new(Hybrid::new(node, net, ways)?)))
+        let numbers = members.iter().map(|&member| layout.numbers[member]).collect();
+        Ok(Some(Box::new(Hybrid::new(node, net, ways, Some(numbers))?)))
     }
 }
