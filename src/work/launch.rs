@@ -12,12 +12,13 @@ use crate::os::topology;
 use crate::shm::array::{leave_packed, unpack};
 use crate::shm::element::Element;
 use crate::work::backend::Backend;
-use crate::work::crew::{Crew, Job, Policy, caught};
+use crate::work::crew::{Body, Crew, Job, Policy, Take, caught};
 #[cfg(feature = "mpi")]
 use crate::work::nodes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How a world is started. Fields have sensible defaults:
@@ -124,12 +125,22 @@ impl Launch {
         R: Serialize + DeserializeOwned + 'static,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
     {
+        let mut results = Vec::new();
+        let is_root = self.run(
+            &|world, comm, seat| leave_packed(world.segment(), &seat.heap, body(comm)?),
+            &mut |segment, packed| unpack(segment, packed).map(|result| results.push(result)),
+        )?;
+        Ok(is_root.then_some(results))
+    }
+
+    /// Has this process taken the results?
+    fn run(&self, body: Body<'_>, take: Take<'_>) -> Result<bool> {
         #[cfg(feature = "mpi")]
         // A rank that launches a world launches its own.
         if let Some(job) = self.job("launch")?.filter(|_| !nodes::in_world()) {
             let flat = self.backend == Backend::Mpi;
             let way = nodes::way(job, asked(self.ranks)?, flat)?;
-            return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body);
+            return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body, take);
         }
         #[cfg(not(feature = "mpi"))]
         self.job("launch")?;
@@ -137,8 +148,7 @@ impl Launch {
         let run = |rank: usize, ()| {
             let seat = Rc::new(Seat::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
-            let result = body(&mut comm)?;
-            let place = leave_packed(world.segment(), &seat.heap, result)?;
+            let place = body(&world, &mut comm, &seat)?;
             point(Site::SlotResult);
             Ok(place)
         };
@@ -151,19 +161,18 @@ impl Launch {
             tag_output: self.tag_output,
             led: false,
         };
-        Crew::open(&world, &job, "launch", self.allow_threads)?.wait(|| {})?;
+        Crew::open(&world, &job, "launch", self.allow_threads)?.wait()?;
         // What the ranks have left is the caller's alone, also when it forks again.
         world.segment().keep_from_children()?;
-        let result = |rank| {
-            let (offset, len) = match world.result(rank) {
-                Some(place) => place,
+        for rank in 0..world.ranks() {
+            match world.result(rank) {
+                Some((offset, len)) => take(world.segment(), &world.bytes(offset, len)?)?,
                 // The others went on without it.
-                None if self.recover && !world.has_left(rank) => return None,
-                None => return Some(Err(Error::Corrupt { what: "a rank's result" })),
-            };
-            Some(world.bytes(offset, len).and_then(|bytes| unpack(world.segment(), &bytes)))
-        };
-        (0..world.ranks()).filter_map(result).collect::<Result<Vec<R>>>().map(Some)
+                None if self.recover && !world.has_left(rank) => {}
+                None => return Err(Error::Corrupt { what: "a rank's result" }),
+            }
+        }
+        Ok(true)
     }
 
     /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
@@ -184,6 +193,21 @@ impl Launch {
         R: Send,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
+        #[expect(clippy::disallowed_types, reason = "these ranks are threads of one process")]
+        let results = std::sync::Mutex::new(Vec::<Option<R>>::new());
+        self.run_threads(&|rank, comm| {
+            let result = body(comm)?;
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            let len = results.len().max(rank + 1);
+            results.resize_with(len, || None);
+            results[rank] = Some(result);
+            Ok(())
+        })?;
+        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(results.into_iter().flatten().collect()))
+    }
+
+    fn run_threads(&self, body: &(dyn Fn(usize, &mut Comm<'_>) -> Result<()> + Sync)) -> Result<()> {
         if self.recover {
             return Err(Error::option(
                 "launch",
@@ -195,25 +219,16 @@ impl Launch {
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));
-            match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
-                Ok(Ok(result)) => {
-                    world.leave(rank, (0, 0));
-                    return Some(result);
-                }
+            match caught(|| body(rank, &mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
+                Ok(Ok(())) => world.leave(rank, (0, 0)),
                 Ok(Err(error)) => world.fail(rank, false, &error.to_string()),
                 Err(text) => world.fail(rank, true, &text),
             }
-            None
         };
-        let results: Vec<Option<R>> = std::thread::scope(|scope| {
-            let run = &run;
-            let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
-            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+        std::thread::scope(|scope| {
+            (0..world.ranks()).for_each(|rank| drop(scope.spawn(move || run(rank))));
         });
-        match (world.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
-            (None, Some(results)) => Ok(Some(results)),
-            (culprit, _) => Err(world.verdict(culprit.unwrap_or(0))),
-        }
+        world.culprit().map_or(Ok(()), |culprit| Err(world.verdict(culprit)))
     }
 
     fn plan(&self) -> Result<Plan> {

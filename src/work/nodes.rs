@@ -18,10 +18,8 @@ use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, host, kernel};
 use crate::os::process;
 use crate::os::topology;
-use crate::shm::array::{carries_leases, leave_packed, unpack};
-use crate::work::crew::{Crew, Job, Policy, caught};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use crate::shm::array::carries_leases;
+use crate::work::crew::{Body, Crew, Job, Policy, Take, caught};
 use std::cell::Cell;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -89,18 +87,15 @@ pub(crate) fn fatal<R>(mpi: &Mpi, error: Error) -> Result<R> {
     Err(error)
 }
 
-/// Runs `body` on the ranks of a job; the results in rank order on rank 0, `None` elsewhere.
-pub(crate) fn run<R, F>(
+/// Runs `body` on the ranks of a job. Says whether this process is rank 0, which takes the results.
+pub(crate) fn run(
     plan: Plan,
     way: Way,
     tag_output: bool,
     allow_threads: bool,
-    body: F,
-) -> Result<Option<Vec<R>>>
-where
-    R: Serialize + DeserializeOwned + 'static,
-    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
-{
+    body: Body<'_>,
+    take: Take<'_>,
+) -> Result<bool> {
     if plan.recover {
         let problem = "a world over several nodes ends with the first death: it cannot `recover`";
         return Err(Error::option("launch", problem));
@@ -113,29 +108,23 @@ where
         ));
     }
     match way {
-        Way::Processes { flat } => processes(plan, flat, body),
-        Way::Crews { each, processes } => crews(Plan { ranks: each, ..plan }, processes, allow_threads, body),
+        Way::Processes { flat } => processes(plan, flat, body, take),
+        Way::Crews { each, processes } => {
+            crews(Plan { ranks: each, ..plan }, processes, allow_threads, body, take)
+        }
     }
 }
 
-/// The body of one rank, and its result as bytes, in a block that outlives it.
-fn one<R, F>(world: &World, comm: &mut Comm<'_>, seat: &Seat, body: &F) -> Result<(usize, usize)>
-where
-    R: Serialize + 'static,
-    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
-{
-    let result = body(comm)?;
+/// The body of one rank.
+fn one(world: &World, comm: &mut Comm<'_>, seat: &Seat, body: Body<'_>) -> Result<(usize, usize)> {
+    let place = body(world, comm, seat)?;
     // Whoever still calls something learns that this rank will not.
     comm.leave()?;
-    leave_packed(world.segment(), &seat.heap, result)
+    Ok(place)
 }
 
 /// Way b.
-fn crews<R, F>(plan: Plan, processes: usize, allow_threads: bool, body: F) -> Result<Option<Vec<R>>>
-where
-    R: Serialize + DeserializeOwned + 'static,
-    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
-{
+fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     Mpi::may_fork("launch")?;
     let world = World::new(plan)?;
     let contexts = Rc::new(Cell::new(0));
@@ -151,7 +140,7 @@ where
         };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways, None)?));
         world.number_from(comm.rank() - rank);
-        one(&world, &mut comm, &seat, &body)
+        one(&world, &mut comm, &seat, body)
     };
     let job = Job {
         build: &|| Ok(()),
@@ -182,20 +171,20 @@ where
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways, None)?));
         rank.set(comm.rank());
         world.number_from(comm.rank());
-        one(&world, &mut comm, &seat, &body)
+        one(&world, &mut comm, &seat, body)
     });
     match told(rank.get(), led) {
         Ok(place) => world.leave(0, place),
         Err(error) => return fatal(mpi, error),
     }
     mpi.use_contexts(contexts.get());
-    crew.wait(|| {}).or_else(|error| fatal(mpi, error))?;
+    crew.wait().or_else(|error| fatal(mpi, error))?;
     let packed = |rank: usize| {
         let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
         world.bytes(offset, len)
     };
     let mine: Vec<Vec<u8>> = (0..plan.ranks).map(packed).collect::<Result<_>>()?;
-    collect(&all, &world, mine, mpi.rank == 0).or_else(|error| fatal(mpi, error))
+    collect(&all, &world, mine, mpi.rank == 0, take).or_else(|error| fatal(mpi, error))
 }
 
 /// What a body came to, with its rank.
@@ -208,11 +197,7 @@ fn told<T>(rank: usize, outcome: std::result::Result<Result<T>, String>) -> Resu
 }
 
 /// Way a.
-fn processes<R, F>(plan: Plan, flat: bool, body: F) -> Result<Option<Vec<R>>>
-where
-    R: Serialize + DeserializeOwned + 'static,
-    F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
-{
+fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     let mpi = Mpi::join()?;
     let all = Net::job(mpi);
     let context = step(&all, Step::Launch, PROCESSES + u64::from(flat)).or_else(|error| fatal(mpi, error))?;
@@ -223,7 +208,7 @@ where
     let ran = caught(|| {
         let seat = Rc::new(Seat::new(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
-        one(world, &mut comm, &seat, &body)
+        one(world, &mut comm, &seat, body)
     });
     let (offset, len) = match told(seats.rank, ran) {
         Ok(place) => place,
@@ -235,7 +220,7 @@ where
     let everyone = Net::new(mpi, seats.order.clone(), seats.rank, context, seats.crowded)?;
     let mine = vec![world.bytes(offset, len)?];
     let with_root = seats.rank < seats.nodes[0].len();
-    collect(&everyone, world, mine, with_root).or_else(|error| fatal(mpi, error))
+    collect(&everyone, world, mine, with_root, take).or_else(|error| fatal(mpi, error))
 }
 
 /// Where the processes of a job are, and the world of this one's node.
@@ -393,13 +378,9 @@ fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
     Ok(here > topology::count(union) || confined > topology::count(mine) || in_host > quota)
 }
 
-/// All ranks' results to process 0, in the order of the net. `with_root`: this process shares memory with it.
-fn collect<R: DeserializeOwned>(
-    net: &Net,
-    world: &World,
-    mine: Vec<Vec<u8>>,
-    with_root: bool,
-) -> Result<Option<Vec<R>>> {
+/// All ranks' results to process 0, which takes them in the order of the net. `with_root`: this process shares memory with
+/// it. Is this process 0?
+fn collect(net: &Net, world: &World, mine: Vec<Vec<u8>>, with_root: bool, take: Take<'_>) -> Result<bool> {
     if !with_root && mine.iter().any(|bytes| carries_leases(bytes)) {
         let problem = "a result that holds a Lease came from another node than root's, where nobody can read it: return an \
                        ndarray, or gather it";
@@ -413,19 +394,19 @@ fn collect<R: DeserializeOwned>(
         for bytes in &mine {
             net.send_all(bytes, 0, Tag::Result, &always)?;
         }
-        return Ok(None);
+        return Ok(false);
     }
-    let mut results = mine.iter().map(|bytes| unpack(world.segment(), bytes)).collect::<Result<Vec<R>>>()?;
+    mine.iter().try_for_each(|bytes| take(world.segment(), bytes))?;
     for (node, count) in counts.iter().enumerate().skip(1) {
         let mut lens = vec![0u64; u64::from_ne_bytes(*count) as usize];
         net.recv_all(bytemuck::cast_slice_mut(&mut lens), node, Tag::Result, &always)?;
         for len in lens {
             let mut bytes = vec![0; len as usize];
             net.recv_all(&mut bytes, node, Tag::Result, &always)?;
-            results.push(unpack(world.segment(), &bytes)?);
+            take(world.segment(), &bytes)?;
         }
     }
-    Ok(Some(results))
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl FanOut {
 
     /// Waits until the workers have ended; the outcomes of all tasks, or of those up to a failure among them.
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
-        let ended = self.crew.wait(|| {});
+        let ended = self.crew.wait();
         // What the workers have left is the caller's alone, also when it forks again.
         self.world.segment().keep_from_children()?;
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
