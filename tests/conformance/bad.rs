@@ -222,7 +222,7 @@ pub fn arguments(back: Back) {
         let all = if wrong.fault == Own && ranks > 1 { vec![None] } else { vec![] };
         for who in (0..ranks).map(Some).chain(all) {
             let array = SharedArray::zeros(9).expect("memory");
-            let ran = back.world(ranks).try_run(|comm| one(wrong, comm, who, &array));
+            let ran = back.world(ranks).try_run(&|comm| one(wrong, comm, who, &array));
             ran.unwrap_or_else(|error| panic!("{}, wrong on {who:?}: {error}", wrong.name));
         }
     }

@@ -138,7 +138,7 @@ pub fn gathers_differ(back: Back) {
 impl World {
     /// Runs a body that expects an error on every rank. That may end the world, which the caller then hears of, too.
     fn run_broken(self, body: impl Fn(&mut Comm<'_>) + Sync) {
-        let ended = self.try_run(|comm| {
+        let ended = self.try_run(&|comm| {
             body(comm);
             Ok(())
         });
@@ -192,7 +192,7 @@ pub fn open_in_turn(back: Back) {
         }
         comm.open(&array).map(drop)
     });
-    let failed = back.world(2).try_run(|comm| {
+    let failed = back.world(2).try_run(&|comm| {
         let part = comm.open(&array)?;
         assert!(!comm.is_root(), "out of salt");
         part.publish(comm).map(drop)

@@ -60,13 +60,13 @@ impl World {
         R: Serialize + DeserializeOwned + Send + 'static,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
-        self.try_run(body).unwrap_or_else(|error| panic!("{self:?}: {error}"))
+        self.try_run(&body).unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
 
-    pub fn try_run<R, F>(self, body: F) -> Result<Vec<R>>
+    /// For bodies of a kind compiled once.
+    pub fn try_run<R>(self, body: &(dyn Fn(&mut Comm<'_>) -> Result<R> + Sync)) -> Result<Vec<R>>
     where
         R: Serialize + DeserializeOwned + Send + 'static,
-        F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
         noise();
         let launch = Launch {
@@ -82,8 +82,8 @@ impl World {
         };
         let results = match self.back {
             Back::Solo => Some(vec![body(&mut Comm::solo()?)?]),
-            Back::Threads => launch.threads(&body)?,
-            Back::Fork | Back::Wrap => launch.fork(&body)?,
+            Back::Threads => launch.threads(body)?,
+            Back::Fork | Back::Wrap => launch.fork(body)?,
             Back::Split => launch.fork(in_subgroup)?.map(|all| all.into_iter().flatten().collect()),
         };
         Ok(results.expect("the results of one node"))

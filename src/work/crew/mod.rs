@@ -57,8 +57,7 @@ pub(crate) struct Job<'a, S> {
     pub(crate) led: bool,
 }
 
-/// What a rank of a world does; returns where its result lies in the segment. Whatever bodies and results are, worlds are
-/// compiled once: conformance tests, with 270 bodies, were a third larger when they were not.
+/// What a rank of a world does; returns where its result lies in the segment.
 pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Seat) -> Result<(usize, usize)>;
 /// Takes the results, in rank order.
 pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>;
