@@ -225,10 +225,15 @@ impl Launch {
                 Err(text) => world.fail(rank, true, &text),
             }
         };
-        std::thread::scope(|scope| {
-            (0..world.ranks()).for_each(|rank| drop(scope.spawn(move || run(rank))));
+        // Joined one by one: a scope does not wait until their stacks are gone.
+        let ended = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().is_ok()).fold(true, |all, this| all & this)
         });
-        world.culprit().map_or(Ok(()), |culprit| Err(world.verdict(culprit)))
+        match world.culprit() {
+            None if ended => Ok(()),
+            culprit => Err(world.verdict(culprit.unwrap_or(0))),
+        }
     }
 
     fn plan(&self) -> Result<Plan> {
