@@ -18,7 +18,6 @@ use crate::work::nodes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How a world is started. Fields have sensible defaults:
@@ -193,21 +192,6 @@ impl Launch {
         R: Send,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
-        #[expect(clippy::disallowed_types, reason = "these ranks are threads of one process")]
-        let results = std::sync::Mutex::new(Vec::<Option<R>>::new());
-        self.run_threads(&|rank, comm| {
-            let result = body(comm)?;
-            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            let len = results.len().max(rank + 1);
-            results.resize_with(len, || None);
-            results[rank] = Some(result);
-            Ok(())
-        })?;
-        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Some(results.into_iter().flatten().collect()))
-    }
-
-    fn run_threads(&self, body: &(dyn Fn(usize, &mut Comm<'_>) -> Result<()> + Sync)) -> Result<()> {
         if self.recover {
             return Err(Error::option(
                 "launch",
@@ -219,20 +203,24 @@ impl Launch {
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));
-            match caught(|| body(rank, &mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
-                Ok(Ok(())) => world.leave(rank, (0, 0)),
+            match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
+                Ok(Ok(result)) => {
+                    world.leave(rank, (0, 0));
+                    return Some(result);
+                }
                 Ok(Err(error)) => world.fail(rank, false, &error.to_string()),
                 Err(text) => world.fail(rank, true, &text),
             }
+            None
         };
-        // Joined one by one: a scope does not wait until their stacks are gone.
-        let ended = std::thread::scope(|scope| {
+        let results: Vec<Option<R>> = std::thread::scope(|scope| {
+            let run = &run;
             let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
-            threads.into_iter().map(|thread| thread.join().is_ok()).fold(true, |all, this| all & this)
+            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
         });
-        match world.culprit() {
-            None if ended => Ok(()),
-            culprit => Err(world.verdict(culprit.unwrap_or(0))),
+        match (world.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
+            (None, Some(results)) => Ok(Some(results)),
+            (culprit, _) => Err(world.verdict(culprit.unwrap_or(0))),
         }
     }
 
