@@ -1,0 +1,5 @@
+//! Started by launchers: one job, or a refusal.
+
+use crate::support::Case;
+
+pub const CASES: &[Case] = cases! {};
