@@ -19,6 +19,11 @@ pub enum Death {
     Signal(i32),
     /// By the kernel, for want of memory: its cgroup's limit was reached.
     Oom,
+    /// By SIGSEGV, at a touch of shared memory that came with the fork and is not the process's to touch.
+    Inherited {
+        /// It may be read, and was written.
+        readable: bool,
+    },
     /// The kernel has not told yet.
     Unknown,
 }
@@ -34,6 +39,16 @@ impl fmt::Display for Death {
             Death::Oom => write!(
                 f,
                 "killed by the kernel for want of memory; fewer ranks, smaller arrays, or a higher limit (memory cgroup)"
+            ),
+            Death::Inherited { readable: true } => write!(
+                f,
+                "signal 11, SIGSEGV: it wrote to shared memory of its caller, which it may only read; write to memory of its \
+                 own, or to a SharedArray by Comm::open"
+            ),
+            Death::Inherited { readable: false } => write!(
+                f,
+                "signal 11, SIGSEGV: it touched shared memory that is not for it: of a world of which it is no rank, or of a \
+                 caller that goes on meanwhile (scatter); copy what it needs (to_owned) before the workers start"
             ),
             Death::Unknown => write!(f, "cause not known yet"),
         }

@@ -505,7 +505,6 @@ fn system_calls_that_never_work() {
         ("call: pidfd_open", 38),
         ("call: memfd_create", 24),
         ("call: madvise, dontdump", 22),
-        ("call: madvise, dontfork", 22),
         ("call: eventfd", 38),
         ("call: fork", 11),
         ("call: mmap", 12),

@@ -19,6 +19,7 @@
 
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
+use crate::os::inherit::Access;
 use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
@@ -246,9 +247,9 @@ impl Ledger {
         }
     }
 
-    /// In a worker: what a model forks must not write its rows.
-    pub(crate) fn keep_from_children(&self) -> Result<()> {
-        self.segment.keep_from_children()
+    /// The sweep is over: the rows are the caller's, and children that it forks may read them.
+    pub(crate) fn finish(&self) {
+        self.segment.allow(Access::Read, Access::Read);
     }
 
     fn words(&self) -> &[AtomicU64] {

@@ -17,6 +17,7 @@ use crate::channel::recovery::{Decision, MAX_RANKS, Petition, Verdict, Wish};
 use crate::channel::ring::{self, RingWords};
 use crate::error::{Death, Error, Place, RankState, Result};
 use crate::os::fault::{Site, point};
+use crate::os::inherit;
 use crate::os::mapping::{HUGE, PAGE};
 use crate::os::process::{self, Bell};
 use crate::os::topology;
@@ -40,6 +41,8 @@ pub(crate) struct Header {
     supervisor: AtomicU32,
     /// What rank 0 is called in errors: this world may be one node's part of a larger one. Written before any body runs.
     first: AtomicU32,
+    /// See `inherit::note_in`. Written by the zygote, while it builds.
+    fault: AtomicU32,
 }
 
 /// What became of a rank's body.
@@ -65,6 +68,8 @@ pub(crate) struct Slot {
     generation: AtomicU32,
     /// The epoch that the rank has reached. Written by the rank.
     epoch: AtomicU32,
+    /// See `inherit::note_in`. Written by the rank.
+    fault: AtomicU32,
     result: AtomicU64,
     result_len: AtomicU64,
     /// The checksum of these two: whoever reads them as bytes must not be led astray.
@@ -393,6 +398,8 @@ impl World {
     pub(crate) fn supervise(&self) {
         let supervisor = &self.segment.place::<Header>(0).supervisor;
         supervisor.store(wait::announce_death_through(supervisor), Ordering::Release);
+        #[cfg(not(loom))]
+        inherit::note_in(&self.segment.place::<Header>(0).fault);
     }
 
     pub(crate) fn revoked_word(&self) -> &AtomicU32 {
@@ -439,6 +446,10 @@ impl World {
         let slot = self.slot(rank);
         slot.pid.store(process::pid(), Ordering::Relaxed);
         let alive = if process { wait::announce_death_through(&slot.alive) } else { process::WAITERS | 1 };
+        #[cfg(not(loom))]
+        if process {
+            inherit::note_in(&slot.fault);
+        }
         slot.epoch.store(self.verdict_words().epoch(), Ordering::Relaxed);
         slot.alive.store(alive, Ordering::Release);
     }
@@ -499,7 +510,13 @@ impl World {
 
     /// The zygote's word on how `rank`'s process ended.
     pub(crate) fn record_death(&self, rank: usize, death: Death) {
+        let death = explained(death, &self.slot(rank).fault);
         self.slot(rank).death.store(encode_death(death), Ordering::Release);
+    }
+
+    /// How the zygote died, whose `death` the kernel has told.
+    pub(crate) fn supervisor_death(&self, death: Death) -> Death {
+        explained(death, &self.segment.place::<Header>(0).fault)
     }
 
     /// Did the rank's body return or fail in words (true), or is its process just gone?
@@ -602,11 +619,20 @@ fn default_heap() -> usize {
     if cfg!(miri) { HUGE } else { topology::memory() }
 }
 
+/// A death by SIGSEGV at memory that the process was kept from is told from others.
+fn explained(death: Death, fault: &AtomicU32) -> Death {
+    match inherit::noted(fault.load(Ordering::Relaxed)) {
+        Some(readable) if death == Death::Signal(process::SEGV) => Death::Inherited { readable },
+        _ => death,
+    }
+}
+
 fn encode_death(death: Death) -> u32 {
     match death {
         Death::Exit(code) => 0x100 | (code as u32 & 0xFF),
         Death::Signal(number) => 0x200 | (number as u32 & 0xFF),
         Death::Oom => 0x300,
+        Death::Inherited { readable } => 0x400 | u32::from(readable),
         Death::Unknown => 0,
     }
 }
@@ -616,6 +642,7 @@ fn decode_death(word: u32) -> Death {
         1 => Death::Exit((word & 0xFF) as i32),
         2 => Death::Signal((word & 0xFF) as i32),
         3 => Death::Oom,
+        4 => Death::Inherited { readable: word & 1 != 0 },
         _ => Death::Unknown,
     }
 }
@@ -629,6 +656,7 @@ impl Slot {
     /// A process is about to fill the slot.
     pub(crate) fn begin(&self) {
         self.vacate();
+        self.fault.store(0, Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -710,7 +738,9 @@ mod tests {
 
     #[test]
     fn deaths_survive_encoding() {
-        for death in [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Oom, Death::Unknown] {
+        let inherited = [true, false].map(|readable| Death::Inherited { readable });
+        let others = [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Oom, Death::Unknown];
+        for death in others.into_iter().chain(inherited) {
             assert_eq!(decode_death(encode_death(death)), death);
         }
     }

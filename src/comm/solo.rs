@@ -7,6 +7,7 @@ use crate::channel::world::{Plan, World};
 use crate::comm::op::Fold;
 use crate::comm::transport::{Mailbox, Seat, Transport};
 use crate::error::{Error, RankState, Result};
+use crate::os::inherit::Access;
 use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 use std::rc::Rc;
@@ -23,7 +24,7 @@ pub(crate) struct Solo {
 impl Solo {
     pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
         let world = World::new(Plan { ranks: 1, heap, ..Plan::default() })?;
-        world.segment().keep_from_children()?;
+        world.segment().allow(Access::Read, Access::Read);
         Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0, 0)))
     }
 

@@ -35,7 +35,7 @@ sites! {
     Getrlimit "call: getrlimit",
     Mmap "call: mmap",
     Mremap "call: mremap",
-    MadviseDontfork "call: madvise, dontfork",
+    Mprotect "call: mprotect",
     MadviseWipeonfork "call: madvise, wipeonfork",
     MadviseDontdump "call: madvise, dontdump",
     MadviseCollapse "call: madvise, collapse",

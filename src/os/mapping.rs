@@ -6,10 +6,10 @@
 
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, refused, sys};
+use crate::os::inherit::{self, Access};
 use crate::os::process;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 
 /// The size, and required alignment, of a huge page.
@@ -21,8 +21,8 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// The only process that has it (`process::incarnation`), once it is kept from children; 0 before.
-    kept_by: AtomicU32,
+    /// The process that made it: see `process::incarnation`.
+    maker: u32,
 }
 
 /// Private memory of which children forked meanwhile inherit nothing: its whole pages are zero there (MADV_WIPEONFORK, which
@@ -112,19 +112,15 @@ impl Mapping {
         self.len
     }
 
-    /// Children forked from now on do not inherit the mapping: touching it there is a fault.
-    pub(crate) fn keep_from_children(&self) -> Result<()> {
-        let kept = sys(Site::MadviseDontfork, || {
-            // SAFETY: the range is ours; MADV_DONTFORK changes nothing in this process.
-            #[cfg(not(miri))]
-            Errno::result(unsafe {
-                libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_DONTFORK)
-            })?;
-            Ok(())
-        });
-        kept.map_err(failed("madvise", self.len))?;
-        self.kept_by.store(process::incarnation(), Ordering::Relaxed);
-        Ok(())
+    /// Says what children that are forked from now on may do with it, and what theirs: see inherit.rs.
+    pub(crate) fn allow(&self, children: Access, theirs: Access) {
+        inherit::allow(self.base.as_ptr() as usize, children, theirs);
+    }
+
+    fn entered(base: NonNull<u8>, len: usize) -> Mapping {
+        let (start, maker) = (base.as_ptr() as usize, process::incarnation());
+        inherit::enter(start..start + len, maker);
+        Mapping { base, len, maker }
     }
 
     /// The same memory at a second address.
@@ -140,7 +136,7 @@ impl Mapping {
                 NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED).ok_or_else(Errno::last)
             });
             let base = made.map_err(failed("mremap", self.len))?;
-            Ok(Mapping { base, len: self.len, kept_by: AtomicU32::new(0) })
+            Ok(Mapping::entered(base, self.len))
         }
     }
 
@@ -245,8 +241,7 @@ fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> 
         // SAFETY: pages of the reservation behind the mapping, used by nobody.
         let _ = unsafe { munmap(end, tail) };
     }
-    let mapping =
-        Mapping { base: mapped.map_err(failed("mmap", len))?.cast(), len, kept_by: AtomicU32::new(0) };
+    let mapping = Mapping::entered(mapped.map_err(failed("mmap", len))?.cast(), len);
     // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
     // death.
     let advised = sys(Site::MadviseDontdump, || {
@@ -260,10 +255,11 @@ fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> 
 #[cfg(not(miri))]
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if ![0, process::incarnation()].contains(self.kept_by.get_mut()) {
-            // A handle that came with a fork; what it stands for did not, and its range may be something else by now.
+        if self.maker != process::incarnation() {
+            // A handle that came with a fork. Views that came with it must not find something else there.
             return;
         }
+        inherit::remove(self.base.as_ptr() as usize);
         // SAFETY: the range is ours alone, and nothing borrowed from it outlives the Mapping.
         let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.len) };
     }
@@ -280,12 +276,13 @@ fn map(len: usize) -> Result<Mapping> {
     // SAFETY: the layout is not empty.
     let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout(len)) });
     let base = base.ok_or_else(|| failed("alloc", len)(Errno::ENOMEM))?;
-    Ok(Mapping { base, len, kept_by: AtomicU32::new(0) })
+    Ok(Mapping::entered(base, len))
 }
 
 #[cfg(miri)]
 impl Drop for Mapping {
     fn drop(&mut self) {
+        inherit::remove(self.base.as_ptr() as usize);
         // SAFETY: allocated by `map` with the same layout.
         unsafe { std::alloc::dealloc(self.base.as_ptr(), layout(self.len)) };
     }

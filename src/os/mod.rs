@@ -3,6 +3,7 @@
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;
+pub(crate) mod inherit;
 pub(crate) mod launcher;
 pub(crate) mod mapping;
 pub(crate) mod process;

@@ -3,6 +3,7 @@
 
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{Site, sys};
+use crate::os::inherit::{self, Child, Forking, Frozen};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -24,6 +25,8 @@ pub(crate) const TID_MASK: u32 = libc::FUTEX_TID_MASK;
 
 /// The number of SIGKILL.
 pub(crate) const KILL: i32 = libc::SIGKILL;
+/// The number of SIGSEGV.
+pub(crate) const SEGV: i32 = libc::SIGSEGV;
 
 /// A process known by descriptor: its number cannot be reused while this is held.
 #[derive(Debug)]
@@ -222,6 +225,16 @@ pub(crate) fn incarnation() -> u32 {
     INCARNATION.load(Ordering::Relaxed)
 }
 
+/// Could a child of this process read the memory at these addresses? Private memory it can.
+pub(crate) fn children_can_read(range: core::ops::Range<usize>) -> bool {
+    inherit::is_readable(range, incarnation())
+}
+
+/// Until it is dropped, this process too only reads the shared memory that children forked from now on read.
+pub(crate) fn freeze() -> Result<Frozen> {
+    Frozen::new(incarnation()).map_err(|errno| Error::os("mprotect", "memory that workers read", errno))
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Fork {
     /// In the parent, with the child.
@@ -233,18 +246,23 @@ pub(crate) enum Fork {
 /// Forks. Call it only where [`threads`] has one entry, or the child may wait for a lock that nobody holds any more.
 ///
 /// What a child needs is there before it begins: a descriptor to watch it by, and `prctl` to bind it to its parent.
-pub(crate) fn fork() -> Result<Fork> {
+pub(crate) fn fork(kind: Child) -> Result<Fork> {
     let place = Process::this()?;
     nix::sys::prctl::get_pdeathsig()
         .map_err(|errno| Error::os("prctl", "a signal to the child when its parent dies", errno))?;
     flush();
+    let memory = Forking::begin();
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
     let forked = sys(Site::Clone, || unsafe { nix::unistd::fork() });
     let forked = forked.map_err(|errno| Error::os("fork", "one more process", errno))?;
     drop(place);
     match forked {
         ForkResult::Child => {
-            INCARNATION.fetch_add(1, Ordering::Relaxed);
+            let parent = INCARNATION.fetch_add(1, Ordering::Relaxed);
+            if let Err(errno) = memory.restrict(kind, parent) {
+                eprintln!("phalanx: mprotect failed in a new process: {}", errno.desc());
+                leave(1);
+            }
             HARMLESS.store(0, Ordering::Relaxed);
             go_first();
             Ok(Fork::Child)

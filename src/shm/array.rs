@@ -4,6 +4,7 @@
 //! rank from its heap, owned like a `Vec`, and may be handed on without copying.
 
 use crate::error::{Error, Result};
+use crate::os::inherit::Access;
 use crate::os::process;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::{ALIGN, Datatype, Element};
@@ -70,8 +71,7 @@ pub(crate) fn alloc(len: usize, zeroed: bool) -> Result<Block> {
         Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, zeroed),
         _ => {
             let block = Block::alone(len)?;
-            // Its holder's only: a child must not see it written.
-            block.segment().keep_from_children()?;
+            block.segment().allow(Access::Read, Access::Read);
             Ok(block)
         }
     })
@@ -116,9 +116,12 @@ impl<T: Element, D: Dimension> Lease<T, D> {
 
     /// The array, to read.
     ///
+    /// Ranks of a world and workers of a sweep that the holder starts may look at it too. Those of a
+    /// [`scatter`](crate::ParallelManager::scatter), which its caller does not wait for, may not: such a worker ends, and
+    /// the error says so; nor may those that a rank starts while its own world runs.
+    ///
     /// # Panics
-    /// In a process that inherited the array by a fork instead of holding it: what is made to be looked at by the ranks
-    /// of a later world is a [`SharedArray`], or an ordinary array.
+    /// If the array has been handed on.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -126,10 +129,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
-        assert!(
-            self.block.is_mine(),
-            "this process does not hold the array: it came with a fork, or was handed on"
-        );
+        assert!(self.block.holder() != 0, "the array was handed on");
         #[expect(clippy::expect_used, reason = "the shape was checked when the array was made")]
         ArrayView::from_shape(self.dim.clone(), self.block.elements()).expect("checked shape")
     }
@@ -335,8 +335,8 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
 pub struct SharedArray<T, D> {
     /// What ranks open.
     array: Lease<T, D>,
-    /// The same memory at an address that ranks do not inherit: what the caller looks at. So no view that a body has
-    /// captured leads into it.
+    /// The same memory at an address at which ranks may only read: what the caller looks at. No view that a body has
+    /// captured can write what ranks open.
     mine: Block,
 }
 
@@ -354,6 +354,7 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<SharedArray<T, D>> {
         let dim = shape.into_dimension();
         let block = Block::alone(byte_len::<T, D>(&dim)?)?;
+        block.segment().allow(Access::Write, Access::Read);
         let mine = block.alias()?;
         Ok(SharedArray { array: Lease::new(block, dim), mine })
     }

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "references into mapped memory")]
 
 use crate::error::Result;
+use crate::os::inherit::Access;
 use crate::os::mapping::Mapping;
 use crate::shm::element::Shared;
 use core::ptr::NonNull;
@@ -76,15 +77,15 @@ impl Segment {
         self.bytes(offset, bytes.len()).map(|_| offset)
     }
 
-    /// See [`Mapping::keep_from_children`].
-    pub(crate) fn keep_from_children(&self) -> Result<()> {
-        self.mapping.keep_from_children()
+    /// See [`Mapping::allow`].
+    pub(crate) fn allow(&self, children: Access, theirs: Access) {
+        self.mapping.allow(children, theirs);
     }
 
-    /// The same memory at a second address, which children do not inherit.
+    /// The same memory at a second address, which children may only read.
     pub(crate) fn private_alias(&self) -> Result<Segment> {
         let mapping = self.mapping.alias()?;
-        mapping.keep_from_children()?;
+        mapping.allow(Access::Read, Access::Read);
         Ok(Segment { mapping })
     }
 

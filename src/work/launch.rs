@@ -6,6 +6,7 @@ use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
+use crate::os::inherit::Access;
 use crate::os::launcher::Launcher;
 use crate::os::mapping::Withheld;
 use crate::os::topology;
@@ -159,10 +160,11 @@ impl Launch {
             policy,
             tag_output: self.tag_output,
             led: false,
+            beside: false,
         };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait()?;
-        // What the ranks have left is the caller's alone, also when it forks again.
-        world.segment().keep_from_children()?;
+        // What the ranks have left is the caller's; children that it forks may read it.
+        world.segment().allow(Access::Read, Access::Read);
         for rank in 0..world.ranks() {
             match world.result(rank) {
                 Some((offset, len)) => take(world.segment(), &world.bytes(offset, len)?)?,
@@ -199,7 +201,7 @@ impl Launch {
             ));
         }
         let world = World::new(self.plan()?)?;
-        world.segment().keep_from_children()?;
+        world.segment().allow(Access::Nothing, Access::Nothing);
         let run = |rank: usize| {
             world.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));

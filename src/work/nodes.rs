@@ -15,6 +15,7 @@ use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
+use crate::os::inherit::Access;
 use crate::os::launcher::{Launcher, host, kernel};
 use crate::os::process;
 use crate::os::topology;
@@ -149,6 +150,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         policy: Policy::End,
         tag_output: false,
         led: true,
+        beside: false,
     };
     // Whoever fails before it has joined leaves the others waiting: so it joins.
     let made = Crew::open(&world, &job, "launch", allow_threads);
@@ -158,9 +160,11 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     let context = step(&all, Step::Launch, CREWS).or_else(|error| fatal(mpi, error))?;
     let crowded = is_crowded(&all, plan.ranks).or_else(|error| fatal(mpi, error))?;
     contexts.set(context + 1);
-    world.segment().keep_from_children()?;
+    world.segment().allow(Access::Nothing, Access::Nothing);
     let _in_world = InWorld::enter(mpi);
     world.enter(0, true);
+    // The other ranks of this node look at what this process made before: it must not change meanwhile.
+    let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
     let led = caught(|| {
         let seat = Rc::new(Seat::new(&world, 0));
@@ -173,12 +177,14 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         world.number_from(comm.rank());
         one(&world, &mut comm, &seat, body)
     });
+    drop(frozen);
     match told(rank.get(), led) {
         Ok(place) => world.leave(0, place),
         Err(error) => return fatal(mpi, error),
     }
     mpi.use_contexts(contexts.get());
     crew.wait().or_else(|error| fatal(mpi, error))?;
+    world.segment().allow(Access::Read, Access::Read);
     let packed = |rank: usize| {
         let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
         world.bytes(offset, len)
@@ -215,6 +221,7 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
         Err(error) => return fatal(mpi, error),
     };
     world.leave(*local, (offset, len));
+    world.segment().allow(Access::Read, Access::Read);
     mpi.use_contexts(seats.contexts.get());
     // Nobody has messages under way in the world's own context any more.
     let everyone = Net::new(mpi, seats.order.clone(), seats.rank, context, seats.crowded)?;
@@ -281,7 +288,7 @@ impl Seats {
             }
         };
         world.number_from(rank - local);
-        world.segment().keep_from_children()?;
+        world.segment().allow(Access::Nothing, Access::Nothing);
         let contexts = Rc::new(Cell::new(context + 1));
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
     }

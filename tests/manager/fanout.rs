@@ -349,7 +349,7 @@ fn leases_of_the_caller_are_not_its_workers() {
     let look = |x: &[usize], (): &mut ()| Ok(leases[x[0]].results.view().sum());
     let scattered = manager.scatter(|| Ok(()), look, &[1, 0]).unwrap();
     let error = manager.gather(scattered).unwrap_err().to_string();
-    assert!(error.contains("does not hold the array"), "{error}");
+    assert!(error.contains("a caller that goes on meanwhile"), "{error}");
     // What the caller has copied they inherit.
     let copies: Vec<Array1<f64>> = leases.iter().map(|local| local.results.view().to_owned()).collect();
     let sums = |x: &[usize], (): &mut ()| Ok(copies[x[0]].sum());

@@ -21,6 +21,7 @@ use crate::comm::Comm;
 use crate::comm::transport::Seat;
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{self, Role, Site, point};
+use crate::os::inherit::Child;
 use crate::os::launcher;
 use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
@@ -55,6 +56,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) tag_output: bool,
     /// The caller is rank 0 itself.
     pub(crate) led: bool,
+    /// The caller goes on while the slots work.
+    pub(crate) beside: bool,
 }
 
 /// What a rank of a world does; returns where its result lies in the segment.
@@ -97,7 +100,7 @@ impl Crew {
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
         let output = if job.tag_output { Some(Output::open(world.ranks())?) } else { None };
-        match process::fork()? {
+        match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
                 let zygote = Some(zygote);
                 Ok(Crew { world: world.clone(), zygote, bell, output, caller: process::incarnation() })
@@ -152,7 +155,7 @@ impl Crew {
             (Some(0), None) => Ok(true),
             (code, _) => {
                 self.world.outlast_slots();
-                let cause = code.map_or(death, Death::Exit);
+                let cause = self.world.supervisor_death(code.map_or(death, Death::Exit));
                 Err(Error::Supervisor { cause, hint: "; if `build` can crash, it did" })
             }
         }
@@ -264,7 +267,7 @@ impl<S> Zygote<'_, S> {
             self.world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
-        match process::fork()? {
+        match process::fork(Child::Slot)? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
                 words.filled(process.pid());
@@ -397,8 +400,6 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
     world.enter(rank, true);
     point(Site::SlotEntered);
     let result = caught(|| {
-        // Worlds that the body starts have their own segments: a grandchild that wrote this one would be two ranks in one.
-        world.segment().keep_from_children()?;
         let state = state.map_or_else(|| (job.build)(), Ok)?;
         (job.body)(rank, state)
     });

@@ -7,6 +7,7 @@
 use crate::channel::ledger::{Claim, Ledger, State};
 use crate::channel::world::{Plan, World};
 use crate::error::{Error, Result};
+use crate::os::inherit::Access;
 use crate::shm::arena::Block;
 use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::sync::atomic::Ordering;
@@ -49,6 +50,7 @@ impl FanOut {
             policy: Policy::Replace(&progress),
             tag_output: false,
             led: false,
+            beside: true,
         };
         let crew = Crew::open(&world, &job, "scatter", allow_threads)?;
         Ok(Box::new(FanOut { crew, world, ledger }))
@@ -58,7 +60,7 @@ impl FanOut {
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
         let ended = self.crew.wait();
         // What the workers have left is the caller's alone, also when it forks again.
-        self.world.segment().keep_from_children()?;
+        self.world.segment().allow(Access::Read, Access::Read);
         if let Err(supervisor @ Error::Supervisor { .. }) = ended {
             // Its slots may still be writing.
             return Err(supervisor);

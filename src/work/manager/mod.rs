@@ -305,7 +305,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             _ => self.comm().size(),
         };
         let deal = Deal::new(all_parameters.len(), most, self.granularity);
-        let work = Work { parameters: all_parameters, deal, do_build: &do_build, do_execute: &do_execute };
+        // Workers read a copy: they may not look into the caller's shared memory, which it may change meanwhile.
+        let parameters = all_parameters.to_vec();
+        let work = Work { parameters: &parameters, deal, do_build: &do_build, do_execute: &do_execute };
         let (rank, size) = (self.comm().rank(), self.comm().size());
         let pending = match &mut self.group {
             Group::FanOut { backend, workers, .. } => {
@@ -318,7 +320,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             }
             _ => Pending::Share(work.run(rank, share(deal.tasks, size, rank))),
         };
-        Ok(Scattered { parameters: all_parameters.to_vec(), deal, pending })
+        Ok(Scattered { parameters, deal, pending })
     }
 
     /// Waits for what a scatter has begun: one [`LocalResults`] a task, in the order of the samples. A collective of

@@ -12,12 +12,13 @@ use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
+use crate::os::process;
 use crate::shm::element::Datatype;
 use crate::sync::atomic::Ordering;
 use crate::work::backend::Backend;
 use crate::work::crew::{Crew, Job, Policy};
 use crate::work::launch::ranks;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, CowArray, Ix2};
 use report::{stats, swept};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,6 +76,8 @@ pub struct Sweep<'p> {
     /// A build that leaves threads behind is made in every worker anyway.
     pub cold: bool,
     /// Called in root's process about ten times a second, and at the end; rows of other nodes are known a little later.
+    /// It must not write to shared arrays that were made before (the workers may be reading them): that ends the program,
+    /// with a line that says so.
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
@@ -82,6 +85,16 @@ pub struct Sweep<'p> {
 
 /// How often the caller looks after the workers.
 const WATCHING: Duration = Duration::from_millis(50);
+
+/// Parameters in standard layout where workers can read them: in place, unless that is memory of a running world.
+fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> CowArray<'a, f64, Ix2> {
+    let parameters = parameters.as_standard_layout();
+    let bytes = bytemuck::cast_slice::<f64, u8>(parameters.as_slice().unwrap_or_default()).as_ptr_range();
+    match process::children_can_read(bytes.start.addr()..bytes.end.addr()) {
+        true => parameters,
+        false => parameters.into_owned().into(),
+    }
+}
 
 /// Tells the user's function how far a sweep has come.
 struct Watcher<'p> {
@@ -169,7 +182,7 @@ impl Sweep<'_> {
         }
         let workers = asked.min(rows).max(1);
         let ledger = Ledger::new(rows, outputs, workers)?;
-        let parameters = parameters.as_standard_layout();
+        let parameters = inheritable(&parameters);
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),
@@ -181,6 +194,7 @@ impl Sweep<'_> {
             model: &model,
         };
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
+        let told = watcher.progress.is_some();
         let mut look = || watcher.look(workers, || ledger.finished());
         let replaced = match self.backend {
             _ if rows == 0 => vec![0; workers],
@@ -190,19 +204,21 @@ impl Sweep<'_> {
             }
             Backend::Threads => threads(&work, &mut look)?,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                self.forked(&work, WATCHING, &mut look)?
+                self.forked(&work, WATCHING, told, &mut look)?
             }
         };
         watcher.end(workers);
+        ledger.finish();
         let workers = stats(&ledger, &replaced);
         swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
     }
 
-    /// `look` is called every `slice` while the workers run.
+    /// `look` is called every `slice` while the workers run; `told` if that calls a function of the user's.
     fn forked<S, B, M>(
         &self,
         work: &Work<'_, B, M>,
         slice: Duration,
+        told: bool,
         look: &mut dyn FnMut(),
     ) -> Result<Vec<u32>>
     where
@@ -211,11 +227,11 @@ impl Sweep<'_> {
     {
         let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
         let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let _frozen = if told { Some(process::freeze()?) } else { None };
         let mut warm = !self.cold;
         loop {
             let world = World::new(plan)?;
             let body = |slot: usize, state: S| {
-                work.ledger.keep_from_children()?;
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
                 work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
@@ -227,6 +243,7 @@ impl Sweep<'_> {
                 policy: Policy::Replace(&progress),
                 tag_output: false,
                 led: false,
+                beside: false,
             };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
             let built = crew.wait_looking(slice, &mut *look)?;

@@ -21,7 +21,7 @@ use crate::os::topology;
 use crate::work::launch::asked;
 use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
 use crate::work::sweep::worker::{Reason, Row, Work};
-use crate::work::sweep::{Schedule, Sweep, Watcher};
+use crate::work::sweep::{Schedule, Sweep, Watcher, inheritable};
 use ndarray::ArrayView2;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -86,7 +86,7 @@ where
 {
     let start = Instant::now();
     Mpi::may_fork("sweep")?;
-    let parameters = parameters.as_standard_layout();
+    let parameters = inheritable(&parameters);
     let rows = parameters.nrows();
     let each = match asked(sweep.workers)? {
         Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => workers / job.size,
@@ -122,10 +122,11 @@ where
         ledger.close();
     }
     let join = || Coordinator::join(&ledger, fixed.clone(), digest, each);
+    let told = sweep.progress.is_some();
     let watcher = RefCell::new(Watcher::new(sweep.progress.take(), rows, start));
     let look = |all: usize, done: u64| watcher.borrow_mut().look(all, || done);
     let mut failed = None;
-    let replaced = sweep.forked(&work, COORDINATING, &mut || {
+    let replaced = sweep.forked(&work, COORDINATING, told, &mut || {
         if failed.is_some() {
             return;
         }
@@ -156,6 +157,7 @@ where
     let collected = coordinator.and_then(|coordinator| coordinator.collect(stats(&ledger, &replaced), &look));
     let Some(workers) = collected.inspect_err(fatal)? else { return Ok(None) };
     watcher.into_inner().end(workers.len());
+    ledger.finish();
     swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
 }
 

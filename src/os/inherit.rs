@@ -1,0 +1,250 @@
+//! Shared memory across a fork: which mappings of this process its children may touch, and how they learn that they may
+//! not.
+//!
+//! A child inherits every mapping at its address, so nothing else can ever lie there, and a view that a body has captured
+//! leads to the same bytes. Its first act is to take away the access that it must not have:
+//!
+//! | mapping | children of its maker | their children |
+//! | --- | --- | --- |
+//! | a running world, a ledger | read and write: they are its ranks | nothing |
+//! | an array of the caller's that ranks open | read and write, by `Comm::open` | read |
+//! | what else the caller holds: the array as it sees it, leases, finished worlds | read | read |
+//! | a world whose ranks are this very process, or its threads | nothing | nothing |
+//!
+//! *Read* is right only while nobody writes: the caller of `launch` and of a sweep waits for its children. A caller that
+//! goes on beside them (`scatter`) lets them read nothing.
+//!
+//! A touch that is not allowed raises SIGSEGV; a handler notes which rule it broke where the supervisor looks, and leaves
+//! the rest to whoever handled the signal before.
+#![expect(unsafe_code, reason = "mprotect, and a handler of SIGSEGV")]
+
+use crate::os::fault::{Site, sys};
+use core::ops::Range;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use nix::errno::Errno;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// What a process may do with a mapping, from least to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Access {
+    /// Nothing: the first touch is a fault.
+    Nothing = 1,
+    /// Reading.
+    Read,
+    /// All.
+    Write,
+}
+
+/// Which fork it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Child {
+    /// The zygote of a crew whose caller waits for it.
+    Awaited,
+    /// The zygote of a crew whose caller goes on.
+    Beside,
+    /// A slot: it has what its zygote has.
+    Slot,
+}
+
+#[derive(Debug)]
+struct Known {
+    range: Range<usize>,
+    /// The process that made it: see `process::incarnation`.
+    maker: u32,
+    /// What its children get, and theirs.
+    children: Access,
+    theirs: Access,
+    /// This process has given up writing for a while.
+    frozen: bool,
+}
+
+/// All shared mappings of this process.
+static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+fn known() -> MutexGuard<'static, Vec<Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Enters a new mapping, which children of `maker` share and theirs do not see.
+pub(crate) fn enter(range: Range<usize>, maker: u32) {
+    known().push(Known { range, maker, children: Access::Write, theirs: Access::Nothing, frozen: false });
+}
+
+/// Says what children that are forked from now on may do with the mapping at `start`, and theirs.
+pub(crate) fn allow(start: usize, children: Access, theirs: Access) {
+    for known in known().iter_mut().filter(|known| known.range.start == start) {
+        (known.children, known.theirs) = (children, theirs);
+    }
+}
+
+/// Takes out a mapping that is about to be unmapped.
+pub(crate) fn remove(start: usize) {
+    known().retain(|known| known.range.start != start);
+}
+
+/// Could a child of this process, which is number `me`, read the memory at `range`? Private memory it can.
+pub(crate) fn is_readable(range: Range<usize>, me: u32) -> bool {
+    let known = known();
+    let mut touched = known
+        .iter()
+        .filter(|known| !range.is_empty() && known.range.start < range.end && range.start < known.range.end);
+    touched.all(|known| if known.maker == me { known.children } else { known.theirs } >= Access::Read)
+}
+
+/// Held across a fork, so that the child finds the list whole.
+pub(crate) struct Forking(MutexGuard<'static, Vec<Known>>);
+
+impl Forking {
+    pub(crate) fn begin() -> Forking {
+        Forking(known())
+    }
+
+    /// In the child, before anything else: keeps it to what it may do. `parent` is the number of the process that forked.
+    pub(crate) fn restrict(mut self, child: Child, parent: u32) -> Result<(), Errno> {
+        watch_faults();
+        for known in self.0.iter_mut() {
+            let granted = match child {
+                _ if known.maker == parent => known.children,
+                Child::Slot => continue,
+                Child::Awaited | Child::Beside => known.theirs,
+            };
+            let access = match granted {
+                Access::Read if child == Child::Beside => Access::Nothing,
+                granted => granted,
+            };
+            if access < Access::Write {
+                protect(&known.range, access)?;
+                (known.children, known.theirs, known.frozen) = (access, access, false);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn protect(range: &Range<usize>, access: Access) -> Result<(), Errno> {
+    let bits = match access {
+        Access::Nothing => libc::PROT_NONE,
+        Access::Read => libc::PROT_READ,
+        Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    sys(Site::Mprotect, || {
+        // SAFETY: a whole mapping of the engine's; less access lets nobody see other bytes, and a touch without is a fault.
+        Errno::result(unsafe { libc::mprotect(range.start as *mut libc::c_void, range.len(), bits) })
+    })
+    .map(drop)
+}
+
+/// While it lives, this process too only reads what its children read: it runs code of the user's beside them.
+pub(crate) struct Frozen(Vec<usize>);
+
+impl Frozen {
+    /// For the process with the number `me`.
+    pub(crate) fn new(me: u32) -> Result<Frozen, Errno> {
+        watch_faults();
+        let mut frozen = Frozen(Vec::new());
+        let read = |known: &&mut Known| known.maker == me && known.children == Access::Read && !known.frozen;
+        for known in known().iter_mut().filter(read) {
+            protect(&known.range, Access::Read)?;
+            known.frozen = true;
+            frozen.0.push(known.range.start);
+        }
+        Ok(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for known in known().iter_mut().filter(|known| self.0.contains(&known.range.start)) {
+            let _ = protect(&known.range, Access::Write);
+            known.frozen = false;
+        }
+    }
+}
+
+/// Where a fault is noted: a word that whoever supervises this process reads.
+static NOTE: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+/// Who handled SIGSEGV before.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// A fault of this process is noted in `word` from now on: the [`Access`] that it overstepped. The word must stay mapped
+/// while the process lives.
+pub(crate) fn note_in(word: &AtomicU32) {
+    NOTE.store(core::ptr::from_ref(word).cast_mut(), Ordering::Relaxed);
+}
+
+/// The text for a fault that was noted: true if what was touched may be read.
+pub(crate) fn noted(word: u32) -> Option<bool> {
+    match word {
+        0 => None,
+        word => Some(word == Access::Read as u32),
+    }
+}
+
+fn watch_faults() {
+    if BEFORE.get().is_some() {
+        return;
+    }
+    // SAFETY: all-zero is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+    action.sa_sigaction = on_fault as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+    // SAFETY: all-zero is a valid sigaction.
+    let mut before: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: the handler touches nothing but atomics and the kernel; `before` is a valid place for the answer.
+    let set = unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, &raw mut before) };
+    if set == 0 {
+        let _ = BEFORE.set(before);
+    }
+}
+
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives a valid siginfo to a handler installed with SA_SIGINFO.
+    let info = unsafe { &*info };
+    // SAFETY: SIGSEGV has an address (0 if it was sent by a process).
+    let at = unsafe { info.si_addr() } as usize;
+    // A lock that is held tells nothing: the fault is in the list itself, or another thread maps memory meanwhile.
+    let broken = KNOWN.try_lock().ok().and_then(|known| {
+        known.iter().find(|known| known.range.contains(&at)).map(|known| (known.children, known.frozen))
+    });
+    match broken {
+        Some((_, true)) => {
+            let text = "phalanx: this process wrote to shared memory that its workers read; write to it before they \
+                        start or when they have ended, or give them a copy\n";
+            // SAFETY: a constant text of that length; write is async-signal-safe.
+            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+        }
+        Some((access, false)) => {
+            // SAFETY: null, or a word that stays mapped (`note_in`).
+            if let Some(word) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() } {
+                word.store(access as u32, Ordering::Relaxed);
+            }
+        }
+        None => {}
+    }
+    if let Some(before) = BEFORE.get() {
+        // SAFETY: puts back what was there. The instruction is tried again, and fails for whoever handles it now.
+        unsafe { libc::sigaction(signal, core::ptr::from_ref(before), core::ptr::null_mut()) };
+    }
+    if info.si_code <= 0 {
+        // A process has sent it: no instruction will raise it again.
+        // SAFETY: raise takes a number, and is async-signal-safe.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readable_is_what_is_private_or_may_be_read() {
+        let (mine, other) = (7777, 8888);
+        enter(0x1000..0x2000, mine);
+        assert!(is_readable(0x1800..0x1900, mine) && is_readable(0x2000..0x2100, mine));
+        assert!(!is_readable(0x1fff..0x2001, other));
+        allow(0x1000, Access::Nothing, Access::Read);
+        assert!(!is_readable(0x0..0x1001, mine) && is_readable(0x1800..0x1900, other));
+        remove(0x1000);
+        assert!(is_readable(0x1800..0x1900, mine));
+    }
+}
