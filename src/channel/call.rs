@@ -77,8 +77,11 @@ impl Verb {
     }
 }
 
-/// One call of one rank. Its signature is `verb | op << 8 | datatype << 16 | root << 32`: no hash, so that a report
-/// can say what each rank called.
+/// What must be alike on all ranks of a call: `verb | op << 8 | datatype's code << 16 | root << 32`, no hash, so that a
+/// report can say what each rank called; and the datatype's identity.
+pub(crate) type Signature = [u64; 2];
+
+/// One call of one rank.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) verb: Verb,
@@ -105,9 +108,11 @@ impl Call {
         Call { op, ..self }
     }
 
-    pub(crate) fn signature(&self) -> u64 {
+    pub(crate) fn signature(&self) -> Signature {
         let root = (self.root as u64 & 0xFFFF_FFFF) << 32;
-        u64::from(self.verb as u8) | u64::from(self.op) << 8 | u64::from(self.datatype.0) << 16 | root
+        let verb = u64::from(self.verb as u8);
+        let call = verb | u64::from(self.op) << 8 | u64::from(self.datatype.code) << 16 | root;
+        [call, self.datatype.identity]
     }
 
     pub(crate) fn place(&self, rank: usize, sequence: u32) -> Place {
@@ -115,15 +120,16 @@ impl Call {
     }
 }
 
-/// The operation of a signature, by its name in the API.
+/// The operation of a signature's first word, by its name in the API.
 pub(crate) fn operation(signature: u64) -> &'static str {
     NAMES.get((signature & 0xFF) as usize).copied().unwrap_or("no operation")
 }
 
 /// A signature in words, for the table of a mismatch.
-pub(crate) fn describe(signature: u64, len: u64, line: u32) -> String {
+pub(crate) fn describe(signature: Signature, len: u64, line: u32) -> String {
+    let [signature, identity] = signature;
     let name = operation(signature);
-    let datatype = Datatype((signature >> 16) as u16).name();
+    let datatype = Datatype { code: (signature >> 16) as u16, identity }.name();
     let op = op_name((signature >> 8) as u8);
     format!("{name}{op}, {datatype}, root {}, {len} bytes, source line {line}", signature >> 32)
 }

@@ -3,6 +3,7 @@
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
+use crate::channel::call::Signature;
 use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
 use crate::shm::kernel;
@@ -11,7 +12,7 @@ use crate::sync::wait::{Broken, Guard, Meeting, Pace};
 use std::time::Instant;
 
 /// Words of payload that fit into a mark.
-pub(crate) const INLINE_WORDS: usize = 9;
+pub(crate) const INLINE_WORDS: usize = 8;
 /// Bytes of payload that fit into a mark.
 pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
 
@@ -23,8 +24,8 @@ struct Mark {
     sequence: AtomicU32,
     /// The source line of the call, for reports.
     line: AtomicU32,
-    /// signature, len, place, target, room, digest
-    head: [AtomicU64; 6],
+    /// signature (two words), len, place, target, room, digest
+    head: [AtomicU64; 7],
     inline: [AtomicU64; INLINE_WORDS],
 }
 
@@ -73,7 +74,7 @@ impl Line {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The call: see `Call::signature`.
-    pub(crate) signature: u64,
+    pub(crate) signature: Signature,
     /// Bytes of the whole contribution.
     pub(crate) len: u64,
     /// Where the payload lies: [`NOTHING`], [`IN_MARK`], [`IN_CELL`], or the offset of exposed memory.
@@ -125,7 +126,8 @@ impl<'w> Gate<'w> {
     pub(super) fn fill(&self, line: u32, head: &Head, inline: &[u8]) {
         let mark = self.lines[self.me].mark(self.next);
         mark.line.store(line, Ordering::Relaxed);
-        let words = [head.signature, head.len, head.place, head.target, head.room, head.digest];
+        let [call, datatype] = head.signature;
+        let words = [call, datatype, head.len, head.place, head.target, head.room, head.digest];
         for (word, value) in mark.head.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
@@ -142,7 +144,7 @@ impl<'w> Gate<'w> {
         // The peers have read it; whatever is done until it is filled hides the line's way back.
         let mark = self.lines[self.me].mark(self.next);
         kernel::fetch_to_write(mark);
-        kernel::fetch_to_write(&mark.inline[1]);
+        kernel::fetch_to_write(&mark.inline);
     }
 
     /// [4] for one peer; the mark's contents may be read afterwards.
@@ -161,12 +163,12 @@ impl<'w> Gate<'w> {
         let mark = self.lines[peer].mark(self.next);
         let word = |index: usize| mark.head[index].load(Ordering::Relaxed);
         let head = Head {
-            signature: word(0),
-            len: word(1),
-            place: word(2),
-            target: word(3),
-            room: word(4),
-            digest: word(5),
+            signature: [word(0), word(1)],
+            len: word(2),
+            place: word(3),
+            target: word(4),
+            room: word(5),
+            digest: word(6),
         };
         (head, mark.line.load(Ordering::Relaxed))
     }

@@ -392,14 +392,14 @@ fn three_messages(ring: &Ring, rank: usize) {
     let message = |number: u64| [number; SMALL / 8];
     if rank == 0 {
         let mut writer = ring.writer();
-        return (1..=3).for_each(|n| writer.send(n, bytemuck::bytes_of(&message(n)), None).unwrap());
+        return (1..=3).for_each(|n| writer.send([n, 0], bytemuck::bytes_of(&message(n)), None).unwrap());
     }
     let mut reader = ring.reader();
     for n in 1..=3 {
         let frame = reader.peek(None).unwrap().unwrap();
         let mut words = message(0);
         reader.read(&frame, bytemuck::bytes_of_mut(&mut words)).unwrap();
-        assert_eq!((frame.kind, frame.signature, words), (Kind::Small, n, message(n)));
+        assert_eq!((frame.kind, frame.signature, words), (Kind::Small, [n, 0], message(n)));
         reader.advance();
     }
 }
@@ -420,7 +420,7 @@ fn ring_that_a_long_message_streams_through() {
     ring([3, 5], 4, WRAP, |ring, rank| {
         let message: [u8; 80] = core::array::from_fn(|index| index as u8);
         if rank == 0 {
-            return ring.writer().send(1, &message, None).unwrap();
+            return ring.writer().send([1, 0], &message, None).unwrap();
         }
         let (mut reader, mut seen, mut done) = (ring.reader(), [0; 80], 0);
         while done < seen.len() {
@@ -439,7 +439,7 @@ fn three_pieces(ring: &Ring, rank: usize, early: bool) {
         for n in 1..=3 {
             let at = writer.reserve(PIECE, None).unwrap();
             ring.piece(at).set(n);
-            let frame = Frame { kind: Kind::Piece, signature: n, total: PIECE as u64, at };
+            let frame = Frame { kind: Kind::Piece, signature: [n, 0], total: PIECE as u64, at };
             writer.push(frame, &[], None).unwrap();
         }
         return;
@@ -450,7 +450,7 @@ fn three_pieces(ring: &Ring, rank: usize, early: bool) {
         if early {
             reader.advance();
         }
-        assert_eq!((ring.piece(frame.at).get(), frame.signature), (n, n));
+        assert_eq!((ring.piece(frame.at).get(), frame.signature[0]), (n, n));
         if !early {
             reader.advance();
         }
@@ -482,7 +482,7 @@ fn ring_whose_writer_leaves() {
             return wait::depart(&ring.alive[0], LEFT);
         }
         let mut reader = ring.reader();
-        assert_eq!(reader.peek(None).unwrap().unwrap().signature, 1);
+        assert_eq!(reader.peek(None).unwrap().unwrap().signature, [1, 0]);
         reader.advance();
         assert_eq!(reader.peek(None).unwrap_err(), Broken::Gone(LEFT));
     });

@@ -17,6 +17,7 @@
 //! last (release). A slot's earlier stamps are `q + 1 - SLOTS` and less: equality tells them apart, across wrap-around.
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
+use crate::channel::call::Signature;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
@@ -30,7 +31,7 @@ use std::time::Instant;
 /// Slots of a ring.
 const SLOTS: u32 = if cfg!(loom) { 2 } else { 32 };
 /// Bytes that travel in the slot itself.
-pub(crate) const SMALL: usize = 32;
+pub(crate) const SMALL: usize = 24;
 
 /// One frame and its stamp: a cache line.
 #[cfg_attr(loom, derive(Default))]
@@ -38,8 +39,8 @@ pub(crate) const SMALL: usize = 32;
 pub(crate) struct Slot {
     stamp: AtomicU32,
     kind: AtomicU32,
-    /// signature, total length of the message, where the piece ends in the store (or an array's offset)
-    words: [AtomicU64; 3],
+    /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
+    words: [AtomicU64; 4],
     small: [AtomicU64; SMALL / 8],
 }
 
@@ -131,7 +132,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: Kind,
-    pub(crate) signature: u64,
+    pub(crate) signature: Signature,
     /// Bytes of the whole message.
     pub(crate) total: u64,
     pub(crate) at: u64,
@@ -204,7 +205,7 @@ impl<'w> Writer<'w> {
     /// Sends a message: in the slot if small, else piece by piece. Returns when the last frame is in the ring.
     pub(crate) fn send(
         &mut self,
-        signature: u64,
+        signature: Signature,
         message: &[u8],
         deadline: Option<Instant>,
     ) -> std::result::Result<(), Broken> {
@@ -238,7 +239,8 @@ impl<'w> Writer<'w> {
         }
         let slot = self.end.words.slot(q);
         slot.kind.store(frame.kind as u32, Ordering::Relaxed);
-        for (word, value) in slot.words.iter().zip([frame.signature, frame.total, frame.at]) {
+        let [call, datatype] = frame.signature;
+        for (word, value) in slot.words.iter().zip([call, datatype, frame.total, frame.at]) {
             word.store(value, Ordering::Relaxed);
         }
         for (word, chunk) in slot.small.iter().zip(small.chunks(8)) {
@@ -307,8 +309,9 @@ impl<'w> Reader<'w> {
             3 => Kind::Array,
             _ => return Ok(Err(Error::Corrupt { what: "a message's frame" })),
         };
-        let [signature, total, at] = core::array::from_fn(|index| slot.words[index].load(Ordering::Relaxed));
-        Ok(Ok(Frame { kind, signature, total, at }))
+        let words = core::array::from_fn(|index| slot.words[index].load(Ordering::Relaxed));
+        let [call, datatype, total, at] = words;
+        Ok(Ok(Frame { kind, signature: [call, datatype], total, at }))
     }
 
     /// [2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.

@@ -3,8 +3,11 @@
 #![expect(unsafe_code, reason = "slices of arrays that several ranks hold")]
 
 use crate::channel::window::Agreed;
+use crate::error::Result;
+use crate::os::inherit::Access;
+use crate::os::process;
 use crate::shm::arena::Block;
-use crate::shm::element::Element;
+use crate::shm::element::{Element, check};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
@@ -28,6 +31,8 @@ struct Held<T, D> {
     me: usize,
     /// The communicator whose ranks hold it.
     group: u64,
+    /// The process that holds it: see `process::incarnation`.
+    holder: u32,
     /// Counts down when this rank lets go (arrays from a heap).
     hold: Option<Block>,
     /// Closes when this rank lets go (arrays of the caller).
@@ -41,6 +46,10 @@ pub(crate) struct Open {
     address: usize,
     segment: Arc<Segment>,
     offset: usize,
+    /// The process that opened it: see `process::incarnation`.
+    holder: u32,
+    /// That process made the array itself: its children could write it.
+    made_here: bool,
     /// Open for ever.
     quarantined: bool,
 }
@@ -48,7 +57,8 @@ pub(crate) struct Open {
 impl Open {
     /// Opens the array at `offset` of `segment` for the communicator `group`. `None` if this rank has it open already, or
     /// another communicator has: the word in front of the array counts, so this holds over all ranks.
-    pub(crate) fn new(opened: &Opened, segment: &Arc<Segment>, offset: usize, group: u64) -> Option<Open> {
+    pub(crate) fn new(opened: &Opened, array: &Block, group: u64) -> Option<Open> {
+        let (segment, offset) = (array.segment(), array.offset());
         let address = segment.bytes(offset, 0)?.as_ptr() as usize;
         let join = |word: u64| match word {
             0 => Some(group << 16 | 1),
@@ -60,7 +70,13 @@ impl Open {
         }
         Block::open_word(segment, offset).fetch_update(Ordering::AcqRel, Ordering::Relaxed, join).ok()?;
         opened.borrow_mut().insert(address);
+        let made_here = array.is_mine();
+        if made_here {
+            segment.allow(Access::Read, Access::Read);
+        }
         Some(Open {
+            holder: process::incarnation(),
+            made_here,
             opened: Rc::clone(opened),
             address,
             segment: Arc::clone(segment),
@@ -72,13 +88,16 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if self.quarantined {
+        if self.quarantined || self.holder != process::incarnation() {
             return;
         }
         self.opened.borrow_mut().remove(&self.address);
         let leave = |word: u64| Some(if word & 0xFFFF <= 1 { 0 } else { word - 1 });
         let word = Block::open_word(&self.segment, self.offset);
-        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave);
+        let left = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave);
+        if self.made_here && left.is_ok_and(|word| word & 0xFFFF <= 1) {
+            self.segment.allow(Access::Write, Access::Read);
+        }
     }
 }
 
@@ -118,6 +137,13 @@ impl<T: Element, D: Dimension> Held<T, D> {
         let bytes = row * size_of::<T>();
         let at = self.segment.bytes(self.offset + rows.start * bytes, rows.len() * bytes);
         (at.expect("array inside its segment").as_ptr().cast(), rows.len() * row)
+    }
+
+    /// Are these rows valid elements? Other ranks wrote them.
+    fn check(&self, rows: &Range<usize>) -> Result<()> {
+        let (at, count) = self.place(rows);
+        // SAFETY: in bounds, and initialised; no rank writes it now (all have published, or this one alone holds the rows).
+        check::<T>(unsafe { core::slice::from_raw_parts(at.cast(), count * size_of::<T>()) })
     }
 
     /// # Safety
@@ -161,10 +187,22 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         hold: Option<Block>,
         open: Option<Open>,
         _all_hold_it: Agreed,
-    ) -> Parts<'w, T, D> {
+    ) -> Result<Parts<'w, T, D>> {
         let segment = Arc::clone(segment);
-        let held = Held { segment, offset, dim, bounds, me, group, hold, open, element: PhantomData };
-        Parts { held, world: PhantomData }
+        let held = Held {
+            segment,
+            offset,
+            dim,
+            bounds,
+            me,
+            group,
+            holder: process::incarnation(),
+            hold,
+            open,
+            element: PhantomData,
+        };
+        held.check(&held.rows(me))?;
+        Ok(Parts { held, world: PhantomData })
     }
 
     /// The rows that are mine, in the whole array's numbering.
@@ -210,7 +248,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
     /// My rows, to write.
     ///
     /// # Panics
-    /// Never: the shape fits by construction.
+    /// In a process that inherited it by a fork.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -220,6 +258,10 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
+        assert!(
+            self.held.holder == process::incarnation(),
+            "this process does not hold the array: it came with a fork"
+        );
         let rows = self.rows();
         let (at, count) = self.held.place(&rows);
         // SAFETY: in bounds, aligned, initialised; rows of different ranks are disjoint, no rank has a Whole while one
@@ -248,8 +290,16 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
     }
 
     /// All ranks have stopped writing.
-    pub(crate) fn into_whole(self, _all_have_published: Agreed) -> Whole<'w, T, D> {
-        Whole { held: self.held, world: PhantomData }
+    pub(crate) fn into_whole(self, _all_have_published: Agreed) -> Result<Whole<'w, T, D>> {
+        let whole = Whole { held: self.held, world: PhantomData };
+        let checked = whole.held.check(&(0..whole.held.dim.slice()[0]));
+        match checked {
+            Ok(()) => Ok(whole),
+            Err(error) => {
+                whole.quarantine();
+                Err(error)
+            }
+        }
     }
 
     /// Never to be used again, by anyone: after an error a rank may still be at work on it.

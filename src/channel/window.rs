@@ -397,7 +397,7 @@ impl<'w> Window<'w> {
     /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.
     fn disagreement(&mut self, call: &Call) -> Error {
         let place = call.place(self.gate.me, self.gate.next);
-        let aborts = |head: &Head| head.signature & 0xFF == Verb::Abort as u64;
+        let aborts = |head: &Head| head.signature[0] & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
             self.gate.advance();
             let rank = self.number(peer);

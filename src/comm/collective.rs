@@ -221,7 +221,7 @@ impl Comm<'_> {
         let bytes = self.check_counts::<T>(&call, send.len(), recv.view().len(), counts)?;
         let (block, dim) = recv.into_parts();
         self.check_block(&call, &block)?;
-        self.gather_to(&call, send, block, &bytes).map(|block| Some(Lease::new(block, dim)))
+        Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some)
     }
 
     /// As [`Comm::gather_into_lease`], into a shared array that is made for it: root gives only how many elements come from
@@ -276,7 +276,7 @@ impl Comm<'_> {
         let made = self.transport.seat().heap.borrow_mut().alloc(len, false);
         match made {
             // All of it is overwritten before anyone sees it: the counts add up to its length.
-            Ok(block) => self.gather_to(&call, send, block, &bytes).map(|block| Some(Lease::new(block, dim))),
+            Ok(block) => Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some),
             Err(error) => Err(self.transport.abort(&call, error)),
         }
     }

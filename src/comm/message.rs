@@ -131,7 +131,7 @@ impl Comm<'_> {
         let dim = shape.into_dimension();
         let need = byte_len::<T, D>(&dim)?;
         let block = self.transport.recv_block(&call, from, need)?;
-        Ok(Lease::new(block, dim))
+        Lease::received(block, dim)
     }
 
     fn check_peer(&self, call: &Call, peer: usize) -> Result<()> {

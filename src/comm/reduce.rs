@@ -148,7 +148,7 @@ impl Comm<'_> {
             self.check_block(&call, &block)?;
             let mut lent = Lent(Some(block));
             with_bytes(send, |send| self.transport.reduce_shared(&call, send, lent.block(), fold))?;
-            Ok(Lease::new(lent.back(), dim))
+            Lease::received(lent.back(), dim)
         })
     }
 

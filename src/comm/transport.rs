@@ -1,6 +1,6 @@
 //! The few verbs of a transport, in bytes.
 
-use crate::channel::call::Call;
+use crate::channel::call::{Call, Signature};
 use crate::channel::recovery::Wish;
 use crate::channel::view::Opened;
 use crate::channel::window::Agreed;
@@ -23,6 +23,8 @@ pub(crate) struct Seat {
     pub(crate) caller: u32,
     /// How many communicators this rank has split off.
     pub(crate) splits: Cell<u64>,
+    /// Its process lives on when the world has ended.
+    pub(crate) lives_on: bool,
     /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
     pub(crate) copied: Cell<u64>,
 }
@@ -36,8 +38,15 @@ impl Seat {
             opened: Opened::default(),
             caller: world.caller,
             splits: Cell::new(0),
+            lives_on: false,
             copied: Cell::new(0),
         }
+    }
+
+    /// As [`Seat::new`], of a rank whose process lives on when the world has ended.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn lasting(world: &World, rank: usize) -> Seat {
+        Seat { lives_on: true, ..Seat::new(world, rank) }
     }
 
     /// Copies and counts.
@@ -62,8 +71,8 @@ impl Seat {
 pub(crate) struct Mailbox(VecDeque<Mail>);
 
 enum Mail {
-    Bytes(u64, Vec<u8>),
-    Block(u64, Block),
+    Bytes(Signature, Vec<u8>),
+    Block(Signature, Block),
 }
 
 impl Mailbox {

@@ -76,7 +76,7 @@ impl<'w> Comm<'w> {
         let agreed = self.transport.agree(&call, offset as u64)?;
         let segment = block.segment().clone();
         let who = (self.transport.group(), self.rank());
-        Ok(Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed))
+        Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed)
     }
 
     /// `Ok` if all ranks share memory.
@@ -207,7 +207,7 @@ impl<'w> Comm<'w> {
             let problem = "the array was not made by the caller of this world, before it started";
             return self.refuse(&call, problem);
         }
-        let Some(open) = Open::new(&seat.opened, block.segment(), block.offset(), group) else {
+        let Some(open) = Open::new(&seat.opened, block, group) else {
             let problem = "the array is open already, here or in another communicator: drop what has been opened first; \
                            after a failed world, the caller must look at it (view) before the next";
             return self.refuse(&call, problem);
@@ -220,7 +220,7 @@ impl<'w> Comm<'w> {
         let agreed = self.transport.agree(&call, digest)?;
         point(Site::Opened);
         let place = (block.segment(), block.offset());
-        Ok(Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed))
+        Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed)
     }
 
     /// Folds the ranks' vectors in rank order into one shared result: each rank folds its own rows of it, nothing is
@@ -300,7 +300,7 @@ impl<'w> Comm<'w> {
         match agreed.and_then(|()| self.transport.agree(&call, parts.identity())) {
             Ok(agreed) => {
                 point(Site::Published);
-                Ok(parts.into_whole(agreed))
+                parts.into_whole(agreed)
             }
             Err(error) => {
                 parts.quarantine();

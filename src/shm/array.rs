@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::os::inherit::Access;
 use crate::os::process;
 use crate::shm::arena::{Block, Heap};
-use crate::shm::element::{ALIGN, Datatype, Element};
+use crate::shm::element::{ALIGN, Datatype, Element, check};
+use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
@@ -110,6 +111,12 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         Lease { block, dim, element: PhantomData }
     }
 
+    /// As [`Lease::new`], of bytes that another rank wrote.
+    pub(crate) fn received(block: Block, dim: D) -> Result<Lease<T, D>> {
+        check::<T>(block.bytes())?;
+        Ok(Lease::new(block, dim))
+    }
+
     pub(crate) fn into_parts(self) -> (Block, D) {
         (self.block, self.dim)
     }
@@ -178,7 +185,8 @@ impl<T: Element + std::fmt::Debug, D: Dimension> std::fmt::Debug for Lease<T, D>
 struct Descriptor {
     offset: u64,
     len: u64,
-    datatype: u16,
+    /// See [`Datatype::identity`].
+    datatype: u64,
 }
 
 /// The leases of a result that is being written or read.
@@ -186,6 +194,8 @@ struct Manifest {
     segment: Arc<Segment>,
     reading: bool,
     leases: Vec<Option<Descriptor>>,
+    /// Leases stay with whoever holds them: copies travel.
+    copying: bool,
     /// Why a lease could not be carried. (postcard keeps no texts.)
     refused: Option<&'static str>,
 }
@@ -228,13 +238,45 @@ fn refuse(why: &'static str) -> &'static str {
 /// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next. Leases of the segment in it are set off:
 /// the value must be forgotten, not dropped.
 pub(crate) fn pack<T: Serialize>(segment: &Arc<Segment>, value: &T) -> Result<Vec<u8>> {
-    let manifest =
-        Manifest { segment: Arc::clone(segment), reading: false, leases: Vec::new(), refused: None };
-    let (mut bytes, manifest) = with_manifest(manifest, || postcard::to_stdvec(value))?;
+    pack_with(segment, value, None)
+}
+
+/// As [`pack`]; with a heap for copies, leases stay with whoever holds them.
+fn pack_with<T: Serialize>(
+    segment: &Arc<Segment>,
+    value: &T,
+    copies: Option<&RefCell<Heap>>,
+) -> Result<Vec<u8>> {
+    let manifest = Manifest {
+        segment: Arc::clone(segment),
+        reading: false,
+        leases: Vec::new(),
+        copying: copies.is_some(),
+        refused: None,
+    };
+    let (mut bytes, mut manifest) = with_manifest(manifest, || postcard::to_stdvec(value))?;
+    if let Some(heap) = copies {
+        manifest.leases.iter_mut().flatten().try_for_each(|lease| lease.copy(segment, heap))?;
+    }
     let len = bytes.len() as u64;
     bytes.extend(postcard::to_stdvec(&manifest.leases)?);
     bytes.extend(len.to_le_bytes());
     Ok(bytes)
+}
+
+impl Descriptor {
+    /// Leads to a copy from now on, which nobody holds.
+    fn copy(&mut self, segment: &Arc<Segment>, heap: &RefCell<Heap>) -> Result<()> {
+        let source = Block::join(segment, self.offset as usize, self.len as usize)?;
+        let made = heap.borrow_mut().alloc(source.bytes().len(), false);
+        let copied = made.map(|mut copy| {
+            kernel::copy(copy.bytes_mut(), source.bytes(), Store::best(2 * source.bytes().len(), 1));
+            self.offset = copy.offset() as u64;
+            copy.set_off();
+        });
+        source.leave_held();
+        copied
+    }
 }
 
 /// Does a packed value hold leases?
@@ -246,14 +288,20 @@ pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
     leases.is_none_or(|leases| !leases.is_empty())
 }
 
-/// Leaves a packed value in the heap for whoever holds the segment next; says where it lies. What it holds is theirs then.
+/// Leaves a packed value in the heap for whoever holds the segment next; says where it lies. What it holds is theirs then,
+/// unless this process lives on: somebody in it may still look at the arrays then, and copies travel.
 pub(crate) fn leave_packed<T: Serialize>(
     segment: &Arc<Segment>,
     heap: &RefCell<Heap>,
     value: T,
+    lives_on: bool,
 ) -> Result<(usize, usize)> {
-    let bytes = pack(segment, &value)?;
-    core::mem::forget(value);
+    let bytes = pack_with(segment, &value, lives_on.then_some(heap))?;
+    if lives_on {
+        drop(value);
+    } else {
+        core::mem::forget(value);
+    }
     let mut block = heap.borrow_mut().alloc(bytes.len(), false)?;
     block.bytes_mut().copy_from_slice(&bytes);
     let place = (block.offset(), bytes.len());
@@ -267,7 +315,8 @@ pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) 
     let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
     let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt)?;
     let leases = postcard::from_bytes(leases)?;
-    let manifest = Manifest { segment: Arc::clone(segment), reading: true, leases, refused: None };
+    let manifest =
+        Manifest { segment: Arc::clone(segment), reading: true, leases, copying: false, refused: None };
     Ok(with_manifest(manifest, || postcard::from_bytes(bytes))?.0)
 }
 
@@ -278,11 +327,12 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
             let ours = |manifest: &&mut Manifest| {
                 !manifest.reading
                     && Arc::ptr_eq(&manifest.segment, self.block.segment())
-                    && self.block.set_off()
+                    && self.block.is_mine()
+                    && (manifest.copying || self.block.set_off())
             };
             let manifest = manifest.as_mut().filter(ours)?;
             let (offset, len) = (self.block.offset() as u64, self.block.bytes().len() as u64);
-            manifest.leases.push(Some(Descriptor { offset, len, datatype: Datatype::of::<T>().0 }));
+            manifest.leases.push(Some(Descriptor { offset, len, datatype: Datatype::of::<T>().identity }));
             Some(manifest.leases.len() - 1)
         });
         let number = enlisted.ok_or_else(|| {
@@ -305,11 +355,12 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
         let dim = D::from_dimension(&ndarray::IxDyn(&shape));
         let dim = dim.ok_or_else(|| de::Error::custom(refuse("a shared array of another dimension")))?;
         let len = byte_len::<T, D>(&dim).map_err(de::Error::custom)?;
-        if descriptor.datatype != Datatype::of::<T>().0 || descriptor.len != len as u64 {
+        if descriptor.datatype != Datatype::of::<T>().identity || descriptor.len != len as u64 {
             return Err(de::Error::custom(refuse("a shared array of another element type or shape")));
         }
         let block = Block::take_up(&segment, descriptor.offset as usize, len).map_err(de::Error::custom)?;
-        Ok(Lease::new(block, dim))
+        Lease::received(block, dim)
+            .map_err(|_| de::Error::custom(refuse("bytes that are no elements of its type")))
     }
 }
 
@@ -362,7 +413,8 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
     /// The array, to read. Takes `&mut self`: while this view lives no world can have the array open.
     ///
     /// # Panics
-    /// In a rank that inherited the array by a fork: ranks use [`Comm::open`](crate::Comm::open).
+    /// In a rank that inherited the array by a fork: ranks use [`Comm::open`](crate::Comm::open). If a rank that died has
+    /// left bytes that are no elements of the type (a `bool` that is neither).
     ///
     /// ```
     /// let mut array = phalanx::SharedArray::<u8, ndarray::Ix1>::zeros(2)?;
@@ -380,6 +432,11 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
         assert!(self.mine.is_mine(), "a rank reaches an array of its caller through Comm::open");
         let block = &self.array.block;
         Block::open_word(block.segment(), block.offset()).store(0, Ordering::Release);
+        block.segment().allow(Access::Write, Access::Read);
+        assert!(
+            check::<T>(self.mine.bytes()).is_ok(),
+            "a rank that died has left invalid elements in the array"
+        );
     }
 
     /// The array, to write before a world starts or after it has ended.

@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicU32, AtomicU64};
 use std::any::TypeId;
+use std::hash::{Hash, Hasher};
 
 /// A type whose values may travel between ranks: plain bytes without padding or pointers.
 ///
@@ -38,9 +39,14 @@ impl<T> Element for T where
 /// Arrays lie on boundaries of this many bytes; an element may not ask for more.
 pub(crate) const ALIGN: usize = 64;
 
-/// Names an element type in call signatures: a code for the built-in ones, a hash of name and size for the user's.
+/// Identifies an element type, alike in all processes of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Datatype(pub(crate) u16);
+pub(crate) struct Datatype {
+    /// For call signatures: the index of a built-in type, 15 bits of the identity of the user's.
+    pub(crate) code: u16,
+    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ.
+    pub(crate) identity: u64,
+}
 
 const BUILT_IN: [&str; 14] = [
     "bytes",
@@ -61,7 +67,7 @@ const BUILT_IN: [&str; 14] = [
 
 impl Datatype {
     /// Whatever has no element type: serialised objects, calls without data.
-    pub(crate) const BYTES: Datatype = Datatype(0);
+    pub(crate) const BYTES: Datatype = Datatype { code: 0, identity: 0 };
 
     /// The datatype of `T`.
     pub(crate) fn of<T: 'static>() -> Datatype {
@@ -81,18 +87,44 @@ impl Datatype {
             TypeId::of::<num_complex::Complex<f64>>(),
         ];
         match types.iter().position(|&id| id == TypeId::of::<T>()) {
-            Some(index) => Datatype(index as u16 + 1),
+            Some(index) => Datatype { code: index as u16 + 1, identity: index as u64 + 1 },
             None => {
-                let name = std::any::type_name::<T>().as_bytes();
-                Datatype(xxhash_rust::xxh3::xxh3_64_with_seed(name, size_of::<T>() as u64) as u16 | 0x8000)
+                let mut bits = Bits(0);
+                TypeId::of::<T>().hash(&mut bits);
+                Datatype { code: bits.0 as u16 | 0x8000, identity: bits.0 }
             }
         }
     }
 
-    /// For messages.
+    /// The type's name for messages, from what a signature holds.
     pub(crate) fn name(self) -> String {
-        let built_in = BUILT_IN.get(usize::from(self.0));
-        built_in.map_or_else(|| format!("user type #{:04x}", self.0), |&name| name.to_owned())
+        let built_in = BUILT_IN.get(usize::from(self.code));
+        built_in.map_or_else(|| format!("user type #{:016x}", self.identity), |&name| name.to_owned())
+    }
+}
+
+/// Collects the bits that a [`TypeId`] gives to a hasher: they are a hash already.
+struct Bits(u64);
+
+impl Hasher for Bits {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0);
+    }
+
+    fn write_u64(&mut self, bits: u64) {
+        self.0 ^= bits;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Are these bytes valid elements? Always, and at no cost, for types of which every bit pattern is valid.
+pub(crate) fn check<T: Element>(bytes: &[u8]) -> Result<()> {
+    match size_of::<T>() == 0 || bytemuck::checked::try_cast_slice::<u8, T>(bytes).is_ok() {
+        true => Ok(()),
+        false => Err(Error::Corrupt { what: "a shared array" }),
     }
 }
 
@@ -144,8 +176,15 @@ mod tests {
 
     #[test]
     fn datatypes_differ() {
-        let mut seen = vec![Datatype::of::<u8>().0, Datatype::of::<bool>().0, Datatype::of::<f64>().0];
-        seen.extend([Datatype::of::<[f64; 2]>().0, Datatype::of::<num_complex::Complex<f64>>().0]);
+        let mut seen = vec![
+            Datatype::of::<u8>().identity,
+            Datatype::of::<bool>().identity,
+            Datatype::of::<f64>().identity,
+        ];
+        seen.extend([
+            Datatype::of::<[f64; 2]>().identity,
+            Datatype::of::<num_complex::Complex<f64>>().identity,
+        ]);
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen.len(), 5);

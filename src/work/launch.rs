@@ -127,7 +127,7 @@ impl Launch {
     {
         let mut results = Vec::new();
         let is_root = self.run(
-            &|world, comm, seat| leave_packed(world.segment(), &seat.heap, body(comm)?),
+            &|world, comm, seat| leave_packed(world.segment(), &seat.heap, body(comm)?, seat.lives_on),
             &mut |segment, packed| unpack(segment, packed).map(|result| results.push(result)),
         )?;
         Ok(is_root.then_some(results))

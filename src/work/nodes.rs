@@ -167,7 +167,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
     let led = caught(|| {
-        let seat = Rc::new(Seat::new(&world, 0));
+        let seat = Rc::new(Seat::lasting(&world, 0));
         let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
         let leaders: Vec<usize> = (0..mpi.size).collect();
         let net = Net::new(mpi, leaders.clone(), mpi.rank, context, crowded)?;
@@ -212,7 +212,7 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     let Seats { world, local, .. } = &seats;
     world.enter(*local, true);
     let ran = caught(|| {
-        let seat = Rc::new(Seat::new(world, *local));
+        let seat = Rc::new(Seat::lasting(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
         one(world, &mut comm, &seat, body)
     });
@@ -330,7 +330,7 @@ impl<'w> JobComm<'w> {
         let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
         mpi.be_busy(true);
         seats.world.enter(seats.local, true);
-        let comm = seats.comm(mpi, Rc::new(Seat::new(&seats.world, seats.local)));
+        let comm = seats.comm(mpi, Rc::new(Seat::lasting(&seats.world, seats.local)));
         Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats })
     }
 }

@@ -1,5 +1,142 @@
-//! Handles belong to one process and one world.
+//! Handles belong to one process and one world: a copy that a fork inherits writes, counts and closes nothing.
 
-use crate::support::Case;
+use crate::support::{Case, launch};
+use ndarray::{Array2, Ix1};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use phalanx::{Comm, Death, Error, SharedArray, Sweep};
+use std::cell::RefCell;
 
-pub const CASES: &[Case] = cases! {};
+pub const CASES: &[Case] = cases! {
+    parts_of_a_solo_are_not_its_ranks
+    parts_of_a_rank_are_not_its_ranks
+    a_copy_of_parts_panics_or_faults
+    a_dropped_copy_closes_nothing
+    parts_can_be_opened_after_those_of_a_solo
+    arrays_that_are_open_cannot_be_opened_by_others
+};
+
+#[track_caller]
+fn assert_refused<R: std::fmt::Debug>(result: phalanx::Result<R>) {
+    match result {
+        Err(Error::PeerDied { cause: Death::Inherited { readable: true }, .. }) => {}
+        Err(Error::Panicked { text, .. }) if text.contains("does not hold the array") => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fn no_core_files() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+    setrlimit(Resource::RLIMIT_CORE, 0, hard).unwrap();
+}
+
+/// Two ranks never have `&mut` of one memory.
+fn parts_of_a_solo_are_not_its_ranks() {
+    no_core_files();
+    let mut array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
+    {
+        let mut comm = Comm::solo().unwrap();
+        let mut part = comm.open(&array).unwrap();
+        let view = RefCell::new(part.view_mut());
+        assert_refused(launch(2, |comm| {
+            view.borrow_mut()[0] = comm.rank() as u64 + 5;
+            comm.barrier()
+        }));
+        drop(view);
+        // To read it is as good as anything.
+        part.view_mut()[1] = 3;
+        let sums = launch(2, |_| Ok(part.view().sum()));
+        assert_eq!(sums.unwrap().unwrap(), [3, 3]);
+    }
+    assert_eq!(array.view().to_vec(), [0, 3, 0, 0]);
+}
+
+fn parts_of_a_rank_are_not_its_ranks() {
+    no_core_files();
+    let mut array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
+    launch(2, |comm| {
+        let mut part = comm.open(&array)?;
+        part.view_mut().fill(comm.rank() as u64 + 1);
+        let view = RefCell::new(part.view_mut());
+        assert_refused(launch(4, |_| {
+            (0..1000).for_each(|_| view.borrow_mut()[0] += 1);
+            Ok(())
+        }));
+        drop(view);
+        // Its own rows a rank lets its ranks read, and the whole.
+        let sums = launch(2, |_| Ok(part.view().sum()))?;
+        assert_eq!(sums.unwrap(), [2 * (comm.rank() as u64 + 1); 2]);
+        let published = part.publish(comm)?;
+        let whole = published.view();
+        let swept = Sweep { workers: Some(2), ..Sweep::default() }.run(
+            Array2::zeros((4, 1)).view(),
+            1,
+            || Ok(()),
+            |(), row, out| {
+                out[0] = whole[row.index] as f64;
+                Ok(())
+            },
+        )?;
+        assert_eq!(swept.unwrap().values().iter().copied().collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);
+        comm.barrier()
+    })
+    .unwrap();
+    assert_eq!(array.view().to_vec(), [1, 1, 2, 2]);
+}
+
+fn a_copy_of_parts_panics_or_faults() {
+    no_core_files();
+    let array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
+    let mut comm = Comm::solo().unwrap();
+    let opened = RefCell::new(comm.open(&array).unwrap());
+    assert_refused(launch(2, |_| {
+        opened.borrow_mut().view_mut()[0] = 1;
+        Ok(())
+    }));
+    let made = RefCell::new(comm.parts::<u64, _>(4).unwrap());
+    assert_refused(launch(2, |_| {
+        made.borrow_mut().view_mut()[0] = 1;
+        Ok(())
+    }));
+    assert_eq!((opened.borrow().view().sum(), made.borrow().view().sum()), (0, 0));
+}
+
+fn a_dropped_copy_closes_nothing() {
+    let array = SharedArray::<u64, Ix1>::zeros(2).unwrap();
+    let told = launch(2, |comm| {
+        let mut alone = comm.split(Some(comm.rank() as u64), 0)?.unwrap();
+        let part = RefCell::new(Some(comm.open(&array)?));
+        launch(1, |_| {
+            drop(part.borrow_mut().take());
+            Ok(())
+        })?;
+        comm.barrier()?;
+        let again = alone.open(&array).is_ok();
+        comm.barrier()?;
+        Ok(again)
+    });
+    assert_eq!(told.unwrap().unwrap(), [false; 2], "it is open already");
+}
+
+fn parts_can_be_opened_after_those_of_a_solo() {
+    let mut array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
+    let mut solo = Comm::solo().unwrap();
+    for turn in 1..4 {
+        solo.open(&array).unwrap().view_mut().fill(turn);
+        launch(2, |comm| {
+            comm.open(&array)?.view_mut().iter_mut().for_each(|x| *x += 10);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(array.view().to_vec(), [turn + 10; 4]);
+    }
+}
+
+fn arrays_that_are_open_cannot_be_opened_by_others() {
+    let array = SharedArray::<u64, Ix1>::zeros(4).unwrap();
+    let mut solo = Comm::solo().unwrap();
+    let part = solo.open(&array).unwrap();
+    let error = launch(2, |comm| comm.open(&array).map(drop)).unwrap_err();
+    assert!(error.to_string().contains("open already"), "{error}");
+    drop(part);
+    launch(2, |comm| comm.open(&array).map(drop)).unwrap();
+}

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::shm::arena::Block;
 
 /// Signature, bytes, and whether it is an array that changes hands.
-type Head = [u64; 3];
+type Head = [u64; 4];
 
 /// The way from each rank to each, if every rank is a process of the job; heads of messages that have come but were not
 /// what was asked for.
@@ -40,7 +40,8 @@ impl Hybrid<'_> {
     fn post(&mut self, call: &Call, to: usize, message: &[u8], array: bool) -> Result<()> {
         let net = self.net_to(call, to)?;
         let watch = self.node.window_ref().watch(*call);
-        let head: Head = [call.signature(), message.len() as u64, u64::from(array)];
+        let [verb, datatype] = call.signature();
+        let head: Head = [verb, datatype, message.len() as u64, u64::from(array)];
         let sent = net.send_all(bytemuck::bytes_of(&head), to, Tag::Letter, &watch);
         let sent = sent.and_then(|()| net.send_all(message, to, Tag::Letter, &watch));
         self.node.seat().count(message.len());
@@ -54,20 +55,21 @@ impl Hybrid<'_> {
         let head = match self.letters.heads[from] {
             Some(head) => head,
             None => {
-                let mut head: Head = [0; 3];
+                let mut head: Head = [0; 4];
                 let came = net.recv_all(bytemuck::bytes_of_mut(&mut head), from, Tag::Letter, &watch);
                 came.map_err(|error| self.failed(call, error))?;
                 head
             }
         };
         self.letters.heads[from] = Some(head);
-        if head == [call.signature(), len as u64, u64::from(array)] {
+        let [verb, datatype] = call.signature();
+        if head == [verb, datatype, len as u64, u64::from(array)] {
             return Ok(net);
         }
-        let sent = describe(head[0], head[1], 0);
+        let sent = describe([head[0], head[1]], head[2], 0);
         let problem = format!(
             "the next message from rank {from} has {} bytes ({sent}), the room {len}; it stays to be received",
-            head[1]
+            head[2]
         );
         Err(Error::bad(call.place(self.rank(), self.calls), problem))
     }

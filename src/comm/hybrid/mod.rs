@@ -22,7 +22,7 @@ pub(crate) mod net;
 mod route;
 mod split;
 
-use crate::channel::call::{Call, Verb, describe};
+use crate::channel::call::{Call, Signature, Verb, describe};
 use crate::channel::recovery::Wish;
 use crate::channel::window::{Agreed, Offer, Payload, Shown};
 use crate::channel::world::Member;
@@ -124,9 +124,14 @@ pub(crate) struct Ways {
 
 /// Payload that travels in a record.
 const CARRIED: usize = 128;
-/// What a node says in a meeting: signature, line, whether its ranks say the same, length, digest; then, on a line of its
-/// own, what is carried.
+/// What a node says in a meeting: verb and root, line, whether its ranks say the same, length, digest, datatype; then, on a
+/// line of its own, what is carried.
 type Record = [u64; 8 + CARRIED / 8];
+
+/// The signature in a record.
+fn signature(record: &Record) -> Signature {
+    [record[0], record[5]]
+}
 
 /// What all ranks know after a meeting.
 struct Met {
@@ -261,8 +266,8 @@ impl<'w> Hybrid<'w> {
             return Err(self.failed(call, error));
         }
         let uniform = mine.windows(2).all(|pair| pair[0] == pair[1]);
-        let words =
-            [call.signature(), u64::from(call.line), u64::from(uniform), mine[0][0], mine[0][1], 0, 0, 0];
+        let ([verb, datatype], [len, digest]) = (call.signature(), mine[0]);
+        let words = [verb, u64::from(call.line), u64::from(uniform), len, digest, datatype, 0, 0];
         record[..8].copy_from_slice(&words);
         let met = self.tell(call, record, &mine)?;
         self.compare(call, &met.records)?;
@@ -318,10 +323,11 @@ impl<'w> Hybrid<'w> {
             );
             return Err(Error::bad(place, problem));
         }
-        if records.iter().all(|record| record[0] == call.signature()) {
+        if records.iter().all(|record| signature(record) == call.signature()) {
             return Ok(());
         }
-        let what = |node: usize| describe(records[node][0], records[node][3], records[node][1] as u32);
+        let what =
+            |node: usize| describe(signature(&records[node]), records[node][3], records[node][1] as u32);
         let nodes: Vec<usize> = (0..records.len()).collect();
         let row = |nodes: &[usize]| {
             let nodes = nodes[0]..nodes[nodes.len() - 1] + 1;
@@ -364,7 +370,7 @@ impl<'w> Hybrid<'w> {
     fn aborted(&self, call: &Call, error: Error) -> Error {
         let Some(net) = &self.net else { return error };
         let mut record: Record = [0; 8 + CARRIED / 8];
-        record[0] = Call { verb: Verb::Abort, ..*call }.signature();
+        record[0] = Call { verb: Verb::Abort, ..*call }.signature()[0];
         let watch = self.node.window_ref().watch(*call);
         let told = net.tell::<{ size_of::<Record>() }>(bytemuck::cast(record), &watch);
         if let Err(worse) = told {
