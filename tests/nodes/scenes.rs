@@ -1,8 +1,12 @@
 //! What the suite of one node has not: orders of folding, groups over nodes, failures.
 
 use crate::elements::mix;
-use ndarray::{Array1, Array2, arr1};
-use phalanx::{Comm, Error, Launch, Op, Outcome, Progress, Result, Row, Sweep, create_parallel_manager};
+use ndarray::{Array1, Array2, ArrayView1, Ix1, arr1};
+use phalanx::{
+    Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, SharedArray, Sweep,
+    create_parallel_manager,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::RefCell;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -207,6 +211,8 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
+        "owners" => owners(launch),
+        "writes" => writes(launch),
         "initialised" => initialised(launch),
         "mixed" => mixed(launch),
         "wire-gather" => wire(launch, |comm, mine, _| {
@@ -518,6 +524,73 @@ fn again(launch: &Launch) -> Result<()> {
         assert_eq!(sums[0], (size - 1) * 100 + size * (size - 1) / 2);
         println!("1 passed, 0 failed, 0 skipped");
     }
+    Ok(())
+}
+
+/// A result that gives away an array which its rank has leaked, and still looks at.
+struct Away(std::result::Result<Option<&'static Lease<u64, Ix1>>, Option<Lease<u64, Ix1>>>);
+
+impl Serialize for Away {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match &self.0 {
+            Ok(leaked) => leaked.serialize(serializer),
+            Err(owned) => owned.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Away {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Away, D::Error> {
+        Option::deserialize(deserializer).map(|lease| Away(Err(lease)))
+    }
+}
+
+/// What a rank that lives on looks at stays as it is, whoever gets its results; what a program made before, all
+/// ranks read in place.
+fn owners(launch: &Launch) -> Result<()> {
+    thread_local! {
+        static KEPT: std::cell::Cell<Option<ArrayView1<'static, u64>>> = const { std::cell::Cell::new(None) };
+    }
+    let mut table = SharedArray::<u64, Ix1>::zeros(1 << 18)?;
+    table.view_mut().iter_mut().zip(0..).for_each(|(value, at)| *value = at);
+    let view = table.view();
+    let given = launch.fork(|comm| {
+        let held = vec![7u8; 4 << 20];
+        assert_eq!(view.sum() + u64::from(held[5]), (1 << 17) * ((1 << 18) - 1) + 7);
+        let mut lease = comm.alloc::<u64, _>(4)?;
+        lease.view_mut().fill(comm.rank() as u64);
+        let leaked: &'static Lease<_, _> = Box::leak(Box::new(lease));
+        KEPT.set(Some(leaked.view()));
+        // Only root's node can give arrays to root.
+        let mut first = arr1(&[0u64]);
+        comm.split_nodes()?.all_reduce(&arr1(&[comm.rank() as u64]), &mut first, &Op::min())?;
+        Ok(Away(Ok((first[0] == 0).then_some(leaked))))
+    })?;
+    let mine = KEPT.get().map(|view| view[1]);
+    if let Some(given) = given {
+        for (rank, Away(lease)) in given.into_iter().enumerate() {
+            let Err(Some(mut lease)) = lease else { continue };
+            assert_eq!(lease.view().to_vec(), [rank as u64; 4]);
+            lease.view_mut().fill(99);
+        }
+    }
+    launch.fork(|comm| comm.barrier())?;
+    assert_eq!(KEPT.get().map(|view| view[1]), mine, "what this rank still looks at has changed");
+    println!("1 passed, 0 failed, 0 skipped");
+    Ok(())
+}
+
+/// The process that leads a crew is a rank like its others: what it made before, no rank writes.
+fn writes(launch: &Launch) -> Result<()> {
+    let mut table = SharedArray::<u64, Ix1>::zeros(1000)?;
+    let view = RefCell::new(table.view_mut());
+    launch.fork(|comm| {
+        comm.barrier()?;
+        if comm.is_root() {
+            view.borrow_mut().fill(1);
+        }
+        comm.barrier()
+    })?;
     Ok(())
 }
 
