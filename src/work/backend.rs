@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, launcher};
+#[cfg(feature = "mpi")]
+use crate::work::nodes;
 use std::fmt;
 use std::str::FromStr;
 
@@ -31,32 +33,47 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The job whose processes are to be used, if an MPI launcher has started this program as part of one.
+    /// The job whose processes are to be used, if a launcher has started this program as part of one. Not in a rank, which
+    /// is alone with what it starts.
     pub(crate) fn job(self, operation: &'static str) -> Result<Option<Launcher>> {
-        let job = launcher().filter(|job| job.size > 1);
-        match (self, job) {
-            (Backend::Auto | Backend::Hybrid | Backend::Mpi, Some(job)) if cfg!(feature = "mpi") => {
-                Ok(Some(job))
-            }
-            (Backend::Auto | Backend::Hybrid | Backend::Mpi, Some(job)) => {
-                let problem = format!(
-                    "an MPI launcher has started {} processes of this program, which was built without MPI: each would do all \
-                     the work by itself. Build it with the feature \"mpi\", start it without the launcher, or choose the back end \
-                     \"shared-memory\" to have each work alone",
-                    job.size
+        let (named, refused) =
+            (matches!(self, Backend::Hybrid | Backend::Mpi), |problem| Error::option(operation, problem));
+        if !named && self != Backend::Auto {
+            return Ok(None);
+        }
+        #[cfg(feature = "mpi")]
+        if nodes::in_rank() {
+            let problem = format!(
+                "the back end {:?} joins the processes of the job, which a rank cannot do for the others: a rank starts workers                  of its own, by \"auto\" or \"shared-memory\"",
+                self.to_string()
+            );
+            return if named { Err(refused(problem)) } else { Ok(None) };
+        }
+        let job = launcher().filter(|job| job.size != 1);
+        #[cfg(feature = "mpi")]
+        let job = nodes::counted(job)?;
+        match job {
+            Some(job) if cfg!(feature = "mpi") => Ok(Some(job)),
+            Some(job) => {
+                let of = if job.size == 0 { "some".to_owned() } else { job.size.to_string() };
+                let why = format!(
+                    "a launcher has started {of} processes of this program ({} is set), which was built without MPI: each would \
+                     do all the work by itself. Build it with the feature \"mpi\"; start it without the launcher; or have each \
+                     process work alone, by the back end \"shared-memory\" or with PHALANX_LAUNCHER=none in the environment",
+                    job.by
                 );
-                Err(Error::option(operation, problem))
+                Err(refused(job.refusal(why)))
             }
-            (Backend::Hybrid | Backend::Mpi, None) => {
+            None if named => {
                 let build =
                     if cfg!(feature = "mpi") { "" } else { " a program built with the feature \"mpi\"" };
-                let problem = format!(
-                    "the back end {:?} joins the processes of an MPI job: start{build} with mpirun; on one node use \"shared-memory\"",
+                Err(refused(format!(
+                    "the back end {:?} joins the processes of an MPI job: start{build} with mpirun or srun; on one node use \
+                     \"shared-memory\"",
                     self.to_string()
-                );
-                Err(Error::option(operation, problem))
+                )))
             }
-            _ => Ok(None),
+            None => Ok(None),
         }
     }
 }

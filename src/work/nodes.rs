@@ -9,7 +9,7 @@
 
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
-use crate::comm::hybrid::mpi::Mpi;
+use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::shm::Shm;
@@ -61,25 +61,40 @@ const PROCESSES: u64 = 0;
 const CREWS: u64 = 2;
 
 /// This process is part of a world over nodes: should the program exit before that ends, the others are not left waiting.
-struct InWorld(&'static Mpi);
+struct InWorld(#[expect(dead_code, reason = "ends with the world")] Part);
 
 impl InWorld {
     fn enter(mpi: &'static Mpi) -> InWorld {
-        mpi.be_busy(true);
-        InWorld(mpi)
+        InWorld(mpi.take_part(true))
     }
 }
 
 impl Drop for InWorld {
     fn drop(&mut self) {
-        self.0.be_busy(false);
         process::announce_no_death();
     }
 }
 
-/// Is this process a rank of a world over nodes?
+/// Is this process a rank of a world over nodes, or of a manager of the job?
 pub(crate) fn in_world() -> bool {
     Mpi::joined().is_some_and(Mpi::is_busy)
+}
+
+/// Is this the body of such a rank, or a callback? What it starts the other processes do not.
+pub(crate) fn in_rank() -> bool {
+    Mpi::joined().is_some_and(Mpi::is_in_body)
+}
+
+/// The job with its size, which some launchers tell nobody but MPI. One of a single process is none.
+pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
+    match job {
+        Some(job) if job.size == 0 => {
+            let mpi = Mpi::join()?;
+            let counted = Launcher { size: mpi.size, rank: mpi.rank, ..job };
+            Ok(Some(counted).filter(|job| job.size > 1))
+        }
+        job => Ok(job),
+    }
 }
 
 /// Ends the job for `error`, and returns it.
@@ -318,6 +333,8 @@ pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
     seats: &'w Seats,
+    /// Dropped last.
+    _part: Part,
 }
 
 impl<'w> JobComm<'w> {
@@ -328,10 +345,13 @@ impl<'w> JobComm<'w> {
             .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
         // Its memory is the program's from now on: what was scattered may outlive the manager.
         let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
-        mpi.be_busy(true);
-        seats.world.enter(seats.local, true);
+        // The kernel marks one death only: that of the first manager's rank.
+        seats.world.enter(seats.local, !mpi.is_busy());
+        let _part = mpi.take_part(false);
+        // A second manager, beside this one, has another.
+        mpi.use_contexts(seats.contexts.get());
         let comm = seats.comm(mpi, Rc::new(Seat::lasting(&seats.world, seats.local)));
-        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats })
+        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats, _part })
     }
 }
 
@@ -351,7 +371,6 @@ impl Drop for JobComm<'_> {
             end_job(self.mpi, &error);
         }
         self.mpi.use_contexts(self.seats.contexts.get());
-        self.mpi.be_busy(false);
     }
 }
 
@@ -422,7 +441,7 @@ mod tests {
 
     #[test]
     fn ranks_come_from_processes_or_from_crews() {
-        let job = Launcher { size: 4, local: Some(2), rank: 0 };
+        let job = Launcher { size: 4, local: Some(2), rank: 0, by: "PMI_SIZE" };
         assert_eq!(way(job, Some(4), false), Ok(Way::Processes { flat: false }));
         assert_eq!(way(job, None, false), Ok(Way::Processes { flat: false }));
         assert_eq!(way(job, Some(12), false), Ok(Way::Crews { each: 3, processes: 4 }));

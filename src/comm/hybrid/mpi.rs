@@ -10,7 +10,7 @@
 #![expect(unsafe_code, reason = "foreign functions")]
 
 use crate::error::{Error, Result};
-use crate::os::launcher::launcher;
+use crate::os::launcher::{Launcher, launcher};
 use crate::os::process;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -35,8 +35,10 @@ pub(crate) struct Mpi {
     process: u32,
     /// Not 0: something was given up while it was under way.
     silenced: AtomicU32,
-    /// Not 0: this process is part of a world.
-    busy: AtomicU32,
+    /// Worlds, sweeps and managers of the job that this process is part of.
+    parts: AtomicU32,
+    /// Those of them in which it now runs what is one process's alone: a rank's body, root's progress.
+    bodies: AtomicU32,
     /// The first context that no communicator of this process has had.
     contexts: AtomicU32,
     pid: u32,
@@ -122,12 +124,14 @@ impl Mpi {
         code("MPI_Comm_size", unsafe { ffi::MPI_Comm_size(comm, &raw mut size) })?;
         // SAFETY: a constant of the library.
         let bytes = unsafe { ffi::RSMPI_UINT8_T };
-        if let Some(told) = launcher().map(|launcher| launcher.size).filter(|&told| told != size as usize) {
+        let differs = |job: &Launcher| ![0, size as usize].contains(&job.size);
+        if let Some(job) = launcher().filter(differs) {
             let problem = format!(
-                "the launcher started {told} processes, but this program's MPI sees {size}: it was built against another MPI \
-                 than the launcher's; use the mpirun of that one"
+                "the launcher started {} processes ({} is set), but this program's MPI sees {size}: it was built against another \
+                 MPI than the launcher's; use the mpirun of that one, or have srun serve it (srun --mpi=list says how it can)",
+                job.size, job.by
             );
-            return Err(Error::option("MPI", problem));
+            return Err(Error::option("MPI", job.refusal(problem)));
         }
         process::vouch_for(process::threads().len().saturating_sub(threads));
         if ours {
@@ -143,7 +147,8 @@ impl Mpi {
             ours,
             process: process::incarnation(),
             silenced: AtomicU32::new(0),
-            busy: AtomicU32::new(0),
+            parts: AtomicU32::new(0),
+            bodies: AtomicU32::new(0),
             contexts: AtomicU32::new(1),
             pid: process::pid(),
         })
@@ -293,9 +298,21 @@ impl Mpi {
         self.contexts.fetch_max(below, Ordering::Relaxed);
     }
 
-    /// Is this process part of a world?
+    /// Is this process part of a world, a sweep or a manager of the job? The program must not exit then.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) != 0
+        self.parts.load(Ordering::Relaxed) != 0
+    }
+
+    /// Does it run what the other processes do not, or not at the same time: the body of a rank, a sweep's progress?
+    pub(crate) fn is_in_body(&self) -> bool {
+        self.bodies.load(Ordering::Relaxed) != 0
+    }
+
+    /// This process is part of something of the job's while the [`Part`] lives. `body`: see [`Mpi::is_in_body`].
+    pub(crate) fn take_part(&'static self, body: bool) -> Part {
+        self.parts.fetch_add(1, Ordering::Relaxed);
+        self.bodies.fetch_add(u32::from(body), Ordering::Relaxed);
+        Part { mpi: self, body }
     }
 
     /// This process's place in its job, if it has joined one.
@@ -306,11 +323,6 @@ impl Mpi {
     /// What to do before MPI is finalised.
     pub(crate) fn at_exit(&self, part: fn(&'static Mpi) -> bool) {
         let _ = AT_EXIT.set(part);
-    }
-
-    /// The program must not exit before it is no longer so.
-    pub(crate) fn be_busy(&self, busy: bool) {
-        self.busy.store(u32::from(busy), Ordering::Relaxed);
     }
 
     /// Ends all processes of the job.
@@ -326,6 +338,19 @@ impl Mpi {
             // SAFETY: a communicator of ours; ends this process too.
             unsafe { ffi::MPI_Abort(self.comm, status) };
         }
+    }
+}
+
+/// See [`Mpi::take_part`].
+pub(crate) struct Part {
+    mpi: &'static Mpi,
+    body: bool,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.mpi.bodies.fetch_sub(u32::from(self.body), Ordering::Relaxed);
+        self.mpi.parts.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

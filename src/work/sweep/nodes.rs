@@ -13,7 +13,7 @@
 //! its successor or its neighbours. A node that dies ends the job.
 
 use crate::channel::ledger::{Kind, Ledger, State, Texts};
-use crate::comm::hybrid::mpi::{LARGEST, Mpi};
+use crate::comm::hybrid::mpi::{LARGEST, Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
@@ -52,8 +52,7 @@ type Look<'l> = &'l dyn Fn(usize, u64);
 /// What one process of the job knows of the whole.
 struct Coordinator<'l> {
     mpi: &'static Mpi,
-    /// It was part of a world before.
-    was_busy: bool,
+    _part: Part,
     net: Net,
     ledger: &'l Ledger,
     /// Workers of each node, and of all.
@@ -189,8 +188,7 @@ impl<'l> Coordinator<'l> {
         let mpi = Mpi::join()?;
         let net = Net::job(mpi);
         step(&net, Step::Sweep, digest)?;
-        let was_busy = mpi.is_busy();
-        mpi.be_busy(true);
+        let _part = mpi.take_part(true);
         let nodes = net.size();
         let workers = net.tell((each as u64).to_ne_bytes(), &always)?;
         let workers: Vec<usize> = workers.into_iter().map(|each| u64::from_ne_bytes(each) as usize).collect();
@@ -202,7 +200,7 @@ impl<'l> Coordinator<'l> {
         }
         let mut coordinator = Coordinator {
             mpi,
-            was_busy,
+            _part,
             net,
             ledger,
             all: workers.iter().sum(),
@@ -385,7 +383,6 @@ impl Drop for Coordinator<'_> {
             // The user's progress did.
             end_job(self.mpi, &Error::option("sweep", "the program panicked"));
         }
-        self.mpi.be_busy(self.was_busy);
     }
 }
 
