@@ -7,6 +7,8 @@
 
 #![expect(dead_code, reason = "parts of the suite of one node")]
 
+#[path = "conformance/aligned.rs"]
+mod aligned;
 #[path = "conformance/arrays.rs"]
 mod arrays;
 #[path = "conformance/elements.rs"]
@@ -51,8 +53,8 @@ macro_rules! each {
     ($($module:ident::$name:ident)*) => {[$((
         stringify!($name),
         (|comm| each_type!($module::$name(comm); f64, u8, Rgb)) as Body,
-        (|comm| each_type!($module::$name(comm); i8, i16, i32, i64, u16, u32, u64, f32, bool, Complex<f32>, Complex<f64>,
-            [f64; 3], Particle, Wide)) as Body,
+        (|comm| each_type!($module::$name(comm); i8, i16, i32, i64, i128, isize, u16, u32, u64, u128, usize, f32, bool,
+            Complex<f32>, Complex<f64>, [f64; 3], Particle, Wide)) as Body,
     )),*]};
 }
 
@@ -62,7 +64,8 @@ fn suite(comm: &mut Comm<'_>, long: bool, crews: bool) -> Result<usize> {
         moving::scatter moving::all_to_all folding::reduce folding::all_reduce folding::all_reduce_into_lease
         folding::reduce_scatter folding::scan folding::exclusive_scan
     );
-    let others: [(&str, Body); 8] = [
+    let others: [(&str, Body); 9] = [
+        ("aligned", aligned::all),
         ("objects", moving::objects),
         ("zero_sized", moving::zero_sized),
         ("special_values", folding::special_values),

@@ -1,7 +1,11 @@
 //! Reductions: element by element, over the ranks in rank order.
 //!
 //! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the order of
-//! arrival: the same bits on every rank and in every run.
+//! arrival: the same bits on every rank and in every run. Logical operations make truths of a single operand too.
+//!
+//! Two exceptions. Of several NaNs a sum or a product keeps one, or makes another: which bits a NaN has depends on the
+//! processor and on the order in which the compiler has put the operands. And a function of the user's may give other bits on
+//! other processors (libm does): over nodes one rank folds for all what ranks would otherwise each fold for themselves.
 
 use crate::error::{Error, Result};
 use crate::shm::element::Element;
@@ -24,6 +28,9 @@ pub struct Op<'f, T> {
     kernel: Kernel<'f, T>,
 }
 
+/// The codes of logical operations: see [`Fold::one`].
+const AND: u8 = 5;
+const OR: u8 = 6;
 /// The code of the user's own functions.
 const USER: u8 = 9;
 /// Tells what is folded in any order from what is not.
@@ -36,7 +43,7 @@ enum Kernel<'f, T> {
 }
 
 impl<T: Arithmetic> Op<'_, T> {
-    /// The sum. Integers wrap around.
+    /// The sum. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -52,7 +59,7 @@ impl<T: Arithmetic> Op<'_, T> {
         Op::built_in(1, |operands| kernel::fold(operands, T::plus))
     }
 
-    /// The product. Integers wrap around.
+    /// The product. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -70,7 +77,7 @@ impl<T: Arithmetic> Op<'_, T> {
 }
 
 impl<T: Ordered> Op<'_, T> {
-    /// The least. A NaN in any rank gives NaN.
+    /// The least. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -86,7 +93,7 @@ impl<T: Ordered> Op<'_, T> {
         Op::built_in(3, |operands| kernel::fold(operands, T::least))
     }
 
-    /// The greatest. A NaN in any rank gives NaN.
+    /// The greatest. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -104,7 +111,7 @@ impl<T: Ordered> Op<'_, T> {
 }
 
 impl<T: Bits> Op<'_, T> {
-    /// Logical and: an integer is true if it is not zero; the result is 0 or 1.
+    /// Logical and: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -117,10 +124,10 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn and() -> Self {
-        Op::built_in(5, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() && b.is_true())))
+        Op::built_in(AND, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() && b.is_true())))
     }
 
-    /// Logical or: an integer is true if it is not zero; the result is 0 or 1.
+    /// Logical or: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -133,7 +140,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn or() -> Self {
-        Op::built_in(6, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() || b.is_true())))
+        Op::built_in(OR, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() || b.is_true())))
     }
 
     /// Bitwise and.
@@ -171,7 +178,10 @@ impl<T: Bits> Op<'_, T> {
 
 impl<'f, T: Element> Op<'f, T> {
     /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
-    /// the same one, and make the `Op` at the same place of the program.
+    /// the same one, and make the `Op` at the same place of the program. A rank alone gets its operand as it is.
+    ///
+    /// A rank calls it for some elements or for all, when it can: it must depend on its operands only, and must not call a
+    /// communicator, which other ranks would not do at the same time, nor as often.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -225,6 +235,10 @@ impl<'f, T: Element> Op<'f, T> {
     /// Hands the reduction of bytes to `f`.
     pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
         let apply = |bytes: Operands<'_, u8>| {
+            // Nothing lies on no boundary.
+            if bytes.dst.is_empty() {
+                return Ok(());
+            }
             let corrupt = |_| Error::Corrupt { what: "an operand of a reduction" };
             let cast = |x| bytemuck::checked::try_cast_slice::<u8, T>(x).map_err(corrupt);
             let cast_mut = |x| bytemuck::checked::try_cast_slice_mut::<u8, T>(x).map_err(corrupt);
@@ -252,7 +266,8 @@ impl<'f, T: Element> Op<'f, T> {
             }
             Ok(())
         };
-        f(&Fold { code: self.code, id: self.id, fast: self.fast, size: size_of::<T>(), apply: &apply })
+        let (size, align) = (size_of::<T>(), align_of::<T>());
+        f(&Fold { code: self.code, id: self.id, fast: self.fast, size, align, apply: &apply })
     }
 }
 
@@ -264,8 +279,13 @@ pub(crate) struct Fold<'a> {
     /// See [`Op::fast`].
     #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "one node folds in rank order anyway"))]
     pub(crate) fast: bool,
-    /// Bytes of an element.
+    /// Bytes of an element, and the boundary that it lies on.
     pub(crate) size: usize,
+    #[cfg_attr(
+        not(feature = "mpi"),
+        expect(dead_code, reason = "on one node operands lie where their owners have them")
+    )]
+    pub(crate) align: usize,
     /// See [`kernel::fold`]; on whole elements.
     apply: &'a dyn Fn(Operands<'_, u8>) -> Result<()>,
 }
@@ -274,6 +294,23 @@ pub(crate) struct Fold<'a> {
 const BLOCK: usize = 8 << 10;
 
 impl Fold<'_> {
+    /// May the result depend on the processor that folds? Built-in operations do the same on all.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn depends_on_host(&self) -> bool {
+        self.code == USER
+    }
+
+    /// `dst` = what the operation makes of one operand: the operand, or whether it is true.
+    pub(crate) fn one(&self, dst: &mut [u8], a: &[u8]) -> Result<()> {
+        match self.code {
+            AND | OR => (self.apply)(Operands { dst, twin: None, a: Some(a), b: a, store: Store::Cached }),
+            _ => {
+                kernel::copy(dst, a, Store::Cached);
+                Ok(())
+            }
+        }
+    }
+
     /// `dst op= b`.
     pub(crate) fn onto(&self, dst: &mut [u8], b: &[u8]) -> Result<()> {
         (self.apply)(Operands { dst, twin: None, a: None, b, store: Store::Cached })
@@ -306,7 +343,7 @@ impl Fold<'_> {
                 None => (dst, None),
             };
             match count {
-                1 => hot.copy_from_slice(first),
+                1 => self.one(hot, first)?,
                 _ => {
                     let (a, b) = (Some(first), part(1, range.clone())?);
                     (self.apply)(Operands { dst: hot, twin: None, a, b, store: Store::Cached })?;
@@ -322,11 +359,12 @@ impl Fold<'_> {
     }
 }
 
-/// Elements that can be added and multiplied: integers (wrapping), floats, complex numbers.
+/// Elements that can be added and multiplied: integers (wrapping; `usize` and `isize` too), floats, complex numbers.
 ///
 /// ```
 /// fn adds<T: phalanx::Arithmetic>() {}
 /// adds::<i8>();
+/// adds::<usize>();
 /// adds::<num_complex::Complex<f64>>();
 /// ```
 pub trait Arithmetic: Element + sealed::Sealed {
@@ -390,7 +428,7 @@ macro_rules! integers {
         }
     )*};
 }
-integers!(i8 i16 i32 i64 u8 u16 u32 u64);
+integers!(i8 i16 i32 i64 i128 isize u8 u16 u32 u64 u128 usize);
 
 macro_rules! floats {
     ($($float:ty)*) => {$(
@@ -474,5 +512,13 @@ mod tests {
         assert_eq!(fold(&Op::bit_and(), &[&[6u8], &[9]]), [0]);
         assert_eq!(fold(&Op::bit_or(), &[&[6u8], &[9]]), [15]);
         assert_eq!(fold(&Op::or(), &[&[false], &[true]]), [true]);
+    }
+
+    #[test]
+    fn one_operand_is_a_truth_too() {
+        assert_eq!(fold(&Op::and(), &[&[6usize, 0]]), [1, 0]);
+        assert_eq!(fold(&Op::or(), &[&[6i128, 0]]), [1, 0]);
+        assert_eq!(fold(&Op::bit_or(), &[&[6u8, 0]]), [6, 0]);
+        assert_eq!(fold(&Op::user(|a: u8, b: u8| a + b), &[&[6, 0]]), [6, 0]);
     }
 }

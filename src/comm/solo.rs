@@ -36,13 +36,27 @@ impl Solo {
         Error::bad(call.place(0, self.calls), problem)
     }
 
-    fn copy(&mut self, call: &Call, dst: &mut [u8], src: &[u8]) -> Result<()> {
+    /// A call that moves `src` to `dst`, which must be as long.
+    fn begin(&mut self, call: &Call, dst: &[u8], src: &[u8]) -> Result<()> {
         self.calls = self.calls.wrapping_add(1);
-        if dst.len() != src.len() {
-            return Err(self.bad(call, format!("{} bytes sent into {} bytes of room", src.len(), dst.len())));
+        match dst.len() == src.len() {
+            true => Ok(()),
+            false => {
+                Err(self.bad(call, format!("{} bytes sent into {} bytes of room", src.len(), dst.len())))
+            }
         }
+    }
+
+    fn copy(&mut self, call: &Call, dst: &mut [u8], src: &[u8]) -> Result<()> {
+        self.begin(call, dst, src)?;
         self.seat.copy(dst, src, Store::Cached);
         Ok(())
+    }
+
+    fn fold(&mut self, call: &Call, dst: &mut [u8], src: &[u8], fold: &Fold<'_>) -> Result<()> {
+        self.begin(call, dst, src)?;
+        self.seat.count(src.len());
+        fold.one(dst, src)
     }
 }
 
@@ -114,12 +128,12 @@ impl<'w> Transport<'w> for Solo {
         self.copy(call, recv, send)
     }
 
-    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, _: &Fold<'_>) -> Result<()> {
-        recv.map_or(Ok(()), |recv| self.copy(call, recv, send))
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
+        recv.map_or(Ok(()), |recv| self.fold(call, recv, send, fold))
     }
 
-    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, _: &Fold<'_>) -> Result<()> {
-        self.copy(call, recv.bytes_mut(), send)
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
+        self.fold(call, recv.bytes_mut(), send, fold)
     }
 
     fn reduce_scatter(
@@ -128,9 +142,9 @@ impl<'w> Transport<'w> for Solo {
         send: &[u8],
         _: &[usize],
         recv: &mut [u8],
-        _: &Fold<'_>,
+        fold: &Fold<'_>,
     ) -> Result<()> {
-        self.copy(call, recv, send)
+        self.fold(call, recv, send, fold)
     }
 
     fn scan(
@@ -138,10 +152,10 @@ impl<'w> Transport<'w> for Solo {
         call: &Call,
         send: &[u8],
         recv: &mut [u8],
-        _: &Fold<'_>,
+        fold: &Fold<'_>,
         inclusive: bool,
     ) -> Result<()> {
-        if inclusive { self.copy(call, recv, send) } else { Ok(()) }
+        if inclusive { self.fold(call, recv, send, fold) } else { Ok(()) }
     }
 
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {

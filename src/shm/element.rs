@@ -2,13 +2,14 @@
 #![expect(unsafe_code, reason = "views of elements as bytes and back, checked")]
 
 use crate::error::{Error, Result};
+use crate::os::mapping::PAGE;
 use crate::sync::atomic::{AtomicU32, AtomicU64};
 use std::any::TypeId;
 use std::hash::{Hash, Hasher};
 
 /// A type whose values may travel between ranks: plain bytes without padding or pointers.
 ///
-/// All integers, `f32`, `f64`, `bool`, [`Complex`](num_complex::Complex) of floats, arrays of these, and the user's own
+/// All integers (`usize` among them), `f32`, `f64`, `bool`, [`Complex`](num_complex::Complex) of floats, arrays of these, and the user's own
 /// structs that derive bytemuck's `Pod` and `Zeroable` are elements. A `bool` is checked on arrival.
 ///
 /// ```
@@ -25,6 +26,17 @@ use std::hash::{Hash, Hasher};
 /// ```compile_fail
 /// fn travels<T: phalanx::Element>() {}
 /// travels::<&'static str>();
+/// ```
+///
+/// Nor do elements that lie on boundaries of more than 4096 bytes:
+///
+/// ```compile_fail,E0080
+/// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+/// #[repr(C, align(8192))]
+/// struct Wide([u64; 1024]);
+/// let mut wide = ndarray::arr1(&[Wide([0; 1024])]);
+/// phalanx::Comm::solo()?.broadcast(&mut wide, 0)?;
+/// # Ok::<(), phalanx::Error>(())
 /// ```
 pub trait Element:
     bytemuck::NoUninit + bytemuck::CheckedBitPattern + bytemuck::Zeroable + Send + Sync + 'static
@@ -48,7 +60,7 @@ pub(crate) struct Datatype {
     pub(crate) identity: u64,
 }
 
-const BUILT_IN: [&str; 14] = [
+const BUILT_IN: [&str; 18] = [
     "bytes",
     "i8",
     "i16",
@@ -63,6 +75,10 @@ const BUILT_IN: [&str; 14] = [
     "bool",
     "Complex<f32>",
     "Complex<f64>",
+    "i128",
+    "isize",
+    "u128",
+    "usize",
 ];
 
 impl Datatype {
@@ -85,6 +101,10 @@ impl Datatype {
             TypeId::of::<bool>(),
             TypeId::of::<num_complex::Complex<f32>>(),
             TypeId::of::<num_complex::Complex<f64>>(),
+            TypeId::of::<i128>(),
+            TypeId::of::<isize>(),
+            TypeId::of::<u128>(),
+            TypeId::of::<usize>(),
         ];
         match types.iter().position(|&id| id == TypeId::of::<T>()) {
             Some(index) => Datatype { code: index as u16 + 1, identity: index as u64 + 1 },
@@ -130,6 +150,7 @@ pub(crate) fn check<T: Element>(bytes: &[u8]) -> Result<()> {
 
 /// Elements as the bytes they consist of.
 pub(crate) fn bytes_of<T: Element>(elements: &[T]) -> &[u8] {
+    const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be moved") };
     // SAFETY: T is NoUninit: every byte of the slice is initialised.
     unsafe { core::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
@@ -139,6 +160,7 @@ pub(crate) fn fill_bytes<T: Element, R>(
     elements: &mut [T],
     fill: impl FnOnce(&mut [u8]) -> Result<R>,
 ) -> Result<R> {
+    const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be moved") };
     /// Holds the elements as bytes; validates them when it goes, also by a panic in `fill`.
     struct Guard<'a, T: Element>(&'a mut [u8], core::marker::PhantomData<T>, &'a mut bool);
     impl<T: Element> Drop for Guard<'_, T> {

@@ -88,7 +88,7 @@ macro_rules! samples {
         }
     )*};
 }
-samples!(false: i8, i16, i32, i64, u8, u16, u32, u64, f32, Complex<f32>, Complex<f64>, [f64; 3]);
+samples!(false: i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize, f32, Complex<f32>, Complex<f64>, [f64; 3]);
 samples!(true: f64, Particle, Rgb, Wide);
 
 impl Sample for bool {
@@ -98,7 +98,21 @@ impl Sample for bool {
 }
 
 /// A reduction and what it computes.
-pub type Pair<T> = (Op<'static, T>, fn(T, T) -> T);
+pub type Pair<T> = (Op<'static, T>, Oracle<T>);
+
+/// What a reduction makes of the operand of one rank, and of what it has and the next one.
+#[derive(Clone, Copy)]
+pub struct Oracle<T> {
+    one: fn(T) -> T,
+    next: fn(T, T) -> T,
+}
+
+impl<T> Oracle<T> {
+    /// Of one it makes nothing.
+    pub fn of(next: fn(T, T) -> T) -> Oracle<T> {
+        Oracle { one: |x| x, next }
+    }
+}
 
 /// Element types that are reduced.
 pub trait Operand: Sample {
@@ -117,20 +131,25 @@ pub trait Operand: Sample {
 }
 
 /// The fold over what the ranks brought, in rank order.
-pub fn folded<T: Copy>(brought: &[Vec<T>], f: fn(T, T) -> T) -> Vec<T> {
-    let mut acc = brought[0].clone();
+pub fn folded<T: Copy>(brought: &[Vec<T>], oracle: Oracle<T>) -> Vec<T> {
+    let mut acc: Vec<T> = brought[0].iter().copied().map(oracle.one).collect();
     for x in &brought[1..] {
-        acc.iter_mut().zip(x).for_each(|(acc, x)| *acc = f(*acc, *x));
+        acc.iter_mut().zip(x).for_each(|(acc, x)| *acc = (oracle.next)(*acc, *x));
     }
     acc
 }
 
-fn pair<T>(op: Op<'static, T>, f: fn(T, T) -> T) -> Pair<T> {
-    (op, f)
+fn pair<T>(op: Op<'static, T>, next: fn(T, T) -> T) -> Pair<T> {
+    (op, Oracle::of(next))
+}
+
+/// An operation of truths, which says what it thinks of a single operand too.
+fn logic<T>(op: Op<'static, T>, one: fn(T) -> T, next: fn(T, T) -> T) -> Pair<T> {
+    (op, Oracle { one, next })
 }
 
 fn user<T: Element>(f: fn(T, T) -> T) -> Pair<T> {
-    (Op::user(f), f)
+    (Op::user(f), Oracle::of(f))
 }
 
 macro_rules! integers {
@@ -141,8 +160,8 @@ macro_rules! integers {
                 pair(Op::prod(), <$t>::wrapping_mul),
                 pair(Op::min(), <$t as Ord>::min),
                 pair(Op::max(), <$t as Ord>::max),
-                pair(Op::and(), |a, b| <$t>::from(a != 0 && b != 0)),
-                pair(Op::or(), |a, b| <$t>::from(a != 0 || b != 0)),
+                logic(Op::and(), |a| <$t>::from(a != 0), |a, b| <$t>::from(a != 0 && b != 0)),
+                logic(Op::or(), |a| <$t>::from(a != 0), |a, b| <$t>::from(a != 0 || b != 0)),
                 pair(Op::bit_and(), |a, b| a & b),
                 pair(Op::bit_or(), |a, b| a | b),
                 user(|a, b| a.wrapping_mul(31).wrapping_sub(b)),
@@ -150,7 +169,7 @@ macro_rules! integers {
         }
     })*};
 }
-integers!(i8, i16, i32, i64, u8, u16, u32, u64);
+integers!(i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize);
 
 macro_rules! floats {
     ($($t:ty),*) => {$(impl Operand for $t {

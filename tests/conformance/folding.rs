@@ -1,7 +1,7 @@
 //! The reductions, each against a fold in rank order, bit by bit.
 
 use crate::arrays::{At, Buffer, same};
-use crate::elements::{Operand, Pair, folded, mix};
+use crate::elements::{Operand, Oracle, Pair, folded, mix};
 use crate::world::Back;
 use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{Comm, Op, Result};
@@ -25,10 +25,10 @@ pub fn reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
     let mut send = Buffer::new(comm, at.send, &brought[rank])?;
     let is_root = rank == at.root;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.reduce(&send.view(), is_root.then_some(&mut recv.view_mut()), &op, at.root)?;
-        recv.check(&if is_root { folded(&brought, f) } else { T::junk(at.len) });
+        recv.check(&if is_root { folded(&brought, oracle) } else { T::junk(at.len) });
     }
     send.check(&brought[rank]);
     Ok(())
@@ -37,10 +37,10 @@ pub fn reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
 pub fn all_reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
     let mut send = Buffer::new(comm, at.send, &brought[rank])?;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.all_reduce(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&folded(&brought, f));
+        recv.check(&folded(&brought, oracle));
     }
     send.check(&brought[rank]);
     Ok(())
@@ -50,10 +50,10 @@ pub fn all_reduce_into_lease<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result
     let (rank, brought) = (comm.rank(), T::brought(comm.size(), at.len));
     let mut send = Buffer::new(comm, at.send, &brought[rank])?;
     let mut recv = comm.alloc::<T, Ix1>(Ix1(at.len))?;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         recv.view_mut().assign(&Array1::from(T::junk(at.len)));
         recv = comm.all_reduce_into_lease(&send.view(), recv, &op)?;
-        same(recv.view().as_slice().expect("contiguous"), &folded(&brought, f));
+        same(recv.view().as_slice().expect("contiguous"), &folded(&brought, oracle));
     }
     send.check(&brought[rank]);
     Ok(())
@@ -64,10 +64,10 @@ pub fn all_reduce_parts<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> 
     let total = rows.iter().sum::<usize>() * 3;
     let brought = T::brought(comm.size(), total);
     let send = Buffer::new(comm, at.send, &brought[rank])?;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         let part = comm.parts::<T, Ix2>(Ix2(rows[rank], 3))?;
         let whole = comm.all_reduce_parts(&send.view(), part, &op)?;
-        same(whole.view().as_slice().expect("contiguous"), &folded(&brought, f));
+        same(whole.view().as_slice().expect("contiguous"), &folded(&brought, oracle));
     }
     Ok(())
 }
@@ -78,10 +78,10 @@ pub fn reduce_scatter<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
         let (first, count) = (counts[..rank].iter().sum(), counts[rank]);
         let brought = T::brought(comm.size(), counts.iter().sum());
         let send = Buffer::new(comm, at.send, &brought[rank])?;
-        for (op, f) in ops::<T>(at) {
+        for (op, oracle) in ops::<T>(at) {
             let mut recv = Buffer::junk(comm, at.recv, count)?;
             comm.reduce_scatter(&send.view(), &mut recv.view_mut(), &op)?;
-            recv.check(&folded(&brought, f)[first..first + count]);
+            recv.check(&folded(&brought, oracle)[first..first + count]);
         }
     }
     Ok(())
@@ -90,10 +90,10 @@ pub fn reduce_scatter<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
 pub fn scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let (rank, brought) = (comm.rank(), T::brought(comm.rank() + 1, at.len));
     let send = Buffer::new(comm, at.send, &brought[rank])?;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.scan(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&folded(&brought, f));
+        recv.check(&folded(&brought, oracle));
     }
     Ok(())
 }
@@ -101,10 +101,10 @@ pub fn scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
 pub fn exclusive_scan<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let (rank, brought) = (comm.rank(), T::brought(comm.rank() + 1, at.len));
     let send = Buffer::new(comm, at.send, &brought[rank])?;
-    for (op, f) in ops::<T>(at) {
+    for (op, oracle) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
         comm.exclusive_scan(&send.view(), &mut recv.view_mut(), &op)?;
-        recv.check(&if rank == 0 { T::junk(at.len) } else { folded(&brought[..rank], f) });
+        recv.check(&if rank == 0 { T::junk(at.len) } else { folded(&brought[..rank], oracle) });
     }
     Ok(())
 }
@@ -145,7 +145,7 @@ pub fn special_values(comm: &mut Comm<'_>) -> Result<()> {
 pub fn bitwise(back: Back) {
     let len = 40_000;
     for ranks in [3, 4] {
-        let want = folded(&f64::brought(ranks, len), |a, b| a + b);
+        let want = folded(&f64::brought(ranks, len), Oracle::of(|a, b| a + b));
         for run in 0..20 {
             let results = back.world(ranks).run(|comm| {
                 let send = Array1::from(f64::operands(comm.rank(), len));

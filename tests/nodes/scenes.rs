@@ -3,7 +3,7 @@
 use crate::elements::mix;
 use ndarray::{Array1, Array2, ArrayView1, Ix1, arr1};
 use phalanx::{
-    Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, SharedArray, Sweep,
+    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, SharedArray, Sweep,
     create_parallel_manager,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -215,6 +215,9 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "writes" => writes(launch),
         "initialised" => initialised(launch),
         "mixed" => mixed(launch),
+        "aligned" => launch.fork(crate::aligned::all).map(drop),
+        "nested" => nested(launch),
+        "unlike" => unlike(launch),
         "wire-gather" => wire(launch, |comm, mine, _| {
             let counts = vec![mine.len(); comm.size()];
             let room = if comm.is_root() {
@@ -472,6 +475,118 @@ fn mixed(launch: &Launch) -> Result<()> {
         }
     }
     println!("1 passed, 0 failed, 0 skipped");
+    Ok(())
+}
+
+/// What a rank starts by itself, and root in its progress, is its own: the others wait in the world's next call.
+fn nested(launch: &Launch) -> Result<()> {
+    fn alone() -> Result<()> {
+        assert_eq!(phalanx::launch(2, |comm| Ok(comm.rank()))?, Some(vec![0, 1]));
+        let rows = Array2::from_shape_fn((50, 1), |(row, _)| row as f64);
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            out[0] = row.values[0];
+            Ok(())
+        };
+        let sweep = Sweep { workers: Some(2), ..Sweep::default() };
+        let swept = sweep.run(rows.view(), 1, || Ok(()), model)?.expect("a rank is root of its own sweep");
+        assert_eq!(swept.values(), rows);
+        let mut manager = create_parallel_manager("auto", 2)?;
+        let scattered = manager.scatter(|| Ok(()), |x: &[u64], ()| Ok(x.iter().sum::<u64>()), &[1, 2, 3])?;
+        assert_eq!(manager.gather(scattered)?.iter().map(|part| part.results).sum::<u64>(), 6);
+        for error in [
+            Launch { ranks: Some(2), backend: Backend::Hybrid, ..Launch::default() }.fork(|_| Ok(())).err(),
+            create_parallel_manager("mpi", 2).err(),
+        ] {
+            let error = error.expect("a rank joins nothing").to_string();
+            assert!(error.contains("joins the processes"), "{error}");
+        }
+        Ok(())
+    }
+    launch.fork(|comm| {
+        for who in [0, comm.size() - 1] {
+            if comm.rank() == who {
+                alone()?;
+            }
+            // Its death would still be heard.
+            comm.barrier()?;
+        }
+        alone()?;
+        let mut sum = arr1(&[0]);
+        comm.all_reduce(&arr1(&[1]), &mut sum, &Op::sum())?;
+        assert_eq!(sum[0], comm.size());
+        Ok(())
+    })?;
+    let mut once = false;
+    let progress: Box<dyn FnMut(&Progress)> = Box::new(|_| {
+        if !std::mem::replace(&mut once, true) {
+            alone().expect("root may sweep in its progress");
+        }
+    });
+    let sweep = Sweep { workers: launch.ranks, progress: Some(progress), ..Sweep::default() };
+    let rows = Array2::from_elem((300, 1), 1.0);
+    let model = |(): &mut (), _: &Row<'_>, _: &mut [f64]| {
+        std::thread::sleep(Duration::from_millis(3));
+        Ok(())
+    };
+    sweep.run(rows.view(), 1, || Ok(()), model)?;
+    // Managers beside each other, and a sweep of all meanwhile.
+    let managers = [create_parallel_manager("auto", 1)?, create_parallel_manager("auto", 1)?];
+    let sweep = Sweep { workers: launch.ranks, ..Sweep::default() };
+    let root = sweep.run(rows.view(), 1, || Ok(()), model)?.is_some();
+    for mut manager in managers {
+        assert_eq!(manager.is_root_process(), root);
+        let size = manager.number_of_worker_processes();
+        assert!(size > 1, "the job's processes");
+        let mut sum = arr1(&[0]);
+        manager.sum_values_and_sync(&arr1(&[1]), &mut sum)?;
+        assert_eq!(sum[0], size);
+    }
+    if root {
+        println!("1 passed, 0 failed, 0 skipped");
+    }
+    Ok(())
+}
+
+/// All ranks have the same bits, also of a function that gives others on other hosts: one by the mathematics library, which
+/// goes by the processor.
+fn unlike(launch: &Launch) -> Result<()> {
+    let done = launch.fork(|comm| {
+        let soft = |a: f64, b: f64| (a.exp() + b.exp()).ln();
+        let value = |rank: usize, at: usize| (mix((rank * 7919 + at) as u64) % 100_000) as f64 / 9_999.7;
+        let digest = |all: ndarray::ArrayView1<'_, f64>| {
+            all.iter().fold(0, |digest, value| mix(digest ^ value.to_bits()))
+        };
+        fn are_alike(comm: &mut Comm<'_>, digest: u64) -> Result<bool> {
+            let mut digests = Array1::zeros(comm.size());
+            comm.all_gather(&arr1(&[digest]), &mut digests)?;
+            Ok(digests.iter().all(|&other| other == digest))
+        }
+        let own = Array1::from_shape_fn(100_000, |at| soft(value(0, at), value(1, at)));
+        let unlike = !are_alike(comm, digest(own.view()))?;
+        for len in LENS {
+            let mine = Array1::from_shape_fn(len, |at| value(comm.rank(), at));
+            let op = Op::user(soft);
+            for round in 0..20 {
+                let mine = &mine + round as f64;
+                let mut folded = Array1::zeros(len);
+                comm.all_reduce(&mine, &mut folded, &op)?;
+                let room = comm.alloc(len)?;
+                let shared = comm.all_reduce_into_lease(&mine, room, &op)?;
+                assert_eq!(digest(shared.view()), digest(folded.view()), "into a lease, {len}");
+                assert!(are_alike(comm, digest(folded.view()))?, "{len} elements: other bits on other ranks");
+                if len > 10_000 {
+                    break;
+                }
+            }
+        }
+        Ok(unlike)
+    })?;
+    if let Some(unlike) = done {
+        println!(
+            "the hosts are {}: 1 passed, 0 failed, 0 skipped",
+            if unlike[0] { "unlike" } else { "alike" }
+        );
+    }
     Ok(())
 }
 

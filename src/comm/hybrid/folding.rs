@@ -1,7 +1,8 @@
 //! Reductions over nodes.
 //!
 //! *Short* operands travel in the records of the meeting; those up to [`WHOLE`] are told by every leader to every other:
-//! each rank then folds all for itself.
+//! each rank then folds all for itself. (A function of the user's, which might give other bits on other hosts, is folded by
+//! rank 0, which tells all.)
 //!
 //! Of *middling* ones, if the order does not matter, each leader folds a slice, which the others send to it, and tells them
 //! (Rabenseifner 2004, with direct messages): as many bytes as a ring, in few steps.
@@ -187,7 +188,7 @@ impl Hybrid<'_> {
             // Found by all when they have met.
             true if shown.iter().any(|operand| operand.len() != n) => Ok(()),
             true if fold.fast => {
-                let mut sum = Aligned::zeroed(n)?;
+                let mut sum = Aligned::zeroed(fold, n)?;
                 fold_all(fold, sum.bytes_mut(), shown.len(), |rank| shown[rank])?;
                 room[..n].copy_from_slice(sum.bytes());
                 Ok(())
@@ -207,7 +208,7 @@ impl Hybrid<'_> {
         let parts = if fold.fast { nodes } else { self.size() };
         if carried {
             let Some(recv) = recv else { return Ok(()) };
-            let mut all = Aligned::zeroed(parts * n)?;
+            let mut all = Aligned::zeroed(fold, parts * n)?;
             for (part, place) in all.bytes_mut().chunks_exact_mut(n).enumerate() {
                 let (node, at) = match fold.fast {
                     true => (part, 0),
@@ -218,7 +219,7 @@ impl Hybrid<'_> {
                 };
                 place.copy_from_slice(&met.carried(node)[at..at + n]);
             }
-            return fold_all(fold, recv, parts, |part| &all.bytes()[part * n..(part + 1) * n]);
+            return self.fold_told(call, all.bytes(), recv, fold);
         }
         if n * parts <= WHOLE && n <= self.room {
             return self.fold_whole(call, send, recv, fold);
@@ -250,7 +251,7 @@ impl Hybrid<'_> {
         let (n, me, nodes) = (send.len(), self.node.rank(), self.layout.nodes());
         let sizes: Vec<usize> =
             (0..nodes).map(|node| n * if fold.fast { 1 } else { self.layout.ranks(node).len() }).collect();
-        let mut all = Aligned::zeroed(sizes.iter().sum())?;
+        let mut all = Aligned::zeroed(fold, sizes.iter().sum())?;
         let all = all.bytes_mut();
         let own: usize = sizes[..self.layout.node].iter().sum();
         let own = &mut all[own..own + sizes[self.layout.node]];
@@ -278,10 +279,25 @@ impl Hybrid<'_> {
         self.leading(call, |net, watch| net.all_gather(all, &sizes, watch))?;
         let shared = self.node.broadcast(&Call { root: 0, ..*call }, all);
         shared.map_err(|error| self.failed(call, error))?;
-        match recv {
-            Some(recv) => fold_all(fold, recv, all.len() / n, |part| &all[part * n..(part + 1) * n]),
-            None => Ok(()),
+        recv.map_or(Ok(()), |recv| self.fold_told(call, all, recv, fold))
+    }
+
+    /// Folds operands that all ranks have been told: each for itself, unless that might give them other bits. Then the first
+    /// one does, and tells the others.
+    fn fold_told(&mut self, call: &Call, operands: &[u8], recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
+        let n = recv.len();
+        let for_all = fold.depends_on_host() && matches!(call.verb, Verb::AllReduce | Verb::AllReduceShared);
+        if !for_all || self.rank() == 0 {
+            fold_all(fold, recv, operands.len() / n, |part| &operands[part * n..(part + 1) * n])?;
         }
+        if !for_all {
+            return Ok(());
+        }
+        let mut sizes = vec![0; self.layout.nodes()];
+        sizes[0] = n;
+        self.leading(call, |net, watch| net.all_gather(recv, &sizes, watch))?;
+        let told = self.node.broadcast(&Call { root: 0, ..*call }, recv);
+        told.map_err(|error| self.failed(call, error))
     }
 
     /// Each leader folds its slice of what all nodes have folded, and tells the others.
@@ -300,7 +316,8 @@ impl Hybrid<'_> {
         self.leading(call, |net, watch| {
             let mine = slice_of(node);
             let stride = mine.len().next_multiple_of(ALIGN).max(ALIGN);
-            let (mut came, mut sum) = (Aligned::zeroed(nodes * stride)?, Aligned::zeroed(mine.len())?);
+            let (mut came, mut sum) =
+                (Aligned::zeroed(fold, nodes * stride)?, Aligned::zeroed(fold, mine.len())?);
             let mut flights = Vec::new();
             for (other, place) in came.bytes_mut().chunks_exact_mut(stride).enumerate() {
                 if other == node {
@@ -511,7 +528,7 @@ impl Hybrid<'_> {
         let digest = digest_of(counts.iter().copied(), fold.id);
         self.meet_alike(call, (send.len(), digest), UNLIKE)?;
         let start: usize = counts[..self.rank()].iter().sum();
-        let made = Aligned::zeroed(send.len()).map_err(|error| self.abort(call, error));
+        let made = Aligned::zeroed(fold, send.len()).map_err(|error| self.abort(call, error));
         let mut all = made?;
         self.reduce(call, send, Some(all.bytes_mut()), fold)?;
         recv.copy_from_slice(&all.bytes()[start..start + recv.len()]);
@@ -584,26 +601,27 @@ impl Hybrid<'_> {
     }
 }
 
-/// Private memory in which any elements may lie.
-struct Aligned(Box<[Line]>, usize);
-
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Private memory for elements of a reduction.
+struct Aligned {
+    bytes: Box<[u8]>,
+    place: Range<usize>,
+}
 
 impl Aligned {
-    fn zeroed(len: usize) -> Result<Aligned> {
-        let lines = bytemuck::allocation::try_zeroed_slice_box(len.div_ceil(64));
-        let lines = lines.map_err(|()| Error::no_space("a reduction over nodes", len, "no such memory"))?;
-        Ok(Aligned(lines, len))
+    fn zeroed(fold: &Fold<'_>, len: usize) -> Result<Aligned> {
+        let align = fold.align.max(ALIGN);
+        let bytes = bytemuck::allocation::try_zeroed_slice_box::<u8>(len.saturating_add(align));
+        let bytes = bytes.map_err(|()| Error::no_space("a reduction over nodes", len, "no such memory"))?;
+        let start = bytes.as_ptr().align_offset(align);
+        Ok(Aligned { bytes, place: start..start + len })
     }
 
     fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.0)[..self.1]
+        &self.bytes[self.place.clone()]
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.0)[..self.1]
+        &mut self.bytes[self.place.clone()]
     }
 }
 

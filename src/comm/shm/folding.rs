@@ -65,6 +65,7 @@ impl Shm<'_> {
                     inline.bytes()
                 };
                 match rank {
+                    0 if epoch.seen.size() == 1 => fold.one(recv, operand)?,
                     0 => recv.copy_from_slice(operand),
                     _ => fold.onto(recv, operand)?,
                 }
