@@ -18,6 +18,8 @@ use crate::channel::ring::{self, RingWords};
 use crate::error::{Death, Error, Place, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit;
+#[cfg(feature = "mpi")]
+use crate::os::mapping;
 use crate::os::mapping::{HUGE, PAGE};
 use crate::os::process::{self, Bell};
 use crate::os::topology;
@@ -175,10 +177,11 @@ pub(crate) struct Invitation {
 #[cfg(feature = "mpi")]
 impl Invitation {
     /// To be carried to them.
-    pub(crate) fn words(&self) -> [u64; 4] {
+    pub(crate) fn words(&self) -> [u64; 5] {
         use std::os::fd::AsRawFd;
         let fd = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        [self.id, u64::from(process::pid()), fd as u64, self.heap as u64]
+        let inode = self.file.as_ref().map_or(0, mapping::inode);
+        [self.id, u64::from(process::pid()), fd as u64, inode, self.heap as u64]
     }
 }
 
@@ -234,9 +237,10 @@ impl World {
 
     /// The world to which these words of an [`Invitation`] lead.
     #[cfg(feature = "mpi")]
-    pub(crate) fn join(plan: Plan, [id, pid, fd, heap]: [u64; 4]) -> Result<World> {
+    pub(crate) fn join(plan: Plan, [id, pid, fd, inode, heap]: [u64; 5]) -> Result<World> {
         let plan = Plan { heap: Some(heap as usize), ..plan };
-        let world = World::over(plan, id, NOBODY, |len| Segment::borrowed(len, pid as u32, fd as i32))?;
+        let map = |len| Segment::borrowed(len, pid as u32, fd as i32, inode);
+        let world = World::over(plan, id, NOBODY, map)?;
         wait::prepare();
         Ok(world)
     }

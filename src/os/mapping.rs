@@ -87,12 +87,22 @@ impl Mapping {
         Ok((map_file(len, Some(&file))?, file))
     }
 
-    /// What the process `pid` has lent by its descriptor `fd`.
+    /// What the process `pid` has lent by its descriptor `fd`: a file of this [`inode`]. Numbers of processes may mean others
+    /// here than there.
     #[cfg(feature = "mpi")]
-    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32) -> Result<Mapping> {
+    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32, inode: u64) -> Result<Mapping> {
+        use std::os::unix::fs::MetadataExt;
         let len = len.next_multiple_of(HUGE);
         let path = format!("/proc/{pid}/fd/{fd}");
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).map_err(|error| Error::System {
+        let lent = || {
+            let file = std::fs::OpenOptions::new().read(true).write(true).open(&path)?;
+            let found = file.metadata()?;
+            match (found.ino(), found.size()) == (inode, len as u64) {
+                true => Ok(file),
+                false => Err(std::io::Error::other("it is not the file that the neighbour has lent")),
+            }
+        };
+        let file = lent().map_err(|error| Error::System {
             call: "open",
             need: format!("{path}, memory that a neighbour on this host shares"),
             reason: error.to_string(),
@@ -169,6 +179,12 @@ impl Mapping {
         // SAFETY: the range is mapped and whole huge pages; MADV_COLLAPSE changes no contents.
         unsafe { libc::madvise(first.cast(), end - start, libc::MADV_COLLAPSE) };
     }
+}
+
+/// Tells a file from all others of this kernel's memory.
+#[cfg(feature = "mpi")]
+pub(crate) fn inode(file: &std::os::fd::OwnedFd) -> u64 {
+    nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_ino)
 }
 
 /// What it means that `call` failed for a mapping of `len` bytes.
@@ -303,6 +319,22 @@ mod tests {
     fn absurd_length_is_an_error() {
         assert!(Mapping::new(usize::MAX).is_err());
         assert!(Mapping::new(isize::MAX as usize).is_err());
+    }
+
+    /// Only the file that was lent, whatever the descriptor is by now.
+    #[cfg(feature = "mpi")]
+    #[test]
+    fn borrowed_is_what_was_lent() {
+        use std::os::fd::AsRawFd;
+        let me = process::pid();
+        let (_mine, file) = Mapping::lent(HUGE).unwrap();
+        let (_other, other) = Mapping::lent(HUGE).unwrap();
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+        assert!(Mapping::borrowed(HUGE, me, file.as_raw_fd(), inode(&file)).is_ok());
+        for (len, fd) in [(HUGE, other.as_raw_fd()), (2 * HUGE, file.as_raw_fd()), (HUGE, null.as_raw_fd())] {
+            let error = Mapping::borrowed(len, me, fd, inode(&file)).err().unwrap().to_string();
+            assert!(error.contains("not the file that the neighbour has lent"), "{error}");
+        }
     }
 
     #[cfg(not(miri))]

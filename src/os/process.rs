@@ -320,10 +320,14 @@ pub(crate) fn state(pid: u32) -> &'static str {
 /// Threads of which it is known that they hold no lock that a child needs.
 static HARMLESS: AtomicU32 = AtomicU32::new(0);
 
-/// A library that was just initialised has started so many threads; a child never calls it.
+/// Threads that a library starts during `work`, calls of its own, hold no lock that a child needs, which never calls it.
 #[cfg(feature = "mpi")]
-pub(crate) fn vouch_for(threads: usize) {
-    HARMLESS.fetch_add(threads as u32, Ordering::Relaxed);
+pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
+    let before = listed_threads().len();
+    let done = work();
+    let started = listed_threads().len().saturating_sub(before);
+    HARMLESS.fetch_add(started as u32, Ordering::Relaxed);
+    done
 }
 
 /// Do threads run that may hold a lock when this process forks?

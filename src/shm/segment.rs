@@ -28,8 +28,8 @@ impl Segment {
 
     /// See [`Mapping::borrowed`].
     #[cfg(feature = "mpi")]
-    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32) -> Result<Segment> {
-        Ok(Segment { mapping: Mapping::borrowed(len, pid, fd)? })
+    pub(crate) fn borrowed(len: usize, pid: u32, fd: i32, inode: u64) -> Result<Segment> {
+        Ok(Segment { mapping: Mapping::borrowed(len, pid, fd, inode)? })
     }
 
     /// Its length in bytes.

@@ -295,7 +295,7 @@ impl Seats {
                 world
             }
             _ => {
-                let mut words = [0; 4];
+                let mut words = [0; 5];
                 all.recv_all(bytemuck::bytes_of_mut(&mut words), node[0], Tag::Letter, &always)?;
                 let world = World::join(plan, words)?;
                 all.send_all(&[1], node[0], Tag::Letter, &always)?;

@@ -41,6 +41,8 @@ pub(crate) struct Mpi {
     bodies: AtomicU32,
     /// The first context that no communicator of this process has had.
     contexts: AtomicU32,
+    /// The largest tag that a message may have.
+    pub(crate) largest_tag: i32,
     pid: u32,
 }
 
@@ -55,6 +57,9 @@ static AT_EXIT: OnceLock<fn(&'static Mpi) -> bool> = OnceLock::new();
 
 /// Largest message: counts are C's `int`.
 pub(crate) const LARGEST: usize = 1 << 30;
+
+/// The largest tag that every MPI has, by the standard.
+const EVERYWHERE: i32 = 32_767;
 
 /// Seconds that MPI_Abort may take.
 const ABORTING: u32 = 2;
@@ -91,13 +96,16 @@ impl Mpi {
                 "under an MPI launcher worlds are started by the program's main thread",
             ));
         }
-        let (ours, threads) = (!is_initialised()?, process::threads().len());
+        let (ours, threads) = (!is_initialised()?, process::threads());
+        let mut provided = 0;
+        // SAFETY: a constant of the library.
+        let wanted = unsafe { ffi::RSMPI_THREAD_FUNNELED };
         if ours {
-            // SAFETY: a constant of the library.
-            let (wanted, mut provided) = (unsafe { ffi::RSMPI_THREAD_FUNNELED }, 0);
-            // SAFETY: not initialised so far; without arguments, as the standard allows.
-            code("MPI_Init_thread", unsafe {
-                ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
+            process::vouching(|| {
+                // SAFETY: not initialised so far; without arguments, as the standard allows.
+                code("MPI_Init_thread", unsafe {
+                    ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
+                })
             })?;
         } else {
             let mut flag = 0;
@@ -107,6 +115,16 @@ impl Mpi {
                 let problem = "MPI was initialised by another thread of this program: launch from that one";
                 return Err(Error::option("MPI", problem));
             }
+        }
+        // A program that has initialised MPI by itself knows what it asked for.
+        if ours && provided < wanted && threads.len() > 1 {
+            let problem = format!(
+                "this MPI serves programs of one thread (MPI_THREAD_SINGLE), and this one has {}: {}; end them first, or use an \
+                 MPI that is built for threads",
+                threads.len(),
+                threads.join(", ")
+            );
+            return Err(Error::option("MPI", problem));
         }
         // SAFETY: a constant of the library.
         let world = unsafe { ffi::RSMPI_COMM_WORLD };
@@ -133,7 +151,7 @@ impl Mpi {
             );
             return Err(Error::option("MPI", job.refusal(problem)));
         }
-        process::vouch_for(process::threads().len().saturating_sub(threads));
+        let largest_tag = largest_tag(world)?;
         if ours {
             // SAFETY: registers a function that takes and returns nothing.
             unsafe { libc::atexit(finalise) };
@@ -150,6 +168,7 @@ impl Mpi {
             parts: AtomicU32::new(0),
             bodies: AtomicU32::new(0),
             contexts: AtomicU32::new(1),
+            largest_tag,
             pid: process::pid(),
         })
     }
@@ -339,6 +358,18 @@ impl Mpi {
             unsafe { ffi::MPI_Abort(self.comm, status) };
         }
     }
+}
+
+/// The largest tag that this MPI has; each has those up to [`EVERYWHERE`].
+fn largest_tag(world: ffi::MPI_Comm) -> Result<i32> {
+    let (mut tag, mut flag) = (null_mut::<i32>(), 0);
+    // SAFETY: initialised; writes the flag, and if it is set the address of a number of the library's.
+    code("MPI_Comm_get_attr", unsafe {
+        ffi::MPI_Comm_get_attr(world, ffi::MPI_TAG_UB as i32, (&raw mut tag).cast(), &raw mut flag)
+    })?;
+    // SAFETY: null, or that address: the number stays while MPI does.
+    let told = unsafe { tag.as_ref() }.filter(|_| flag != 0);
+    Ok(told.copied().unwrap_or(EVERYWHERE).max(EVERYWHERE))
 }
 
 /// See [`Mpi::take_part`].

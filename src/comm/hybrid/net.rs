@@ -34,8 +34,14 @@ pub(crate) enum Tag {
     Grant,
 }
 const TAGS: i32 = 16;
-/// So many communicators of more than one node can be made in a program (tags up to 2^23; MPICH has 2^28, Open MPI 2^31).
+/// So many communicators of more than one node can be made in a program, if its MPI has so many tags (2^24: MPICH has 2^28,
+/// Open MPI 2^31, some providers of libfabric 2^20).
 const CONTEXTS: i32 = 1 << 20;
+
+/// Contexts of which all tags are within the largest one.
+fn contexts(largest_tag: i32) -> i32 {
+    (largest_tag / TAGS).min(CONTEXTS)
+}
 
 /// The whole job's own context: see [`part`].
 const JOB: i32 = 0;
@@ -73,12 +79,17 @@ impl Net {
         crowded: bool,
     ) -> Result<Net> {
         let looks = if crowded { LOOKS } else { 20 * LOOKS };
-        match i32::try_from(context).ok().filter(|&context| context < CONTEXTS) {
+        let most = contexts(mpi.largest_tag);
+        match i32::try_from(context).ok().filter(|&context| context < most) {
             Some(context) => Ok(Net { mpi, processes: processes.into(), me, context, looks }),
-            None => Err(Error::option(
-                "split",
-                format!("{CONTEXTS} communicators over several nodes are the most"),
-            )),
+            None => {
+                let problem = format!(
+                    "a program can have {most} worlds and communicators over several nodes, one after the other, with this MPI, \
+                     whose largest tag is {}: split less often, and keep what was split",
+                    mpi.largest_tag
+                );
+                Err(Error::option("split", problem))
+            }
         }
     }
 
@@ -214,8 +225,11 @@ pub(crate) enum Step {
 /// All processes of the job take the same step, with the same number (the way, a digest of rows ...). Returns the first
 /// context that none of them has used.
 pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
-    let contexts = net.tell(net.mpi.contexts().to_ne_bytes(), &always)?;
-    let told = net.tell(bytemuck::cast([step as u64, number]), &always)?;
+    // Some MPIs start threads with the first messages.
+    let (contexts, told) = process::vouching(|| -> Result<_> {
+        let contexts = net.tell(net.mpi.contexts().to_ne_bytes(), &always)?;
+        Ok((contexts, net.tell(bytemuck::cast([step as u64, number]), &always)?))
+    })?;
     let of = |bytes: &[u8; 16]| bytemuck::pod_read_unaligned::<[u64; 2]>(bytes);
     match told.iter().position(|theirs| of(theirs) != [step as u64, number]) {
         None => Ok(contexts.into_iter().map(u32::from_ne_bytes).max().unwrap_or(1)),
@@ -280,5 +294,19 @@ impl Patience {
             std::thread::sleep(NAP);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_tag_is_beyond_the_largest() {
+        for largest in [32_767, 32_768, (1 << 20) - 1, 1 << 28, i32::MAX] {
+            let last = (contexts(largest) - 1) * TAGS + TAGS - 1;
+            assert!(last <= largest && contexts(largest) >= 2047, "{largest}");
+        }
+        assert!((Tag::Grant as i32) < TAGS);
     }
 }
