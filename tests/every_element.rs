@@ -85,7 +85,15 @@ fn program(ranks: usize, seed: u64) -> Vec<(Call, usize)> {
         lens::<T>(ranks).into_iter().flat_map(at)
     }
     let within = |bytes: usize| is_long() || bytes * ranks <= SHORT_BYTES;
-    let all = all::<u8>(ranks).chain(all::<f64>(ranks)).filter(|&(.., bytes)| within(bytes));
+    // The other integers in turn.
+    let others = match ranks % 4 {
+        0 => all::<usize>(ranks).collect::<Vec<_>>(),
+        1 => all::<i128>(ranks).collect(),
+        2 => all::<isize>(ranks).collect(),
+        _ => all::<u128>(ranks).collect(),
+    };
+    let all = all::<u8>(ranks).chain(all::<f64>(ranks)).chain(others);
+    let all = all.filter(|&(.., bytes)| within(bytes));
     let mut keyed: Vec<_> =
         all.enumerate().map(|(number, call)| (mix(seed << 32 | number as u64), call)).collect();
     keyed.sort_unstable_by_key(|&(key, _)| key);

@@ -15,6 +15,9 @@ use std::ops::Range;
 
 /// A reduction over elements of type `T`.
 ///
+/// A NaN is never lost: [`min`](Self::min) and [`max`](Self::max) keep the first one as it is; which bits that of a
+/// [`sum`](Self::sum) or [`prod`](Self::prod) has is not specified, and may differ with the length and between hosts.
+///
 /// ```
 /// use phalanx::Op;
 /// let largest: Op<'_, f64> = Op::max();

@@ -71,6 +71,10 @@ impl Comm<'_> {
     /// Folds the ranks' vectors, element by element in rank order, into every rank's `recv`: the same bits on every
     /// rank and in every run. MPI_Allreduce.
     ///
+    /// That holds on hosts with unlike processors, for functions of the user's too: where a mathematics library goes by the
+    /// processor, one rank folds an element for all. (Ranks of one host are taken to be alike.) Of NaNs it holds for a least or
+    /// a greatest; in a sum or a product every rank has a NaN in the same places, with bits of its host's choice.
+    ///
     /// Where every rank's `send` lies in shared memory ([`Comm::alloc`]) nothing is staged. For one shared result see
     /// [`Comm::all_reduce_parts`].
     ///

@@ -9,6 +9,13 @@ use std::str::FromStr;
 
 /// Where the workers of a sweep run.
 ///
+/// A program is one process of a job if a launcher says so in the environment: `mpirun` and `mpiexec` of the MPIs, `srun` (in a
+/// step of several tasks; a batch script is alone), `prun`, `flux run`, `jsrun`, `aprun`. Then [`Auto`](Self::Auto) joins the
+/// other processes, or is refused where the program was built without the feature `mpi`, for each process would do all the
+/// work. With `PHALANX_LAUNCHER=none` in the environment each does, and nothing is joined.
+///
+/// A rank, or what a sweep calls in its caller, joins nothing: what it starts is its own, on forked workers.
+///
 /// ```
 /// use phalanx::Backend;
 /// assert_eq!("threads".parse(), Ok(Backend::Threads));
@@ -16,7 +23,7 @@ use std::str::FromStr;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// Whatever suits the machine: forked processes.
+    /// Whatever suits the machine: forked processes; those of a job, if this is one of them.
     #[default]
     Auto,
     /// The calling thread.

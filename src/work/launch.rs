@@ -100,10 +100,13 @@ impl Launch {
     /// change stays theirs, except in shared arrays. Returns when all have ended, once, in the caller: the results in
     /// rank order; in a world that recovers, of the ranks that are left. (`None` is for processes of a job over several nodes that are not root.)
     ///
-    /// Started by an MPI launcher (and with the feature `mpi`), the processes of the job make one world, if all call this with
+    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job make one world, if all call this with
     /// the same arguments: as many ranks as processes, each one of them; or a multiple, of which each process forks its share
     /// and is the first itself. Ranks are numbered node by node. The process that is rank 0 gets the results. A failure ends
-    /// the job, after a line that says where it was. A rank that launches gets a world of its own.
+    /// the job, after a line that says where it was. A rank that launches gets a world of its own. A rank that is a process of
+    /// the job keeps what its body has changed (a counter in a `RefCell`, say), a forked one does not: a later body that
+    /// looks at it goes by who runs it. An MPI that starts threads amid a body, later than its first messages, makes the next
+    /// launch that forks refuse to: see [`Launch::allow_threads`].
     ///
     /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them.
     ///

@@ -90,6 +90,14 @@ pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     match job {
         Some(job) if job.size == 0 => {
             let mpi = Mpi::join()?;
+            if mpi.size == 1 && job.rank > 0 {
+                let problem = format!(
+                    "a launcher has started this process as number {} ({} is set), but its MPI sees it alone: start it by the \
+                     mpirun of the MPI that it was built against",
+                    job.rank, job.by
+                );
+                return Err(Error::option("MPI", problem));
+            }
             let counted = Launcher { size: mpi.size, rank: mpi.rank, ..job };
             Ok(Some(counted).filter(|job| job.size > 1))
         }

@@ -26,6 +26,24 @@ impl Sample for u8 {
     }
 }
 
+/// Wide words, what programs count in, and with a sign.
+macro_rules! integers {
+    ($($t:ty)*) => {$(impl Sample for $t {
+        const JUNK: $t = <$t>::MAX / 3;
+
+        fn value(rank: usize, call: u64, index: usize) -> $t {
+            let seed = (index as u64).wrapping_add(call << 32).wrapping_add((rank as u64) << 56);
+            let low = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            (u128::from(low) << 64 | u128::from(mix(low))) as $t
+        }
+
+        fn added(self, other: $t) -> $t {
+            self.wrapping_add(other)
+        }
+    })*};
+}
+integers!(usize isize i128 u128);
+
 impl Sample for f64 {
     const JUNK: f64 = -1.5;
 

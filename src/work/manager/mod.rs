@@ -146,11 +146,12 @@ impl<P, R> fmt::Debug for Scattered<P, R> {
 impl<'c, 'w> ParallelManager<'c, 'w> {
     /// A fan-out over at most `workers` workers. [`Backend::Serial`] has one, whatever the number.
     ///
-    /// Started by an MPI launcher (and with the feature `mpi`), the processes of the job are the workers, as with upstream's
+    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job are the workers, as with upstream's
     /// MPI back end, and peers of each other: all make the manager, call it and drop it together; `workers` does not matter.
+    /// That of a rank is a fan-out over workers of its own.
     ///
     /// # Errors
-    /// If the number is zero or too large.
+    /// If the number is zero or too large, or a launcher has started several processes of a program without the feature `mpi`.
     ///
     /// ```
     /// use phalanx::{Backend, ParallelManager};

@@ -138,8 +138,9 @@ impl Sweep<'_> {
     /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
     /// nothing but its row (and what `build` made).
     ///
-    /// On the processes of an MPI job all call this with the same table: each forks its share of the workers and claims rows
-    /// from root, in shrinking stretches. Root gets the results, the others `None`.
+    /// On the processes of a job ([`Backend`]) all call this with the same table: each forks its share of the workers and claims
+    /// rows from root, in shrinking stretches. Root gets the results, the others `None`. A rank, or `progress`, that sweeps
+    /// does so alone, with workers of its own.
     ///
     /// # Errors
     /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
