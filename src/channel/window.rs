@@ -26,10 +26,11 @@ use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, N
 use crate::channel::world::{Member, World};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
+#[cfg(feature = "mpi")]
+use crate::os::process::{Watch, clock};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::ops::Range;
-use std::time::Instant;
 
 /// What a rank brings to an exchange.
 #[derive(Clone, Copy, Default)]
@@ -283,7 +284,7 @@ impl<'w> Window<'w> {
         let (world, epoch, ranks) = (self.world, self.epoch, self.ranks.clone());
         let place = call.place(self.gate.me, self.gate.next);
         let patience = self.world.plan.deadline;
-        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let (until, watch) = (self.world.plan.until(), Watch::new());
         move || {
             let revoked = world.revoked_word().load(Ordering::Acquire);
             // Who has left in good order is missed where it is needed: in the exchanges of the window.
@@ -295,7 +296,8 @@ impl<'w> Window<'w> {
                 world.revoke(epoch, rank);
                 return Err(world.blame(place, rank));
             }
-            match deadline.filter(|&deadline| deadline < Instant::now()) {
+            watch.look();
+            match until.filter(|&until| until < clock()) {
                 Some(_) => {
                     let deadline = patience.unwrap_or_default();
                     Err(Error::Timeout { place, missing: Vec::new(), deadline })
@@ -343,7 +345,7 @@ impl<'w> Window<'w> {
         let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
         self.gate.arrive(call.line, &head, inline);
         point(Site::ExchangeArrived);
-        let deadline = self.world.plan.deadline.and_then(|patience| Instant::now().checked_add(patience));
+        let deadline = self.world.plan.until();
         let mut alike = call.verb != Verb::Abort;
         (self.same, self.open) = (true, false);
         for peer in 0..self.size() {

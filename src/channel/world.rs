@@ -45,6 +45,8 @@ pub(crate) struct Header {
     first: AtomicU32,
     /// See `inherit::note_in`. Written by the zygote, while it builds.
     fault: AtomicU32,
+    /// Not 0: the zygote is to end. Written by the caller.
+    dismissed: AtomicU32,
 }
 
 /// What became of a rank's body.
@@ -55,6 +57,7 @@ pub(crate) struct Header {
 /// | DONE | returned; the result lies at (`result`, `result_len`) in the segment |
 /// | PANICKED, RETURNED | failed; the text lies in its Text |
 /// | UNSTARTED | the world could not be started; the text says why |
+/// | STOPPED | was stopped for longer than the deadline, and ended |
 #[repr(C, align(128))]
 pub(crate) struct Slot {
     /// The robust word: see [`wait::is_gone`]. Written by the rank, or the kernel after its death.
@@ -89,6 +92,7 @@ const DONE: u32 = 1;
 const PANICKED: u32 = 2;
 const RETURNED: u32 = 3;
 const UNSTARTED: u32 = 4;
+const STOPPED: u32 = 5;
 
 // SAFETY: repr(C), atomics only.
 unsafe impl Shared for Header {}
@@ -163,6 +167,13 @@ pub(crate) struct Plan {
     pub(crate) recover: bool,
     /// Are there more ranks than processors, where this process cannot know that by itself?
     pub(crate) crowded: Option<bool>,
+}
+
+impl Plan {
+    /// Until when a call that begins now may wait.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.deadline.and_then(|patience| process::clock().checked_add(patience))
+    }
 }
 
 /// What other processes need to join a world.
@@ -410,6 +421,16 @@ impl World {
         &self.segment.place::<Header>(0).revoked
     }
 
+    /// The zygote is to end; it looks five times a second.
+    pub(crate) fn dismiss(&self) {
+        self.segment.place::<Header>(0).dismissed.store(1, Ordering::Relaxed);
+    }
+
+    /// Has the caller told the zygote to end?
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.segment.place::<Header>(0).dismissed.load(Ordering::Relaxed) != 0
+    }
+
     /// Nothing of the crew is left: the zygote's last word.
     pub(crate) fn close(&self, code: i32) {
         self.segment.place::<Header>(0).closed.store(code as u32 + 1, Ordering::Release);
@@ -507,6 +528,19 @@ impl World {
         self.revoke(self.verdict_words().epoch(), rank);
     }
 
+    /// The zygote has seen `rank` stopped for longer than the deadline, and ends it.
+    pub(crate) fn give_up(&self, rank: usize) {
+        self.slot(rank).status.store(STOPPED, Ordering::Release);
+        self.revoke(self.verdict_words().epoch(), rank);
+    }
+
+    /// The error for a rank that has been given up.
+    fn was_stopped(&self, place: Place, rank: usize) -> Error {
+        let now = self.state(rank, self.member_at(rank, self.verdict_words().epoch()));
+        let missing = vec![RankState { state: "stopped", ..now }];
+        Error::Timeout { place, missing, deadline: self.plan.deadline.unwrap_or_default() }
+    }
+
     /// Ends every call of an epoch, now and later; the first culprit counts.
     pub(crate) fn revoke(&self, epoch: u32, culprit: usize) {
         wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
@@ -578,6 +612,7 @@ impl World {
         match (alive, slot.status.load(Ordering::Relaxed)) {
             (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
             (LEFT, _) => Error::PeerLeft { place, rank: number },
+            (_, STOPPED) => self.was_stopped(place, rank),
             (alive, _) if !wait::is_gone(alive) => Error::Ended { place, rank: number },
             _ => Error::PeerDied {
                 place,

@@ -4,6 +4,8 @@
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{Site, sys};
 use crate::os::inherit::{self, Child, Forking, Frozen};
+use core::cell::Cell;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -28,11 +30,24 @@ pub(crate) const KILL: i32 = libc::SIGKILL;
 /// The number of SIGSEGV.
 pub(crate) const SEGV: i32 = libc::SIGSEGV;
 
+/// A descriptor that the program may have closed by mistake: std would end the process when it is dropped then.
+#[derive(Debug)]
+struct Descriptor(ManuallyDrop<OwnedFd>);
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if nix::fcntl::fcntl(&*self.0, FcntlArg::F_GETFD).is_ok() {
+            // SAFETY: here only, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
+}
+
 /// A process known by descriptor: its number cannot be reused while this is held.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
-    fd: OwnedFd,
+    fd: Descriptor,
 }
 
 impl Process {
@@ -49,14 +64,14 @@ impl Process {
             Err(Errno::ESRCH) => {
                 let ended = Bell::new()?;
                 ended.ring();
-                Ok(ended.0.into())
+                Ok(ended.0)
             }
             fd => fd,
         };
         Process::new(pid, fd)
     }
 
-    fn new(pid: Pid, fd: nix::Result<OwnedFd>) -> Result<Process> {
+    fn new(pid: Pid, fd: nix::Result<Descriptor>) -> Result<Process> {
         let fd = fd.map_err(|errno| Error::os("pidfd_open", "one descriptor a process", errno))?;
         Ok(Process { pid, fd })
     }
@@ -68,12 +83,16 @@ impl Process {
 
     /// Ends a child at once. One that has ended already is no error.
     pub(crate) fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
         // SAFETY: pidfd_send_signal on a descriptor we own, without siginfo.
         let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
-                self.fd.as_raw_fd(),
-                libc::SIGKILL,
+                self.fd.as_fd().as_raw_fd(),
+                signal as libc::c_int,
                 core::ptr::null::<u8>(),
                 0,
             )
@@ -81,7 +100,7 @@ impl Process {
         // A sandbox may lack the call. A child that has not ended is the one who has its number.
         let refused = matches!(Errno::result(sent), Err(Errno::ENOSYS | Errno::EPERM));
         if refused && !poll(&[self], Duration::ZERO)[0] {
-            let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(self.pid, signal);
         }
     }
 
@@ -89,6 +108,69 @@ impl Process {
     /// still its own.
     pub(crate) fn kill_group(&self) {
         let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
+    }
+
+    /// Stops a child, and its group if it leads one. `asking`: as Ctrl-Z does, which programs that run others (launchers)
+    /// pass on to them; otherwise by force.
+    pub(crate) fn halt(&self, asking: bool) {
+        self.signal_all(if asking { Signal::SIGTSTP } else { Signal::SIGSTOP });
+    }
+
+    /// Takes [`Process::halt`] back.
+    pub(crate) fn go_on(&self) {
+        self.signal_all(Signal::SIGCONT);
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        if nix::sys::signal::killpg(self.pid, signal).is_err() {
+            self.signal(signal);
+        }
+    }
+
+    /// Returns the letter by which /proc/PID/stat names what the process does, if it tells.
+    fn letter(&self) -> Option<char> {
+        // Where /proc is that of an outer namespace, it lists the process by another number.
+        let about =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_fd().as_raw_fd())).ok()?;
+        letter(about.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim())
+    }
+
+    /// Has it been stopped by a signal?
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.letter() == Some('T')
+    }
+
+    /// Has it been stopped by a signal, or does a debugger hold it?
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self.letter(), Some('T' | 't'))
+    }
+
+    /// Does its descriptor still lead to it? (The program may have closed it.)
+    pub(crate) fn is_watched(&self) -> bool {
+        // SAFETY: signal 0 only asks.
+        let asked = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_fd().as_raw_fd(),
+                0,
+                core::ptr::null::<u8>(),
+                0,
+            )
+        };
+        Errno::result(asked) != Err(Errno::EBADF)
+    }
+
+    /// Ends and collects a child by its number, which is its own until it has been collected.
+    pub(crate) fn end_by_number(&self) -> Death {
+        let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+        loop {
+            return match nix::sys::wait::waitpid(self.pid, None) {
+                Err(Errno::EINTR) => continue,
+                Ok(WaitStatus::Exited(_, code)) => Death::Exit(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Death::Signal(signal as i32),
+                _ => Death::Unknown,
+            };
+        }
     }
 
     /// Collects a child that has ended, if it has; `block` waits until it does.
@@ -107,13 +189,31 @@ impl Process {
 }
 
 /// A descriptor for a process.
-fn watch(pid: Pid) -> nix::Result<OwnedFd> {
+fn watch(pid: Pid) -> nix::Result<Descriptor> {
     let fd = sys(Site::PidfdOpen, || {
         // SAFETY: pidfd_open takes two integers.
         Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
     });
     // SAFETY: a fresh descriptor that nobody else owns.
-    fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let fd = fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
+    above_standard(fd).map(|fd| Descriptor(ManuallyDrop::new(fd)))
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The descriptor under a number of 3 or more: where a program has closed 0, 1 or 2, it must not take their place, or
+/// what anyone prints goes into it.
+pub(crate) fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() > libc::STDERR_FILENO {
+        return Ok(fd);
+    }
+    let moved = nix::fcntl::fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(libc::STDERR_FILENO + 1))?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
 impl AsFd for Process {
@@ -123,22 +223,23 @@ impl AsFd for Process {
 }
 
 /// A bell that one process rings and its child hears.
-pub(crate) struct Bell(EventFd);
+pub(crate) struct Bell(Descriptor);
 
 impl Bell {
     pub(crate) fn new() -> Result<Bell> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = sys(Site::Eventfd, || EventFd::from_flags(flags));
-        bell.map(Bell).map_err(|errno| Error::os("eventfd", "one descriptor", errno))
+        let bell = sys(Site::Eventfd, || above_standard(EventFd::from_flags(flags)?.into()));
+        bell.map(|fd| Bell(Descriptor(ManuallyDrop::new(fd))))
+            .map_err(|errno| Error::os("eventfd", "one descriptor", errno))
     }
 
     pub(crate) fn ring(&self) {
-        let _ = sys(Site::EventfdWrite, || self.0.write(1));
+        let _ = sys(Site::EventfdWrite, || nix::unistd::write(&self.0, &1u64.to_ne_bytes()));
     }
 
     /// Ready for the next ring.
     pub(crate) fn still(&self) {
-        let _ = sys(Site::EventfdRead, || self.0.read());
+        let _ = sys(Site::EventfdRead, || nix::unistd::read(&self.0, &mut [0; 8]));
     }
 }
 
@@ -157,7 +258,9 @@ pub(crate) struct Pipe {
 impl Pipe {
     pub(crate) fn new() -> Result<Pipe> {
         let failed = |errno| Error::os("pipe", "two descriptors for each stream of a rank", errno);
-        let (read, write) = sys(Site::Pipe, || nix::unistd::pipe2(OFlag::O_CLOEXEC)).map_err(failed)?;
+        let ends = sys(Site::Pipe, || nix::unistd::pipe2(OFlag::O_CLOEXEC)).map_err(failed)?;
+        let [read, write] = [above_standard(ends.0), above_standard(ends.1)];
+        let (read, write) = (read.map_err(failed)?, write.map_err(failed)?);
         nix::fcntl::fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
         Ok(Pipe { read, write })
     }
@@ -208,6 +311,39 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
         }
     }
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
+}
+
+thread_local! {
+    /// See [`clock`].
+    static STOOD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The time by which this thread's deadlines go: it does not pass while the process stands still, stopped by a signal or
+/// with its machine, as far as a [`Watch`] has noticed.
+pub(crate) fn clock() -> Instant {
+    let now = Instant::now();
+    now.checked_sub(STOOD.get()).unwrap_or(now)
+}
+
+/// Who does not look at its watch for so long, while waiting, has stood still.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
+/// Notices that the process has stood still.
+pub(crate) struct Watch(Cell<Instant>);
+
+impl Watch {
+    pub(crate) fn new() -> Watch {
+        Watch(Cell::new(Instant::now()))
+    }
+
+    /// To be called several times a second.
+    pub(crate) fn look(&self) {
+        let now = Instant::now();
+        let late = now - self.0.replace(now);
+        if late > STANDSTILL {
+            STOOD.set(STOOD.get() + late);
+        }
+    }
 }
 
 /// A number that this process has not been given before.
@@ -305,9 +441,7 @@ pub(crate) fn leave(code: i32) -> ! {
 
 /// What the process is doing, as the kernel lists it.
 pub(crate) fn state(pid: u32) -> &'static str {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it is in parentheses and may hold anything.
-    match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+    match letter(&pid.to_string()) {
         Some('R') => "running",
         Some('S' | 'D' | 'I') => "sleeping",
         Some('T' | 't') => "stopped",
@@ -315,6 +449,12 @@ pub(crate) fn state(pid: u32) -> &'static str {
         Some('X') | None => "dead",
         Some(_) => "unknown",
     }
+}
+
+fn letter(process: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name before it is in parentheses and may hold anything.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Threads of which it is known that they hold no lock that a child needs.
@@ -410,8 +550,19 @@ pub(crate) fn end_all_children() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+    end_others(&[], |_| true);
+}
+
+/// Kills and collects the orphans in a process group that this process has adopted, and those that follow; gives up
+/// after a second.
+pub(crate) fn end_orphans(group: u32, known: &[u32]) {
+    let group = Ok(Pid::from_raw(group as i32));
+    end_others(known, |&pid| nix::unistd::getpgid(Some(pid)) == group);
+}
+
+fn end_others(known: &[u32], is_meant: impl Fn(&Pid) -> bool) {
     for _ in 0..1000 {
-        let left = others(&[]);
+        let left: Vec<Pid> = others(known).into_iter().filter(&is_meant).collect();
         if left.is_empty() {
             return;
         }
@@ -423,21 +574,81 @@ pub(crate) fn end_all_children() {
     }
 }
 
-/// Makes this process the leader of a group of its own, which its children will belong to.
-pub(crate) fn lead_group() {
-    let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)));
+/// The process group of this process.
+pub(crate) fn group() -> u32 {
+    nix::unistd::getpgrp().as_raw() as u32
+}
+
+/// Moves this process into a process group; 0: into one of its own, which its children will belong to.
+pub(crate) fn enter_group(group: u32) {
+    let group = Pid::from_raw(group as i32);
+    let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), group));
 }
 
 /// Signals that ask a program to end.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+/// Those with which others ask it for something, and by default end it as well.
+const ASKING: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// Those that stop a process which uses the terminal while its group is in the background.
+const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// What this process's parents have made of signals is not for it: those that end a program do.
-pub(crate) fn hear_signals() {
-    for signal in ENDING.into_iter().chain([Signal::SIGUSR1]) {
-        // SAFETY: SIG_DFL installs no handler code.
-        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+/// What the program had made of the signals that its supervisor handles otherwise: for the ranks, which are the program.
+pub(crate) struct Dispositions(Vec<(Signal, libc::sigaction)>);
+
+impl Dispositions {
+    /// In a supervisor: SIGUSR1 is noted (see [`asked`]), if the program has no use for it; it learns how its children end,
+    /// whatever the program does about SIGCHLD; and what the terminal, shells and batch systems send to all processes is
+    /// left to the caller. Not by ignoring it, which what `build` starts would inherit.
+    pub(crate) fn supervise() -> Dispositions {
+        let changed = ENDING.into_iter().chain(ASKING).chain(TERMINAL).chain([Signal::SIGCHLD]);
+        let before: Vec<_> = changed.filter_map(|signal| Some((signal, disposition(signal)?))).collect();
+        for (signal, action) in &before {
+            let handler = match (signal, action.sa_sigaction) {
+                (Signal::SIGTTIN | Signal::SIGTTOU, _) => continue,
+                (Signal::SIGCHLD, _) => SigHandler::SigDfl,
+                (_, libc::SIG_IGN) => continue,
+                (Signal::SIGUSR1, libc::SIG_DFL) => SigHandler::Handler(note_asking),
+                _ => SigHandler::Handler(disregard),
+            };
+            let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+            // SAFETY: `note_asking` stores to an atomic, `disregard` does nothing.
+            let _ = unsafe { nix::sys::signal::sigaction(*signal, &action) };
+        }
+        Dispositions(before)
     }
-    let _ = SigSet::empty().thread_set_mask();
+
+    /// In a rank: what the program had made of them, unless `build` has made something else of them since.
+    /// `terminal`: also of those that stop whoever uses the terminal in the background.
+    pub(crate) fn restore(&self, terminal: bool) {
+        for (signal, before) in self.0.iter().filter(|(signal, _)| terminal || !TERMINAL.contains(signal)) {
+            let now = disposition(*signal).map(|now| now.sa_sigaction);
+            let supervisors = [note_asking as *const () as usize, disregard as *const () as usize];
+            let is_supervisors = now.is_some_and(|now| {
+                supervisors.contains(&now) || (now == libc::SIG_DFL && *signal == Signal::SIGCHLD)
+            });
+            if is_supervisors || TERMINAL.contains(signal) {
+                // SAFETY: what `sigaction` has given for this signal.
+                unsafe { libc::sigaction(*signal as libc::c_int, before, core::ptr::null_mut()) };
+            }
+        }
+    }
+}
+
+extern "C" fn disregard(_signal: libc::c_int) {}
+
+/// Using the terminal from the background never stops this process and its children: they may write to it and set it; to
+/// read from it is an error (EIO).
+pub(crate) fn keep_off_terminal() {
+    for signal in TERMINAL {
+        // SAFETY: SIG_IGN installs no handler code.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
+    }
+}
+
+/// Is standard input a terminal that this process must not read?
+pub(crate) fn is_kept_off_terminal() -> bool {
+    use std::io::IsTerminal;
+    handler(Signal::SIGTTIN) == Some(libc::SIG_IGN) && std::io::stdin().is_terminal()
 }
 
 /// The signal that was caught; written by [`note`].
@@ -451,11 +662,24 @@ extern "C" fn note(signal: libc::c_int) {
 
 /// Who handles a signal now.
 fn handler(signal: Signal) -> Option<usize> {
+    kernel_disposition(signal).map(|now| now.sa_sigaction)
+}
+
+/// What the program has made of a signal: not that this module holds it back for the moment.
+fn disposition(signal: Signal) -> Option<libc::sigaction> {
+    let mut now = kernel_disposition(signal)?;
+    if now.sa_sigaction == note as *const () as usize {
+        now.sa_sigaction = libc::SIG_DFL;
+    }
+    Some(now)
+}
+
+fn kernel_disposition(signal: Signal) -> Option<libc::sigaction> {
     // SAFETY: all-zero is a valid sigaction.
     let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
     // SAFETY: asks only; `now` is a valid place for the answer.
     let asked = unsafe { libc::sigaction(signal as libc::c_int, core::ptr::null(), &raw mut now) };
-    (asked == 0).then_some(now.sa_sigaction)
+    (asked == 0).then_some(now)
 }
 
 fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
@@ -517,30 +741,9 @@ extern "C" fn note_asking(_signal: libc::c_int) {
     ASKED.store(1, Ordering::Relaxed);
 }
 
-/// From now on SIGUSR1 is noted.
-pub(crate) fn hear_questions() {
-    // SAFETY: `note_asking` stores to an atomic, nothing else.
-    let _ = unsafe { nix::sys::signal::signal(Signal::SIGUSR1, SigHandler::Handler(note_asking)) };
-}
-
 /// Has SIGUSR1 come since the last call?
 pub(crate) fn asked() -> bool {
     ASKED.swap(0, Ordering::Relaxed) != 0
-}
-
-/// What this process's parent may have made of SIGCHLD does not keep it from learning how its children end.
-pub(crate) fn hear_children() {
-    // SAFETY: SIG_DFL installs no handler code.
-    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
-}
-
-/// Leaves it to the caller what signals mean that ask a program to end: terminals, shells and job managers send them to
-/// the whole process group.
-pub(crate) fn ignore_ending() {
-    for signal in ENDING {
-        // SAFETY: SIG_IGN installs no handler code.
-        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
-    }
 }
 
 /// Gives the processor to another runnable thread.

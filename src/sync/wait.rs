@@ -22,7 +22,7 @@
 //! it in [b] sleeps shortly.
 
 use crate::os::fault::{Site, point};
-use crate::os::process::{self, OWNER_DIED};
+use crate::os::process::{self, OWNER_DIED, Watch, clock};
 use crate::os::topology;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -143,7 +143,7 @@ impl Meeting<'_> {
         point(Site::Signalled);
     }
 
-    /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will.
+    /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will. The deadline is one of [`clock`].
     pub(crate) fn wait(
         &self,
         guard: Guard<'_>,
@@ -151,6 +151,7 @@ impl Meeting<'_> {
         deadline: Option<Instant>,
         ready: impl Fn(u32) -> bool,
     ) -> Result<u32, Broken> {
+        let watch = deadline.map(|_| Watch::new());
         for spin in 1..=pace.spins {
             let value = self.word.load(Ordering::Acquire);
             if ready(value) {
@@ -166,13 +167,15 @@ impl Meeting<'_> {
             if let Some(value) = self.look(guard, &ready)? {
                 return Ok(value);
             }
+            watch.iter().for_each(Watch::look);
             yield_now();
         }
         loop {
             if let Some(value) = self.look(guard, &ready)? {
                 return Ok(value);
             }
-            let slice = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            watch.iter().for_each(Watch::look);
+            let slice = match deadline.map(|at| at.saturating_duration_since(clock())) {
                 Some(Duration::ZERO) => return Err(Broken::Deadline),
                 Some(left) => left.min(SLICE),
                 None => SLICE,

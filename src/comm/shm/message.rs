@@ -29,7 +29,7 @@ impl<'w> Shm<'w> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.window.world().plan.deadline.and_then(|patience| Instant::now().checked_add(patience))
+        self.window.world().plan.until()
     }
 
     /// The next frame from a peer, which must be of this call's kind; it stays in the ring.

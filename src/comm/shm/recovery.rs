@@ -7,8 +7,9 @@ use crate::comm::shm::Shm;
 use crate::comm::transport::Mailbox;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
+use crate::os::process::clock;
 use crate::sync::wait::Broken;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 impl Shm<'_> {
     /// Asks the zygote; the values of all who asked, and-ed, and which members of this communicator did not ask.
@@ -38,7 +39,7 @@ impl Shm<'_> {
         }
         // At the deadline the zygote ends the ranks that have not asked, and decides.
         let deadline = world.plan.deadline.and_then(|patience| {
-            Instant::now().checked_add(patience.checked_mul(2)?.checked_add(Duration::from_secs(10))?)
+            clock().checked_add(patience.checked_mul(2)?.checked_add(Duration::from_secs(10))?)
         });
         let decision = world.ask(rank, (wish, value, call.line), deadline).map_err(|broken| {
             let place = call.place(self.window.rank(), self.window.sequence());

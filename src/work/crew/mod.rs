@@ -10,8 +10,12 @@
 //! | who dies | who learns it, how | what happens |
 //! | --- | --- | --- |
 //! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again; in a world that recovers, as the ranks ask |
+//! | slot, by being stopped | zygote, once a second | a line names it; the end, if the world has a deadline |
 //! | zygote | slots by pdeathsig, caller by pidfd | slots die, the caller gets an error |
 //! | caller | zygote by pidfd | slots and their orphans are killed, the zygote leaves |
+//! | caller, by being stopped (Ctrl-Z) | zygote, five times a second | slots are stopped, and continued with the caller |
+//!
+//! Who belongs to which process group decides what a terminal does to whom: see DESIGN.md, "Terminals and signals".
 
 mod output;
 mod recovery;
@@ -23,7 +27,7 @@ use crate::error::{Death, Error, Result};
 use crate::os::fault::{self, Role, Site, point};
 use crate::os::inherit::Child;
 use crate::os::launcher;
-use crate::os::process::{self, Bell, Fork, HeldSignals, KILL, Process};
+use crate::os::process::{self, Bell, Dispositions, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
 use crate::shm::segment::Segment;
 use output::Output;
@@ -37,10 +41,16 @@ use std::time::{Duration, Instant};
 
 /// Exit status of a zygote whose build left threads behind: it can fork no more, each slot must build for itself.
 const COLD: i32 = 77;
+/// Exit status of a zygote that was told to end while slots ran.
+const RUNG: i32 = 78;
 /// After the first failure the other slots get this long to end by themselves; their results are void.
 const GRACE: Duration = Duration::from_secs(5);
 /// A slot that dies this often in a row without finishing a task is given up.
 const HOPELESS: u32 = 5;
+/// How often the zygote looks at what each slot does.
+const LOOK: Duration = Duration::from_secs(1);
+/// A slot that is stopped for longer is named, in a world without a deadline.
+const STOPPED: Duration = Duration::from_secs(10);
 
 /// What the slots of a crew do.
 pub(crate) struct Job<'a, S> {
@@ -84,6 +94,8 @@ pub(crate) struct Crew {
     output: Option<Output>,
     /// The caller: a child that inherits the crew by fork and drops it ends nothing.
     caller: u32,
+    /// The zygote runs `build`.
+    warm: bool,
 }
 
 impl Crew {
@@ -102,13 +114,15 @@ impl Crew {
         let output = if job.tag_output { Some(Output::open(world.ranks())?) } else { None };
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
-                let zygote = Some(zygote);
-                Ok(Crew { world: world.clone(), zygote, bell, output, caller: process::incarnation() })
+                let (zygote, caller) = (Some(zygote), process::incarnation());
+                Ok(Crew { world: world.clone(), zygote, bell, output, caller, warm: job.warm })
             }
             Fork::Child => {
                 fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
-                Zygote { world, job, caller, bell, output, slots, oom_kills, era: Era::first(world.ranks()) }
+                let (era, program) = (Era::first(world.ranks()), Dispositions::supervise());
+                let (group, looked) = (process::group(), Instant::now());
+                Zygote { world, job, caller, group, program, bell, output, slots, looked, oom_kills, era }
                     .live()
             }
         }
@@ -127,11 +141,12 @@ impl Crew {
         loop {
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(self.output.iter().flat_map(Output::sources));
-            let ended = process::poll(&sources, slice)[0];
+            let ended = process::poll(&sources, slice)[0] || self.world.closed().is_some();
             self.output.iter_mut().for_each(|output| output.forward(ended));
-            if ended {
+            if ended && self.world.culprit().is_none() {
                 break;
             }
+            // A rank that the same signal has ended is no failure of its own.
             if let Some(signal) = held.caught() {
                 self.end();
                 self.output.iter_mut().for_each(|output| output.forward(true));
@@ -144,9 +159,14 @@ impl Crew {
                 drop(held);
                 return Err(Error::Interrupted { signal: signal.as_str() });
             }
+            if ended {
+                break;
+            }
             tick();
         }
-        let death = zygote.reap(true).unwrap_or(Death::Unknown);
+        let lost = !zygote.is_watched();
+        let death =
+            if lost { self.end_unwatched(zygote) } else { zygote.reap(true).unwrap_or(Death::Unknown) };
         self.zygote = None;
         // The zygote's own last word counts: a caller that ignores SIGCHLD is not told how its children end.
         match (self.world.closed(), self.world.culprit()) {
@@ -155,8 +175,16 @@ impl Crew {
             (Some(0), None) => Ok(true),
             (code, _) => {
                 self.world.outlast_slots();
+                let hint = match code {
+                    _ if lost => "; a descriptor of the engine was closed by this program",
+                    Some(RUNG) => {
+                        "; a descriptor of the engine was written to by this program, which told it to end"
+                    }
+                    _ if self.warm => "; if `build` can crash, it did",
+                    _ => "",
+                };
                 let cause = self.world.supervisor_death(code.map_or(death, Death::Exit));
-                Err(Error::Supervisor { cause, hint: "; if `build` can crash, it did" })
+                Err(Error::Supervisor { cause, hint })
             }
         }
     }
@@ -173,11 +201,28 @@ impl Crew {
     fn end(&mut self) {
         if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::incarnation()) {
             self.bell.ring();
-            if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
-                zygote.kill();
+            if !zygote.is_watched() {
+                self.end_unwatched(&zygote);
+            } else {
+                if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                    zygote.kill();
+                }
+                zygote.reap(true);
             }
-            zygote.reap(true);
+            if self.world.closed().is_none() {
+                self.world.outlast_slots();
+            }
         }
+    }
+
+    /// Ends a zygote to which no descriptor leads any more.
+    fn end_unwatched(&self, zygote: &Process) -> Death {
+        self.world.dismiss();
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.world.closed().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        zygote.end_by_number()
     }
 }
 
@@ -186,10 +231,16 @@ struct Zygote<'a, S> {
     world: &'a World,
     job: &'a Job<'a, S>,
     caller: Process,
+    /// The caller's process group.
+    group: u32,
+    /// What the program makes of signals.
+    program: Dispositions,
     bell: Bell,
     output: Option<Output>,
     /// Running slots, with how often in a row they died at the same count of tasks.
     slots: Vec<Option<Slot>>,
+    /// When it last looked whether they are stopped.
+    looked: Instant,
     /// See `topology::oom_kills`, as last seen.
     oom_kills: u64,
     /// What it has decided, as its own memory has it: see recovery.rs.
@@ -200,14 +251,13 @@ struct Slot {
     process: Process,
     deaths: u32,
     finished: u64,
+    /// For how long it has been seen stopped.
+    stopped: Option<Duration>,
 }
 
 impl<S> Zygote<'_, S> {
     fn live(mut self) -> ! {
         process::adopt_orphans();
-        process::ignore_ending();
-        process::hear_children();
-        process::hear_questions();
         launcher::leave_job();
         self.world.supervise();
         point(Site::ZygoteBegun);
@@ -237,6 +287,10 @@ impl<S> Zygote<'_, S> {
             }
         }
         process::outlive_parent();
+        // Whoever kills the caller's group does not kill who ends the slots' groups. (Before, what `build` starts must be
+        // in the caller's.)
+        process::enter_group(0);
+        process::keep_off_terminal();
         for rank in 0..self.world.ranks() {
             self.slots.push(None);
             if self.job.led && rank == 0 {
@@ -246,10 +300,10 @@ impl<S> Zygote<'_, S> {
                 return self.cannot_start(rank, &error.to_string());
             }
         }
-        self.supervise(&mut state);
+        let code = self.supervise(&mut state);
         point(Site::ZygoteEnding);
         core::mem::forget(state);
-        0
+        code
     }
 
     fn cannot_start(&self, rank: usize, why: &str) -> i32 {
@@ -271,7 +325,7 @@ impl<S> Zygote<'_, S> {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
                 words.filled(process.pid());
-                self.slots[rank] = Some(Slot { process, deaths, finished });
+                self.slots[rank] = Some(Slot { process, deaths, finished, stopped: None });
                 Ok(())
             }
             Fork::Child => {
@@ -282,6 +336,9 @@ impl<S> Zygote<'_, S> {
                     if !process::die_with_parent(zygote) {
                         process::leave(1);
                     }
+                    // Others lead groups: their children end with them.
+                    process::enter_group(if self.is_root(rank) { self.group } else { 0 });
+                    self.program.restore(self.is_root(rank));
                     self.output.iter().for_each(|output| output.enter(rank));
                     run_slot(self.world, self.job, rank, state.take())
                 });
@@ -290,9 +347,18 @@ impl<S> Zygote<'_, S> {
         }
     }
 
-    fn supervise(&mut self, state: &mut Option<S>) {
+    /// Is it the rank that stays in the caller's process group, so that it can read the terminal? (Workers are all alike.)
+    fn is_root(&self, rank: usize) -> bool {
+        rank == 0 && !matches!(self.job.policy, Policy::Replace(_))
+    }
+
+    fn supervise(&mut self, state: &mut Option<S>) -> i32 {
         let mut ending: Option<Instant> = None;
         while self.slots.iter().any(Option::is_some) {
+            let stood = self.stand_with_caller();
+            ending = ending.map(|at| at + stood);
+            self.era.postpone(stood);
+            self.name_stopped();
             let running: Vec<usize> =
                 (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
@@ -304,8 +370,8 @@ impl<S> Zygote<'_, S> {
                     let _ = writeln!(std::io::stderr(), "phalanx: {state}");
                 }
             }
-            if spoken[0] || spoken[1] {
-                return;
+            if spoken[0] || spoken[1] || self.world.is_dismissed() {
+                return RUNG;
             }
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
                 self.bury(rank, state);
@@ -327,7 +393,62 @@ impl<S> Zygote<'_, S> {
                     );
                     self.caller.kill();
                 }
-                return;
+                return 0;
+            }
+        }
+        0
+    }
+
+    /// While the caller is stopped, by a terminal or by whomever, so are the slots; for how long it was.
+    fn stand_with_caller(&self) -> Duration {
+        let (begun, mut asking) = (Instant::now(), true);
+        while self.caller.is_stopped() {
+            self.slots.iter().flatten().for_each(|slot| slot.process.halt(asking));
+            asking = false;
+            if process::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
+                break;
+            }
+        }
+        if asking {
+            return Duration::ZERO;
+        }
+        self.slots.iter().flatten().for_each(|slot| slot.process.go_on());
+        begun.elapsed()
+    }
+
+    /// Says which slots have been stopped for longer than a call may wait. A world with a deadline ends then: perhaps
+    /// nobody waits for them in a call, which would tell.
+    fn name_stopped(&mut self) {
+        let passed = self.looked.elapsed();
+        if passed < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let patience = self.world.plan.deadline.unwrap_or(STOPPED);
+        for (rank, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
+            let before = slot.stopped;
+            let held = slot.process.is_held();
+            // While it did not look it knows nothing.
+            slot.stopped =
+                held.then(|| before.map_or(Duration::ZERO, |before| before + passed.min(2 * LOOK)));
+            if slot.stopped.is_none_or(|stopped| stopped < patience)
+                || before.is_some_and(|before| before >= patience)
+            {
+                continue;
+            }
+            let (pid, workers) = (slot.process.pid(), matches!(self.job.policy, Policy::Replace(_)));
+            let _ = writeln!(
+                std::io::stderr(),
+                "phalanx: {} {} (process {pid}) has been stopped for {patience:?}, by a signal or a debugger; \
+                 `kill -CONT {pid}` continues it",
+                if workers { "worker" } else { "rank" },
+                self.world.number(rank)
+            );
+            let ends = matches!(self.job.policy, Policy::End) && self.world.plan.deadline.is_some();
+            if ends && slot.process.is_stopped() {
+                self.world.give_up(rank);
+                slot.process.kill();
             }
         }
     }
@@ -337,6 +458,10 @@ impl<S> Zygote<'_, S> {
         let Some(slot) = self.slots[rank].take() else { return };
         point(Site::ZygoteBurying);
         slot.process.kill_group();
+        if self.is_root(rank) {
+            let running = self.slots.iter().flatten().chain([&slot]);
+            process::end_orphans(self.group, &running.map(|slot| slot.process.pid()).collect::<Vec<_>>());
+        }
         let Some(death) = slot.process.reap(false) else {
             // A debugger has it first.
             std::thread::sleep(Duration::from_millis(1));
@@ -393,9 +518,6 @@ impl<S> Zygote<'_, S> {
 
 /// The life of a slot's process: enter, build or take what was built, work, leave or fail.
 fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
-    // Its children end with it: the zygote kills the group.
-    process::lead_group();
-    process::hear_signals();
     point(Site::SlotEntering);
     world.enter(rank, true);
     point(Site::SlotEntered);
@@ -410,16 +532,27 @@ fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -
             0
         }
         Ok(Err(error)) => {
-            world.fail(rank, false, &error.to_string());
+            world.fail(rank, false, &explained(error.to_string()));
             1
         }
         Err(text) => {
-            world.fail(rank, true, &text);
+            world.fail(rank, true, &explained(text));
             1
         }
     };
     point(Site::SlotGone);
     process::leave(code)
+}
+
+/// The text of a failure; if it may be that a rank has tried to read the terminal, with what to do about that.
+pub(crate) fn explained(text: String) -> String {
+    match text.contains("Input/output error") && process::is_kept_off_terminal() {
+        true => {
+            text + "; workers, and ranks other than root, cannot read the terminal: \
+                    read in root, before they start, or from a file or pipe"
+        }
+        false => text,
+    }
 }
 
 thread_local! {

@@ -26,6 +26,11 @@ impl Era {
     pub(super) fn first(ranks: usize) -> Era {
         Era { epoch: 0, members: (0..ranks).collect(), decided: 0, asked_since: None }
     }
+
+    /// All have stood still for so long.
+    pub(super) fn postpone(&mut self, stood: Duration) {
+        self.asked_since = self.asked_since.map(|at| at + stood);
+    }
 }
 
 impl<S> Zygote<'_, S> {

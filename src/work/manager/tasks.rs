@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::work::crew::caught;
+use crate::work::crew::{caught, explained};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -264,8 +264,8 @@ pub(crate) fn told<T>(
 ) -> std::result::Result<T, String> {
     match called {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("{who} returned an error: {error}")),
-        Err(text) => Err(format!("{who} panicked: {text}")),
+        Ok(Err(error)) => Err(explained(format!("{who} returned an error: {error}"))),
+        Err(text) => Err(explained(format!("{who} panicked: {text}"))),
     }
 }
 

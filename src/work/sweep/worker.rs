@@ -4,7 +4,7 @@ use crate::channel::ledger::{Claim, Kind, Ledger, Next, Texts};
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::sync::atomic::Ordering;
-use crate::work::crew::caught;
+use crate::work::crew::{caught, explained};
 use crate::work::sweep::Schedule;
 use ndarray::ArrayView2;
 use std::ops::Range;
@@ -169,9 +169,9 @@ where
         let state = &mut self.state;
         match caught(|| (self.work.model)(state, &row, claim.row())) {
             Ok(Ok(())) => claim.done(values),
-            Ok(Err(reason)) => claim.failed(Kind::Reason, &reason.0, &mut self.texts),
+            Ok(Err(reason)) => claim.failed(Kind::Reason, &explained(reason.0), &mut self.texts),
             Err(text) => {
-                claim.failed(Kind::Panicked, &text, &mut self.texts);
+                claim.failed(Kind::Panicked, &explained(text), &mut self.texts);
                 self.state = (self.work.build)()?;
             }
         }
