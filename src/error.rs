@@ -294,7 +294,7 @@ pub enum Error {
     /// A task of a `scatter` has no result.
     #[error("gather: worker {worker} has no result for samples {}..{}: {text}", .samples.start, .samples.end)]
     Task {
-        /// The number of the worker that ran it, or died on it.
+        /// The number of the worker that ran it, or died on it; 0 if none did.
         worker: usize,
         /// Which samples of the scattered list the task is.
         samples: std::ops::Range<usize>,

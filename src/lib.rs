@@ -52,7 +52,7 @@
 //!
 //! A world starts where the program is single-threaded (else the call is refused, and says which threads run). Code after
 //! the call runs once, in the caller. What a rank changes is its own, except in shared arrays. Ranks end with the caller,
-//! whatever ends it.
+//! whatever ends it. Descriptors, random numbers, destructors, locks, buffers, threads, signals and terminals: see [`forks`].
 
 mod channel;
 mod comm;
@@ -61,6 +61,9 @@ mod os;
 mod shm;
 mod sync;
 mod work;
+
+#[doc = include_str!("../docs/forks.md")]
+pub mod forks {}
 
 /// Crash points and failing system calls, for tests: with the feature `faults` only.
 #[cfg(feature = "faults")]
@@ -73,6 +76,7 @@ pub use comm::Comm;
 pub use comm::exact::ExactSum;
 pub use comm::op::{Arithmetic, Bits, Op, Ordered};
 pub use comm::recovery::Agreement;
+pub use comm::seed::seed;
 pub use error::{Death, Error, Place, RankState, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
@@ -82,4 +86,4 @@ pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
 };
-pub use work::sweep::{Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};
+pub use work::sweep::{Counts, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};

@@ -100,6 +100,14 @@ impl Call {
         Call { verb, op: 0, datatype, root: 0, line: std::panic::Location::caller().line() }
     }
 
+    /// How it is told that the ranks' digests differ.
+    pub(crate) fn differs(&self) -> &'static str {
+        match self.verb {
+            Verb::Sweep => "the ranks give different parameters, outputs, schedules or seeds",
+            _ => "the ranks give different arrays or splits",
+        }
+    }
+
     pub(crate) fn root(self, root: usize) -> Call {
         Call { root, ..self }
     }

@@ -2,16 +2,26 @@
 //!
 //! ```text
 //! slot                                                       replaced slot (same number, new process)
-//! [1] CAS word: free -> owned(slot, attempt 0)               [1'] store word: owned(slot, attempt + 1)
+//! [0] note the task in the slot's tally
+//! [1] CAS word: free -> owned(slot, attempt 0)               [1'] store the noted word: owned(slot, attempt + 1)
 //! [2] write the row, which is mine alone
 //! [3] store word: done(checksum) or failed(kind, text), release
 //! ```
 //!
 //! *No task is lost and none is done twice.* The cursor is only a hint where to look; the word decides. A claimer that
-//! dies before [1] leaves the word free: whoever scans last finds it (the successor of the dead one does). One that
+//! dies before [1] leaves the word free: whoever scans last finds it. One that
 //! dies behind [1] leaves its number: only its successor, forked after the kernel has reported the death by pidfd,
 //! takes the word up again ([1']), so two processes never write one row. A slot owns at most one unfinished task.
 //! (`fetch_add` claims with a later note lose tasks: `models/ledger.pml`.)
+//!
+//! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one: [0] precedes
+//! [1]. The tally also notes the end of the stretch that the slot is in: all before the noted task was not free any more
+//! when the slot looked, and nothing becomes free again, so the successor goes on from there. A slot that dies between
+//! taking a stretch from the cursor and noting it leaves it free. Each slot's last stretch therefore is the whole table,
+//! begun when the cursor has reached the end: all stretches have been taken then, and what one scan passes is taken.
+//!
+//! *A slot that is given up* leaves its tasks to the others; if none is left, the caller, when all processes are gone,
+//! frees what they own ([`Ledger::release`]) for another crew, or says why it is not done ([`Ledger::abandon`]).
 //!
 //! *A row is whole or not done.* The commit is a checksum of row, index and parameters, so that a table in a file whose
 //! pages reached the disk in any order is verified row by row.
@@ -24,6 +34,7 @@ use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,7 +47,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// | 0 | free | 0 |
 /// | 1 | owned | attempt (bits 47-32), slot (31-0); of a ledger that is rationed slot 2^32 - 1: granted, and free |
 /// | 2 | done | checksum, nonzero |
-/// | 3 | failed | kind (61-56), log (55-40), place of the text in the log (39-0) |
+/// | 3 | failed | kind (61-56), place of the text in the log (55-0) |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Free,
@@ -49,7 +60,6 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
-    log: u64,
     at: u64,
 }
 
@@ -62,11 +72,31 @@ pub(crate) enum Kind {
     Panicked = 2,
     /// Its worker died at every attempt.
     Died = 3,
+    /// No worker was left to try it.
+    NotDone = 4,
+}
+
+impl Kind {
+    /// The kind of a number; of one that is none, the last.
+    pub(crate) fn of(number: u64) -> Kind {
+        let kinds = [Kind::Reason, Kind::Panicked, Kind::Died];
+        kinds.into_iter().find(|&kind| kind as u64 == number).unwrap_or(Kind::NotDone)
+    }
 }
 
 const PAYLOAD: u64 = (1 << 62) - 1;
 /// The place of a text that found no room.
-const LOST: u64 = (1 << 40) - 1;
+const LOST: u64 = (1 << 56) - 1;
+/// Bytes of a text that are kept.
+const LONGEST: usize = 4096;
+/// Ends a text that was cut.
+const CUT: &str = "...";
+/// Room for texts in memory that is used only where it is written: for every task's, up to this many bytes.
+const SPARSE: usize = 256 << 20;
+/// Room for texts in memory that is occupied when it is allocated.
+const DENSE: usize = 1 << 20;
+/// Room for the text of each task, however many there are, in words.
+const SHARE: usize = 16;
 
 impl State {
     fn word(self) -> u64 {
@@ -74,7 +104,7 @@ impl State {
             State::Free => 0,
             State::Owned { slot, attempt } => 1 << 62 | u64::from(attempt.min(0xFFFF)) << 32 | slot as u64,
             State::Done(checksum) => 2 << 62 | checksum,
-            State::Failed(failure) => 3 << 62 | (failure.kind as u64) << 56 | failure.log << 40 | failure.at,
+            State::Failed(failure) => 3 << 62 | (failure.kind as u64) << 56 | failure.at,
         }
     }
 
@@ -83,14 +113,7 @@ impl State {
             0 => State::Free,
             1 => State::Owned { slot: (word & 0xFFFF_FFFF) as usize, attempt: (word >> 32 & 0xFFFF) as u32 },
             2 => State::Done(word & PAYLOAD),
-            _ => {
-                let kind = match word >> 56 & 0x3F {
-                    1 => Kind::Reason,
-                    2 => Kind::Panicked,
-                    _ => Kind::Died,
-                };
-                State::Failed(Failure { kind, log: word >> 40 & 0xFFFF, at: word & LOST })
-            }
+            _ => State::Failed(Failure { kind: Kind::of(word >> 56 & 0x3F), at: word & LOST }),
         }
     }
 }
@@ -100,7 +123,8 @@ impl State {
 /// [1]: did `slot` get the task, which is `free` while its word is this?
 pub(super) fn claim(word: &AtomicU64, free: u64, slot: usize) -> bool {
     let owned = State::Owned { slot, attempt: 0 }.word();
-    word.compare_exchange(free, owned, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    // Release: the note of [0] is there when the word is.
+    word.compare_exchange(free, owned, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
 /// The slot that owns what has been granted to a rationed ledger and is free.
@@ -127,28 +151,36 @@ pub(super) fn state(word: &AtomicU64) -> State {
     State::of(word.load(Ordering::Acquire))
 }
 
-/// What a worker has done so far. Written by its slot.
+/// What a slot has done so far, and where it is. Written by its process.
 #[repr(C, align(128))]
 pub(crate) struct Tally {
     /// Tasks finished, one way or another.
     pub(crate) rows: AtomicU64,
     /// Time spent in tasks.
     pub(crate) nanos: AtomicU64,
-    /// How far its log has been used, in words.
-    log_used: AtomicU64,
+    /// Tasks begun: claimed or resumed.
+    pub(crate) begun: AtomicU64,
+    /// The task that it looked at last, the only one that it may own; in front of the first, the number of the first.
+    at: AtomicU64,
+    /// The end of the stretch that it is in.
+    end: AtomicU64,
+    /// Not 0: there is no stretch behind this one.
+    last: AtomicU64,
+    /// The word of a failure that says why it has given up; 0: it has not.
+    given_up: AtomicU64,
 }
 
 // SAFETY: repr(C), atomics only.
 unsafe impl Shared for Tally {}
 
-/// Words, rows, tallies and logs of one set of tasks. Cloning shares them.
+/// Words, rows, tallies and texts of one set of tasks. Cloning shares them.
 ///
 /// ```text
-/// base     cursor             128 B: a hint where to look for free tasks
+/// base     Front              128 B: a hint where to look for free tasks; how far the log is used
 ///          Tally x slots      128 B each
 ///          word  x tasks      8 B each
 /// page     row   x tasks      8 B x width each
-/// page     log   x slots      texts of failures, each written by its slot alone; sparse
+/// page     log                texts of failures: length, bytes. A place is taken by fetch_add and belongs to who took it
 /// ```
 #[derive(Clone)]
 pub(crate) struct Ledger {
@@ -173,6 +205,8 @@ struct Front {
     rations: [AtomicU64; 2],
     /// Not 0: nothing more will be granted.
     closed: AtomicU64,
+    /// How far the log is used, in words.
+    log_used: AtomicU64,
 }
 
 // SAFETY: repr(C), atomics only.
@@ -193,25 +227,25 @@ struct Layout {
     tallies: usize,
     words: usize,
     rows: usize,
-    logs: usize,
-    /// Words of a log.
     log: usize,
+    /// Words of the log.
+    log_len: usize,
     end: usize,
 }
 
 impl Layout {
-    /// `None` if it overflows.
-    fn new(base: usize, tasks: usize, width: usize, slots: usize) -> Option<Layout> {
+    /// With `room` bytes for texts, or more if there are many tasks. `None` if it overflows.
+    fn new(base: usize, tasks: usize, width: usize, slots: usize, room: usize) -> Option<Layout> {
         let table = tasks.checked_mul(width)?.checked_mul(size_of::<f64>())?;
-        // Room for a text of 120 bytes per task in every log, should they all differ; at most 1 GiB, sparse.
-        let log = tasks.checked_mul(16)?.clamp(1 << 12, 1 << 27);
+        let all = tasks.checked_add(1)?.checked_mul(LONGEST + 8)?.min(room) / 8;
+        let log_len = all.max(tasks.checked_mul(SHARE)?);
         let mut carver = Carver::at(base);
         let cursor = carver.take_of::<Front>(1);
         let tallies = carver.take_of::<Tally>(slots);
         let words = carver.take_of::<u64>(tasks);
         let rows = carver.take(table, PAGE);
-        let logs = carver.take(log.checked_mul(8 * slots)?, PAGE);
-        let layout = Layout { cursor, tallies, words, rows, logs, log, end: carver.end() };
+        let log = carver.take(log_len.checked_mul(8)?, PAGE);
+        let layout = Layout { cursor, tallies, words, rows, log, log_len, end: carver.end() };
         (layout.end < isize::MAX as usize).then_some(layout)
     }
 }
@@ -219,16 +253,14 @@ impl Layout {
 impl Ledger {
     /// A ledger of `tasks` rows of `width` numbers, worked on by `slots`, in a segment of its own.
     pub(crate) fn new(tasks: usize, width: usize, slots: usize) -> Result<Ledger> {
-        let segment = Arc::new(Segment::new(Ledger::len(tasks, width, slots)?)?);
-        Ledger::over(segment, 0, tasks, width, slots)
+        let layout = Layout::new(0, tasks, width, slots, SPARSE).ok_or_else(overflow)?;
+        let segment = Arc::new(Segment::new(layout.end)?);
+        Ok(Ledger { segment, tasks, width, slots, free: 0, layout })
     }
 
-    /// Bytes that a ledger needs.
+    /// Bytes that a ledger needs in a heap.
     pub(crate) fn len(tasks: usize, width: usize, slots: usize) -> Result<usize> {
-        let layout = Layout::new(0, tasks, width, slots);
-        let overflow = || {
-            Error::no_space("a sweep's table", usize::MAX, "rows times outputs overflow the address space")
-        };
+        let layout = Layout::new(0, tasks, width, slots, DENSE);
         layout.map(|layout| layout.end).ok_or_else(overflow)
     }
 
@@ -240,7 +272,7 @@ impl Ledger {
         width: usize,
         slots: usize,
     ) -> Result<Ledger> {
-        let layout = Layout::new(base, tasks, width, slots);
+        let layout = Layout::new(base, tasks, width, slots, DENSE);
         match layout.filter(|layout| layout.end <= segment.len()) {
             Some(layout) => Ok(Ledger { segment, tasks, width, slots, free: 0, layout }),
             None => Err(Error::Corrupt { what: "the place of a ledger" }),
@@ -267,7 +299,7 @@ impl Ledger {
         rows.fold(0, u64::saturating_add)
     }
 
-    /// Where tasks have not been looked at yet: at least `remaining / share` of them, to begin with.
+    /// Where tasks have not been looked at yet: as many as `chunk` makes of the number of them.
     pub(crate) fn hint(&self, chunk: impl FnOnce(usize) -> usize) -> Option<Range<usize>> {
         let cursor = &self.front().cursor;
         let seen = cursor.load(Ordering::Relaxed).min(self.tasks as u64) as usize;
@@ -315,20 +347,101 @@ impl Ledger {
         state(&self.words()[task])
     }
 
-    /// [1]: a free task becomes `slot`'s.
+    /// Can it be claimed?
+    pub(crate) fn is_free(&self, task: usize) -> bool {
+        self.words()[task].load(Ordering::Relaxed) == self.free
+    }
+
+    /// [0], [1]: a free task becomes `slot`'s.
     pub(crate) fn claim(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        claim(&self.words()[task], self.free, slot).then(|| {
-            point(Site::Claimed);
-            Claim { ledger: self, task, slot, attempt: 0 }
-        })
+        // Release: behind what the last task was finished by.
+        self.tallies()[slot].at.store(task as u64, Ordering::Release);
+        claim(&self.words()[task], self.free, slot).then(|| self.begin(task, slot, 0))
+    }
+
+    /// Has the slot's predecessor left a task unfinished?
+    pub(crate) fn owns(&self, slot: usize) -> bool {
+        let task = self.tallies()[slot].at.load(Ordering::Relaxed) as usize;
+        let word = self.words().get(task).map(state);
+        matches!(word, Some(State::Owned { slot: owner, .. }) if owner == slot)
     }
 
     /// [1']: the task that the slot's predecessor left unfinished. Only for a process that fills the slot after the
     /// kernel has reported its predecessor's death.
-    pub(crate) fn resume(&self, task: usize, slot: usize) -> Option<Claim<'_>> {
-        let attempt = resume(&self.words()[task], slot)?;
-        point(Site::Resumed);
-        Some(Claim { ledger: self, task, slot, attempt })
+    pub(crate) fn resume(&self, slot: usize) -> Option<Claim<'_>> {
+        let task = self.tallies()[slot].at.load(Ordering::Relaxed) as usize;
+        let attempt = resume(self.words().get(task)?, slot)?;
+        Some(self.begin(task, slot, attempt))
+    }
+
+    /// The slot may do it.
+    fn begin(&self, task: usize, slot: usize, attempt: u32) -> Claim<'_> {
+        point(if attempt == 0 { Site::Claimed } else { Site::Resumed });
+        self.tallies()[slot].begun.fetch_add(1, Ordering::Relaxed);
+        Claim { ledger: self, task, slot, attempt }
+    }
+
+    /// Notes that the slot, which owns no unfinished task, begins a stretch: its last one?
+    pub(crate) fn enter(&self, slot: usize, stretch: &Range<usize>, last: bool) {
+        let tally = &self.tallies()[slot];
+        // In this order (Release), so that a slot that dies here leaves an empty stretch, or a whole one.
+        tally.end.store(0, Ordering::Release);
+        tally.at.store(stretch.start as u64, Ordering::Release);
+        tally.last.store(u64::from(last), Ordering::Release);
+        tally.end.store(stretch.end as u64, Ordering::Release);
+    }
+
+    /// The part of its stretch that a slot's predecessor has left, and whether there is none behind it.
+    pub(crate) fn left(&self, slot: usize) -> (Range<usize>, bool) {
+        let tally = &self.tallies()[slot];
+        let [at, end, last] =
+            [&tally.at, &tally.end, &tally.last].map(|word| word.load(Ordering::Relaxed) as usize);
+        (at..end.min(self.tasks), last != 0 && end != 0)
+    }
+
+    /// Notes why a slot does nothing more.
+    pub(crate) fn give_up(&self, slot: usize, why: &str, texts: &mut Texts) {
+        let failure = Failure { kind: Kind::NotDone, at: texts.place(self, why) };
+        publish(&self.tallies()[slot].given_up, State::Failed(failure));
+    }
+
+    /// Why a slot has given up, if one has.
+    pub(crate) fn given_up(&self) -> Option<String> {
+        self.tallies().iter().find_map(|tally| match state(&tally.given_up) {
+            State::Failed(failure) => Some(self.text(failure)),
+            _ => None,
+        })
+    }
+
+    /// Tasks that can be claimed or are owned: not finished, and, if rationed, granted.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        let is_open = |&task: &usize| self.is_free(task) || matches!(self.state(task), State::Owned { .. });
+        (0..self.tasks).filter(is_open)
+    }
+
+    /// How many tasks are finished, and how many are not, of those that can be.
+    pub(crate) fn census(&self) -> (usize, usize) {
+        let is_finished = |&task: &usize| matches!(self.state(task), State::Done(_) | State::Failed(_));
+        ((0..self.tasks).filter(is_finished).count(), self.open().count())
+    }
+
+    /// Frees all unfinished tasks, for other processes. Only when those that have worked on them are gone.
+    pub(crate) fn release(&self) {
+        self.open().for_each(|task| self.words()[task].store(self.free, Ordering::Release));
+        for (slot, tally) in self.tallies().iter().enumerate() {
+            self.enter(slot, &(0..0), false);
+            tally.given_up.store(0, Ordering::Release);
+        }
+    }
+
+    /// Finishes all unfinished tasks without result. Only when those that have worked on them are gone.
+    pub(crate) fn abandon(&self, why: &str) {
+        let mut texts = Texts::default();
+        let at = texts.place(self, why);
+        for task in self.open() {
+            Claim { ledger: self, task, slot: 0, attempt: 0 }.row().fill(f64::NAN);
+            publish(&self.words()[task], State::Failed(Failure { kind: Kind::NotDone, at }));
+        }
     }
 
     fn row_at(&self, task: usize) -> core::ptr::NonNull<f64> {
@@ -344,20 +457,6 @@ impl Ledger {
         finished.then(|| unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.width) })
     }
 
-    /// The whole table, once every task is finished; the first task that is not, otherwise.
-    pub(crate) fn table(&self) -> std::result::Result<&[f64], usize> {
-        let unfinished = |&task: &usize| self.row(task).is_none();
-        match (0..self.tasks).find(unfinished) {
-            Some(task) => Err(task),
-            None if self.tasks == 0 => Ok(&[]),
-            None => {
-                let (first, len) = (self.row_at(0), self.tasks * self.width);
-                // SAFETY: as in `row`, for all rows, which lie one behind the other.
-                Ok(unsafe { core::slice::from_raw_parts(first.as_ptr(), len) })
-            }
-        }
-    }
-
     /// Is the row of a done task what was committed?
     pub(crate) fn verify(&self, task: usize, parameters: &[f64]) -> bool {
         match (self.state(task), self.row(task)) {
@@ -366,23 +465,80 @@ impl Ledger {
         }
     }
 
-    fn log(&self, slot: usize) -> &[AtomicU64] {
-        self.segment.places(self.layout.logs + slot * self.layout.log * 8, self.layout.log)
+    fn log(&self) -> &[AtomicU64] {
+        self.segment.places(self.layout.log, self.layout.log_len)
     }
 
     /// The text of a failure.
     pub(crate) fn text(&self, failure: Failure) -> String {
         let lost = "(no room was left for the reason: too many different texts)";
-        let (slot, at) = (failure.log as usize, failure.at as usize);
-        if failure.at == LOST || slot >= self.slots {
-            return lost.to_owned();
-        }
-        let words = self.log(slot).get(at..).unwrap_or_default();
+        let words = self.log().get(failure.at as usize..).unwrap_or_default();
         let Some((len, words)) = words.split_first() else { return lost.to_owned() };
         let len = len.load(Ordering::Relaxed) as usize;
         let bytes =
             words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
         String::from_utf8_lossy(&bytes.take(len).collect::<Vec<u8>>()).into_owned()
+    }
+}
+
+/// There are no addresses for a table.
+fn overflow() -> Error {
+    Error::no_space("a sweep's table", usize::MAX, "rows times outputs overflow the address space")
+}
+
+/// A ledger of which all tasks are finished: nobody writes it any more.
+pub(crate) struct Finished {
+    ledger: Ledger,
+    /// How many are done, and how many have failed, by kind.
+    counts: [usize; 5],
+}
+
+impl Finished {
+    /// Looks at all tasks, once. The first that is not finished, otherwise.
+    pub(crate) fn new(ledger: Ledger) -> std::result::Result<Finished, usize> {
+        let mut counts = [0; 5];
+        for task in 0..ledger.tasks {
+            match ledger.state(task) {
+                State::Done(_) => counts[0] += 1,
+                State::Failed(failure) => counts[failure.kind as usize] += 1,
+                _ => return Err(task),
+            }
+        }
+        Ok(Finished { ledger, counts })
+    }
+
+    /// Tasks that are done, or, `Some`, that have failed so.
+    pub(crate) fn count(&self, kind: Option<Kind>) -> usize {
+        self.counts[kind.map_or(0, |kind| kind as usize)]
+    }
+
+    /// How many tasks there are, and elements of a row.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.ledger.tasks, self.ledger.width)
+    }
+
+    /// All rows, one behind the other.
+    pub(crate) fn rows(&self) -> &[f64] {
+        if self.ledger.tasks == 0 {
+            return &[];
+        }
+        let (first, len) = (self.ledger.row_at(0), self.ledger.tasks * self.ledger.width);
+        // SAFETY: in bounds, aligned (the table begins a page); all tasks were found finished, with Acquire, and nobody writes
+        // the row of a finished task.
+        unsafe { core::slice::from_raw_parts(first.as_ptr(), len) }
+    }
+
+    /// Why a task has no result, if it has none.
+    pub(crate) fn failure(&self, task: usize) -> Option<(Kind, String)> {
+        match self.ledger.state(task) {
+            State::Failed(failure) => Some((failure.kind, self.ledger.text(failure))),
+            _ => None,
+        }
+    }
+
+    /// Is the row of a done task what was committed?
+    pub(crate) fn verify(&self, task: usize, parameters: &[f64]) -> bool {
+        self.ledger.verify(task, parameters)
     }
 }
 
@@ -444,8 +600,8 @@ impl Ledger {
 
     /// Takes over a task that has no result.
     pub(crate) fn adopt_failure(&self, task: usize, kind: Kind, text: &str, texts: &mut Texts) {
-        let at = texts.place(self, 0, text);
-        publish(&self.words()[task], State::Failed(Failure { kind, log: 0, at }));
+        let at = texts.place(self, text);
+        publish(&self.words()[task], State::Failed(Failure { kind, at }));
     }
 }
 
@@ -459,8 +615,16 @@ fn is_eaten(ration: &AtomicU64) -> bool {
 fn checksum(row: &[f64], task: usize, parameters: &[f64]) -> u64 {
     let mut hasher = Xxh3::with_seed(task as u64);
     hasher.update(bytemuck::cast_slice(row));
-    hasher.update(bytemuck::cast_slice(parameters));
+    hasher.update(bytemuck::cast_slice(&canonical(parameters)));
     (hasher.digest() & PAYLOAD).max(1)
+}
+
+/// The numbers, with one NaN for all: ranks that compute the same table may differ in the bits of a NaN.
+pub(crate) fn canonical(numbers: &[f64]) -> Cow<'_, [f64]> {
+    if numbers.iter().any(|number| number.is_nan()) {
+        return numbers.iter().map(|&number| if number.is_nan() { f64::NAN } else { number }).collect();
+    }
+    numbers.into()
 }
 
 /// The right to write one row, and the duty to finish its task.
@@ -490,9 +654,8 @@ impl Claim<'_> {
     /// [3]: there is no result; the row becomes NaN.
     pub(crate) fn failed(mut self, kind: Kind, text: &str, texts: &mut Texts) {
         self.row().fill(f64::NAN);
-        let at = texts.place(self.ledger, self.slot, text);
-        let log = self.slot as u64;
-        self.finish(State::Failed(Failure { kind, log, at }));
+        let at = texts.place(self.ledger, text);
+        self.finish(State::Failed(Failure { kind, at }));
     }
 
     fn finish(self, state: State) {
@@ -505,32 +668,55 @@ impl Claim<'_> {
     }
 }
 
-/// The texts that a slot's process has put into its log: each distinct one once.
+/// The texts that this process has put into the log lately: each distinct one once.
 #[derive(Default)]
 pub(crate) struct Texts(HashMap<String, u64>);
 
 impl Texts {
-    fn place(&mut self, ledger: &Ledger, slot: usize, text: &str) -> u64 {
-        if let Some(&at) = self.0.get(text) {
+    /// So many are known.
+    const MOST: usize = 1024;
+
+    /// Puts a text into the log. Until half of the log is used it is kept up to [`LONGEST`]; then up to an even share of
+    /// what is left for each task that is not finished, so that the last one has room as well.
+    fn place(&mut self, ledger: &Ledger, text: &str) -> u64 {
+        let text = shortened(text, LONGEST);
+        if let Some(&at) = self.0.get(&*text) {
             return at;
         }
-        let used = &ledger.tallies()[slot].log_used;
-        let at = used.load(Ordering::Relaxed) as usize;
-        let bytes = &text.as_bytes()[..text.floor_char_boundary(4096)];
-        let log = ledger.log(slot);
-        let need = 1 + bytes.len().div_ceil(8);
-        if at.checked_add(need).is_none_or(|end| end > log.len()) {
+        let (log, used) = (ledger.log(), &ledger.front().log_used);
+        let left = log.len().saturating_sub(used.load(Ordering::Relaxed) as usize);
+        let share = left / ledger.tasks.saturating_sub(ledger.finished() as usize).max(1);
+        let room = if left > log.len() / 2 { LONGEST } else { share.saturating_sub(1) * 8 };
+        let kept = shortened(&text, room);
+        let need = 1 + kept.len().div_ceil(8);
+        if kept.is_empty() && !text.is_empty() || need > left {
             return LOST;
         }
-        log[at].store(bytes.len() as u64, Ordering::Relaxed);
-        for (word, chunk) in log[at + 1..].iter().zip(bytes.chunks(8)) {
+        // From here on the place is this process's alone; if it dies, nobody's.
+        let at = used.fetch_add(need as u64, Ordering::Relaxed) as usize;
+        let Some((len, words)) = log.get(at..at + need).and_then(<[_]>::split_first) else { return LOST };
+        len.store(kept.len() as u64, Ordering::Relaxed);
+        for (word, chunk) in words.iter().zip(kept.as_bytes().chunks(8)) {
             let mut padded = [0; 8];
             padded[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
         }
-        used.store((at + need) as u64, Ordering::Relaxed);
-        self.0.insert(text.to_owned(), at as u64);
+        if self.0.len() == Texts::MOST {
+            self.0.clear();
+        }
+        self.0.insert(text.into_owned(), at as u64);
         at as u64
+    }
+}
+
+/// At most `room` bytes of a text, with a mark where it was cut; nothing, if there is no room for the mark.
+fn shortened(text: &str, room: usize) -> Cow<'_, str> {
+    if text.len() <= room {
+        return text.into();
+    }
+    match room.checked_sub(CUT.len()) {
+        Some(room) => [&text[..text.floor_char_boundary(room)], CUT].concat().into(),
+        None => "".into(),
     }
 }
 
@@ -541,7 +727,7 @@ mod tests {
 
     #[test]
     fn states_survive_encoding() {
-        let failure = Failure { kind: Kind::Panicked, log: 17, at: 123_456 };
+        let failure = Failure { kind: Kind::Panicked, at: 123_456 };
         let owned = State::Owned { slot: 1023, attempt: 3 };
         for state in [State::Free, owned, State::Done(PAYLOAD), State::Failed(failure)] {
             assert_eq!(State::of(state.word()), state);
@@ -553,15 +739,15 @@ mod tests {
         let ledger = Ledger::new(3, 2, 2).unwrap();
         assert!(ledger.claim(1, 0).is_some());
         assert!(ledger.claim(1, 1).is_none() && ledger.claim(1, 0).is_none());
-        assert!(ledger.resume(1, 1).is_none());
-        let mut claim = ledger.resume(1, 0).unwrap();
-        assert_eq!(claim.attempt, 1);
+        assert!(ledger.resume(1).is_none());
+        let mut claim = ledger.resume(0).unwrap();
+        assert_eq!((claim.task, claim.attempt), (1, 1));
         claim.row().copy_from_slice(&[1.0, 2.0]);
         claim.done(&[7.0]);
-        assert!(ledger.resume(1, 0).is_none());
+        assert!(ledger.resume(0).is_none());
         assert_eq!(ledger.row(1), Some(&[1.0, 2.0][..]));
         assert!(ledger.verify(1, &[7.0]) && !ledger.verify(1, &[8.0]));
-        assert_eq!(ledger.table(), Err(0));
+        assert_eq!(Finished::new(ledger).err(), Some(0));
     }
 
     #[test]
@@ -571,22 +757,57 @@ mod tests {
         for task in 0..2 {
             ledger.claim(task, 0).unwrap().failed(Kind::Reason, "too salty: 45 g/kg ü", &mut texts);
         }
-        let State::Failed(failure) = ledger.state(1) else { panic!() };
-        assert_eq!(ledger.text(failure), "too salty: 45 g/kg ü");
-        assert!(ledger.table().unwrap().iter().all(|value| value.is_nan()));
         assert_eq!(ledger.finished(), 2);
+        let finished = Finished::new(ledger).unwrap();
+        assert_eq!(finished.failure(1), Some((Kind::Reason, "too salty: 45 g/kg ü".to_owned())));
+        assert!(finished.rows().iter().all(|value| value.is_nan()));
+        assert_eq!((finished.count(None), finished.count(Some(Kind::Reason))), (0, 2));
     }
 
     #[test]
-    fn a_full_log_says_so() {
-        let ledger = Ledger::new(20, 1, 1).unwrap();
+    fn texts_are_cut_with_a_mark_and_none_is_lost() {
+        assert_eq!(shortened("too salty", 9), "too salty");
+        assert_eq!(shortened("zu salzig: ü", 12), "zu salzig...");
+        assert_eq!((shortened("ü", 1), shortened("", 0)), ("".into(), "".into()));
+        // More texts than the log has room for.
+        let tasks = 20_000;
+        let segment = Arc::new(Segment::new(Ledger::len(tasks, 0, 1).unwrap()).unwrap());
+        let ledger = Ledger::over(segment, 0, tasks, 0, 1).unwrap();
         let mut texts = Texts::default();
-        for task in 0..20 {
-            let text = format!("{task}").repeat(2000);
-            ledger.claim(task, 0).unwrap().failed(Kind::Reason, &text, &mut texts);
+        let text = |task: usize| format!("{task} ").repeat(2000);
+        for task in 0..tasks {
+            ledger.claim(task, 0).unwrap().failed(Kind::Reason, &text(task), &mut texts);
         }
-        let State::Failed(failure) = ledger.state(19) else { panic!() };
-        assert!(ledger.text(failure).contains("no room"));
+        assert!(texts.0.len() <= Texts::MOST);
+        let finished = Finished::new(ledger).unwrap();
+        for task in 0..tasks {
+            let (_, kept) = finished.failure(task).unwrap();
+            let kept = kept.strip_suffix(CUT).unwrap();
+            assert!(text(task).starts_with(kept) && kept.len() > 40, "{task}: {kept}");
+        }
+    }
+
+    #[test]
+    fn a_successor_goes_on_where_its_predecessor_was() {
+        let ledger = Ledger::new(10, 1, 2).unwrap();
+        assert_eq!(ledger.left(0), (0..0, false));
+        ledger.enter(0, &(3..7), false);
+        ledger.claim(3, 0).unwrap().done(&[]);
+        drop(ledger.claim(4, 0).unwrap());
+        assert_eq!(ledger.resume(0).unwrap().task, 4);
+        assert_eq!(ledger.left(0), (4..7, false));
+        ledger.enter(0, &(0..10), true);
+        assert_eq!(ledger.left(0), (0..10, true));
+        assert_eq!(ledger.census(), (1, 9));
+        ledger.give_up(1, "no licence", &mut Texts::default());
+        assert_eq!(ledger.given_up(), Some("no licence".to_owned()));
+        ledger.release();
+        assert_eq!((ledger.left(0), ledger.given_up()), ((0..0, false), None));
+        assert!(ledger.claim(4, 1).is_some(), "freed");
+        ledger.abandon("nobody left");
+        let finished = Finished::new(ledger).unwrap();
+        assert_eq!((finished.count(None), finished.count(Some(Kind::NotDone))), (1, 9));
+        assert_eq!(finished.failure(4), Some((Kind::NotDone, "nobody left".to_owned())));
     }
 
     #[test]

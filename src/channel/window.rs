@@ -512,7 +512,10 @@ impl<'a> Seen<'a> {
     pub(crate) fn differ(&self, call: &Call, problem: &str) -> Error {
         let lens: Vec<usize> = (0..self.size()).map(|peer| self.len(peer)).collect();
         let place = call.place(self.window.rank(), self.e);
-        Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
+        match lens.iter().all(|&len| len == 0) {
+            true => Error::bad(place, problem),
+            false => Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}")),
+        }
     }
 
     pub(crate) fn digest(&self, peer: usize) -> u64 {

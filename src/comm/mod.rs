@@ -9,6 +9,7 @@ mod object;
 pub(crate) mod op;
 pub(crate) mod recovery;
 mod reduce;
+pub(crate) mod seed;
 pub(crate) mod shm;
 pub(crate) mod solo;
 pub(crate) mod transport;
@@ -108,6 +109,21 @@ impl<'w> Comm<'w> {
     /// ```
     pub fn is_root(&self) -> bool {
         self.rank() == 0
+    }
+
+    /// A number for this rank's random numbers to start from, which no other rank of this communicator has for this
+    /// `start`: [`seed`](crate::seed())`(!start, rank)`.
+    ///
+    /// Generators that a program has used before it forks give all ranks the same numbers: see
+    /// [what must be known about forks](crate::forks).
+    ///
+    /// ```
+    /// let seeds = phalanx::launch(2, |comm| Ok(comm.seed(42)))?.expect("on one node every caller is root");
+    /// assert_ne!(seeds[0], seeds[1]);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn seed(&self, start: u64) -> u64 {
+        seed::seed(!start, self.rank())
     }
 
     /// Bytes that this rank's collectives and messages have copied so far, on all its communicators. What a reduction

@@ -15,7 +15,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Set by the kernel in a robust futex word whose owner has died.
@@ -499,6 +502,21 @@ fn listed_threads() -> Vec<String> {
         .flatten()
         .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
         .collect()
+}
+
+/// The descriptors of this process that a child would share with it, by number and what they lead to. `None` if they
+/// cannot be listed.
+pub(crate) fn descriptors() -> Option<BTreeSet<(OsString, PathBuf)>> {
+    const HARMLESS: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+    let listed = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/fd").map_err(|_| Errno::EIO)).ok()?;
+    // The listing has a descriptor as well; it leads nowhere now.
+    let open = listed
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name(), std::fs::read_link(entry.path()).ok()?)));
+    let is_listing = |to: &Path| to.starts_with("/proc") && to.ends_with("fd");
+    let shared =
+        |(_, to): &(OsString, PathBuf)| !is_listing(to) && !HARMLESS.iter().any(|&harmless| to == harmless);
+    Some(open.filter(shared).collect())
 }
 
 /// Makes the kernel kill this process when its parent dies; false if the parent has died already.

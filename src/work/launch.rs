@@ -148,7 +148,7 @@ impl Launch {
         #[cfg(not(feature = "mpi"))]
         self.job("launch")?;
         let world = World::new(self.plan()?)?;
-        let run = |rank: usize, ()| {
+        let run = |rank: usize, _: Option<&mut ()>| {
             let seat = Rc::new(Seat::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let place = body(&world, &mut comm, &seat)?;
@@ -156,15 +156,8 @@ impl Launch {
             Ok(place)
         };
         let policy = if self.recover { Policy::Recover } else { Policy::End };
-        let job = Job {
-            build: &|| Ok(()),
-            warm: false,
-            body: &run,
-            policy,
-            tag_output: self.tag_output,
-            led: false,
-            beside: false,
-        };
+        let job =
+            Job { build: None, body: &run, policy, tag_output: self.tag_output, led: false, beside: false };
         Crew::open(&world, &job, "launch", self.allow_threads)?.wait()?;
         // What the ranks have left is the caller's; children that it forks may read it.
         world.segment().allow(Access::Read, Access::Read);

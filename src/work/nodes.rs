@@ -152,7 +152,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     Mpi::may_fork("launch")?;
     let world = World::new(plan)?;
     let contexts = Rc::new(Cell::new(0));
-    let worker = |rank: usize, ()| {
+    let worker = |rank: usize, _: Option<&mut ()>| {
         let seat = Rc::new(Seat::new(&world, rank));
         let shm = Shm::new(&world, rank, Rc::clone(&seat))?;
         let ways = Ways {
@@ -166,15 +166,8 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         world.number_from(comm.rank() - rank);
         one(&world, &mut comm, &seat, body)
     };
-    let job = Job {
-        build: &|| Ok(()),
-        warm: false,
-        body: &worker,
-        policy: Policy::End,
-        tag_output: false,
-        led: true,
-        beside: false,
-    };
+    let job =
+        Job { build: None, body: &worker, policy: Policy::End, tag_output: false, led: true, beside: false };
     // Whoever fails before it has joined leaves the others waiting: so it joins.
     let made = Crew::open(&world, &job, "launch", allow_threads);
     let mpi = Mpi::join()?;

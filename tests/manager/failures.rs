@@ -127,6 +127,7 @@ fn failure_ends_the_others_soon() {
     for backend in [Backend::Threads, Backend::SharedMemory] {
         let start = Instant::now();
         let mut manager = manager(backend, 2, Granularity::PerSample);
+        manager.stop_at_failure = true;
         let fail_fifth = |x: &[u64], (): &mut ()| {
             std::thread::sleep(Duration::from_millis(20));
             if x[0] == 5 { Err(Error::other("fifth")) } else { Ok(()) }

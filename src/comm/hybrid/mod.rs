@@ -448,7 +448,7 @@ impl<'w> Transport<'w> for Hybrid<'w> {
     }
 
     fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
-        self.meet_alike(call, (0, digest), "the ranks give different arrays or splits")?;
+        self.meet_alike(call, (0, digest), call.differs())?;
         Ok(Agreed::alone())
     }
 

@@ -228,7 +228,7 @@ impl<'w> Transport<'w> for Shm<'w> {
     fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
             true => Ok(epoch.seen.agreed()),
-            false => Err(epoch.seen.differ(call, "the ranks give different arrays or splits")),
+            false => Err(epoch.seen.differ(call, call.differs())),
         })
     }
 

@@ -33,19 +33,21 @@ use crate::shm::segment::Segment;
 use output::Output;
 use recovery::Era;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-/// Exit status of a zygote whose build left threads behind: it can fork no more, each slot must build for itself.
+/// Exit status of a zygote whose build left threads or descriptors behind: the first keep it from forking, the second lead
+/// all slots to one pipe, socket or place in a file. Each slot must build for itself.
 const COLD: i32 = 77;
 /// Exit status of a zygote that was told to end while slots ran.
 const RUNG: i32 = 78;
 /// After the first failure the other slots get this long to end by themselves; their results are void.
 const GRACE: Duration = Duration::from_secs(5);
-/// A slot that dies this often in a row without finishing a task is given up.
+/// A slot that dies this often in a row without beginning a task is given up.
 const HOPELESS: u32 = 5;
 /// How often the zygote looks at what each slot does.
 const LOOK: Duration = Duration::from_secs(1);
@@ -54,12 +56,10 @@ const STOPPED: Duration = Duration::from_secs(10);
 
 /// What the slots of a crew do.
 pub(crate) struct Job<'a, S> {
-    /// Makes a slot's state.
-    pub(crate) build: &'a dyn Fn() -> Result<S>,
-    /// Once in the zygote, inherited by all slots; or in every slot.
-    pub(crate) warm: bool,
-    /// The work of a slot. Returns where its result lies in the segment.
-    pub(crate) body: &'a dyn Fn(usize, S) -> Result<(usize, usize)>,
+    /// Makes what all slots inherit, once, in the zygote, which drops it when they have ended.
+    pub(crate) build: Option<&'a dyn Fn() -> Result<S>>,
+    /// The work of a slot, with what it inherits. Returns where its result lies in the segment.
+    pub(crate) body: &'a dyn Fn(usize, Option<&mut S>) -> Result<(usize, usize)>,
     /// What a slot's death means.
     pub(crate) policy: Policy<'a>,
     /// What slots print goes through the caller, who marks it with the rank.
@@ -82,7 +82,7 @@ pub(crate) enum Policy<'a> {
     End,
     /// They are told, and decide together: see recovery.rs.
     Recover,
-    /// Nothing: it is forked again. The number of tasks a slot has finished tells whether that gets anywhere.
+    /// Nothing: it is forked again. The number of tasks a slot has begun tells whether that gets anywhere.
     Replace(&'a dyn Fn(usize) -> u64),
 }
 
@@ -115,15 +115,28 @@ impl Crew {
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
                 let (zygote, caller) = (Some(zygote), process::incarnation());
-                Ok(Crew { world: world.clone(), zygote, bell, output, caller, warm: job.warm })
+                Ok(Crew { world: world.clone(), zygote, bell, output, caller, warm: job.build.is_some() })
             }
             Fork::Child => {
                 fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
                 let (era, program) = (Era::first(world.ranks()), Dispositions::supervise());
-                let (group, looked) = (process::group(), Instant::now());
-                Zygote { world, job, caller, group, program, bell, output, slots, looked, oom_kills, era }
-                    .live()
+                let (group, looked, given_up) = (process::group(), Instant::now(), None);
+                Zygote {
+                    world,
+                    job,
+                    caller,
+                    group,
+                    program,
+                    bell,
+                    output,
+                    slots,
+                    looked,
+                    oom_kills,
+                    era,
+                    given_up,
+                }
+                .live()
             }
         }
     }
@@ -237,7 +250,7 @@ struct Zygote<'a, S> {
     program: Dispositions,
     bell: Bell,
     output: Option<Output>,
-    /// Running slots, with how often in a row they died at the same count of tasks.
+    /// Running slots, with how often in a row they died at the same count of tasks begun.
     slots: Vec<Option<Slot>>,
     /// When it last looked whether they are stopped.
     looked: Instant,
@@ -245,12 +258,15 @@ struct Zygote<'a, S> {
     oom_kills: u64,
     /// What it has decided, as its own memory has it: see recovery.rs.
     era: Era,
+    /// The first slot that was not forked again, though its death meant nothing, and why. The others go on.
+    given_up: Option<(usize, String)>,
 }
 
 struct Slot {
     process: Process,
     deaths: u32,
-    finished: u64,
+    /// Tasks begun, as last seen.
+    begun: u64,
     /// For how long it has been seen stopped.
     stopped: Option<Duration>,
 }
@@ -267,22 +283,31 @@ impl<S> Zygote<'_, S> {
             self.world.close(1);
             process::leave(1);
         }
-        let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
+        let mut state = None;
+        let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise(&mut state))).unwrap_or(1);
         self.end_all();
         self.world.close(code);
         point(Site::ZygoteClosed);
+        // Behind the last word: a destructor that crashes takes no result along. Without a caller nobody waits for one.
+        if process::poll(&[&self.caller], Duration::ZERO)[0] {
+            core::mem::forget(state);
+        } else if let Err(text) = caught(|| drop(state)) {
+            let _ = writeln!(std::io::stderr(), "phalanx: dropping what `build` made panicked: {text}");
+        }
         process::leave(code)
     }
 
-    fn start_and_supervise(&mut self) -> i32 {
-        let mut state = None;
-        if self.job.warm {
-            match caught(|| (self.job.build)()) {
-                Ok(Ok(built)) => state = Some(built),
+    fn start_and_supervise(&mut self, state: &mut Option<S>) -> i32 {
+        if let Some(build) = self.job.build {
+            let before = process::descriptors();
+            match caught(build) {
+                Ok(Ok(built)) => *state = Some(built),
                 Ok(Err(error)) => return self.cannot_start(0, &format!("build returned an error: {error}")),
                 Err(text) => return self.cannot_start(0, &format!("build panicked: {text}")),
             }
-            if process::threads().len() > 1 {
+            let before = before.unwrap_or_default();
+            let shares = |after: BTreeSet<_>| after.difference(&before).next().is_some();
+            if process::threads().len() > 1 || process::descriptors().is_none_or(shares) {
                 return COLD;
             }
         }
@@ -296,13 +321,15 @@ impl<S> Zygote<'_, S> {
             if self.job.led && rank == 0 {
                 continue;
             }
-            if let Err(error) = self.start(rank, &mut state, 0, 0) {
+            if let Err(error) = self.start(rank, state, 0, 0) {
                 return self.cannot_start(rank, &error.to_string());
             }
         }
-        let code = self.supervise(&mut state);
+        let code = self.supervise(state);
+        if let Some((rank, why)) = self.given_up.take() {
+            self.world.unstarted(rank, &why);
+        }
         point(Site::ZygoteEnding);
-        core::mem::forget(state);
         code
     }
 
@@ -312,7 +339,7 @@ impl<S> Zygote<'_, S> {
     }
 
     /// Forks the process of a slot.
-    fn start(&mut self, rank: usize, state: &mut Option<S>, deaths: u32, finished: u64) -> Result<()> {
+    fn start(&mut self, rank: usize, state: &mut Option<S>, deaths: u32, begun: u64) -> Result<()> {
         let zygote = process::pid();
         let words = self.world.slot(rank);
         words.begin();
@@ -325,7 +352,7 @@ impl<S> Zygote<'_, S> {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
                 words.filled(process.pid());
-                self.slots[rank] = Some(Slot { process, deaths, finished, stopped: None });
+                self.slots[rank] = Some(Slot { process, deaths, begun, stopped: None });
                 Ok(())
             }
             Fork::Child => {
@@ -340,7 +367,7 @@ impl<S> Zygote<'_, S> {
                     process::enter_group(if self.is_root(rank) { self.group } else { 0 });
                     self.program.restore(self.is_root(rank));
                     self.output.iter().for_each(|output| output.enter(rank));
-                    run_slot(self.world, self.job, rank, state.take())
+                    run_slot(self.world, self.job, rank, state.as_mut())
                 });
                 process::leave(101)
             }
@@ -477,19 +504,19 @@ impl<S> Zygote<'_, S> {
             return self.world.revoke_failed(rank);
         }
         let Policy::Replace(progress) = self.job.policy else { return self.world.revoke(epoch, rank) };
-        let finished = progress(rank);
-        let deaths = if finished == slot.finished { slot.deaths + 1 } else { 1 };
-        let again = if deaths < HOPELESS { self.start(rank, state, deaths, finished) } else { Ok(()) };
+        let begun = progress(rank);
+        let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
+        let again = if deaths < HOPELESS { self.start(rank, state, deaths, begun) } else { Ok(()) };
         if self.slots[rank].is_none() {
             let why = again.err().map_or_else(
                 || {
                     format!(
-                        "worker {rank} died {HOPELESS} times in a row without finishing a task; last: {death}"
+                        "worker {rank} died {HOPELESS} times in a row without beginning a task; last: {death}"
                     )
                 },
                 |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),
             );
-            self.world.unstarted(rank, &why);
+            self.given_up.get_or_insert((rank, why));
         }
     }
 
@@ -516,15 +543,12 @@ impl<S> Zygote<'_, S> {
     }
 }
 
-/// The life of a slot's process: enter, build or take what was built, work, leave or fail.
-fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, state: Option<S>) -> ! {
+/// The life of a slot's process: enter, work, leave or fail. What it inherits is never dropped here.
+fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, inherited: Option<&mut S>) -> ! {
     point(Site::SlotEntering);
     world.enter(rank, true);
     point(Site::SlotEntered);
-    let result = caught(|| {
-        let state = state.map_or_else(|| (job.build)(), Ok)?;
-        (job.body)(rank, state)
-    });
+    let result = caught(|| (job.body)(rank, inherited));
     let code = match result {
         Ok(Ok(result)) => {
             point(Site::SlotReturned);

@@ -12,14 +12,12 @@ use crate::shm::arena::Block;
 use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::sync::atomic::Ordering;
 use crate::work::crew::{Crew, Job, Policy, caught};
-use crate::work::manager::tasks::{Outcome, Work, Worker, told};
+use crate::work::manager::tasks::{Outcome, Outcomes, Work, Worker, told};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::hash_map::{Entry, HashMap};
 use std::time::Duration;
 
-/// A task whose worker dies this often is given up.
-const ATTEMPTS: u32 = 3;
 /// Results are put one behind the other into blocks of this size; a larger one has a block of its own.
 const SHELF: usize = 256 << 10;
 /// A row: the shelf's offset in the segment, the result's on the shelf, its length.
@@ -41,11 +39,12 @@ impl FanOut {
     ) -> Result<Box<FanOut>> {
         let world = World::new(Plan { ranks: workers, ..Plan::default() })?;
         let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
-        let body = |slot, ()| Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work);
-        let progress = |slot: usize| ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let body = |slot: usize, _: Option<&mut ()>| {
+            Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work)
+        };
+        let progress = |slot: usize| ledger.tallies()[slot].begun.load(Ordering::Relaxed);
         let job = Job {
-            build: &|| Ok(()),
-            warm: false,
+            build: None,
             body: &body,
             policy: Policy::Replace(&progress),
             tag_output: false,
@@ -56,8 +55,8 @@ impl FanOut {
         Ok(Box::new(FanOut { crew, world, ledger }))
     }
 
-    /// Waits until the workers have ended; the outcomes of all tasks, or of those up to a failure among them.
-    pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Vec<(usize, Outcome<R>)>> {
+    /// Waits until the workers have ended; the outcomes of all tasks that were run, and why others were not.
+    pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Outcomes<R>> {
         let ended = self.crew.wait();
         // What the workers have left is the caller's alone, also when it forks again.
         self.world.segment().allow(Access::Read, Access::Read);
@@ -71,12 +70,8 @@ impl FanOut {
             let outcome = self.read(row?, &mut shelves)?;
             Ok((task, outcome))
         };
-        let outcomes: Vec<(usize, Outcome<R>)> = finished.map(read).collect::<Result<_>>()?;
-        let whole = outcomes.len() == self.ledger.tasks;
-        match ended {
-            Err(why) if !whole && outcomes.iter().all(|(_, outcome)| outcome.is_ok()) => Err(why),
-            _ => Ok(outcomes),
-        }
+        let run = finished.map(read).collect::<Result<_>>()?;
+        Ok(Outcomes { run, why: ended.err() })
     }
 
     /// Where the result of a finished task lies.
@@ -113,14 +108,15 @@ struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    /// What its predecessor left, then tasks as they come; up to the first that fails, in any worker.
+    /// What its predecessor left, then tasks as they come; if it shall stop, up to the first that fails, in any worker.
     fn work<P, S, R: Serialize>(mut self, work: &Work<'_, P, S, R>) -> Result<(usize, usize)> {
         lend_heap(self.world.heap(self.slot));
         let (ledger, slot) = (self.ledger, self.slot);
         let mut worker = Worker::new(work, slot);
-        if self.world.slot(slot).generation() > 1 {
-            for claim in (0..ledger.tasks).filter_map(|task| ledger.resume(task, slot)) {
-                let outcome = self.resume(&claim, &mut worker);
+        if self.world.slot(slot).generation() > 1 && ledger.owns(slot) {
+            let ready = worker.ready();
+            if let Some(claim) = ledger.resume(slot) {
+                let outcome = ready.and_then(|()| self.resume(&claim, &mut worker));
                 self.finish(claim, outcome, &worker)?;
             }
         }
@@ -129,11 +125,15 @@ impl Slot<'_> {
             false => (Some(ledger), 0..ledger.tasks),
         };
         let hinted = std::iter::from_fn(|| first?.hint(|_| 1)).flatten();
-        for claim in hinted.chain(rest).filter_map(|task| ledger.claim(task, slot)) {
-            let outcome = worker.run(claim.task);
-            self.finish(claim, outcome, &worker)?;
-            if self.world.culprit().is_some() {
+        for task in hinted.chain(rest).filter(|&task| ledger.is_free(task)) {
+            if worker.is_hopeless() || self.world.culprit().is_some() {
                 break;
+            }
+            // In front of the claim: a worker that dies in `do_build` has begun nothing.
+            let ready = worker.ready();
+            if let Some(claim) = ledger.claim(task, slot) {
+                let outcome = ready.and_then(|()| worker.run(claim.task));
+                self.finish(claim, outcome, &worker)?;
             }
         }
         Ok((0, 0))
@@ -141,14 +141,18 @@ impl Slot<'_> {
 
     /// The task on which the predecessor died: again, or given up.
     fn resume<P, S, R>(&self, claim: &Claim<'_>, worker: &mut Worker<'_, P, S, R>) -> Outcome<R> {
-        if claim.attempt < ATTEMPTS {
+        let attempts = worker.work.attempts;
+        if claim.attempt < attempts {
             return worker.run(claim.task);
         }
         let death = self.world.death(self.slot, Duration::ZERO);
-        Err(worker.failure(format!("the worker died {ATTEMPTS} times on it, the last time by {death}")))
+        Err(worker.failure(match attempts {
+            1 => format!("the worker died on it, by {death}"),
+            _ => format!("the worker died {attempts} times on it, the last time by {death}"),
+        }))
     }
 
-    /// Commits what a task gave. A failure ends the crew: there is nothing left to gather.
+    /// Commits what a task gave. A failure ends the crew, if it shall.
     fn finish<P, S, R: Serialize>(
         &mut self,
         mut claim: Claim<'_>,
@@ -166,7 +170,7 @@ impl Slot<'_> {
         let row = self.put(&bytes)?.map(|word| f64::from_bits(word as u64));
         claim.row().copy_from_slice(&row);
         claim.done(&[]);
-        failed.map_or(Ok(()), |text| Err(Error::other(text)))
+        failed.filter(|_| worker.work.stop).map_or(Ok(()), |text| Err(Error::other(text)))
     }
 
     /// Puts bytes on the shelf.

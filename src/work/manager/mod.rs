@@ -13,7 +13,7 @@ use crate::work::nodes::JobComm;
 use fanout::FanOut;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
-use tasks::{Deal, Outcome, Work, share};
+use tasks::{Deal, Gathered, Outcome, Outcomes, Work, share};
 
 pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
 
@@ -85,13 +85,17 @@ pub fn create_parallel_manager(
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 /// What differs from WaterTAP's: ranks are real peers, and every rank's failure reaches all; `do_build` takes no
-/// keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty list is a list
-/// like any other; no worker is called without a sample because there are too many of them.
+/// keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty list gives no
+/// results; nobody is ever called without a sample.
 #[derive(Debug)]
 pub struct ParallelManager<'c, 'w> {
     group: Group<'c, 'w>,
     /// How samples are dealt to tasks. All ranks of a world must agree.
     pub granularity: Granularity,
+    /// How many forked workers may die on a task before it is given up; `None`: three. With 1 none is run again.
+    pub attempts: Option<u32>,
+    /// Run no other task when one has failed: for programs that have no use for the others.
+    pub stop_at_failure: bool,
     /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
 }
@@ -168,13 +172,17 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         #[cfg(feature = "mpi")]
         if job.is_some() {
             let group = Group::Job(JobComm::new(backend == Backend::Mpi)?);
-            return Ok(ParallelManager { group, granularity: Granularity::default(), allow_threads: false });
+            return Ok(ParallelManager::of(group));
         }
         let _ = job;
         let limit = if backend == Backend::Serial { 1 } else { workers };
         let comm = Comm::over(Box::new(Solo::new(Some(0))?));
-        let group = Group::FanOut { comm, backend, limit, workers: limit };
-        Ok(ParallelManager { group, granularity: Granularity::default(), allow_threads: false })
+        Ok(ParallelManager::of(Group::FanOut { comm, backend, limit, workers: limit }))
+    }
+
+    fn of(group: Group<'c, 'w>) -> ParallelManager<'c, 'w> {
+        let (granularity, attempts) = (Granularity::default(), None);
+        ParallelManager { group, granularity, attempts, stop_at_failure: false, allow_threads: false }
     }
 
     /// A manager of the ranks of `comm`: each of them makes one.
@@ -196,8 +204,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn with_peers(comm: &'c mut Comm<'w>) -> ParallelManager<'c, 'w> {
-        let group = Group::Peers(comm);
-        ParallelManager { group, granularity: Granularity::default(), allow_threads: false }
+        ParallelManager::of(Group::Peers(comm))
     }
 
     fn comm(&self) -> &Comm<'w> {
@@ -261,22 +268,22 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as [`granularity`](Self::granularity) says.
     ///
     /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
-    /// Both see what the caller has made so far, by reference: nothing is serialised but results. For an empty list
-    /// `do_execute` is called once, with no sample; otherwise never without one, and workers that are more than samples
-    /// are not started.
+    /// Both see what the caller has made so far, by reference: nothing is serialised but results. Nobody is called
+    /// without a sample: workers that are more than samples are not started, and for an empty list none is.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
     /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller then holds it, and
-    /// later workers cannot look into it. A worker that dies is replaced and its task run again, three times in all.
+    /// later workers cannot look into it. A worker that dies is replaced and its task run again,
+    /// [`attempts`](Self::attempts) times in all.
     /// *Serial*, *threads* and *peers* run the tasks in this call.
     ///
-    /// Tasks stop at the first failure of a task; `gather` tells. A model that is to go on after a sample without a
-    /// solution returns that as its result.
+    /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure)); after a panic
+    /// the worker builds anew, and one that cannot build ends. `gather` tells.
     ///
     /// Another scatter may begin before the first is gathered: each has its own workers.
     ///
     /// # Errors
-    /// If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
+    /// If `attempts` is 0. If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
     /// reported by `gather`.
     ///
     /// ```
@@ -306,14 +313,20 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             _ => self.comm().size(),
         };
         let deal = Deal::new(all_parameters.len(), most, self.granularity);
+        let attempts = self.attempts.unwrap_or(3);
+        if attempts == 0 {
+            return Err(Error::option("scatter", "0 attempts: a task has at least one"));
+        }
         // Workers read a copy: they may not look into the caller's shared memory, which it may change meanwhile.
         let parameters = all_parameters.to_vec();
-        let work = Work { parameters: &parameters, deal, do_build: &do_build, do_execute: &do_execute };
+        let (do_build, do_execute, stop) = (&do_build, &do_execute, self.stop_at_failure);
+        let work = Work { parameters: &parameters, deal, do_build, do_execute, attempts, stop };
         let (rank, size) = (self.comm().rank(), self.comm().size());
         let pending = match &mut self.group {
             Group::FanOut { backend, workers, .. } => {
-                *workers = deal.tasks.min(most);
+                *workers = deal.tasks.clamp(1, most);
                 match backend {
+                    _ if deal.tasks == 0 => Pending::Done(Vec::new()),
                     Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
                     Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
                     _ => Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?),
@@ -324,13 +337,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok(Scattered { parameters, deal, pending })
     }
 
-    /// Waits for what a scatter has begun: one [`LocalResults`] a task, in the order of the samples. A collective of
+    /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A collective of
     /// peers; all get all results.
     ///
     /// # Errors
     /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of the panic or
-    /// error, or how the worker died. As all collectives, if a rank is gone or the ranks scattered different lists. If
-    /// workers could not be started, or their supervisor died.
+    /// error, or how the worker died. What the others gave is lost then: see [`gather_finished`](Self::gather_finished). As
+    /// all collectives, if a rank is gone or the ranks scattered different lists. If workers could not be started, or their
+    /// supervisor died.
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("ray", 2)?;
@@ -349,9 +363,71 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     where
         R: Serialize + DeserializeOwned,
     {
+        let (deal, gathered, why) = self.gathered(scattered)?;
+        let unfinished = || {
+            let (run, tasks) = (gathered.results.len(), deal.tasks);
+            let problem = format!(
+                "{run} of {tasks} tasks have a result: what a group has scattered, all of it must gather"
+            );
+            Err(why.unwrap_or(Error::option("gather", problem)))
+        };
+        match gathered.failures.into_iter().next() {
+            Some(failure) => Err(failure),
+            None if !gathered.not_run.is_empty() => unfinished(),
+            None => Ok(gathered.results),
+        }
+    }
+
+    /// As [`gather`](Self::gather), but keeps what was finished: the results of the tasks that have one, in the order of
+    /// the samples, and for each of the others an [`Error::Task`], in that order too. Of
+    /// [`Granularity::PerSample`] a sample that fails costs nothing but itself.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather), but for failures of tasks.
+    ///
+    /// ```
+    /// let mut manager = phalanx::create_parallel_manager("multiprocessing", 2)?;
+    /// let root = |x: &[f64], (): &mut ()| {
+    ///     assert!(x[0] >= 0.0, "negative");
+    ///     Ok(x[0].sqrt())
+    /// };
+    /// let scattered = manager.scatter(|| Ok(()), root, &[4.0, -1.0, 9.0])?;
+    /// let (results, failures) = manager.gather_finished(scattered)?;
+    /// assert_eq!(results.iter().map(|local| local.results).collect::<Vec<_>>(), [2.0, 3.0]);
+    /// let [phalanx::Error::Task { samples, .. }] = &failures[..] else { panic!() };
+    /// assert_eq!(*samples, 1..2);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn gather_finished<P, R>(
+        &mut self,
+        scattered: Scattered<P, R>,
+    ) -> Result<(Vec<LocalResults<P, R>>, Vec<Error>)>
+    where
+        R: Serialize + DeserializeOwned,
+    {
+        let (deal, Gathered { results, mut failures, not_run }, why) = self.gathered(scattered)?;
+        let why = why.map_or("no worker was left".to_owned(), |why| why.to_string());
+        failures.extend(not_run.into_iter().map(|task| {
+            let text = format!("it was not run: {why}");
+            Error::Task { worker: 0, samples: deal.samples(task), text }
+        }));
+        failures.sort_by_key(|failure| match failure {
+            Error::Task { samples, .. } => samples.start,
+            _ => 0,
+        });
+        Ok((results, failures))
+    }
+
+    /// What all tasks have given, beside their samples.
+    #[track_caller]
+    fn gathered<P, R>(&mut self, scattered: Scattered<P, R>) -> Result<(Deal, Gathered<P, R>, Option<Error>)>
+    where
+        R: Serialize + DeserializeOwned,
+    {
         let Scattered { parameters, deal, pending } = scattered;
-        let outcomes = match pending {
-            Pending::Done(outcomes) => outcomes,
+        let Outcomes { run, why } = match pending {
+            Pending::Done(run) => Outcomes { run, why: None },
             Pending::Away(workers) => workers.collect()?,
             Pending::Share(mine) => {
                 let shares = self.comm_mut().all_gather_objects(&(deal, mine))?;
@@ -361,10 +437,10 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                         "the ranks scattered lists of different lengths, or with different granularity";
                     return Err(Error::bad(place, problem));
                 }
-                shares.into_iter().flat_map(|(_, outcomes)| outcomes).collect()
+                Outcomes { run: shares.into_iter().flat_map(|(_, outcomes)| outcomes).collect(), why: None }
             }
         };
-        deal.results(parameters, outcomes)
+        Ok((deal, deal.sort(parameters, run), why))
     }
 
     /// Those of the results, as `gather` returned them, that this process answers for: on a rank its own, in a fan-out

@@ -61,7 +61,21 @@ pub(crate) struct Failure {
 /// What became of a task.
 pub(crate) type Outcome<R> = std::result::Result<R, Failure>;
 
-/// How many samples there are, and to how many tasks they are dealt. An empty list is one task, of no sample.
+/// The outcomes of those tasks that were run, by number, and, if it is known, why others were not.
+pub(crate) struct Outcomes<R> {
+    pub(crate) run: Vec<(usize, Outcome<R>)>,
+    pub(crate) why: Option<Error>,
+}
+
+/// What a scatter has given: one [`LocalResults`] per task that has a result, in order; the failures of others, in order; and
+/// the tasks that were not run.
+pub(crate) struct Gathered<P, R> {
+    pub(crate) results: Vec<LocalResults<P, R>>,
+    pub(crate) failures: Vec<Error>,
+    pub(crate) not_run: Vec<usize>,
+}
+
+/// How many samples there are, and to how many tasks they are dealt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Deal {
     samples: usize,
@@ -74,40 +88,33 @@ impl Deal {
             Granularity::PerWorker => samples.min(workers),
             Granularity::PerSample => samples,
         };
-        Deal { samples, tasks: tasks.max(1) }
+        Deal { samples, tasks }
     }
 
     /// The samples of a task.
-    fn samples(&self, task: usize) -> Range<usize> {
+    pub(crate) fn samples(&self, task: usize) -> Range<usize> {
         share(self.samples, self.tasks, task)
     }
 
-    /// One [`LocalResults`] a task, in order; or the first failure.
-    pub(crate) fn results<P, R>(
-        &self,
-        parameters: Vec<P>,
-        mut outcomes: Vec<(usize, Outcome<R>)>,
-    ) -> Result<Vec<LocalResults<P, R>>> {
-        outcomes.sort_by_key(|&(task, _)| task);
-        let failed = |(task, outcome)| match outcome {
-            Ok(results) => Ok((task, results)),
-            Err(Failure { worker, text }) => Err(Error::Task { worker, samples: self.samples(task), text }),
-        };
-        let results: Vec<(usize, R)> = outcomes.into_iter().map(failed).collect::<Result<_>>()?;
-        if results.len() != self.tasks {
-            let problem = format!(
-                "{} of {} tasks have a result: what a group has scattered, all of it must gather",
-                results.len(),
-                self.tasks
-            );
-            return Err(Error::option("gather", problem));
+    /// Puts outcomes beside their samples.
+    pub(crate) fn sort<P, R>(&self, parameters: Vec<P>, mut run: Vec<(usize, Outcome<R>)>) -> Gathered<P, R> {
+        run.sort_by_key(|&(task, _)| task);
+        let mut gathered = Gathered { results: Vec::new(), failures: Vec::new(), not_run: Vec::new() };
+        let (mut parameters, mut run) = (parameters.into_iter(), run.into_iter().peekable());
+        for task in 0..self.tasks {
+            let samples = self.samples(task);
+            let parameters: Vec<P> = parameters.by_ref().take(samples.len()).collect();
+            match run.next_if(|&(done, _)| done == task).map(|(_, outcome)| outcome) {
+                Some(Ok(results)) => {
+                    gathered.results.push(LocalResults { process_number: task, parameters, results });
+                }
+                Some(Err(Failure { worker, text })) => {
+                    gathered.failures.push(Error::Task { worker, samples, text });
+                }
+                None => gathered.not_run.push(task),
+            }
         }
-        let mut parameters = parameters.into_iter();
-        let mut next = |(task, results)| {
-            let parameters = parameters.by_ref().take(self.samples(task).len()).collect();
-            LocalResults { process_number: task, parameters, results }
-        };
-        Ok(results.into_iter().map(&mut next).collect())
+        gathered
     }
 }
 
@@ -207,49 +214,79 @@ pub(crate) struct Work<'a, P, S, R> {
     pub(crate) deal: Deal,
     pub(crate) do_build: Build<'a, S>,
     pub(crate) do_execute: Execute<'a, P, S, R>,
+    /// A task whose worker dies so often is given up.
+    pub(crate) attempts: u32,
+    /// Nothing more is run when a task has failed.
+    pub(crate) stop: bool,
 }
 
-/// One worker, by its number; it builds when its first task comes.
+/// One worker, by its number; it builds when its first task comes, and after a panic.
 pub(crate) struct Worker<'a, P, S, R> {
-    work: &'a Work<'a, P, S, R>,
+    pub(crate) work: &'a Work<'a, P, S, R>,
     number: usize,
     actor: Option<ParallelActor<S, Execute<'a, P, S, R>>>,
+    /// It could not build.
+    hopeless: bool,
+}
+
+impl<P, S, R> Drop for Worker<'_, P, S, R> {
+    fn drop(&mut self) {
+        self.discard();
+    }
 }
 
 impl<'a, P, S, R> Worker<'a, P, S, R> {
     pub(crate) fn new(work: &'a Work<'a, P, S, R>, number: usize) -> Worker<'a, P, S, R> {
-        Worker { work, number, actor: None }
+        Worker { work, number, actor: None, hopeless: false }
+    }
+
+    /// Builds, unless it has.
+    pub(crate) fn ready(&mut self) -> Outcome<()> {
+        if self.actor.is_none() {
+            let build = || ParallelActor::new(self.work.do_build, self.work.do_execute);
+            let built = told("do_build", caught(build));
+            self.hopeless = built.is_err();
+            self.actor = Some(built.map_err(|text| self.failure(text))?);
+        }
+        Ok(())
+    }
+
+    /// Can it run nothing more?
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.hopeless
     }
 
     /// Runs a task.
     pub(crate) fn run(&mut self, task: usize) -> Outcome<R> {
+        self.ready()?;
+        let Some(actor) = &mut self.actor else { return Err(self.failure("nothing was built".to_owned())) };
         let samples = &self.work.parameters[self.work.deal.samples(task)];
-        self.try_run(samples).map_err(|text| self.failure(text))
+        let result = caught(|| actor.execute(samples));
+        if result.is_err() {
+            // It may be half changed.
+            self.discard();
+        }
+        told("do_execute", result).map_err(|text| self.failure(text))
+    }
+
+    /// Drops what was built; what the destructor panics with is nobody's loss.
+    fn discard(&mut self) {
+        let actor = self.actor.take();
+        let _ = caught(|| drop(actor));
     }
 
     pub(crate) fn failure(&self, text: String) -> Failure {
         Failure { worker: self.number, text }
     }
 
-    fn try_run(&mut self, samples: &[P]) -> std::result::Result<R, String> {
-        let actor = match &mut self.actor {
-            Some(actor) => actor,
-            None => {
-                let build = || ParallelActor::new(self.work.do_build, self.work.do_execute);
-                self.actor.insert(told("do_build", caught(build))?)
-            }
-        };
-        told("do_execute", caught(|| actor.execute(samples)))
-    }
-
-    /// Runs tasks, up to the first that fails: `gather` will report it, whatever the others give.
+    /// Runs tasks; if it shall stop, up to the first that fails.
     fn run_all(mut self, tasks: impl Iterator<Item = usize>) -> Vec<(usize, Outcome<R>)> {
         let mut outcomes = Vec::new();
         for task in tasks {
             let outcome = self.run(task);
             let failed = outcome.is_err();
             outcomes.push((task, outcome));
-            if failed {
+            if self.hopeless || (failed && self.work.stop) {
                 break;
             }
         }
@@ -292,7 +329,7 @@ impl<P: Sync, S, R: Send> Work<'_, P, S, R> {
             }
             let dealt = std::iter::from_fn(dealt).map(|task| task as usize);
             let outcomes = Worker::new(self, number).run_all(dealt);
-            if outcomes.last().is_some_and(|(_, outcome)| outcome.is_err()) {
+            if self.stop && outcomes.last().is_some_and(|(_, outcome)| outcome.is_err()) {
                 next.store(tasks, Ordering::Relaxed);
             }
             outcomes
@@ -325,10 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_one_task() {
+    fn an_empty_list_is_no_task() {
         for granularity in [Granularity::PerWorker, Granularity::PerSample] {
-            let deal = Deal::new(0, 3, granularity);
-            assert_eq!((deal.tasks, deal.samples(0)), (1, 0..0));
+            assert_eq!(Deal::new(0, 3, granularity).tasks, 0);
         }
     }
 }

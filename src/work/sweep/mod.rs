@@ -6,7 +6,7 @@ mod report;
 mod worker;
 
 use crate::channel::call::{Call, Verb};
-use crate::channel::ledger::Ledger;
+use crate::channel::ledger::{Ledger, canonical};
 use crate::channel::recovery::MAX_RANKS;
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use worker::Work;
 use xxhash_rust::xxh3::Xxh3;
 
-pub use report::{Outcome, Progress, Swept, WorkerStats};
+pub use report::{Counts, Outcome, Progress, Swept, WorkerStats};
 pub use worker::{Reason, Row};
 
 /// How rows are dealt to workers.
@@ -73,8 +73,13 @@ pub struct Sweep<'p> {
     /// How rows are dealt out.
     pub schedule: Schedule,
     /// Build the model in every worker instead of once for all (forked workers inherit what was built, copy-on-write).
-    /// A build that leaves threads behind is made in every worker anyway.
+    /// A build that leaves threads or descriptors behind (a pipe to a solver, a socket, an open file) is made in every
+    /// worker anyway: see [what must be known about forks](crate::forks).
     pub cold: bool,
+    /// How many workers may die on a row before it is given up; `None`: three. With 1 no row is tried again.
+    pub attempts: Option<u32>,
+    /// Where the seeds of rows start: see [`Row::seed`].
+    pub seed: u64,
     /// Called in root's process about ten times a second, and at the end; rows of other nodes are known a little later.
     /// It must not write to shared arrays that were made before (the workers may be reading them): that ends the program,
     /// with a line that says so.
@@ -133,7 +138,15 @@ impl Sweep<'_> {
     ///
     /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs (zero, or anything, when
     /// it is called). A row for which it returns a [`Reason`] or panics becomes NaN, with the text; after a panic the
-    /// state is built anew. A worker that dies is replaced; its row is tried three times.
+    /// state is built anew. A worker that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in
+    /// all. Texts are kept up to 4096 bytes, less if there are very many different ones, and end in `...` where they
+    /// were cut.
+    ///
+    /// A state that was built once for all workers is dropped once, when all rows are done; one that a worker has built
+    /// for itself is dropped there. A destructor that panics costs nothing. A worker whose state cannot be built three times
+    /// in a row, or that dies five times in a row between rows, is given up, and its rows are done by the others. If no
+    /// worker is left others are started, unless the last ones have finished no row: then the rows that are left are
+    /// [`Outcome::NotDone`].
     ///
     /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
     /// nothing but its row (and what `build` made).
@@ -143,8 +156,9 @@ impl Sweep<'_> {
     /// does so alone, with workers of its own.
     ///
     /// # Errors
-    /// If no worker was asked for, the table does not fit into the address space, workers cannot be started (`build`
-    /// failed, threads are running, a limit), or workers die without getting anywhere.
+    /// If no worker was asked for, the table does not fit into the address space, or workers cannot be started (threads are
+    /// running, a limit). If no row was tried, because `build` fails or workers die in it. If the supervisor of the workers
+    /// died, or a signal has ended the program.
     ///
     /// ```
     /// use ndarray::Array2;
@@ -191,55 +205,68 @@ impl Sweep<'_> {
             workers,
             first: 0,
             of: workers,
+            attempts: self.attempts()?,
+            seed: self.seed,
             build: &build,
             model: &model,
         };
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
         let told = watcher.progress.is_some();
         let mut look = || watcher.look(workers, || ledger.finished());
-        let replaced = match self.backend {
-            _ if rows == 0 => vec![0; workers],
+        let (replaced, _) = rounds(&ledger, || match self.backend {
+            _ if rows == 0 => Ok(Round::default()),
             Backend::Serial => {
-                work.all(0, build()?, None, &mut look)?;
-                vec![0]
+                work.all(0, None, None, &mut look);
+                Ok(Round::default())
             }
-            Backend::Threads => threads(&work, &mut look)?,
+            Backend::Threads => {
+                threads(&work, &mut look);
+                Ok(Round::default())
+            }
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                self.forked(&work, WATCHING, told, &mut look)?
+                self.forked(&work, WATCHING, told, &mut look)
             }
-        };
+        })?;
         watcher.end(workers);
         ledger.finish();
         let workers = stats(&ledger, &replaced);
         swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
     }
 
+    /// How many workers may die on a row.
+    fn attempts(&self) -> Result<u32> {
+        match self.attempts {
+            Some(0) => Err(Error::option("sweep", "0 attempts: a row has at least one")),
+            attempts => Ok(attempts.unwrap_or(3)),
+        }
+    }
+
     /// `look` is called every `slice` while the workers run; `told` if that calls a function of the user's.
     fn forked<S, B, M>(
-        &self,
+        &mut self,
         work: &Work<'_, B, M>,
         slice: Duration,
         told: bool,
         look: &mut dyn FnMut(),
-    ) -> Result<Vec<u32>>
+    ) -> Result<Round>
     where
         B: Fn() -> Result<S> + Sync,
         M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
     {
         let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
-        let progress = |slot: usize| work.ledger.tallies()[slot].rows.load(Ordering::Relaxed);
+        let progress = |slot: usize| work.ledger.tallies()[slot].begun.load(Ordering::Relaxed);
         let _frozen = if told { Some(process::freeze()?) } else { None };
-        let mut warm = !self.cold;
+        let build: &dyn Fn() -> Result<S> = work.build;
         loop {
             let world = World::new(plan)?;
-            let body = |slot: usize, state: S| {
+            let body = |slot: usize, inherited: Option<&mut S>| {
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
-                work.all(slot, state, predecessor, &mut || {}).map(|()| (0, 0))
+                work.all(slot, inherited, predecessor, &mut || {});
+                Ok((0, 0))
             };
             let job = Job {
-                build: work.build,
-                warm,
+                build: (!self.cold).then_some(build),
                 body: &body,
                 policy: Policy::Replace(&progress),
                 tag_output: false,
@@ -247,13 +274,18 @@ impl Sweep<'_> {
                 beside: false,
             };
             let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
-            let built = crew.wait_looking(slice, &mut *look)?;
-            if built {
-                return Ok((0..work.workers)
-                    .map(|slot| world.slot(slot).generation().saturating_sub(1))
-                    .collect());
-            }
-            warm = false;
+            let given_up = match crew.wait_looking(slice, &mut *look) {
+                Ok(true) => None,
+                Ok(false) => {
+                    self.cold = true;
+                    continue;
+                }
+                Err(error @ (Error::Supervisor { .. } | Error::Interrupted { .. })) => return Err(error),
+                Err(Error::Start { text }) => Some(text),
+                Err(error) => Some(error.to_string()),
+            };
+            let replaced = |slot| world.slot(slot).generation().saturating_sub(1);
+            return Ok(Round { replaced: (0..work.workers).map(replaced).collect(), given_up });
         }
     }
 
@@ -289,57 +321,91 @@ impl Sweep<'_> {
         let start = Instant::now();
         let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
         let (rows, workers) = (parameters.nrows(), comm.size());
-        let (parameters, schedule) = (parameters.as_standard_layout(), self.schedule);
-        let mut digest = Xxh3::with_seed(outputs as u64);
-        digest.update(&[schedule as u8]);
-        parameters
-            .outer_iter()
-            .for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
-        digest.update(bytemuck::bytes_of(&parameters.dim().0));
+        let parameters = parameters.as_standard_layout();
         let len = Ledger::len(rows, outputs, workers);
         let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
-        let table = comm.hold(&call, len, digest.digest())?;
+        let digest = digest(parameters.view(), outputs, self.schedule, self.seed);
+        let table = comm.hold(&call, len, digest)?;
         let base = table.offset().next_multiple_of(PAGE);
         let ledger = Ledger::over(Arc::clone(table.segment()), base, rows, outputs, workers)?;
-        let state =
-            build().or_else(|error| comm.refuse(&call, format!("build returned an error: {error}")))?;
-        comm.arrive(&call)?;
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),
-            schedule,
+            schedule: self.schedule,
             workers,
             first: 0,
             of: workers,
+            // A rank that dies ends the world.
+            attempts: 1,
+            seed: self.seed,
             build: &build,
             model: &model,
         };
-        work.all(comm.rank(), state, None, &mut || {})?;
+        work.all(comm.rank(), None, None, &mut || {});
         comm.arrive(&call)?;
-        if !comm.is_root() {
-            return Ok(None);
-        }
-        let workers = stats(&ledger, &vec![0; workers]);
-        swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), workers).map(Some)
+        let swept = comm.is_root().then(|| {
+            if let Some(why) = ledger.given_up() {
+                ledger.abandon(&why);
+            }
+            let workers = stats(&ledger, &vec![0; workers]);
+            swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), workers)
+        });
+        let swept = swept.transpose().or_else(|error| comm.refuse(&call, error.to_string()))?;
+        comm.arrive(&call)?;
+        Ok(swept)
     }
 }
 
-fn threads<S, B, M>(work: &Work<'_, B, M>, look: &mut dyn FnMut()) -> Result<Vec<u32>>
+/// What workers have left when they have ended.
+#[derive(Default)]
+struct Round {
+    /// How often each worker was replaced; nothing if none was.
+    replaced: Vec<u32>,
+    /// Why one of them was given up, unless the ledger knows.
+    given_up: Option<String>,
+}
+
+/// Lets workers do the rows of a ledger: once, and again while rows are left because workers were given up, and
+/// others would get on. How often each worker was replaced, and why rows were abandoned, if they were.
+fn rounds(ledger: &Ledger, mut round: impl FnMut() -> Result<Round>) -> Result<(Vec<u32>, Option<String>)> {
+    let mut replaced = vec![0; ledger.tallies().len()];
+    loop {
+        let before = ledger.census().0;
+        let Round { replaced: more, given_up } = round()?;
+        replaced.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+        let Some(why) = given_up.or_else(|| ledger.given_up()) else { return Ok((replaced, None)) };
+        match ledger.census() {
+            (_, 0) => return Ok((replaced, None)),
+            (finished, _) if finished > before => ledger.release(),
+            _ => {
+                ledger.abandon(&why);
+                return Ok((replaced, Some(why)));
+            }
+        }
+    }
+}
+
+/// What must be the same on all ranks, or processes of a job.
+fn digest(parameters: ArrayView2<'_, f64>, outputs: usize, schedule: Schedule, seed: u64) -> u64 {
+    let mut digest = Xxh3::with_seed(seed);
+    let [rows, outputs] = [parameters.nrows() as u64, outputs as u64];
+    digest.update(bytemuck::bytes_of(&[rows, outputs, schedule as u64]));
+    let rows = parameters.outer_iter();
+    rows.for_each(|row| digest.update(bytemuck::cast_slice(&canonical(row.as_slice().unwrap_or_default()))));
+    digest.digest()
+}
+
+fn threads<S, B, M>(work: &Work<'_, B, M>, look: &mut dyn FnMut())
 where
     B: Fn() -> Result<S> + Sync,
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
 {
     std::thread::scope(|scope| {
-        let run = |slot| move || work.all(slot, (work.build)()?, None, &mut || {});
+        let run = |slot| move || work.all(slot, None, None, &mut || {});
         let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
         while threads.iter().any(|thread| !thread.is_finished()) {
             std::thread::sleep(Duration::from_millis(10));
             look();
         }
-        let ended = threads.into_iter().map(|thread| match thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(Error::Start { text: "build panicked".to_owned() }),
-        });
-        ended.collect::<Result<Vec<()>>>().map(|_| vec![0; work.workers])
-    })
+    });
 }

@@ -21,12 +21,11 @@ use crate::os::topology;
 use crate::work::launch::asked;
 use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
 use crate::work::sweep::worker::{Reason, Row, Work};
-use crate::work::sweep::{Schedule, Sweep, Watcher, inheritable};
+use crate::work::sweep::{Schedule, Sweep, Watcher, digest, inheritable, rounds};
 use ndarray::ArrayView2;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::Xxh3;
 
 /// So many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
 const PARTS: usize = 2;
@@ -108,10 +107,12 @@ where
         // With a static schedule where this process is among the others matters: below.
         first: 0,
         of: each * job.size,
+        attempts: sweep.attempts()?,
+        seed: sweep.seed,
         build,
         model,
     };
-    let digest = digest(&work, outputs);
+    let digest = digest(parameters.view(), outputs, sweep.schedule, sweep.seed);
     let first = job.rank * each;
     let work = Work { first, ..work };
     let fixed =
@@ -125,7 +126,7 @@ where
     let watcher = RefCell::new(Watcher::new(sweep.progress.take(), rows, start));
     let look = |all: usize, done: u64| watcher.borrow_mut().look(all, || done);
     let mut failed = None;
-    let replaced = sweep.forked(&work, COORDINATING, told, &mut || {
+    let mut look_after = || {
         if failed.is_some() {
             return;
         }
@@ -141,9 +142,10 @@ where
             // There is no job, or it would have ended: the workers end with what they have.
             ledger.close();
         }
-    });
-    let replaced = match (replaced, failed) {
-        (Ok(replaced), None) => replaced,
+    };
+    let replaced = rounds(&ledger, || sweep.forked(&work, COORDINATING, told, &mut look_after));
+    let (replaced, abandoned) = match (replaced, failed) {
+        (Ok(done), None) => done,
         (Err(error), _) | (_, Some(error)) => {
             fatal(&error);
             return Err(error);
@@ -153,7 +155,12 @@ where
         Some(coordinator) => Ok(coordinator),
         None => join(),
     };
-    let collected = coordinator.and_then(|coordinator| coordinator.collect(stats(&ledger, &replaced), &look));
+    let collected = coordinator.and_then(|mut coordinator| {
+        if let Some(why) = abandoned {
+            coordinator.give_up(&why)?;
+        }
+        coordinator.collect(stats(&ledger, &replaced), &look)
+    });
     let Some(workers) = collected.inspect_err(fatal)? else { return Ok(None) };
     watcher.into_inner().end(workers.len());
     ledger.finish();
@@ -165,16 +172,6 @@ fn fatal(error: &Error) {
     if let Ok(mpi) = Mpi::join() {
         end_job(mpi, error);
     }
-}
-
-/// What must be the same on all processes.
-fn digest<B, M>(work: &Work<'_, B, M>, outputs: usize) -> u64 {
-    let mut digest = Xxh3::with_seed(outputs as u64);
-    digest.update(&[work.schedule as u8]);
-    digest.update(bytemuck::bytes_of(&(work.parameters.nrows() as u64)));
-    let rows = work.parameters.outer_iter();
-    rows.for_each(|row| digest.update(bytemuck::cast_slice(row.as_slice().unwrap_or_default())));
-    digest.digest()
 }
 
 impl<'l> Coordinator<'l> {
@@ -290,6 +287,18 @@ impl<'l> Coordinator<'l> {
         self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
     }
 
+    /// No worker is left on this node: what it still gets is not done.
+    fn give_up(&mut self, why: &str) -> Result<()> {
+        if std::mem::take(&mut self.waiting) {
+            let mut words = [0u64; 2];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+            self.granted(words[0] as usize..words[1] as usize);
+        }
+        self.ended = true;
+        self.ledger.abandon(why);
+        Ok(())
+    }
+
     /// [4]
     fn collect(mut self, stats: Vec<WorkerStats>, look: Look<'_>) -> Result<Option<Vec<WorkerStats>>> {
         match self.net.me {
@@ -348,8 +357,7 @@ impl<'l> Coordinator<'l> {
                 self.adopt(node, first as usize..end as usize)?;
             }
             for (task, kind, text) in failures {
-                let kind = [Kind::Reason, Kind::Panicked].into_iter().find(|&known| known as u64 == kind);
-                self.ledger.adopt_failure(task as usize, kind.unwrap_or(Kind::Died), &text, &mut texts);
+                self.ledger.adopt_failure(task as usize, Kind::of(kind), &text, &mut texts);
             }
             let worker =
                 |(rows, nanos, replaced)| WorkerStats { rows, busy: Duration::from_nanos(nanos), replaced };

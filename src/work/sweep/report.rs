@@ -1,6 +1,6 @@
 //! What a sweep tells: how far it has come, what became of its rows.
 
-use crate::channel::ledger::{Kind, Ledger, State};
+use crate::channel::ledger::{Finished, Kind, Ledger};
 use crate::error::{Error, Result};
 use crate::shm::arena::Block;
 use crate::sync::atomic::Ordering;
@@ -79,6 +79,51 @@ pub enum Outcome {
     Panicked(String),
     /// Every worker that tried died; how.
     Died(String),
+    /// No worker was left to try it, and why.
+    NotDone(String),
+}
+
+/// How many rows have ended how.
+///
+/// ```
+/// let rows = ndarray::array![[4.0], [-4.0]];
+/// let model = |(): &mut (), row: &phalanx::Row<'_>, _: &mut [f64]| match row.values[0] {
+///     x if x < 0.0 => Err("negative".into()),
+///     _ => Ok(()),
+/// };
+/// let swept = phalanx::Sweep::default().run(rows.view(), 1, || Ok(()), model)?.expect("this process is root");
+/// assert_eq!(swept.counts(), phalanx::Counts { done: 1, infeasible: 1, ..Default::default() });
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows that have a result.
+    pub done: usize,
+    /// Rows for which the model said that there is no answer.
+    pub infeasible: usize,
+    /// Rows in which the model panicked.
+    pub panicked: usize,
+    /// Rows on which every worker that tried died.
+    pub died: usize,
+    /// Rows that no worker was left to try.
+    pub not_done: usize,
+}
+
+impl fmt::Display for Counts {
+    /// Names the kinds that there are: `990 done, 10 infeasible`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} done", self.done)?;
+        let others = [
+            (self.infeasible, "infeasible"),
+            (self.panicked, "panicked"),
+            (self.died, "died"),
+            (self.not_done, "not done"),
+        ];
+        others
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .try_for_each(|(count, name)| write!(f, ", {count} {name}"))
+    }
 }
 
 /// What one worker did.
@@ -118,7 +163,7 @@ pub struct WorkerStats {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Swept {
-    ledger: Ledger,
+    table: Finished,
     /// Where the ledger lies in the heap of a world's root; none if it has a mapping of its own.
     _table: Option<Block>,
     /// From start to end, workers' start included.
@@ -131,11 +176,12 @@ impl fmt::Debug for Swept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Swept({} rows of {} by {} workers in {:?})",
+            "Swept({} rows of {} by {} workers in {:?}: {})",
             self.rows(),
-            self.ledger.width,
+            self.table.shape().1,
             self.workers.len(),
-            self.elapsed
+            self.elapsed,
+            self.counts()
         )
     }
 }
@@ -155,7 +201,30 @@ impl Swept {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn rows(&self) -> usize {
-        self.ledger.tasks
+        self.table.shape().0
+    }
+
+    /// How many rows have a result, and how many have none, by outcome.
+    ///
+    /// ```
+    /// let rows = ndarray::array![[4.0], [-4.0]];
+    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
+    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     out[0] = row.values[0].sqrt();
+    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
+    /// };
+    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
+    /// assert_eq!(swept.counts().to_string(), "1 done, 1 infeasible");
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn counts(&self) -> Counts {
+        Counts {
+            done: self.table.count(None),
+            infeasible: self.table.count(Some(Kind::Reason)),
+            panicked: self.table.count(Some(Kind::Panicked)),
+            died: self.table.count(Some(Kind::Died)),
+            not_done: self.table.count(Some(Kind::NotDone)),
+        }
     }
 
     /// The results, a row for each row of parameters, where the workers wrote them. Rows without result are NaN.
@@ -175,10 +244,8 @@ impl Swept {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn values(&self) -> ArrayView2<'_, f64> {
-        #[expect(clippy::expect_used, reason = "documented: checked when the sweep ended")]
-        let table = self.ledger.table().expect("all rows are finished");
         #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
-        ArrayView2::from_shape((self.ledger.tasks, self.ledger.width), table).expect("length fits shape")
+        ArrayView2::from_shape(self.table.shape(), self.table.rows()).expect("length fits shape")
     }
 
     /// What became of a row.
@@ -198,16 +265,12 @@ impl Swept {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn outcome(&self, row: usize) -> Outcome {
-        match self.ledger.state(row) {
-            State::Failed(failure) => {
-                let text = self.ledger.text(failure);
-                match failure.kind {
-                    Kind::Reason => Outcome::Infeasible(text),
-                    Kind::Panicked => Outcome::Panicked(text),
-                    Kind::Died => Outcome::Died(text),
-                }
-            }
-            _ => Outcome::Done,
+        match self.table.failure(row) {
+            None => Outcome::Done,
+            Some((Kind::Reason, text)) => Outcome::Infeasible(text),
+            Some((Kind::Panicked, text)) => Outcome::Panicked(text),
+            Some((Kind::Died, text)) => Outcome::Died(text),
+            Some((Kind::NotDone, text)) => Outcome::NotDone(text),
         }
     }
 
@@ -242,7 +305,7 @@ pub(super) fn stats(ledger: &Ledger, replaced: &[u32]) -> Vec<WorkerStats> {
     stats.collect()
 }
 
-/// Checks every row against its commit. `table`: where the ledger lies, if in a heap.
+/// Checks every row against its commit, and that one was tried. `table`: where the ledger lies, if in a heap.
 pub(super) fn swept(
     ledger: Ledger,
     table: Option<Block>,
@@ -250,12 +313,15 @@ pub(super) fn swept(
     elapsed: Duration,
     workers: Vec<WorkerStats>,
 ) -> Result<Swept> {
-    if let Err(row) = ledger.table() {
-        return Err(Error::Start { text: format!("row {row} was not finished and no worker is left") });
-    }
-    let wrong = |&row: &usize| !ledger.verify(row, parameters.row(row).as_slice().unwrap_or_default());
-    if (0..ledger.tasks).any(|row| wrong(&row)) {
+    let left = |row| Error::Start { text: format!("row {row} was not finished and no worker is left") };
+    let finished = Finished::new(ledger).map_err(left)?;
+    let rows = finished.shape().0;
+    let wrong = |row: usize| !finished.verify(row, parameters.row(row).as_slice().unwrap_or_default());
+    if (0..rows).any(wrong) {
         return Err(Error::Corrupt { what: "a row of the result table" });
     }
-    Ok(Swept { ledger, _table: table, elapsed, workers })
+    match finished.failure(0).filter(|_| finished.count(Some(Kind::NotDone)) == rows) {
+        Some((_, text)) => Err(Error::Start { text }),
+        None => Ok(Swept { table: finished, _table: table, elapsed, workers }),
+    }
 }

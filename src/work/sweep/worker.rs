@@ -1,6 +1,7 @@
 //! What a worker of a sweep does.
 
 use crate::channel::ledger::{Claim, Kind, Ledger, Next, Texts};
+use crate::comm::seed::seed;
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::sync::atomic::Ordering;
@@ -10,8 +11,10 @@ use ndarray::ArrayView2;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// A row whose worker dies this often is given up.
-const ATTEMPTS: u32 = 3;
+/// A worker gives up when its state could not be built so often in a row.
+const BUILDS: u32 = 3;
+/// Time before it is built again; then ten times as long.
+const PAUSE: Duration = Duration::from_millis(10);
 /// A chunk of rows claimed at once shall take no longer, so that the last ones are spread over all workers.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 
@@ -21,7 +24,7 @@ const LATER: Duration = Duration::from_micros(200);
 /// One row of parameters, as the model sees it.
 ///
 /// ```
-/// let row = phalanx::Row { index: 3, values: &[35.0, 60.0], attempt: 0 };
+/// let row = phalanx::Row { index: 3, values: &[35.0, 60.0], attempt: 0, seed: phalanx::seed(0, 3) };
 /// assert_eq!(row.values[1], 60.0);
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,9 @@ pub struct Row<'a> {
     pub values: &'a [f64],
     /// How many workers have died on it.
     pub attempt: u32,
+    /// A number for its random numbers to start from, which no other row has: [`seed`](crate::seed())`(sweep.seed, index)`.
+    /// The same on every back end, for every number of workers, and at every attempt.
+    pub seed: u64,
 }
 
 /// Why a model has no answer for a row: the row becomes NaN, with this text.
@@ -64,44 +70,45 @@ pub(super) struct Work<'a, B, M> {
     /// The number of the first of them, of so many on all nodes.
     pub(super) first: usize,
     pub(super) of: usize,
+    /// A row whose worker dies so often is given up.
+    pub(super) attempts: u32,
+    pub(super) seed: u64,
     pub(super) build: &'a B,
     pub(super) model: &'a M,
 }
+
+/// What a worker keeps from row to row.
+enum State<'s, S> {
+    /// Made in front of the fork, for all workers: they share what it has outside of its memory, so none of them drops it.
+    Inherited(&'s mut S),
+    Own(S),
+    /// To be built: at first, and when a panic has left it half changed.
+    None,
+}
+
+/// Why a worker does nothing more.
+struct GivenUp(String);
 
 impl<S, B, M> Work<'_, B, M>
 where
     B: Fn() -> Result<S>,
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
 {
-    /// A worker's life: what its predecessor left, then rows as they are dealt, then what nobody has claimed.
+    /// A worker's life: what its predecessor left, then rows as they are dealt, then what nobody has claimed. One that
+    /// cannot build its state notes why in the ledger, and leaves its rows to the others.
     pub(super) fn all(
         &self,
         slot: usize,
-        state: S,
+        inherited: Option<&mut S>,
         predecessor: Option<Death>,
         tick: &mut dyn FnMut(),
-    ) -> Result<()> {
+    ) {
+        let state = inherited.map_or(State::None, State::Inherited);
         let mut worker = Worker { work: self, slot, state, texts: Texts::default() };
-        if let Some(death) = predecessor {
-            for task in 0..self.ledger.tasks {
-                self.ledger.resume(task, slot).map_or(Ok(()), |claim| worker.resume(claim, death))?;
-            }
+        if let Err(GivenUp(why)) = worker.live(predecessor, tick) {
+            self.ledger.give_up(slot, &why, &mut worker.texts);
         }
-        let mine = match self.schedule {
-            Schedule::Static => self.stretch(slot),
-            Schedule::Dynamic => {
-                loop {
-                    match self.ledger.next(|left| self.chunk(slot, left)) {
-                        Next::Tasks(range) => worker.chunk(range)?,
-                        Next::Later => std::thread::sleep(LATER),
-                        Next::Nothing => break,
-                    }
-                    tick();
-                }
-                0..self.ledger.tasks
-            }
-        };
-        worker.chunk(mine)
+        worker.discard();
     }
 
     /// This slot's rows of a static schedule.
@@ -126,55 +133,138 @@ where
 }
 
 /// One worker at work.
-struct Worker<'a, 'w, S, B, M> {
+struct Worker<'a, 'w, 's, S, B, M> {
     work: &'a Work<'w, B, M>,
     slot: usize,
-    state: S,
+    state: State<'s, S>,
     texts: Texts,
 }
 
-impl<S, B, M> Worker<'_, '_, S, B, M>
+impl<S, B, M> Worker<'_, '_, '_, S, B, M>
 where
     B: Fn() -> Result<S>,
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
 {
-    /// Claims and finishes those of the rows that are free.
-    fn chunk(&mut self, rows: Range<usize>) -> Result<()> {
-        let start = Instant::now();
-        for task in rows {
-            if let Some(claim) = self.work.ledger.claim(task, self.slot) {
-                self.finish(claim)?;
+    fn live(
+        &mut self,
+        predecessor: Option<Death>,
+        tick: &mut dyn FnMut(),
+    ) -> std::result::Result<(), GivenUp> {
+        let (ledger, slot) = (self.work.ledger, self.slot);
+        if let Some(death) = predecessor {
+            self.resume(death)?;
+            let (rest, last) = ledger.left(slot);
+            self.go_through(rest, last)?;
+            if last {
+                return Ok(());
             }
         }
-        let nanos = &self.work.ledger.tallies()[self.slot].nanos;
+        let rest = match self.work.schedule {
+            Schedule::Static => self.work.stretch(slot),
+            Schedule::Dynamic => {
+                loop {
+                    match ledger.next(|left| self.work.chunk(slot, left)) {
+                        Next::Tasks(range) => self.go_through(range, false)?,
+                        Next::Later => std::thread::sleep(LATER),
+                        Next::Nothing => break,
+                    }
+                    tick();
+                }
+                0..ledger.tasks
+            }
+        };
+        self.go_through(rest, true)
+    }
+
+    /// Claims and finishes those of the rows that are free.
+    fn go_through(&mut self, rows: Range<usize>, last: bool) -> std::result::Result<(), GivenUp> {
+        let (start, ledger) = (Instant::now(), self.work.ledger);
+        ledger.enter(self.slot, &rows, last);
+        let mut result = Ok(());
+        for task in rows.filter(|&task| ledger.is_free(task)) {
+            result = self.ready();
+            if result.is_err() {
+                break;
+            }
+            if let Some(claim) = ledger.claim(task, self.slot) {
+                self.finish(claim);
+            }
+        }
+        let nanos = &ledger.tallies()[self.slot].nanos;
         let spent = start.elapsed().as_nanos() as u64;
         nanos.store(nanos.load(Ordering::Relaxed).wrapping_add(spent), Ordering::Relaxed);
-        Ok(())
+        result
     }
 
     /// The row on which the predecessor died: again, or given up.
-    fn resume(&mut self, claim: Claim<'_>, death: Death) -> Result<()> {
-        if claim.attempt < ATTEMPTS {
-            return self.finish(claim);
+    fn resume(&mut self, death: Death) -> std::result::Result<(), GivenUp> {
+        let (ledger, attempts) = (self.work.ledger, self.work.attempts);
+        if !ledger.owns(self.slot) {
+            return Ok(());
         }
-        let text = format!("its worker died {ATTEMPTS} times, the last time by {death}");
-        claim.failed(Kind::Died, &text, &mut self.texts);
+        self.ready()?;
+        match ledger.resume(self.slot) {
+            Some(claim) if claim.attempt < attempts => self.finish(claim),
+            Some(claim) => {
+                let text = match attempts {
+                    1 => format!("its worker died by {death}"),
+                    _ => format!("its worker died {attempts} times, the last time by {death}"),
+                };
+                claim.failed(Kind::Died, &text, &mut self.texts);
+            }
+            None => {}
+        }
         Ok(())
     }
 
-    fn finish(&mut self, mut claim: Claim<'_>) -> Result<()> {
+    /// Builds the state, if there is none. A server that is busy, say, gets some time.
+    fn ready(&mut self) -> std::result::Result<(), GivenUp> {
+        let mut pause = PAUSE;
+        for build in 1.. {
+            if !matches!(self.state, State::None) {
+                break;
+            }
+            let why = match caught(|| (self.work.build)()) {
+                Ok(Ok(state)) => {
+                    self.state = State::Own(state);
+                    break;
+                }
+                Ok(Err(error)) => format!("build returned an error: {error}"),
+                Err(text) => format!("build panicked: {text}"),
+            };
+            if build == BUILDS {
+                return Err(GivenUp(format!("{why} ({BUILDS} times in a row)")));
+            }
+            std::thread::sleep(pause);
+            pause *= 10;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, mut claim: Claim<'_>) {
+        let state = match &mut self.state {
+            State::Inherited(state) => &mut **state,
+            State::Own(state) => state,
+            State::None => return,
+        };
         let parameters = self.work.parameters.row(claim.task);
         let values = parameters.as_slice().unwrap_or_default();
-        let row = Row { index: claim.task, values, attempt: claim.attempt };
-        let state = &mut self.state;
+        let row =
+            Row { index: claim.task, values, attempt: claim.attempt, seed: seed(self.work.seed, claim.task) };
         match caught(|| (self.work.model)(state, &row, claim.row())) {
             Ok(Ok(())) => claim.done(values),
             Ok(Err(reason)) => claim.failed(Kind::Reason, &explained(reason.0), &mut self.texts),
             Err(text) => {
                 claim.failed(Kind::Panicked, &explained(text), &mut self.texts);
-                self.state = (self.work.build)()?;
+                self.discard();
             }
         }
-        Ok(())
+    }
+
+    /// Drops a state of its own; what the destructor panics with is nobody's loss.
+    fn discard(&mut self) {
+        if let State::Own(state) = std::mem::replace(&mut self.state, State::None) {
+            let _ = caught(|| drop(state));
+        }
     }
 }
