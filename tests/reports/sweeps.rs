@@ -22,6 +22,18 @@ pub const CASES: &[Case] = cases! {
     replaced_workers_do_not_scan_all_rows
     reasons_are_kept
     an_empty_list_calls_nobody
+    a_worker_that_cannot_build_leaves_its_rows_to_the_others
+    workers_that_all_give_up_lose_nothing_that_was_done
+    a_worker_that_dies_between_rows_leaves_its_rows_to_the_others
+    attempts_are_counted
+    a_failed_sample_costs_only_itself
+    a_scatter_whose_states_break
+    a_scatter_without_workers_left
+    outcomes_are_counted
+    seeds_differ_by_row_and_rank
+    texts_that_do_not_fit_are_shortened
+    different_tables_are_told_as_parameters
+    a_table_of_nan_is_one_table
 };
 
 const BACKENDS: [Backend; 3] = [Backend::Serial, Backend::Threads, Backend::SharedMemory];
@@ -254,7 +266,7 @@ fn a_file_read_by_rows() {
 }
 
 fn values_are_read_in_constant_time() {
-    let rows = 400_000;
+    let rows = 150_000;
     let start = Instant::now();
     let swept = sweep(Backend::Threads, 2).run(
         table(rows).view(),
@@ -272,7 +284,7 @@ fn values_are_read_in_constant_time() {
 }
 
 fn replaced_workers_do_not_scan_all_rows() {
-    let rows = 400_000;
+    let rows = 150_000;
     let start = Instant::now();
     let swept = sweep(Backend::SharedMemory, 2).run(
         table(rows).view(),
@@ -288,7 +300,7 @@ fn replaced_workers_do_not_scan_all_rows() {
     );
     let swept = swept.unwrap().unwrap();
     assert_eq!(lost(&swept), [0; 0]);
-    assert_eq!(swept.workers.iter().map(|worker| worker.replaced).sum::<u32>(), 2000);
+    assert_eq!(swept.workers.iter().map(|worker| worker.replaced).sum::<u32>(), 750);
     println!("{:?}", start.elapsed());
 }
 
@@ -334,4 +346,416 @@ fn an_empty_list_calls_nobody() {
         .unwrap();
     }
     everywhere(table(0).view(), || -> phalanx::Result<()> { panic!("built") }, |(), _, _| Ok(()), |_, _| {});
+}
+
+/// Panics in row 7; the state that is built then fails as often as `fails` says, in each process.
+fn broken(rows: usize, fails: u32, backend: Backend, schedule: Schedule) -> phalanx::Result<Swept> {
+    let builds = AtomicU32::new(0);
+    let broken = AtomicU32::new(0);
+    let build = || {
+        builds.fetch_add(1, Ordering::Relaxed);
+        match broken.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            left => {
+                // On threads all share the count.
+                broken.store(left - 1, Ordering::Relaxed);
+                Err(Error::other("no licence free"))
+            }
+        }
+    };
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        if row.index == 7 {
+            broken.store(fails, Ordering::Relaxed);
+            panic!("diverged");
+        }
+        std::thread::sleep(Duration::from_micros(200));
+        out[0] = row.values[0];
+        Ok(())
+    };
+    let sweep = Sweep { schedule, ..sweep(backend, 2) };
+    sweep.run(table(rows).view(), 1, build, model).map(Option::unwrap)
+}
+
+fn a_worker_that_cannot_build_leaves_its_rows_to_the_others() {
+    // A fork gives every new crew what the caller knows: that nothing is broken.
+    for schedule in [Schedule::Dynamic, Schedule::Static] {
+        let swept = broken(500, u32::MAX, Backend::SharedMemory, schedule).unwrap();
+        assert_eq!(lost(&swept), [7], "{schedule:?}: {swept:?}");
+    }
+    // Three failures: one worker is given up, the other, or another round, goes on.
+    for backend in [Backend::Serial, Backend::Threads] {
+        let swept = broken(500, 3, backend, Schedule::Dynamic).unwrap();
+        assert_eq!(lost(&swept), [7], "{backend}: {swept:?}");
+    }
+    launch(2, |comm| {
+        let (rank, builds) = (comm.rank(), AtomicU32::new(0));
+        let build = || match (rank, builds.fetch_add(1, Ordering::Relaxed)) {
+            (1, 1..) => Err(Error::other("no licence free")),
+            _ => Ok(()),
+        };
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            std::thread::sleep(Duration::from_micros(200));
+            assert!(rank == 0, "diverged");
+            out[0] = row.values[0];
+            Ok(())
+        };
+        if let Some(swept) = Sweep::default().run_in(comm, table(500).view(), 1, build, model)? {
+            assert_eq!(lost(&swept).len(), 1, "{swept:?}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn workers_that_all_give_up_lose_nothing_that_was_done() {
+    for backend in BACKENDS {
+        // The caller's own memory says how often was built, whichever process did: a file's length.
+        let scratch = Scratch::new().unwrap();
+        let log = scratch.0.join("builds");
+        let built = || std::fs::metadata(&log).map_or(0, |file| file.len());
+        let build = || {
+            let built = built();
+            writeln!(File::options().create(true).append(true).open(&log)?).unwrap();
+            if built < 4 { Ok(()) } else { Err(Error::other("no licence free")) }
+        };
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            assert!(row.index % 10 != 9, "diverged");
+            out[0] = row.values[0];
+            Ok(())
+        };
+        let swept = sweep(backend, 2).run(table(10_000).view(), 1, build, model).unwrap().unwrap();
+        let counts = swept.counts();
+        assert!(counts.done > 0 && counts.panicked > 0 && counts.not_done > 9000, "{backend}: {swept:?}");
+        assert_eq!(counts.done + counts.panicked + counts.not_done, 10_000);
+        let left = (0..10_000).find(|&row| matches!(swept.outcome(row), Outcome::NotDone(_))).unwrap();
+        let Outcome::NotDone(why) = swept.outcome(left) else { panic!() };
+        assert!(why.contains("no licence free"), "{why}");
+        assert!(swept.values()[[left, 0]].is_nan());
+        // A build that never works is an error.
+        let error = sweep(backend, 2).run(
+            table(10).view(),
+            1,
+            || Err::<(), _>(Error::other("no licence")),
+            |(), _, _| Ok(()),
+        );
+        assert!(error.unwrap_err().to_string().contains("build returned an error: no licence"));
+    }
+    let error = launch(2, |comm| {
+        let build = || Err::<(), _>(Error::other("no licence"));
+        let failed = Sweep::default().run_in(comm, table(10).view(), 1, build, |(), _, _| Ok(())).map(drop);
+        // On all ranks; root's names the cause.
+        let error = failed.unwrap_err();
+        if comm.is_root() { Err(error) } else { Ok(()) }
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("no licence"), "{text}");
+}
+
+fn a_worker_that_dies_between_rows_leaves_its_rows_to_the_others() {
+    let scratch = Scratch::new().unwrap();
+    let first = scratch.0.join("first");
+    for schedule in [Schedule::Dynamic, Schedule::Static] {
+        let _ = std::fs::remove_dir(&first);
+        // The first worker to build dies whenever it does: it is told by its parent, which has made it a directory.
+        let build = || {
+            let slot = std::fs::create_dir(&first).is_ok() || first.join("again").exists();
+            if slot {
+                std::process::abort()
+            }
+            Ok(())
+        };
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            std::thread::sleep(Duration::from_micros(200));
+            out[0] = row.values[0];
+            Ok(())
+        };
+        let sweep = Sweep { cold: true, schedule, ..sweep(Backend::SharedMemory, 2) };
+        let swept = sweep.run(table(300).view(), 1, build, model).unwrap().unwrap();
+        assert_eq!(lost(&swept), [0; 0], "{swept:?}");
+    }
+    // One that dies whenever it is built anew: five times in a row, while the other goes on.
+    let parent = std::process::id();
+    let cursed = AtomicU32::new(0);
+    let build = || {
+        assert_ne!(std::process::id(), parent);
+        if scratch.0.join("cursed").exists() && std::fs::create_dir(scratch.0.join("blessed")).is_err() {
+            std::process::abort();
+        }
+        Ok(())
+    };
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(Duration::from_micros(500));
+        if row.index == 5 && row.attempt == 0 {
+            // From now on building kills; the other worker has built already.
+            std::fs::create_dir(scratch.0.join("blessed")).unwrap();
+            std::fs::create_dir(scratch.0.join("cursed")).unwrap();
+            std::process::abort();
+        }
+        out[0] = row.values[0];
+        Ok(())
+    };
+    let sweep = Sweep { cold: true, ..sweep(Backend::SharedMemory, 2) };
+    let swept = sweep.run(table(1000).view(), 1, build, model).unwrap().unwrap();
+    let counts = swept.counts();
+    assert!(counts.done >= 999 && counts.done + counts.not_done == 1000, "{swept:?}");
+    assert_eq!(cursed.load(Ordering::Relaxed), 0);
+}
+
+fn attempts_are_counted() {
+    for attempts in [1, 2, 7] {
+        let scratch = Scratch::new().unwrap();
+        let tries = |what: &str| std::fs::metadata(scratch.0.join(what)).map_or(0, |file| file.len());
+        let note = |what: &str| {
+            let file = File::options().create(true).append(true).open(scratch.0.join(what));
+            file.unwrap().write_all(b".").unwrap();
+        };
+        let sweep = Sweep { attempts: Some(attempts), ..sweep(Backend::SharedMemory, 2) };
+        let deadly = |(): &mut (), row: &Row<'_>, _: &mut [f64]| {
+            if row.index == 3 {
+                assert_eq!(u64::from(row.attempt), tries("rows"));
+                note("rows");
+                std::process::exit(3);
+            }
+            Ok(())
+        };
+        let swept = sweep.run(table(20).view(), 1, || Ok(()), deadly).unwrap().unwrap();
+        assert_eq!((lost(&swept), tries("rows")), (vec![3], u64::from(attempts)));
+        let Outcome::Died(text) = swept.outcome(3) else { panic!("{:?}", swept.outcome(3)) };
+        let expected = match attempts {
+            1 => "its worker died by exit status 3".to_owned(),
+            _ => format!("its worker died {attempts} times, the last time by exit status 3"),
+        };
+        assert_eq!(text, expected);
+        let mut manager = ParallelManager::new(Backend::SharedMemory, 2).unwrap();
+        (manager.attempts, manager.granularity) = (Some(attempts), Granularity::PerSample);
+        let deadly = |x: &[i32], (): &mut ()| {
+            if x[0] == 3 {
+                note("tasks");
+                std::process::exit(3);
+            }
+            Ok(())
+        };
+        let scattered = manager.scatter(|| Ok(()), deadly, &[1, 2, 3, 4, 5]).unwrap();
+        let (results, failures) = manager.gather_finished(scattered).unwrap();
+        assert_eq!((results.len(), failures.len(), tries("tasks")), (4, 1, u64::from(attempts)));
+    }
+    let refused =
+        Sweep { attempts: Some(0), ..Sweep::default() }.run(table(1).view(), 1, || Ok(()), |(), _, _| Ok(()));
+    assert!(refused.unwrap_err().to_string().contains("0 attempts"));
+    let mut manager = ParallelManager::new(Backend::Serial, 2).unwrap();
+    manager.attempts = Some(0);
+    let refused = manager.scatter(|| Ok(()), |_: &[i32], ()| Ok(()), &[1]).map(drop);
+    assert!(refused.unwrap_err().to_string().contains("0 attempts"));
+}
+
+/// What `gather_finished` gives on every back end, by number of the task, and the samples of failures.
+fn scattered<S>(
+    samples: &[i32],
+    build: impl Fn() -> phalanx::Result<S> + Sync,
+    execute: impl Fn(&[i32], &mut S) -> phalanx::Result<i32> + Sync,
+    check: impl Fn(&str, Vec<(usize, i32)>, Vec<(std::ops::Range<usize>, String)>),
+) {
+    let gathered = |manager: &mut ParallelManager<'_, '_>| {
+        manager.granularity = Granularity::PerSample;
+        let scattered = manager.scatter(&build, &execute, samples)?;
+        let (results, failures) = manager.gather_finished(scattered)?;
+        let told = failures.into_iter().map(|failure| match failure {
+            Error::Task { samples, text, .. } => (samples, text),
+            other => panic!("{other}"),
+        });
+        let results = results.into_iter().map(|local| (local.process_number, local.results));
+        phalanx::Result::Ok((results.collect(), told.collect()))
+    };
+    for backend in BACKENDS {
+        let (results, failures) = gathered(&mut ParallelManager::new(backend, 2).unwrap()).unwrap();
+        check(&backend.to_string(), results, failures);
+    }
+    launch(2, |comm| {
+        let (results, failures) = gathered(&mut ParallelManager::with_peers(comm))?;
+        check("peers", results, failures);
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn a_failed_sample_costs_only_itself() {
+    let samples: Vec<i32> = (0..100).collect();
+    let execute = |x: &[i32], (): &mut ()| match x[0] {
+        5 => Err(Error::other("fifth")),
+        50 => panic!("fiftieth"),
+        x => Ok(x * 2),
+    };
+    scattered(
+        &samples,
+        || Ok(()),
+        execute,
+        |told, results, failures| {
+            let expected = (0..100).filter(|x| ![5, 50].contains(x)).map(|x| (x as usize, x * 2));
+            assert_eq!(results, expected.collect::<Vec<_>>(), "{told}");
+            assert_eq!((&failures[0].0, &failures[1].0, failures.len()), (&(5..6), &(50..51), 2), "{told}");
+            assert!(failures[1].1.starts_with("do_execute panicked: fiftieth"), "{told}: {failures:?}");
+        },
+    );
+}
+
+fn a_scatter_whose_states_break() {
+    struct State(bool);
+    impl Drop for State {
+        fn drop(&mut self) {
+            panic!("the licence server is gone");
+        }
+    }
+    let execute = |x: &[i32], state: &mut State| {
+        assert!(!state.0, "half changed by another sample");
+        state.0 = true;
+        assert!(x[0] % 10 != 3, "diverged");
+        state.0 = false;
+        Ok(x[0])
+    };
+    scattered(
+        &(0..40).collect::<Vec<_>>(),
+        || Ok(State(false)),
+        execute,
+        |told, results, failures| {
+            assert_eq!((results.len(), failures.len()), (36, 4), "{told}: {failures:?}");
+            assert!(
+                failures.iter().all(|(samples, text)| samples.start % 10 == 3 && text.contains("diverged"))
+            );
+        },
+    );
+}
+
+fn a_scatter_without_workers_left() {
+    // Workers that cannot build end; each has told it of one sample.
+    let build = || Err::<(), _>(Error::other("no licence"));
+    scattered(
+        &(0..40).collect::<Vec<_>>(),
+        build,
+        |x, ()| Ok(x[0]),
+        |told, results, failures| {
+            assert_eq!((results.len(), failures.len()), (0, 40), "{told}");
+            assert!(failures[0].1.contains("no licence"), "{told}: {failures:?}");
+            let run = failures.iter().filter(|(_, text)| !text.contains("it was not run"));
+            assert!((1..=2).contains(&run.count()), "{told}: {failures:?}");
+        },
+    );
+    // Some die of it.
+    let mut manager = ParallelManager::new(Backend::SharedMemory, 2).unwrap();
+    manager.granularity = Granularity::PerSample;
+    let deadly = || -> phalanx::Result<()> { std::process::abort() };
+    let scattered = manager.scatter(deadly, |x: &[i32], ()| Ok(x[0]), &[1, 2, 3, 4]).unwrap();
+    let (results, failures) = manager.gather_finished(scattered).unwrap();
+    assert_eq!((results.len(), failures.len()), (0, 4));
+    assert!(failures[3].to_string().contains("5 times in a row"), "{failures:?}");
+    let scattered = manager.scatter(deadly, |x: &[i32], ()| Ok(x[0]), &[1, 2, 3, 4]).unwrap();
+    assert!(manager.gather(scattered).unwrap_err().to_string().contains("5 times in a row"));
+}
+
+fn outcomes_are_counted() {
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        out[0] = 1.0;
+        match row.index % 5 {
+            0 => Err("no answer".into()),
+            1 => panic!("diverged"),
+            _ => Ok(()),
+        }
+    };
+    everywhere(
+        table(100).view(),
+        || Ok(()),
+        model,
+        |told, swept| {
+            let counts = phalanx::Counts { done: 60, infeasible: 20, panicked: 20, died: 0, not_done: 0 };
+            assert_eq!(swept.counts(), counts, "{told}");
+            let debug = format!("{swept:?}");
+            assert!(
+                debug.contains("100 rows") && debug.contains("60 done, 20 infeasible, 20 panicked"),
+                "{debug}"
+            );
+        },
+    );
+}
+
+fn seeds_differ_by_row_and_rank() {
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        if row.index == 11
+            && row.attempt == 0
+            && std::thread::current().name() == Some("main")
+            && std::process::id() != PARENT.load(Ordering::Relaxed)
+        {
+            std::process::exit(1);
+        }
+        out[0] = f64::from_bits(row.seed >> 2);
+        Ok(())
+    };
+    static PARENT: AtomicU32 = AtomicU32::new(0);
+    PARENT.store(std::process::id(), Ordering::Relaxed);
+    let expected: Vec<u64> = (0..1000).map(|row| phalanx::seed(42, row) >> 2).collect();
+    for backend in BACKENDS {
+        let sweep = Sweep { seed: 42, ..sweep(backend, 3) };
+        let swept = sweep.run(table(1000).view(), 1, || Ok(()), model).unwrap().unwrap();
+        assert_eq!(
+            swept.values().iter().map(|seed| seed.to_bits()).collect::<Vec<_>>(),
+            expected,
+            "{backend}"
+        );
+    }
+    let ranks = launch(4, |comm| Ok(comm.seed(42))).unwrap().unwrap();
+    let mut all: Vec<u64> = (0..1000).map(|row| phalanx::seed(42, row)).chain(ranks).collect();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 1004);
+}
+
+fn texts_that_do_not_fit_are_shortened() {
+    // More than a world's heap has room for, from two processes at once; each row keeps the beginning of its own.
+    let rows = 5000;
+    let text = |row: usize| format!("row {row} {}", "diverged ".repeat(600));
+    let model = |(): &mut (), row: &Row<'_>, _: &mut [f64]| Err(Reason::from(text(row.index)));
+    launch(2, |comm| {
+        let Some(swept) = Sweep::default().run_in(comm, table(rows).view(), 0, || Ok(()), model)? else {
+            return Ok(());
+        };
+        let mut shortest = usize::MAX;
+        for row in 0..rows {
+            let Outcome::Infeasible(told) = swept.outcome(row) else { panic!() };
+            let start = told.strip_suffix("...").unwrap_or_else(|| panic!("row {row}, no mark: {told}"));
+            assert!(text(row).starts_with(start), "row {row}: {told}");
+            shortest = shortest.min(told.len());
+        }
+        assert!((40..4096).contains(&shortest), "{shortest}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn different_tables_are_told_as_parameters() {
+    let error = launch(2, |comm| {
+        let mut rows = table(10);
+        rows[[3, 0]] += comm.rank() as f64;
+        Sweep::default().run_in(comm, rows.view(), 1, || Ok(()), |(), _, _| Ok(())).map(drop)
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("different parameters") && !text.contains("[0, 0]"), "{text}");
+}
+
+fn a_table_of_nan_is_one_table() {
+    launch(2, |comm| {
+        let mut rows = table(10);
+        rows[[3, 0]] = f64::from_bits(f64::NAN.to_bits() | (comm.rank() as u64) << 63 | comm.rank() as u64);
+        let swept = Sweep::default().run_in(
+            comm,
+            rows.view(),
+            1,
+            || Ok(()),
+            |(), row, out| {
+                std::thread::sleep(Duration::from_millis(1));
+                out[0] = row.values[0];
+                Ok(())
+            },
+        )?;
+        assert!(swept.is_none_or(|swept| lost(&swept).is_empty() && swept.values()[[3, 0]].is_nan()));
+        Ok(())
+    })
+    .unwrap();
 }

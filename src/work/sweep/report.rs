@@ -320,8 +320,9 @@ pub(super) fn swept(
     if (0..rows).any(wrong) {
         return Err(Error::Corrupt { what: "a row of the result table" });
     }
-    match finished.failure(0).filter(|_| finished.count(Some(Kind::NotDone)) == rows) {
-        Some((_, text)) => Err(Error::Start { text }),
-        None => Ok(Swept { table: finished, _table: table, elapsed, workers }),
+    if rows > 0 && finished.count(Some(Kind::NotDone)) == rows {
+        let (_, text) = finished.failure(0).unwrap_or((Kind::NotDone, String::new()));
+        return Err(Error::Start { text });
     }
+    Ok(Swept { table: finished, _table: table, elapsed, workers })
 }
