@@ -6,17 +6,21 @@
  * The steps, by the names that the Rust source and DESIGN.md cite:
  *
  *   WORKER of slot s, fresh from the fork
- *     [1]  finish the rows whose word is OWNED(s): run each
+ *     [1]  if the word of at[s] is OWNED(s): run it; then go on with the stretch at[s]..to[s], as in [3] or, last[s], [4]
  *     [2]  c = fetch_add(cursor, CHUNK); c past the end: [4]
- *     [3]  for each row of the chunk: CAS word FREE -> OWNED(s); won: run it; then [2]
- *     [4]  for each row of the table: CAS word FREE -> OWNED(s); won: run it; then exit
+ *     [3]  enter the chunk, not the last; for each row that is FREE: CLAIM it; won: run it; then [2]
+ *     [4]  enter the table, the last; for each row that is FREE: CLAIM it; won: run it; then exit
+ *   ENTER a stretch
+ *     [e]  to[s] = 0; at[s] = its first row; last[s] = is it the last?; to[s] = its end
+ *   CLAIM row r
+ *     [0]  at[s] = r
+ *     [5]  CAS word FREE -> OWNED(s)
  *   RUN row r
- *     [5]  current[s] = r
  *     [6]  compute, write the first half of the row's data
  *     [7]  write the second half
  *     [8]  word = DONE                                              (release)
  *   ZYGOTE, once a pidfd says that the whole process of slot s is gone (it writes no more)
- *     [z]  if the word of current[s] is OWNED(s): attempts += 1; if they are K: word = FAILED
+ *     [z]  if the word of at[s] is OWNED(s): attempts += 1; if they are K: word = FAILED
  *     [f]  fork the next process of slot s, which starts at [1]
  *
  * A worker may be killed before each of these steps. A victim that writes on after its alive
@@ -27,11 +31,10 @@
  * committed it, or FAILED after K deaths in it; nobody hangs.
  *
  * Size      P slots, N rows, CHUNK rows a step of the cursor, D kills, K attempts
- * World     BATCH: in [3] claim the whole chunk first, then run what is owned
  * Controls  FETCHADD: the fetch_add is the claim, the owner is noted afterwards
  *           ROBUST: [z] [f] as soon as the robust alive word fires, when the victim may write on
  *           NOSCAN: exit instead of [4]; BLAME: [z] without looking at the word
- *           REUSE: [f] without [1]
+ *           REUSE: [f] without [1]; LATENOTE: [0] after [5]; NOLAST: a stretch that ends with the table is the last
  */
 #ifndef P
 #define P 2
@@ -54,13 +57,13 @@
 #define FAILED 2
 #define OWNED(s) (3 + (s))
 
-#define NOROW N
-
 byte word[N];
 byte half0[N];		/* data: which process of the slot wrote it */
 byte half1[N];
 byte cursor;
-byte current[P];
+byte at[P];		/* what a slot notes of where it is */
+byte to[P];
+bit last[P];
 byte attempts[N];	/* the zygote's own */
 
 byte generation[P];	/* of the slot's process, as the zygote counts */
@@ -95,22 +98,32 @@ proctype Worker(byte s; byte me) {
 	byte r, end, from;
 
 fresh:
-	r = 0; from = OWN;
-own:
 #ifdef REUSE
 	goto next;
 #endif
 	STEP if								/* [1] */
-		:: r == N -> goto next
-		:: r < N && word[r] == OWNED(s) -> goto work
-		:: else -> r++; goto own
+		:: word[at[s]] == OWNED(s) -> r = at[s]; from = OWN; goto work
+		:: else
 		fi OR_DIE;
+rest:
+	STEP r = at[s]; end = to[s];
+		if
+		:: end == 0 -> r = 0; goto next
+#ifdef NOLAST
+		:: end == N -> from = SCAN
+		:: end != 0 && end != N -> from = LIST
+#else
+		:: end != 0 && last[s] -> from = SCAN
+		:: end != 0 && !last[s] -> from = LIST
+#endif
+		fi OR_DIE;
+	goto enter;
 next:
 	STEP r = cursor;						/* [2] */
 #ifdef FETCHADD
 		if :: cursor < N -> cursor++ :: else fi;
 		if :: r >= N -> goto leave :: else -> from = LIST; end = r + 1 fi OR_DIE;
-	STEP word[r] = OWNED(s); goto work OR_DIE;
+	STEP at[s] = r; word[r] = OWNED(s); goto work OR_DIE;
 #else
 		if :: cursor < N -> cursor = cursor + CHUNK :: else fi;
 		if
@@ -123,35 +136,39 @@ next:
 	if :: atomic { from == SCAN -> goto leave } :: atomic { from != SCAN } fi;
 #endif
 #endif
+enter:
+	STEP to[s] = 0 OR_DIE;						/* [e] */
+	STEP at[s] = r OR_DIE;
+	STEP last[s] = (from == SCAN) OR_DIE;
+	STEP to[s] = end OR_DIE;
 claim:
 	atomic {
 		if
 		:: r == end && from == SCAN -> goto leave
-		:: r == end && from == LIST ->
-			r = 0; end = 0; from = OWN;
-#ifdef BATCH
-			goto own
-#else
-			goto next
-#endif
+		:: r == end && from == LIST -> r = 0; end = 0; from = OWN; goto next
 		:: else
 		fi
 	};
 	STEP if								/* [3] [4] */
+		:: word[r] == FREE
+		:: else -> r++; goto claim
+		fi OR_DIE;
+#ifndef LATENOTE
+	STEP at[s] = r OR_DIE;						/* [0] */
+#endif
+	STEP if								/* [5] */
 		:: word[r] == FREE -> word[r] = OWNED(s)
 		:: else -> r++; goto claim
-		fi;
-#ifdef BATCH
-		if :: from == LIST -> r++; goto claim :: else fi
+		fi OR_DIE;
+#ifdef LATENOTE
+	STEP at[s] = r OR_DIE;
 #endif
-		OR_DIE;
 work:
-	STEP current[s] = r OR_DIE;					/* [5] */
 	STEP assert(word[r] == OWNED(s)); half0[r] = ME OR_DIE;		/* [6] */
 	STEP assert(word[r] == OWNED(s)); half1[r] = ME OR_DIE;		/* [7] */
 	STEP assert(word[r] == OWNED(s));				/* [8] */
 		word[r] = DONE; by[r] = ME; commits[r]++; r++;
-		if :: from == OWN -> goto own :: else -> goto claim fi OR_DIE;
+		if :: from == OWN -> goto rest :: else -> goto claim fi OR_DIE;
 leave:
 	STEP r = 0; end = 0; from = 0; over[s] = 1; goto out OR_DIE;
 dead:
@@ -174,24 +191,20 @@ out:
 #ifdef BLAME
 #define GUILTY(s) true
 #else
-#define GUILTY(s) (word[current[s]] == OWNED(s))
+#define GUILTY(s) (word[at[s]] == OWNED(s))
 #endif
 
 #define REPLACE(s) \
 	:: atomic { \
 		SEEN(s) && !over[s] -> \
 		if \
-		:: current[s] != NOROW -> \
-			if \
-			:: GUILTY(s) -> \
-				attempts[current[s]]++; \
-				if :: attempts[current[s]] == K -> word[current[s]] = FAILED :: else fi \
-			:: else \
-			fi \
+		:: GUILTY(s) -> \
+			attempts[at[s]]++; \
+			if :: attempts[at[s]] == K -> word[at[s]] = FAILED :: else fi \
 		:: else \
 		fi; \
 		slot = s + 1 } \
-	   atomic { slot == s + 1 -> slot = 0; generation[s]++; current[s] = NOROW; FORK(s) }
+	   atomic { slot == s + 1 -> slot = 0; generation[s]++; FORK(s) }
 #ifdef ROBUST
 #define FORK(s) run Worker(s, generation[s])
 #define FIRE(s) :: atomic { kills < D && fired[s] == generation[s] && !over[s] -> kills++; fired[s]++ }
@@ -256,7 +269,7 @@ init {
 	atomic {
 		byte i;
 		do
-		:: i < P -> current[i] = NOROW; run Worker(i, 0); i++
+		:: i < P -> run Worker(i, 0); i++
 		:: else -> break
 		od;
 		i = 0;

@@ -788,6 +788,15 @@ mod tests {
     }
 
     #[test]
+    fn a_large_ledger_reserves_little_more_than_it_holds() {
+        for slots in [1, 64] {
+            let layout = Layout::new(0, 2_000_000, 1, slots, SPARSE).unwrap();
+            assert!(layout.end < 320 << 20, "{}", layout.end);
+        }
+        assert!(Ledger::len(10, 1, 2).unwrap() < 64 << 10);
+    }
+
+    #[test]
     fn a_successor_goes_on_where_its_predecessor_was() {
         let ledger = Ledger::new(10, 1, 2).unwrap();
         assert_eq!(ledger.left(0), (0..0, false));
