@@ -369,12 +369,6 @@ impl From<std::io::Error> for Error {
     }
 }
 
-impl From<postcard::Error> for Error {
-    fn from(error: postcard::Error) -> Error {
-        Error::Other(format!("an object could not be carried between ranks: {error}"))
-    }
-}
-
 impl From<ndarray::ShapeError> for Error {
     fn from(error: ndarray::ShapeError) -> Error {
         Error::other(error)

@@ -4,6 +4,7 @@ use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::shm::element::Datatype;
+use crate::shm::object;
 use serde::{Serialize, de::DeserializeOwned};
 
 impl Comm<'_> {
@@ -25,16 +26,19 @@ impl Comm<'_> {
     pub fn broadcast_object<T: Serialize + DeserializeOwned>(&mut self, object: T, root: usize) -> Result<T> {
         let call = Call::new(Verb::Broadcast, Datatype::BYTES).root(root);
         self.check_rank(&call, "root", root)?;
-        let is_root = self.rank() == root;
-        let mut bytes = if is_root { self.pack(&call, &object)? } else { Vec::new() };
-        let mut len = (bytes.len() as u64).to_ne_bytes();
-        self.transport.broadcast(&call, &mut len)?;
-        let len = u64::from_ne_bytes(len) as usize;
-        if !is_root {
-            bytes = self.room_for(&call, &[len])?.into_vec();
-        }
+        let packed = (self.rank() == root).then(|| Packed::new(&object));
+        let mut count = (packed.as_ref().map_or(0, Packed::count) as u64).to_ne_bytes();
+        self.transport.broadcast(&call, &mut count)?;
+        let count = u64::from_ne_bytes(count) as usize;
+        let (mut bytes, arrived) = match packed {
+            Some(Packed { bytes, arrived }) => (bytes, arrived),
+            None => (self.room_for(&call, &[count & !REFUSED])?.into_vec(), None),
+        };
         self.transport.broadcast(&call, &mut bytes)?;
-        if is_root { Ok(object) } else { Ok(postcard::from_bytes(&bytes)?) }
+        if count & REFUSED != 0 {
+            return Err(self.refusal(&call, root, &bytes));
+        }
+        arrived.map_or_else(|| read(&bytes), Ok)
     }
 
     /// Every rank's object, in rank order, to root; the others get `None`.
@@ -58,13 +62,13 @@ impl Comm<'_> {
     ) -> Result<Option<Vec<T>>> {
         let call = Call::new(Verb::Gather, Datatype::BYTES).root(root);
         self.check_rank(&call, "root", root)?;
-        let mine = self.pack(&call, object)?;
-        let counts = self.all_counts(&call, mine.len())?;
+        let mine = Packed::new(object);
+        let counts = self.lens(&call, &mine)?;
         if self.rank() != root {
-            return self.transport.gather(&call, &mine, None).map(|()| None);
+            return self.transport.gather(&call, &mine.bytes, None).map(|()| None);
         }
         let mut all = self.room_for(&call, &counts)?;
-        self.transport.gather(&call, &mine, Some((&mut all, &counts)))?;
+        self.transport.gather(&call, &mine.bytes, Some((&mut all, &counts)))?;
         unpack(&all, &counts).map(Some)
     }
 
@@ -84,18 +88,28 @@ impl Comm<'_> {
     #[track_caller]
     pub fn all_gather_objects<T: Serialize + DeserializeOwned>(&mut self, object: &T) -> Result<Vec<T>> {
         let call = Call::new(Verb::AllGather, Datatype::BYTES);
-        let mine = self.pack(&call, object)?;
-        let counts = self.all_counts(&call, mine.len())?;
+        let mine = Packed::new(object);
+        let counts = self.lens(&call, &mine)?;
         let mut all = self.room_for(&call, &counts)?;
-        self.transport.all_gather(&call, &mine, &mut all)?;
+        self.transport.all_gather(&call, &mine.bytes, &mut all)?;
         unpack(&all, &counts)
     }
 
-    fn pack<T: Serialize>(&mut self, call: &Call, object: &T) -> Result<Vec<u8>> {
-        match postcard::to_stdvec(object) {
-            Ok(bytes) => Ok(bytes),
-            Err(error) => self.refuse(call, format!("the object cannot be serialised: {error}")),
-        }
+    /// The length of every rank's object; an error on all ranks, before anything is sent, if one of them cannot travel.
+    fn lens<T>(&mut self, call: &Call, mine: &Packed<T>) -> Result<Vec<usize>> {
+        let counts = self.all_counts(call, mine.count())?;
+        let Some(rank) = counts.iter().position(|count| count & REFUSED != 0) else { return Ok(counts) };
+        let lens: Vec<usize> =
+            counts.iter().map(|count| if count & REFUSED != 0 { count & !REFUSED } else { 0 }).collect();
+        let mut texts = self.room_for(call, &lens)?;
+        let text = if mine.arrived.is_none() { &mine.bytes[..] } else { &[] };
+        self.transport.all_gather(call, text, &mut texts)?;
+        Err(self.refusal(call, rank, &texts[..lens[rank]]))
+    }
+
+    fn refusal(&self, call: &Call, rank: usize, text: &[u8]) -> Error {
+        let text = String::from_utf8_lossy(text);
+        Error::bad(self.place(call), format!("the object of rank {rank} of this communicator: {text}"))
     }
 
     /// Room for as much as the peers have told, if there is memory for it: what they told may have been overwritten.
@@ -109,13 +123,42 @@ impl Comm<'_> {
     }
 }
 
+/// Set in the length of what a rank contributes if that is a text: why its object cannot travel.
+const REFUSED: usize = 1 << 63;
+
+/// What a rank contributes: its object, or why that cannot travel, for all ranks to know.
+struct Packed<T> {
+    bytes: Vec<u8>,
+    /// The object as it will arrive.
+    arrived: Option<T>,
+}
+
+impl<T: Serialize + DeserializeOwned> Packed<T> {
+    fn new(object: &T) -> Packed<T> {
+        match object::travel(object) {
+            Ok((bytes, arrived)) => Packed { bytes, arrived: Some(arrived) },
+            Err(error) => Packed { bytes: error.to_string().into_bytes(), arrived: None },
+        }
+    }
+}
+
+impl<T> Packed<T> {
+    fn count(&self) -> usize {
+        self.bytes.len() | if self.arrived.is_none() { REFUSED } else { 0 }
+    }
+}
+
 /// Objects that lie one behind the other.
 fn unpack<T: DeserializeOwned>(all: &[u8], counts: &[usize]) -> Result<Vec<T>> {
     let mut rest = all;
     let mut next = |&count: &usize| {
         let (object, behind) = rest.split_at(count);
         rest = behind;
-        Ok(postcard::from_bytes(object)?)
+        read(object)
     };
     counts.iter().map(&mut next).collect()
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    object::read(bytes).map_err(object::refusal::<T>)
 }

@@ -9,6 +9,7 @@ use crate::os::process;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::{ALIGN, Datatype, Element, check};
 use crate::shm::kernel::{self, Store};
+use crate::shm::object::{self, Why};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
@@ -191,13 +192,30 @@ struct Descriptor {
 
 /// The leases of a result that is being written or read.
 struct Manifest {
-    segment: Arc<Segment>,
+    /// Where they lie; `None`: wherever, for a result that stays in this process.
+    segment: Option<Arc<Segment>>,
     reading: bool,
-    leases: Vec<Option<Descriptor>>,
+    leases: Vec<Option<(Arc<Segment>, Descriptor)>>,
     /// Leases stay with whoever holds them: copies travel.
     copying: bool,
-    /// Why a lease could not be carried. (postcard keeps no texts.)
+    /// Why a lease could not be carried, whatever the user's types make of the error.
     refused: Option<&'static str>,
+}
+
+impl Manifest {
+    fn to_write(segment: Option<&Arc<Segment>>) -> Manifest {
+        Manifest {
+            segment: segment.cloned(),
+            reading: false,
+            leases: Vec::new(),
+            copying: false,
+            refused: None,
+        }
+    }
+
+    fn to_read(leases: Vec<Option<(Arc<Segment>, Descriptor)>>) -> Manifest {
+        Manifest { segment: None, reading: true, leases, copying: false, refused: None }
+    }
 }
 
 thread_local! {
@@ -206,7 +224,10 @@ thread_local! {
 }
 
 /// Runs `f` with a manifest; returns what it has come to. A lease that was refused is the error.
-fn with_manifest<R>(manifest: Manifest, f: impl FnOnce() -> postcard::Result<R>) -> Result<(R, Manifest)> {
+fn with_manifest<T, R>(
+    manifest: Manifest,
+    f: impl FnOnce() -> std::result::Result<R, Why>,
+) -> Result<(R, Manifest)> {
     struct Reset(Option<Manifest>);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -221,7 +242,7 @@ fn with_manifest<R>(manifest: Manifest, f: impl FnOnce() -> postcard::Result<R>)
         (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
         (Ok(value), Some(manifest)) => Ok((value, manifest)),
         (Ok(_), None) => Err(Error::Corrupt { what: "the manifest of a result" }),
-        (Err(error), _) => Err(error.into()),
+        (Err(why), _) => Err(object::refusal::<T>(why)),
     }
 }
 
@@ -235,33 +256,57 @@ fn refuse(why: &'static str) -> &'static str {
     why
 }
 
-/// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next. Leases of the segment in it are set off:
-/// the value must be forgotten, not dropped.
-pub(crate) fn pack<T: Serialize>(segment: &Arc<Segment>, value: &T) -> Result<Vec<u8>> {
+/// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next; and a copy of what will arrive. Leases of the
+/// segment in it are set off: the value must be forgotten, not dropped. One with leases can be read once only, so there is no
+/// copy of it.
+///
+/// # Errors
+/// If it cannot be written, or would arrive as another value.
+pub(crate) fn pack<T: Serialize + DeserializeOwned>(
+    segment: &Arc<Segment>,
+    value: &T,
+) -> Result<(Vec<u8>, Option<T>)> {
     pack_with(segment, value, None)
 }
 
 /// As [`pack`]; with a heap for copies, leases stay with whoever holds them.
-fn pack_with<T: Serialize>(
+fn pack_with<T: Serialize + DeserializeOwned>(
     segment: &Arc<Segment>,
     value: &T,
     copies: Option<&RefCell<Heap>>,
-) -> Result<Vec<u8>> {
-    let manifest = Manifest {
-        segment: Arc::clone(segment),
-        reading: false,
-        leases: Vec::new(),
-        copying: copies.is_some(),
-        refused: None,
-    };
-    let (mut bytes, mut manifest) = with_manifest(manifest, || postcard::to_stdvec(value))?;
+) -> Result<(Vec<u8>, Option<T>)> {
+    let manifest = Manifest { copying: copies.is_some(), ..Manifest::to_write(Some(segment)) };
+    let (mut bytes, mut manifest) = with_manifest::<T, _>(manifest, || object::write(value))?;
+    let arrived = if manifest.leases.is_empty() { Some(object::arrival(&bytes)?) } else { None };
     if let Some(heap) = copies {
-        manifest.leases.iter_mut().flatten().try_for_each(|lease| lease.copy(segment, heap))?;
+        manifest.leases.iter_mut().flatten().try_for_each(|(_, lease)| lease.copy(segment, heap))?;
     }
     let len = bytes.len() as u64;
-    bytes.extend(postcard::to_stdvec(&manifest.leases)?);
+    let leases: Vec<Descriptor> = manifest.leases.into_iter().flatten().map(|(_, lease)| lease).collect();
+    bytes.extend(object::write(&leases)?);
     bytes.extend(len.to_le_bytes());
-    Ok(bytes)
+    Ok((bytes, arrived))
+}
+
+/// The value as it arrives where [`pack`] and [`unpack`] carry it, for one that stays in this process.
+///
+/// # Errors
+/// As [`pack`].
+pub(crate) fn carried<T: Serialize + DeserializeOwned>(value: T) -> Result<T> {
+    let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(None), || object::write(&value))?;
+    if manifest.leases.is_empty() {
+        return object::arrival(&bytes);
+    }
+    let leases = Manifest::to_read(manifest.leases);
+    Ok(with_manifest::<T, _>(leases, || object::read(&bytes))?.0)
+}
+
+/// What is packed: the value's bytes, and its leases.
+fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
+    let corrupt = Error::Corrupt { what: "a packed result" };
+    let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
+    let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt.clone())?;
+    Ok((bytes, object::read(leases).map_err(|_| corrupt)?))
 }
 
 impl Descriptor {
@@ -282,26 +327,20 @@ impl Descriptor {
 /// Does a packed value hold leases?
 #[cfg(feature = "mpi")]
 pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
-    let leases =
-        bytes.split_last_chunk::<8>().and_then(|(rest, len)| rest.get(u64::from_le_bytes(*len) as usize..));
-    let leases = leases.and_then(|leases| postcard::from_bytes::<Vec<Option<Descriptor>>>(leases).ok());
-    leases.is_none_or(|leases| !leases.is_empty())
+    parts(bytes).map_or(true, |(_, leases)| !leases.is_empty())
 }
 
 /// Leaves a packed value in the heap for whoever holds the segment next; says where it lies. What it holds is theirs then,
 /// unless this process lives on: somebody in it may still look at the arrays then, and copies travel.
-pub(crate) fn leave_packed<T: Serialize>(
+pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     segment: &Arc<Segment>,
     heap: &RefCell<Heap>,
     value: T,
     lives_on: bool,
 ) -> Result<(usize, usize)> {
-    let bytes = pack_with(segment, &value, lives_on.then_some(heap))?;
-    if lives_on {
-        drop(value);
-    } else {
-        core::mem::forget(value);
-    }
+    let (bytes, arrived) = pack_with(segment, &value, lives_on.then_some(heap))?;
+    // Dropping either might end what the value stands for, a directory say, which is the receiver's now.
+    core::mem::forget((value, arrived));
     let mut block = heap.borrow_mut().alloc(bytes.len(), false)?;
     block.bytes_mut().copy_from_slice(&bytes);
     let place = (block.offset(), bytes.len());
@@ -311,13 +350,9 @@ pub(crate) fn leave_packed<T: Serialize>(
 
 /// The value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    let corrupt = Error::Corrupt { what: "a packed result" };
-    let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
-    let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt)?;
-    let leases = postcard::from_bytes(leases)?;
-    let manifest =
-        Manifest { segment: Arc::clone(segment), reading: true, leases, copying: false, refused: None };
-    Ok(with_manifest(manifest, || postcard::from_bytes(bytes))?.0)
+    let (bytes, leases) = parts(bytes)?;
+    let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
+    Ok(with_manifest::<T, _>(Manifest::to_read(leases), || object::read(bytes))?.0)
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
@@ -325,14 +360,16 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let enlisted = MANIFEST.with_borrow_mut(|manifest| {
             let ours = |manifest: &&mut Manifest| {
+                let segment = manifest.segment.as_ref();
                 !manifest.reading
-                    && Arc::ptr_eq(&manifest.segment, self.block.segment())
+                    && segment.is_none_or(|segment| Arc::ptr_eq(segment, self.block.segment()))
                     && self.block.is_mine()
                     && (manifest.copying || self.block.set_off())
             };
             let manifest = manifest.as_mut().filter(ours)?;
             let (offset, len) = (self.block.offset() as u64, self.block.bytes().len() as u64);
-            manifest.leases.push(Some(Descriptor { offset, len, datatype: Datatype::of::<T>().identity }));
+            let descriptor = Descriptor { offset, len, datatype: Datatype::of::<T>().identity };
+            manifest.leases.push(Some((Arc::clone(self.block.segment()), descriptor)));
             Some(manifest.leases.len() - 1)
         });
         let number = enlisted.ok_or_else(|| {
@@ -347,8 +384,7 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
         let (number, shape) = <(u64, Vec<usize>)>::deserialize(deserializer)?;
         let enlisted = MANIFEST.with_borrow_mut(|manifest| {
             let manifest = manifest.as_mut().filter(|manifest| manifest.reading)?;
-            let descriptor = manifest.leases.get_mut(number as usize)?.take()?;
-            Some((Arc::clone(&manifest.segment), descriptor))
+            manifest.leases.get_mut(number as usize)?.take()
         });
         let (segment, descriptor) =
             enlisted.ok_or_else(|| de::Error::custom(refuse("no world to take the array from")))?;

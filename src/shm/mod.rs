@@ -4,4 +4,5 @@ pub(crate) mod arena;
 pub(crate) mod array;
 pub(crate) mod element;
 pub(crate) mod kernel;
+pub(crate) mod object;
 pub(crate) mod segment;

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 /// Results are put one behind the other into blocks of this size; a larger one has a block of its own.
 const SHELF: usize = 256 << 10;
-/// A row: the shelf's offset in the segment, the result's on the shelf, its length.
-const ROW: usize = 3;
+/// A row: the shelf's offset in the segment, the result's on the shelf, its length; whether it is a failure instead.
+const ROW: usize = 4;
 
 /// A crew at work on tasks. Dropping it ends its processes.
 pub(crate) struct FanOut {
@@ -32,7 +32,7 @@ pub(crate) struct FanOut {
 
 impl FanOut {
     /// Forks the workers; returns while they work.
-    pub(crate) fn open<P, S, R: Serialize>(
+    pub(crate) fn open<P, S, R: Serialize + DeserializeOwned>(
         work: &Work<'_, P, S, R>,
         workers: usize,
         allow_threads: bool,
@@ -85,7 +85,7 @@ impl FanOut {
 
     fn read<R: DeserializeOwned>(
         &self,
-        [offset, at, len]: [usize; ROW],
+        [offset, at, len, failed]: [usize; ROW],
         shelves: &mut HashMap<usize, Block>,
     ) -> Result<Outcome<R>> {
         let shelf = match shelves.entry(offset) {
@@ -94,7 +94,8 @@ impl FanOut {
         };
         let bytes = at.checked_add(len).and_then(|end| shelf.bytes().get(at..end));
         let bytes = bytes.ok_or(Error::Corrupt { what: "the place of a scattered result" })?;
-        unpack(self.world.segment(), bytes)
+        let segment = self.world.segment();
+        Ok(if failed == 0 { Ok(unpack(segment, bytes)?) } else { Err(unpack(segment, bytes)?) })
     }
 }
 
@@ -109,7 +110,10 @@ struct Slot<'a> {
 
 impl Slot<'_> {
     /// What its predecessor left, then tasks as they come; if it shall stop, up to the first that fails, in any worker.
-    fn work<P, S, R: Serialize>(mut self, work: &Work<'_, P, S, R>) -> Result<(usize, usize)> {
+    fn work<P, S, R: Serialize + DeserializeOwned>(
+        mut self,
+        work: &Work<'_, P, S, R>,
+    ) -> Result<(usize, usize)> {
         lend_heap(self.world.heap(self.slot));
         let (ledger, slot) = (self.ledger, self.slot);
         let mut worker = Worker::new(work, slot);
@@ -153,28 +157,30 @@ impl Slot<'_> {
     }
 
     /// Commits what a task gave. A failure ends the crew, if it shall.
-    fn finish<P, S, R: Serialize>(
+    fn finish<P, S, R: Serialize + DeserializeOwned>(
         &mut self,
         mut claim: Claim<'_>,
         outcome: Outcome<R>,
         worker: &Worker<'_, P, S, R>,
     ) -> Result<()> {
         let segment = self.world.segment();
-        let packed = told("serialising its result", caught(|| pack(segment, &outcome)))
-            .map_err(|text| worker.failure(text));
-        let failed = packed.as_ref().err().or(outcome.as_ref().err()).map(|failure| failure.text.clone());
-        let bytes = match packed {
-            Ok(bytes) => bytes,
-            Err(failure) => pack(segment, &Outcome::<R>::Err(failure))?,
+        let packed = outcome.and_then(|result| {
+            let packed = told("serialising its result", caught(|| pack(segment, &result)));
+            packed.map(|(bytes, _)| bytes).map_err(|text| worker.failure(text))
+        });
+        let (bytes, failed) = match packed {
+            Ok(bytes) => (bytes, None),
+            Err(failure) => (pack(segment, &failure)?.0, Some(failure.text)),
         };
-        let row = self.put(&bytes)?.map(|word| f64::from_bits(word as u64));
+        let [offset, at, len] = self.put(&bytes)?;
+        let row = [offset, at, len, usize::from(failed.is_some())].map(|word| f64::from_bits(word as u64));
         claim.row().copy_from_slice(&row);
         claim.done(&[]);
         failed.filter(|_| worker.work.stop).map_or(Ok(()), |text| Err(Error::other(text)))
     }
 
     /// Puts bytes on the shelf.
-    fn put(&mut self, bytes: &[u8]) -> Result<[usize; ROW]> {
+    fn put(&mut self, bytes: &[u8]) -> Result<[usize; 3]> {
         let fits = |(shelf, used): &(Block, usize)| used + bytes.len() <= shelf.bytes().len();
         if !self.shelf.as_ref().is_some_and(fits) {
             let fresh = alloc(SHELF.max(bytes.len()), false)?;
@@ -183,7 +189,7 @@ impl Slot<'_> {
                 full.leave_held();
             }
         }
-        let Some((shelf, used)) = &mut self.shelf else { return Ok([0; ROW]) };
+        let Some((shelf, used)) = &mut self.shelf else { return Ok([0; 3]) };
         let at = *used;
         *used += bytes.len();
         shelf.bytes_mut()[at..*used].copy_from_slice(bytes);

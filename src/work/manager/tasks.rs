@@ -1,9 +1,10 @@
 //! What is scattered: samples dealt to tasks, and how a worker runs one.
 
 use crate::error::{Error, Result};
+use crate::shm::array::carried;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::work::crew::{caught, explained};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::ops::Range;
 
 /// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one [`LocalResults`].
@@ -278,12 +279,17 @@ impl<'a, P, S, R> Worker<'a, P, S, R> {
     pub(crate) fn failure(&self, text: String) -> Failure {
         Failure { worker: self.number, text }
     }
+}
 
-    /// Runs tasks; if it shall stop, up to the first that fails.
+impl<P, S, R: Serialize + DeserializeOwned> Worker<'_, P, S, R> {
+    /// Runs tasks; if it shall stop, up to the first that fails. Results are what they would be if they had come from another
+    /// process.
     fn run_all(mut self, tasks: impl Iterator<Item = usize>) -> Vec<(usize, Outcome<R>)> {
         let mut outcomes = Vec::new();
         for task in tasks {
-            let outcome = self.run(task);
+            let outcome = self.run(task).and_then(|result| {
+                told("serialising its result", caught(|| carried(result))).map_err(|text| self.failure(text))
+            });
             let failed = outcome.is_err();
             outcomes.push((task, outcome));
             if self.hopeless || (failed && self.work.stop) {
@@ -307,18 +313,20 @@ pub(crate) fn told<T>(
 }
 
 impl<P, S, R> Work<'_, P, S, R> {
-    /// `worker` runs these tasks, in this thread.
-    pub(crate) fn run(&self, worker: usize, tasks: Range<usize>) -> Vec<(usize, Outcome<R>)> {
-        Worker::new(self, worker).run_all(tasks)
-    }
-
     /// Are there as many tasks as workers? Then each has its own, and meets it with a state fresh from `do_build`.
     pub(crate) fn one_each(&self, workers: usize) -> bool {
         self.deal.tasks == workers
     }
 }
 
-impl<P: Sync, S, R: Send> Work<'_, P, S, R> {
+impl<P, S, R: Serialize + DeserializeOwned> Work<'_, P, S, R> {
+    /// `worker` runs these tasks, in this thread.
+    pub(crate) fn run(&self, worker: usize, tasks: Range<usize>) -> Vec<(usize, Outcome<R>)> {
+        Worker::new(self, worker).run_all(tasks)
+    }
+}
+
+impl<P: Sync, S, R: Serialize + DeserializeOwned + Send> Work<'_, P, S, R> {
     /// All tasks, on threads.
     pub(crate) fn run_on_threads(&self, workers: usize) -> Vec<(usize, Outcome<R>)> {
         let (next, tasks) = (AtomicU64::new(0), self.deal.tasks as u64);

@@ -18,6 +18,7 @@ use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
+use crate::shm::object;
 use crate::work::launch::asked;
 use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
 use crate::work::sweep::worker::{Reason, Row, Work};
@@ -319,7 +320,7 @@ impl<'l> Coordinator<'l> {
             .iter()
             .map(|worker| (worker.rows, worker.busy.as_nanos() as u64, worker.replaced))
             .collect();
-        let head = postcard::to_stdvec(&(stretches, failures, workers))?;
+        let head = object::write(&(stretches, failures, workers))?;
         self.net.send_all(&(head.len() as u64).to_ne_bytes(), 0, Tag::Result, &always)?;
         self.net.send_all(&head, 0, Tag::Result, &always)?;
         for stretch in &self.mine {
@@ -352,7 +353,7 @@ impl<'l> Coordinator<'l> {
             let mut head = vec![0; u64::from_ne_bytes(len) as usize];
             self.net.recv_all(&mut head, node, Tag::Result, &always)?;
             type Head = (Vec<(u64, u64)>, Vec<(u64, u64, String)>, Vec<(u64, u64, u32)>);
-            let (stretches, failures, stats): Head = postcard::from_bytes(&head)?;
+            let (stretches, failures, stats): Head = object::read(&head)?;
             for (first, end) in stretches {
                 self.adopt(node, first as usize..end as usize)?;
             }

@@ -1,0 +1,357 @@
+//! Tokens to values.
+
+use super::*;
+use serde::de::value::BorrowedStrDeserializer;
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
+};
+use serde::forward_to_deserialize_any;
+
+type Read<T> = std::result::Result<T, Why>;
+
+/// The value in `bytes`, all of which must belong to it.
+pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Read<T> {
+    let mut reader = Reader::new(bytes);
+    let value = T::deserialize(&mut reader)?;
+    match reader.rest.is_empty() && reader.left == 0 {
+        true => Ok(value),
+        false => Err(Why("it leaves bytes unread".to_owned())),
+    }
+}
+
+pub(super) struct Reader<'de> {
+    rest: &'de [u8],
+    /// Scalars of this kind follow without a head.
+    kind: u8,
+    left: u64,
+    /// By their numbers.
+    names: Vec<&'de str>,
+}
+
+/// What tokens that are no scalars and no parts of one say.
+enum Token<'de> {
+    Unit,
+    None,
+    Some,
+    Str(&'de str),
+    Bytes(&'de [u8]),
+    Seq(u64),
+    Map(u64),
+    UnitVariant(&'de str),
+    Variant(&'de str),
+    Scalar(u8, &'de [u8]),
+}
+
+impl<'de> Reader<'de> {
+    pub(super) fn new(bytes: &'de [u8]) -> Reader<'de> {
+        Reader { rest: bytes, kind: UNIT, left: 0, names: Vec::new() }
+    }
+
+    #[inline]
+    fn take(&mut self, len: usize) -> Read<&'de [u8]> {
+        let (taken, rest) =
+            self.rest.split_at_checked(len).ok_or_else(|| Why("its bytes end too early".to_owned()))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self) -> Read<u64> {
+        let bytes = self.take(8)?;
+        Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+    }
+
+    fn blob(&mut self) -> Read<&'de [u8]> {
+        let len = self.number()?;
+        self.take(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    fn text(&mut self) -> Read<&'de str> {
+        std::str::from_utf8(self.blob()?).map_err(Why::custom)
+    }
+
+    /// A name, whose head has been taken.
+    fn name(&mut self, kind: u8) -> Read<&'de str> {
+        if kind == NEW_NAME {
+            let name = self.text()?;
+            self.names.push(name);
+            return Ok(name);
+        }
+        let number = self.take(4)?.try_into().map(u32::from_le_bytes).unwrap_or_default();
+        let known = self.names.get(number as usize).filter(|_| kind == NAME);
+        known.copied().ok_or_else(|| Why("it has a name that was never given".to_owned()))
+    }
+
+    fn variant(&mut self) -> Read<&'de str> {
+        let kind = self.take(1)?[0];
+        self.name(kind)
+    }
+
+    #[inline]
+    fn token(&mut self) -> Read<Token<'de>> {
+        if self.left > 0 {
+            self.left -= 1;
+            let bytes = self.take(width(self.kind).unwrap_or(0))?;
+            return Ok(Token::Scalar(self.kind, bytes));
+        }
+        self.fresh_token()
+    }
+
+    fn fresh_token(&mut self) -> Read<Token<'de>> {
+        let kind = self.take(1)?[0];
+        if let Some(width) = width(kind & !RUN) {
+            self.kind = kind & !RUN;
+            if kind & RUN != 0 {
+                self.left = self.number()?.saturating_sub(1);
+            }
+            return Ok(Token::Scalar(self.kind, self.take(width)?));
+        }
+        Ok(match kind {
+            UNIT => Token::Unit,
+            NONE => Token::None,
+            SOME => Token::Some,
+            STR => Token::Str(self.text()?),
+            BYTES => Token::Bytes(self.blob()?),
+            NAME | NEW_NAME => Token::Str(self.name(kind)?),
+            SEQ => Token::Seq(self.number()?),
+            MAP => Token::Map(self.number()?),
+            UNIT_VARIANT => Token::UnitVariant(self.variant()?),
+            VARIANT => Token::Variant(self.variant()?),
+            _ => return Err(Why(format!("it has a token of unknown kind {kind}"))),
+        })
+    }
+
+    /// The next token, if it has this kind and nothing behind its head.
+    fn accept(&mut self, kind: u8) -> bool {
+        let accepted = self.left == 0 && self.rest.first() == Some(&kind);
+        self.rest = &self.rest[usize::from(accepted)..];
+        accepted
+    }
+
+    /// Of the next value: equal for equal values, whatever the order of their elements.
+    pub(super) fn digest(&mut self) -> Read<u64> {
+        let leaf = |kind: u8, bytes: &[u8]| Ok(xxh3_64_with_seed(bytes, kind.into()));
+        match self.token()? {
+            Token::Unit => leaf(UNIT, &[]),
+            Token::None => leaf(NONE, &[]),
+            Token::Some => Ok(xxh3_64_with_seed(&self.digest()?.to_le_bytes(), SOME.into())),
+            Token::Str(text) => leaf(STR, text.as_bytes()),
+            Token::Bytes(bytes) => leaf(BYTES, bytes),
+            Token::Scalar(kind, bytes) => leaf(kind, bytes),
+            Token::UnitVariant(name) => leaf(UNIT_VARIANT, name.as_bytes()),
+            Token::Variant(name) => Ok(xxh3_64_with_seed(name.as_bytes(), self.digest()?)),
+            Token::Seq(count) => unordered(SEQ, (0..count).map(|_| self.digest())),
+            Token::Map(count) => {
+                let entry = |_| {
+                    let key = self.digest()?;
+                    Ok(xxh3_64_with_seed(&key.to_le_bytes(), self.digest()?))
+                };
+                unordered(MAP, (0..count).map(entry))
+            }
+        }
+    }
+}
+
+/// A scalar to its visitor.
+#[inline]
+fn visit_scalar<'de, V: Visitor<'de>>(kind: u8, bytes: &[u8], visitor: V) -> Read<V::Value> {
+    macro_rules! number {
+        ($type:ty) => {
+            <$type>::from_le_bytes(bytes.try_into().unwrap_or_default())
+        };
+    }
+    match kind {
+        BOOL => visitor.visit_bool(bytes[0] != 0),
+        I8 => visitor.visit_i8(number!(i8)),
+        I16 => visitor.visit_i16(number!(i16)),
+        I32 => visitor.visit_i32(number!(i32)),
+        I64 => visitor.visit_i64(number!(i64)),
+        I128 => visitor.visit_i128(number!(i128)),
+        U8 => visitor.visit_u8(number!(u8)),
+        U16 => visitor.visit_u16(number!(u16)),
+        U32 => visitor.visit_u32(number!(u32)),
+        U64 => visitor.visit_u64(number!(u64)),
+        U128 => visitor.visit_u128(number!(u128)),
+        F32 => visitor.visit_f32(number!(f32)),
+        F64 => visitor.visit_f64(number!(f64)),
+        _ => {
+            let char = char::from_u32(number!(u32));
+            visitor.visit_char(char.ok_or_else(|| Why("it has a char that is none".to_owned()))?)
+        }
+    }
+}
+
+impl<'de> Deserializer<'de> for &mut Reader<'de> {
+    type Error = Why;
+
+    #[inline]
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        match self.token()? {
+            Token::Scalar(kind, bytes) => visit_scalar(kind, bytes, visitor),
+            Token::Unit => visitor.visit_unit(),
+            Token::None => visitor.visit_none(),
+            Token::Some => visitor.visit_some(self),
+            Token::Str(text) | Token::UnitVariant(text) => visitor.visit_borrowed_str(text),
+            Token::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
+            Token::Seq(count) => self.many(count, |many| visitor.visit_seq(many)),
+            Token::Map(count) => self.many(count, |many| visitor.visit_map(many)),
+            // As formats for people have it: what buffers a value of unknown type knows no variants.
+            Token::Variant(name) => visitor.visit_map(Named { name: Some(name), reader: self }),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        if self.accept(NONE) || self.accept(UNIT) {
+            return visitor.visit_none();
+        }
+        self.accept(SOME);
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        if self.accept(NONE) { visitor.visit_unit() } else { self.deserialize_any(visitor) }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Read<V::Value> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Read<V::Value> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Read<V::Value> {
+        match self.token()? {
+            Token::UnitVariant(name) | Token::Str(name) => {
+                visitor.visit_enum(BorrowedStrDeserializer::new(name))
+            }
+            Token::Variant(name) => visitor.visit_enum(Named { name: Some(name), reader: self }),
+            // An enum that writes itself as a map.
+            Token::Map(1) => match self.token()? {
+                Token::Str(name) => visitor.visit_enum(Named { name: Some(name), reader: self }),
+                _ => Err(Why("it has a variant without a name".to_owned())),
+            },
+            _ => Err(Why("it has another value where a variant of an enum is read".to_owned())),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf seq tuple tuple_struct map struct
+        identifier ignored_any
+    }
+}
+
+impl<'de> Reader<'de> {
+    /// Lets `visit` read `count` elements: all of them.
+    fn many<R>(&mut self, count: u64, visit: impl FnOnce(&mut Many<'_, 'de>) -> Read<R>) -> Read<R> {
+        let mut many = Many { reader: self, left: count };
+        let value = visit(&mut many)?;
+        match many.left {
+            0 => Ok(value),
+            left => Err(Why(format!("{left} elements of a sequence or map are left unread"))),
+        }
+    }
+}
+
+/// Elements of a sequence or map.
+struct Many<'a, 'de> {
+    reader: &'a mut Reader<'de>,
+    left: u64,
+}
+
+impl Many<'_, '_> {
+    /// So much may be allocated in advance: no more elements than bytes, whatever the count says.
+    fn hint(&self) -> Option<usize> {
+        Some(usize::try_from(self.left).unwrap_or(usize::MAX).min(self.reader.rest.len()))
+    }
+}
+
+impl<'de> SeqAccess<'de> for &mut Many<'_, 'de> {
+    type Error = Why;
+
+    #[inline]
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Read<Option<S::Value>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        seed.deserialize(&mut *self.reader).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.hint()
+    }
+}
+
+impl<'de> MapAccess<'de> for &mut Many<'_, 'de> {
+    type Error = Why;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Read<Option<S::Value>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        seed.deserialize(&mut *self.reader).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Read<S::Value> {
+        seed.deserialize(&mut *self.reader)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.hint()
+    }
+}
+
+/// A variant with its value: as an enum, or as a map of one entry.
+struct Named<'a, 'de> {
+    name: Option<&'de str>,
+    reader: &'a mut Reader<'de>,
+}
+
+impl<'de> MapAccess<'de> for Named<'_, 'de> {
+    type Error = Why;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Read<Option<S::Value>> {
+        self.name.take().map(|name| seed.deserialize(BorrowedStrDeserializer::new(name))).transpose()
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Read<S::Value> {
+        seed.deserialize(&mut *self.reader)
+    }
+}
+
+impl<'de> EnumAccess<'de> for Named<'_, 'de> {
+    type Error = Why;
+    type Variant = Self;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(mut self, seed: S) -> Read<(S::Value, Self)> {
+        let name = self.name.take().unwrap_or_default();
+        Ok((seed.deserialize(BorrowedStrDeserializer::<Why>::new(name))?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Named<'_, 'de> {
+    type Error = Why;
+
+    fn unit_variant(self) -> Read<()> {
+        <()>::deserialize(self.reader)
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Read<S::Value> {
+        seed.deserialize(self.reader)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Read<V::Value> {
+        self.reader.deserialize_any(visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], visitor: V) -> Read<V::Value> {
+        self.reader.deserialize_any(visitor)
+    }
+}
