@@ -138,7 +138,7 @@ impl fmt::Display for RankState {
 /// });
 /// assert!(matches!(error, Err(Error::PeerDied { rank: 1, cause: Death::Signal(6), .. })));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument does not fit. No shared state was changed; peers in the same collective get an error too.
@@ -304,6 +304,13 @@ pub enum Error {
     /// An error of the user's own, to be carried to the caller: see [`Error::other`].
     #[error("{0}")]
     Other(String),
+}
+
+impl fmt::Debug for Error {
+    /// As a person reads it: this is what `main` and `unwrap` print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -18,6 +18,7 @@
 //! Who belongs to which process group decides what a terminal does to whom: see DESIGN.md, "Terminals and signals".
 
 mod output;
+mod panics;
 mod recovery;
 
 use crate::channel::world::World;
@@ -32,13 +33,14 @@ use crate::os::topology;
 use crate::shm::segment::Segment;
 use output::Output;
 use recovery::Era;
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub(crate) use panics::{Listening, caught};
 
 /// Exit status of a zygote whose build left threads or descriptors behind: the first keep it from forking, the second lead
 /// all slots to one pipe, socket or place in a file. Each slot must build for itself.
@@ -577,40 +579,4 @@ pub(crate) fn explained(text: String) -> String {
         }
         false => text,
     }
-}
-
-thread_local! {
-    /// Is this thread inside [`caught`]?
-    static CATCHING: Cell<bool> = const { Cell::new(false) };
-    /// Message and place of the panic that [`caught`] is to report.
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Panics inside [`caught`] are kept instead of being printed; all others go where they went before.
-fn keep_caught_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !CATCHING.get() {
-                return before(panic);
-            }
-            let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
-            let text = panic.payload_as_str().unwrap_or("a panic whose value is no text");
-            LAST_PANIC.set(Some(format!("{text}{place}")));
-        }));
-    });
-}
-
-/// Runs `f`; a panic becomes its text and source line.
-pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
-    keep_caught_panics();
-    let outer = CATCHING.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    CATCHING.set(outer);
-    result.map_err(|payload| {
-        // Dropping a payload may panic again, here where nobody catches it.
-        core::mem::forget(payload);
-        LAST_PANIC.take().unwrap_or_else(|| "a panic without a text (resume_unwind)".to_owned())
-    })
 }

@@ -5,7 +5,7 @@ use crate::comm::seed::seed;
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::sync::atomic::Ordering;
-use crate::work::crew::{caught, explained};
+use crate::work::crew::{Listening, caught, explained};
 use crate::work::sweep::Schedule;
 use ndarray::ArrayView2;
 use std::ops::Range;
@@ -103,6 +103,7 @@ where
         predecessor: Option<Death>,
         tick: &mut dyn FnMut(),
     ) {
+        let _listening = Listening::new();
         let state = inherited.map_or(State::None, State::Inherited);
         let mut worker = Worker { work: self, slot, state, texts: Texts::default() };
         if let Err(GivenUp(why)) = worker.live(predecessor, tick) {

@@ -1,0 +1,195 @@
+//! Panics of what users have given, as texts.
+//!
+//! The text is the payload's. Where it happened only a panic hook is told, so one stands while something runs that is
+//! [`caught`], over the hook that it found, which it puts back:
+//!
+//! | the hook that was found | a panic inside `caught` | any other |
+//! | --- | --- | --- |
+//! | the standard library's | is told by whoever called `caught`: not printed | printed |
+//! | the program's own | goes to it, too | goes to it |
+//!
+//! A program that sets its own hook meanwhile keeps it: the text has no place then. A panic that nobody will catch, because
+//! the process is about to abort, is printed with those before it.
+
+use crate::error::Error;
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::io::Write;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, Location, PanicHookInfo, catch_unwind, set_hook, take_hook};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::panicking;
+
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
+
+thread_local! {
+    /// Is this thread inside [`caught`]?
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+    /// How many [`Listening`] this thread has.
+    static LISTENING: Cell<u32> = const { Cell::new(0) };
+    /// The last two panics of this thread since [`caught`] began: the second may be the end of both.
+    static SEEN: RefCell<[Option<Seen>; 2]> = const { RefCell::new([None, None]) };
+}
+
+/// What the hook was told of a panic.
+struct Seen {
+    kind: TypeId,
+    text: Option<String>,
+    place: String,
+}
+
+/// The hook that was found.
+struct Former {
+    hook: Hook,
+    /// The standard library's, which prints.
+    is_default: bool,
+}
+
+impl Former {
+    /// Takes the process's hook.
+    fn take() -> Former {
+        let hook = take_hook();
+        // With none set this gives the standard library's.
+        let default = take_hook();
+        let is_default = std::ptr::eq(&*hook, &*default);
+        Former { hook, is_default }
+    }
+
+    /// What is done at a panic of any thread.
+    fn hear(&self, panic: &PanicHookInfo<'_>) {
+        let told_later = CATCHING.get() && !cfg!(panic = "abort");
+        if told_later && !aborts(panic) {
+            let (payload, place) = (panic.payload(), panic.location().map(ToString::to_string));
+            let seen =
+                Seen { kind: payload.type_id(), text: text(payload), place: place.unwrap_or_default() };
+            SEEN.with_borrow_mut(|[last, before]| *before = last.replace(seen));
+            if self.is_default {
+                return;
+            }
+        } else if told_later && self.is_default {
+            // This one aborts the process, and those before it have not been printed.
+            SEEN.with_borrow(|[last, before]| {
+                for Seen { text, place, .. } in [before, last].into_iter().flatten() {
+                    let text = text.as_deref().unwrap_or(NO_TEXT);
+                    let _ =
+                        writeln!(std::io::stderr(), "phalanx: a panic before the end, at {place}:\n{text}");
+                }
+            });
+        }
+        (self.hook)(panic);
+    }
+}
+
+/// Is this the last panic of the process? (`PanicHookInfo::can_unwind` is not stable.) The language raises these where a
+/// panic must not pass: out of a destructor while another unwinds, out of a foreign function.
+fn aborts(panic: &PanicHookInfo<'_>) -> bool {
+    // Others, and the standard library's own, have the place of whoever called what panicked.
+    let raised_by_language = |place: &Location<'_>| place.file().ends_with("library/core/src/panicking.rs");
+    let violated = |text: &str| text.starts_with("unsafe precondition(s) violated");
+    panic.location().is_some_and(raised_by_language) || panic.payload_as_str().is_some_and(violated)
+}
+
+/// The hook that stands for [`Listening`] threads.
+struct Standing {
+    /// How many they are.
+    threads: usize,
+    /// Its address, and what it stands over; it may have been replaced meanwhile.
+    ours: Option<(usize, Arc<Former>)>,
+}
+
+static STANDING: Mutex<Standing> = Mutex::new(Standing { threads: 0, ours: None });
+
+impl Standing {
+    fn begin(&mut self) {
+        // A thread that panics may not change hooks.
+        if !panicking() && (self.threads == 0 || self.ours.is_none()) {
+            let former = self.remove().unwrap_or_else(|| Arc::new(Former::take()));
+            let heard = Arc::clone(&former);
+            let hook: Hook = Box::new(move |panic| heard.hear(panic));
+            self.ours = Some((address(&hook), former));
+            set_hook(hook);
+        }
+        self.threads += 1;
+    }
+
+    fn end(&mut self) {
+        self.threads -= 1;
+        // Else it stays until the next end, as good as not there.
+        if self.threads == 0 && !panicking() {
+            match self.remove().map(Arc::try_unwrap) {
+                Some(Ok(former)) if !former.is_default => set_hook(former.hook),
+                Some(Err(former)) => set_hook(Box::new(move |panic| (former.hook)(panic))),
+                // The standard library's stands since ours was removed.
+                _ => {}
+            }
+        }
+    }
+
+    /// Removes our hook, if it is in force; what it stood over.
+    fn remove(&mut self) -> Option<Arc<Former>> {
+        let (ours, former) = self.ours.take()?;
+        let now = take_hook();
+        // While ours exists nothing else has its address.
+        let exists = Arc::strong_count(&former) > 1;
+        if exists && address(&now) == ours {
+            return Some(former);
+        }
+        set_hook(now);
+        None
+    }
+}
+
+fn address(hook: &Hook) -> usize {
+    std::ptr::from_ref(&**hook).cast::<()>().addr()
+}
+
+/// While this lives, [`caught`] knows where panics of this thread happen, at no further cost.
+pub(crate) struct Listening(PhantomData<*const ()>);
+
+impl Listening {
+    pub(crate) fn new() -> Listening {
+        if LISTENING.replace(LISTENING.get() + 1) == 0 {
+            STANDING.lock().unwrap_or_else(PoisonError::into_inner).begin();
+        }
+        Listening(PhantomData)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        LISTENING.set(LISTENING.get() - 1);
+        if LISTENING.get() == 0 {
+            STANDING.lock().unwrap_or_else(PoisonError::into_inner).end();
+        }
+    }
+}
+
+const NO_TEXT: &str = "a panic whose value is no text";
+
+/// The text of a panic's payload.
+fn text(payload: &(dyn Any + Send)) -> Option<String> {
+    let literal = || payload.downcast_ref::<&str>().map(ToString::to_string);
+    let formatted = || payload.downcast_ref::<String>().cloned();
+    let error =
+        || payload.downcast_ref::<Box<dyn std::error::Error + Send + Sync>>().map(ToString::to_string);
+    let own = || payload.downcast_ref::<Error>().map(ToString::to_string);
+    literal().or_else(formatted).or_else(error).or_else(own)
+}
+
+/// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place.
+pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
+    let _listening = Listening::new();
+    let outer = (CATCHING.replace(true), SEEN.take());
+    let result = catch_unwind(AssertUnwindSafe(f));
+    CATCHING.set(outer.0);
+    let [last, _] = SEEN.replace(outer.1);
+    result.map_err(|payload| {
+        let (kind, text) = ((*payload).type_id(), text(&*payload));
+        // Dropping a payload may panic again, here where nobody catches it.
+        core::mem::forget(payload);
+        // Not one that `f` has caught itself.
+        let place = last.filter(|seen| (seen.kind, &seen.text) == (kind, &text)).map(|seen| seen.place);
+        let text = text.unwrap_or_else(|| NO_TEXT.to_owned());
+        place.map_or_else(|| text.clone(), |place| format!("{text} ({place})"))
+    })
+}
