@@ -85,7 +85,7 @@ impl Former {
 fn aborts(panic: &PanicHookInfo<'_>) -> bool {
     // Others, and the standard library's own, have the place of whoever called what panicked.
     let raised_by_language = |place: &Location<'_>| place.file().ends_with("library/core/src/panicking.rs");
-    let violated = |text: &str| text.starts_with("unsafe precondition(s) violated");
+    let violated = |text: &str| text.contains("precondition(s) violated");
     panic.location().is_some_and(raised_by_language) || panic.payload_as_str().is_some_and(violated)
 }
 
