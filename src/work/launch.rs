@@ -108,7 +108,10 @@ impl Launch {
     /// looks at it goes by who runs it. An MPI that starts threads amid a body, later than its first messages, makes the next
     /// launch that forks refuse to: see [`Launch::allow_threads`].
     ///
-    /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them.
+    /// Results arrive as they were returned, as far as serde sees them, whatever their type
+    /// ([`Comm::broadcast_object`] says more); one that would not is an error of its rank, with the type and the reason.
+    /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them. (Such a result
+    /// can be read only once, so an untagged enum in it that is read as another variant is not found.)
     ///
     /// # Errors
     /// The first failure, with its rank: a panic's text, the error that a body returned, how a process died; all other
@@ -173,7 +176,7 @@ impl Launch {
     }
 
     /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
-    /// fork. Ranks that crash take the caller with them.
+    /// fork. Ranks that crash take the caller with them. Results are handed over as they are, never serialised.
     ///
     /// # Errors
     /// The first failure, with its rank: a panic's text, or the error that a body returned.

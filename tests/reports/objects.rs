@@ -371,10 +371,10 @@ fn arrays_arrive() {
 }
 
 fn long_lists_arrive() {
-    let bytes: Vec<u8> = (0..200_000u32).map(|i| (i * 7) as u8).collect();
-    let reals: Vec<f64> = (0..20_000).map(|i| i as f64 / 7.0).collect();
-    let options: Vec<Option<u16>> = (0..10_000).map(|i| (i % 3 > 0).then_some(i)).collect();
-    let answers = vec![Answer { residuals: vec![1, 2], ..Answer::default() }; 500];
+    let bytes: Vec<u8> = (0..50_000u32).map(|i| (i * 7) as u8).collect();
+    let reals: Vec<f64> = (0..5000).map(|i| i as f64 / 7.0).collect();
+    let options: Vec<Option<u16>> = (0..2000).map(|i| (i % 3 > 0).then_some(i)).collect();
+    let answers = vec![Answer { residuals: vec![1, 2], ..Answer::default() }; 100];
     arrives((bytes, reals, options, answers));
 }
 

@@ -4,20 +4,22 @@
 //! A reader that knows only names and types therefore needs no agreement about which fields were left out.
 //!
 //! ```text
-//! kind u8                         what follows
-//! UNIT, NONE                      nothing
-//! SOME                            a value: only where it is UNIT, NONE or SOME itself; any other value stands for itself
-//! BOOL .. CHAR                    its bytes, little endian; with the bit RUN: count u64, then so many of them
-//! STR, BYTES                      len u64, then so many bytes
-//! NAME                            number u32: of a name already given
-//! NEW_NAME                        len u64, then so many bytes: the next number's
-//! SEQ                             count u64, then so many values
-//! MAP                             count u64, then so many keys with their values; a struct's keys are names
-//! UNIT_VARIANT, VARIANT           a name; for VARIANT a value
+//! kind u8             what follows; counts are one byte below 255, else that and a u64
+//! UNIT, NONE          nothing
+//! SOME                a value: only where that is UNIT, NONE or SOME itself; any other value stands for itself
+//! BOOL .. CHAR        its bytes, little endian; with the bit RUN: count, then so many of them
+//! STR, BYTES          count, then so many bytes
+//! NAME                count: the number of a name already given
+//! NEW_NAME            count, then so many bytes: the next number's
+//! SEQ                 count, then so many values
+//! MAP                 count, then so many keys with their values; a struct's keys are names
+//! UNIT_VARIANT        a name
+//! VARIANT             a name and a value
 //! ```
 //!
-//! Crates for CBOR and MessagePack were tried (ciborium, rmp-serde, cbor4ii, pot, serde-brief): none tells `Some(None)` from
-//! `None`, and bulk takes one byte more per number.
+//! Crates with such encodings were tried (ciborium, rmp-serde, cbor4ii, minicbor-serde, pot, serde-brief): none tells
+//! `Some(None)` from `None`, and none but this one keeps the widths of integers, by which [`arrival`] finds a value that is read
+//! as another.
 
 mod read;
 mod write;
@@ -57,6 +59,8 @@ const F64: u8 = 23;
 const CHAR: u8 = 24;
 /// Several scalars of one kind, one behind the other.
 const RUN: u8 = 0x80;
+/// Counts from here on do not fit into their first byte.
+const LONG: u8 = u8::MAX;
 
 /// Bytes of a scalar, if `kind` is one.
 const fn width(kind: u8) -> Option<usize> {
@@ -147,4 +151,113 @@ fn unordered(
         count += 1;
     }
     Ok(xxh3_64_with_seed(bytemuck::bytes_of(&[count, sum]), kind.into()))
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::{Deserialize, Serializer, ser::SerializeSeq};
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    enum Part {
+        Unit,
+        One(Option<Option<u8>>),
+        Two(u64, char),
+        Named { list: Vec<f64>, text: String },
+    }
+
+    type Parts = (Vec<Part>, BTreeMap<i32, bool>, [u16; 3], Option<()>, u128, Vec<u8>);
+
+    fn parts() -> Parts {
+        let named = |len| Part::Named { list: vec![0.5; len], text: "x".repeat(len) };
+        let all =
+            vec![Part::Unit, Part::One(Some(None)), Part::Two(1, 'ß'), named(3), named(300), Part::One(None)];
+        (all, BTreeMap::from([(-1, true), (7, false)]), [1, 2, 3], Some(()), u128::MAX, vec![9; 254])
+    }
+
+    #[test]
+    fn values_are_read_as_written() {
+        assert_eq!(read::<Parts>(&write(&parts()).unwrap()).unwrap(), parts());
+        for len in [0, 1, 2, 254, 255, 256, 70_000] {
+            let list = vec![(3u8, 4u8); len];
+            assert_eq!(read::<Vec<(u8, u8)>>(&write(&list).unwrap()).unwrap(), list, "{len}");
+            let bytes = vec![7u8; len];
+            assert_eq!(read::<Vec<u8>>(&write(&bytes).unwrap()).unwrap(), bytes, "{len}");
+        }
+    }
+
+    #[test]
+    fn equal_scalars_have_one_head() {
+        assert_eq!(write(&vec![1.5f64; 100]).unwrap().len(), 2 + 2 + 800);
+        assert_eq!(write(&7u8).unwrap(), [U8, 7]);
+        assert_eq!(write(&(7u8, 8u8, 9i8)).unwrap(), [SEQ, 3, U8 | RUN, 2, 7, 8, I8, 9]);
+    }
+
+    #[test]
+    fn names_are_given_once() {
+        let one = write(&vec![Part::Two(1, 'a')]).unwrap().len();
+        let two = write(&vec![Part::Two(1, 'a'); 2]).unwrap().len();
+        assert_eq!(two - one, one - 2 - "Two".len());
+    }
+
+    /// Says that it has more elements than it has, or fewer.
+    struct Says(Option<usize>);
+
+    impl Serialize for Says {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            let mut seq = serializer.serialize_seq(self.0)?;
+            (0..300u32).try_for_each(|i| seq.serialize_element(&i))?;
+            seq.end()
+        }
+    }
+
+    #[test]
+    fn lengths_that_values_say_do_not_count() {
+        for says in [None, Some(0), Some(3), Some(300), Some(1 << 40)] {
+            let list: Vec<u32> =
+                read(&write(&(Says(says), 5u8)).unwrap()).map(|(list, _): (_, u8)| list).unwrap();
+            assert_eq!(list, (0..300).collect::<Vec<_>>(), "{says:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_left_over_or_missing_is_an_error() {
+        let bytes = write(&parts()).unwrap();
+        assert!((0..bytes.len()).all(|len| read::<Parts>(&bytes[..len]).is_err()));
+        assert!(read::<Parts>(&[&bytes[..], &[UNIT]].concat()).is_err());
+        assert!(read::<u8>(&write(&[1u8, 2]).unwrap()).is_err());
+        assert!(read::<[u8; 2]>(&write(&[1u8, 2, 3]).unwrap()).is_err());
+    }
+
+    #[test]
+    fn overwritten_bytes_do_no_harm() {
+        let bytes = write(&parts()).unwrap();
+        for at in 0..bytes.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= flip;
+                let _ = read::<Parts>(&bytes);
+                let _ = digest(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_as_another_value_is_found() {
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Number {
+            Wide(u64),
+            Narrow(u8),
+        }
+        assert_eq!(travel(&Number::Wide(3)).unwrap().1, Number::Wide(3));
+        let error = travel(&vec![Number::Narrow(3)]).unwrap_err().to_string();
+        assert!(error.contains("Vec<") && error.contains("another value"), "{error}");
+        // Sets and maps have no order.
+        let set: std::collections::HashSet<u64> = (0..1000).collect();
+        let map: std::collections::HashMap<u64, Part> = (0..100).map(|n| (n, Part::Two(n, 'x'))).collect();
+        assert_eq!(travel(&(set.clone(), map.clone())).unwrap().1, (set, map));
+    }
 }

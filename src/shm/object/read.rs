@@ -24,7 +24,7 @@ pub(super) struct Reader<'de> {
     rest: &'de [u8],
     /// Scalars of this kind follow without a head.
     kind: u8,
-    left: u64,
+    left: usize,
     /// By their numbers.
     names: Vec<&'de str>,
 }
@@ -36,8 +36,8 @@ enum Token<'de> {
     Some,
     Str(&'de str),
     Bytes(&'de [u8]),
-    Seq(u64),
-    Map(u64),
+    Seq(usize),
+    Map(usize),
     UnitVariant(&'de str),
     Variant(&'de str),
     Scalar(u8, &'de [u8]),
@@ -56,14 +56,16 @@ impl<'de> Reader<'de> {
         Ok(taken)
     }
 
-    fn number(&mut self) -> Read<u64> {
-        let bytes = self.take(8)?;
-        Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+    fn count(&mut self) -> Read<usize> {
+        match self.take(1)?[0] {
+            LONG => Ok(u64::from_le_bytes(self.take(8)?.try_into().unwrap_or_default()) as usize),
+            short => Ok(usize::from(short)),
+        }
     }
 
     fn blob(&mut self) -> Read<&'de [u8]> {
-        let len = self.number()?;
-        self.take(usize::try_from(len).unwrap_or(usize::MAX))
+        let len = self.count()?;
+        self.take(len)
     }
 
     fn text(&mut self) -> Read<&'de str> {
@@ -77,8 +79,8 @@ impl<'de> Reader<'de> {
             self.names.push(name);
             return Ok(name);
         }
-        let number = self.take(4)?.try_into().map(u32::from_le_bytes).unwrap_or_default();
-        let known = self.names.get(number as usize).filter(|_| kind == NAME);
+        let number = self.count()?;
+        let known = self.names.get(number).filter(|_| kind == NAME);
         known.copied().ok_or_else(|| Why("it has a name that was never given".to_owned()))
     }
 
@@ -102,7 +104,7 @@ impl<'de> Reader<'de> {
         if let Some(width) = width(kind & !RUN) {
             self.kind = kind & !RUN;
             if kind & RUN != 0 {
-                self.left = self.number()?.saturating_sub(1);
+                self.left = self.count()?.saturating_sub(1);
             }
             return Ok(Token::Scalar(self.kind, self.take(width)?));
         }
@@ -113,8 +115,8 @@ impl<'de> Reader<'de> {
             STR => Token::Str(self.text()?),
             BYTES => Token::Bytes(self.blob()?),
             NAME | NEW_NAME => Token::Str(self.name(kind)?),
-            SEQ => Token::Seq(self.number()?),
-            MAP => Token::Map(self.number()?),
+            SEQ => Token::Seq(self.count()?),
+            MAP => Token::Map(self.count()?),
             UNIT_VARIANT => Token::UnitVariant(self.variant()?),
             VARIANT => Token::Variant(self.variant()?),
             _ => return Err(Why(format!("it has a token of unknown kind {kind}"))),
@@ -181,6 +183,20 @@ fn visit_scalar<'de, V: Visitor<'de>>(kind: u8, bytes: &[u8], visitor: V) -> Rea
     }
 }
 
+/// Scalars that are asked for by their type. In a run of them nothing else need be looked at: lists are long.
+macro_rules! scalars {
+    ($($method:ident $kind:ident $width:literal;)*) => {
+        $(#[inline]
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+            if self.left > 0 && self.kind == $kind {
+                self.left -= 1;
+                return visit_scalar($kind, self.take($width)?, visitor);
+            }
+            self.deserialize_any(visitor)
+        })*
+    };
+}
+
 impl<'de> Deserializer<'de> for &mut Reader<'de> {
     type Error = Why;
 
@@ -240,15 +256,25 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         }
     }
 
+    scalars! {
+        deserialize_i32 I32 4;
+        deserialize_i64 I64 8;
+        deserialize_u8 U8 1;
+        deserialize_u32 U32 4;
+        deserialize_u64 U64 8;
+        deserialize_f32 F32 4;
+        deserialize_f64 F64 8;
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf seq tuple tuple_struct map struct
+        bool i8 i16 i128 u16 u128 char str string bytes byte_buf seq tuple tuple_struct map struct
         identifier ignored_any
     }
 }
 
 impl<'de> Reader<'de> {
     /// Lets `visit` read `count` elements: all of them.
-    fn many<R>(&mut self, count: u64, visit: impl FnOnce(&mut Many<'_, 'de>) -> Read<R>) -> Read<R> {
+    fn many<R>(&mut self, count: usize, visit: impl FnOnce(&mut Many<'_, 'de>) -> Read<R>) -> Read<R> {
         let mut many = Many { reader: self, left: count };
         let value = visit(&mut many)?;
         match many.left {
@@ -261,13 +287,13 @@ impl<'de> Reader<'de> {
 /// Elements of a sequence or map.
 struct Many<'a, 'de> {
     reader: &'a mut Reader<'de>,
-    left: u64,
+    left: usize,
 }
 
 impl Many<'_, '_> {
     /// So much may be allocated in advance: no more elements than bytes, whatever the count says.
     fn hint(&self) -> Option<usize> {
-        Some(usize::try_from(self.left).unwrap_or(usize::MAX).min(self.reader.rest.len()))
+        Some(self.left.min(self.reader.rest.len()))
     }
 }
 

@@ -20,12 +20,51 @@ pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> std::result::Result<Vec
 #[derive(Default)]
 struct Writer {
     bytes: Vec<u8>,
-    /// The last token, if it is a scalar: its kind, its place, and how many stand there.
-    run: Option<(u8, usize, u64)>,
+    /// The kind and place of the last head, if it is a scalar's: others of its kind may follow.
+    run: Option<(u8, usize)>,
     /// Is the value just written UNIT, NONE or SOME?
     hollow: bool,
-    /// Numbers of names, by where the program has them: names are constants.
-    names: HashMap<(usize, usize), u32>,
+    names: Names,
+}
+
+/// The numbers of names, by where the program has them: they are constants.
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<(usize, usize), usize>,
+    /// Each name, and the number of the one that followed it last: lists repeat themselves.
+    given: Vec<((usize, usize), usize)>,
+    last: usize,
+}
+
+impl Names {
+    /// The name's number; is it new?
+    fn number(&mut self, name: &'static str) -> (usize, bool) {
+        let place = (name.as_ptr() as usize, name.len());
+        let guess = self.given.get(self.last).map_or(0, |&(_, next)| next);
+        let next = self.given.len();
+        let number = match self.given.get(guess) {
+            Some(&(known, _)) if known == place => guess,
+            _ => *self.numbers.entry(place).or_insert(next),
+        };
+        if number == next {
+            self.given.push((place, 0));
+        }
+        self.given[self.last].1 = number;
+        self.last = number;
+        (number, number == next)
+    }
+}
+
+/// A count as its bytes, and how many they are.
+fn count_bytes(count: usize) -> ([u8; 9], usize) {
+    let mut bytes = [0; 9];
+    if count < usize::from(LONG) {
+        bytes[0] = count as u8;
+        return (bytes, 1);
+    }
+    bytes[0] = LONG;
+    bytes[1..].copy_from_slice(&(count as u64).to_le_bytes());
+    (bytes, 9)
 }
 
 impl Writer {
@@ -35,28 +74,36 @@ impl Writer {
         self.bytes.push(kind);
     }
 
+    fn count(&mut self, count: usize) {
+        let (bytes, len) = count_bytes(count);
+        self.bytes.extend_from_slice(&bytes[..len]);
+    }
+
+    /// Puts a count at `at` in place of `before` bytes, and moves what stands behind.
+    fn put_count(&mut self, at: usize, before: usize, count: usize) {
+        let (bytes, len) = count_bytes(count);
+        let end = self.bytes.len();
+        self.bytes.resize(end.max(end + len - before), 0);
+        self.bytes.copy_within(at + before..end, at + len);
+        self.bytes.truncate(end + len - before);
+        self.bytes[at..at + len].copy_from_slice(&bytes[..len]);
+    }
+
+    /// Now it is known how many scalars one head has.
     fn end_run(&mut self) {
-        if let Some((_, at, count @ 2..)) = self.run.take() {
-            self.bytes[at + 1..at + 9].copy_from_slice(&count.to_le_bytes());
+        let Some((kind, at)) = self.run.take() else { return };
+        let count = (self.bytes.len() - at - 1) / width(kind).unwrap_or(1);
+        if count > 1 {
+            self.bytes[at] |= RUN;
+            self.put_count(at + 1, 0, count);
         }
     }
 
     #[inline]
     fn scalar(&mut self, kind: u8, bytes: &[u8]) -> Done {
-        match &mut self.run {
-            Some((before, at, count)) if *before == kind => {
-                if *count == 1 {
-                    // Room for the count, which end_run writes.
-                    self.bytes[*at] |= RUN;
-                    let first = *at + 1;
-                    self.bytes.splice(first..first, [0; 8]);
-                }
-                *count += 1;
-            }
-            _ => {
-                self.head(kind);
-                self.run = Some((kind, self.bytes.len() - 1, 1));
-            }
+        if self.run.is_none_or(|(before, _)| before != kind) {
+            self.head(kind);
+            self.run = Some((kind, self.bytes.len() - 1));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
@@ -64,35 +111,36 @@ impl Writer {
 
     fn blob(&mut self, kind: u8, bytes: &[u8]) {
         self.head(kind);
-        self.bytes.extend((bytes.len() as u64).to_le_bytes());
+        self.count(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
     fn name(&mut self, name: &'static str) {
-        let next = self.names.len() as u32;
-        let known = *self.names.entry((name.as_ptr() as usize, name.len())).or_insert(next);
-        if known == next {
-            self.blob(NEW_NAME, name.as_bytes());
-        } else {
-            self.head(NAME);
-            self.bytes.extend(known.to_le_bytes());
+        match self.names.number(name) {
+            (_, true) => self.blob(NEW_NAME, name.as_bytes()),
+            (number, false) => {
+                self.head(NAME);
+                self.count(number);
+            }
         }
     }
 
-    fn many(&mut self, kind: u8) -> std::result::Result<Many<'_>, Why> {
+    /// `expected`: how many elements the value says it has. Some say wrong.
+    fn many(&mut self, kind: u8, expected: usize) -> std::result::Result<Many<'_>, Why> {
         self.head(kind);
         let at = self.bytes.len();
-        self.bytes.extend([0; 8]);
-        Ok(Many { writer: self, at, count: 0 })
+        self.count(expected);
+        Ok(Many { writer: self, at, expected, count: 0 })
     }
 }
 
 /// A sequence or map whose elements are being written.
 struct Many<'a> {
     writer: &'a mut Writer,
-    /// Where its count belongs.
+    /// Where its count stands, and what stands there.
     at: usize,
-    count: u64,
+    expected: usize,
+    count: usize,
 }
 
 impl Many<'_> {
@@ -110,7 +158,10 @@ impl Many<'_> {
     fn close(self) -> Done {
         self.writer.end_run();
         self.writer.hollow = false;
-        self.writer.bytes[self.at..self.at + 8].copy_from_slice(&self.count.to_le_bytes());
+        if self.count != self.expected {
+            let (_, before) = count_bytes(self.expected);
+            self.writer.put_count(self.at, before, self.count);
+        }
         Ok(())
     }
 }
@@ -216,16 +267,16 @@ impl<'a> Serializer for &'a mut Writer {
         Ok(())
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> std::result::Result<Many<'a>, Why> {
-        self.many(SEQ)
+    fn serialize_seq(self, len: Option<usize>) -> std::result::Result<Many<'a>, Why> {
+        self.many(SEQ, len.unwrap_or(0))
     }
 
-    fn serialize_tuple(self, _: usize) -> std::result::Result<Many<'a>, Why> {
-        self.many(SEQ)
+    fn serialize_tuple(self, len: usize) -> std::result::Result<Many<'a>, Why> {
+        self.many(SEQ, len)
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> std::result::Result<Many<'a>, Why> {
-        self.many(SEQ)
+    fn serialize_tuple_struct(self, _: &'static str, len: usize) -> std::result::Result<Many<'a>, Why> {
+        self.many(SEQ, len)
     }
 
     fn serialize_tuple_variant(
@@ -233,19 +284,19 @@ impl<'a> Serializer for &'a mut Writer {
         _: &'static str,
         _: u32,
         variant: &'static str,
-        _: usize,
+        len: usize,
     ) -> std::result::Result<Many<'a>, Why> {
         self.head(VARIANT);
         self.name(variant);
-        self.many(SEQ)
+        self.many(SEQ, len)
     }
 
-    fn serialize_map(self, _: Option<usize>) -> std::result::Result<Many<'a>, Why> {
-        self.many(MAP)
+    fn serialize_map(self, len: Option<usize>) -> std::result::Result<Many<'a>, Why> {
+        self.many(MAP, len.unwrap_or(0))
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> std::result::Result<Many<'a>, Why> {
-        self.many(MAP)
+    fn serialize_struct(self, _: &'static str, len: usize) -> std::result::Result<Many<'a>, Why> {
+        self.many(MAP, len)
     }
 
     fn serialize_struct_variant(
@@ -253,11 +304,11 @@ impl<'a> Serializer for &'a mut Writer {
         _: &'static str,
         _: u32,
         variant: &'static str,
-        _: usize,
+        len: usize,
     ) -> std::result::Result<Many<'a>, Why> {
         self.head(VARIANT);
         self.name(variant);
-        self.many(MAP)
+        self.many(MAP, len)
     }
 }
 

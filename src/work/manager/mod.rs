@@ -268,13 +268,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as [`granularity`](Self::granularity) says.
     ///
     /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
-    /// Both see what the caller has made so far, by reference: nothing is serialised but results. Nobody is called
-    /// without a sample: workers that are more than samples are not started, and for an empty list none is.
+    /// Both see what the caller has made so far, by reference: nothing is serialised but results, alike on every back end
+    /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). Nobody is called without a sample:
+    /// workers that are more than samples are not started, and for an empty list none is.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
     /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller then holds it, and
-    /// later workers cannot look into it. A worker that dies is replaced and its task run again,
-    /// [`attempts`](Self::attempts) times in all.
+    /// later workers cannot look into it. (Numbers in a `Vec` are serialised one by one, some 20 ns each in all.) A worker
+    /// that dies is replaced and its task run again, [`attempts`](Self::attempts) times in all.
     /// *Serial*, *threads* and *peers* run the tasks in this call.
     ///
     /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure)); after a panic

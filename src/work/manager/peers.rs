@@ -50,7 +50,7 @@ impl ParallelManager<'_, '_> {
     /// Returns root's object on every rank; the others' is not used.
     ///
     /// # Errors
-    /// As all collectives; and if the object cannot be serialised, or not read back.
+    /// As [`Comm::broadcast_object`](crate::Comm::broadcast_object).
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -69,7 +69,7 @@ impl ParallelManager<'_, '_> {
     /// Everyone's object, in rank order, on every rank.
     ///
     /// # Errors
-    /// As all collectives; and if an object cannot be serialised, or not read back.
+    /// As [`Comm::all_gather_objects`](crate::Comm::all_gather_objects).
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("serial", 1)?;
