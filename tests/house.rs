@@ -25,6 +25,7 @@ const UNSAFE: [&str; 18] = [
     "os/mapping.rs",
     "os/process.rs",
     "shm/arena.rs",
+    "shm/copy.rs",
     "shm/element.rs",
     "shm/kernel.rs",
     "shm/segment.rs",

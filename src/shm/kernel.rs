@@ -8,6 +8,7 @@
 )]
 
 use crate::os::topology;
+use crate::shm::copy;
 
 /// What is done next with what is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +49,9 @@ pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
 /// Orders what [`copy_unordered`] has written before a later release store. (Streaming stores are not, by themselves; but
 /// to wait for each piece of an array would keep the reads of the next from overlapping.)
 pub(crate) fn order(store: Store) {
-    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     if store == Store::Streamed {
-        wide::fence();
+        copy::fence();
     }
-    let _ = store;
 }
 
 /// Asks for the cache line where `place` begins, to be written soon: its way here overlaps what is done until then.
@@ -65,17 +64,10 @@ pub(crate) fn fetch_to_write<T>(place: &T) {
 
 /// As [`copy`], to be followed by [`order`].
 pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
-    assert_eq!(dst.len(), src.len(), "copy between different lengths");
-    #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     match store {
-        Store::Streamed if dst.len() >= wide::STRING => return wide::stream(dst, src),
-        Store::Cached if dst.len() >= wide::STRING && wide::has_string_moves() => {
-            return wide::string_move(dst, src);
-        }
-        _ => {}
+        Store::Cached => copy::cached(dst, src),
+        Store::Streamed => copy::streamed(dst, src),
     }
-    let _ = store;
-    dst.copy_from_slice(src);
 }
 
 /// What a fold reads and writes; all are as long.
@@ -144,17 +136,12 @@ fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
     use super::{Operands, Store};
-    use crate::os::topology::Found;
     use core::arch::asm;
     use core::arch::x86_64::{
-        __cpuid_count, __m128i, _mm_load_si128, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
-        _mm512_load_si512, _mm512_loadu_si512, _mm512_stream_si512,
+        __m128i, _mm_load_si128, _mm_stream_si128, _mm512_load_si512, _mm512_stream_si512,
     };
     use core::mem::MaybeUninit;
 
-    /// From so many bytes on the processor's own string move is faster than the library's copy (and, from memory to memory,
-    /// as fast as streaming): start-up is paid off.
-    pub(super) const STRING: usize = 4 << 10;
     /// Below so many elements the look at the processor costs more than it saves.
     pub(super) const FEW: usize = 16;
     /// Bytes of a cache line.
@@ -256,76 +243,10 @@ mod wide {
         }
     }
 
-    /// Does the processor say that string moves are fast, of short strings too (leaf 7: ERMS, FSRM)?
-    pub(super) fn has_string_moves() -> bool {
-        static FAST: Found = Found::nothing();
-        let find = || {
-            let leaf = __cpuid_count(7, 0);
-            1 + usize::from(leaf.ebx & 1 << 9 != 0 && leaf.edx & 1 << 4 != 0)
-        };
-        FAST.or(find) == 2
-    }
-
-    pub(super) fn string_move(dst: &mut [u8], src: &[u8]) {
-        // SAFETY: copies as many bytes as both slices have, upwards (the direction flag is clear by the ABI); they do
-        // not overlap, one being borrowed exclusively.
-        unsafe {
-            asm!("rep movsb", inout("rcx") dst.len() => _, inout("rdi") dst.as_mut_ptr() => _,
-                 inout("rsi") src.as_ptr() => _, options(nostack, preserves_flags));
-        }
-    }
-
-    /// Whole cache lines by stores that bypass the caches, the ends by ordinary ones.
-    pub(super) fn stream(dst: &mut [u8], src: &[u8]) {
-        // SAFETY: any bytes make lines.
-        let (head, lines, tail) = unsafe { dst.align_to_mut::<Line>() };
-        let (first, rest) = src.split_at(head.len());
-        head.copy_from_slice(first);
-        let (middle, last) = rest.split_at(64 * lines.len());
-        if has_avx512() {
-            // SAFETY: the processor has the instructions.
-            unsafe { stream_avx512(lines, middle) };
-        } else {
-            stream_sse2(lines, middle);
-        }
-        tail.copy_from_slice(last);
-    }
-
-    #[target_feature(enable = "avx512f")]
-    fn stream_avx512(lines: &mut [Line], from: &[u8]) {
-        let ((fours, rest), (from, last)) = (lines.as_chunks_mut::<4>(), from.as_chunks::<{ 4 * LINE }>());
-        for (four, from) in fours.iter_mut().zip(from) {
-            // SAFETY: a line, wherever it lies. (By number: a loop would become a call of the library's copy.)
-            let load = |line: usize| unsafe { _mm512_loadu_si512(from[line * LINE..].as_ptr().cast()) };
-            let [a, b, c, d] = four;
-            for (line, bytes) in [(a, load(0)), (b, load(1)), (c, load(2)), (d, load(3))] {
-                // SAFETY: a line, aligned.
-                unsafe { _mm512_stream_si512(core::ptr::from_mut(line).cast(), bytes) };
-            }
-        }
-        stream_sse2(rest, last);
-    }
-
-    fn stream_sse2(lines: &mut [Line], from: &[u8]) {
-        for (line, from) in lines.iter_mut().zip(from.chunks_exact(LINE)) {
-            for (part, from) in line.0.iter_mut().zip(from.chunks_exact(16)) {
-                // SAFETY: 16 bytes, wherever they lie.
-                let bytes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
-                // SAFETY: 16 bytes, aligned as part of a line.
-                unsafe { _mm_stream_si128(part, bytes) };
-            }
-        }
-    }
-
     #[inline]
     pub(super) fn fetch_to_write(line: *const u8) {
         // SAFETY: changes nothing but who holds the line; processors of this architecture that cannot do it ignore it.
         unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
-    }
-
-    pub(super) fn fence() {
-        // SAFETY: part of x86-64.
-        unsafe { _mm_sfence() };
     }
 
     /// A cache line.
