@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::Shared;
+use crate::shm::kernel::{self, Store};
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
@@ -219,7 +220,8 @@ impl<'w> Writer<'w> {
             let place = self.end.store(start as usize, piece.len());
             // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
             // and looks at them again only behind the stamp that `push` stores after this copy.
-            unsafe { core::ptr::copy_nonoverlapping(piece.as_ptr(), place.as_ptr(), piece.len()) };
+            let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
+            kernel::copy(place, piece, Store::Cached);
             point(Site::RingStored);
             self.push(Frame { kind: Kind::Piece, signature, total, at }, &[], deadline)?;
         }
@@ -333,7 +335,8 @@ impl<'w> Reader<'w> {
                 }
                 let place = self.end.store(start, len);
                 // SAFETY: in bounds; the writer filled it before the stamp and reuses it after `advance`.
-                unsafe { core::ptr::copy_nonoverlapping(place.as_ptr(), rest.as_mut_ptr(), len) };
+                let piece = unsafe { core::slice::from_raw_parts(place.as_ptr(), len) };
+                kernel::copy(&mut rest[..len], piece, Store::Cached);
                 Ok(len)
             }
             Kind::Array => Err(corrupt),

@@ -25,6 +25,7 @@ use crate::os::process::{self, Bell};
 use crate::os::topology;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::Shared;
+use crate::shm::kernel;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
@@ -578,7 +579,7 @@ impl World {
     /// A copy of bytes that a rank has left behind. Only once all ranks have ended.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
         let block = Block::join(&self.segment, offset, len)?;
-        let bytes = block.bytes().to_vec();
+        let bytes = kernel::to_vec(block.bytes());
         drop(block);
         Ok(bytes)
     }

@@ -77,7 +77,7 @@ enum Mail {
 
 impl Mailbox {
     pub(crate) fn send(&mut self, call: &Call, message: &[u8]) {
-        self.0.push_back(Mail::Bytes(call.signature(), message.to_vec()));
+        self.0.push_back(Mail::Bytes(call.signature(), kernel::to_vec(message)));
     }
 
     pub(crate) fn send_block(&mut self, call: &Call, block: Block) {
@@ -95,7 +95,7 @@ impl Mailbox {
             let problem = format!("a message of {} bytes for a buffer of {}", bytes.len(), message.len());
             return Err(Error::bad(place, problem));
         }
-        message.copy_from_slice(bytes);
+        kernel::copy(message, bytes, Store::Cached);
         self.0.pop_front();
         Ok(())
     }

@@ -342,7 +342,7 @@ pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     // Dropping either might end what the value stands for, a directory say, which is the receiver's now.
     core::mem::forget((value, arrived));
     let mut block = heap.borrow_mut().alloc(bytes.len(), false)?;
-    block.bytes_mut().copy_from_slice(&bytes);
+    kernel::copy(block.bytes_mut(), &bytes, Store::Cached);
     let place = (block.offset(), bytes.len());
     block.leave_held();
     Ok(place)

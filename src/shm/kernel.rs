@@ -46,6 +46,13 @@ pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
     order(store);
 }
 
+/// Returns a copy of bytes that are read soon.
+pub(crate) fn to_vec(src: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; src.len()];
+    copy(&mut bytes, src, Store::Cached);
+    bytes
+}
+
 /// Orders what [`copy_unordered`] has written before a later release store. (Streaming stores are not, by themselves; but
 /// to wait for each piece of an array would keep the reads of the next from overlapping.)
 pub(crate) fn order(store: Store) {

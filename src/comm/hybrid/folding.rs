@@ -40,7 +40,7 @@ use crate::comm::shm::{UNLIKE, digest_of, unit};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
 use crate::shm::element::ALIGN;
-use crate::shm::kernel::Store;
+use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use std::ops::Range;
 use std::rc::Rc;
@@ -271,7 +271,7 @@ impl Hybrid<'_> {
                 return fold.in_rank_order(own, None, Store::Cached, seen.size(), operand);
             }
             for (rank, place) in own.chunks_exact_mut(n).enumerate() {
-                place.copy_from_slice(operand(rank, 0..n)?);
+                kernel::copy(place, operand(rank, 0..n)?, Store::Cached);
             }
             Ok(())
         });
@@ -305,7 +305,7 @@ impl Hybrid<'_> {
         let (n, nodes, node) = (send.len(), self.layout.nodes(), self.layout.node);
         let (local, leads) = (Call { root: 0, ..*call }, self.net.is_some());
         if self.node.size() == 1 {
-            recv.copy_from_slice(send);
+            kernel::copy(recv, send, Store::Cached);
         } else {
             let folded = self.node.reduce(&local, send, leads.then_some(&mut *recv), fold);
             folded.map_err(|error| self.failed(call, error))?;
@@ -336,7 +336,7 @@ impl Hybrid<'_> {
                 true => &recv[mine.clone()],
                 false => &came.bytes()[part * stride..][..mine.len()],
             })?;
-            recv[mine].copy_from_slice(sum.bytes());
+            kernel::copy(&mut recv[mine], sum.bytes(), Store::Cached);
             let sizes: Vec<usize> = (0..nodes).map(|node| slice_of(node).len()).collect();
             net.all_gather(recv, &sizes, watch)
         })?;
@@ -531,7 +531,7 @@ impl Hybrid<'_> {
         let made = Aligned::zeroed(fold, send.len()).map_err(|error| self.abort(call, error));
         let mut all = made?;
         self.reduce(call, send, Some(all.bytes_mut()), fold)?;
-        recv.copy_from_slice(&all.bytes()[start..start + recv.len()]);
+        kernel::copy(recv, &all.bytes()[start..start + recv.len()], Store::Cached);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::mpi::{Flight, LARGEST, Mpi};
 use crate::error::{Error, Result};
 use crate::os::launcher::host;
 use crate::os::process;
+use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use std::io::Write;
 use std::ops::Range;
@@ -178,7 +179,7 @@ impl Net {
         let size = |step: usize| sizes[(me + step) % nodes];
         let start: usize = sizes[..me].iter().sum();
         let mut turned = vec![0; all.len()];
-        turned[..size(0)].copy_from_slice(&all[start..start + size(0)]);
+        kernel::copy(&mut turned[..size(0)], &all[start..start + size(0)], Store::Cached);
         let (mut have, mut bytes) = (1, size(0));
         while have < nodes {
             let take = have.min(nodes - have);
@@ -193,8 +194,8 @@ impl Net {
             bytes += coming;
         }
         let tail = all.len() - start;
-        all[start..].copy_from_slice(&turned[..tail]);
-        all[..start].copy_from_slice(&turned[tail..]);
+        kernel::copy(&mut all[start..], &turned[..tail], Store::Cached);
+        kernel::copy(&mut all[..start], &turned[tail..], Store::Cached);
         Ok(())
     }
 

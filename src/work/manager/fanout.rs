@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::os::inherit::Access;
 use crate::shm::arena::Block;
 use crate::shm::array::{alloc, lend_heap, pack, unpack};
+use crate::shm::kernel::{self, Store};
 use crate::sync::atomic::Ordering;
 use crate::work::crew::{Crew, Job, Policy, caught};
 use crate::work::manager::tasks::{Outcome, Outcomes, Work, Worker, told};
@@ -192,7 +193,7 @@ impl Slot<'_> {
         let Some((shelf, used)) = &mut self.shelf else { return Ok([0; 3]) };
         let at = *used;
         *used += bytes.len();
-        shelf.bytes_mut()[at..*used].copy_from_slice(bytes);
+        kernel::copy(&mut shelf.bytes_mut()[at..*used], bytes, Store::Cached);
         Ok([shelf.offset(), at, bytes.len()])
     }
 }
