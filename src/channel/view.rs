@@ -136,6 +136,7 @@ impl<T: Element, D: Dimension> Held<T, D> {
         let row: usize = self.dim.slice()[1..].iter().product();
         let bytes = row * size_of::<T>();
         let at = self.segment.bytes(self.offset + rows.start * bytes, rows.len() * bytes);
+        let at = at.filter(|at| at.cast::<T>().is_aligned());
         (at.expect("array inside its segment").as_ptr().cast(), rows.len() * row)
     }
 
@@ -151,7 +152,7 @@ impl<T: Element, D: Dimension> Held<T, D> {
     #[expect(clippy::expect_used, reason = "the slice has the shape's length by construction")]
     unsafe fn view(&self, rows: Range<usize>) -> ArrayView<'_, T, D> {
         let (at, count) = self.place(&rows);
-        // SAFETY: in bounds, aligned (64), initialised with valid elements; unwritten by the caller's promise.
+        // SAFETY: in bounds, aligned, initialised with valid elements; unwritten by the caller's promise.
         let elements = unsafe { core::slice::from_raw_parts(at, count) };
         ArrayView::from_shape(self.shape(&rows), elements).expect("length fits shape")
     }

@@ -578,10 +578,8 @@ impl World {
 
     /// A copy of bytes that a rank has left behind. Only once all ranks have ended.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
-        let block = Block::join(&self.segment, offset, len)?;
-        let bytes = kernel::to_vec(block.bytes());
-        drop(block);
-        Ok(bytes)
+        let block = Block::join(&self.segment, offset, len)?.orphan();
+        Ok(kernel::to_vec(block.bytes()))
     }
 
     /// What `rank` is known to do; its last call in the communicator in which its share lies at `base`.

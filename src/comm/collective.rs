@@ -3,7 +3,7 @@
 use crate::channel::call::{Call, Verb};
 use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
 use crate::error::Result;
-use crate::shm::arena::Block;
+use crate::shm::arena::{Block, Fill};
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::{Datatype, Element};
 use ndarray::{ArrayBase, Data, DataMut, Dimension, Ix1};
@@ -273,7 +273,7 @@ impl Comm<'_> {
             }
         };
         let bytes = self.check_counts::<T>(&call, send.len(), total, counts)?;
-        let made = self.transport.seat().heap.borrow_mut().alloc(len, false);
+        let made = self.transport.seat().heap.borrow_mut().alloc(len, align_of::<T>(), Fill::Any);
         match made {
             // All of it is overwritten before anyone sees it: the counts add up to its length.
             Ok(block) => Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some),

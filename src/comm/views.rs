@@ -7,7 +7,7 @@ use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
-use crate::shm::arena::Block;
+use crate::shm::arena::{Block, Fill};
 use crate::shm::array::{Lease, SharedArray, byte_len};
 use crate::shm::element::{Datatype, Element};
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
@@ -31,7 +31,11 @@ impl<'w> Comm<'w> {
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
-        let block = self.transport.seat().heap.borrow_mut().alloc(byte_len::<T, D>(&dim)?, true)?;
+        let block = self.transport.seat().heap.borrow_mut().alloc(
+            byte_len::<T, D>(&dim)?,
+            align_of::<T>(),
+            Fill::Zero,
+        )?;
         Ok(Lease::new(block, dim))
     }
 
@@ -72,7 +76,7 @@ impl<'w> Comm<'w> {
         });
         self.transport.agree(&call, row_shape)?;
         let len = byte_len::<T, D>(&dim)?;
-        let (offset, block) = self.shared_block(&call, len)?;
+        let (offset, block) = self.shared_block(&call, len, (align_of::<T>(), Fill::Zero))?;
         let agreed = self.transport.agree(&call, offset as u64)?;
         let segment = block.segment().clone();
         let who = (self.transport.group(), self.rank());
@@ -93,12 +97,17 @@ impl<'w> Comm<'w> {
         }
     }
 
-    /// A block in rank 0's heap that every rank holds.
-    fn shared_block(&mut self, call: &Call, len: usize) -> Result<(usize, Block)> {
+    /// A zeroed block in rank 0's heap that every rank holds.
+    fn shared_block(
+        &mut self,
+        call: &Call,
+        len: usize,
+        (align, fill): (usize, Fill),
+    ) -> Result<(usize, Block)> {
         let mut offset = [0; 8];
         let mut own = None;
         if self.is_root() {
-            let made = self.transport.seat().heap.borrow_mut().alloc(len, true);
+            let made = self.transport.seat().heap.borrow_mut().alloc(len, align, fill);
             let block = match made {
                 Ok(block) => block,
                 Err(error) => return Err(self.transport.abort(call, error)),
@@ -116,11 +125,11 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Zeroed shared memory with a page to spare that all ranks hold. What it is for must be the same on all: `digest`.
+    /// Zeroed shared memory on a page boundary that all ranks hold. What it is for must be the same on all: `digest`.
     pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<Block> {
         self.check_node(call)?;
         self.transport.agree(call, digest)?;
-        self.shared_block(call, len.saturating_add(PAGE)).map(|(_, block)| block)
+        self.shared_block(call, len, (PAGE, Fill::Sparse)).map(|(_, block)| block)
     }
 
     /// All ranks arrive, and will not come back.

@@ -5,8 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
+use crate::os::mapping::PAGE;
 use crate::os::process;
-use crate::shm::arena::{Block, Heap};
+use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::element::{ALIGN, Datatype, Element, check};
 use crate::shm::kernel::{self, Store};
 use crate::shm::object::{self, Why};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 /// Bytes of an array of `dim`, if there can be one.
 pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
-    const { assert!(align_of::<T>() <= ALIGN, "elements aligned to more than 64 bytes cannot be shared") };
+    const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be shared") };
     const { assert!(size_of::<T>() > 0, "elements without a size cannot be shared") };
     // As ndarray has it: the product of the axes that are not empty must fit, too.
     let nonzero = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis.max(1)));
@@ -67,10 +68,10 @@ pub(crate) fn lend_heap(heap: Heap) {
     HEAP.set(Some((process::incarnation(), heap)));
 }
 
-/// A block of the heap lent to this thread; without one, of a mapping of its own.
-pub(crate) fn alloc(len: usize, zeroed: bool) -> Result<Block> {
+/// A block of the heap lent to this thread, on a boundary of `align`; without one, of a mapping of its own.
+pub(crate) fn alloc(len: usize, align: usize, fill: Fill) -> Result<Block> {
     HEAP.with_borrow_mut(|lent| match lent {
-        Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, zeroed),
+        Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, align, fill),
         _ => {
             let block = Block::alone(len)?;
             block.segment().allow(Access::Read, Access::Read);
@@ -105,7 +106,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     /// ```
     pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
-        Ok(Lease::new(alloc(byte_len::<T, D>(&dim)?, true)?, dim))
+        Ok(Lease::new(alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?, dim))
     }
 
     pub(crate) fn new(block: Block, dim: D) -> Lease<T, D> {
@@ -313,7 +314,7 @@ impl Descriptor {
     /// Leads to a copy from now on, which nobody holds.
     fn copy(&mut self, segment: &Arc<Segment>, heap: &RefCell<Heap>) -> Result<()> {
         let source = Block::join(segment, self.offset as usize, self.len as usize)?;
-        let made = heap.borrow_mut().alloc(source.bytes().len(), false);
+        let made = heap.borrow_mut().alloc(source.bytes().len(), PAGE, Fill::Any);
         let copied = made.map(|mut copy| {
             kernel::copy(copy.bytes_mut(), source.bytes(), Store::best(2 * source.bytes().len(), 1));
             self.offset = copy.offset() as u64;
@@ -341,7 +342,7 @@ pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     let (bytes, arrived) = pack_with(segment, &value, lives_on.then_some(heap))?;
     // Dropping either might end what the value stands for, a directory say, which is the receiver's now.
     core::mem::forget((value, arrived));
-    let mut block = heap.borrow_mut().alloc(bytes.len(), false)?;
+    let mut block = heap.borrow_mut().alloc(bytes.len(), ALIGN, Fill::Any)?;
     kernel::copy(block.bytes_mut(), &bytes, Store::Cached);
     let place = (block.offset(), bytes.len());
     block.leave_held();
@@ -395,7 +396,7 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
             return Err(de::Error::custom(refuse("a shared array of another element type or shape")));
         }
         let block = Block::take_up(&segment, descriptor.offset as usize, len).map_err(de::Error::custom)?;
-        Lease::received(block, dim)
+        Lease::received(block.orphan(), dim)
             .map_err(|_| de::Error::custom(refuse("bytes that are no elements of its type")))
     }
 }

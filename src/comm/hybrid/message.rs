@@ -5,7 +5,8 @@ use super::net::{Net, Tag};
 use crate::channel::call::{Call, describe};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
-use crate::shm::arena::Block;
+use crate::os::mapping::PAGE;
+use crate::shm::arena::{Block, Fill};
 
 /// Signature, bytes, and whether it is an array that changes hands.
 type Head = [u64; 4];
@@ -109,7 +110,7 @@ impl Hybrid<'_> {
             return self.node.recv_block(call, from, len).map_err(|error| self.placed(call, error));
         }
         self.head(call, from, len, true)?;
-        let mut block = self.node.seat().heap.borrow_mut().alloc(len, false)?;
+        let mut block = self.node.seat().heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
         self.take(call, from, block.bytes_mut(), true)?;
         Ok(block)
     }

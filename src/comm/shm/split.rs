@@ -10,7 +10,7 @@ use crate::comm::transport::Transport;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
-use crate::shm::arena::Block;
+use crate::shm::arena::{Block, Fill};
 use std::rc::Rc;
 
 impl<'w> Shm<'w> {
@@ -51,7 +51,7 @@ impl<'w> Shm<'w> {
         let Some(share) = share else { return Ok(None) };
         let me = members.iter().position(|&rank| rank == self.rank()).unwrap_or(0);
         let place = |rank: usize| places[rank][0] as usize;
-        let bases = members.iter().map(|&rank| place(rank).next_multiple_of(PAGE)).collect();
+        let bases = members.iter().map(|&rank| place(rank)).collect();
         let others = members.iter().filter(|&&rank| rank != self.rank());
         let joined = others.map(|&rank| Block::join(&self.seat.segment, place(rank), share.bytes().len()));
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
@@ -63,13 +63,15 @@ impl<'w> Shm<'w> {
         Ok(Some(Shm::over(window, Rc::clone(&self.seat), shares)))
     }
 
-    /// This rank's words of a communicator of `size`, from the first whole page of a block on, readied and shared.
+    /// This rank's words of a communicator of `size`, readied and shared. A ring that nobody uses has no memory.
     fn make_share(&self, member: &Member, size: usize) -> Result<Block> {
-        let share = self.seat.heap.borrow_mut().alloc(member.len + PAGE, false)?;
-        let base = share.offset().next_multiple_of(PAGE);
-        let (segment, first) = (&self.seat.segment, self.window.world().plan.first_sequence);
+        let share = self.seat.heap.borrow_mut().alloc(member.len, PAGE, Fill::Sparse)?;
+        let (base, segment, first) =
+            (share.offset(), &self.seat.segment, self.window.world().plan.first_sequence);
         segment.place::<Line>(base).prepare(first);
-        (0..size).for_each(|sender| prepare(segment, member.ring_at(base, sender), first));
+        if first != 0 {
+            (0..size).for_each(|sender| prepare(segment, member.ring_at(base, sender), first));
+        }
         share.share(size);
         point(Site::SplitShared);
         Ok(share)

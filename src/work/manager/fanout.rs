@@ -8,7 +8,7 @@ use crate::channel::ledger::{Claim, Ledger, State};
 use crate::channel::world::{Plan, World};
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
-use crate::shm::arena::Block;
+use crate::shm::arena::{Block, Fill};
 use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::shm::kernel::{self, Store};
 use crate::sync::atomic::Ordering;
@@ -109,6 +109,15 @@ struct Slot<'a> {
     shelf: Option<(Block, usize)>,
 }
 
+impl Drop for Slot<'_> {
+    /// The last shelf is the caller's, too.
+    fn drop(&mut self) {
+        if let Some((shelf, _)) = self.shelf.take() {
+            shelf.leave_held();
+        }
+    }
+}
+
 impl Slot<'_> {
     /// What its predecessor left, then tasks as they come; if it shall stop, up to the first that fails, in any worker.
     fn work<P, S, R: Serialize + DeserializeOwned>(
@@ -184,7 +193,7 @@ impl Slot<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<[usize; 3]> {
         let fits = |(shelf, used): &(Block, usize)| used + bytes.len() <= shelf.bytes().len();
         if !self.shelf.as_ref().is_some_and(fits) {
-            let fresh = alloc(SHELF.max(bytes.len()), false)?;
+            let fresh = alloc(SHELF.max(bytes.len()), 1, Fill::Any)?;
             // Full shelves are the caller's: never dropped here, or the heap would use them again.
             if let Some((full, _)) = self.shelf.replace((fresh, 0)) {
                 full.leave_held();

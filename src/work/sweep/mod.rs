@@ -11,7 +11,6 @@ use crate::channel::recovery::MAX_RANKS;
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::element::Datatype;
 use crate::sync::atomic::Ordering;
@@ -326,8 +325,7 @@ impl Sweep<'_> {
         let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
         let digest = digest(parameters.view(), outputs, self.schedule, self.seed);
         let table = comm.hold(&call, len, digest)?;
-        let base = table.offset().next_multiple_of(PAGE);
-        let ledger = Ledger::over(Arc::clone(table.segment()), base, rows, outputs, workers)?;
+        let ledger = Ledger::over(Arc::clone(table.segment()), table.offset(), rows, outputs, workers)?;
         let work = Work {
             ledger: &ledger,
             parameters: parameters.view(),
