@@ -23,7 +23,7 @@
 
 use crate::channel::call::{Call, Verb, describe};
 use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
-use crate::channel::world::{Member, World};
+use crate::channel::world::{Member, Share, World};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
 #[cfg(feature = "mpi")]
@@ -70,8 +70,8 @@ pub(crate) struct Window<'w> {
     world: &'w World,
     gate: Gate<'w>,
     member: Member,
-    /// Where each member's share lies.
-    bases: Vec<usize>,
+    /// Where each member's words lie.
+    shares: Vec<Share>,
     /// World rank of each member.
     ranks: Vec<usize>,
     /// The epoch in which it was made.
@@ -116,8 +116,8 @@ impl<'w> Window<'w> {
     ) -> Result<Window<'w>> {
         let me = ranks.iter().position(|&member| member == rank);
         let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
-        let bases = ranks.iter().map(|&rank| world.member_at(rank, epoch)).collect();
-        Ok(Window::new(world, epoch, me, ranks, (world.member(), bases), 0))
+        let shares = ranks.iter().map(|&rank| world.share_at(rank, epoch)).collect();
+        Ok(Window::new(world, epoch, me, ranks, (world.member(), shares), 0))
     }
 
     /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares so laid out at
@@ -127,16 +127,16 @@ impl<'w> Window<'w> {
         epoch: u32,
         me: usize,
         ranks: Vec<usize>,
-        (member, bases): (Member, Vec<usize>),
+        (member, shares): (Member, Vec<Share>),
         serial: u64,
     ) -> Window<'w> {
         let group = world.group(epoch, ranks[0], serial);
-        let lines = bases.iter().map(|&base| world.segment().place(base)).collect();
+        let lines = shares.iter().map(|share| world.segment().place(share.line)).collect();
         let guards = ranks.iter().map(|&rank| world.guard(rank, epoch)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
         let (same, open, unclosed) = (true, false, false);
-        Window { world, gate, member, bases, epoch, group, ranks, heads, same, open, unclosed }
+        Window { world, gate, member, shares, epoch, group, ranks, heads, same, open, unclosed }
     }
 
     /// The epoch in which it was made.
@@ -151,7 +151,7 @@ impl<'w> Window<'w> {
 
     /// What its ranks are known to do.
     pub(crate) fn states(&self) -> Vec<RankState> {
-        self.ranks.iter().zip(&self.bases).map(|(&rank, &base)| self.world.state(rank, base)).collect()
+        self.ranks.iter().zip(&self.shares).map(|(&rank, &share)| self.world.state(rank, share)).collect()
     }
 
     /// Tells this communicator from all others.
@@ -175,8 +175,8 @@ impl<'w> Window<'w> {
         &self.ranks
     }
 
-    pub(crate) fn bases(&self) -> &[usize] {
-        &self.bases
+    pub(crate) fn shares(&self) -> &[Share] {
+        &self.shares
     }
 
     pub(crate) fn member(&self) -> &Member {
@@ -206,9 +206,9 @@ impl<'w> Window<'w> {
         unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.member.cell) }
     }
 
-    #[expect(clippy::expect_used, reason = "bases and layout are fixed when the window is made")]
+    #[expect(clippy::expect_used, reason = "places and layout are fixed when the window is made")]
     fn cell_address(&self, member: usize, e: u32) -> core::ptr::NonNull<u8> {
-        let offset = self.member.cell_at(self.bases[member], e);
+        let offset = self.member.cell_at(self.shares[member].base, e);
         self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
     }
 
@@ -393,7 +393,7 @@ impl<'w> Window<'w> {
         let collective = !matches!(call.verb, Verb::Send | Verb::SendLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
         let late: Vec<usize> = (0..self.size()).filter(late).collect();
-        late.into_iter().map(|peer| self.world.state(self.ranks[peer], self.bases[peer])).collect()
+        late.into_iter().map(|peer| self.world.state(self.ranks[peer], self.shares[peer])).collect()
     }
 
     /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.

@@ -6,7 +6,8 @@
 //! 512          Slot  x ranks       128 B each: who is it, is it alive, what became of it
 //!              Petition x ranks    64 B each: what it asks the zygote for (recovery.rs)
 //!              Text  x ranks       4 KiB each: a panic's or an error's text
-//!              2 x Member x ranks  the two halves, by parity of the epoch; per rank: line 384 B | rings x ranks | 2 cells
+//!              2 x Line x ranks    a page each; the two halves, by parity of the epoch
+//!              2 x Member x ranks  likewise; per rank: rings x ranks | 2 cells
 //! 2 MiB-align  heap  x ranks       sparse
 //! ```
 #![expect(unsafe_code, reason = "declares its control words placeable")]
@@ -14,7 +15,7 @@
 use crate::channel::call::operation;
 use crate::channel::line::Line;
 use crate::channel::recovery::{Decision, MAX_RANKS, Petition, Verdict, Wish};
-use crate::channel::ring::{self, RingWords};
+use crate::channel::ring;
 use crate::error::{Death, Error, Place, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit;
@@ -104,16 +105,24 @@ unsafe impl Shared for Text {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Header>() == 128 && size_of::<Slot>() == 128 && size_of::<Text>() == TEXT);
 
-/// Where one rank's share of a communicator lies, relative to its start: written by its owner, read by all.
+/// Where one rank's words of a communicator lie in the segment. Lines have pages of their own, one behind the other: a rank
+/// that reads those of all others maps few page tables.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// Its [`Line`]: two marks and the sleepers (window.rs).
+    pub(crate) line: usize,
+    /// Its [`Member`].
+    pub(crate) base: usize,
+}
+
+/// How the rings and cells of one rank's share of a communicator are laid out. What nobody uses has no memory.
 ///
 /// ```text
-/// 0        Line             384 B: two marks and the sleepers (window.rs)
-/// 384      rings x size     one per sender, read by the owner (ring.rs)
-/// page     2 cells          staging, by parity of the exchange
+/// 0        rings x size     one per sender, read by the owner (ring.rs)
+/// page     2 cells          staging, by parity of the exchange: written by the owner, read by all
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
-    rings: usize,
     ring_len: usize,
     pub(crate) ring: ring::Layout,
     cells: usize,
@@ -136,16 +145,14 @@ impl Member {
             16 << 10
         });
         let mut carver = Carver::default();
-        carver.take_of::<Line>(1);
-        let rings = carver.take(0, align_of::<RingWords>());
-        carver.take(ring.len * size, 1);
+        carver.take(ring.len * size, PAGE);
         let cells = carver.take(2 * cell, PAGE);
-        Member { rings, ring_len: ring.len, ring, cells, cell, len: carver.end() }
+        Member { ring_len: ring.len, ring, cells, cell, len: carver.end() }
     }
 
     /// The ring that `sender` writes, in the member at `base`.
     pub(crate) fn ring_at(&self, base: usize, sender: usize) -> usize {
-        base + self.rings + sender * self.ring_len
+        base + sender * self.ring_len
     }
 
     /// The cell of the member at `base` for exchanges of this parity.
@@ -217,6 +224,7 @@ pub(crate) struct World {
     slots: usize,
     petitions: usize,
     texts: usize,
+    lines: usize,
     members: usize,
     heaps: usize,
     heap: usize,
@@ -264,15 +272,16 @@ impl World {
             return Err(Error::option("launch", problem));
         }
         let member = Member::new(ranks);
-        let heap =
-            plan.heap.unwrap_or_else(default_heap).min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
         let mut carver = Carver::default();
         carver.take_of::<Header>(1);
         let verdict = carver.take_of::<Verdict>(1);
         let slots = carver.take_of::<Slot>(ranks);
         let petitions = carver.take_of::<Petition>(ranks);
         let texts = carver.take(ranks * TEXT, PAGE);
-        let members = carver.take(2 * member.len.next_multiple_of(PAGE) * ranks, PAGE);
+        let lines = carver.take(2 * PAGE * ranks, PAGE);
+        let members = carver.take(2 * member.len * ranks, PAGE);
+        let heap = plan.heap.unwrap_or_else(|| default_heap(ranks, carver.end()));
+        let heap = heap.min((1 << 45) / ranks).max(1).next_multiple_of(HUGE);
         let heaps = carver.take(heap * ranks, HUGE);
         let segment = Arc::new(map(carver.end())?);
         let bell = if plan.recover { Some(Arc::new(Bell::new()?)) } else { None };
@@ -287,6 +296,7 @@ impl World {
             slots,
             petitions,
             texts,
+            lines,
             members,
             heaps,
             heap,
@@ -306,12 +316,13 @@ impl World {
     fn ready_half(&self, epoch: u32, members: &[usize]) {
         let first = self.plan.first_sequence;
         for &rank in members {
-            let at = self.member_at(rank, epoch);
-            let fresh = epoch < 2 || self.segment.zero(at, self.member.len.next_multiple_of(PAGE));
-            self.segment.place::<Line>(at).prepare(first);
+            let Share { line, base } = self.share_at(rank, epoch);
+            let zero = |at, len| epoch < 2 || self.segment.zero(at, len);
+            let fresh = zero(base, self.member.len) & zero(line, PAGE);
+            self.segment.place::<Line>(line).prepare(first);
             if first != 0 || !fresh {
                 // Numbered as in the epoch's communicator.
-                let rings = (0..members.len()).map(|sender| self.member.ring_at(at, sender));
+                let rings = (0..members.len()).map(|sender| self.member.ring_at(base, sender));
                 rings.for_each(|at| ring::prepare(&self.segment, at, first));
             }
         }
@@ -385,9 +396,9 @@ impl World {
     }
 
     /// Where the rank's share of the world's communicator lies in this epoch.
-    pub(crate) fn member_at(&self, rank: usize, epoch: u32) -> usize {
-        let half = (epoch & 1) as usize * self.plan.ranks;
-        self.members + (half + rank) * self.member.len.next_multiple_of(PAGE)
+    pub(crate) fn share_at(&self, rank: usize, epoch: u32) -> Share {
+        let index = (epoch & 1) as usize * self.plan.ranks + rank;
+        Share { line: self.lines + index * PAGE, base: self.members + index * self.member.len }
     }
 
     pub(crate) fn slot(&self, rank: usize) -> &Slot {
@@ -582,8 +593,8 @@ impl World {
         Ok(kernel::to_vec(block.bytes()))
     }
 
-    /// What `rank` is known to do; its last call in the communicator in which its share lies at `base`.
-    pub(crate) fn state(&self, rank: usize, base: usize) -> RankState {
+    /// What `rank` is known to do; its last call in the communicator of its `share`.
+    pub(crate) fn state(&self, rank: usize, share: Share) -> RankState {
         let slot = self.slot(rank);
         let pid = slot.pid.load(Ordering::Relaxed);
         let state = match slot.alive.load(Ordering::Acquire) {
@@ -593,14 +604,14 @@ impl World {
             alive if wait::is_gone(alive) => "dead",
             _ => process::state(pid),
         };
-        let (sequence, signature, line) = self.segment.place::<Line>(base).latest();
+        let (sequence, signature, line) = self.segment.place::<Line>(share.line).latest();
         RankState { rank: self.number(rank), pid, state, operation: operation(signature), sequence, line }
     }
 
     /// What all ranks are known to do.
     pub(crate) fn states(&self) -> Vec<RankState> {
         let epoch = self.verdict_words().epoch();
-        (0..self.ranks()).map(|rank| self.state(rank, self.member_at(rank, epoch))).collect()
+        (0..self.ranks()).map(|rank| self.state(rank, self.share_at(rank, epoch))).collect()
     }
 
     /// The error that peers of the first culprit report from a call at `place`.
@@ -653,8 +664,14 @@ impl World {
     }
 }
 
-fn default_heap() -> usize {
-    if cfg!(miri) { HUGE } else { topology::memory() }
+/// Address space for each rank's heap behind `control` bytes: as much as the machine has memory. Where address space is
+/// limited the heaps of all get half of what is left: the rest is for ordinary memory, and for arrays of the caller's.
+fn default_heap(ranks: usize, control: usize) -> usize {
+    if cfg!(miri) {
+        return HUGE;
+    }
+    let share = |left: usize| left.saturating_sub(control + 2 * HUGE) / 2 / ranks / HUGE * HUGE;
+    topology::memory().min(topology::addresses_left().map_or(usize::MAX, share))
 }
 
 /// A death by SIGSEGV at memory that the process was kept from is told from others.

@@ -129,6 +129,18 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
+/// Bytes of address space that this process may still map, if there is a limit (RLIMIT_AS).
+pub(crate) fn addresses_left() -> Option<usize> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+    let (limit, _) = sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_AS)).ok()?;
+    let pages = read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    let used = pages.unwrap_or(0).saturating_mul(size as u64);
+    (limit != RLIM_INFINITY).then(|| limit.saturating_sub(used) as usize)
+}
+
 /// The directories of this process's memory cgroup and those above it, innermost first; `true` for version 2.
 fn memory_groups() -> Vec<(String, bool)> {
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();

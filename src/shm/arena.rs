@@ -39,7 +39,7 @@ const HEADER: usize = ALIGN;
 const REMAKE: Duration = Duration::from_micros(40);
 /// Giving pages back may cost one part in so many of the time in which they were in use.
 const PATIENCE: u32 = 50;
-/// Of free stretches that are hardly long enough so many are tried.
+/// Of blocks given out last, and of free stretches that are hardly long enough, so many are tried.
 const TRIES: usize = 8;
 
 /// What the memory of a new block is to be.
@@ -129,19 +129,40 @@ impl Heap {
         let huge = len >= HUGE && fill != Fill::Sparse;
         let unit = if huge { HUGE } else { ALIGN };
         let capacity = len.max(1).checked_next_multiple_of(unit).ok_or_else(|| refused("no such size"))?;
-        let offset =
-            self.place(capacity, align.max(unit)).ok_or_else(|| refused("this rank's heap is full"))?;
-        let stale = self.take((offset - HEADER, offset + capacity), huge && capacity <= EAGER)?;
+        let again = self.again(capacity, align.max(unit));
+        let (offset, stale) = match again {
+            Some(offset) => (offset, vec![(offset, offset + capacity)]),
+            None => {
+                let place = self.place(capacity, align.max(unit));
+                let offset = place.ok_or_else(|| refused("this rank's heap is full"))?;
+                let stale = self.take((offset - HEADER, offset + capacity), huge && capacity <= EAGER)?;
+                self.lent.push((offset, capacity));
+                (offset, stale)
+            }
+        };
         let words = self.segment.place::<Words>(offset - HEADER);
         words.holders.store(1, Ordering::Relaxed);
         words.returned.store(0, Ordering::Relaxed);
-        self.lent.push((offset, capacity));
         let mut block = Block::held(&self.segment, offset, len);
         point(Site::BlockAllocated);
         if fill != Fill::Any {
             stale.into_iter().for_each(|stretch| block.clear(stretch, fill == Fill::Sparse));
         }
         Ok(block)
+    }
+
+    /// One of the blocks given out last, if it was dropped and fits exactly: what a loop needs that makes the same array
+    /// again and again.
+    fn again(&self, capacity: usize, align: usize) -> Option<usize> {
+        let fits = |&&(offset, room): &&(usize, usize)| {
+            let words = self.segment.place::<Words>(offset - HEADER);
+            // Acquire: as in `collect`.
+            room == capacity
+                && offset.is_multiple_of(align)
+                && words.holders.load(Ordering::Acquire) == 0
+                && words.returned.load(Ordering::Relaxed) == 0
+        };
+        self.lent.iter().rev().take(TRIES).find(fits).map(|&(offset, _)| offset)
     }
 
     /// Finds a place for a block: where free memory is, if it is anywhere.
@@ -597,7 +618,8 @@ mod tests {
             block.bytes_mut().fill(1);
             block
         };
-        let (young, mut old, orphan) = (filled(4 << 20), filled(5 << 20), filled(6 << 20));
+        let (mut young, mut old, orphan) = (filled(4 << 20), filled(5 << 20), filled(6 << 20));
+        young.mature = Some(Instant::now() + Duration::from_secs(3600));
         assert!(resident(&heap) >= 15 << 20);
         drop(orphan.orphan());
         assert!(resident(&heap) < 11 << 20);

@@ -39,8 +39,8 @@ pub struct Launch {
     /// Where they run: forked on this node, or, if an MPI launcher has started this program, on all processes of its job
     /// (with the feature `mpi`). See [`Backend`].
     pub backend: Backend,
-    /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory. Only what is
-    /// used costs memory.
+    /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory, or, where address
+    /// space is limited (`ulimit -v`), the ranks' equal shares of half of what is left. Only what is used costs memory.
     pub heap: Option<usize>,
     /// How long a call may wait for the other ranks; `None`: for ever, as long as they live.
     pub deadline: Option<Duration>,

@@ -4,7 +4,7 @@ use crate::channel::call::Call;
 use crate::channel::line::Line;
 use crate::channel::ring::prepare;
 use crate::channel::window::Window;
-use crate::channel::world::Member;
+use crate::channel::world::{Member, Share};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
 use crate::error::Result;
@@ -36,44 +36,50 @@ impl<'w> Shm<'w> {
         let same = |rank: &usize| all[3 * rank..3 * rank + 2] == mine[..2];
         let mut members: Vec<usize> = (0..self.size()).filter(same).collect();
         members.sort_by_key(|&rank| (all[3 * rank + 2], rank));
+        let me = members.iter().position(|&rank| rank == self.rank()).unwrap_or(0);
         let member = Member::new(members.len());
-        let share = match colour {
-            Some(_) => {
-                Some(self.make_share(&member, members.len()).map_err(|error| self.abort(call, error))?)
-            }
-            None => None,
-        };
+        let made = colour.map(|_| self.make_share(&member, members.len(), me == 0)).transpose();
+        let made = made.map_err(|error| self.abort(call, error))?;
         let serial = self.seat.splits.get() + 1;
         self.seat.splits.set(serial);
-        let place = [share.as_ref().map_or(0, |share| share.offset() as u64), serial];
-        let mut places = vec![[0u64; 2]; self.size()];
+        let at = |block: &Option<Block>| block.as_ref().map_or(0, |block| block.offset() as u64);
+        let place = made.as_ref().map_or([0; 3], |(share, lines)| [share.offset() as u64, at(lines), serial]);
+        let mut places = vec![[0u64; 3]; self.size()];
         self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places))?;
-        let Some(share) = share else { return Ok(None) };
-        let me = members.iter().position(|&rank| rank == self.rank()).unwrap_or(0);
-        let place = |rank: usize| places[rank][0] as usize;
-        let bases = members.iter().map(|&rank| place(rank)).collect();
+        let Some((share, lines)) = made else { return Ok(None) };
+        let segment = &self.seat.segment;
+        let join = |place: u64, len| Block::join(segment, place as usize, len);
+        let [_, first_line, serial] = places[members[0]];
         let others = members.iter().filter(|&&rank| rank != self.rank());
-        let joined = others.map(|&rank| Block::join(&self.seat.segment, place(rank), share.bytes().len()));
+        let joined = others.map(|&rank| join(places[rank][0], share.bytes().len()));
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
-        shares.push(share);
+        shares.extend([share, lines.map_or_else(|| join(first_line, members.len() * PAGE), Ok)?]);
+        let words = members.iter().enumerate().map(|(member, &rank)| Share {
+            line: first_line as usize + member * PAGE,
+            base: places[rank][0] as usize,
+        });
+        let words = words.collect();
         let ranks = members.iter().map(|&rank| self.window.ranks()[rank]).collect();
         let (world, epoch) = (self.window.world(), self.window.epoch());
-        let window = Window::new(world, epoch, me, ranks, (member, bases), places[members[0]][1]);
+        let window = Window::new(world, epoch, me, ranks, (member, words), serial);
         point(Site::SplitDone);
         Ok(Some(Shm::over(window, Rc::clone(&self.seat), shares)))
     }
 
-    /// This rank's words of a communicator of `size`, readied and shared. A ring that nobody uses has no memory.
-    fn make_share(&self, member: &Member, size: usize) -> Result<Block> {
-        let share = self.seat.heap.borrow_mut().alloc(member.len, PAGE, Fill::Sparse)?;
-        let (base, segment, first) =
-            (share.offset(), &self.seat.segment, self.window.world().plan.first_sequence);
-        segment.place::<Line>(base).prepare(first);
-        if first != 0 {
-            (0..size).for_each(|sender| prepare(segment, member.ring_at(base, sender), first));
+    /// This rank's words of a communicator of `size`, and for the `first` of its members the lines of all; readied and
+    /// shared. A ring that nobody uses has no memory.
+    fn make_share(&self, member: &Member, size: usize, first: bool) -> Result<(Block, Option<Block>)> {
+        let (segment, sequence) = (&self.seat.segment, self.window.world().plan.first_sequence);
+        let make = |len| self.seat.heap.borrow_mut().alloc(len, PAGE, Fill::Sparse);
+        let (share, lines) = (make(member.len)?, first.then(|| make(size * PAGE)).transpose()?);
+        for line in lines.iter().flat_map(|lines| (lines.offset()..).step_by(PAGE).take(size)) {
+            segment.place::<Line>(line).prepare(sequence);
         }
-        share.share(size);
+        if sequence != 0 {
+            (0..size).for_each(|sender| prepare(segment, member.ring_at(share.offset(), sender), sequence));
+        }
+        lines.iter().chain([&share]).for_each(|block| block.share(size));
         point(Site::SplitShared);
-        Ok(share)
+        Ok((share, lines))
     }
 }

@@ -36,9 +36,10 @@ impl FanOut {
     pub(crate) fn open<P, S, R: Serialize + DeserializeOwned>(
         work: &Work<'_, P, S, R>,
         workers: usize,
+        heap: Option<usize>,
         allow_threads: bool,
     ) -> Result<Box<FanOut>> {
-        let world = World::new(Plan { ranks: workers, ..Plan::default() })?;
+        let world = World::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
         let body = |slot: usize, _: Option<&mut ()>| {
             Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work)

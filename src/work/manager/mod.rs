@@ -98,6 +98,8 @@ pub struct ParallelManager<'c, 'w> {
     pub stop_at_failure: bool,
     /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
+    /// Address space for each worker's results, in bytes: see [`Launch::heap`](crate::Launch::heap).
+    pub heap: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -182,7 +184,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
 
     fn of(group: Group<'c, 'w>) -> ParallelManager<'c, 'w> {
         let (granularity, attempts) = (Granularity::default(), None);
-        ParallelManager { group, granularity, attempts, stop_at_failure: false, allow_threads: false }
+        ParallelManager {
+            group,
+            granularity,
+            attempts,
+            stop_at_failure: false,
+            allow_threads: false,
+            heap: None,
+        }
     }
 
     /// A manager of the ranks of `comm`: each of them makes one.
@@ -330,7 +339,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                     _ if deal.tasks == 0 => Pending::Done(Vec::new()),
                     Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
                     Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
-                    _ => Pending::Away(FanOut::open(&work, *workers, self.allow_threads)?),
+                    _ => Pending::Away(FanOut::open(&work, *workers, self.heap, self.allow_threads)?),
                 }
             }
             _ => Pending::Share(work.run(rank, share(deal.tasks, size, rank))),
