@@ -548,7 +548,7 @@ impl World {
 
     /// The error for a rank that has been given up.
     fn was_stopped(&self, place: Place, rank: usize) -> Error {
-        let now = self.state(rank, self.member_at(rank, self.verdict_words().epoch()));
+        let now = self.state(rank, self.share_at(rank, self.verdict_words().epoch()));
         let missing = vec![RankState { state: "stopped", ..now }];
         Error::Timeout { place, missing, deadline: self.plan.deadline.unwrap_or_default() }
     }
