@@ -46,7 +46,7 @@ macro_rules! under {
 macro_rules! moved {
     ($($module:ident::$name:ident)*) => {
         under!([Solo Threads Fork Split Wrap]: $(stringify!($name) => |back: Back| back.run(|comm| each_type!(
-            $module::$name(comm); i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize, f32, f64, bool,
+            $module::$name(comm); i8, i16, i32, i64, i128, u8, u16, u32, u64, usize, f32, f64, bool,
             Complex<f32>, Complex<f64>, [f64; 3], Particle, Rgb, Wide
         ));)*)
     };
