@@ -135,7 +135,7 @@ impl Comm<'_> {
     }
 
     /// What is known of the ranks of this communicator, without asking them: for watchdogs and reports. (From outside:
-    /// SIGUSR1 makes a world's supervisor print the same for all its ranks.)
+    /// SIGUSR1 makes a world's supervisor print the same for all its ranks, unless the program handles, ignores or blocks it.)
     ///
     /// ```
     /// phalanx::launch(2, |comm| {

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::{ForkResult, Pid};
 use std::collections::BTreeSet;
@@ -638,6 +638,9 @@ impl Dispositions {
     /// In a rank: what the program had made of them, unless `build` has made something else of them since.
     /// `terminal`: also of those that stop whoever uses the terminal in the background.
     pub(crate) fn restore(&self, terminal: bool) {
+        // The caller of a world that begins in a progress callback holds signals back.
+        CAUGHT.store(0, Ordering::Relaxed);
+        HELD.store(false, Ordering::Relaxed);
         for (signal, before) in self.0.iter().filter(|(signal, _)| terminal || !TERMINAL.contains(signal)) {
             let now = disposition(*signal).map(|now| now.sa_sigaction);
             let supervisors = [note_asking as *const () as usize, disregard as *const () as usize];
@@ -653,6 +656,24 @@ impl Dispositions {
 }
 
 extern "C" fn disregard(_signal: libc::c_int) {}
+
+/// While it lives, signals to this process wait: a child that is forked meanwhile gets none before it has
+/// [`Dispositions`].
+pub(crate) struct Deferred(Option<SigSet>);
+
+impl Deferred {
+    pub(crate) fn new() -> Deferred {
+        Deferred(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok())
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = before.thread_set_mask();
+        }
+    }
+}
 
 /// Using the terminal from the background never stops this process and its children: they may write to it and set it; to
 /// read from it is an error (EIO).

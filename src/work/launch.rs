@@ -42,7 +42,8 @@ pub struct Launch {
     /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory, or, where address
     /// space is limited (`ulimit -v`), the ranks' equal shares of half of what is left. Only what is used costs memory.
     pub heap: Option<usize>,
-    /// How long a call may wait for the other ranks; `None`: for ever, as long as they live.
+    /// How long a call may wait for the other ranks, and a rank be stopped by a signal; `None`: for ever, as long as they
+    /// live. Time in which all are stopped (Ctrl-Z) does not count.
     pub deadline: Option<Duration>,
     /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
     /// by [`Comm::shrink`], [`Comm::respawn`] or not at all. Not on threads.
@@ -112,6 +113,13 @@ impl Launch {
     /// ([`Comm::broadcast_object`] says more); one that would not is an error of its rank, with the type and the reason.
     /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them. (Such a result
     /// can be read only once, so an untagged enum in it that is read as another variant is not found.)
+    ///
+    /// In a terminal, rank 0 is in the foreground with the caller: it can read the terminal, and Ctrl-C reaches it as well. For other
+    /// ranks (and workers of sweeps and managers) reading the terminal is an error; they may print and set it. What stops the
+    /// caller (Ctrl-Z) stops all ranks. Ranks have the caller's signal handlers, ignored and blocked signals: a batch system's
+    /// SIGUSR1 or SIGTERM to all processes of a job does in each what the program has it do. Where the program has left
+    /// SIGINT, SIGTERM and SIGHUP alone, one that the caller gets ends all ranks, then the caller. A rank that has been stopped
+    /// by a signal for longer than the deadline ends the world; without a deadline a line on standard error names it.
     ///
     /// # Errors
     /// The first failure, with its rank: a panic's text, the error that a body returned, how a process died; all other

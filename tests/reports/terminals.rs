@@ -24,7 +24,7 @@ pub const CASES: &[Case] = cases! {
     time_while_stopped_is_not_waited the_tree_stopped_by_force_has_not_waited
     ctrl_c_ends_the_job quit_ends_the_job interrupts_that_are_handled_end_nothing
     a_stopped_rank_is_named_after_the_deadline a_stopped_rank_is_named_without_deadline a_stopped_worker_is_named
-    handlers_are_inherited ignored_signals_stay_ignored blocked_signals_stay_blocked
+    handlers_are_inherited a_signal_amid_a_fork_is_not_lost ignored_signals_stay_ignored blocked_signals_stay_blocked
     handled_questions_are_not_answered questions_are_answered
     closed_standard_streams_stay_closed a_rung_bell_is_no_success lost_descriptors_are_named
     solvers_end_with_the_group solvers_of_a_dead_root_end
@@ -651,6 +651,27 @@ fn handlers_are_inherited() {
         comm.barrier()
     });
     assert_eq!(done.unwrap(), Some(vec![(); 2]));
+}
+
+/// A rank that has just been forked is still like its supervisor.
+fn a_signal_amid_a_fork_is_not_lost() {
+    #[cfg(feature = "faults")]
+    {
+        use phalanx::faults::{Action, Fault, arm};
+        handle(Signal::SIGUSR1);
+        let action = Action::Delay(2_000_000);
+        arm(Some(Fault { site: "slot: forked", role: None, hit: 1, every: true, action }));
+        let children = |parent: &str| format!("$(cat /proc/{parent}/task/{parent}/children)");
+        let signal = format!(
+            "sleep 1; for child in {}; do for rank in {}; do kill -USR1 $rank; done; done",
+            children("$PPID"),
+            children("$child")
+        );
+        let mut batch_system = Command::new("sh").args(["-c", &signal]).spawn().unwrap();
+        let noted = launch(2, |_| Ok(NOTED.load(Ordering::SeqCst)));
+        assert!(batch_system.wait().unwrap().success());
+        assert_eq!(noted.unwrap(), Some(vec![1, 1]));
+    }
 }
 
 fn ignored_signals_stay_ignored() {

@@ -51,7 +51,9 @@ const RUNG: i32 = 78;
 const GRACE: Duration = Duration::from_secs(5);
 /// A slot that dies this often in a row without beginning a task is given up.
 const HOPELESS: u32 = 5;
-/// How often the zygote looks at what each slot does.
+/// How often the zygote looks whether the caller is stopped, and how long it sleeps if nobody calls it.
+const GLANCE: Duration = Duration::from_millis(200);
+/// How often it looks whether slots are.
 const LOOK: Duration = Duration::from_secs(1);
 /// A slot that is stopped for longer is named, in a world without a deadline.
 const STOPPED: Duration = Duration::from_secs(10);
@@ -123,8 +125,8 @@ impl Crew {
                 fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
                 let (era, program) = (Era::first(world.ranks()), Dispositions::supervise());
-                let (group, looked, given_up) = (process::group(), Instant::now(), None);
-                Zygote {
+                let (group, now, given_up) = (process::group(), Instant::now(), None);
+                let zygote = Zygote {
                     world,
                     job,
                     caller,
@@ -133,12 +135,13 @@ impl Crew {
                     bell,
                     output,
                     slots,
-                    looked,
+                    glanced: now,
+                    looked: now,
                     oom_kills,
                     era,
                     given_up,
-                }
-                .live()
+                };
+                zygote.live()
             }
         }
     }
@@ -254,7 +257,8 @@ struct Zygote<'a, S> {
     output: Option<Output>,
     /// Running slots, with how often in a row they died at the same count of tasks begun.
     slots: Vec<Option<Slot>>,
-    /// When it last looked whether they are stopped.
+    /// When it last looked whether the caller is stopped, and whether they are.
+    glanced: Instant,
     looked: Instant,
     /// See `topology::oom_kills`, as last seen.
     oom_kills: u64,
@@ -350,6 +354,7 @@ impl<S> Zygote<'_, S> {
             self.world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
+        let deferred = process::Deferred::new();
         match process::fork(Child::Slot)? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
@@ -368,6 +373,7 @@ impl<S> Zygote<'_, S> {
                     // Others lead groups: their children end with them.
                     process::enter_group(if self.is_root(rank) { self.group } else { 0 });
                     self.program.restore(self.is_root(rank));
+                    drop(deferred);
                     self.output.iter().for_each(|output| output.enter(rank));
                     run_slot(self.world, self.job, rank, state.as_mut())
                 });
@@ -393,7 +399,7 @@ impl<S> Zygote<'_, S> {
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
             sources.extend(self.world.bell().map(|bell| bell as &dyn AsFd));
-            let spoken = process::poll(&sources, Duration::from_millis(200));
+            let spoken = process::poll(&sources, GLANCE);
             if process::asked() {
                 for state in self.world.states() {
                     let _ = writeln!(std::io::stderr(), "phalanx: {state}");
@@ -429,7 +435,10 @@ impl<S> Zygote<'_, S> {
     }
 
     /// While the caller is stopped, by a terminal or by whomever, so are the slots; for how long it was.
-    fn stand_with_caller(&self) -> Duration {
+    fn stand_with_caller(&mut self) -> Duration {
+        if self.glanced.elapsed() < GLANCE {
+            return Duration::ZERO;
+        }
         let (begun, mut asking) = (Instant::now(), true);
         while self.caller.is_stopped() {
             self.slots.iter().flatten().for_each(|slot| slot.process.halt(asking));
@@ -438,6 +447,7 @@ impl<S> Zygote<'_, S> {
                 break;
             }
         }
+        self.glanced = Instant::now();
         if asking {
             return Duration::ZERO;
         }
