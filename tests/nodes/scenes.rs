@@ -208,6 +208,7 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "sweep" => sweep(launch, &Bomb::never()),
         "sweep-panics" => sweep(launch, &Bomb::lit()),
         "rows-panic" => rows_panic(launch),
+        "rows-left" => rows_left(launch),
         "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
@@ -311,6 +312,42 @@ fn sweep(launch: &Launch, bomb: &Bomb) -> Result<()> {
         Ok(())
     };
     sweep.run(rows.view(), 1, || Ok(()), model).map(|_| println!("nothing happened"))
+}
+
+/// The workers of the second process panic, and then cannot build: what it was granted is not done, all else is.
+fn rows_left(launch: &Launch) -> Result<()> {
+    const ROWS: usize = 2000;
+    let number = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok());
+    let is_second = number.as_deref() == Some("1");
+    let broken = std::env::temp_dir().join(format!("phalanx-nodes-{}", std::process::id()));
+    let build = || if broken.exists() { Err(Error::other("no licence")) } else { Ok(()) };
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(Duration::from_millis(1));
+        if is_second {
+            std::fs::write(&broken, "").map_err(|error| error.to_string())?;
+            panic!("out of salt");
+        }
+        out[0] = row.index as f64;
+        Ok(())
+    };
+    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, ..Sweep::default() };
+    let rows = Array2::from_elem((ROWS, 1), 1.0);
+    let swept = sweep.run(rows.view(), 1, build, model);
+    let _ = std::fs::remove_file(&broken);
+    let Some(swept) = swept? else { return Ok(()) };
+    let counts = swept.counts();
+    assert!(counts.panicked > 0 && counts.done >= ROWS / 4, "{swept:?}");
+    assert_eq!(counts.done + counts.panicked + counts.not_done, ROWS, "{swept:?}");
+    for row in 0..ROWS {
+        match swept.outcome(row) {
+            Outcome::Done => assert_eq!(swept.values()[[row, 0]], row as f64),
+            Outcome::NotDone(why) => assert!(why.contains("no licence"), "{why}"),
+            Outcome::Panicked(why) => assert!(why.starts_with("out of salt"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("{swept:?}");
+    Ok(())
 }
 
 /// A model that panics costs its row: 20 of 20,000. Root hears how far all nodes have come.
