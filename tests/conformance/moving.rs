@@ -5,6 +5,7 @@ use crate::elements::{Sample, mix};
 use crate::world::Back;
 use ndarray::{Array1, Ix1, Ix2};
 use phalanx::{Comm, Result, SharedArray};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub fn broadcast<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
@@ -244,7 +245,46 @@ pub fn objects(comm: &mut Comm<'_>) -> Result<()> {
         (0..size).map(|rank| (rank, text(rank))).collect::<Vec<_>>()
     );
     assert_eq!(comm.all_gather_objects(&())?, vec![(); size]);
-    Ok(())
+    let left_out = |rank: usize| LeftOut {
+        zero: if rank == 0 { 1 } else { 0 },
+        more: vec![0, rank, 9],
+        rest: tree(rank),
+    };
+    assert_eq!(comm.all_gather_objects(&left_out(rank))?, (0..size).map(left_out).collect::<Vec<_>>());
+    assert_eq!(comm.broadcast_object(left_out(rank), size - 1)?, left_out(size - 1));
+    // What would arrive as another value all ranks refuse, and go on.
+    let refused = [
+        comm.all_gather_objects(&Number::Narrow(3)).map(drop),
+        comm.gather_objects(&if rank == size - 1 { Number::Narrow(3) } else { Number::Wide(3) }, 0).map(drop),
+        comm.broadcast_object(Number::Narrow(3), size - 1).map(drop),
+    ];
+    for (refused, by) in refused.into_iter().zip([0, size - 1, size - 1]) {
+        let text = refused.expect_err("refused").to_string();
+        assert!(text.contains(&format!("the object of rank {by} ")) && text.contains("Number"), "{text}");
+    }
+    comm.barrier()
+}
+
+/// A struct of which fields are left out, and that is written as a map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct LeftOut {
+    #[serde(default, skip_serializing_if = "is_zero")]
+    zero: u32,
+    more: Vec<usize>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Option<Vec<i64>>>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Reads all that it writes as the first.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Wide(u64),
+    Narrow(u8),
 }
 
 /// No rank leaves a barrier before all have come.

@@ -140,8 +140,8 @@ impl Trial {
             next: goes_on.then(|| still_works(comm)),
         };
         let mut bytes = room.view_mut();
-        postcard::to_slice(&Some(report), bytes.as_slice_mut().unwrap_or_default())
-            .map_err(phalanx::Error::other)?;
+        let written = postcard::to_slice(&Some(report), bytes.as_slice_mut().unwrap_or_default());
+        written.map_err(Error::other)?;
         if self.returns { went.result } else { Ok(()) }
     }
 }

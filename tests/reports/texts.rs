@@ -24,22 +24,27 @@ pub const CASES: &[Case] = cases! {
 
 type Failing = fn();
 
+fn done<E>(calls: impl FnOnce()) -> std::result::Result<(), E> {
+    calls();
+    Ok(())
+}
+
 /// What the user is told when `fails` is called, by every back end, with its name.
 fn told(fails: Failing) -> Vec<(String, String)> {
     let mut told = Vec::new();
     for backend in [Backend::Serial, Backend::Threads, Backend::SharedMemory] {
         told.push((format!("sweep, {backend}"), swept(backend, &|_| fails()).concat()));
         let mut manager = create_parallel_manager(&backend.to_string(), 2).unwrap();
-        let scattered = manager.scatter(|| Ok(()), |_, ()| Ok(fails()), &[1, 2]).unwrap();
+        let scattered = manager.scatter(|| Ok(()), |_, ()| done(fails), &[1, 2]).unwrap();
         told.push((format!("manager, {backend}"), manager.gather(scattered).unwrap_err().to_string()));
-        let scattered = manager.scatter(|| Ok(fails()), |_, ()| Ok(()), &[1, 2]).unwrap();
+        let scattered = manager.scatter(|| done(fails), |_, ()| Ok(()), &[1, 2]).unwrap();
         told.push((format!("do_build, {backend}"), manager.gather(scattered).unwrap_err().to_string()));
     }
-    told.push(("launch".to_owned(), launch(2, |_| Ok(fails())).unwrap_err().to_string()));
-    let threads = Launch { ranks: Some(2), ..Launch::default() }.threads(|_| Ok(fails()));
+    told.push(("launch".to_owned(), launch(2, |_| done(fails)).unwrap_err().to_string()));
+    let threads = Launch { ranks: Some(2), ..Launch::default() }.threads(|_| done(fails));
     told.push(("launch on threads".to_owned(), threads.unwrap_err().to_string()));
     let build = Sweep { workers: Some(2), ..Sweep::default() };
-    let built = build.run(Array2::zeros((2, 0)).view(), 0, || Ok(fails()), |(), _, _| Ok(()));
+    let built = build.run(Array2::zeros((2, 0)).view(), 0, || done(fails), |(), _, _| Ok(()));
     told.push(("build".to_owned(), built.unwrap_err().to_string()));
     let texts = launch(2, |comm| Ok(inside(comm, fails)));
     told.extend(texts.unwrap().unwrap().concat().into_iter().map(|text| ("inside".to_owned(), text)));
@@ -50,11 +55,11 @@ fn told(fails: Failing) -> Vec<(String, String)> {
 
 fn inside(comm: &mut Comm<'_>, fails: Failing) -> Vec<String> {
     let rows = Array2::zeros((3, 0));
-    let swept = Sweep::default().run_in(comm, rows.view(), 0, || Ok(()), |(), _, _| Ok(fails())).unwrap();
+    let swept = Sweep::default().run_in(comm, rows.view(), 0, || Ok(()), |(), _, _| done(fails)).unwrap();
     let mut texts: Vec<String> =
         swept.iter().flat_map(|swept| (0..3).map(|row| format!("{:?}", swept.outcome(row)))).collect();
     let mut manager = ParallelManager::with_peers(comm);
-    let scattered = manager.scatter(|| Ok(()), |_, ()| Ok(fails()), &[1, 2]).unwrap();
+    let scattered = manager.scatter(|| Ok(()), |_, ()| done(fails), &[1, 2]).unwrap();
     texts.push(manager.gather(scattered).unwrap_err().to_string());
     texts
 }
@@ -63,7 +68,8 @@ fn inside(comm: &mut Comm<'_>, fails: Failing) -> Vec<String> {
 fn swept(backend: Backend, model: &(dyn Fn(usize) + Sync)) -> Vec<String> {
     let rows = Array2::<f64>::zeros((3, 1));
     let sweep = Sweep { workers: Some(1), backend, ..Sweep::default() };
-    let swept = sweep.run(rows.view(), 0, || Ok(()), |(), row, _| Ok(model(row.index))).unwrap().unwrap();
+    let swept =
+        sweep.run(rows.view(), 0, || Ok(()), |(), row, _| done(|| model(row.index))).unwrap().unwrap();
     let text = |row| match swept.outcome(row) {
         Outcome::Panicked(text) => text.to_string(),
         Outcome::Done => String::new(),
@@ -286,7 +292,7 @@ fn panics_in_foreign_functions_are_printed() {
         panic!("in a callback of a solver");
     }
     let printed = stderr_of("panics_in_foreign_functions_are_printed", || {
-        let error = launch(1, |_| Ok(callback())).unwrap_err();
+        let error = launch(1, |_| done(|| callback())).unwrap_err();
         eprintln!("{error}");
     });
     assert!(printed.contains("in a callback of a solver") && printed.contains("SIGABRT"), "{printed}");

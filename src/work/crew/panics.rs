@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, Location, PanicHookInfo, catch_unwind, set_hook, take_hook};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::panicking;
 
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
@@ -97,7 +97,10 @@ struct Standing {
     ours: Option<(usize, Arc<Former>)>,
 }
 
-static STANDING: Mutex<Standing> = Mutex::new(Standing { threads: 0, ours: None });
+#[expect(clippy::disallowed_types, reason = "threads of one process share the hook")]
+type Lock<T> = std::sync::Mutex<T>;
+
+static STANDING: Lock<Standing> = Lock::new(Standing { threads: 0, ours: None });
 
 impl Standing {
     fn begin(&mut self) {
