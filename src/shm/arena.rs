@@ -14,7 +14,8 @@
 //!   as its last holder drops it; so does an array out of a finished world, whose heap serves nobody any more.
 //! * Before a block is refused because the memory cgroup has no more, all whole free pages are given back.
 //!
-//! Blocks from 2 MiB on are huge pages where possible.
+//! Blocks from 2 MiB on are huge pages where possible. What is said here of a heap holds for each: free memory of another
+//! rank's heap goes back when its owner allocates.
 #![expect(unsafe_code, reason = "slices of blocks")]
 
 use crate::error::{Error, Result};

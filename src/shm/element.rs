@@ -48,7 +48,7 @@ impl<T> Element for T where
 {
 }
 
-/// Arrays lie on boundaries of this many bytes; an element may not ask for more.
+/// Arrays lie on boundaries of this many bytes, or of as many as their elements ask for (at most a page).
 pub(crate) const ALIGN: usize = 64;
 
 /// Identifies an element type, alike in all processes of one program.

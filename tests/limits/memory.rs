@@ -5,12 +5,13 @@ use crate::group::Group;
 use crate::support::launch;
 use ndarray::{Array2, Ix1};
 use phalanx::{
-    Comm, Death, Error, Granularity, Outcome, Result, SharedArray, Sweep, create_parallel_manager,
+    Comm, Death, Error, Granularity, Launch, Outcome, Result, SharedArray, Sweep, create_parallel_manager,
 };
 
 pub const CASES: &[Case] = cases! {
     memory_of_a_rank
     memory_of_a_heap
+    memory_of_dropped_arrays
     memory_of_all_ranks
     memory_of_a_shared_array
     memory_of_a_caller
@@ -85,11 +86,43 @@ fn memory_of_a_heap() {
     too_much(|comm| {
         // A block is large enough to be reserved, and there is room; then there is none.
         if comm.rank() == 1 {
-            comm.alloc::<u8, _>(LIMIT / 2)?.view_mut().fill(1);
+            let mut half = comm.alloc::<u8, _>(LIMIT / 2)?;
+            half.view_mut().fill(1);
             std::hint::black_box(vec![1u8; LIMIT / 8 * 7]);
         }
         Ok(())
     });
+}
+
+/// What dropped arrays have left is no reason to refuse others: it serves them, or goes back.
+fn memory_of_dropped_arrays() {
+    let group = enter();
+    let world = Launch { ranks: Some(1), ..crate::support::world() };
+    let done = world.fork(|comm| {
+        let filled = |comm: &mut Comm<'_>, len| {
+            let mut array = comm.alloc::<u8, _>(len)?;
+            array.view_mut().as_slice_mut().unwrap().fill(1);
+            Ok::<_, Error>(array)
+        };
+        for mib in (2..=36).step_by(2) {
+            filled(comm, mib << 20)?;
+        }
+        // Pieces that no large array can use, between small ones that stay.
+        for size in [1 << 20, 64 << 10] {
+            let mut fences = Vec::new();
+            let mut pieces = Vec::new();
+            for _ in 0..(36 << 20) / size {
+                pieces.push(filled(comm, size)?);
+                fences.push(filled(comm, 64)?);
+            }
+            drop(pieces);
+            filled(comm, 36 << 20)?;
+        }
+        Ok(())
+    });
+    assert!(done.is_ok(), "{done:?}");
+    drop(group);
+    all_works();
 }
 
 fn memory_of_all_ranks() {
