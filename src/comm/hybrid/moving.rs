@@ -22,8 +22,8 @@ use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::shm::{Shm, digest_of, starts_of};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
+use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
-use crate::shm::element::ALIGN;
 use crate::shm::kernel::Store;
 use std::iter::Peekable;
 use std::ops::Range;
@@ -46,7 +46,7 @@ const MOST: usize = 1 << 14;
 impl Area {
     pub(super) fn new(node: &Shm<'_>) -> Result<Area> {
         let (own, come) = (node.window_ref().member().cell, COME);
-        let block = node.seat().heap.borrow_mut().alloc(2 * (own + come), ALIGN, Fill::Any)?;
+        let block = node.seat().heap.borrow_mut().alloc(2 * (own + come), PAGE, Fill::Any)?;
         Ok(Area { block, own, come })
     }
 
