@@ -182,9 +182,12 @@ fn main() {
         }
     }
     let again = Instant::now();
-    while !is_test && again.elapsed() < PATIENCE / 2 && points.iter().any(|point| point.ratio() > WANTED) {
-        let bad = points.iter_mut().filter(|point| point.ratio() > WANTED);
-        bad.enumerate().for_each(|(number, point)| point.pass(number, from, to));
+    for number in 0.. {
+        let mut bad: Vec<_> = points.iter_mut().filter(|point| point.ratio() > WANTED).collect();
+        if is_test || bad.is_empty() || again.elapsed() > PATIENCE / 2 {
+            break;
+        }
+        bad.iter_mut().for_each(|point| point.pass(number, from, to));
     }
     let names = WAYS.map(|(name, _)| format!("{name:>9}")).join(" ");
     println!(
