@@ -223,7 +223,8 @@ fn cost_of_a_split(ranks: usize) -> usize {
 
 fn splits_take_memory_with_the_ranks() {
     let (few, many) = (cost_of_a_split(12), cost_of_a_split(72));
-    assert!(many < 2 * few + 40, "a rank takes {few} KiB among 12, {many} among 72");
+    println!("a rank takes {few} KiB among 12, {many} among 72");
+    assert!(many < few + 40 && many < 100);
 }
 
 fn limited_addresses() {
