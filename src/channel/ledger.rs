@@ -582,6 +582,15 @@ impl Ledger {
         self.front().closed.store(1, Ordering::Release);
     }
 
+    /// Frees the tasks that no worker was left to try, elsewhere; were there any?
+    pub(crate) fn reopen(&self) -> bool {
+        let is_left =
+            |word: &&AtomicU64| matches!(state(word), State::Failed(Failure { kind: Kind::NotDone, .. }));
+        let left: Vec<&AtomicU64> = self.words().iter().filter(is_left).collect();
+        left.iter().for_each(|word| word.store(self.free, Ordering::Release));
+        !left.is_empty()
+    }
+
     /// How tasks that are done here are told to another ledger: their words, and what became of those without result.
     pub(crate) fn words_of(&self, tasks: Range<usize>) -> Vec<u64> {
         self.words()[tasks].iter().map(|word| word.load(Ordering::Acquire)).collect()

@@ -314,7 +314,7 @@ fn sweep(launch: &Launch, bomb: &Bomb) -> Result<()> {
     sweep.run(rows.view(), 1, || Ok(()), model).map(|_| println!("nothing happened"))
 }
 
-/// The workers of the second process panic, and then cannot build: what it was granted is not done, all else is.
+/// The workers of the second process panic, and then cannot build: others do what it has not done.
 fn rows_left(launch: &Launch) -> Result<()> {
     const ROWS: usize = 2000;
     let number = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok());
@@ -336,12 +336,11 @@ fn rows_left(launch: &Launch) -> Result<()> {
     let _ = std::fs::remove_file(&broken);
     let Some(swept) = swept? else { return Ok(()) };
     let counts = swept.counts();
-    assert!(counts.panicked > 0 && counts.done >= ROWS / 4, "{swept:?}");
-    assert_eq!(counts.done + counts.panicked + counts.not_done, ROWS, "{swept:?}");
+    assert!(counts.panicked > 0 && counts.panicked < ROWS / 4, "{swept:?}");
+    assert_eq!(counts.done + counts.panicked, ROWS, "{swept:?}");
     for row in 0..ROWS {
         match swept.outcome(row) {
             Outcome::Done => assert_eq!(swept.values()[[row, 0]], row as f64),
-            Outcome::NotDone(why) => assert!(why.contains("no licence"), "{why}"),
             Outcome::Panicked(why) => assert!(why.starts_with("out of salt"), "{why}"),
             other => panic!("{other:?}"),
         }

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Every row is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its rows are done by
-//! its successor or its neighbours. A node that dies ends the job.
+//! its successor or its neighbours. What a node has not done because all its workers were given up root's workers do at
+//! the end. A node that dies ends the job.
 
 use crate::channel::ledger::{Kind, Ledger, State, Texts};
 use crate::comm::hybrid::mpi::{LARGEST, Mpi, Part};
@@ -22,7 +23,7 @@ use crate::shm::object;
 use crate::work::launch::asked;
 use crate::work::sweep::report::{Swept, WorkerStats, stats, swept};
 use crate::work::sweep::worker::{Reason, Row, Work};
-use crate::work::sweep::{Schedule, Sweep, Watcher, digest, inheritable, rounds};
+use crate::work::sweep::{Schedule, Sweep, WATCHING, Watcher, digest, inheritable, rounds};
 use ndarray::ArrayView2;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -156,13 +157,21 @@ where
         Some(coordinator) => Ok(coordinator),
         None => join(),
     };
+    let own = abandoned.is_none();
     let collected = coordinator.and_then(|mut coordinator| {
         if let Some(why) = abandoned {
             coordinator.give_up(&why)?;
         }
         coordinator.collect(stats(&ledger, &replaced), &look)
     });
-    let Some(workers) = collected.inspect_err(fatal)? else { return Ok(None) };
+    let Some(mut workers) = collected.inspect_err(fatal)? else { return Ok(None) };
+    if own && ledger.reopen() {
+        // Another node has no worker left: root's do what that one has not.
+        let work = Work { schedule: Schedule::Dynamic, ..work };
+        let (again, _) = rounds(&ledger, || sweep.forked(&work, WATCHING, false, &mut || {}))?;
+        let replaced: Vec<u32> = replaced.iter().zip(again).map(|(before, again)| before + again).collect();
+        workers.splice(..each, stats(&ledger, &replaced));
+    }
     watcher.into_inner().end(workers.len());
     ledger.finish();
     swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
