@@ -783,7 +783,7 @@ mod tests {
         let segment = Arc::new(Segment::new(Ledger::len(tasks, 0, 1).unwrap()).unwrap());
         let ledger = Ledger::over(segment, 0, tasks, 0, 1).unwrap();
         let mut texts = Texts::default();
-        let text = |task: usize| format!("{task} ").repeat(2100);
+        let text = |task: usize| format!("{task} ").repeat(4000);
         for task in 0..tasks {
             ledger.claim(task, 0).unwrap().failed(Kind::Reason, &text(task), &mut texts);
         }
