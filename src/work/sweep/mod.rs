@@ -204,7 +204,7 @@ impl Sweep<'_> {
             workers,
             first: 0,
             of: workers,
-            attempts: self.attempts()?,
+            attempts: self.most_attempts()?,
             seed: self.seed,
             build: &build,
             model: &model,
@@ -233,7 +233,7 @@ impl Sweep<'_> {
     }
 
     /// How many workers may die on a row.
-    fn attempts(&self) -> Result<u32> {
+    fn most_attempts(&self) -> Result<u32> {
         match self.attempts {
             Some(0) => Err(Error::option("sweep", "0 attempts: a row has at least one")),
             attempts => Ok(attempts.unwrap_or(3)),

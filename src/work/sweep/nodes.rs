@@ -109,7 +109,7 @@ where
         // With a static schedule where this process is among the others matters: below.
         first: 0,
         of: each * job.size,
-        attempts: sweep.attempts()?,
+        attempts: sweep.most_attempts()?,
         seed: sweep.seed,
         build,
         model,
