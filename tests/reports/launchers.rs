@@ -7,7 +7,7 @@ use std::process::Command;
 
 pub const CASES: &[Case] = cases! {
     tasks_of_a_job_are_refused once_in_full batch_scripts_are_no_jobs alone_on_demand programs_of_ranks_are_no_tasks
-    helper_works
+    helper_task
 };
 
 /// Variables of a task, which a test sets.
@@ -99,7 +99,7 @@ fn everything(backend: Backend) -> [Result<()>; 3] {
 }
 
 /// Prints what came of them, one line each.
-fn helper_works() {
+fn helper_task() {
     let Ok(backend) = std::env::var("PHALANX_TEST_MARK") else { return };
     for (what, outcome) in
         ["launch", "sweep", "manager"].into_iter().zip(everything(backend.parse().unwrap()))
@@ -111,7 +111,7 @@ fn helper_works() {
 
 /// What a program of its own says, with these variables.
 fn told(told: Told, backend: &str) -> Vec<String> {
-    let mut helper = case("helper_works");
+    let mut helper = case("helper_task");
     helper.envs(told.iter().copied()).env("PHALANX_TEST_MARK", backend);
     said(&mut helper)
 }
@@ -173,7 +173,7 @@ fn batch_scripts_are_no_jobs() {
 fn alone_on_demand() {
     for job in JOBS {
         assert!(work(&told(job, "shared-memory")), "{job:?}");
-        let mut helper = case("helper_works");
+        let mut helper = case("helper_task");
         helper.envs(job.iter().copied()).env("PHALANX_TEST_MARK", "auto").env("PHALANX_LAUNCHER", "none");
         assert!(work(&said(&mut helper)), "{job:?}");
     }
