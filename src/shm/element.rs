@@ -28,7 +28,8 @@ use std::hash::{Hash, Hasher};
 /// travels::<&'static str>();
 /// ```
 ///
-/// Nor do elements that lie on boundaries of more than 4096 bytes:
+/// Nor do elements that lie on boundaries of more than 4096 bytes. (Of 4096, keep them in arrays: rustc 1.95 compiles
+/// programs that have such values on the stack to ones that crash, on x86-64 and optimised.)
 ///
 /// ```compile_fail,E0080
 /// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
