@@ -17,6 +17,10 @@
 //! A touch that is not allowed raises SIGSEGV; a handler notes which rule it broke where the supervisor looks, and leaves
 //! the rest to whoever handled the signal before.
 #![expect(unsafe_code, reason = "mprotect, and a handler of SIGSEGV")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "a list of one process; it is held across a fork, by the thread that forks"
+)]
 
 use crate::os::fault::{Site, sys};
 use core::ops::Range;

@@ -8,7 +8,7 @@ use phalanx::{
     Swept,
 };
 use std::cell::RefCell;
-use std::sync::Mutex;
+use std::sync::RwLock;
 
 pub const CASES: &[Case] = cases! {
     captured_views_are_right_in_ranks
@@ -151,14 +151,14 @@ fn writes_through_captured_views_fault_by_name() {
     }
     assert!(array.view().iter().all(|&zero| zero == 0));
     let mut alone = Lease::<u64, Ix1>::zeros(1 << 20).unwrap();
-    let view = Mutex::new(alone.view_mut());
+    let view = RwLock::new(alone.view_mut());
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((2, 1)).view(),
         1,
         || Ok(map_something(1 << 20)),
         |held, row, _| {
-            view.lock().unwrap()[5] = held[0][0];
+            view.write().unwrap()[5] = held[0][0];
             Err(format!("{}: written", row.index).into())
         },
     );
@@ -308,9 +308,9 @@ fn samples_may_lie_in_shared_memory() {
 fn a_build_that_writes_faults_by_name() {
     no_core_files();
     let mut array = SharedArray::<u64, Ix1>::zeros(1000).unwrap();
-    let view = Mutex::new(array.view_mut());
+    let view = RwLock::new(array.view_mut());
     let build = || {
-        view.lock().unwrap()[3] = 1;
+        view.write().unwrap()[3] = 1;
         Ok(())
     };
     let swept = Sweep { workers: Some(2), ..Sweep::default() }.run(

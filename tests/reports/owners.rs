@@ -41,7 +41,6 @@ fn parts_of_a_solo_are_not_its_ranks() {
             view.borrow_mut()[0] = comm.rank() as u64 + 5;
             comm.barrier()
         }));
-        drop(view);
         // To read it is as good as anything.
         part.view_mut()[1] = 3;
         let sums = launch(2, |_| Ok(part.view().sum()));
@@ -61,7 +60,6 @@ fn parts_of_a_rank_are_not_its_ranks() {
             (0..1000).for_each(|_| view.borrow_mut()[0] += 1);
             Ok(())
         }));
-        drop(view);
         // Its own rows a rank lets its ranks read, and the whole.
         let sums = launch(2, |_| Ok(part.view().sum()))?;
         assert_eq!(sums.unwrap(), [2 * (comm.rank() as u64 + 1); 2]);
