@@ -189,13 +189,13 @@ const WRONG: &[Wrong] = wrong! {
         |comm, it, _out| comm.open_rows(it.array, &[3, if it.bad { 2 } else { 3 }, if it.bad { 4 } else { 3 }]).map(drop);
     "broadcast_object: root": Own, "broadcast", "root 9",
         |comm, it, _out| comm.broadcast_object(1, if it.bad { 9 } else { 0 }).map(drop);
-    "broadcast_object: secret": Root, "broadcast", "cannot be serialised: ",
+    "broadcast_object: secret": Root, "broadcast", "its Serialize says: a secret",
         |comm, it, _out| comm.broadcast_object(Secret(it.bad), it.root).map(drop);
     "gather_objects: root": Own, "gather", "root 9",
         |comm, it, _out| comm.gather_objects(&1, if it.bad { 9 } else { 0 }).map(drop);
-    "gather_objects: secret": Own, "gather", "cannot be serialised: ",
+    "gather_objects: secret": Own, "gather", "its Serialize says: a secret",
         |comm, it, _out| comm.gather_objects(&Secret(it.bad), 0).map(drop);
-    "all_gather_objects: secret": Own, "all_gather", "cannot be serialised: ",
+    "all_gather_objects: secret": Own, "all_gather", "its Serialize says: a secret",
         |comm, it, _out| comm.all_gather_objects(&Secret(it.bad)).map(drop);
 };
 
@@ -243,7 +243,11 @@ fn one(wrong: &Wrong, comm: &mut Comm<'_>, who: Option<usize>, array: &SharedArr
         assert_eq!((place.operation, place.rank), (wrong.operation, rank), "{text}");
         let culprit = bad || wrong.fault == Between;
         assert!(!culprit || text.contains(wrong.says), "{text}");
-        let accused = who.is_none_or(|who| text.contains(&format!("rank {who} was given wrong arguments")));
+        let told = |who| {
+            ["rank {} was given wrong arguments", "the object of rank {} "]
+                .map(|told: &str| told.replace("{}", &format!("{who}")))
+        };
+        let accused = who.is_none_or(|who| told(who).iter().any(|told| text.contains(told)));
         assert!(culprit || accused, "{text}");
         assert!(out.iter().all(|&x| x == UNTOUCHED), "{}: output changed", wrong.name);
         still_works(comm)?;

@@ -194,12 +194,12 @@ pub fn left_behind() {
     // Less than a page, and nothing.
     let few = phalanx::leave_behind(&mut data[1..100], || 1);
     assert_eq!(few + phalanx::leave_behind::<u64, _>(&mut [], || 2), 3);
-    // Shared memory is no private memory: it stays what it was, kept from children.
+    // Shared memory is no private memory: it stays what it was, and children read it.
     let mut array = SharedArray::<u64, Ix1>::zeros(1 << 20).expect("memory");
     let mut view = array.view_mut();
     phalanx::leave_behind(view.as_slice_mut().expect("contiguous"), || ());
     let middle = view.as_slice().expect("contiguous")[1 << 19..].as_ptr().addr();
-    assert_eq!(phalanx::launch(1, |_| Ok(byte_at(middle))).expect("started"), Some(vec![None]));
+    assert_eq!(phalanx::launch(1, |_| Ok(byte_at(middle))).expect("started"), Some(vec![Some(0)]));
 }
 
 /// What lies at an address of this process, if anything does.

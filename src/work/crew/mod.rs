@@ -328,7 +328,11 @@ impl<S> Zygote<'_, S> {
                 continue;
             }
             if let Err(error) = self.start(rank, state, 0, 0) {
-                return self.cannot_start(rank, &error.to_string());
+                if !matches!(self.job.policy, Policy::Replace(_)) || self.slots.iter().all(Option::is_none) {
+                    return self.cannot_start(rank, &error.to_string());
+                }
+                // The others do what it would have done.
+                self.given_up.get_or_insert((rank, format!("worker {rank} could not be started: {error}")));
             }
         }
         let code = self.supervise(state);
