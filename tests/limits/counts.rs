@@ -86,6 +86,7 @@ fn descriptors_of_the_supervisor() {
     let text = format!("{:?}", (0..40).map(|row| swept.outcome(row)).collect::<Vec<_>>());
     assert!(text.contains("could not be replaced") && text.contains("ulimit -n"), "{text}");
     assert_eq!(swept.outcome(0), Outcome::Done);
+    drop(swept);
     assert!(support::marked_processes(&mark).is_empty(), "an orphan is left");
     assert_eq!(holdings(), before);
     all_works();
