@@ -478,7 +478,7 @@ fn planted_head_passed_before_reading() {
 fn ring_whose_writer_leaves() {
     ring([3, 9], 8, WRAP, |ring, rank| {
         if rank == 0 {
-            ring.writer().send(1, &[7], None).unwrap();
+            ring.writer().send([1, 0], &[7], None).unwrap();
             return wait::depart(&ring.alive[0], LEFT);
         }
         let mut reader = ring.reader();
@@ -496,7 +496,7 @@ fn ring_whose_reader_leaves() {
             return wait::depart(&ring.alive[1], LEFT);
         }
         let mut writer = ring.writer();
-        let sent = (1..=3).map(|n| writer.send(n, &[7], None));
+        let sent = (1..=3).map(|n| writer.send([n, 0], &[7], None));
         assert_eq!(sent.collect::<Vec<_>>(), [Ok(()), Ok(()), Err(Broken::Gone(LEFT))]);
     });
 }
