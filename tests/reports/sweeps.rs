@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = cases! {
+    gathers_of_different_scatters_are_refused
     a_destructor_that_panics_costs_its_row
     a_destructor_that_panics_at_the_end_costs_nothing
     a_rebuild_that_fails_once_costs_nothing
@@ -758,4 +759,26 @@ fn a_table_of_nan_is_one_table() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Peers that gather what different scatters have begun are told; none gets another one's results.
+fn gathers_of_different_scatters_are_refused() {
+    let told = phalanx::launch(2, |comm| {
+        let rank = comm.rank();
+        let mut manager = phalanx::ParallelManager::with_peers(comm);
+        let first =
+            manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x.iter().sum::<f64>()), &[1.0, 2.0, 3.0, 4.0])?;
+        let second = manager.scatter(
+            || Ok(()),
+            |x: &[f64], ()| Ok(1e3 * x.iter().sum::<f64>()),
+            &[5.0, 6.0, 7.0, 8.0],
+        )?;
+        let crossed = manager.gather(if rank == 0 { first } else { second });
+        let again = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x.len()), &[1.0])?;
+        assert_eq!(manager.gather(again)?[0].results, 1);
+        Ok(crossed.map_or_else(|error| error.to_string(), |results| format!("{} results", results.len())))
+    });
+    for text in told.unwrap().unwrap() {
+        assert!(text.contains("what different scatters have begun"), "{text}");
+    }
 }

@@ -100,6 +100,8 @@ pub struct ParallelManager<'c, 'w> {
     pub allow_threads: bool,
     /// Address space for each worker's results, in bytes: see [`Launch::heap`](crate::Launch::heap).
     pub heap: Option<usize>,
+    /// How many scatters it has begun.
+    scatters: u64,
 }
 
 #[derive(Debug)]
@@ -189,6 +191,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             granularity,
             attempts,
             stop_at_failure: false,
+            scatters: 0,
             allow_threads: false,
             heap: None,
         }
@@ -322,7 +325,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             Group::FanOut { limit, .. } => *limit,
             _ => self.comm().size(),
         };
-        let deal = Deal::new(all_parameters.len(), most, self.granularity);
+        self.scatters += 1;
+        let mut deal = Deal::new(all_parameters.len(), most, self.granularity);
+        deal.number = self.scatters;
         let attempts = self.attempts.unwrap_or(3);
         if attempts == 0 {
             return Err(Error::option("scatter", "0 attempts: a task has at least one"));
@@ -353,7 +358,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// # Errors
     /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of the panic or
     /// error, or how the worker died. What the others gave is lost then: see [`gather_finished`](Self::gather_finished). As
-    /// all collectives, if a rank is gone or the ranks scattered different lists. If workers could not be started, or their
+    /// all collectives, if a rank is gone, or the ranks scattered lists of different lengths. If workers could not be started, or their
     /// supervisor died.
     ///
     /// ```
@@ -443,8 +448,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                 let shares = self.comm_mut().all_gather_objects(&(deal, mine))?;
                 if shares.iter().any(|(theirs, _)| *theirs != deal) {
                     let place = Place { operation: "gather", rank: self.get_rank(), sequence: 0 };
-                    let problem =
-                        "the ranks scattered lists of different lengths, or with different granularity";
+                    let problem = "the ranks scattered lists of different lengths, or with different granularity, or \
+                                   gather what different scatters have begun";
                     return Err(Error::bad(place, problem));
                 }
                 Outcomes { run: shares.into_iter().flat_map(|(_, outcomes)| outcomes).collect(), why: None }

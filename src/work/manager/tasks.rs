@@ -81,6 +81,8 @@ pub(crate) struct Gathered<P, R> {
 pub(crate) struct Deal {
     samples: usize,
     pub(crate) tasks: usize,
+    /// The manager's scatters, counted: peers gather what one of them has begun.
+    pub(crate) number: u64,
 }
 
 impl Deal {
@@ -89,7 +91,7 @@ impl Deal {
             Granularity::PerWorker => samples.min(workers),
             Granularity::PerSample => samples,
         };
-        Deal { samples, tasks }
+        Deal { samples, tasks, number: 0 }
     }
 
     /// The samples of a task.
