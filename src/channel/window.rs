@@ -102,7 +102,7 @@ struct RevokeOnUnwind<'w>(&'w World, u32, usize);
 
 impl Drop for RevokeOnUnwind<'_> {
     fn drop(&mut self) {
-        self.0.revoke(self.1, self.2);
+        self.0.revoke_unwinding(self.1, self.2);
     }
 }
 

@@ -51,6 +51,9 @@ pub(crate) struct Header {
     dismissed: AtomicU32,
 }
 
+/// How long peers wait for the text of a rank that unwinds.
+const TELLING: Duration = Duration::from_millis(50);
+
 /// What became of a rank's body.
 ///
 /// | status | meaning |
@@ -59,6 +62,7 @@ pub(crate) struct Header {
 /// | DONE | returned; the result lies at (`result`, `result_len`) in the segment |
 /// | PANICKED, RETURNED | failed; the text lies in its Text |
 /// | UNSTARTED | the world could not be started; the text says why |
+/// | UNWINDING | a panic in the middle of an exchange; it may still be caught |
 /// | STOPPED | was stopped for longer than the deadline, and ended |
 #[repr(C, align(128))]
 pub(crate) struct Slot {
@@ -95,6 +99,7 @@ const PANICKED: u32 = 2;
 const RETURNED: u32 = 3;
 const UNSTARTED: u32 = 4;
 const STOPPED: u32 = 5;
+const UNWINDING: u32 = 6;
 
 // SAFETY: repr(C), atomics only.
 unsafe impl Shared for Header {}
@@ -553,6 +558,12 @@ impl World {
         Error::Timeout { place, missing, deadline: self.plan.deadline.unwrap_or_default() }
     }
 
+    /// As [`World::revoke`], by a rank that unwinds: it tells why when it has (unless its body catches the panic).
+    pub(crate) fn revoke_unwinding(&self, epoch: u32, rank: usize) {
+        self.slot(rank).status.store(UNWINDING, Ordering::Relaxed);
+        self.revoke(epoch, rank);
+    }
+
     /// Ends every call of an epoch, now and later; the first culprit counts.
     pub(crate) fn revoke(&self, epoch: u32, culprit: usize) {
         wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
@@ -618,6 +629,13 @@ impl World {
     pub(crate) fn blame(&self, place: Place, culprit: usize) -> Error {
         let rank = culprit.min(self.ranks() - 1);
         let (slot, number) = (self.slot(rank), self.number(rank));
+        let until = Instant::now() + TELLING;
+        while matches!(slot.status.load(Ordering::Relaxed), UNWINDING | PANICKED | RETURNED)
+            && !wait::is_gone(slot.alive.load(Ordering::Acquire))
+            && Instant::now() < until
+        {
+            process::yield_now();
+        }
         let alive = slot.alive.load(Ordering::Acquire);
         match (alive, slot.status.load(Ordering::Relaxed)) {
             (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
