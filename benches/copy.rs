@@ -69,7 +69,7 @@ const PAGE: usize = 4096;
 /// Copies are timed together until so many bytes have been moved.
 const TIMED: usize = 256 << 10;
 const WANTED: f64 = 1.25;
-/// So long passes over all points are made, and half as long over those that are above.
+/// The time for passes over all points; points above the wanted ratio get half as much again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Way = (&'static str, fn(&mut [u8], &[u8]));

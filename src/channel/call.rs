@@ -77,7 +77,7 @@ impl Verb {
     }
 }
 
-/// What must be alike on all ranks of a call: `verb | op << 8 | datatype's code << 16 | root << 32`, no hash, so that a
+/// The words that must be alike on all ranks of a call: `verb | op << 8 | datatype's code << 16 | root << 32`, no hash, so that a
 /// report can say what each rank called; and the datatype's identity.
 pub(crate) type Signature = [u64; 2];
 

@@ -151,7 +151,7 @@ pub(super) fn state(word: &AtomicU64) -> State {
     State::of(word.load(Ordering::Acquire))
 }
 
-/// What a slot has done so far, and where it is. Written by its process.
+/// The progress of a slot, and the task that it is at. Written by its process.
 #[repr(C, align(128))]
 pub(crate) struct Tally {
     /// Tasks finished, one way or another.
@@ -682,7 +682,7 @@ impl Claim<'_> {
 pub(crate) struct Texts(HashMap<String, u64>);
 
 impl Texts {
-    /// So many are known.
+    /// The largest number of texts that are remembered.
     const MOST: usize = 1024;
 
     /// Puts a text into the log. Until half of the log is used it is kept up to [`LONGEST`]; then up to an even share of

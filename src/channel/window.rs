@@ -512,7 +512,7 @@ impl<'a> Seen<'a> {
     pub(crate) fn differ(&self, call: &Call, problem: &str) -> Error {
         let lens: Vec<usize> = (0..self.size()).map(|peer| self.len(peer)).collect();
         let place = call.place(self.window.rank(), self.e);
-        // What the ranks of a scatter want stands in their digests.
+        // The ranks of a scatter say in their digests how much they want.
         match lens.iter().all(|&len| len == 0) && call.verb != Verb::Scatter {
             true => Error::bad(place, problem),
             false => Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}")),

@@ -176,7 +176,7 @@ pub(crate) fn note_in(word: &AtomicU32) {
     NOTE.store(core::ptr::from_ref(word).cast_mut(), Ordering::Relaxed);
 }
 
-/// The text for a fault that was noted: true if what was touched may be read.
+/// Returns whether the memory of a noted fault may be read; `None` if no fault was noted.
 pub(crate) fn noted(word: u32) -> Option<bool> {
     match word {
         0 => None,

@@ -311,7 +311,7 @@ impl Block {
         Ok(block)
     }
 
-    /// The same memory at a second address, which children do not inherit; it counts as held once more.
+    /// The same memory at a second address, which children may only read; it counts as held once more.
     pub(crate) fn alias(&self) -> Result<Block> {
         let segment = Arc::new(self.segment.private_alias()?);
         self.words().holders.fetch_add(1, Ordering::Relaxed);
