@@ -1,6 +1,7 @@
 //! The one error: who, in which operation, why, and what to do about it.
 
 use nix::errno::Errno;
+use std::borrow::Cow;
 use std::fmt;
 
 /// What every fallible call of this crate returns.
@@ -119,10 +120,11 @@ pub struct RankState {
 impl fmt::Display for RankState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RankState { rank, pid, state, operation, sequence, line } = self;
-        write!(
-            f,
-            "rank {rank} (process {pid}) is {state}; last call: {operation} ({sequence}), source line {line}"
-        )
+        write!(f, "rank {rank} (process {pid}) is {state}; ")?;
+        match *operation {
+            "nothing" => f.write_str("it has made no call"),
+            _ => write!(f, "last call: {operation} ({sequence}), source line {line}"),
+        }
     }
 }
 
@@ -192,14 +194,14 @@ pub enum Error {
         rank: usize,
     },
     /// An earlier call of a rank that still lives ended the world: a mismatch, a timeout, memory overwritten.
-    #[error(
-        "{place}: an earlier call of rank {rank} failed and ended this world; the error of that call says why"
-    )]
+    #[error("{place}: an earlier call of rank {rank} ended this world: {text}")]
     Ended {
         /// The call that found out.
         place: Place,
-        /// Whose call failed first, in the world's numbering.
+        /// Whose call ended the world first, in the world's numbering.
         rank: usize,
+        /// The error of that call, as that rank got it.
+        text: String,
     },
     /// The deadline of the world passed in a call.
     #[error(
@@ -336,7 +338,8 @@ impl Error {
     pub(crate) fn os(call: &'static str, need: &str, errno: Errno) -> Error {
         let hint = match errno {
             Errno::ENOMEM => {
-                "; a smaller `heap`, smaller arrays, or a higher limit on memory (ulimit -v, cgroup)"
+                "; a smaller `heap`, smaller arrays, fewer of them at once (sysctl vm.max_map_count), or a higher limit on \
+                 memory (ulimit -v, cgroup)"
             }
             Errno::EFBIG => {
                 "; a smaller `heap`, smaller arrays, or a higher limit on file sizes (ulimit -f), which shared memory obeys"
@@ -379,5 +382,19 @@ impl From<std::io::Error> for Error {
 impl From<ndarray::ShapeError> for Error {
     fn from(error: ndarray::ShapeError) -> Error {
         Error::other(error)
+    }
+}
+
+/// Ends a text that was cut.
+const CUT: &str = "...";
+
+/// At most `room` bytes of a text, with a mark where it was cut; nothing, if there is no room for the mark.
+pub(crate) fn shortened(text: &str, room: usize) -> Cow<'_, str> {
+    if text.len() <= room {
+        return text.into();
+    }
+    match room.checked_sub(CUT.len()) {
+        Some(room) => [&text[..text.floor_char_boundary(room)], CUT].concat().into(),
+        None => "".into(),
     }
 }

@@ -553,7 +553,7 @@ fn a_supervisor_tells_what_its_ranks_do() {
     let text = String::from_utf8(caller.wait_with_output().unwrap().stderr).unwrap();
     assert_eq!(text.lines().count(), 4, "{text}");
     // In a storm of signals it may be seen at handling one.
-    let state = ["is sleeping", "is running"].map(|state| format!("{state}; last call: nothing"));
+    let state = ["is sleeping", "is running"].map(|state| format!("{state}; it has made no call"));
     assert!(text.contains("rank 0 (process ") && state.iter().any(|state| text.contains(state)), "{text}");
     assert!(
         text.lines().nth(3).unwrap().contains(&format!("last call: barrier ({})", support::sequence(0))),

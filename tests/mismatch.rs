@@ -186,11 +186,14 @@ fn judge_rank(
             *kind == Kind::BadArgument && named && as_many
         }
         Outcome::Refused if rank == trial.odd => {
-            *kind == Kind::BadArgument && !text.contains("was given wrong arguments")
+            *kind == Kind::BadArgument && !text.contains("nobody's output has changed")
         }
         Outcome::Refused => {
-            let accused = format!("rank {} was given wrong arguments", trial.odd);
-            *kind == Kind::BadArgument && named && text.contains(&accused)
+            // The text of the rank that was given them, whatever it does meanwhile.
+            let own = seen.reports[trial.odd].as_ref().and_then(|report| report.error.as_ref());
+            let problem = own.and_then(|(_, own)| own.split_once("): ")).map_or("", |(_, problem)| problem);
+            let accused = format!("{place}rank {}: {problem}; nobody's output has changed", trial.odd);
+            *kind == Kind::BadArgument && *text == accused
         }
         // Who waits for it says so; who hears of that first passes it on.
         Outcome::Left => {

@@ -473,7 +473,7 @@ fn leases_of_another_world_are_refused() {
     });
     let told = told.unwrap().unwrap();
     told[0].iter().chain(&told[1][2..]).for_each(|text| assert_says(text, "not this world's"));
-    told[1][..2].iter().for_each(|text| assert_says(text, "rank 0 was given wrong arguments"));
+    told[1][..2].iter().for_each(|text| assert_says(text, "rank 0: the array is not this world's"));
 }
 
 /// A result that names its array twice.

@@ -37,9 +37,13 @@ pub(crate) enum Verb {
     /// A parallel manager over a job's processes is dropped.
     #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "there are no jobs"))]
     Leave,
+    /// The other side of `Send`; in signatures that is said.
+    Recv,
+    /// The other side of `SendLease`.
+    RecvLease,
 }
 
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 30] = [
     "nothing",
     "abort",
     "barrier",
@@ -68,6 +72,8 @@ const NAMES: [&str; 28] = [
     "shrink",
     "respawn",
     "leave",
+    "recv",
+    "recv_lease",
 ];
 
 impl Verb {
@@ -118,7 +124,12 @@ impl Call {
 
     pub(crate) fn signature(&self) -> Signature {
         let root = (self.root as u64 & 0xFFFF_FFFF) << 32;
-        let verb = u64::from(self.verb as u8);
+        let verb = match self.verb {
+            Verb::Recv => Verb::Send,
+            Verb::RecvLease => Verb::SendLease,
+            verb => verb,
+        };
+        let verb = u64::from(verb as u8);
         let call = verb | u64::from(self.op) << 8 | u64::from(self.datatype.code) << 16 | root;
         [call, self.datatype.identity]
     }
@@ -135,12 +146,26 @@ pub(crate) fn operation(signature: u64) -> &'static str {
 
 /// A signature in words, for the table of a mismatch.
 pub(crate) fn describe(signature: Signature, len: u64, line: u32) -> String {
+    format!("{}, source line {line}", describe_message(signature, len))
+}
+
+/// As [`describe`], of a message, which does not say where it was sent.
+pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
     let [signature, identity] = signature;
     let name = operation(signature);
-    let datatype = Datatype { code: (signature >> 16) as u16, identity }.name();
+    let datatype = Datatype { code: (signature >> 16) as u16, identity };
     let op = op_name((signature >> 8) as u8);
-    format!("{name}{op}, {datatype}, root {}, {len} bytes, source line {line}", signature >> 32)
+    let root = match ROOTED.iter().any(|&verb| signature & 0xFF == verb as u64) {
+        true => format!(", root {}", signature >> 32),
+        false => String::new(),
+    };
+    match datatype == Datatype::BYTES {
+        true => format!("{name}{op}{root}"),
+        false => format!("{name}{op}, {}{root}, {len} bytes", datatype.name()),
+    }
 }
+
+const ROOTED: [Verb; 5] = [Verb::Broadcast, Verb::Gather, Verb::GatherShared, Verb::Scatter, Verb::Reduce];
 
 /// Names of the reductions by code.
 pub(crate) const OPS: [&str; 11] = [
@@ -171,7 +196,7 @@ mod tests {
 
     #[test]
     fn names_match_codes() {
-        assert_eq!(Verb::Respawn as usize + 2, NAMES.len());
+        assert_eq!(Verb::RecvLease as usize + 1, NAMES.len());
         assert_eq!(Verb::AllReduce.name(), "all_reduce");
         let call = Call::new(Verb::Reduce, Datatype::of::<f64>()).root(3).op(1);
         assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));

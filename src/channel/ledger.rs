@@ -27,7 +27,7 @@
 //! pages reached the disk in any order is verified row by row.
 #![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shortened};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::os::mapping::PAGE;
@@ -89,8 +89,6 @@ const PAYLOAD: u64 = (1 << 62) - 1;
 const LOST: u64 = (1 << 56) - 1;
 /// Bytes of a text that are kept.
 const LONGEST: usize = 4096;
-/// Ends a text that was cut.
-const CUT: &str = "...";
 /// Room for texts in memory that is used only where it is written: for every task's, up to this many bytes.
 const SPARSE: usize = 256 << 20;
 /// Room for texts in memory that is occupied when it is allocated.
@@ -236,7 +234,9 @@ struct Layout {
 impl Layout {
     /// With `room` bytes for texts, or more if there are many tasks. `None` if it overflows.
     fn new(base: usize, tasks: usize, width: usize, slots: usize, room: usize) -> Option<Layout> {
-        let table = tasks.checked_mul(width)?.checked_mul(size_of::<f64>())?;
+        // A row of no task, too, has a length in bytes.
+        let row = width.checked_mul(size_of::<f64>()).filter(|&row| row < 1 << 62)?;
+        let table = tasks.checked_mul(row).filter(|&table| table < 1 << 62)?;
         let all = tasks.checked_add(1)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE)?);
         let mut carver = Carver::at(base);
@@ -253,7 +253,7 @@ impl Layout {
 impl Ledger {
     /// A ledger of `tasks` rows of `width` numbers, worked on by `slots`, in a segment of its own.
     pub(crate) fn new(tasks: usize, width: usize, slots: usize) -> Result<Ledger> {
-        let layout = Layout::new(0, tasks, width, slots, SPARSE).ok_or_else(overflow)?;
+        let layout = Layout::new(0, tasks, width, slots, SPARSE).ok_or_else(|| overflow(tasks, width))?;
         let segment = Arc::new(Segment::new(layout.end)?);
         Ok(Ledger { segment, tasks, width, slots, free: 0, layout })
     }
@@ -261,7 +261,7 @@ impl Ledger {
     /// Bytes that a ledger needs in a heap.
     pub(crate) fn len(tasks: usize, width: usize, slots: usize) -> Result<usize> {
         let layout = Layout::new(0, tasks, width, slots, DENSE);
-        layout.map(|layout| layout.end).ok_or_else(overflow)
+        layout.map(|layout| layout.end).ok_or_else(|| overflow(tasks, width))
     }
 
     /// The ledger that lies at `base`, a page boundary, of a segment: zeroed memory when first used.
@@ -482,8 +482,8 @@ impl Ledger {
 }
 
 /// There are no addresses for a table.
-fn overflow() -> Error {
-    Error::no_space("a sweep's table", usize::MAX, "rows times outputs overflow the address space")
+fn overflow(tasks: usize, width: usize) -> Error {
+    Error::option("sweep", format!("a table of {tasks} rows of {width} outputs fits into no address space"))
 }
 
 /// A ledger of which all tasks are finished: nobody writes it any more.
@@ -718,17 +718,6 @@ impl Texts {
     }
 }
 
-/// At most `room` bytes of a text, with a mark where it was cut; nothing, if there is no room for the mark.
-fn shortened(text: &str, room: usize) -> Cow<'_, str> {
-    if text.len() <= room {
-        return text.into();
-    }
-    match room.checked_sub(CUT.len()) {
-        Some(room) => [&text[..text.floor_char_boundary(room)], CUT].concat().into(),
-        None => "".into(),
-    }
-}
-
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
@@ -791,7 +780,7 @@ mod tests {
         let finished = Finished::new(ledger).unwrap();
         for task in 0..tasks {
             let (_, kept) = finished.failure(task).unwrap();
-            let kept = kept.strip_suffix(CUT).unwrap();
+            let kept = kept.strip_suffix("...").unwrap();
             assert!(text(task).starts_with(kept) && kept.len() > 40, "{task}: {kept}");
         }
     }

@@ -3,7 +3,7 @@
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
 #![expect(unsafe_code, reason = "declares its control words placeable")]
 
-use crate::channel::call::Signature;
+use crate::channel::call::{Call, Signature};
 use crate::os::fault::{Site, point};
 use crate::shm::element::Shared;
 use crate::shm::kernel;
@@ -36,6 +36,8 @@ pub(crate) struct Line {
     marks: [Mark; 2],
     /// How many peers sleep on a mark of this line.
     sleepers: AtomicU32,
+    /// The source line of the message for which the owner waits, and whether it sends or receives: for reports.
+    message: AtomicU64,
 }
 
 // SAFETY: repr(C), atomics only.
@@ -51,13 +53,25 @@ impl Line {
             self.marks[(e & 1) as usize].sequence.store(e.wrapping_sub(2), Ordering::Relaxed);
         }
         self.sleepers.store(0, Ordering::Relaxed);
+        self.message.store(0, Ordering::Relaxed);
     }
 
-    /// Of the owner's last exchange: number, signature and source line. A guess while it is at it: for reports.
+    /// The owner waits for a message of this call, or for none.
+    pub(crate) fn awaits(&self, call: Option<&Call>) {
+        let word = call.map_or(0, |call| u64::from(call.line) << 32 | call.verb as u64);
+        self.message.store(word, Ordering::Relaxed);
+    }
+
+    /// Of the owner's last exchange: number, signature and source line. A guess while it is at it: for reports. Of a message
+    /// for which it waits: the number of the exchange before, the operation's code, the source line.
     pub(crate) fn latest(&self) -> (u32, u64, u32) {
         let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
         let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
         let mark = &self.marks[usize::from(ahead)];
+        let message = self.message.load(Ordering::Relaxed);
+        if message != 0 {
+            return (numbers[usize::from(ahead)], message & 0xFF, (message >> 32) as u32);
+        }
         (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.line.load(Ordering::Relaxed))
     }
 
@@ -151,6 +165,11 @@ impl<'w> Gate<'w> {
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
         meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
+    }
+
+    /// This rank waits for a message of this call, or for none.
+    pub(crate) fn awaits(&self, call: Option<&Call>) {
+        self.lines[self.me].awaits(call);
     }
 
     /// Has the peer signalled the exchange under way?

@@ -26,6 +26,7 @@ use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, N
 use crate::channel::world::{Member, Share, World};
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
+use crate::os::process;
 #[cfg(feature = "mpi")]
 use crate::os::process::{Watch, clock};
 use crate::sync::atomic::Ordering;
@@ -76,6 +77,8 @@ pub(crate) struct Window<'w> {
     ranks: Vec<usize>,
     /// The epoch in which it was made.
     epoch: u32,
+    /// The process that is this rank: see `process::incarnation`.
+    process: u32,
     /// See `World::group`.
     group: u64,
     /// [5]: heads of the exchange under way.
@@ -136,7 +139,8 @@ impl<'w> Window<'w> {
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
         let (same, open, unclosed) = (true, false, false);
-        Window { world, gate, member, shares, epoch, group, ranks, heads, same, open, unclosed }
+        let process = process::incarnation();
+        Window { world, gate, member, shares, epoch, process, group, ranks, heads, same, open, unclosed }
     }
 
     /// The epoch in which it was made.
@@ -144,9 +148,22 @@ impl<'w> Window<'w> {
         self.epoch
     }
 
-    /// Ends every call of its epoch, because of this rank.
-    pub(crate) fn revoke(&self) {
-        self.world.revoke(self.epoch, self.ranks[self.gate.me]);
+    /// Ends every call of its epoch, because of what this rank tells.
+    pub(crate) fn revoke(&self, why: &str) {
+        let rank = self.ranks[self.gate.me];
+        self.world.tell(rank, why);
+        self.world.revoke(self.epoch, rank);
+    }
+
+    /// Ends every call of its epoch, because of this error.
+    pub(crate) fn end(&self, error: Error) -> Error {
+        self.revoke(&error.to_string());
+        error
+    }
+
+    /// This rank waits for a message of this call, or for none: for reports.
+    pub(crate) fn awaits(&self, call: Option<&Call>) {
+        self.gate.awaits(call);
     }
 
     /// What its ranks are known to do.
@@ -247,9 +264,10 @@ impl<'w> Window<'w> {
         let unwinding = RevokeOnUnwind(self.world, self.epoch, self.ranks[self.gate.me]);
         let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
         core::mem::forget(unwinding);
-        if matches!(looked, Err(Error::Corrupt { .. })) {
-            self.revoke();
-        }
+        let looked = looked.map_err(|error| match error {
+            Error::Corrupt { .. } => self.end(error),
+            error => error,
+        });
         self.unclosed = open && matches!(looked, Ok((_, Then::Follows)));
         point(Site::ExchangeLooked);
         let closed = if open && !self.unclosed { self.close(call) } else { Ok(()) };
@@ -260,6 +278,11 @@ impl<'w> Window<'w> {
     /// Tells the peers that this rank has found its own arguments wrong; returns the error to return.
     pub(crate) fn abort(&mut self, call: &Call, error: Error) -> Error {
         let abort = Call { verb: Verb::Abort, ..*call };
+        let problem = match &error {
+            Error::BadArgument { problem, .. } => problem.clone(),
+            error => error.to_string(),
+        };
+        self.world.tell(self.ranks[self.gate.me], &problem);
         match self.meet(&abort, &Offer::default()) {
             Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => {
                 other
@@ -307,8 +330,20 @@ impl<'w> Window<'w> {
         }
     }
 
-    /// The error for any call in an epoch that is over.
+    /// `Ok` in the process that is this rank.
+    pub(crate) fn is_own(&self, call: &Call) -> Result<()> {
+        if self.process == process::incarnation() {
+            return Ok(());
+        }
+        let rank = self.number(self.gate.me);
+        let problem =
+            format!("this process was forked by rank {rank} and is none: only the rank itself may call");
+        Err(Error::bad(call.place(self.gate.me, self.gate.next), problem))
+    }
+
+    /// The error for any call in an epoch that is over, or by another process.
     pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
+        self.is_own(call)?;
         let revoked = self.world.revoked_word().load(Ordering::Acquire);
         match wait::clean(self.epoch) {
             clean if clean == revoked => Ok(()),
@@ -377,8 +412,8 @@ impl<'w> Window<'w> {
             }
             Broken::Deadline => {
                 let missing = self.missing(call, peer);
-                self.revoke();
-                Error::Timeout { place, missing, deadline: self.world.plan.deadline.unwrap_or_default() }
+                let deadline = self.world.plan.deadline.unwrap_or_default();
+                self.end(Error::Timeout { place, missing, deadline })
             }
         }
     }
@@ -390,7 +425,7 @@ impl<'w> Window<'w> {
 
     /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
     fn missing(&self, call: &Call, peer: usize) -> Vec<RankState> {
-        let collective = !matches!(call.verb, Verb::Send | Verb::SendLease);
+        let collective = !matches!(call.verb, Verb::Send | Verb::Recv | Verb::SendLease | Verb::RecvLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
         let late: Vec<usize> = (0..self.size()).filter(late).collect();
         late.into_iter().map(|peer| self.world.state(self.ranks[peer], self.shares[peer])).collect()
@@ -402,19 +437,15 @@ impl<'w> Window<'w> {
         let aborts = |head: &Head| head.signature[0] & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
             self.gate.advance();
-            let rank = self.number(peer);
-            let problem = format!(
-                "rank {rank} was given wrong arguments and reports them; nobody's output has changed"
-            );
-            return Error::bad(place, problem);
+            let (rank, problem) = (self.number(peer), self.world.told(self.ranks[peer]));
+            return Error::bad(place, format!("rank {rank}: {problem}; nobody's output has changed"));
         }
         let row = |peer| {
             let (head, line) = self.gate.head(peer);
             format!("  rank {}: {}\n", self.number(peer), describe(head.signature, head.len, line))
         };
         let table = (0..self.size()).map(row).collect();
-        self.revoke();
-        Error::Mismatch { place, table }
+        self.end(Error::Mismatch { place, table })
     }
 }
 

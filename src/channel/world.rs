@@ -16,7 +16,7 @@ use crate::channel::call::operation;
 use crate::channel::line::Line;
 use crate::channel::recovery::{Decision, MAX_RANKS, Petition, Verdict, Wish};
 use crate::channel::ring;
-use crate::error::{Death, Error, Place, RankState, Result};
+use crate::error::{Death, Error, Place, RankState, Result, shortened};
 use crate::os::fault::{Site, point};
 use crate::os::inherit;
 #[cfg(feature = "mpi")]
@@ -72,7 +72,6 @@ pub(crate) struct Slot {
     pid: AtomicU32,
     /// How its body ended. Written by the rank, before `alive` says so.
     status: AtomicU32,
-    text_len: AtomicU32,
     /// How its process ended, as [`encode_death`] writes it. Written by the zygote.
     death: AtomicU32,
     /// How many processes have filled this slot. Written by the zygote.
@@ -89,10 +88,13 @@ pub(crate) struct Slot {
     heap_used: AtomicU64,
 }
 
-/// A bounded text, written once before the status that announces it.
+/// A bounded text, written before what announces it.
 #[repr(C)]
-struct Text([AtomicU64; TEXT / 8]);
-const TEXT: usize = 4096;
+struct Text {
+    len: AtomicU64,
+    words: [AtomicU64; TEXT / 8],
+}
+const TEXT: usize = PAGE - 8;
 
 const DONE: u32 = 1;
 const PANICKED: u32 = 2;
@@ -108,7 +110,7 @@ unsafe impl Shared for Slot {}
 // SAFETY: repr(C), atomics only.
 unsafe impl Shared for Text {}
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Header>() == 128 && size_of::<Slot>() == 128 && size_of::<Text>() == TEXT);
+const _: () = assert!(size_of::<Header>() == 128 && size_of::<Slot>() == 128 && size_of::<Text>() == PAGE);
 
 /// Where one rank's words of a communicator lie in the segment. Lines have pages of their own, one behind the other: a rank
 /// that reads those of all others maps few page tables.
@@ -282,7 +284,7 @@ impl World {
         let verdict = carver.take_of::<Verdict>(1);
         let slots = carver.take_of::<Slot>(ranks);
         let petitions = carver.take_of::<Petition>(ranks);
-        let texts = carver.take(ranks * TEXT, PAGE);
+        let texts = carver.take(2 * ranks * size_of::<Text>(), PAGE);
         let lines = carver.take(2 * PAGE * ranks, PAGE);
         let members = carver.take(2 * member.len * ranks, PAGE);
         let heap = plan.heap.unwrap_or_else(|| default_heap(ranks, carver.end()));
@@ -410,8 +412,10 @@ impl World {
         &self.segment.places(self.slots, self.plan.ranks)[rank]
     }
 
-    fn text(&self, rank: usize) -> &Text {
-        &self.segment.places(self.texts, self.plan.ranks)[rank]
+    /// What a rank has said at its end, and why the latest of its calls failed that others were in.
+    fn texts(&self, rank: usize) -> [&Text; 2] {
+        let texts = self.segment.places(self.texts, 2 * self.plan.ranks);
+        [&texts[2 * rank], &texts[2 * rank + 1]]
     }
 
     /// The allocator of `rank`'s heap; one at a time, in the process that fills the slot.
@@ -510,7 +514,7 @@ impl World {
     /// The rank's body has failed: everyone's calls end.
     pub(crate) fn fail(&self, rank: usize, panicked: bool, text: &str) {
         let slot = self.slot(rank);
-        slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
+        self.texts(rank)[0].write(text);
         slot.status.store(if panicked { PANICKED } else { RETURNED }, Ordering::Relaxed);
         point(Site::SlotLeaving);
         // Its peers may go on without it, and a successor fill its slot.
@@ -540,7 +544,7 @@ impl World {
     /// The zygote could not start `rank`.
     pub(crate) fn unstarted(&self, rank: usize, text: &str) {
         let slot = self.slot(rank);
-        slot.text_len.store(self.text(rank).write(text), Ordering::Relaxed);
+        self.texts(rank)[0].write(text);
         slot.status.store(UNSTARTED, Ordering::Release);
         self.revoke(self.verdict_words().epoch(), rank);
     }
@@ -558,8 +562,19 @@ impl World {
         Error::Timeout { place, missing, deadline: self.plan.deadline.unwrap_or_default() }
     }
 
+    /// Leaves a text for the peers of a rank that lives: why its call failed.
+    pub(crate) fn tell(&self, rank: usize, text: &str) {
+        self.texts(rank)[1].write(text);
+    }
+
+    /// What the rank has told last.
+    pub(crate) fn told(&self, rank: usize) -> String {
+        self.texts(rank)[1].read()
+    }
+
     /// As [`World::revoke`], by a rank that unwinds: it tells why when it has (unless its body catches the panic).
     pub(crate) fn revoke_unwinding(&self, epoch: u32, rank: usize) {
+        self.tell(rank, "it panicked in a collective, and its body caught that");
         self.slot(rank).status.store(UNWINDING, Ordering::Relaxed);
         self.revoke(epoch, rank);
     }
@@ -641,7 +656,9 @@ impl World {
             (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
             (LEFT, _) => Error::PeerLeft { place, rank: number },
             (_, STOPPED) => self.was_stopped(place, rank),
-            (alive, _) if !wait::is_gone(alive) => Error::Ended { place, rank: number },
+            (alive, _) if !wait::is_gone(alive) => {
+                Error::Ended { place, rank: number, text: self.told(rank) }
+            }
             _ => Error::PeerDied {
                 place,
                 rank: number,
@@ -659,7 +676,7 @@ impl World {
             UNSTARTED => Error::Start { text },
             PANICKED if self.has_spoken(rank) => Error::Panicked { rank: number, text },
             RETURNED if self.has_spoken(rank) => Error::Returned { rank: number, text },
-            DONE if self.has_spoken(rank) => Error::Ended { place, rank: number },
+            DONE if self.has_spoken(rank) => Error::Ended { place, rank: number, text: self.told(rank) },
             _ => self.blame(place, rank),
         }
     }
@@ -678,7 +695,7 @@ impl World {
 
     /// The text that the rank, or the zygote for it, has left.
     pub(crate) fn last_words(&self, rank: usize) -> String {
-        self.text(rank).read(self.slot(rank).text_len.load(Ordering::Acquire) as usize)
+        self.texts(rank)[0].read()
     }
 }
 
@@ -757,21 +774,22 @@ impl Slot {
 }
 
 impl Text {
-    /// Writes as much of `text` as fits; returns its length.
-    fn write(&self, text: &str) -> u32 {
-        let bytes = &text.as_bytes()[..text.floor_char_boundary(TEXT)];
-        for (word, chunk) in self.0.iter().zip(bytes.chunks(8)) {
+    /// Writes as much of `text` as fits.
+    fn write(&self, text: &str) {
+        let text = shortened(text, TEXT);
+        for (word, chunk) in self.words.iter().zip(text.as_bytes().chunks(8)) {
             let mut padded = [0; 8];
             padded[..chunk.len()].copy_from_slice(chunk);
             word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
         }
-        bytes.len() as u32
+        self.len.store(text.len() as u64, Ordering::Release);
     }
 
-    fn read(&self, len: usize) -> String {
-        let words =
-            self.0.iter().take(len.div_ceil(8)).map(|word| word.load(Ordering::Relaxed).to_le_bytes());
-        let bytes: Vec<u8> = words.flatten().take(len).collect();
+    fn read(&self) -> String {
+        let len = self.len.load(Ordering::Acquire).min(TEXT as u64) as usize;
+        let words = self.words[..len.div_ceil(8)].iter();
+        let bytes: Vec<u8> =
+            words.flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).take(len).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -798,7 +816,7 @@ mod tests {
         let world = World::new(plan(2)).unwrap();
         world.fail(1, true, &"ü".repeat(5000));
         let Error::Panicked { rank: 1, text } = world.verdict(1) else { panic!() };
-        assert_eq!(text, "ü".repeat(2048));
+        assert!(text.starts_with(&"ü".repeat(2000)) && text.len() <= TEXT && !text.ends_with('ü'), "{text}");
     }
 
     #[test]

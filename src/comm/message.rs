@@ -64,7 +64,7 @@ impl Comm<'_> {
         S: DataMut<Elem = T>,
         D: Dimension,
     {
-        let call = Call::new(Verb::Send, Datatype::of::<T>());
+        let call = Call::new(Verb::Recv, Datatype::of::<T>());
         self.check_peer(&call, from)?;
         with_bytes_mut(message, |message| self.transport.recv(&call, from, message))
     }
@@ -126,7 +126,7 @@ impl Comm<'_> {
         shape: impl IntoDimension<Dim = D>,
         from: usize,
     ) -> Result<Lease<T, D>> {
-        let call = Call::new(Verb::SendLease, Datatype::of::<T>());
+        let call = Call::new(Verb::RecvLease, Datatype::of::<T>());
         self.check_peer(&call, from)?;
         let dim = shape.into_dimension();
         let need = byte_len::<T, D>(&dim)?;

@@ -127,7 +127,8 @@ impl<'w> Comm<'w> {
     }
 
     /// Bytes that this rank's collectives and messages have copied so far, on all its communicators. What a reduction
-    /// reads and writes is not a copy, nor is packing an array that is not contiguous.
+    /// reads and writes is not a copy, nor is packing an array that is not contiguous. The few words by which ranks agree on
+    /// lengths and places count too: some tens of bytes a call.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;

@@ -19,8 +19,9 @@ impl Comm<'_> {
     /// arrays are quicker by [`broadcast`](Comm::broadcast), which copies them as they are.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks, before anything is sent, if the object cannot be written or read back, or would
-    /// be read as another value: with its type and the reason. The communicator remains usable.
+    /// As all collectives; and on all ranks, before anything is sent, if the ranks name different types, or if the object cannot
+    /// be written or read back, or would be read as another value: with its type and the reason. The communicator remains
+    /// usable after the latter.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -33,7 +34,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn broadcast_object<T: Serialize + DeserializeOwned>(&mut self, object: T, root: usize) -> Result<T> {
-        let call = Call::new(Verb::Broadcast, Datatype::BYTES).root(root);
+        let call = Call::new(Verb::Broadcast, Datatype::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
         let packed = (self.rank() == root).then(|| Packed::new(&object));
         let mut count = (packed.as_ref().map_or(0, Packed::count) as u64).to_ne_bytes();
@@ -70,7 +71,7 @@ impl Comm<'_> {
         object: &T,
         root: usize,
     ) -> Result<Option<Vec<T>>> {
-        let call = Call::new(Verb::Gather, Datatype::BYTES).root(root);
+        let call = Call::new(Verb::Gather, Datatype::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
         let mine = Packed::new(object);
         let counts = self.lens(&call, &mine)?;
@@ -98,7 +99,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn all_gather_objects<T: Serialize + DeserializeOwned>(&mut self, object: &T) -> Result<Vec<T>> {
-        let call = Call::new(Verb::AllGather, Datatype::BYTES);
+        let call = Call::new(Verb::AllGather, Datatype::of_object::<T>());
         let mine = Packed::new(object);
         let counts = self.lens(&call, &mine)?;
         let mut all = self.room_for(&call, &counts)?;

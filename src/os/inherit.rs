@@ -14,19 +14,23 @@
 //! *Read* is right only while nobody writes: the caller of `launch` and of a sweep waits for its children. A caller that
 //! goes on beside them (`scatter`) lets them read nothing.
 //!
+//! That act comes before `fork` returns, whoever calls it: a child that the program forks by itself, from a model or with
+//! `Command`, gets what a crew's would.
+//!
 //! A touch that is not allowed raises SIGSEGV; a handler notes which rule it broke where the supervisor looks, and leaves
 //! the rest to whoever handled the signal before.
-#![expect(unsafe_code, reason = "mprotect, and a handler of SIGSEGV")]
+#![expect(unsafe_code, reason = "mprotect, handlers of forks and of SIGSEGV")]
 #![expect(
     clippy::disallowed_types,
     reason = "a list of one process; it is held across a fork, by the thread that forks"
 )]
 
 use crate::os::fault::{Site, sys};
+use core::cell::Cell;
 use core::ops::Range;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use nix::errno::Errno;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 /// What a process may do with a mapping, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +57,7 @@ pub(crate) enum Child {
 #[derive(Debug)]
 struct Known {
     range: Range<usize>,
-    /// The process that made it: see `process::incarnation`.
+    /// The process that made it: see [`incarnation`].
     maker: u32,
     /// What its children get, and theirs.
     children: Access,
@@ -95,34 +99,84 @@ pub(crate) fn is_readable(range: Range<usize>, me: u32) -> bool {
     touched.all(|known| if known.maker == me { known.children } else { known.theirs } >= Access::Read)
 }
 
-/// Held across a fork, so that the child finds the list whole.
-pub(crate) struct Forking(MutexGuard<'static, Vec<Known>>);
+/// How many forks lie between this process and the first that asked: what tells a handle's owner from a child that has
+/// inherited it. (Siblings have the same number, but inherit nothing from each other.)
+static INCARNATION: AtomicU32 = AtomicU32::new(1);
 
-impl Forking {
-    pub(crate) fn begin() -> Forking {
-        Forking(known())
+/// This process's number in its line of forks, never 0.
+pub(crate) fn incarnation() -> u32 {
+    #[cfg(not(miri))]
+    {
+        static WATCHED: Once = Once::new();
+        // SAFETY: handlers for the life of the process; the child's touches atomics, what the forking thread holds, and the kernel.
+        WATCHED
+            .call_once(|| _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) });
     }
+    INCARNATION.load(Ordering::Relaxed)
+}
 
-    /// In the child, before anything else: keeps it to what it may do. `parent` is the number of the process that forked.
-    pub(crate) fn restrict(mut self, child: Child, parent: u32) -> Result<(), Errno> {
-        watch_faults();
-        for known in self.0.iter_mut() {
-            let granted = match child {
-                _ if known.maker == parent => known.children,
-                Child::Slot => continue,
-                Child::Awaited | Child::Beside => known.theirs,
-            };
-            let access = match granted {
-                Access::Read if child == Child::Beside => Access::Nothing,
-                granted => granted,
-            };
-            if access < Access::Write {
-                protect(&known.range, access)?;
-                (known.children, known.theirs, known.frozen) = (access, access, false);
-            }
+thread_local! {
+    /// The list, held by a thread while it forks, so that the child finds it whole.
+    static HELD: Cell<Option<MutexGuard<'static, Vec<Known>>>> = const { Cell::new(None) };
+    /// What the engine forks; none if somebody else does.
+    static FORKS: Cell<Option<Child>> = const { Cell::new(None) };
+    /// Why the last fork's child could not be kept to what it may do.
+    static UNKEPT: Cell<Option<Errno>> = const { Cell::new(None) };
+}
+
+/// A process that the engine has not forked, from one that it has, or that is its caller.
+static STRAY: AtomicBool = AtomicBool::new(false);
+
+/// Forks a child of this kind by `fork`; in the child, `Err` if it could not be kept to what it may do.
+pub(crate) fn forking<R>(child: Child, fork: impl FnOnce() -> R) -> (R, Result<(), Errno>) {
+    let _ = incarnation();
+    FORKS.set(Some(child));
+    let forked = fork();
+    FORKS.set(None);
+    (forked, UNKEPT.take().map_or(Ok(()), Err))
+}
+
+extern "C" fn before() {
+    // Where a thread ends it has no such place any more.
+    let _ = HELD.try_with(|held| held.set(Some(known())));
+}
+
+extern "C" fn in_parent() {
+    let _ = HELD.try_with(Cell::take);
+}
+
+extern "C" fn in_child() {
+    let parent = INCARNATION.fetch_add(1, Ordering::Relaxed);
+    let child = FORKS.try_with(Cell::get).ok().flatten();
+    STRAY.store(child.is_none(), Ordering::Relaxed);
+    if child.is_none() {
+        NOTE.store(core::ptr::null_mut(), Ordering::Relaxed);
+    }
+    if let Ok(Some(mut list)) = HELD.try_with(Cell::take) {
+        let kept = restrict(&mut list, child.unwrap_or(Child::Awaited), parent);
+        let _ = UNKEPT.try_with(|unkept| unkept.set(kept.err()));
+    }
+}
+
+/// Keeps this process to what it may do. `parent` is the number of the process that forked it.
+fn restrict(list: &mut [Known], child: Child, parent: u32) -> Result<(), Errno> {
+    watch_faults();
+    for known in list {
+        let granted = match child {
+            _ if known.maker == parent => known.children,
+            Child::Slot => continue,
+            Child::Awaited | Child::Beside => known.theirs,
+        };
+        let access = match granted {
+            Access::Read if child == Child::Beside => Access::Nothing,
+            granted => granted,
+        };
+        if access < Access::Write {
+            protect(&known.range, access)?;
+            (known.children, known.theirs, known.frozen) = (access, access, false);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn protect(range: &Range<usize>, access: Access) -> Result<(), Errno> {
@@ -214,6 +268,12 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
         Some((_, true)) => {
             let text = "phalanx: this process wrote to shared memory that its workers read; write to it before they \
                         start or when they have ended, or give them a copy\n";
+            // SAFETY: a constant text of that length; write is async-signal-safe.
+            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+        }
+        Some(_) if STRAY.load(Ordering::Relaxed) => {
+            let text = "phalanx: a process that a model, a body or their caller has forked touched shared memory that is not \
+                        its own; copy what it needs before the fork, or let it exec\n";
             // SAFETY: a constant text of that length; write is async-signal-safe.
             unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
         }

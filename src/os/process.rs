@@ -3,7 +3,8 @@
 
 use crate::error::{Death, Error, Result};
 use crate::os::fault::{Site, sys};
-use crate::os::inherit::{self, Child, Forking, Frozen};
+pub(crate) use crate::os::inherit::incarnation;
+use crate::os::inherit::{self, Child, Frozen};
 use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -13,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
+use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -166,28 +167,38 @@ impl Process {
     /// Ends and collects a child by its number, which is its own until it has been collected.
     pub(crate) fn end_by_number(&self) -> Death {
         let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
-        loop {
-            return match nix::sys::wait::waitpid(self.pid, None) {
-                Err(Errno::EINTR) => continue,
-                Ok(WaitStatus::Exited(_, code)) => Death::Exit(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => Death::Signal(signal as i32),
-                _ => Death::Unknown,
-            };
-        }
+        ended(libc::P_PID, self.pid.as_raw() as libc::id_t, libc::WEXITED).unwrap_or(Death::Unknown)
     }
 
     /// Collects a child that has ended, if it has; `block` waits until it does.
     pub(crate) fn reap(&self, block: bool) -> Option<Death> {
-        let flags = WaitPidFlag::WEXITED | if block { WaitPidFlag::empty() } else { WaitPidFlag::WNOHANG };
-        loop {
-            return match sys(Site::Waitid, || nix::sys::wait::waitid(Id::PIDFd(self.fd.as_fd()), flags)) {
-                Ok(WaitStatus::Exited(_, code)) => Some(Death::Exit(code)),
-                Ok(WaitStatus::Signaled(_, signal, _)) => Some(Death::Signal(signal as i32)),
-                Err(Errno::EINTR) => continue,
-                Err(_) => Some(Death::Unknown),
-                Ok(_) => None,
-            };
+        let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+        ended(libc::P_PIDFD, self.fd.as_fd().as_raw_fd() as libc::id_t, flags)
+    }
+}
+
+/// Collects a child that has ended; `None` if it has not, and nobody shall wait. (nix knows no real-time signals.)
+fn ended(kind: libc::idtype_t, id: libc::id_t, flags: i32) -> Option<Death> {
+    loop {
+        // SAFETY: zeroes are a value of it.
+        let mut info: libc::siginfo_t = unsafe { core::mem::zeroed() };
+        let waited = sys(Site::Waitid, || {
+            // SAFETY: writes what `info` has room for.
+            Errno::result(unsafe { libc::waitid(kind, id, &raw mut info, flags) })
+        });
+        match waited {
+            Err(Errno::EINTR) => continue,
+            Err(_) => return Some(Death::Unknown),
+            Ok(_) => {}
         }
+        // SAFETY: `waitid` has filled these fields, or left zeroes.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        return match info.si_code {
+            _ if pid == 0 => None,
+            libc::CLD_EXITED => Some(Death::Exit(status)),
+            libc::CLD_KILLED | libc::CLD_DUMPED => Some(Death::Signal(status)),
+            _ => None,
+        };
     }
 }
 
@@ -355,13 +366,17 @@ pub(crate) fn serial() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// How many forks of this module lie between this process and the first: what tells a handle's owner from a child that
-/// has inherited it. (Siblings have the same number, but inherit nothing from each other.)
-static INCARNATION: AtomicU32 = AtomicU32::new(1);
-
-/// This process's number in its line of forks, never 0.
-pub(crate) fn incarnation() -> u32 {
-    INCARNATION.load(Ordering::Relaxed)
+/// Ends a child that somebody else has forked, and that comes back into the engine as if it were its parent.
+pub(crate) fn end_stray(text: Option<&str>) -> ! {
+    use std::io::Write;
+    let (before, text) = if text.is_some() { (" by a panic: ", text.unwrap_or_default()) } else { ("", "") };
+    let _ = writeln!(
+        std::io::stderr(),
+        "phalanx: a process that a model or body has forked came back from it{before}{text}; it ends here, for its parent does \
+         the work (let it exec, or end by exit)"
+    );
+    // SAFETY: _exit never returns and touches no memory.
+    unsafe { libc::_exit(101) }
 }
 
 /// Could a child of this process read the memory at these addresses? Private memory it can.
@@ -390,15 +405,13 @@ pub(crate) fn fork(kind: Child) -> Result<Fork> {
     nix::sys::prctl::get_pdeathsig()
         .map_err(|errno| Error::os("prctl", "a signal to the child when its parent dies", errno))?;
     flush();
-    let memory = Forking::begin();
     // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
-    let forked = sys(Site::Clone, || unsafe { nix::unistd::fork() });
+    let (forked, kept) = inherit::forking(kind, || sys(Site::Clone, || unsafe { nix::unistd::fork() }));
     let forked = forked.map_err(|errno| Error::os("fork", "one more process", errno))?;
     drop(place);
     match forked {
         ForkResult::Child => {
-            let parent = INCARNATION.fetch_add(1, Ordering::Relaxed);
-            if let Err(errno) = memory.restrict(kind, parent) {
+            if let Err(errno) = kept {
                 eprintln!("phalanx: mprotect failed in a new process: {}", errno.desc());
                 leave(1);
             }

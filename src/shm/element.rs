@@ -55,11 +55,15 @@ pub(crate) const ALIGN: usize = 64;
 /// Identifies an element type, alike in all processes of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Datatype {
-    /// For call signatures: the index of a built-in type, 15 bits of the identity of the user's.
+    /// For call signatures: the index of a built-in type, 15 bits of the identity of the user's, or [`OBJECT`].
     pub(crate) code: u16,
-    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ.
+    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ. Of objects, a hash of the
+    /// name.
     pub(crate) identity: u64,
 }
+
+/// The code of serialised objects.
+const OBJECT: u16 = 0x7FFF;
 
 const BUILT_IN: [&str; 18] = [
     "bytes",
@@ -83,8 +87,14 @@ const BUILT_IN: [&str; 18] = [
 ];
 
 impl Datatype {
-    /// Whatever has no element type: serialised objects, calls without data.
+    /// Calls without data.
     pub(crate) const BYTES: Datatype = Datatype { code: 0, identity: 0 };
+
+    /// That of serialised objects of type `T`, which need not be `'static`.
+    pub(crate) fn of_object<T>() -> Datatype {
+        let name = std::any::type_name::<T>();
+        Datatype { code: OBJECT, identity: xxhash_rust::xxh3::xxh3_64(name.as_bytes()) }
+    }
 
     /// The datatype of `T`.
     pub(crate) fn of<T: 'static>() -> Datatype {
@@ -119,8 +129,11 @@ impl Datatype {
 
     /// The type's name for messages, from what a signature holds.
     pub(crate) fn name(self) -> String {
-        let built_in = BUILT_IN.get(usize::from(self.code));
-        built_in.map_or_else(|| format!("user type #{:016x}", self.identity), |&name| name.to_owned())
+        match BUILT_IN.get(usize::from(self.code)) {
+            Some(&name) => name.to_owned(),
+            None if self.code == OBJECT => format!("objects of type #{:016x}", self.identity),
+            None => format!("user type #{:016x}", self.identity),
+        }
     }
 }
 

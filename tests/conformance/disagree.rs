@@ -54,7 +54,7 @@ const DIFFERENT: &[Twins] = &[
     ),
     (
         "broadcast, u8",
-        "broadcast, bytes",
+        "broadcast, objects",
         |comm| comm.broadcast(&mut Array1::<u8>::zeros(8), 0),
         |comm| comm.broadcast_object(0u8, 0).map(drop),
     ),

@@ -150,8 +150,8 @@ fn unserialisable_result_is_told() {
     }
     let mut manager = forked(2);
     for (panics, told) in [
-        (false, "serialising its result returned an error: "),
-        (true, "serialising its result panicked: I stay"),
+        (false, "writing its result, or reading it back, returned an error: "),
+        (true, "writing its result, or reading it back, panicked: I stay"),
     ] {
         let scattered = manager.scatter(|| Ok(()), |_: &[u8], ()| Ok(Stubborn(panics)), &[1, 2]).unwrap();
         let error = manager.gather(scattered).map(drop).unwrap_err();
@@ -290,7 +290,7 @@ fn peers_with_different_lists_are_told() {
         let samples = vec![1; 4 + manager.get_rank()];
         let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x.len()), &samples)?;
         let error = manager.gather(scattered).unwrap_err().to_string();
-        assert!(error.contains("gather") && error.contains("different lengths"), "{error}");
+        assert!(error.contains("gather") && error.contains("different lists"), "{error}");
         // What one rank has done is not what its group has done.
         let scattered = manager.scatter(|| Ok(()), |x: &[i32], ()| Ok(x.len()), &[1, 2])?;
         let mut other = create_parallel_manager("serial", 1)?;

@@ -25,7 +25,7 @@ pub const CASES: &[Case] = cases! {
     two_scatters_at_once
     scattered_dropped_ends_its_workers
     scattered_dropped_in_a_child_ends_nothing
-    samples_are_inherited_not_serialised
+    models_are_inherited_not_serialised
     many_results_and_large_ones
     leases_come_back_without_a_copy
     leases_of_the_caller_are_not_its_workers
@@ -280,13 +280,13 @@ fn scattered_dropped_in_a_child_ends_nothing() {
     assert_eq!(manager.gather(scattered.take().unwrap()).unwrap()[0].results, 9);
 }
 
-fn samples_are_inherited_not_serialised() {
+fn models_are_inherited_not_serialised() {
     // Function pointers and references: nothing that serde knows.
     let table = [1.0, 2.0];
     let functions: [fn(f64) -> f64; 3] = [f64::sqrt, f64::exp, |x| x + 1.0];
     let mut manager = forked(2);
     let scattered =
-        manager.scatter(|| Ok(&table), |f: &[fn(f64) -> f64], t| Ok(f[0](t[1])), &functions).unwrap();
+        manager.scatter(|| Ok(&table), |f: &[usize], t| Ok(functions[f[0]](t[1])), &[0, 1, 2]).unwrap();
     let results: Vec<f64> =
         manager.gather(scattered).unwrap().into_iter().map(|local| local.results).collect();
     assert_eq!(results, [2f64.sqrt(), 2f64.exp(), 3.0]);

@@ -166,15 +166,16 @@ impl Call {
             Reduction::User => " (user function)",
         };
         let elements = match elements {
-            _ if !verb.has_data() => "bytes",
             Elements::F64 => "f64",
             Elements::I64 => "i64",
             Elements::F32 => "f32",
         };
-        let (root, bytes) = (if verb.has_root() { self.root } else { 0 }, 8 * self.sends(rank, size));
-        format!(
-            "  rank {rank}: {name}{reduction}, {elements}, root {root}, {bytes} bytes, source line {line}\n"
-        )
+        let root = if verb.has_root() { format!(", root {}", self.root) } else { String::new() };
+        let data = match verb.has_data() {
+            true => format!(", {elements}{root}, {} bytes", 8 * self.sends(rank, size)),
+            false => root,
+        };
+        format!("  rank {rank}: {name}{reduction}{data}, source line {line}\n")
     }
 
     /// Makes the call.

@@ -3,7 +3,7 @@
 use crate::support::{Case, launch};
 use ndarray::{Array2, Ix1};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use phalanx::{Comm, Death, Error, SharedArray, Sweep};
+use phalanx::{Backend, Comm, Death, Error, Granularity, ParallelManager, SharedArray, Sweep};
 use std::cell::RefCell;
 
 pub const CASES: &[Case] = cases! {
@@ -13,6 +13,8 @@ pub const CASES: &[Case] = cases! {
     a_dropped_copy_closes_nothing
     parts_can_be_opened_after_those_of_a_solo
     arrays_that_are_open_cannot_be_opened_by_others
+    a_child_of_a_model_does_not_work_on
+    a_child_of_a_rank_is_none
 };
 
 #[track_caller]
@@ -137,4 +139,74 @@ fn arrays_that_are_open_cannot_be_opened_by_others() {
     assert!(error.to_string().contains("open already"), "{error}");
     drop(part);
     launch(2, |comm| comm.open(&array).map(drop)).unwrap();
+}
+
+/// Forks as a library of the model's may; true in the child.
+#[expect(unsafe_code, reason = "a fork of the program's own")]
+fn forked() -> bool {
+    // SAFETY: this process has one thread.
+    unsafe { nix::unistd::fork() }.unwrap().is_child()
+}
+
+/// A child that a model has forked and that comes back from it, by its end or a panic, does none of its parent's work.
+fn a_child_of_a_model_does_not_work_on() {
+    for backend in [Backend::Serial, Backend::SharedMemory] {
+        let rows = Array2::<f64>::zeros((40, 1));
+        let swept = Sweep { workers: Some(2), backend, ..Sweep::default() }.run(
+            rows.view(),
+            1,
+            || Ok(()),
+            |(), row, out| {
+                out[0] = 1.0;
+                if row.index % 5 == 1 && forked() {
+                    out[0] = -1.0;
+                    assert!(row.index % 2 == 0, "in the child");
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                out[0] = 1.0;
+                Ok(())
+            },
+        );
+        let swept = swept.unwrap().unwrap();
+        assert_eq!(
+            (swept.counts().done, swept.workers.iter().map(|worker| worker.rows).sum::<u64>()),
+            (40, 40)
+        );
+        assert!(swept.values().iter().all(|&value| value == 1.0));
+    }
+    let mut manager = ParallelManager::new(Backend::SharedMemory, 3).unwrap();
+    manager.granularity = Granularity::PerSample;
+    let samples: Vec<i64> = (0..12).collect();
+    let model = |x: &[i64], (): &mut ()| {
+        let is_child = x[0] % 5 == 0 && forked();
+        assert!(!is_child || x[0] == 5, "in the child");
+        Ok(if is_child { -1 } else { x[0] })
+    };
+    let scattered = manager.scatter(|| Ok(()), model, &samples).unwrap();
+    let results: Vec<i64> = manager.gather(scattered).unwrap().iter().map(|local| local.results).collect();
+    assert_eq!(results, samples);
+}
+
+/// A child that a rank has forked is refused in the rank's calls, and does not return for it.
+fn a_child_of_a_rank_is_none() {
+    let told = launch(2, |comm| {
+        let rank = comm.rank();
+        let mut sum = ndarray::arr1(&[0.0]);
+        if rank == 1 && forked() {
+            let refused =
+                comm.all_reduce(&ndarray::arr1(&[100.0]), &mut sum, &phalanx::Op::sum()).unwrap_err();
+            let message = comm.send(&ndarray::arr1(&[100.0]), 0).unwrap_err();
+            let answer = comm.recv(&mut sum, 0).unwrap_err();
+            for error in [refused, message, answer] {
+                if !error.to_string().contains("was forked by rank 1 and is none") {
+                    std::process::abort();
+                }
+            }
+            return Ok(-1.0);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        comm.all_reduce(&ndarray::arr1(&[1.0]), &mut sum, &phalanx::Op::sum())?;
+        Ok(sum[0])
+    });
+    assert_eq!(told.unwrap().unwrap(), [2.0, 2.0]);
 }

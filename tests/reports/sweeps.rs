@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = cases! {
     gathers_of_different_scatters_are_refused
+    peers_that_scatter_different_lists_are_told
+    peers_that_name_different_types_are_told
     a_destructor_that_panics_costs_its_row
     a_destructor_that_panics_at_the_end_costs_nothing
     a_rebuild_that_fails_once_costs_nothing
@@ -781,4 +783,43 @@ fn gathers_of_different_scatters_are_refused() {
     for text in told.unwrap().unwrap() {
         assert!(text.contains("what different scatters have begun"), "{text}");
     }
+}
+
+/// Each peer puts its own samples beside what the others return: lists that differ, though as long, are no answer.
+fn peers_that_scatter_different_lists_are_told() {
+    let told = phalanx::launch(3, |comm| {
+        let rank = comm.rank();
+        let mut manager = phalanx::ParallelManager::with_peers(comm);
+        let samples = [1.0, 2.0, if rank == 2 { 3.5 } else { 3.0 }];
+        let scattered = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x[0] * 10.0), &samples)?;
+        let refused = manager.gather(scattered);
+        // Elements of maps have any order, another one on each rank.
+        let maps = [1, 2, 3]
+            .map(|key| (0..50).map(|at| (at * key, at)).collect::<std::collections::HashMap<_, _>>());
+        let same = manager.scatter(
+            || Ok(()),
+            |x: &[std::collections::HashMap<i32, i32>], ()| Ok(x[0].len()),
+            &maps,
+        )?;
+        assert_eq!(manager.gather(same)?.len(), 3);
+        Ok(refused.map_or_else(|error| error.to_string(), |results| format!("{} results", results.len())))
+    });
+    for text in told.unwrap().unwrap() {
+        assert!(text.contains("the ranks scattered different lists"), "{text}");
+    }
+}
+
+/// Numbers of one type are not read as those of another; and the error is told although no body returns it.
+fn peers_that_name_different_types_are_told() {
+    let told = phalanx::launch(2, |comm| {
+        let refused = match comm.rank() {
+            0 => comm.all_gather_objects(&((1u64 << 60) + 1)).map(|all| all[1] as f64),
+            _ => comm.all_gather_objects(&0.5).map(|all| all[0]),
+        };
+        Ok(refused.map_or_else(|error| error.to_string(), |number| format!("{number}")))
+    });
+    let text = told.unwrap_err().to_string();
+    let says =
+        ["ended this world", "rank 0: all_gather, objects of type", "rank 1: all_gather, objects of type"];
+    assert!(says.iter().all(|says| text.contains(says)), "{text}");
 }

@@ -8,6 +8,8 @@ use std::process::Termination;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub const CASES: &[Case] = cases! {
+    real_time_signals_are_told
+    tables_beyond_the_address_space_are_refused
     panics_have_a_text_and_a_place
     panics_of_threads_have_their_text
     panics_that_the_model_catches_are_not_blamed_on_others
@@ -313,4 +315,31 @@ fn errors_of_main_are_readable() {
     assert!(lines[0].starts_with("Error: rank ") && lines.len() >= 4, "{printed}");
     assert!(!printed.contains("\\n") && !printed.contains("Returned {"), "{printed}");
     assert_eq!(format!("{:?}", Error::other("a\nb")), "a\nb");
+}
+
+/// A death by a signal that has no name is told by its number.
+fn real_time_signals_are_told() {
+    let told = crate::support::launch(2, |comm| match comm.rank() {
+        #[expect(unsafe_code, reason = "nix knows no real-time signals")]
+        // SAFETY: sends a signal to this process.
+        1 => Ok(_ = unsafe { libc::raise(libc::SIGRTMIN() + 3) }),
+        _ => comm.barrier(),
+    });
+    let text = told.unwrap_err().to_string();
+    assert!(
+        text.contains("rank 1 (process ") && text.contains(&format!("signal {}", libc::SIGRTMIN() + 3)),
+        "{text}"
+    );
+}
+
+fn tables_beyond_the_address_space_are_refused() {
+    for (rows, outputs) in [(1, usize::MAX / 8), (1, 1 << 60), (0, usize::MAX), (2, (1 << 60) - 64)] {
+        for backend in [phalanx::Backend::Serial, phalanx::Backend::Threads, phalanx::Backend::SharedMemory] {
+            let table = ndarray::Array2::<f64>::zeros((rows, 1));
+            let sweep = phalanx::Sweep { workers: Some(2), backend, ..phalanx::Sweep::default() };
+            let text =
+                sweep.run(table.view(), outputs, || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
+            assert!(text.contains(&format!("{rows} rows of {outputs} outputs")), "{text}");
+        }
+    }
 }

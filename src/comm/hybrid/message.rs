@@ -2,7 +2,7 @@
 
 use super::Hybrid;
 use super::net::{Net, Tag};
-use crate::channel::call::{Call, describe};
+use crate::channel::call::{Call, describe_message};
 use crate::comm::transport::Transport;
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
@@ -67,7 +67,7 @@ impl Hybrid<'_> {
         if head == [verb, datatype, len as u64, u64::from(array)] {
             return Ok(net);
         }
-        let sent = describe([head[0], head[1]], head[2], 0);
+        let sent = describe_message([head[0], head[1]], head[2]);
         let problem = format!(
             "the next message from rank {from} has {} bytes ({sent}), the room {len}; it stays to be received",
             head[2]

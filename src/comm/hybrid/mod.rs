@@ -29,7 +29,7 @@ use crate::channel::world::Member;
 use crate::comm::op::Fold;
 use crate::comm::shm::Shm;
 use crate::comm::transport::{Seat, Transport};
-use crate::error::{Error, RankState, Result};
+use crate::error::{Error, RankState, Result, shortened};
 use crate::os::launcher::host;
 use crate::shm::arena::Block;
 use message::Letters;
@@ -316,12 +316,10 @@ impl<'w> Hybrid<'w> {
     fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
         if let Some(node) = records.iter().position(is_abort) {
-            let one_of = if self.layout.ranks(node).len() > 1 { "one of " } else { "" };
-            let problem = format!(
-                "{one_of}{} was given wrong arguments and reports them; nobody's output has changed",
-                self.layout.describe(node..node + 1)
-            );
-            return Err(Error::bad(place, problem));
+            let ranks = self.layout.describe(node..node + 1);
+            let text: &[u8] = bytemuck::cast_slice(&records[node][8..]);
+            let text = String::from_utf8_lossy(&text[..(records[node][3] as usize).min(text.len())]);
+            return Err(Error::bad(place, format!("{ranks}: {text}; nobody's output has changed")));
         }
         if records.iter().all(|record| signature(record) == call.signature()) {
             return Ok(());
@@ -371,6 +369,11 @@ impl<'w> Hybrid<'w> {
         let Some(net) = &self.net else { return error };
         let mut record: Record = [0; 8 + CARRIED / 8];
         record[0] = Call { verb: Verb::Abort, ..*call }.signature()[0];
+        if let Error::BadArgument { problem, .. } = &error {
+            let text = shortened(problem, CARRIED);
+            record[3] = text.len() as u64;
+            bytemuck::cast_slice_mut(&mut record[8..])[..text.len()].copy_from_slice(text.as_bytes());
+        }
         let watch = self.node.window_ref().watch(*call);
         let told = net.tell::<{ size_of::<Record>() }>(bytemuck::cast(record), &watch);
         if let Err(worse) = told {
@@ -392,7 +395,7 @@ impl<'w> Hybrid<'w> {
             Error::PeerDied { rank, pid, cause, .. } => Error::PeerDied { place, rank, pid, cause },
             Error::PeerFailed { rank, text, .. } => Error::PeerFailed { place, rank, text },
             Error::PeerLeft { rank, .. } => Error::PeerLeft { place, rank },
-            Error::Ended { rank, .. } => Error::Ended { place, rank },
+            Error::Ended { rank, text, .. } => Error::Ended { place, rank, text },
             Error::Timeout { missing, deadline, .. } => Error::Timeout { place, missing, deadline },
             error => error,
         }

@@ -67,7 +67,7 @@ impl<'w> Hybrid<'w> {
             Ok(node) => node,
             // Others may have gone on to build theirs.
             Err(error) => {
-                self.node.window().revoke();
+                let error = self.node.window().end(error);
                 if let Some(net) = &self.net {
                     super::net::end_job(net.mpi, &error);
                 }

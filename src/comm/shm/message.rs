@@ -1,6 +1,6 @@
 //! Messages between two ranks, over their ring.
 
-use crate::channel::call::{Call, describe};
+use crate::channel::call::{Call, describe_message};
 use crate::channel::ring::{End, Frame, Kind, Reader, Writer};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
@@ -34,11 +34,14 @@ impl<'w> Shm<'w> {
 
     /// The next frame from a peer, which must be of this call's kind; it stays in the ring.
     fn frame(&mut self, call: &Call, from: usize) -> Result<Frame> {
+        self.window.is_own(call)?;
         let deadline = self.deadline();
+        self.window.awaits(Some(call));
         let peeked = self.reader(from).peek(deadline);
+        self.window.awaits(None);
         let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
         if frame.signature != call.signature() {
-            let sent = describe(frame.signature, frame.total, 0);
+            let sent = describe_message(frame.signature, frame.total);
             let problem =
                 format!("the sender's next message is another kind ({sent}); it stays to be received");
             return Err(self.wrong(call, problem));
@@ -53,7 +56,9 @@ impl<'w> Shm<'w> {
         }
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
+        self.window.awaits(Some(call));
         let sent = self.writer(to).send(call.signature(), message, deadline);
+        self.window.awaits(None);
         self.seat.count(message.len());
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }

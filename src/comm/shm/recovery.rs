@@ -35,7 +35,7 @@ impl Shm<'_> {
                 }
             }
             // Whoever waits for this rank in a call will wait in vain.
-            Wish::Shrink | Wish::Respawn => self.window.revoke(),
+            Wish::Shrink | Wish::Respawn => self.window.revoke(&format!("it called {}", call.verb.name())),
         }
         // At the deadline the zygote ends the ranks that have not asked, and decides.
         let deadline = world.plan.deadline.and_then(|patience| {

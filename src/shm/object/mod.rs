@@ -135,6 +135,12 @@ pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
     ))
 }
 
+/// What equal values have in common, in all processes of one program.
+pub(crate) fn digest_of<T: Serialize>(value: &T) -> Result<u64> {
+    let bytes = write(value).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
+    digest(&bytes).ok_or_else(|| refusal::<T>("what its Serialize wrote cannot be read"))
+}
+
 /// What two writings of equal values have in common: elements of hash maps and sets have any order.
 fn digest(bytes: &[u8]) -> Option<u64> {
     read::Reader::new(bytes).digest().ok()

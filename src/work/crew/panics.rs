@@ -12,6 +12,7 @@
 //! the process is about to abort, is printed with those before it.
 
 use crate::error::Error;
+use crate::os::process;
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -179,8 +180,18 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
     literal().or_else(formatted).or_else(error).or_else(own)
 }
 
-/// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place.
+/// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the process that calls
+/// this returns from it, not one that `f` has forked.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
+    let process = process::incarnation();
+    let result = caught_here(f);
+    if process != process::incarnation() {
+        process::end_stray(result.as_ref().err().map(String::as_str));
+    }
+    result
+}
+
+fn caught_here<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
     let _listening = Listening::new();
     let outer = (CATCHING.replace(true), SEEN.take());
     let result = catch_unwind(AssertUnwindSafe(f));

@@ -13,7 +13,7 @@ use crate::shm::array::{alloc, lend_heap, pack, unpack};
 use crate::shm::kernel::{self, Store};
 use crate::sync::atomic::Ordering;
 use crate::work::crew::{Crew, Job, Policy, caught};
-use crate::work::manager::tasks::{Outcome, Outcomes, Work, Worker, told};
+use crate::work::manager::tasks::{Failure, Outcome, Outcomes, Work, Worker, told};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::hash_map::{Entry, HashMap};
@@ -21,7 +21,8 @@ use std::time::Duration;
 
 /// Results are put one behind the other into blocks of this size; a larger one has a block of its own.
 const SHELF: usize = 256 << 10;
-/// A row: the shelf's offset in the segment, the result's on the shelf, its length; whether it is a failure instead.
+/// A row: the shelf's offset in the segment, the result's on the shelf, its length; twice the worker's number, and one more if it
+/// is a failure.
 const ROW: usize = 4;
 
 /// A crew at work on tasks. Dropping it ends its processes.
@@ -87,7 +88,7 @@ impl FanOut {
 
     fn read<R: DeserializeOwned>(
         &self,
-        [offset, at, len, failed]: [usize; ROW],
+        [offset, at, len, how]: [usize; ROW],
         shelves: &mut HashMap<usize, Block>,
     ) -> Result<Outcome<R>> {
         let shelf = match shelves.entry(offset) {
@@ -97,7 +98,15 @@ impl FanOut {
         let bytes = at.checked_add(len).and_then(|end| shelf.bytes().get(at..end));
         let bytes = bytes.ok_or(Error::Corrupt { what: "the place of a scattered result" })?;
         let segment = self.world.segment();
-        Ok(if failed == 0 { Ok(unpack(segment, bytes)?) } else { Err(unpack(segment, bytes)?) })
+        if how & 1 == 1 {
+            return Ok(Err(unpack(segment, bytes)?));
+        }
+        // It could be read where it was written.
+        let read = match caught(|| unpack(segment, bytes)) {
+            Ok(Err(corrupt @ Error::Corrupt { .. })) => return Err(corrupt),
+            read => told("reading its result", read),
+        };
+        Ok(read.map_err(|text| Failure { worker: how >> 1, text }))
     }
 }
 
@@ -176,7 +185,7 @@ impl Slot<'_> {
     ) -> Result<()> {
         let segment = self.world.segment();
         let packed = outcome.and_then(|result| {
-            let packed = told("serialising its result", caught(|| pack(segment, &result)));
+            let packed = told("writing its result, or reading it back,", caught(|| pack(segment, &result)));
             packed.map(|(bytes, _)| bytes).map_err(|text| worker.failure(text))
         });
         let (bytes, failed) = match packed {
@@ -184,7 +193,8 @@ impl Slot<'_> {
             Err(failure) => (pack(segment, &failure)?.0, Some(failure.text)),
         };
         let [offset, at, len] = self.put(&bytes)?;
-        let row = [offset, at, len, usize::from(failed.is_some())].map(|word| f64::from_bits(word as u64));
+        let row = [offset, at, len, self.slot << 1 | usize::from(failed.is_some())]
+            .map(|word| f64::from_bits(word as u64));
         claim.row().copy_from_slice(&row);
         claim.done(&[]);
         failed.filter(|_| worker.work.stop).map_or(Ok(()), |text| Err(Error::other(text)))

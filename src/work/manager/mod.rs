@@ -7,6 +7,7 @@ mod tasks;
 use crate::channel::recovery::MAX_RANKS;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
+use crate::shm::object;
 use crate::work::backend::Backend;
 #[cfg(feature = "mpi")]
 use crate::work::nodes::JobComm;
@@ -133,6 +134,8 @@ enum Group<'c, 'w> {
 pub struct Scattered<P, R> {
     parameters: Vec<P>,
     deal: Deal,
+    /// A task that fails keeps others from being run.
+    stop: bool,
     pending: Pending<R>,
 }
 
@@ -280,8 +283,10 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as [`granularity`](Self::granularity) says.
     ///
     /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
-    /// Both see what the caller has made so far, by reference: nothing is serialised but results, alike on every back end
-    /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). Nobody is called without a sample:
+    /// Both see what the caller has made so far, by reference: nothing is sent but results, alike on every back end
+    /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples are `Serialize` so that peers can
+    /// compare their lists; what is not, such as models or handles, is scattered by its index in a list that `do_execute`
+    /// captures.) Nobody is called without a sample:
     /// workers that are more than samples are not started, and for an empty list none is.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
@@ -296,7 +301,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// Another scatter may begin before the first is gathered: each has its own workers.
     ///
     /// # Errors
-    /// If `attempts` is 0. If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
+    /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
     /// reported by `gather`.
     ///
     /// ```
@@ -318,7 +323,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         all_parameters: &[P],
     ) -> Result<Scattered<P, R>>
     where
-        P: Clone + Sync,
+        P: Clone + Serialize + Sync,
         R: Serialize + DeserializeOwned + Send,
     {
         let most = match &self.group {
@@ -347,9 +352,12 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                     _ => Pending::Away(FanOut::open(&work, *workers, self.heap, self.allow_threads)?),
                 }
             }
-            _ => Pending::Share(work.run(rank, share(deal.tasks, size, rank))),
+            _ => {
+                deal.digest = object::digest_of(&parameters)?;
+                Pending::Share(work.run(rank, share(deal.tasks, size, rank)))
+            }
         };
-        Ok(Scattered { parameters, deal, pending })
+        Ok(Scattered { parameters, deal, stop, pending })
     }
 
     /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A collective of
@@ -358,7 +366,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// # Errors
     /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of the panic or
     /// error, or how the worker died. What the others gave is lost then: see [`gather_finished`](Self::gather_finished). As
-    /// all collectives, if a rank is gone, or the ranks scattered lists of different lengths. If workers could not be started, or their
+    /// all collectives, if a rank is gone, or the ranks scattered different lists. If workers could not be started, or their
     /// supervisor died.
     ///
     /// ```
@@ -421,8 +429,15 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     where
         R: Serialize + DeserializeOwned,
     {
+        let stop = scattered.stop;
         let (deal, Gathered { results, mut failures, not_run }, why) = self.gathered(scattered)?;
-        let why = why.map_or("no worker was left".to_owned(), |why| why.to_string());
+        let why = match (failures.first(), why) {
+            (Some(failure), _) if stop => {
+                format!("`stop_at_failure` is set, and another task failed ({failure})")
+            }
+            (_, Some(why)) => why.to_string(),
+            (_, None) => "no worker was left".to_owned(),
+        };
         failures.extend(not_run.into_iter().map(|task| {
             let text = format!("it was not run: {why}");
             Error::Task { worker: 0, samples: deal.samples(task), text }
@@ -440,7 +455,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     where
         R: Serialize + DeserializeOwned,
     {
-        let Scattered { parameters, deal, pending } = scattered;
+        let Scattered { parameters, deal, pending, .. } = scattered;
         let Outcomes { run, why } = match pending {
             Pending::Done(run) => Outcomes { run, why: None },
             Pending::Away(workers) => workers.collect()?,
@@ -448,8 +463,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
                 let shares = self.comm_mut().all_gather_objects(&(deal, mine))?;
                 if shares.iter().any(|(theirs, _)| *theirs != deal) {
                     let place = Place { operation: "gather", rank: self.get_rank(), sequence: 0 };
-                    let problem = "the ranks scattered lists of different lengths, or with different granularity, or \
-                                   gather what different scatters have begun";
+                    let problem = "the ranks scattered different lists, or with different granularity, or gather what \
+                                   different scatters have begun";
                     return Err(Error::bad(place, problem));
                 }
                 Outcomes { run: shares.into_iter().flat_map(|(_, outcomes)| outcomes).collect(), why: None }

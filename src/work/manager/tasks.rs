@@ -83,6 +83,8 @@ pub(crate) struct Deal {
     pub(crate) tasks: usize,
     /// The manager's scatters, counted: peers gather what one of them has begun.
     pub(crate) number: u64,
+    /// Of the samples, among peers: each puts its own beside what the others return.
+    pub(crate) digest: u64,
 }
 
 impl Deal {
@@ -91,7 +93,7 @@ impl Deal {
             Granularity::PerWorker => samples.min(workers),
             Granularity::PerSample => samples,
         };
-        Deal { samples, tasks, number: 0 }
+        Deal { samples, tasks, number: 0, digest: 0 }
     }
 
     /// The samples of a task.
@@ -290,7 +292,8 @@ impl<P, S, R: Serialize + DeserializeOwned> Worker<'_, P, S, R> {
         let mut outcomes = Vec::new();
         for task in tasks {
             let outcome = self.run(task).and_then(|result| {
-                told("serialising its result", caught(|| carried(result))).map_err(|text| self.failure(text))
+                told("writing its result, or reading it back,", caught(|| carried(result)))
+                    .map_err(|text| self.failure(text))
             });
             let failed = outcome.is_err();
             outcomes.push((task, outcome));

@@ -189,12 +189,12 @@ impl Sweep<'_> {
         #[cfg(not(feature = "mpi"))]
         self.backend.job("sweep")?;
         let rows = parameters.nrows();
-        let asked = if self.backend == Backend::Serial { 1 } else { ranks(self.workers)? };
+        let asked = ranks(self.workers)?;
         if asked == 0 || asked > MAX_RANKS {
             let problem = format!("{asked} workers; a sweep has 1 to {MAX_RANKS}");
             return Err(Error::option("sweep", problem));
         }
-        let workers = asked.min(rows).max(1);
+        let workers = if self.backend == Backend::Serial { 1 } else { asked.min(rows).max(1) };
         let ledger = Ledger::new(rows, outputs, workers)?;
         let parameters = inheritable(&parameters);
         let work = Work {
