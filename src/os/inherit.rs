@@ -108,9 +108,11 @@ pub(crate) fn incarnation() -> u32 {
     #[cfg(not(miri))]
     {
         static WATCHED: Once = Once::new();
-        // SAFETY: handlers for the life of the process; the child's touches atomics, what the forking thread holds, and the kernel.
-        WATCHED
-            .call_once(|| _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) });
+        WATCHED.call_once(|| {
+            // SAFETY: functions for the life of the process; the child's touches atomics, what the forking thread holds, and
+            // the kernel.
+            let _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+        });
     }
     INCARNATION.load(Ordering::Relaxed)
 }

@@ -191,8 +191,10 @@ fn ended(kind: libc::idtype_t, id: libc::id_t, flags: i32) -> Option<Death> {
             Err(_) => return Some(Death::Unknown),
             Ok(_) => {}
         }
-        // SAFETY: `waitid` has filled these fields, or left zeroes.
-        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        // SAFETY: `waitid` has filled this field, or left zeroes.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: likewise.
+        let status = unsafe { info.si_status() };
         return match info.si_code {
             _ if pid == 0 => None,
             libc::CLD_EXITED => Some(Death::Exit(status)),
