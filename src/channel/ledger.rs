@@ -299,6 +299,16 @@ impl Ledger {
         rows.fold(0, u64::saturating_add)
     }
 
+    /// Tasks that have an outcome of their own, and were not given up with the workers.
+    pub(crate) fn tried(&self) -> usize {
+        let tried = |&task: &usize| match self.state(task) {
+            State::Done(_) => true,
+            State::Failed(failure) => failure.kind != Kind::NotDone,
+            _ => false,
+        };
+        (0..self.tasks).filter(tried).count()
+    }
+
     /// Where tasks have not been looked at yet: as many as `chunk` makes of the number of them.
     pub(crate) fn hint(&self, chunk: impl FnOnce(usize) -> usize) -> Option<Range<usize>> {
         let cursor = &self.front().cursor;

@@ -14,6 +14,7 @@ pub const CASES: &[Case] = cases! {
     gathers_of_different_scatters_are_refused
     peers_that_scatter_different_lists_are_told
     peers_that_name_different_types_are_told
+    progress_counts_what_was_tried
     a_destructor_that_panics_costs_its_row
     a_destructor_that_panics_at_the_end_costs_nothing
     a_rebuild_that_fails_once_costs_nothing
@@ -822,4 +823,29 @@ fn peers_that_name_different_types_are_told() {
     let says =
         ["ended this world", "rank 0: all_gather, objects of type", "rank 1: all_gather, objects of type"];
     assert!(says.iter().all(|says| text.contains(says)), "{text}");
+}
+
+/// A bar is full only if rows have been tried.
+fn progress_counts_what_was_tried() {
+    for (backend, good) in BACKENDS.into_iter().flat_map(|backend| [(backend, 0), (backend, 1)]) {
+        let last = std::cell::Cell::new(None);
+        let progress = |progress: &phalanx::Progress| last.set(Some(progress.done));
+        let builds = std::sync::atomic::AtomicUsize::new(0);
+        let build = || match builds.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < good {
+            true => Ok(()),
+            false => Err(phalanx::Error::other("no licence")),
+        };
+        let swept = Sweep { progress: Some(Box::new(progress)), ..sweep(backend, 1) };
+        let swept = swept.run(table(40).view(), 1, build, |(), row, _| {
+            assert!(row.index != 1, "the model breaks");
+            Ok(())
+        });
+        let tried = swept.map_or(0, |swept| {
+            let counts = swept.unwrap().counts();
+            // A forked worker that cannot build again is replaced by one that inherits what was built.
+            assert_eq!(counts.not_done, if backend == Backend::SharedMemory { 0 } else { 38 }, "{counts}");
+            40 - counts.not_done as u64
+        });
+        assert_eq!((last.get(), tried == 0), (Some(tried), good == 0), "{backend}");
+    }
 }

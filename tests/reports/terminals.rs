@@ -24,6 +24,7 @@ pub const CASES: &[Case] = cases! {
     time_while_stopped_is_not_waited the_tree_stopped_by_force_has_not_waited
     ctrl_c_ends_the_job quit_ends_the_job interrupts_that_are_handled_end_nothing
     a_stopped_rank_is_named_after_the_deadline a_stopped_rank_is_named_without_deadline a_stopped_worker_is_named
+    a_stopped_supervisor_is_named a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
     handlers_are_inherited a_signal_amid_a_fork_is_not_lost ignored_signals_stay_ignored blocked_signals_stay_blocked
     handled_questions_are_not_answered questions_are_answered
     closed_standard_streams_stay_closed a_rung_bell_is_no_success lost_descriptors_are_named
@@ -613,6 +614,42 @@ fn helper_scatters() {
 
 fn a_stopped_worker_is_named() {
     named_and_continued("helper_scatters", "worker 0");
+}
+
+fn helper_stops_in_build() {
+    if is_helper() {
+        let build = || {
+            stop_myself();
+            Ok(())
+        };
+        let rows = ndarray::Array2::<f64>::zeros((1, 1));
+        let swept = phalanx::Sweep { workers: Some(1), ..phalanx::Sweep::default() };
+        let swept = swept.run(rows.view(), 1, build, |(), _, out| {
+            out[0] = 1.0;
+            Ok(())
+        });
+        assert_eq!(swept.unwrap().unwrap().counts().done, 1);
+    }
+}
+
+/// It runs the build of a sweep.
+fn a_stopped_supervisor_is_named() {
+    named_and_continued("helper_stops_in_build", "the supervisor of the workers");
+}
+
+fn a_stopped_supervisor_is_ended_after_the_deadline() {
+    let world = Launch { ranks: Some(2), deadline: Some(Duration::from_secs(1)), ..support::world() };
+    let error = world.fork(|comm| {
+        if comm.rank() == 1 {
+            kill(Pid::parent(), Signal::SIGSTOP).unwrap();
+        }
+        Ok(())
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(
+        text.contains("supervisor") && text.contains("stopped by a signal for longer than the deadline"),
+        "{text}"
+    );
 }
 
 /// This process gets a signal; true if its handler has run.

@@ -156,7 +156,20 @@ impl Crew {
     pub(crate) fn wait_looking(&mut self, slice: Duration, tick: &mut dyn FnMut()) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = HeldSignals::hold();
+        let patience = self.world.plan.deadline.unwrap_or(STOPPED);
+        let (mut stopped, mut looked, mut given_up) = (Stopped::default(), Instant::now(), false);
         loop {
+            let passed = looked.elapsed();
+            if passed > LOOK {
+                looked = Instant::now();
+                if stopped.exceeds(patience, zygote, passed) {
+                    tell_stopped("the supervisor of the workers", zygote, patience);
+                    given_up = self.world.plan.deadline.is_some() && zygote.is_stopped();
+                    if given_up {
+                        zygote.kill();
+                    }
+                }
+            }
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(self.output.iter().flat_map(Output::sources));
             let ended = process::poll(&sources, slice)[0] || self.world.closed().is_some();
@@ -195,10 +208,16 @@ impl Crew {
                 self.world.outlast_slots();
                 let hint = match code {
                     _ if lost => "; a descriptor of the engine was closed by this program",
+                    _ if given_up => "; it had been stopped by a signal for longer than the deadline",
                     Some(RUNG) => {
-                        "; a descriptor of the engine was written to by this program, which told it to end"
+                        "; a descriptor of the engine was closed or written to by this program (by `build`, perhaps), which told \
+                         it to end"
                     }
-                    _ if self.warm => "; if `build` can crash, it did",
+                    _ if self.warm
+                        && (0..self.world.ranks()).all(|rank| self.world.slot(rank).generation() == 0) =>
+                    {
+                        "; if `build` can crash, it did"
+                    }
                     _ => "",
                 };
                 let cause = self.world.supervisor_death(code.map_or(death, Death::Exit));
@@ -244,6 +263,30 @@ impl Crew {
     }
 }
 
+/// How long a process has been seen stopped; none if it is not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stopped(Option<Duration>);
+
+impl Stopped {
+    /// Looks, so long after the last time; returns whether it is now that it has been stopped for longer than `patience`.
+    fn exceeds(&mut self, patience: Duration, process: &Process, passed: Duration) -> bool {
+        let before = self.0;
+        // While nobody looked nothing is known.
+        let stopped = || before.map_or(Duration::ZERO, |before| before + passed.min(2 * LOOK));
+        self.0 = process.is_held().then(stopped);
+        self.0.is_some_and(|stopped| stopped >= patience) && before.is_none_or(|before| before < patience)
+    }
+}
+
+fn tell_stopped(name: &str, process: &Process, patience: Duration) {
+    let pid = process.pid();
+    let _ = writeln!(
+        std::io::stderr(),
+        "phalanx: {name} (process {pid}) has been stopped for {patience:?}, by a signal or a debugger; `kill -CONT {pid}` \
+         continues it"
+    );
+}
+
 /// The supervising process.
 struct Zygote<'a, S> {
     world: &'a World,
@@ -274,7 +317,7 @@ struct Slot {
     /// Tasks begun, as last seen.
     begun: u64,
     /// For how long it has been seen stopped.
-    stopped: Option<Duration>,
+    stopped: Stopped,
 }
 
 impl<S> Zygote<'_, S> {
@@ -363,7 +406,7 @@ impl<S> Zygote<'_, S> {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
                 words.filled(process.pid());
-                self.slots[rank] = Some(Slot { process, deaths, begun, stopped: None });
+                self.slots[rank] = Some(Slot { process, deaths, begun, stopped: Stopped::default() });
                 Ok(())
             }
             Fork::Child => {
@@ -470,24 +513,12 @@ impl<S> Zygote<'_, S> {
         let patience = self.world.plan.deadline.unwrap_or(STOPPED);
         for (rank, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot else { continue };
-            let before = slot.stopped;
-            let held = slot.process.is_held();
-            // While it did not look it knows nothing.
-            slot.stopped =
-                held.then(|| before.map_or(Duration::ZERO, |before| before + passed.min(2 * LOOK)));
-            if slot.stopped.is_none_or(|stopped| stopped < patience)
-                || before.is_some_and(|before| before >= patience)
-            {
+            if !slot.stopped.exceeds(patience, &slot.process, passed) {
                 continue;
             }
-            let (pid, workers) = (slot.process.pid(), matches!(self.job.policy, Policy::Replace(_)));
-            let _ = writeln!(
-                std::io::stderr(),
-                "phalanx: {} {} (process {pid}) has been stopped for {patience:?}, by a signal or a debugger; \
-                 `kill -CONT {pid}` continues it",
-                if workers { "worker" } else { "rank" },
-                self.world.number(rank)
-            );
+            let workers = matches!(self.job.policy, Policy::Replace(_));
+            let name = format!("{} {}", if workers { "worker" } else { "rank" }, self.world.number(rank));
+            tell_stopped(&name, &slot.process, patience);
             let ends = matches!(self.job.policy, Policy::End) && self.world.plan.deadline.is_some();
             if ends && slot.process.is_stopped() {
                 self.world.give_up(rank);
@@ -527,7 +558,8 @@ impl<S> Zygote<'_, S> {
             let why = again.err().map_or_else(
                 || {
                     format!(
-                        "worker {rank} died {HOPELESS} times in a row without beginning a task; last: {death}"
+                        "worker {rank} died {HOPELESS} times in a row before it began a row or sample, perhaps in its build, the \
+                         last time by {death}"
                     )
                 },
                 |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),

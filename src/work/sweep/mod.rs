@@ -120,9 +120,9 @@ impl<'p> Watcher<'p> {
         }
     }
 
-    /// All rows are done: tallies may lack one that a worker finished and then died.
-    fn end(&mut self, workers: usize) {
-        self.tell(workers, self.rows);
+    /// Nothing more will be done. (Tallies may lack a row that a worker finished and then died.)
+    fn end(&mut self, workers: usize, ledger: &Ledger) {
+        self.tell(workers, ledger.tried() as u64);
     }
 
     fn tell(&mut self, workers: usize, done: u64) {
@@ -226,7 +226,7 @@ impl Sweep<'_> {
                 self.forked(&work, WATCHING, told, &mut look)
             }
         })?;
-        watcher.end(workers);
+        watcher.end(workers, &ledger);
         ledger.finish();
         let workers = stats(&ledger, &replaced);
         swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)

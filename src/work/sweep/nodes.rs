@@ -172,7 +172,7 @@ where
         let replaced: Vec<u32> = replaced.iter().zip(again).map(|(before, again)| before + again).collect();
         workers.splice(..each, stats(&ledger, &replaced));
     }
-    watcher.into_inner().end(workers.len());
+    watcher.into_inner().end(workers.len(), &ledger);
     ledger.finish();
     swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
 }
