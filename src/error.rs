@@ -20,6 +20,8 @@ pub enum Death {
     Signal(i32),
     /// By the kernel, for want of memory: its cgroup's limit was reached.
     Oom,
+    /// It runs another program: it called `exec`.
+    Exec,
     /// By SIGSEGV, at a touch of shared memory that came with the fork and is not the process's to touch.
     Inherited {
         /// It may be read, and was written.
@@ -41,6 +43,9 @@ impl fmt::Display for Death {
                 f,
                 "killed by the kernel for want of memory; fewer ranks, smaller arrays, or a higher limit (memory cgroup)"
             ),
+            Death::Exec => {
+                f.write_str("it became another program (exec); start that as a process of its own (Command)")
+            }
             Death::Inherited { readable: true } => write!(
                 f,
                 "signal 11, SIGSEGV: it wrote to shared memory of its caller, which it may only read; write to memory of its \
@@ -193,7 +198,8 @@ pub enum Error {
         /// Who left, in the world's numbering.
         rank: usize,
     },
-    /// An earlier call of a rank that still lives ended the world: a mismatch, a timeout, memory overwritten.
+    /// An earlier call of a rank that still lives ended the world (a mismatch, a timeout, memory overwritten), or its epoch:
+    /// `shrink` and `respawn` end all other calls.
     #[error("{place}: an earlier call of rank {rank} ended this world: {text}")]
     Ended {
         /// The call that found out.

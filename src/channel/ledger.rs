@@ -237,7 +237,7 @@ impl Layout {
         // A row of no task, too, has a length in bytes.
         let row = width.checked_mul(size_of::<f64>()).filter(|&row| row < 1 << 62)?;
         let table = tasks.checked_mul(row).filter(|&table| table < 1 << 62)?;
-        let all = tasks.checked_add(1)?.checked_mul(LONGEST + 8)?.min(room) / 8;
+        let all = tasks.checked_add(slots + 1)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE)?);
         let mut carver = Carver::at(base);
         let cursor = carver.take_of::<Front>(1);
@@ -695,8 +695,9 @@ impl Texts {
     /// The largest number of texts that are remembered.
     const MOST: usize = 1024;
 
-    /// Puts a text into the log. Until half of the log is used it is kept up to [`LONGEST`]; then up to an even share of
-    /// what is left for each task that is not finished, so that the last one has room as well.
+    /// Puts a text into the log. As long as there is room for all, or half of the log is not used, it is kept up to
+    /// [`LONGEST`]; then up to an even share of what is left for each task that is not finished, so that the last one has room
+    /// as well. (Each slot may have put a text whose task is not finished yet.)
     fn place(&mut self, ledger: &Ledger, text: &str) -> u64 {
         let text = shortened(text, LONGEST);
         if let Some(&at) = self.0.get(&*text) {
@@ -705,7 +706,7 @@ impl Texts {
         let (log, used) = (ledger.log(), &ledger.front().log_used);
         let left = log.len().saturating_sub(used.load(Ordering::Relaxed) as usize);
         let share = left / ledger.tasks.saturating_sub(ledger.finished() as usize).max(1);
-        let room = if left > log.len() / 2 { LONGEST } else { share.saturating_sub(1) * 8 };
+        let room = if left > log.len() / 2 { LONGEST } else { (share.saturating_sub(1) * 8).min(LONGEST) };
         let kept = shortened(&text, room);
         let need = 1 + kept.len().div_ceil(8);
         if kept.is_empty() && !text.is_empty() || need > left {

@@ -586,8 +586,11 @@ impl World {
 
     /// The zygote's word on how `rank`'s process ended.
     pub(crate) fn record_death(&self, rank: usize, death: Death) {
-        let death = explained(death, &self.slot(rank).fault);
-        self.slot(rank).death.store(encode_death(death), Ordering::Release);
+        let word = &self.slot(rank).death;
+        // The other program has ended.
+        if word.load(Ordering::Relaxed) != encode_death(Death::Exec) {
+            word.store(encode_death(explained(death, &self.slot(rank).fault)), Ordering::Release);
+        }
     }
 
     /// How the zygote died, whose `death` the kernel has told.
@@ -659,12 +662,15 @@ impl World {
             (alive, _) if !wait::is_gone(alive) => {
                 Error::Ended { place, rank: number, text: self.told(rank) }
             }
-            _ => Error::PeerDied {
-                place,
-                rank: number,
-                pid: slot.pid.load(Ordering::Relaxed),
-                cause: self.death(rank, Duration::from_millis(5)),
-            },
+            _ => {
+                let pid = slot.pid.load(Ordering::Relaxed);
+                let mut cause = self.death(rank, Duration::from_millis(5));
+                if cause == Death::Unknown && process::is_another_program(pid) {
+                    cause = Death::Exec;
+                    slot.death.store(encode_death(cause), Ordering::Release);
+                }
+                Error::PeerDied { place, rank: number, pid, cause }
+            }
         }
     }
 
@@ -722,6 +728,7 @@ fn encode_death(death: Death) -> u32 {
         Death::Exit(code) => 0x100 | (code as u32 & 0xFF),
         Death::Signal(number) => 0x200 | (number as u32 & 0xFF),
         Death::Oom => 0x300,
+        Death::Exec => 0x500,
         Death::Inherited { readable } => 0x400 | u32::from(readable),
         Death::Unknown => 0,
     }
@@ -732,6 +739,7 @@ fn decode_death(word: u32) -> Death {
         1 => Death::Exit((word & 0xFF) as i32),
         2 => Death::Signal((word & 0xFF) as i32),
         3 => Death::Oom,
+        5 => Death::Exec,
         4 => Death::Inherited { readable: word & 1 != 0 },
         _ => Death::Unknown,
     }
@@ -830,7 +838,8 @@ mod tests {
     #[test]
     fn deaths_survive_encoding() {
         let inherited = [true, false].map(|readable| Death::Inherited { readable });
-        let others = [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Oom, Death::Unknown];
+        let others =
+            [Death::Exit(0), Death::Exit(255), Death::Signal(9), Death::Oom, Death::Exec, Death::Unknown];
         for death in others.into_iter().chain(inherited) {
             assert_eq!(decode_death(encode_death(death)), death);
         }

@@ -217,8 +217,9 @@ impl<'w> Comm<'w> {
             return self.refuse(&call, problem);
         }
         let Some(open) = Open::new(&seat.opened, block, group) else {
-            let problem = "the array is open already, here or in another communicator: drop what has been opened first; \
-                           after a failed world, the caller must look at it (view) before the next";
+            let problem = "the array is open already, here or in another communicator: drop what has been opened first; one that \
+                           was open when a rank died is lost to this world, and after a failed world the caller must look at it \
+                           (view) before the next";
             return self.refuse(&call, problem);
         };
         let bounds = bounds(rows);

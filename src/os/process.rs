@@ -469,6 +469,13 @@ pub(crate) fn state(pid: u32) -> &'static str {
     }
 }
 
+/// Does the process run another program than this one?
+pub(crate) fn is_another_program(pid: u32) -> bool {
+    let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
+    // One that is about to end has none.
+    program(&pid.to_string()).is_some_and(|theirs| program("self").is_some_and(|ours| ours != theirs))
+}
+
 fn letter(process: &str) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name before it is in parentheses and may hold anything.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub const CASES: &[Case] = cases! {
     real_time_signals_are_told
+    a_rank_that_becomes_another_program_is_named
+    reasons_that_fit_are_whole
     tables_beyond_the_address_space_are_refused
     panics_have_a_text_and_a_place
     panics_of_threads_have_their_text
@@ -343,5 +345,31 @@ fn tables_beyond_the_address_space_are_refused() {
                 sweep.run(table.view(), outputs, || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
             assert!(text.contains(&format!("{rows} rows of {outputs} outputs")), "{text}");
         }
+    }
+}
+
+fn a_rank_that_becomes_another_program_is_named() {
+    use std::os::unix::process::CommandExt;
+    let told = launch(2, |comm| {
+        if comm.rank() == 1 {
+            return Err(Error::other(std::process::Command::new("sleep").arg("100").exec()));
+        }
+        let told = comm.barrier();
+        assert!(told.as_ref().unwrap_err().to_string().contains("another program"), "{told:?}");
+        told
+    });
+    assert!(matches!(told, Err(Error::PeerDied { rank: 1, cause: phalanx::Death::Exec, .. })), "{told:?}");
+}
+
+/// However many workers put them into the log at once.
+fn reasons_that_fit_are_whole() {
+    for rows in [100, 1000] {
+        let table = Array2::<f64>::zeros((rows, 1));
+        let sweep = Sweep { backend: Backend::SharedMemory, workers: Some(4), ..Sweep::default() };
+        let text = |row: usize| format!("{row:04096}");
+        let model = |(): &mut (), row: &phalanx::Row<'_>, _: &mut [f64]| Err(text(row.index).into());
+        let swept = sweep.run(table.view(), 1, || Ok(()), model).unwrap().unwrap();
+        let whole = |row: usize| swept.outcome(row) == Outcome::Infeasible(text(row));
+        assert!((0..rows).all(whole));
     }
 }

@@ -35,7 +35,10 @@ impl Shm<'_> {
                 }
             }
             // Whoever waits for this rank in a call will wait in vain.
-            Wish::Shrink | Wish::Respawn => self.window.revoke(&format!("it called {}", call.verb.name())),
+            Wish::Shrink | Wish::Respawn => {
+                let name = call.verb.name();
+                self.window.revoke(&format!("it called {name}, which all ranks that are left must call"));
+            }
         }
         // At the deadline the zygote ends the ranks that have not asked, and decides.
         let deadline = world.plan.deadline.and_then(|patience| {

@@ -263,7 +263,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     }
 
     /// How many run samples: the ranks of the world; of a fan-out at most so many, and after a scatter as many as there
-    /// was work for.
+    /// was work for (1 for an empty list, for which none is started).
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("shared-memory", 8)?;

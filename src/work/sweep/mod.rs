@@ -138,8 +138,9 @@ impl Sweep<'_> {
     /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs (zero, or anything, when
     /// it is called). A row for which it returns a [`Reason`] or panics becomes NaN, with the text; after a panic the
     /// state is built anew. A worker that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in
-    /// all. Texts are kept up to 4096 bytes, less if there are very many different ones, and end in `...` where they
-    /// were cut.
+    /// all. Texts are kept up to 4096 bytes and end in `...` where they were cut: earlier if the table has more than
+    /// 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts that they do not fit together; which ones
+    /// depends on the order in which they come.
     ///
     /// A state that was built once for all workers is dropped once, when all rows are done; one that a worker has built
     /// for itself is dropped there. A destructor that panics costs nothing. A worker whose state cannot be built three times
