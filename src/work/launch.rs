@@ -1,5 +1,6 @@
 //! `launch`: one program, many ranks (SPMD).
 
+use crate::channel::recovery::MAX_RANKS;
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::comm::shm::Shm;
@@ -153,7 +154,7 @@ impl Launch {
         // A rank that launches a world launches its own.
         if let Some(job) = self.job("launch")?.filter(|_| !nodes::in_world()) {
             let flat = self.backend == Backend::Mpi;
-            let way = nodes::way(job, asked(self.ranks)?, flat)?;
+            let way = nodes::way(job, asked("launch", self.ranks)?, flat)?;
             return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body, take);
         }
         #[cfg(not(feature = "mpi"))]
@@ -234,7 +235,7 @@ impl Launch {
     }
 
     fn plan(&self) -> Result<Plan> {
-        Ok(self.plan_of(ranks(self.ranks)?))
+        Ok(self.plan_of(ranks("launch", self.ranks)?))
     }
 
     fn plan_of(&self, ranks: usize) -> Plan {
@@ -249,16 +250,14 @@ impl Launch {
 }
 
 /// How many ranks: as asked for, as the environment says, or one per available processor.
-pub(crate) fn ranks(ranks: Option<usize>) -> Result<usize> {
-    Ok(asked(ranks)?.unwrap_or_else(topology::cpus))
+pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
+    Ok(asked(operation, ranks)?.unwrap_or_else(topology::cpus))
 }
 
 /// How many ranks were asked for, by the program or the environment.
-pub(crate) fn asked(ranks: Option<usize>) -> Result<Option<usize>> {
-    match (ranks, std::env::var("PHALANX_RANKS")) {
-        (None, Ok(text)) => text.trim().parse().map(Some).map_err(|_| {
-            Error::option("launch", format!("PHALANX_RANKS is {text:?}; it must be a number of ranks"))
-        }),
-        (ranks, _) => Ok(ranks),
-    }
+pub(crate) fn asked(operation: &'static str, ranks: Option<usize>) -> Result<Option<usize>> {
+    let (None, Ok(text)) = (ranks, std::env::var("PHALANX_RANKS")) else { return Ok(ranks) };
+    let number = text.trim().parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
+    let problem = || format!("PHALANX_RANKS is {text:?}; it must be a number of ranks, 1 to {MAX_RANKS}");
+    number.map_or_else(|| Err(Error::option(operation, problem())), |number| Ok(Some(number)))
 }

@@ -190,7 +190,7 @@ impl Sweep<'_> {
         #[cfg(not(feature = "mpi"))]
         self.backend.job("sweep")?;
         let rows = parameters.nrows();
-        let asked = ranks(self.workers)?;
+        let asked = ranks("sweep", self.workers)?;
         if asked == 0 || asked > MAX_RANKS {
             let problem = format!("{asked} workers; a sweep has 1 to {MAX_RANKS}");
             return Err(Error::option("sweep", problem));
@@ -322,6 +322,7 @@ impl Sweep<'_> {
         let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
         let (rows, workers) = (parameters.nrows(), comm.size());
         let parameters = parameters.as_standard_layout();
+        self.most_attempts().or_else(|error| comm.refuse(&call, error.to_string()))?;
         let len = Ledger::len(rows, outputs, workers);
         let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
         let digest = digest(parameters.view(), outputs, self.schedule, self.seed);

@@ -88,7 +88,7 @@ where
     Mpi::may_fork("sweep")?;
     let parameters = inheritable(&parameters);
     let rows = parameters.nrows();
-    let each = match asked(sweep.workers)? {
+    let each = match asked("sweep", sweep.workers)? {
         Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => workers / job.size,
         Some(workers) => {
             let problem = format!(
