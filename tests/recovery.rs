@@ -21,6 +21,7 @@ const CASES: &[Case] = &[
     ("death_during_recovery", death_during_recovery),
     ("agreement_is_uniform_whoever_dies", agreement_is_uniform_whoever_dies),
     ("agree_without_any_death", agree_without_any_death),
+    ("who_does_not_come_to_agree_is_ended_and_named", who_does_not_come_to_agree_is_ended_and_named),
     ("different_wishes_are_told_to_all", different_wishes_are_told_to_all),
     ("agree_against_a_collective_is_a_mismatch", agree_against_a_collective_is_a_mismatch),
     ("what_was_split_off_is_stale", what_was_split_off_is_stale),
@@ -307,6 +308,22 @@ fn agreement_is_uniform_whoever_dies() {
             assert_eq!(*value, there, "the value is that of those who are there");
         }
     }
+}
+
+fn who_does_not_come_to_agree_is_ended_and_named() {
+    let world = Launch { deadline: Some(Duration::from_secs(1)), ..recovering(3) };
+    let gone = world.fork(|comm| {
+        if comm.rank() == 1 {
+            std::thread::sleep(Duration::from_secs(100));
+        }
+        let agreed = comm.agree(1)?;
+        while let Err(Error::PeerDied { rank: 1, .. }) = comm.barrier() {
+            comm.shrink()?;
+        }
+        assert_eq!((comm.size(), sum(comm, 0)?), (2, 3));
+        Ok(agreed.gone)
+    });
+    assert_eq!(gone.unwrap().unwrap(), [[1], [1]]);
 }
 
 fn agree_without_any_death() {

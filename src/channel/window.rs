@@ -66,6 +66,9 @@ impl<'a> Payload<'a> {
     }
 }
 
+/// Ends what those are told whose own arguments were right.
+pub(crate) const UNCHANGED: &str = "; nobody's output has changed";
+
 /// A rank's view of the lines and cells of a communicator.
 pub(crate) struct Window<'w> {
     world: &'w World,
@@ -413,7 +416,13 @@ impl<'w> Window<'w> {
             Broken::Deadline => {
                 let missing = self.missing(call, peer);
                 let deadline = self.world.plan.deadline.unwrap_or_default();
-                self.end(Error::Timeout { place, missing, deadline })
+                let timeout = Error::Timeout { place, missing, deadline };
+                if call.verb == Verb::Agree {
+                    // The supervisor ends who does not come.
+                    self.world.revoke(self.epoch, self.ranks[peer]);
+                    return timeout;
+                }
+                self.end(timeout)
             }
         }
     }
@@ -438,7 +447,7 @@ impl<'w> Window<'w> {
         if let Some(peer) = self.heads.iter().position(aborts) {
             self.gate.advance();
             let (rank, problem) = (self.number(peer), self.world.told(self.ranks[peer]));
-            return Error::bad(place, format!("rank {rank}: {problem}; nobody's output has changed"));
+            return Error::bad(place, format!("rank {rank}: {problem}{UNCHANGED}"));
         }
         let row = |peer| {
             let (head, line) = self.gate.head(peer);

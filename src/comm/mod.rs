@@ -37,7 +37,9 @@ use transport::Transport;
 /// - on all ranks, before any output is written, if the ranks call different operations, element types or roots
 ///   ([`Error::Mismatch`]), or an argument does not fit on one of them ([`Error::BadArgument`]);
 /// - on the ranks that still wait, if a rank dies, panics, returns an error or leaves;
-/// - after the first such failure always: outputs of a failed call are not to be used.
+/// - after the first such failure always, but after a [`Error::BadArgument`]: the communicator is as good as before then.
+///
+/// Outputs of a failed call are not to be used.
 ///
 /// # Example
 /// ```

@@ -99,7 +99,8 @@ impl Comm<'_> {
 
     /// The same value and the same set of dead on every rank that lives, whatever dies meanwhile (ULFM's
     /// `MPI_Comm_agree`): for decisions on which all must act alike, such as whether a step counts, as each rank of a
-    /// failed call may have its own view. Works before and after a death. Costs a round trip to the supervisor: a
+    /// failed call may have its own view. Works before and after a death. A rank that has not called it within twice
+    /// the world's deadline, if there is one, is killed, and is among the dead. Costs a round trip to the supervisor: a
     /// wake or two, some tens of microseconds on an idle machine.
     ///
     /// # Errors

@@ -302,6 +302,30 @@ pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
     let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
 }
 
+/// Prints lines to a standard stream while whoever reads it takes them, and waits for that at most `patience`; returns how
+/// many bytes have gone. (Nobody is there to take them: all.)
+pub(crate) fn print(fd: i32, bytes: &[u8], patience: Duration) -> usize {
+    // SAFETY: one of the standard streams; if the program has closed it, it cannot be written.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let (until, mut gone) = (Instant::now() + patience, 0);
+    while gone < bytes.len() {
+        let mut room = [PollFd::new(fd, PollFlags::POLLOUT)];
+        let left = PollTimeout::try_from(until.saturating_duration_since(Instant::now()));
+        if nix::poll::poll(&mut room, left.unwrap_or(PollTimeout::ZERO)).unwrap_or(0) == 0 {
+            break;
+        }
+        // A pipe that has room takes so much without waiting.
+        let some = &bytes[gone..bytes.len().min(gone + 4096)];
+        let lines = some.iter().rposition(|&byte| byte == b'\n').map_or(some.len(), |at| at + 1);
+        match nix::unistd::write(fd, &some[..lines]) {
+            Ok(written) => gone += written,
+            Err(Errno::EAGAIN | Errno::EINTR) => break,
+            Err(_) => return bytes.len(),
+        }
+    }
+    gone
+}
+
 /// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`, whatever signals
 /// come; true for those that have.
 pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
@@ -464,8 +488,10 @@ pub(crate) fn state(pid: u32) -> &'static str {
         Some('S' | 'D' | 'I') => "sleeping",
         Some('T' | 't') => "stopped",
         Some('Z') => "zombie",
-        Some('X') | None => "dead",
-        Some(_) => "unknown",
+        Some('X') => "dead",
+        // There may be no /proc.
+        None if nix::sys::signal::kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) => "dead",
+        Some(_) | None => "unknown",
     }
 }
 

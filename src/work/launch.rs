@@ -49,8 +49,8 @@ pub struct Launch {
     /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
     /// by [`Comm::shrink`], [`Comm::respawn`] or not at all. Not on threads.
     pub recover: bool,
-    /// What ranks print reaches the caller's standard output and error in whole lines, marked `[rank]`, whoever prints
-    /// (foreign libraries too). Costs two descriptors a rank. Otherwise ranks print as the caller does; lines of
+    /// What ranks print reaches the caller's standard output and error in whole lines (up to 1 MiB), marked `[rank]`, whoever
+    /// prints (foreign libraries too). Costs two descriptors a rank. Otherwise ranks print as the caller does; lines of
     /// `println!` up to 1 KiB are whole then.
     pub tag_output: bool,
     /// Fork although this process runs other threads. Only sound if none of them ever holds a lock that a rank needs

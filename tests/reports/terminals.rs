@@ -24,7 +24,7 @@ pub const CASES: &[Case] = cases! {
     time_while_stopped_is_not_waited the_tree_stopped_by_force_has_not_waited
     ctrl_c_ends_the_job quit_ends_the_job interrupts_that_are_handled_end_nothing
     a_stopped_rank_is_named_after_the_deadline a_stopped_rank_is_named_without_deadline a_stopped_worker_is_named
-    a_stopped_supervisor_is_named a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
+    a_stopped_supervisor_is_named signals_end_a_caller_whose_reader_sleeps helper_tags a_supervisor_that_is_stopped_does_not_keep_the_caller a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
     handlers_are_inherited a_signal_amid_a_fork_is_not_lost ignored_signals_stay_ignored blocked_signals_stay_blocked
     handled_questions_are_not_answered questions_are_answered
     closed_standard_streams_stay_closed a_rung_bell_is_no_success lost_descriptors_are_named
@@ -650,6 +650,45 @@ fn a_stopped_supervisor_is_ended_after_the_deadline() {
         text.contains("supervisor") && text.contains("stopped by a signal for longer than the deadline"),
         "{text}"
     );
+}
+
+fn helper_tags() {
+    if is_helper() {
+        let world = Launch { ranks: Some(2), tag_output: true, ..support::world() };
+        let _ = world.fork(|comm| {
+            if comm.rank() == 1 {
+                eprintln!("begun");
+                (0..200_000).for_each(|number| println!("line {number}"));
+            }
+            comm.barrier()
+        });
+    }
+}
+
+/// `program | less`: what ranks print waits, and the caller is there for its signals.
+fn signals_end_a_caller_whose_reader_sleeps() {
+    let mark = support::mark();
+    let mut caller = support::case("helper_tags");
+    let caller = caller.env(MARK, &mark).stderr(Stdio::piped()).stdout(Stdio::piped());
+    let mut caller = caller.spawn().unwrap();
+    await_line(&mut caller, "begun");
+    std::thread::sleep(Duration::from_secs(1));
+    kill(Pid::from_raw(caller.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = std::os::unix::process::ExitStatusExt::signal(&caller.wait().unwrap());
+    assert_eq!(ended, Some(Signal::SIGTERM as i32));
+    support::gone_within(Duration::from_secs(5), &mark);
+}
+
+/// Nor does a supervisor that is stopped keep it.
+fn a_supervisor_that_is_stopped_does_not_keep_the_caller() {
+    let mark = support::mark();
+    let mut caller = support::case("helper_stops_in_build");
+    let mut caller = caller.env(MARK, &mark).stderr(Stdio::piped()).spawn().unwrap();
+    await_line(&mut caller, "has been stopped");
+    kill(Pid::from_raw(caller.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = std::os::unix::process::ExitStatusExt::signal(&caller.wait().unwrap());
+    assert_eq!(ended, Some(Signal::SIGTERM as i32));
+    support::gone_within(Duration::from_secs(5), &mark);
 }
 
 /// This process gets a signal; true if its handler has run.

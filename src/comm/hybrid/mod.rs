@@ -24,7 +24,7 @@ mod split;
 
 use crate::channel::call::{Call, Signature, Verb, describe};
 use crate::channel::recovery::Wish;
-use crate::channel::window::{Agreed, Offer, Payload, Shown};
+use crate::channel::window::{Agreed, Offer, Payload, Shown, UNCHANGED};
 use crate::channel::world::Member;
 use crate::comm::op::Fold;
 use crate::comm::shm::Shm;
@@ -319,7 +319,7 @@ impl<'w> Hybrid<'w> {
             let ranks = self.layout.describe(node..node + 1);
             let text: &[u8] = bytemuck::cast_slice(&records[node][8..]);
             let text = String::from_utf8_lossy(&text[..(records[node][3] as usize).min(text.len())]);
-            return Err(Error::bad(place, format!("{ranks}: {text}; nobody's output has changed")));
+            return Err(Error::bad(place, format!("{ranks}: {text}{UNCHANGED}")));
         }
         if records.iter().all(|record| signature(record) == call.signature()) {
             return Ok(());
@@ -370,7 +370,7 @@ impl<'w> Hybrid<'w> {
         let mut record: Record = [0; 8 + CARRIED / 8];
         record[0] = Call { verb: Verb::Abort, ..*call }.signature()[0];
         if let Error::BadArgument { problem, .. } = &error {
-            let text = shortened(problem, CARRIED);
+            let text = shortened(problem.strip_suffix(UNCHANGED).unwrap_or(problem), CARRIED);
             record[3] = text.len() as u64;
             bytemuck::cast_slice_mut(&mut record[8..])[..text.len()].copy_from_slice(text.as_bytes());
         }

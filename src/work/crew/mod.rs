@@ -173,14 +173,15 @@ impl Crew {
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(self.output.iter().flat_map(Output::sources));
             let ended = process::poll(&sources, slice)[0] || self.world.closed().is_some();
-            self.output.iter_mut().for_each(|output| output.forward(ended));
-            if ended && self.world.culprit().is_none() {
+            let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
+            let over = ended && printed;
+            if over && self.world.culprit().is_none() {
                 break;
             }
             // A rank that the same signal has ended is no failure of its own.
             if let Some(signal) = held.caught() {
                 self.end();
-                self.output.iter_mut().for_each(|output| output.forward(true));
+                self.output.iter_mut().for_each(|output| _ = output.forward(true));
                 let workers = self.world.ranks();
                 // Without a terminal left there is nobody to tell.
                 let _ = writeln!(
@@ -190,7 +191,7 @@ impl Crew {
                 drop(held);
                 return Err(Error::Interrupted { signal: signal.as_str() });
             }
-            if ended {
+            if over {
                 break;
             }
             tick();
@@ -241,7 +242,7 @@ impl Crew {
             if !zygote.is_watched() {
                 self.end_unwatched(&zygote);
             } else {
-                if !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                if zygote.is_held() || !process::poll(&[&zygote], Duration::from_secs(2))[0] {
                     zygote.kill();
                 }
                 zygote.reap(true);

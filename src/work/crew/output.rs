@@ -2,14 +2,22 @@
 
 use crate::error::Result;
 use crate::os::process::{self, Pipe};
-use std::io::Write;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
-/// A line longer than this is broken.
+/// A line longer than this is broken. While more than this waits to be printed, slots that print wait, too.
 const LONGEST: usize = 1 << 20;
+/// How long the caller waits for whoever reads what it prints before it looks after other things: while slots run, and when
+/// there are none left.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
-/// The pipes of all slots: standard output, standard error, by rank.
-pub(super) struct Output(Vec<[Stream; 2]>);
+/// What slots print, of standard output and standard error.
+pub(super) struct Output {
+    /// The pipes of all slots, by rank.
+    slots: Vec<[Stream; 2]>,
+    /// Whole lines that wait to be printed.
+    waiting: [Vec<u8>; 2],
+}
 
 struct Stream {
     pipe: Pipe,
@@ -20,27 +28,38 @@ struct Stream {
 impl Output {
     pub(super) fn open(ranks: usize) -> Result<Output> {
         let stream = || -> Result<Stream> { Ok(Stream { pipe: Pipe::new()?, unfinished: Vec::new() }) };
-        (0..ranks).map(|_| Ok([stream()?, stream()?])).collect::<Result<_>>().map(Output)
+        let slots = (0..ranks).map(|_| Ok([stream()?, stream()?])).collect::<Result<_>>()?;
+        Ok(Output { slots, waiting: [Vec::new(), Vec::new()] })
     }
 
     /// In a slot: what it prints from now on goes through its pipes.
     pub(super) fn enter(&self, rank: usize) {
-        let [out, err] = &self.0[rank];
+        let [out, err] = &self.slots[rank];
         process::print_to(&out.pipe, &err.pipe);
     }
 
     /// In the caller: what ends a wait early.
     pub(super) fn sources(&self) -> impl Iterator<Item = &dyn AsFd> {
-        self.0.iter().flatten().map(|stream| &stream.pipe as &dyn AsFd)
+        let streams = self.slots.iter().flat_map(|streams| streams.iter().zip(&self.waiting));
+        streams.filter(|(_, waiting)| waiting.len() <= LONGEST).map(|(stream, _)| &stream.pipe as &dyn AsFd)
     }
 
-    /// In the caller: prints the whole lines that have come; at the `end` also what has not ended.
-    pub(super) fn forward(&mut self, end: bool) {
-        for (rank, [out, err]) in self.0.iter_mut().enumerate() {
-            let _ = std::io::stdout().write_all(&out.lines(rank, end));
-            let _ = std::io::stderr().write_all(&err.lines(rank, end));
+    /// In the caller: prints the whole lines that have come, at the `end` also what has not ended, as far as somebody takes
+    /// them; returns whether that was all.
+    pub(super) fn forward(&mut self, end: bool) -> bool {
+        let mut read = true;
+        for (rank, streams) in self.slots.iter_mut().enumerate() {
+            for (stream, waiting) in streams.iter_mut().zip(&mut self.waiting) {
+                read &= waiting.len() <= LONGEST;
+                if waiting.len() <= LONGEST {
+                    waiting.extend(stream.lines(rank, end));
+                }
+            }
         }
-        let _ = std::io::stdout().flush();
+        for (fd, waiting) in [1, 2].into_iter().zip(&mut self.waiting) {
+            waiting.drain(..process::print(fd, waiting, PATIENCE[usize::from(end)]));
+        }
+        read && self.waiting.iter().all(Vec::is_empty)
     }
 }
 
