@@ -42,7 +42,11 @@ const CASES: &[Case] = &[
     ("inherited_leases_are_read_only", inherited_leases_are_read_only),
     ("inherited_views_fault", inherited_views_fault),
     ("inherited_heaps_fault", inherited_heaps_fault),
-    ("inherited_communicators_fault", inherited_communicators_fault),
+    ("inherited_communicators_are_refused", inherited_communicators_are_refused),
+    (
+        "wrong_arguments_one_after_another_keep_their_texts",
+        wrong_arguments_one_after_another_keep_their_texts,
+    ),
     ("arrays_of_the_caller_do_not_change_under_workers", arrays_of_the_caller_do_not_change_under_workers),
     // Processes.
     ("a_core_dump_does_not_delay_the_news", a_core_dump_does_not_delay_the_news),
@@ -674,17 +678,19 @@ fn inherited_heaps_fault() {
     take().unwrap();
 }
 
-fn inherited_communicators_fault() {
+fn inherited_communicators_are_refused() {
     no_core_files();
     let gathered = launch(2, |comm| {
         let mut all = Array1::<u64>::zeros(2);
         if comm.rank() == 0 {
             let outer = RefCell::new(comm);
-            assert_fault(launch(2, |_| {
+            let refused = launch(2, |_| {
                 let mut all = Array1::<u64>::zeros(2);
                 outer.borrow_mut().all_gather(&arr1(&[99]), &mut all)
-            }));
-            assert_fault(launch(1, |_| outer.borrow_mut().send(&arr1(&[99]), 1)));
+            });
+            assert_says(&refused.unwrap_err().to_string(), "only the rank itself may call");
+            let refused = launch(1, |_| outer.borrow_mut().send(&arr1(&[99]), 1));
+            assert_says(&refused.unwrap_err().to_string(), "only the rank itself may call");
             outer.into_inner().all_gather(&arr1(&[5]), &mut all)?;
         } else {
             comm.all_gather(&arr1(&[6]), &mut all)?;
@@ -1064,4 +1070,19 @@ fn sweeps_in_a_world_do_not_pile_up() {
     });
     let grown = grown.unwrap().unwrap();
     assert!(grown.iter().all(|&grown| grown < 8), "{grown:?} MiB");
+}
+
+/// However soon one follows the other, each rank is told of the call that it is in.
+fn wrong_arguments_one_after_another_keep_their_texts() {
+    let told = launch(4, |comm| {
+        for call in 0..500 {
+            let wrong = comm.rank() == call % 4;
+            let root = if wrong { 1000 + call } else { 0 };
+            let text = refusal(comm.broadcast(&mut arr1(&[1.0]), root));
+            let says = format!("root {}, but ranks go from 0 to 3", 1000 + call);
+            assert!(text.contains(&says), "call {call} of rank {}: {text}", comm.rank());
+        }
+        Ok(())
+    });
+    told.unwrap();
 }

@@ -279,6 +279,11 @@ impl Ledger {
         }
     }
 
+    /// Workers are this process, or its threads: children have no part in it.
+    pub(crate) fn keep(&self) {
+        self.segment.allow(Access::Nothing, Access::Nothing);
+    }
+
     /// The sweep is over: the rows are the caller's, and children that it forks may read them.
     pub(crate) fn finish(&self) {
         self.segment.allow(Access::Read, Access::Read);
@@ -697,7 +702,7 @@ impl Texts {
 
     /// Puts a text into the log. As long as there is room for all, or half of the log is not used, it is kept up to
     /// [`LONGEST`]; then up to an even share of what is left for each task that is not finished, so that the last one has room
-    /// as well. (Each slot may have put a text whose task is not finished yet.)
+    /// as well.
     fn place(&mut self, ledger: &Ledger, text: &str) -> u64 {
         let text = shortened(text, LONGEST);
         if let Some(&at) = self.0.get(&*text) {
@@ -706,7 +711,12 @@ impl Texts {
         let (log, used) = (ledger.log(), &ledger.front().log_used);
         let left = log.len().saturating_sub(used.load(Ordering::Relaxed) as usize);
         let share = left / ledger.tasks.saturating_sub(ledger.finished() as usize).max(1);
-        let room = if left > log.len() / 2 { LONGEST } else { (share.saturating_sub(1) * 8).min(LONGEST) };
+        // A text for each task, and one more for each slot, which may have put one for a task that is not finished.
+        let all = (ledger.tasks + ledger.slots + 1).saturating_mul(1 + LONGEST / 8);
+        let room = match log.len() >= all || left > log.len() / 2 {
+            true => LONGEST,
+            false => (share.saturating_sub(1) * 8).min(LONGEST),
+        };
         let kept = shortened(&text, room);
         let need = 1 + kept.len().div_ceil(8);
         if kept.is_empty() && !text.is_empty() || need > left {

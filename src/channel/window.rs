@@ -285,6 +285,10 @@ impl<'w> Window<'w> {
             Error::BadArgument { problem, .. } => problem.clone(),
             error => error.to_string(),
         };
+        // Once the epoch is over, why it is stays told.
+        if self.not_revoked(call).is_err() {
+            return error;
+        }
         self.world.tell(self.ranks[self.gate.me], &problem);
         match self.meet(&abort, &Offer::default()) {
             Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => {
@@ -338,7 +342,8 @@ impl<'w> Window<'w> {
         if self.process == process::incarnation() {
             return Ok(());
         }
-        let rank = self.number(self.gate.me);
+        // It may not look into the world.
+        let rank = self.ranks[self.gate.me];
         let problem =
             format!("this process was forked by rank {rank} and is none: only the rank itself may call");
         Err(Error::bad(call.place(self.gate.me, self.gate.next), problem))
@@ -445,8 +450,13 @@ impl<'w> Window<'w> {
         let place = call.place(self.gate.me, self.gate.next);
         let aborts = |head: &Head| head.signature[0] & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
-            self.gate.advance();
             let (rank, problem) = (self.number(peer), self.world.told(self.ranks[peer]));
+            self.gate.advance();
+            // All have read it before that rank tells something else. Whoever dies is missed in the next call.
+            self.gate.arrive(call.line, &Head::default(), &[]);
+            let deadline = self.world.plan.until();
+            let _ = (0..self.size()).try_for_each(|peer| self.gate.wait_for(peer, deadline));
+            self.gate.advance();
             return Error::bad(place, format!("rank {rank}: {problem}{UNCHANGED}"));
         }
         let row = |peer| {

@@ -657,7 +657,9 @@ impl World {
         let alive = slot.alive.load(Ordering::Acquire);
         match (alive, slot.status.load(Ordering::Relaxed)) {
             (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
-            (LEFT, _) => Error::PeerLeft { place, rank: number },
+            // It has ended the world, and then returned.
+            (LEFT, _) => Error::Ended { place, rank: number, text: self.told(rank) },
+            (_, UNSTARTED) => Error::Start { text: self.last_words(rank) },
             (_, STOPPED) => self.was_stopped(place, rank),
             (alive, _) if !wait::is_gone(alive) => {
                 Error::Ended { place, rank: number, text: self.told(rank) }
@@ -667,7 +669,12 @@ impl World {
                 let mut cause = self.death(rank, Duration::from_millis(5));
                 if cause == Death::Unknown && process::is_another_program(pid) {
                     cause = Death::Exec;
-                    slot.death.store(encode_death(cause), Ordering::Release);
+                    let _ = slot.death.compare_exchange(
+                        0,
+                        encode_death(cause),
+                        Ordering::Release,
+                        Ordering::Relaxed,
+                    );
                 }
                 Error::PeerDied { place, rank: number, pid, cause }
             }
@@ -676,9 +683,9 @@ impl World {
 
     /// The error that the caller of the world reports for the first culprit.
     pub(crate) fn verdict(&self, rank: usize) -> Error {
+        let (status, place) = (self.slot(rank).status.load(Ordering::Acquire), Place::outside("launch"));
         let (text, number) = (self.last_words(rank), self.number(rank));
-        let place = Place::outside("launch");
-        match self.slot(rank).status.load(Ordering::Acquire) {
+        match status {
             UNSTARTED => Error::Start { text },
             PANICKED if self.has_spoken(rank) => Error::Panicked { rank: number, text },
             RETURNED if self.has_spoken(rank) => Error::Returned { rank: number, text },

@@ -26,7 +26,7 @@
 )]
 
 use crate::os::fault::{Site, sys};
-use core::cell::Cell;
+use core::cell::{Cell, UnsafeCell};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use nix::errno::Errno;
@@ -117,9 +117,15 @@ pub(crate) fn incarnation() -> u32 {
     INCARNATION.load(Ordering::Relaxed)
 }
 
+/// The list, held by a thread while it forks, so that the child finds it whole.
+struct Held(UnsafeCell<Option<MutexGuard<'static, Vec<Known>>>>);
+
+// SAFETY: only the thread that holds the lock, or its copy in the child, touches it.
+unsafe impl Sync for Held {}
+
+static HELD: Held = Held(UnsafeCell::new(None));
+
 thread_local! {
-    /// The list, held by a thread while it forks, so that the child finds it whole.
-    static HELD: Cell<Option<MutexGuard<'static, Vec<Known>>>> = const { Cell::new(None) };
     /// What the engine forks; none if somebody else does.
     static FORKS: Cell<Option<Child>> = const { Cell::new(None) };
     /// Why the last fork's child could not be kept to what it may do.
@@ -139,22 +145,24 @@ pub(crate) fn forking<R>(child: Child, fork: impl FnOnce() -> R) -> (R, Result<(
 }
 
 extern "C" fn before() {
-    // Where a thread ends it has no such place any more.
-    let _ = HELD.try_with(|held| held.set(Some(known())));
+    let list = known();
+    // SAFETY: this thread holds the lock.
+    unsafe { *HELD.0.get() = Some(list) };
 }
 
 extern "C" fn in_parent() {
-    let _ = HELD.try_with(Cell::take);
+    // SAFETY: this thread has taken the lock, in `before`.
+    drop(unsafe { (*HELD.0.get()).take() });
 }
 
 extern "C" fn in_child() {
     let parent = INCARNATION.fetch_add(1, Ordering::Relaxed);
     let child = FORKS.try_with(Cell::get).ok().flatten();
     STRAY.store(child.is_none(), Ordering::Relaxed);
-    if child.is_none() {
-        NOTE.store(core::ptr::null_mut(), Ordering::Relaxed);
-    }
-    if let Ok(Some(mut list)) = HELD.try_with(Cell::take) {
+    // Who supervises this process is to say where it notes.
+    NOTE.store(core::ptr::null_mut(), Ordering::Relaxed);
+    // SAFETY: the thread that has taken the lock, in `before`; there is no other.
+    if let Some(mut list) = unsafe { (*HELD.0.get()).take() } {
         let kept = restrict(&mut list, child.unwrap_or(Child::Awaited), parent);
         let _ = UNKEPT.try_with(|unkept| unkept.set(kept.err()));
     }
@@ -163,6 +171,7 @@ extern "C" fn in_child() {
 /// Keeps this process to what it may do. `parent` is the number of the process that forked it.
 fn restrict(list: &mut [Known], child: Child, parent: u32) -> Result<(), Errno> {
     watch_faults();
+    let mut kept = Ok(());
     for known in list {
         let granted = match child {
             _ if known.maker == parent => known.children,
@@ -174,11 +183,11 @@ fn restrict(list: &mut [Known], child: Child, parent: u32) -> Result<(), Errno> 
             granted => granted,
         };
         if access < Access::Write {
-            protect(&known.range, access)?;
+            kept = kept.and(protect(&known.range, access));
             (known.children, known.theirs, known.frozen) = (access, access, false);
         }
     }
-    Ok(())
+    kept
 }
 
 fn protect(range: &Range<usize>, access: Access) -> Result<(), Errno> {

@@ -394,13 +394,13 @@ pub(crate) fn serial() -> u32 {
 
 /// Ends a child that somebody else has forked, and that comes back into the engine as if it were its parent.
 pub(crate) fn end_stray(text: Option<&str>) -> ! {
-    use std::io::Write;
-    let (before, text) = if text.is_some() { (" by a panic: ", text.unwrap_or_default()) } else { ("", "") };
-    let _ = writeln!(
-        std::io::stderr(),
+    let (before, text) = text.map_or(("", ""), |text| (" by a panic: ", text));
+    let line = format!(
         "phalanx: a process that a model or body has forked came back from it{before}{text}; it ends here, for its parent does \
-         the work (let it exec, or end by exit)"
+         the work (let it exec, or end by exit)\n"
     );
+    // Another thread of the parent may have held the stream's lock.
+    print(2, line.as_bytes(), Duration::from_secs(1));
     // SAFETY: _exit never returns and touches no memory.
     unsafe { libc::_exit(101) }
 }
@@ -497,6 +497,10 @@ pub(crate) fn state(pid: u32) -> &'static str {
 
 /// Does the process run another program than this one?
 pub(crate) fn is_another_program(pid: u32) -> bool {
+    if numbers("self").len() > 1 {
+        // The list of processes may be of an outer namespace, where they have other numbers.
+        return false;
+    }
     let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
     // One that is about to end has none.
     program(&pid.to_string()).is_some_and(|theirs| program("self").is_some_and(|ours| ours != theirs))

@@ -303,6 +303,10 @@ mod tests {
             ways.push(("sse2 down", |dst, src| unsafe { wide::copy_sse2::<true>(dst, src) }, SHORT));
             // SAFETY: likewise.
             ways.push(("sse2 streamed", |dst, src| unsafe { wide::stream_sse2(dst, src) }, SHORT));
+            if is_x86_feature_detected!("avx512f") {
+                // SAFETY: the processor has the instructions.
+                ways.push(("avx512 streamed", |dst, src| unsafe { wide::stream_avx512(dst, src) }, SHORT));
+            }
             if is_x86_feature_detected!("avx2") {
                 // SAFETY: the processor has the instructions.
                 ways.push(("avx2", |dst, src| unsafe { wide::copy_avx2::<false>(dst, src) }, SHORT));

@@ -794,6 +794,22 @@ fn peers_that_scatter_different_lists_are_told() {
         let samples = [1.0, 2.0, if rank == 2 { 3.5 } else { 3.0 }];
         let scattered = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x[0] * 10.0), &samples)?;
         let refused = manager.gather(scattered);
+        // The same samples in another order; and within a sample.
+        let (mut turned, mut pairs) = ([1.0, 2.0, 3.0], [(1, 2), (3, 4)]);
+        if rank == 1 {
+            turned.reverse();
+            pairs[1] = (4, 3);
+        }
+        let scattered = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x[0] * 10.0), &turned)?;
+        let text = manager.gather(scattered).unwrap_err().to_string();
+        assert!(text.contains("different lists"), "{text}");
+        let scattered = manager.scatter(|| Ok(()), |x: &[(i32, i32)], ()| Ok(x[0].0), &pairs)?;
+        let text = manager.gather(scattered).unwrap_err().to_string();
+        assert!(text.contains("different lists"), "{text}");
+        // Not-a-numbers are alike.
+        let nan = [if rank == 0 { f64::NAN } else { -f64::NAN }];
+        let same = manager.scatter(|| Ok(()), |x: &[f64], ()| Ok(x.len()), &nan)?;
+        assert_eq!(manager.gather(same)?.len(), 1);
         // Elements of maps have any order, another one on each rank.
         let maps = [1, 2, 3]
             .map(|key| (0..50).map(|at| (at * key, at)).collect::<std::collections::HashMap<_, _>>());

@@ -24,7 +24,7 @@ pub const CASES: &[Case] = cases! {
     time_while_stopped_is_not_waited the_tree_stopped_by_force_has_not_waited
     ctrl_c_ends_the_job quit_ends_the_job interrupts_that_are_handled_end_nothing
     a_stopped_rank_is_named_after_the_deadline a_stopped_rank_is_named_without_deadline a_stopped_worker_is_named
-    a_stopped_supervisor_is_named signals_end_a_caller_whose_reader_sleeps helper_tags a_supervisor_that_is_stopped_does_not_keep_the_caller a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
+    a_stopped_supervisor_is_named signals_end_a_caller_whose_reader_sleeps helper_tags helper_drops a_destructor_does_not_keep_the_caller a_supervisor_that_is_stopped_does_not_keep_the_caller a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
     handlers_are_inherited a_signal_amid_a_fork_is_not_lost ignored_signals_stay_ignored blocked_signals_stay_blocked
     handled_questions_are_not_answered questions_are_answered
     closed_standard_streams_stay_closed a_rung_bell_is_no_success lost_descriptors_are_named
@@ -677,6 +677,35 @@ fn signals_end_a_caller_whose_reader_sleeps() {
     let ended = std::os::unix::process::ExitStatusExt::signal(&caller.wait().unwrap());
     assert_eq!(ended, Some(Signal::SIGTERM as i32));
     support::gone_within(Duration::from_secs(5), &mark);
+}
+
+fn helper_drops() {
+    struct Solver;
+    impl Drop for Solver {
+        fn drop(&mut self) {
+            eprintln!("begun");
+            std::thread::sleep(Duration::from_secs(1000));
+        }
+    }
+    if is_helper() {
+        let rows = ndarray::Array2::<f64>::zeros((3, 1));
+        let sweep = phalanx::Sweep { workers: Some(2), ..phalanx::Sweep::default() };
+        let _ = sweep.run(rows.view(), 1, || Ok(Solver), |_, _, _| Ok(()));
+    }
+}
+
+/// Nor does a destructor that does not end, of what was built for all; and it does not outlive the caller.
+fn a_destructor_does_not_keep_the_caller() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mark = support::mark();
+        let mut caller = support::case("helper_drops");
+        let mut caller = caller.env(MARK, &mark).stderr(Stdio::piped()).spawn().unwrap();
+        await_line(&mut caller, "begun");
+        kill(Pid::from_raw(caller.id() as i32), signal).unwrap();
+        let ended = std::os::unix::process::ExitStatusExt::signal(&caller.wait().unwrap());
+        assert_eq!(ended, Some(signal as i32));
+        support::gone_within(Duration::from_secs(5), &mark);
+    }
 }
 
 /// Nor does a supervisor that is stopped keep it.

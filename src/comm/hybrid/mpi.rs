@@ -344,9 +344,14 @@ impl Mpi {
         let _ = AT_EXIT.set(part);
     }
 
+    /// Is this the process that is part of the job, and none that it has forked?
+    pub(crate) fn is_own(&self) -> bool {
+        self.process == process::incarnation()
+    }
+
     /// Ends all processes of the job.
     pub(crate) fn abort(&self, status: i32) {
-        if self.process == process::incarnation() {
+        if self.is_own() {
             // It may end this process by exit: see `finalise`.
             self.silenced.store(1, Ordering::Relaxed);
             // MPICH's own handlers may then wait for processes that wait for this one: whatever happens, it does not live on.

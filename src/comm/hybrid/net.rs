@@ -252,6 +252,9 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
 
 /// Says why, and ends all processes of the job.
 pub(crate) fn end_job(mpi: &Mpi, error: &Error) {
+    if !mpi.is_own() {
+        return;
+    }
     // At once: other processes write there too.
     let text = format!("phalanx: process {} on {}: {error}; the job is ended\n", mpi.rank, host());
     let _ = std::io::stderr().write_all(text.as_bytes());

@@ -25,6 +25,7 @@ impl Shm<'_> {
                 "only the communicator that the body was given recovers; this one was split off",
             ));
         }
+        self.window.is_own(call)?;
         match wish {
             // Those who still exchange learn what is asked for; what else becomes of it, the zygote decides.
             Wish::Agree => {

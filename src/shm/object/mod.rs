@@ -135,15 +135,16 @@ pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
     ))
 }
 
-/// What equal values have in common, in all processes of one program.
+/// What equal values have in common, in all processes of one program; of lists, elements in their order. (Hash sets are lists:
+/// equal ones may differ.)
 pub(crate) fn digest_of<T: Serialize>(value: &T) -> Result<u64> {
     let bytes = write(value).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
-    digest(&bytes).ok_or_else(|| refusal::<T>("what its Serialize wrote cannot be read"))
+    read::Reader::new(&bytes).digest(true).map_err(refusal::<T>)
 }
 
 /// What two writings of equal values have in common: elements of hash maps and sets have any order.
 fn digest(bytes: &[u8]) -> Option<u64> {
-    read::Reader::new(bytes).digest().ok()
+    read::Reader::new(bytes).digest(false).ok()
 }
 
 /// Mixes the digests of parts whose order does not matter.

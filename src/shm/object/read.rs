@@ -130,23 +130,38 @@ impl<'de> Reader<'de> {
         accepted
     }
 
-    /// Of the next value: equal for equal values, whatever the order of their elements.
-    pub(super) fn digest(&mut self) -> Read<u64> {
+    /// Of the next value: equal for equal values, whatever the order of their elements; if it `lists`, only that of maps.
+    pub(super) fn digest(&mut self, lists: bool) -> Read<u64> {
         let leaf = |kind: u8, bytes: &[u8]| Ok(xxh3_64_with_seed(bytes, kind.into()));
         match self.token()? {
             Token::Unit => leaf(UNIT, &[]),
             Token::None => leaf(NONE, &[]),
-            Token::Some => Ok(xxh3_64_with_seed(&self.digest()?.to_le_bytes(), SOME.into())),
+            Token::Some => Ok(xxh3_64_with_seed(&self.digest(lists)?.to_le_bytes(), SOME.into())),
             Token::Str(text) => leaf(STR, text.as_bytes()),
             Token::Bytes(bytes) => leaf(BYTES, bytes),
+            // What a not-a-number carries is nobody's intention.
+            Token::Scalar(F64, bytes)
+                if lists && bytes.try_into().is_ok_and(|bytes| f64::from_le_bytes(bytes).is_nan()) =>
+            {
+                leaf(F64, &[])
+            }
+            Token::Scalar(F32, bytes)
+                if lists && bytes.try_into().is_ok_and(|bytes| f32::from_le_bytes(bytes).is_nan()) =>
+            {
+                leaf(F32, &[])
+            }
             Token::Scalar(kind, bytes) => leaf(kind, bytes),
             Token::UnitVariant(name) => leaf(UNIT_VARIANT, name.as_bytes()),
-            Token::Variant(name) => Ok(xxh3_64_with_seed(name.as_bytes(), self.digest()?)),
-            Token::Seq(count) => unordered(SEQ, (0..count).map(|_| self.digest())),
+            Token::Variant(name) => Ok(xxh3_64_with_seed(name.as_bytes(), self.digest(lists)?)),
+            Token::Seq(count) if lists => (0..count)
+                .try_fold(count as u64 ^ u64::from(SEQ) << 56, |digest, _| {
+                    Ok(xxh3_64_with_seed(&self.digest(lists)?.to_le_bytes(), digest))
+                }),
+            Token::Seq(count) => unordered(SEQ, (0..count).map(|_| self.digest(lists))),
             Token::Map(count) => {
                 let entry = |_| {
-                    let key = self.digest()?;
-                    Ok(xxh3_64_with_seed(&key.to_le_bytes(), self.digest()?))
+                    let key = self.digest(lists)?;
+                    Ok(xxh3_64_with_seed(&key.to_le_bytes(), self.digest(lists)?))
                 };
                 unordered(MAP, (0..count).map(entry))
             }

@@ -146,6 +146,11 @@ impl Crew {
         }
     }
 
+    /// Is this the process that has opened it?
+    pub(crate) fn is_callers(&self) -> bool {
+        self.caller == process::incarnation()
+    }
+
     /// Waits until all slots have ended; the first failure, if there was one. If the zygote found that it cannot keep
     /// what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
     pub(crate) fn wait(&mut self) -> Result<bool> {
@@ -172,7 +177,9 @@ impl Crew {
             }
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(self.output.iter().flat_map(Output::sources));
-            let ended = process::poll(&sources, slice)[0] || self.world.closed().is_some();
+            // After its last word the zygote may still drop what was built: signals end that, too.
+            let ended =
+                process::poll(&sources, slice)[0] || (self.world.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
             if over && self.world.culprit().is_none() {
@@ -237,7 +244,7 @@ impl Drop for Crew {
 impl Crew {
     /// Ends its processes; returns when they are gone.
     fn end(&mut self) {
-        if let Some(zygote) = self.zygote.take().filter(|_| self.caller == process::incarnation()) {
+        if let Some(zygote) = self.zygote.take().filter(|_| self.is_callers()) {
             self.bell.ring();
             if !zygote.is_watched() {
                 self.end_unwatched(&zygote);
@@ -338,8 +345,9 @@ impl<S> Zygote<'_, S> {
         self.end_all();
         self.world.close(code);
         point(Site::ZygoteClosed);
-        // Behind the last word: a destructor that crashes takes no result along. Without a caller nobody waits for one.
-        if process::poll(&[&self.caller], Duration::ZERO)[0] {
+        // Behind the last word: a destructor that crashes takes no result along. Without a caller nobody waits for one, or
+        // could end it.
+        if !process::die_with_parent(self.caller.pid()) {
             core::mem::forget(state);
         } else if let Err(text) = caught(|| drop(state)) {
             let _ = writeln!(std::io::stderr(), "phalanx: dropping what `build` made panicked: {text}");

@@ -184,17 +184,14 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
 /// this returns from it, not one that `f` has forked.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
     let process = process::incarnation();
-    let result = caught_here(f);
-    if process != process::incarnation() {
-        process::end_stray(result.as_ref().err().map(String::as_str));
-    }
-    result
-}
-
-fn caught_here<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
     let _listening = Listening::new();
     let outer = (CATCHING.replace(true), SEEN.take());
     let result = catch_unwind(AssertUnwindSafe(f));
+    if process != process::incarnation() {
+        process::end_stray(
+            result.err().map(|payload| text(&*payload).unwrap_or_else(|| NO_TEXT.to_owned())).as_deref(),
+        );
+    }
     CATCHING.set(outer.0);
     let [last, _] = SEEN.replace(outer.1);
     result.map_err(|payload| {

@@ -60,6 +60,10 @@ impl FanOut {
 
     /// Waits until the workers have ended; the outcomes of all tasks that were run, and why others were not.
     pub(crate) fn collect<R: DeserializeOwned>(mut self: Box<Self>) -> Result<Outcomes<R>> {
+        if !self.crew.is_callers() {
+            let problem = "this process was forked by the one that has called scatter: only that one gathers";
+            return Err(Error::option("gather", problem));
+        }
         let ended = self.crew.wait();
         // What the workers have left is the caller's alone, also when it forks again.
         self.world.segment().allow(Access::Read, Access::Read);

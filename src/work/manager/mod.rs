@@ -285,7 +285,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
     /// Both see what the caller has made so far, by reference: nothing is sent but results, alike on every back end
     /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples are `Serialize` so that peers can
-    /// compare their lists; what is not, such as models or handles, is scattered by its index in a list that `do_execute`
+    /// compare their lists, for which sets in them must have an order: `BTreeSet`, not `HashSet`; what is not `Serialize`, such as models or handles, is scattered by its index in a list that `do_execute`
     /// captures.) Nobody is called without a sample:
     /// workers that are more than samples are not started, and for an empty list none is.
     ///

@@ -127,7 +127,11 @@ impl<'p> Watcher<'p> {
 
     fn tell(&mut self, workers: usize, done: u64) {
         if let Some(progress) = &mut self.progress {
+            let process = process::incarnation();
             progress(&Progress { rows: self.rows, done, elapsed: self.start.elapsed(), workers });
+            if process != process::incarnation() {
+                process::end_stray(None);
+            }
         }
     }
 }
@@ -213,6 +217,9 @@ impl Sweep<'_> {
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
         let told = watcher.progress.is_some();
         let mut look = || watcher.look(workers, || ledger.finished());
+        if matches!(self.backend, Backend::Serial | Backend::Threads) {
+            ledger.keep();
+        }
         let (replaced, _) = rounds(&ledger, || match self.backend {
             _ if rows == 0 => Ok(Round::default()),
             Backend::Serial => {
