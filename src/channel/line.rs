@@ -62,8 +62,8 @@ impl Line {
         self.message.store(word, Ordering::Relaxed);
     }
 
-    /// Of the owner's last exchange: number, signature and source line. A guess while it is at it: for reports. Of a message
-    /// for which it waits: the number of the exchange before, the operation's code, the source line.
+    /// Returns number, signature and source line of the owner's last exchange; while it waits for a message, the number of the
+    /// exchange before, the message's operation and source line. For reports: a guess while the owner is at work.
     pub(crate) fn latest(&self) -> (u32, u64, u32) {
         let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
         let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;

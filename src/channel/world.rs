@@ -412,7 +412,7 @@ impl World {
         &self.segment.places(self.slots, self.plan.ranks)[rank]
     }
 
-    /// What a rank has said at its end, and why the latest of its calls failed that others were in.
+    /// Returns the text that a rank leaves at its end, and the one that says why its latest failed collective failed.
     fn texts(&self, rank: usize) -> [&Text; 2] {
         let texts = self.segment.places(self.texts, 2 * self.plan.ranks);
         [&texts[2 * rank], &texts[2 * rank + 1]]
@@ -567,7 +567,7 @@ impl World {
         self.texts(rank)[1].write(text);
     }
 
-    /// What the rank has told last.
+    /// Returns the text that the rank has left by [`World::tell`] last.
     pub(crate) fn told(&self, rank: usize) -> String {
         self.texts(rank)[1].read()
     }

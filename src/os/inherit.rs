@@ -126,13 +126,13 @@ unsafe impl Sync for Held {}
 static HELD: Held = Held(UnsafeCell::new(None));
 
 thread_local! {
-    /// What the engine forks; none if somebody else does.
+    /// The kind of child that the engine is forking; `None` while it forks none, so that a fork is somebody else's.
     static FORKS: Cell<Option<Child>> = const { Cell::new(None) };
     /// Why the last fork's child could not be kept to what it may do.
     static UNKEPT: Cell<Option<Errno>> = const { Cell::new(None) };
 }
 
-/// A process that the engine has not forked, from one that it has, or that is its caller.
+/// Whether this process was forked by somebody else than the engine.
 static STRAY: AtomicBool = AtomicBool::new(false);
 
 /// Forks a child of this kind by `fork`; in the child, `Err` if it could not be kept to what it may do.
@@ -159,7 +159,7 @@ extern "C" fn in_child() {
     let parent = INCARNATION.fetch_add(1, Ordering::Relaxed);
     let child = FORKS.try_with(Cell::get).ok().flatten();
     STRAY.store(child.is_none(), Ordering::Relaxed);
-    // Who supervises this process is to say where it notes.
+    // The parent's supervisor does not look after this process.
     NOTE.store(core::ptr::null_mut(), Ordering::Relaxed);
     // SAFETY: the thread that has taken the lock, in `before`; there is no other.
     if let Some(mut list) = unsafe { (*HELD.0.get()).take() } {

@@ -65,7 +65,7 @@ mod wide {
     /// So many pages are streamed in turn: the processor reads ahead in each, and not beyond it. (64 MiB on pages of 4 KiB, on
     /// a Xeon of the Ice Lake generation: one after another 7.0 GB/s, 2, 4 and 8 in turn 7.4, 8.7 and 9.2; memcpy 8.3.)
     const PAGES: usize = 8;
-    /// So many bytes of each. (Lines at one place of 8 pages share a set of a first-level cache of 8 ways. An EPYC of the Milan
+    /// Bytes of each page a turn. (Lines at one place of 8 pages share a set of a first-level cache of 8 ways. An EPYC of the Milan
     /// generation streams 8 MiB at 4, 16 and 22 GB/s by 128, 256 and 512 bytes a turn.)
     const PIECE: usize = 512;
     /// Bytes by which loads are ahead of stores, in the loop for AVX2.

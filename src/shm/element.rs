@@ -57,8 +57,8 @@ pub(crate) const ALIGN: usize = 64;
 pub(crate) struct Datatype {
     /// For call signatures: the index of a built-in type, 15 bits of the identity of the user's, or [`OBJECT`].
     pub(crate) code: u16,
-    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ. Of objects, a hash of the
-    /// name.
+    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ. For objects it is a
+    /// hash of the type's name.
     pub(crate) identity: u64,
 }
 

@@ -135,8 +135,8 @@ pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
     ))
 }
 
-/// What equal values have in common, in all processes of one program; of lists, elements in their order. (Hash sets are lists:
-/// equal ones may differ.)
+/// Returns a digest that is the same for equal values in all processes of one program, and differs if elements of a list
+/// change places. (Hash sets are written as lists: equal ones may differ.)
 pub(crate) fn digest_of<T: Serialize>(value: &T) -> Result<u64> {
     let bytes = write(value).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
     read::Reader::new(&bytes).digest(true).map_err(refusal::<T>)

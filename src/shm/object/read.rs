@@ -130,7 +130,8 @@ impl<'de> Reader<'de> {
         accepted
     }
 
-    /// Of the next value: equal for equal values, whatever the order of their elements; if it `lists`, only that of maps.
+    /// Returns a digest of the next value that does not depend on the order of elements; with `lists` it depends on the order of
+    /// lists, and not on that of maps.
     pub(super) fn digest(&mut self, lists: bool) -> Read<u64> {
         let leaf = |kind: u8, bytes: &[u8]| Ok(xxh3_64_with_seed(bytes, kind.into()));
         match self.token()? {
@@ -139,7 +140,7 @@ impl<'de> Reader<'de> {
             Token::Some => Ok(xxh3_64_with_seed(&self.digest(lists)?.to_le_bytes(), SOME.into())),
             Token::Str(text) => leaf(STR, text.as_bytes()),
             Token::Bytes(bytes) => leaf(BYTES, bytes),
-            // What a not-a-number carries is nobody's intention.
+            // All not-a-numbers are alike.
             Token::Scalar(F64, bytes)
                 if lists && bytes.try_into().is_ok_and(|bytes| f64::from_le_bytes(bytes).is_nan()) =>
             {

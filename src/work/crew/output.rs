@@ -11,7 +11,7 @@ const LONGEST: usize = 1 << 20;
 /// there are none left.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
-/// What slots print, of standard output and standard error.
+/// The standard output and error of the slots.
 pub(super) struct Output {
     /// The pipes of all slots, by rank.
     slots: Vec<[Stream; 2]>,

@@ -285,9 +285,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
     /// Both see what the caller has made so far, by reference: nothing is sent but results, alike on every back end
     /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples are `Serialize` so that peers can
-    /// compare their lists, for which sets in them must have an order: `BTreeSet`, not `HashSet`; what is not `Serialize`, such as models or handles, is scattered by its index in a list that `do_execute`
-    /// captures.) Nobody is called without a sample:
-    /// workers that are more than samples are not started, and for an empty list none is.
+    /// compare their lists, for which sets in them must have an order: `BTreeSet`, not `HashSet`. Samples that are not
+    /// `Serialize`, such as models or handles, are scattered by their index in a list that `do_execute` captures.) Nobody is
+    /// called without a sample: workers that are more than samples are not started, and for an empty list none is.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
     /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller then holds it, and
@@ -301,8 +301,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// Another scatter may begin before the first is gathered: each has its own workers.
     ///
     /// # Errors
-    /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked: threads are running, no memory, too many processes. Failures of the functions are
-    /// reported by `gather`.
+    /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked: threads are
+    /// running, no memory, too many processes. Failures of the functions are reported by `gather`.
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("multiprocessing", 2)?;

@@ -83,7 +83,7 @@ pub(crate) struct Deal {
     pub(crate) tasks: usize,
     /// The manager's scatters, counted: peers gather what one of them has begun.
     pub(crate) number: u64,
-    /// Of the samples, among peers: each puts its own beside what the others return.
+    /// The digest of the samples, among peers: each puts its own samples beside the results that the others return.
     pub(crate) digest: u64,
 }
 
