@@ -275,27 +275,26 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     let broken = KNOWN.try_lock().ok().and_then(|known| {
         known.iter().find(|known| known.range.contains(&at)).map(|known| (known.children, known.frozen))
     });
-    match broken {
+    let text = match broken {
         Some((_, true)) => {
-            let text = "phalanx: this process wrote to shared memory that its workers read; write to it before they \
-                        start or when they have ended, or give them a copy\n";
-            // SAFETY: a constant text of that length; write is async-signal-safe.
-            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+            "phalanx: this process wrote to shared memory that its workers read; write to it before they start or when they \
+             have ended, or give them a copy\n"
         }
         Some(_) if STRAY.load(Ordering::Relaxed) => {
-            let text = "phalanx: a process that a model, a body or their caller has forked touched shared memory that is not \
-                        its own; copy what it needs before the fork, or let it exec\n";
-            // SAFETY: a constant text of that length; write is async-signal-safe.
-            unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+            "phalanx: a process that a model, a body or their caller has forked touched shared memory that is not its own; \
+             copy what it needs before the fork, or let it exec\n"
         }
         Some((access, false)) => {
             // SAFETY: null, or a word that stays mapped (`note_in`).
             if let Some(word) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() } {
                 word.store(access as u32, Ordering::Relaxed);
             }
+            ""
         }
-        None => {}
-    }
+        None => "",
+    };
+    // SAFETY: a constant text of that length; write is async-signal-safe.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
     if let Some(before) = BEFORE.get() {
         // SAFETY: puts back what was there. The instruction is tried again, and fails for whoever handles it now.
         unsafe { libc::sigaction(signal, core::ptr::from_ref(before), core::ptr::null_mut()) };
