@@ -325,20 +325,21 @@ fn points_of_sweeps() {
             action: Action::Kill,
         }));
         let _ = sweep(2, 20);
-        let resumed = hits(Role::Rank(0), "ledger: predecessor's task resumed")
-            + hits(Role::Rank(1), "ledger: predecessor's task resumed");
+        let resumed = hits(Role::Rank(0), "ledger: task of a dead worker taken over")
+            + hits(Role::Rank(1), "ledger: task of a dead worker taken over");
         assert!(resumed > 0);
         arm(Some(Fault {
-            site: "ledger: predecessor's task resumed",
+            site: "ledger: task of a dead worker taken over",
             role: None,
             hit: 1,
             every: false,
             action,
         }));
         sweep(2, 20).unwrap();
-        seen.insert(("ledger: predecessor's task resumed", index));
+        seen.insert(("ledger: task of a dead worker taken over", index));
     }
-    let must = sites().iter().copied().filter(|site| site.starts_with("ledger: "));
+    let workers = ["source: stretch noted, not taken", "source: stretch taken, nothing claimed"];
+    let must = sites().iter().copied().filter(|site| site.starts_with("ledger: ")).chain(workers);
     let missing: Vec<_> = must
         .flat_map(|site| (0..ACTIONS.len()).map(move |action| (site, action)))
         .filter(|pair| !seen.contains(pair))

@@ -9,6 +9,7 @@ pub(crate) mod line;
 mod model;
 pub(crate) mod recovery;
 pub(crate) mod ring;
+pub(crate) mod source;
 pub(crate) mod view;
 pub(crate) mod window;
 pub(crate) mod world;

@@ -1,4 +1,4 @@
-//! Models for loom: the protocols of lines, rings and ledger in every order of their steps, with every value that the
+//! Models for loom: the protocols of lines, rings, recovery and (tasks.rs) ledger, source and eventcount in every order of their steps, with every value that the
 //! memory model lets a load return. `tools/loom` runs them.
 //!
 //! A rank is a thread. Unless said otherwise it does not spin, so that each wait that can sleep does; sleeps have no
@@ -12,13 +12,12 @@
 //!
 //! `planted_*` are negative controls: the same models with one step out of order, which loom must report.
 
-use crate::channel::ledger::{State, claim, publish, resume, state};
 use crate::channel::line::{Gate, Head, Line};
 use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};
 use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
 use crate::os::process::OWNER_DIED;
 use crate::shm::segment::Segment;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
 use loom::cell::Cell;
 use loom::sync::Notify;
@@ -26,6 +25,8 @@ use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
+
+mod tasks;
 
 /// The alive word of a rank that is.
 const ALIVE: u32 = 7;
@@ -77,8 +78,6 @@ enum Fault {
     NoFence,
     /// One cell for all exchanges.
     OneCell,
-    /// A task is claimed by load and store.
-    TwoSteps,
 }
 
 /// The words of a world, and a staging cell per rank and parity.
@@ -498,147 +497,6 @@ fn ring_whose_reader_leaves() {
         let mut writer = ring.writer();
         let sent = (1..=3).map(|n| writer.send([n, 0], &[7], None));
         assert_eq!(sent.collect::<Vec<_>>(), [Ok(()), Ok(()), Err(Broken::Gone(LEFT))]);
-    });
-}
-
-/// Words of tasks, and a cell for the row of each.
-struct Ledger {
-    words: Vec<AtomicU64>,
-    rows: Vec<Cell<u64>>,
-    claimed: AtomicUsize,
-    fault: Fault,
-}
-
-impl Ledger {
-    fn new(tasks: usize, fault: Fault) -> Ledger {
-        Ledger {
-            words: (0..tasks).map(|_| AtomicU64::new(0)).collect(),
-            rows: (0..tasks).map(|_| Cell::default()).collect(),
-            claimed: AtomicUsize::new(0),
-            fault,
-        }
-    }
-
-    /// [1]
-    fn claim(&self, task: usize, slot: usize) -> bool {
-        let word = &self.words[task];
-        let claimed = match self.fault {
-            Fault::TwoSteps if state(word) != State::Free => false,
-            Fault::TwoSteps => {
-                publish(word, State::Owned { slot, attempt: 0 });
-                true
-            }
-            _ => claim(word, 0, slot),
-        };
-        if claimed {
-            self.claimed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        claimed
-    }
-
-    /// [2], [3]
-    fn finish(&self, task: usize) {
-        let sum = task as u64 + 1;
-        if self.fault == Fault::PayloadLast {
-            publish(&self.words[task], State::Done(sum));
-        }
-        self.rows[task].set(sum);
-        if self.fault != Fault::PayloadLast {
-            publish(&self.words[task], State::Done(sum));
-        }
-    }
-
-    /// All that is free, in order.
-    fn scan(&self, slot: usize) {
-        for task in 0..self.words.len() {
-            if self.claim(task, slot) {
-                self.finish(task);
-            }
-        }
-    }
-
-    /// How many rows are done; each of them whole.
-    fn finished(&self) -> usize {
-        let done = |task: &usize| match state(&self.words[*task]) {
-            State::Done(sum) => {
-                assert_eq!(self.rows[*task].get(), sum);
-                true
-            }
-            _ => false,
-        };
-        (0..self.words.len()).filter(done).count()
-    }
-}
-
-/// Two slots claim all tasks while the caller looks on: each is claimed once, and what is done is whole.
-fn ledger(bounds: Bounds, tasks: usize, fault: Fault) {
-    explore(bounds, move || {
-        let ledger = launch(3, Ledger::new(tasks, fault), |ledger, rank| match rank {
-            0 => assert!(ledger.finished() <= ledger.words.len()),
-            slot => ledger.scan(slot),
-        });
-        assert_eq!(ledger.claimed.load(std::sync::atomic::Ordering::Relaxed), tasks);
-        assert_eq!(ledger.finished(), tasks);
-    });
-}
-
-#[test]
-fn ledger_of_three_tasks() {
-    ledger([3, 5], 3, Fault::None);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation: Concurrent")]
-fn planted_done_before_the_row() {
-    ledger([3, 3], 1, Fault::PayloadLast);
-}
-
-#[test]
-#[should_panic(expected = "Causality violation: Concurrent")]
-fn planted_claim_in_two_steps() {
-    ledger([3, 3], 1, Fault::TwoSteps);
-}
-
-/// A worker goes at some point of its first task; its successor, started once its death is known, takes up what it has
-/// left and no more, while another slot works on.
-fn successor(bounds: Bounds, goes: fn(&Ledger)) {
-    explore(bounds, move || {
-        let ledger = launch(2, Ledger::new(2, Fault::None), move |ledger, rank| match rank {
-            0 => {
-                goes(ledger);
-                for task in 0..2 {
-                    if resume(&ledger.words[task], 0).is_some() {
-                        ledger.finish(task);
-                    }
-                }
-                ledger.scan(0);
-            }
-            slot => ledger.scan(slot),
-        });
-        assert_eq!((ledger.claimed.load(std::sync::atomic::Ordering::Relaxed), ledger.finished()), (2, 2));
-    });
-}
-
-#[test]
-fn ledger_whose_worker_dies_before_it_claims() {
-    successor([3, 9], |_| {});
-}
-
-#[test]
-fn ledger_whose_worker_dies_before_the_row_is_whole() {
-    successor([3, 9], |ledger| {
-        if ledger.claim(0, 0) {
-            ledger.rows[0].set(u64::MAX);
-        }
-    });
-}
-
-#[test]
-fn ledger_whose_worker_dies_when_its_task_is_done() {
-    successor([3, 9], |ledger| {
-        if ledger.claim(0, 0) {
-            ledger.finish(0);
-        }
     });
 }
 

@@ -67,6 +67,7 @@ sites! {
     Drowsy "wait: counted as sleeper",
     Awake "wait: slept",
     Revoked "revoke: marked, nobody woken",
+    Counted "eventcount: counted, nobody woken",
     // An exchange.
     ExchangeBegin "exchange: begin",
     ExchangeStaged "exchange: payload in the cell",
@@ -95,12 +96,14 @@ sites! {
     SplitShared "split: words made",
     SplitDone "split: done",
     // The ledger.
-    Hinted "ledger: hint taken, nothing claimed",
+    Noted "source: stretch noted, not taken",
+    Taken "source: stretch taken, nothing claimed",
+    Granted "source: stretch granted, nobody told",
     Claimed "ledger: claimed",
     RowWritten "ledger: row written, not committed",
-    Committed "ledger: committed, not tallied",
-    Tallied "ledger: tallied",
-    Resumed "ledger: predecessor's task resumed",
+    Committed "ledger: committed, not counted",
+    Tallied "ledger: counted",
+    Resumed "ledger: task of a dead worker taken over",
     // Recovery, in a rank.
     AskedInPart "recovery: wish written, not numbered",
     Asked "recovery: asked",

@@ -22,6 +22,11 @@ pub(crate) fn wait(words: [(&AtomicU32, u32); WATCH], slice: Duration) {
     }
 }
 
+/// Sleeps until `word` is woken or no longer holds `expected`, or `slice` has passed.
+pub(crate) fn wait_one(word: &AtomicU32, expected: u32, slice: Duration) {
+    wait_first((word, expected), slice);
+}
+
 /// From now on [`barrier_everywhere`] of any process reaches the threads of this one. False if the kernel (Linux 4.16), or a
 /// seccomp filter, does not have it.
 pub(crate) fn heed_barriers() -> bool {

@@ -1,5 +1,6 @@
 //! *What does the kernel give?* Few calls, each wide: the only libc in the crate, and the lowest floor.
 
+pub(crate) mod clock;
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;

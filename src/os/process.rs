@@ -747,8 +747,16 @@ static CAUGHT: AtomicI32 = AtomicI32::new(0);
 /// Does anyone in this process hold signals?
 static HELD: AtomicBool = AtomicBool::new(false);
 
+/// The descriptor of the bell that is rung when a signal has been caught; -1: none.
+static CAUGHT_BELL: AtomicI32 = AtomicI32::new(-1);
+
 extern "C" fn note(signal: libc::c_int) {
     CAUGHT.store(signal, Ordering::Relaxed);
+    let (fd, one) = (CAUGHT_BELL.load(Ordering::Relaxed), 1u64);
+    if fd >= 0 {
+        // SAFETY: as many bytes; `write` may be called by a handler, and leaves `errno` alone where it succeeds.
+        unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
+    }
 }
 
 /// Who handles a signal now.
@@ -782,22 +790,31 @@ fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
 
 /// While it lives, the first signal that asks this program to end is noted; the second ends it at once. When it is
 /// dropped, the noted signal does what it would have done.
-pub(crate) struct HeldSignals(Vec<Signal>);
+pub(crate) struct HeldSignals(Vec<Signal>, Option<Bell>);
 
 impl HeldSignals {
     /// Holds back those signals whose handling the program has left to the kernel, unless somebody does already.
     pub(crate) fn hold() -> HeldSignals {
         if HELD.swap(true, Ordering::AcqRel) {
-            return HeldSignals(Vec::new());
+            return HeldSignals(Vec::new(), None);
         }
+        // Without one, they are looked for once a second.
+        let bell = Bell::new().ok();
+        CAUGHT_BELL.store(bell.as_ref().map_or(-1, |bell| bell.as_fd().as_raw_fd()), Ordering::Relaxed);
         let hold = |&signal: &Signal| {
             handler(signal) == Some(libc::SIG_DFL) && set_handler(signal, SigHandler::Handler(note)).is_ok()
         };
         let held: Vec<Signal> = ENDING.into_iter().filter(hold).collect();
         if held.is_empty() {
+            CAUGHT_BELL.store(-1, Ordering::Relaxed);
             HELD.store(false, Ordering::Release);
         }
-        HeldSignals(held)
+        HeldSignals(held, bell)
+    }
+
+    /// The bell that is rung when one has come.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.1.as_ref()
     }
 
     /// The signal that has come.
@@ -817,6 +834,7 @@ impl Drop for HeldSignals {
                 let _ = set_handler(signal, SigHandler::SigDfl);
             }
         }
+        CAUGHT_BELL.store(-1, Ordering::Relaxed);
         let caught = CAUGHT.swap(0, Ordering::Relaxed);
         HELD.store(false, Ordering::Release);
         if let Ok(signal) = Signal::try_from(caught) {

@@ -129,6 +129,13 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
+/// The largest resident memory that this process has had, in KiB.
+pub(crate) fn peak_memory() -> u32 {
+    use nix::sys::resource::{UsageWho, getrusage};
+
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| u32::try_from(usage.max_rss()).unwrap_or(0))
+}
+
 /// Bytes of address space that this process may still map, if there is a limit (RLIMIT_AS).
 pub(crate) fn addresses_left() -> Option<usize> {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};

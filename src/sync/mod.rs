@@ -1,4 +1,5 @@
 //! *When may I touch it?* The one door to atomics, and the only sleep.
 
 pub(crate) mod atomic;
+pub(crate) mod eventcount;
 pub(crate) mod wait;

@@ -88,6 +88,23 @@ impl Pace {
             true => Pace { spins: 20, yields: 250 },
         }
     }
+
+    /// Looks as often as a waiter shall before it sleeps.
+    pub(super) fn try_awake<R>(self, look: &mut impl FnMut() -> Option<R>) -> Option<R> {
+        for _ in 0..self.spins {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            spin_loop();
+        }
+        for _ in 0..self.yields {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            yield_now();
+        }
+        None
+    }
 }
 
 /// See [`Pace`].
@@ -243,7 +260,7 @@ fn is_revoked(guard: Guard<'_>) -> bool {
 
 #[cfg(not(loom))]
 mod machine {
-    pub(crate) use crate::os::futex::{wait as sleep_on, wake_all};
+    pub(crate) use crate::os::futex::{wait as sleep_on, wait_one as sleep_on_one, wake_all};
     pub(crate) use crate::os::process::announce_death_through;
     pub(super) use crate::os::process::yield_now;
     pub(super) use core::hint::spin_loop;
@@ -270,7 +287,7 @@ mod machine {
 
     /// [2]
     #[inline]
-    pub(super) fn light_fence() {
+    pub(crate) fn light_fence() {
         match HEEDS.load(Ordering::Relaxed) {
             true => compiler_fence(Ordering::SeqCst),
             false => fence(Ordering::SeqCst),
@@ -278,7 +295,7 @@ mod machine {
     }
 
     /// [b]; false if others' stores may still be on their way.
-    pub(super) fn heavy_fence() -> bool {
+    pub(crate) fn heavy_fence() -> bool {
         fence(Ordering::SeqCst);
         !OTHERS_HEED.load(Ordering::Relaxed) || barrier_everywhere()
     }
@@ -310,6 +327,10 @@ mod machine {
 
     fn key(word: &AtomicU32) -> usize {
         core::ptr::from_ref(word).addr()
+    }
+
+    pub(crate) fn sleep_on_one(word: &AtomicU32, value: u32, slice: Duration) {
+        sleep_on([(word, value); 3], slice);
     }
 
     pub(crate) fn sleep_on(words: [(&AtomicU32, u32); 3], _slice: Duration) {
@@ -346,11 +367,11 @@ mod machine {
     pub(crate) fn join() {}
 
     /// Both fences in full: what asymmetric ones do is beyond this model, see `models/flagline.pml`.
-    pub(super) fn light_fence() {
+    pub(crate) fn light_fence() {
         fence(Ordering::SeqCst);
     }
 
-    pub(super) fn heavy_fence() -> bool {
+    pub(crate) fn heavy_fence() -> bool {
         fence(Ordering::SeqCst);
         true
     }
@@ -372,10 +393,12 @@ mod machine {
     }
 }
 
+pub(super) use machine::sleep_on_one;
 #[cfg(all(loom, test))]
 pub(crate) use machine::wake;
 pub(crate) use machine::{announce_death_through, join, prepare, wake_all};
-use machine::{heavy_fence, light_fence, sleep_on, spin_loop, yield_now};
+pub(crate) use machine::{heavy_fence, light_fence};
+use machine::{sleep_on, spin_loop, yield_now};
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -1,6 +1,5 @@
 //! `launch`: one program, many ranks (SPMD).
 
-use crate::channel::recovery::MAX_RANKS;
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::comm::shm::Shm;
@@ -10,13 +9,15 @@ use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::os::launcher::Launcher;
 use crate::os::mapping::Withheld;
-use crate::os::topology;
 use crate::shm::array::{leave_packed, unpack};
 use crate::shm::element::Element;
 use crate::work::backend::Backend;
 use crate::work::crew::{Body, Crew, Job, Policy, Take, caught};
 #[cfg(feature = "mpi")]
 use crate::work::nodes;
+use crate::work::placement::ranks;
+#[cfg(feature = "mpi")]
+use crate::work::placement::requested;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::rc::Rc;
@@ -154,7 +155,7 @@ impl Launch {
         // A rank that launches a world launches its own.
         if let Some(job) = self.job("launch")?.filter(|_| !nodes::in_world()) {
             let flat = self.backend == Backend::Mpi;
-            let way = nodes::way(job, asked("launch", self.ranks)?, flat)?;
+            let way = nodes::way(job, requested("launch", self.ranks)?, flat)?;
             return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body, take);
         }
         #[cfg(not(feature = "mpi"))]
@@ -247,17 +248,4 @@ impl Launch {
     fn job(&self, operation: &'static str) -> Result<Option<Launcher>> {
         self.backend.job(operation)
     }
-}
-
-/// How many ranks: as asked for, as the environment says, or one per available processor.
-pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
-    Ok(asked(operation, ranks)?.unwrap_or_else(topology::cpus))
-}
-
-/// How many ranks were asked for, by the program or the environment.
-pub(crate) fn asked(operation: &'static str, ranks: Option<usize>) -> Result<Option<usize>> {
-    let (None, Ok(text)) = (ranks, std::env::var("PHALANX_RANKS")) else { return Ok(ranks) };
-    let number = text.trim().parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
-    let problem = || format!("PHALANX_RANKS is {text:?}; it must be a number of ranks, 1 to {MAX_RANKS}");
-    number.map_or_else(|| Err(Error::option(operation, problem())), |number| Ok(Some(number)))
 }

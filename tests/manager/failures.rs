@@ -203,10 +203,7 @@ fn deadly_sample_is_given_up() {
         let scattered = manager.scatter(|| Ok(()), deadly, &[0, 1, 2, 3, 4, 5]).unwrap();
         let error = manager.gather(scattered).unwrap_err();
         let (_, range, text) = task_error(&error);
-        assert_eq!(
-            (range, text),
-            (expected, "the worker died 3 times on it, the last time by signal 9, SIGKILL")
-        );
+        assert_eq!((range, text), (expected, "its worker died 3 times, the last time by signal 9, SIGKILL"));
         assert_eq!(std::fs::read_dir(&*dir).unwrap().count(), 3, "three tries");
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         assert_eq!(children(), [0u32; 0]);

@@ -25,6 +25,7 @@ use crate::channel::world::World;
 use crate::comm::Comm;
 use crate::comm::transport::Seat;
 use crate::error::{Death, Error, Result};
+use crate::os::clock::unix_time;
 use crate::os::fault::{self, Role, Site, point};
 use crate::os::inherit::Child;
 use crate::os::launcher;
@@ -86,8 +87,20 @@ pub(crate) enum Policy<'a> {
     End,
     /// They are told, and decide together: see recovery.rs.
     Recover,
-    /// Nothing: it is forked again. The number of tasks a slot has begun tells whether that gets anywhere.
-    Replace(&'a dyn Fn(usize) -> u64),
+    /// Nothing: it is forked again, as long as that gets anywhere.
+    Replace(&'a dyn Labour),
+}
+
+/// What the supervisor of slots that are replaced knows of their work.
+pub(crate) trait Labour {
+    /// Returns how many tasks the slot has begun.
+    fn begun(&self, slot: usize) -> u64;
+
+    /// Returns the task that the slot is at, and since when (nanoseconds since 1970); none if it is at none.
+    fn now(&self, slot: usize) -> Option<(usize, u64)>;
+
+    /// The slot was given up, and its process is gone: others may do its work.
+    fn give_up(&self, slot: usize);
 }
 
 /// A running crew. Dropping it ends its processes.
@@ -154,13 +167,18 @@ impl Crew {
     /// Waits until all slots have ended; the first failure, if there was one. If the zygote found that it cannot keep
     /// what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
     pub(crate) fn wait(&mut self) -> Result<bool> {
-        self.wait_looking(Duration::from_millis(50), &mut || {})
+        self.wait_with(None, &mut || None)
     }
 
-    /// As [`Crew::wait`], calling `tick` at least this often.
-    pub(crate) fn wait_looking(&mut self, slice: Duration, tick: &mut dyn FnMut()) -> Result<bool> {
+    /// As [`Crew::wait`], calling `tick` again and again: as soon as `call` is rung, or the time has passed that it said last.
+    pub(crate) fn wait_with(
+        &mut self,
+        call: Option<&Bell>,
+        tick: &mut dyn FnMut() -> Option<Duration>,
+    ) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = HeldSignals::hold();
+        let mut slice = LOOK;
         let patience = self.world.plan.deadline.unwrap_or(STOPPED);
         let (mut stopped, mut looked, mut given_up) = (Stopped::default(), Instant::now(), false);
         loop {
@@ -176,6 +194,7 @@ impl Crew {
                 }
             }
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
+            sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
             // After its last word the zygote may still drop what was built: signals end that, too.
             let ended =
@@ -201,7 +220,8 @@ impl Crew {
             if over {
                 break;
             }
-            tick();
+            call.iter().for_each(|bell| bell.still());
+            slice = tick().map_or(LOOK, |slice| slice.min(LOOK));
         }
         let lost = !zygote.is_watched();
         let death =
@@ -380,10 +400,14 @@ impl<S> Zygote<'_, S> {
                 continue;
             }
             if let Err(error) = self.start(rank, state, 0, 0) {
-                if !matches!(self.job.policy, Policy::Replace(_)) || self.slots.iter().all(Option::is_none) {
+                let Policy::Replace(labour) = self.job.policy else {
+                    return self.cannot_start(rank, &error.to_string());
+                };
+                if self.slots.iter().all(Option::is_none) {
                     return self.cannot_start(rank, &error.to_string());
                 }
                 // The others do what it would have done.
+                labour.give_up(rank);
                 self.given_up.get_or_insert((rank, format!("worker {rank} could not be started: {error}")));
             }
         }
@@ -457,9 +481,7 @@ impl<S> Zygote<'_, S> {
             sources.extend(self.world.bell().map(|bell| bell as &dyn AsFd));
             let spoken = process::poll(&sources, GLANCE);
             if process::asked() {
-                for state in self.world.states() {
-                    let _ = writeln!(std::io::stderr(), "phalanx: {state}");
-                }
+                self.tell_states();
             }
             if spoken[0] || spoken[1] || self.world.is_dismissed() {
                 return RUNG;
@@ -488,6 +510,25 @@ impl<S> Zygote<'_, S> {
             }
         }
         0
+    }
+
+    /// Says what all slots are known to do.
+    fn tell_states(&self) {
+        let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
+        for (rank, state) in self.world.states().into_iter().enumerate() {
+            let line = match labour.map(|labour| labour.now(rank)) {
+                None => state.to_string(),
+                Some(Some((task, since))) => {
+                    let passed = unix_time().saturating_sub(Duration::from_nanos(since));
+                    format!(
+                        "worker {rank} (process {}, {}): at task {task} for {passed:.1?}",
+                        state.pid, state.state
+                    )
+                }
+                Some(None) => format!("worker {rank} (process {}, {}): at no task", state.pid, state.state),
+            };
+            let _ = writeln!(std::io::stderr(), "phalanx: {line}");
+        }
     }
 
     /// While the caller is stopped, by a terminal or by whomever, so are the slots; for how long it was.
@@ -559,8 +600,8 @@ impl<S> Zygote<'_, S> {
             // It may have been killed before it could tell the others.
             return self.world.revoke_failed(rank);
         }
-        let Policy::Replace(progress) = self.job.policy else { return self.world.revoke(epoch, rank) };
-        let begun = progress(rank);
+        let Policy::Replace(labour) = self.job.policy else { return self.world.revoke(epoch, rank) };
+        let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
         let again = if deaths < HOPELESS { self.start(rank, state, deaths, begun) } else { Ok(()) };
         if self.slots[rank].is_none() {
@@ -574,6 +615,7 @@ impl<S> Zygote<'_, S> {
                 |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),
             );
             self.given_up.get_or_insert((rank, why));
+            labour.give_up(rank);
         }
     }
 

@@ -28,6 +28,8 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
     /// How many [`Listening`] this thread has.
     static LISTENING: Cell<u32> = const { Cell::new(0) };
+    /// Has [`SEEN`] something? Looking at it costs more than all else that [`caught`] does.
+    static ANY_SEEN: Cell<bool> = const { Cell::new(false) };
     /// The last two panics of this thread since [`caught`] began: the second may be the end of both.
     static SEEN: RefCell<[Option<Seen>; 2]> = const { RefCell::new([None, None]) };
 }
@@ -64,6 +66,7 @@ impl Former {
             let seen =
                 Seen { kind: payload.type_id(), text: text(payload), place: place.unwrap_or_default() };
             SEEN.with_borrow_mut(|[last, before]| *before = last.replace(seen));
+            ANY_SEEN.set(true);
             if self.is_default {
                 return;
             }
@@ -185,7 +188,7 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
     let process = process::incarnation();
     let _listening = Listening::new();
-    let outer = (CATCHING.replace(true), SEEN.take());
+    let outer = (CATCHING.replace(true), if ANY_SEEN.replace(false) { Some(SEEN.take()) } else { None });
     let result = catch_unwind(AssertUnwindSafe(f));
     if process != process::incarnation() {
         process::end_stray(
@@ -193,7 +196,11 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
         );
     }
     CATCHING.set(outer.0);
-    let [last, _] = SEEN.replace(outer.1);
+    let any = ANY_SEEN.replace(outer.1.is_some());
+    let last = match (any, outer.1) {
+        (false, None) => None,
+        (_, before) => SEEN.replace(before.unwrap_or_default())[0].take(),
+    };
     result.map_err(|payload| {
         let (kind, text) = ((*payload).type_id(), text(&*payload));
         // Dropping a payload may panic again, here where nobody catches it.

@@ -1,20 +1,22 @@
 //! `ParallelManager`: WaterTAP's operations by their names, over forked workers or the ranks of a world.
 
-mod fanout;
 mod peers;
+mod samples;
 mod tasks;
 
-use crate::channel::recovery::MAX_RANKS;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
-use crate::shm::object;
 use crate::work::backend::Backend;
+use crate::work::executor::{
+    Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
+};
 #[cfg(feature = "mpi")]
 use crate::work::nodes::JobComm;
-use fanout::FanOut;
+use samples::{Results, Samples, columns};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
-use tasks::{Deal, Gathered, Outcome, Outcomes, Work, share};
+use std::sync::mpsc::channel;
+use tasks::{Deal, Gathered, Outcome, Outcomes, share};
 
 pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
 
@@ -113,7 +115,7 @@ enum Group<'c, 'w> {
     FanOut {
         /// Of the caller with itself.
         comm: Comm<'w>,
-        backend: Backend,
+        placement: Placement,
         /// At most this many workers.
         limit: usize,
         /// As many as the last scatter had work for.
@@ -145,7 +147,7 @@ enum Pending<R> {
     /// This rank's tasks have been run; its peers have the others.
     Share(Vec<(usize, Outcome<R>)>),
     /// Forked workers run them.
-    Away(Box<FanOut>),
+    Away(Box<Running>),
 }
 
 impl<P, R> fmt::Debug for Scattered<P, R> {
@@ -175,16 +177,15 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             let problem = format!("{workers} workers; a manager has 1 to {MAX_RANKS}");
             return Err(Error::option("ParallelManager", problem));
         }
-        let job = backend.job("ParallelManager")?;
+        let placement = Placement::of(backend, "ParallelManager")?;
         #[cfg(feature = "mpi")]
-        if job.is_some() {
+        if let Placement::Job(_) = placement {
             let group = Group::Job(JobComm::new(backend == Backend::Mpi)?);
             return Ok(ParallelManager::of(group));
         }
-        let _ = job;
-        let limit = if backend == Backend::Serial { 1 } else { workers };
+        let limit = if placement == Placement::Serial { 1 } else { workers };
         let comm = Comm::over(Box::new(Solo::new(Some(0))?));
-        Ok(ParallelManager::of(Group::FanOut { comm, backend, limit, workers: limit }))
+        Ok(ParallelManager::of(Group::FanOut { comm, placement, limit, workers: limit }))
     }
 
     fn of(group: Group<'c, 'w>) -> ParallelManager<'c, 'w> {
@@ -339,25 +340,64 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
         // Workers read a copy: they may not look into the caller's shared memory, which it may change meanwhile.
         let parameters = all_parameters.to_vec();
-        let (do_build, do_execute, stop) = (&do_build, &do_execute, self.stop_at_failure);
-        let work = Work { parameters: &parameters, deal, do_build, do_execute, attempts, stop };
         let (rank, size) = (self.comm().rank(), self.comm().size());
-        let pending = match &mut self.group {
-            Group::FanOut { backend, workers, .. } => {
+        let (placement, mine) = match &mut self.group {
+            Group::FanOut { placement, workers, .. } => {
                 *workers = deal.tasks.clamp(1, most);
-                match backend {
-                    _ if deal.tasks == 0 => Pending::Done(Vec::new()),
-                    Backend::Serial => Pending::Done(work.run(0, 0..deal.tasks)),
-                    Backend::Threads => Pending::Done(work.run_on_threads(*workers)),
-                    _ => Pending::Away(FanOut::open(&work, *workers, self.heap, self.allow_threads)?),
-                }
+                (*placement, 0..deal.tasks)
             }
             _ => {
-                deal.digest = object::digest_of(&parameters)?;
-                Pending::Share(work.run(rank, share(deal.tasks, size, rank)))
+                deal.digest = digest_of(&parameters)?;
+                (Placement::Serial, share(deal.tasks, size, rank))
             }
         };
-        Ok(Scattered { parameters, deal, stop, pending })
+        let (here, kept) = channel();
+        let is_here = placement != Placement::Forked;
+        let work = Samples {
+            parameters: &parameters,
+            deal,
+            first: mine.start,
+            do_build: &do_build,
+            do_execute: &do_execute,
+            here: is_here.then_some(here),
+        };
+        let ledger = Ledger::new(mine.len(), &columns())?;
+        let options = self.options(placement, attempts, (deal.tasks, rank));
+        let mut executor = Executor::new(&work, options, ledger.clone())?;
+        let stop = self.stop_at_failure;
+        if mine.is_empty() {
+            return Ok(Scattered { parameters, deal, stop, pending: self.done(Vec::new()) });
+        }
+        if !is_here {
+            let running = Box::new(executor.start(self.heap)?);
+            return Ok(Scattered { parameters, deal, stop, pending: Pending::Away(running) });
+        }
+        executor.run(&mut Watch { tick: &mut |_, _| (), wanted: false })?;
+        drop(work);
+        let outcomes = Results::Here(kept.into_iter().collect()).outcomes(&ledger, mine.start)?;
+        Ok(Scattered { parameters, deal, stop, pending: self.done(outcomes) })
+    }
+
+    /// How a scatter of so many tasks is run; `rank` is this process's among its peers.
+    fn options(&self, placement: Placement, attempts: u32, (tasks, rank): (usize, usize)) -> Options {
+        let workers = match &self.group {
+            Group::FanOut { workers, .. } => *workers,
+            _ => 1,
+        };
+        // With as many tasks as workers each has its own, and meets it with a state fresh from `do_build`.
+        let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Dynamic };
+        let stop_at_failure = self.stop_at_failure;
+        let policy = Policy { attempts, build: "do_build", builds: 1, unbuilt_fails: true, stop_at_failure };
+        let (operation, cold, allow_threads) = ("scatter", true, self.allow_threads);
+        Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
+    }
+
+    /// Tasks that have been run in this process: all, or this rank's.
+    fn done<R>(&self, outcomes: Vec<(usize, Outcome<R>)>) -> Pending<R> {
+        match &self.group {
+            Group::FanOut { .. } => Pending::Done(outcomes),
+            _ => Pending::Share(outcomes),
+        }
     }
 
     /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A collective of
@@ -458,7 +498,10 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         let Scattered { parameters, deal, pending, .. } = scattered;
         let Outcomes { run, why } = match pending {
             Pending::Done(run) => Outcomes { run, why: None },
-            Pending::Away(workers) => workers.collect()?,
+            Pending::Away(mut workers) => {
+                let (left, why) = workers.wait()?;
+                Outcomes { run: Results::Packed(left).outcomes(workers.ledger(), 0)?, why }
+            }
             Pending::Share(mine) => {
                 let shares = self.comm_mut().all_gather_objects(&(deal, mine))?;
                 if shares.iter().any(|(theirs, _)| *theirs != deal) {

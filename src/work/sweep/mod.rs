@@ -1,31 +1,21 @@
 //! The sweep: a model evaluated at every row of a table of parameters.
 
-#[cfg(feature = "mpi")]
-mod nodes;
 mod report;
-mod worker;
+mod row;
 
-use crate::channel::call::{Call, Verb};
-use crate::channel::ledger::{Ledger, canonical};
-use crate::channel::recovery::MAX_RANKS;
-use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::os::process;
-use crate::shm::element::Datatype;
-use crate::sync::atomic::Ordering;
 use crate::work::backend::Backend;
-use crate::work::crew::{Crew, Job, Policy};
-use crate::work::launch::ranks;
+use crate::work::executor::{
+    Column, Dealing, Executor, Ledger, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
+};
 use ndarray::{ArrayView2, CowArray, Ix2};
-use report::{stats, swept};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use worker::Work;
-use xxhash_rust::xxh3::Xxh3;
+use report::Watcher;
+use row::Rows;
+use std::time::Instant;
 
 pub use report::{Counts, Outcome, Progress, Swept, WorkerStats};
-pub use worker::{Reason, Row};
+pub use row::{Reason, Row};
 
 /// How rows are dealt to workers.
 ///
@@ -87,55 +77,6 @@ pub struct Sweep<'p> {
     pub allow_threads: bool,
 }
 
-/// How often the caller looks after the workers.
-const WATCHING: Duration = Duration::from_millis(50);
-
-/// Parameters in standard layout where workers can read them: in place, unless that is memory of a running world.
-fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> CowArray<'a, f64, Ix2> {
-    let parameters = parameters.as_standard_layout();
-    let bytes = bytemuck::cast_slice::<f64, u8>(parameters.as_slice().unwrap_or_default()).as_ptr_range();
-    match process::children_can_read(bytes.start.addr()..bytes.end.addr()) {
-        true => parameters,
-        false => parameters.into_owned().into(),
-    }
-}
-
-/// Tells the user's function how far a sweep has come.
-struct Watcher<'p> {
-    progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
-    rows: u64,
-    start: Instant,
-    last: Instant,
-}
-
-impl<'p> Watcher<'p> {
-    fn new(progress: Option<Box<dyn FnMut(&Progress) + 'p>>, rows: usize, start: Instant) -> Self {
-        Self { progress, rows: rows as u64, start, last: start }
-    }
-
-    fn look(&mut self, workers: usize, done: impl FnOnce() -> u64) {
-        if self.last.elapsed() > Duration::from_millis(100) {
-            self.last = Instant::now();
-            self.tell(workers, done());
-        }
-    }
-
-    /// Nothing more will be done. (Tallies may lack a row that a worker finished and then died.)
-    fn end(&mut self, workers: usize, ledger: &Ledger) {
-        self.tell(workers, ledger.tried() as u64);
-    }
-
-    fn tell(&mut self, workers: usize, done: u64) {
-        if let Some(progress) = &mut self.progress {
-            let process = process::incarnation();
-            progress(&Progress { rows: self.rows, done, elapsed: self.start.elapsed(), workers });
-            if process != process::incarnation() {
-                process::end_stray(None);
-            }
-        }
-    }
-}
-
 impl Sweep<'_> {
     /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
     ///
@@ -187,113 +128,59 @@ impl Sweep<'_> {
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
     ) -> Result<Option<Swept>> {
         let start = Instant::now();
-        #[cfg(feature = "mpi")]
-        if let Some(job) = self.backend.job("sweep")? {
-            return nodes::run(&mut self, job, parameters, outputs, &build, &model);
-        }
-        #[cfg(not(feature = "mpi"))]
-        self.backend.job("sweep")?;
         let rows = parameters.nrows();
-        let asked = ranks("sweep", self.workers)?;
-        if asked == 0 || asked > MAX_RANKS {
-            let problem = format!("{asked} workers; a sweep has 1 to {MAX_RANKS}");
-            return Err(Error::option("sweep", problem));
-        }
-        let workers = if self.backend == Backend::Serial { 1 } else { asked.min(rows).max(1) };
-        let ledger = Ledger::new(rows, outputs, workers)?;
+        let placement = Placement::of(self.backend, "sweep")?;
+        let workers = placement.workers("sweep", self.workers, rows)?;
+        let policy = self.policy()?;
         let parameters = inheritable(&parameters);
-        let work = Work {
-            ledger: &ledger,
-            parameters: parameters.view(),
-            schedule: self.schedule,
-            workers,
-            first: 0,
-            of: workers,
-            attempts: self.most_attempts()?,
-            seed: self.seed,
-            build: &build,
-            model: &model,
-        };
+        let columns = columns(outputs);
+        let ledger = Ledger::new(rows, &columns)?;
+        let work = self.work(parameters.view(), outputs, &build, &model);
+        let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
+        let (operation, first) = ("sweep", 0);
+        let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
-        let told = watcher.progress.is_some();
-        let mut look = || watcher.look(workers, || ledger.finished());
-        if matches!(self.backend, Backend::Serial | Backend::Threads) {
-            ledger.keep();
-        }
-        let (replaced, _) = rounds(&ledger, || match self.backend {
-            _ if rows == 0 => Ok(Round::default()),
-            Backend::Serial => {
-                work.all(0, None, None, &mut look);
-                Ok(Round::default())
-            }
-            Backend::Threads => {
-                threads(&work, &mut look);
-                Ok(Round::default())
-            }
-            Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => {
-                self.forked(&work, WATCHING, told, &mut look)
-            }
-        })?;
-        watcher.end(workers, &ledger);
+        let wanted = watcher.is_wanted();
+        let mut tick = |workers: usize, done: u64| watcher.look(workers, done);
+        let mut executor = Executor::new(&work, options, ledger.clone())?;
+        let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else { return Ok(None) };
+        // Workers' counts may lack a row that one finished before it died.
+        watcher.tell(done.len(), ledger.tried() as u64);
         ledger.finish();
-        let workers = stats(&ledger, &replaced);
-        swept(ledger.clone(), None, parameters.view(), start.elapsed(), workers).map(Some)
+        Swept::new(ledger, start.elapsed(), done).map(Some)
     }
 
-    /// How many workers may die on a row.
-    fn most_attempts(&self) -> Result<u32> {
+    fn policy(&self) -> Result<Policy> {
         match self.attempts {
             Some(0) => Err(Error::option("sweep", "0 attempts: a row has at least one")),
-            attempts => Ok(attempts.unwrap_or(3)),
+            attempts => {
+                let attempts = attempts.unwrap_or(3);
+                Ok(Policy {
+                    attempts,
+                    build: "build",
+                    builds: 3,
+                    unbuilt_fails: false,
+                    stop_at_failure: false,
+                })
+            }
         }
     }
 
-    /// `look` is called every `slice` while the workers run; `told` if that calls a function of the user's.
-    fn forked<S, B, M>(
-        &mut self,
-        work: &Work<'_, B, M>,
-        slice: Duration,
-        told: bool,
-        look: &mut dyn FnMut(),
-    ) -> Result<Round>
-    where
-        B: Fn() -> Result<S> + Sync,
-        M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
-    {
-        let plan = Plan { ranks: work.workers, heap: Some(0), ..Plan::default() };
-        let progress = |slot: usize| work.ledger.tallies()[slot].begun.load(Ordering::Relaxed);
-        let _frozen = if told { Some(process::freeze()?) } else { None };
-        let build: &dyn Fn() -> Result<S> = work.build;
-        loop {
-            let world = World::new(plan)?;
-            let body = |slot: usize, inherited: Option<&mut S>| {
-                let replacing = world.slot(slot).generation() > 1;
-                let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
-                work.all(slot, inherited, predecessor, &mut || {});
-                Ok((0, 0))
-            };
-            let job = Job {
-                build: (!self.cold).then_some(build),
-                body: &body,
-                policy: Policy::Replace(&progress),
-                tag_output: false,
-                led: false,
-                beside: false,
-            };
-            let mut crew = Crew::open(&world, &job, "sweep", self.allow_threads)?;
-            let given_up = match crew.wait_looking(slice, &mut *look) {
-                Ok(true) => None,
-                Ok(false) => {
-                    self.cold = true;
-                    continue;
-                }
-                Err(error @ (Error::Supervisor { .. } | Error::Interrupted { .. })) => return Err(error),
-                Err(Error::Start { text }) => Some(text),
-                Err(error) => Some(error.to_string()),
-            };
-            let replaced = |slot| world.slot(slot).generation().saturating_sub(1);
-            return Ok(Round { replaced: (0..work.workers).map(replaced).collect(), given_up });
+    fn dealing(&self) -> Dealing {
+        match self.schedule {
+            Schedule::Dynamic => Dealing::Dynamic,
+            Schedule::Static => Dealing::Fixed,
         }
+    }
+
+    fn work<'a, B, M>(
+        &self,
+        parameters: ArrayView2<'a, f64>,
+        outputs: usize,
+        build: &'a B,
+        model: &'a M,
+    ) -> Rows<'a, B, M> {
+        Rows { parameters, outputs, dealing: self.dealing(), seed: self.seed, build, model }
     }
 
     /// As [`Sweep::run`], inside a world: its ranks are the workers, all call this together, with the same parameters.
@@ -326,95 +213,25 @@ impl Sweep<'_> {
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
     ) -> Result<Option<Swept>> {
         let start = Instant::now();
-        let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
-        let (rows, workers) = (parameters.nrows(), comm.size());
         let parameters = parameters.as_standard_layout();
-        self.most_attempts().or_else(|error| comm.refuse(&call, error.to_string()))?;
-        let len = Ledger::len(rows, outputs, workers);
-        let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
-        let digest = digest(parameters.view(), outputs, self.schedule, self.seed);
-        let table = comm.hold(&call, len, digest)?;
-        let ledger = Ledger::over(Arc::clone(table.segment()), table.offset(), rows, outputs, workers)?;
-        let work = Work {
-            ledger: &ledger,
-            parameters: parameters.view(),
-            schedule: self.schedule,
-            workers,
-            first: 0,
-            of: workers,
-            // A rank that dies ends the world.
-            attempts: 1,
-            seed: self.seed,
-            build: &build,
-            model: &model,
-        };
-        work.all(comm.rank(), None, None, &mut || {});
-        comm.arrive(&call)?;
-        let swept = comm.is_root().then(|| {
-            if let Some(why) = ledger.given_up() {
-                ledger.abandon(&why);
-            }
-            let workers = stats(&ledger, &vec![0; workers]);
-            swept(ledger.clone(), Some(table), parameters.view(), start.elapsed(), workers)
-        });
-        let swept = swept.transpose().or_else(|error| comm.refuse(&call, error.to_string()))?;
-        comm.arrive(&call)?;
-        Ok(swept)
+        let (rows, columns) = (parameters.nrows(), columns(outputs));
+        let work = self.work(parameters.view(), outputs, &build, &model);
+        run_in(comm, &work, (self.policy(), self.dealing()), (rows, &columns), |ledger, done| {
+            Swept::new(ledger, start.elapsed(), done)
+        })
     }
 }
 
-/// What workers have left when they have ended.
-#[derive(Default)]
-struct Round {
-    /// How often each worker was replaced; nothing if none was.
-    replaced: Vec<u32>,
-    /// Why one of them was given up, unless the ledger knows.
-    given_up: Option<String>,
+/// The columns of a table of so many outputs.
+fn columns(outputs: usize) -> [Column; 1] {
+    [Column::new("outputs", Scalar::F64, outputs)]
 }
 
-/// Lets workers do the rows of a ledger: once, and again while rows are left because workers were given up, and
-/// others would get on. How often each worker was replaced, and why rows were abandoned, if they were.
-fn rounds(ledger: &Ledger, mut round: impl FnMut() -> Result<Round>) -> Result<(Vec<u32>, Option<String>)> {
-    let mut replaced = vec![0; ledger.tallies().len()];
-    loop {
-        let before = ledger.census().0;
-        let Round { replaced: more, given_up } = round()?;
-        replaced.iter_mut().zip(more).for_each(|(all, more)| *all += more);
-        let Some(why) = given_up.or_else(|| ledger.given_up()) else { return Ok((replaced, None)) };
-        match ledger.census() {
-            (_, 0) => return Ok((replaced, None)),
-            (finished, _) if finished > before => ledger.release(),
-            _ => {
-                ledger.abandon(&why);
-                return Ok((replaced, Some(why)));
-            }
-        }
+/// Parameters in standard layout where workers can read them: in place, unless that is memory of a running world.
+fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> CowArray<'a, f64, Ix2> {
+    let parameters = parameters.as_standard_layout();
+    match workers_can_read(bytemuck::cast_slice(parameters.as_slice().unwrap_or_default())) {
+        true => parameters,
+        false => parameters.into_owned().into(),
     }
-}
-
-/// What must be the same on all ranks, or processes of a job.
-fn digest(parameters: ArrayView2<'_, f64>, outputs: usize, schedule: Schedule, seed: u64) -> u64 {
-    let mut digest = Xxh3::with_seed(seed);
-    let [rows, outputs] = [parameters.nrows() as u64, outputs as u64];
-    digest.update(bytemuck::bytes_of(&[rows, outputs, schedule as u64]));
-    let rows = parameters.outer_iter();
-    rows.for_each(|row| digest.update(bytemuck::cast_slice(&canonical(row.as_slice().unwrap_or_default()))));
-    digest.digest()
-}
-
-fn threads<S, B, M>(work: &Work<'_, B, M>, look: &mut dyn FnMut())
-where
-    B: Fn() -> Result<S> + Sync,
-    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
-{
-    std::thread::scope(|scope| {
-        let run = |slot| move || work.all(slot, None, None, &mut || {});
-        let threads: Vec<_> = (0..work.workers).map(|slot| scope.spawn(run(slot))).collect();
-        while threads.iter().any(|thread| !thread.is_finished()) {
-            std::thread::sleep(Duration::from_millis(10));
-            look();
-        }
-        // One by one: the scope's own end orders nothing that a tool could see. (None panics: all is caught.)
-        threads.into_iter().for_each(|thread| drop(thread.join()));
-    });
 }

@@ -1,12 +1,10 @@
 //! What a sweep tells: how far it has come, what became of its rows.
 
-use crate::channel::ledger::{Finished, Kind, Ledger};
 use crate::error::{Error, Result};
-use crate::shm::arena::Block;
-use crate::sync::atomic::Ordering;
+use crate::work::executor::{Cause, Done, Finished, Ledger, called};
 use ndarray::ArrayView2;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How far a sweep has come.
 ///
@@ -164,8 +162,6 @@ pub struct WorkerStats {
 /// ```
 pub struct Swept {
     table: Finished,
-    /// Where the ledger lies in the heap of a world's root; none if it has a mapping of its own.
-    _table: Option<Block>,
     /// From start to end, workers' start included.
     pub elapsed: Duration,
     /// Per worker.
@@ -178,7 +174,7 @@ impl fmt::Debug for Swept {
             f,
             "Swept({} rows of {} by {} workers in {:?}: {})",
             self.rows(),
-            self.table.shape().1,
+            self.outputs(),
             self.workers.len(),
             self.elapsed,
             self.counts()
@@ -187,6 +183,23 @@ impl fmt::Debug for Swept {
 }
 
 impl Swept {
+    /// Checks that every row is what was committed, and that one was tried.
+    pub(super) fn new(ledger: Ledger, elapsed: Duration, done: Vec<Done>) -> Result<Swept> {
+        let table = Finished::new(ledger)?;
+        let rows = table.tasks();
+        if rows > 0 && table.count(Some(Cause::NotReached)) == rows {
+            let text = table.failure(0).map(|(_, text)| text).unwrap_or_default();
+            return Err(Error::Start { text });
+        }
+        let stats = |Done { tasks, busy, replaced }| WorkerStats { rows: tasks, busy, replaced };
+        Ok(Swept { table, elapsed, workers: done.into_iter().map(stats).collect() })
+    }
+
+    /// Numbers of a row.
+    fn outputs(&self) -> usize {
+        self.table.row_len() / size_of::<f64>()
+    }
+
     /// How many rows there are.
     ///
     /// ```
@@ -201,7 +214,7 @@ impl Swept {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn rows(&self) -> usize {
-        self.table.shape().0
+        self.table.tasks()
     }
 
     /// How many rows have a result, and how many have none, by outcome.
@@ -220,10 +233,10 @@ impl Swept {
     pub fn counts(&self) -> Counts {
         Counts {
             done: self.table.count(None),
-            infeasible: self.table.count(Some(Kind::Reason)),
-            panicked: self.table.count(Some(Kind::Panicked)),
-            died: self.table.count(Some(Kind::Died)),
-            not_done: self.table.count(Some(Kind::NotDone)),
+            infeasible: self.table.count(Some(Cause::Refused)),
+            panicked: self.table.count(Some(Cause::Panicked)),
+            died: self.table.count(Some(Cause::Died)),
+            not_done: self.table.count(Some(Cause::NotReached)),
         }
     }
 
@@ -245,7 +258,8 @@ impl Swept {
     /// ```
     pub fn values(&self) -> ArrayView2<'_, f64> {
         #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
-        ArrayView2::from_shape(self.table.shape(), self.table.rows()).expect("length fits shape")
+        ArrayView2::from_shape((self.rows(), self.outputs()), bytemuck::cast_slice(self.table.rows()))
+            .expect("length fits shape")
     }
 
     /// What became of a row.
@@ -267,10 +281,10 @@ impl Swept {
     pub fn outcome(&self, row: usize) -> Outcome {
         match self.table.failure(row) {
             None => Outcome::Done,
-            Some((Kind::Reason, text)) => Outcome::Infeasible(text),
-            Some((Kind::Panicked, text)) => Outcome::Panicked(text),
-            Some((Kind::Died, text)) => Outcome::Died(text),
-            Some((Kind::NotDone, text)) => Outcome::NotDone(text),
+            Some((Cause::Refused, text)) => Outcome::Infeasible(text),
+            Some((Cause::Panicked, text)) => Outcome::Panicked(text),
+            Some((Cause::Died, text)) => Outcome::Died(text),
+            Some((Cause::NotReached, text)) => Outcome::NotDone(text),
         }
     }
 
@@ -294,35 +308,41 @@ impl Swept {
     }
 }
 
-/// What the workers of a ledger have done, which were replaced so often.
-pub(super) fn stats(ledger: &Ledger, replaced: &[u32]) -> Vec<WorkerStats> {
-    let tallies = ledger.tallies().iter().zip(replaced);
-    let stats = tallies.map(|(tally, &replaced)| WorkerStats {
-        rows: tally.rows.load(Ordering::Relaxed),
-        busy: Duration::from_nanos(tally.nanos.load(Ordering::Relaxed)),
-        replaced,
-    });
-    stats.collect()
+/// Tells the user's function how far a sweep has come.
+pub(super) struct Watcher<'p> {
+    progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
+    rows: u64,
+    start: Instant,
+    last: Instant,
 }
 
-/// Checks every row against its commit, and that one was tried. `table`: where the ledger lies, if in a heap.
-pub(super) fn swept(
-    ledger: Ledger,
-    table: Option<Block>,
-    parameters: ArrayView2<'_, f64>,
-    elapsed: Duration,
-    workers: Vec<WorkerStats>,
-) -> Result<Swept> {
-    let left = |row| Error::Start { text: format!("row {row} was not finished and no worker is left") };
-    let finished = Finished::new(ledger).map_err(left)?;
-    let rows = finished.shape().0;
-    let wrong = |row: usize| !finished.verify(row, parameters.row(row).as_slice().unwrap_or_default());
-    if (0..rows).any(wrong) {
-        return Err(Error::Corrupt { what: "a row of the result table" });
+impl<'p> Watcher<'p> {
+    pub(super) fn new(
+        progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
+        rows: usize,
+        start: Instant,
+    ) -> Watcher<'p> {
+        Watcher { progress, rows: rows as u64, start, last: start }
     }
-    if rows > 0 && finished.count(Some(Kind::NotDone)) == rows {
-        let (_, text) = finished.failure(0).unwrap_or((Kind::NotDone, String::new()));
-        return Err(Error::Start { text });
+
+    /// Is there a function to tell?
+    pub(super) fn is_wanted(&self) -> bool {
+        self.progress.is_some()
     }
-    Ok(Swept { table: finished, _table: table, elapsed, workers })
+
+    /// Tells it, ten times a second.
+    pub(super) fn look(&mut self, workers: usize, done: u64) {
+        if self.last.elapsed() >= Duration::from_millis(95) {
+            self.last = Instant::now();
+            self.tell(workers, done);
+        }
+    }
+
+    /// Tells it now.
+    pub(super) fn tell(&mut self, workers: usize, done: u64) {
+        let (rows, elapsed) = (self.rows, self.start.elapsed());
+        if let Some(progress) = &mut self.progress {
+            called(|| progress(&Progress { rows, done, elapsed, workers }));
+        }
+    }
 }

@@ -1,0 +1,93 @@
+//! The log of a ledger: texts of any tasks, one after the other.
+//!
+//! ```text
+//! 8-byte words:   length in bytes (32 bits), upper half of the text's XXH3 | bytes, padded to whole words
+//! ```
+//!
+//! A place is taken by `fetch_add` on the word that says how far the log is used, and belongs to whoever took it: a process
+//! that dies there leaves a place that no record names. The text is written before the record that names its place.
+
+use crate::error::shortened;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The largest number of bytes of a text that are kept.
+pub(crate) const LONGEST: usize = 4096;
+/// Bytes of room for the text of each task, however many tasks there are.
+pub(super) const SHARE: usize = 128;
+/// The text of a failure whose place in the log is 0 or outside of it.
+const LOST: &str = "(no room was left for the reason: too many different texts)";
+
+/// The words of a log.
+#[derive(Clone, Copy)]
+pub(crate) struct Log<'l> {
+    pub(super) words: &'l [AtomicU64],
+    /// How many of them are used.
+    pub(super) used: &'l AtomicU64,
+}
+
+impl Log<'_> {
+    /// Returns the text that begins before word `place`: places count from 1.
+    pub(crate) fn text(self, place: u64) -> String {
+        let words = (place as usize).checked_sub(1).and_then(|at| self.words.get(at..)).unwrap_or_default();
+        let Some((len, words)) = words.split_first() else { return LOST.to_owned() };
+        let head = len.load(Ordering::Relaxed);
+        let len = head as u32 as usize;
+        let bytes =
+            words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+        let text: Vec<u8> = bytes.take(len).collect();
+        match head_of(&text) == head {
+            true => String::from_utf8_lossy(&text).into_owned(),
+            false => LOST.to_owned(),
+        }
+    }
+}
+
+/// The word in front of a text.
+fn head_of(text: &[u8]) -> u64 {
+    text.len() as u64 | xxh3_64(text) >> 32 << 32
+}
+
+/// The texts that this process has put into a log lately: each distinct one once.
+#[derive(Default)]
+pub(crate) struct Texts(HashMap<String, u64>);
+
+impl Texts {
+    /// The largest number of texts that are remembered.
+    const MOST: usize = 1024;
+
+    /// Puts a text into the log and returns its place, 0 if there is no room. It is kept up to [`LONGEST`] bytes while an even
+    /// share of what is left, for each of the tasks that are `unfinished`, is as much, or half of the log is not used; then up
+    /// to that share, so that the last task has room as well.
+    pub(crate) fn place(&mut self, log: Log<'_>, text: &str, unfinished: impl FnOnce() -> usize) -> u64 {
+        let text = shortened(text, LONGEST);
+        if let Some(&place) = self.0.get(&*text) {
+            return place;
+        }
+        let left = log.words.len().saturating_sub(log.used.load(Ordering::Relaxed) as usize);
+        // Asked afterwards: texts that others put meanwhile are of tasks that count as unfinished here.
+        let share = (left / unfinished().max(1)).saturating_sub(1) * 8;
+        let room = if left > log.words.len() / 2 { LONGEST } else { share.min(LONGEST) };
+        let kept = shortened(&text, room);
+        let need = 1 + kept.len().div_ceil(8);
+        if kept.is_empty() && !text.is_empty() || need > left {
+            return 0;
+        }
+        // From here on the place is this process's alone; if it dies, nobody's.
+        let at = log.used.fetch_add(need as u64, Ordering::Relaxed) as usize;
+        let Some((len, words)) = log.words.get(at..at + need).and_then(<[_]>::split_first) else { return 0 };
+        len.store(head_of(kept.as_bytes()), Ordering::Relaxed);
+        for (word, chunk) in words.iter().zip(kept.as_bytes().chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        }
+        if self.0.len() == Texts::MOST {
+            self.0.clear();
+        }
+        let place = at as u64 + 1;
+        self.0.insert(text.into_owned(), place);
+        place
+    }
+}

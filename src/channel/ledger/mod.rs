@@ -1,0 +1,529 @@
+//! The ledger: for each task a record that says whose it is and what became of it, and a row for its result.
+//!
+//! The protocol stands in record.rs, the layout in layout.rs. Its owner alone writes a task's row, between claim and
+//! commit; everybody may read the row of a task that is finished.
+//!
+//! *A row is whole or not done.* The commit holds a checksum of the row and of the record, so that a table in a file whose
+//! pages reached the disk in any order is verified task by task.
+#![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
+
+mod layout;
+mod log;
+mod record;
+
+use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
+use crate::os::inherit::Access;
+use crate::os::mapping::HUGE;
+use crate::shm::arena::Block;
+use crate::shm::segment::Segment;
+use layout::Front;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) use layout::{Column, Layout, Memory, Scalar};
+pub(crate) use log::{LONGEST, Log, Texts};
+pub(crate) use record::{Cause, Facts, Record, State};
+
+/// The records, rows and texts of one set of tasks. Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    segment: Arc<Segment>,
+    layout: Layout,
+    /// Where it lies in a rank's heap; none if it has a mapping of its own.
+    _block: Option<Arc<Block>>,
+}
+
+impl Ledger {
+    /// Makes a ledger of `tasks` rows of these columns, in a segment of its own.
+    pub(crate) fn new(tasks: usize, columns: &[Column]) -> Result<Ledger> {
+        let layout = Layout::new(0, tasks, columns, Memory::Sparse)?;
+        let segment = Arc::new(Segment::new(layout.len())?);
+        layout.write(&segment);
+        Ok(Ledger { segment, layout, _block: None })
+    }
+
+    /// Writes the header of a ledger whose place in a segment is zeroed memory.
+    pub(crate) fn format(segment: &Segment, layout: &Layout) -> Result<()> {
+        if layout.end > segment.len() {
+            return Err(Error::Corrupt { what: "the place of a ledger" });
+        }
+        layout.write(segment);
+        Ok(())
+    }
+
+    /// Opens the ledger that somebody else wrote at `base`.
+    ///
+    /// # Errors
+    /// If it is none, or none of these columns, by name.
+    pub(crate) fn open(segment: Arc<Segment>, base: usize, columns: &[Column]) -> Result<Ledger> {
+        let layout = Layout::read(&segment, base)?;
+        layout.expect(columns)?;
+        Ok(Ledger { segment, layout, _block: None })
+    }
+
+    /// The same, keeping the block in which it lies.
+    pub(crate) fn with(self, block: Block) -> Ledger {
+        Ledger { _block: Some(Arc::new(block)), ..self }
+    }
+
+    /// Keeps the ledger from children: the workers are this process, or its threads.
+    pub(crate) fn keep(&self) {
+        self.segment.allow(Access::Nothing, Access::Nothing);
+    }
+
+    /// Lets children read the ledger: nobody writes it any more.
+    pub(crate) fn finish(&self) {
+        self.segment.allow(Access::Read, Access::Read);
+    }
+
+    /// How many tasks have a place.
+    pub(crate) fn tasks(&self) -> usize {
+        self.layout.tasks
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_len(&self) -> usize {
+        self.layout.row
+    }
+
+    fn records(&self) -> &[Record] {
+        self.segment.places(self.layout.records, self.layout.tasks)
+    }
+
+    /// Returns the record of a task.
+    pub(crate) fn record(&self, task: usize) -> &Record {
+        &self.records()[task]
+    }
+
+    /// Returns the state of a task.
+    pub(crate) fn state(&self, task: usize) -> State {
+        self.record(task).state()
+    }
+
+    /// Returns the log of texts.
+    pub(crate) fn log(&self) -> Log<'_> {
+        let front: &Front = self.segment.place(self.layout.base);
+        let words = self.segment.places(self.layout.log, self.layout.log_len);
+        Log { words, used: &front.log_used }
+    }
+
+    /// [1]: a free task becomes `slot`'s, which has noted it.
+    pub(crate) fn claim(&self, task: usize, slot: u32) -> Option<Claim<'_>> {
+        let record = self.record(task);
+        record.claim(slot).then(|| {
+            point(Site::Claimed);
+            Claim { ledger: self, record, task, attempt: 0 }
+        })
+    }
+
+    /// [1']: `slot`, which has noted the task, takes over what the dead process of slot `from` left unfinished.
+    pub(crate) fn take_over(&self, task: usize, from: u32, slot: u32) -> Option<Claim<'_>> {
+        let record = self.records().get(task)?;
+        let attempt = record.take_over(from, slot)?;
+        point(Site::Resumed);
+        Some(Claim { ledger: self, record, task, attempt })
+    }
+
+    /// Says whether the dead process of slot `from` has left this task unfinished.
+    pub(crate) fn is_left_by(&self, task: usize, from: u32) -> bool {
+        let state = self.records().get(task).map(Record::state);
+        matches!(state, Some(State::Owned { slot, .. }) if slot == from)
+    }
+
+    /// How many of these tasks are finished.
+    pub(crate) fn finished(&self, tasks: Range<usize>) -> usize {
+        self.records()[tasks].iter().filter(|record| record.state().is_finished()).count()
+    }
+
+    /// How many tasks have an outcome of their own, and were not given up with the workers.
+    pub(crate) fn tried(&self) -> usize {
+        let tried = |record: &&Record| match record.state() {
+            State::Done => true,
+            State::Failed(cause) => cause != Cause::NotReached,
+            _ => false,
+        };
+        self.records().iter().filter(tried).count()
+    }
+
+    /// Frees those of these tasks that are not finished. Only when the processes that have worked on them are gone.
+    pub(crate) fn release(&self, tasks: Range<usize>) {
+        let left = self.records()[tasks].iter().filter(|record| !record.state().is_finished());
+        left.for_each(Record::free);
+    }
+
+    /// Finishes those of these tasks that are not finished, without result. Only when the processes that have worked on them
+    /// are gone.
+    pub(crate) fn abandon(&self, tasks: Range<usize>, why: &str) {
+        let left: Vec<usize> = tasks.filter(|&task| !self.state(task).is_finished()).collect();
+        let text = Texts::default().place(self.log(), why, || left.len());
+        for task in left {
+            let facts = Facts { input: task as u64, text, ..Facts::default() };
+            let mut claim = Claim { ledger: self, record: self.record(task), task, attempt: 0 };
+            claim.blank();
+            claim.finish(Some(Cause::NotReached), &facts);
+        }
+    }
+
+    /// Frees the tasks that were abandoned; says whether there were any.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn reopen(&self) -> bool {
+        let left = self.records().iter().filter(|record| record.state() == State::Failed(Cause::NotReached));
+        left.map(Record::free).count() > 0
+    }
+
+    /// Asks for a huge page under the records, or rows, of which this task's is the first in that page: made so, memory costs
+    /// a tenth of what its small pages cost when each is touched first.
+    pub(crate) fn ready(&self, task: usize) {
+        let Layout { records, rows, row, tasks, .. } = self.layout;
+        for (table, len) in [(records, size_of::<Record>()), (rows, row)] {
+            let at = table + task * len;
+            let piece = at.next_multiple_of(HUGE);
+            if piece - at < len && piece + HUGE <= table + tasks * len {
+                self.segment.collapse(piece, len.max(HUGE));
+            }
+        }
+    }
+
+    fn row_at(&self, task: usize) -> core::ptr::NonNull<u8> {
+        let offset = self.layout.rows + task * self.layout.row;
+        #[expect(clippy::expect_used, reason = "task < tasks, and the layout fits the segment")]
+        self.segment.bytes(offset, self.layout.row).expect("row inside its table")
+    }
+
+    /// Returns the row of a finished task.
+    pub(crate) fn row(&self, task: usize) -> Option<&[u8]> {
+        let finished = self.records().get(task)?.state().is_finished();
+        // SAFETY: in bounds; nobody writes the row of a finished task, which was seen to be finished (acquire).
+        finished.then(|| unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) })
+    }
+
+    /// Says whether a finished task and its row are what was committed.
+    pub(crate) fn is_sound(&self, task: usize) -> bool {
+        self.row(task).is_none_or(|row| self.record(task).is_sound(row))
+    }
+
+    /// Returns the text of a task that has failed.
+    pub(crate) fn text(&self, task: usize) -> String {
+        self.log().text(self.record(task).facts().text)
+    }
+}
+
+/// How tasks travel to the ledger of another node.
+#[cfg(feature = "mpi")]
+impl Ledger {
+    /// Returns the records of these tasks.
+    pub(crate) fn words_of(&self, tasks: Range<usize>) -> Vec<[u64; 8]> {
+        self.records()[tasks].iter().map(Record::words).collect()
+    }
+
+    /// Returns where the rows of these tasks lie in the segment.
+    pub(crate) fn rows_at(&self, tasks: Range<usize>) -> (&Arc<Segment>, Range<usize>) {
+        let at = |task: usize| self.layout.rows + task * self.layout.row;
+        (&self.segment, at(tasks.start)..at(tasks.end))
+    }
+
+    /// Takes over a task that another node finished, and whose row is there already; `text`: of one that has failed.
+    pub(crate) fn adopt(
+        &self,
+        task: usize,
+        words: [u64; 8],
+        text: Option<&str>,
+        texts: &mut Texts,
+    ) -> Result<()> {
+        let left = self.layout.tasks;
+        let place = text.map_or(0, |text| texts.place(self.log(), text, || left));
+        // SAFETY: in bounds; no worker of this node was granted the task.
+        let row = unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) };
+        match self.record(task).adopt(words, place, row) {
+            true => Ok(()),
+            false => Err(Error::Corrupt { what: "a row of another node" }),
+        }
+    }
+}
+
+/// A ledger of which all tasks are finished: nobody writes it any more.
+pub(crate) struct Finished {
+    ledger: Ledger,
+    /// How many are done, and how many have failed, by cause.
+    counts: [usize; 5],
+}
+
+impl Finished {
+    /// Looks at all tasks, once: each is finished, and what was committed.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn new(ledger: Ledger) -> Result<Finished> {
+        let mut counts = [0; 5];
+        for task in 0..ledger.tasks() {
+            match ledger.state(task) {
+                State::Done => counts[0] += 1,
+                State::Failed(cause) => counts[cause as usize] += 1,
+                _ => {
+                    let text = format!("row {task} was not finished and no worker is left");
+                    return Err(Error::Start { text });
+                }
+            }
+            if !ledger.is_sound(task) {
+                return Err(Error::Corrupt { what: "a row of the result table" });
+            }
+        }
+        Ok(Finished { ledger, counts })
+    }
+
+    /// Tasks that are done, or, `Some`, that have failed so.
+    pub(crate) fn count(&self, cause: Option<Cause>) -> usize {
+        self.counts[cause.map_or(0, |cause| cause as usize)]
+    }
+
+    /// How many tasks there are.
+    pub(crate) fn tasks(&self) -> usize {
+        self.ledger.tasks()
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_len(&self) -> usize {
+        self.ledger.row_len()
+    }
+
+    /// All rows, one after the other; they begin on a page boundary.
+    pub(crate) fn rows(&self) -> &[u8] {
+        if self.tasks() == 0 {
+            return &[];
+        }
+        let (first, len) = (self.ledger.row_at(0), self.tasks() * self.row_len());
+        // SAFETY: in bounds; all tasks were found finished (acquire), and nobody writes the row of a finished task.
+        unsafe { core::slice::from_raw_parts(first.as_ptr(), len) }
+    }
+
+    /// Returns why a task has no result, if it has none.
+    pub(crate) fn failure(&self, task: usize) -> Option<(Cause, String)> {
+        match self.ledger.state(task) {
+            State::Failed(cause) => Some((cause, self.ledger.text(task))),
+            _ => None,
+        }
+    }
+}
+
+/// The right to write one row, and the duty to finish its task.
+pub(crate) struct Claim<'l> {
+    ledger: &'l Ledger,
+    pub(crate) record: &'l Record,
+    pub(crate) task: usize,
+    /// How often a worker has died on it.
+    pub(crate) attempt: u32,
+}
+
+impl Claim<'_> {
+    /// [2]: the row, to write. It begins on a boundary of 8 bytes.
+    pub(crate) fn row(&mut self) -> &mut [u8] {
+        let at = self.ledger.row_at(self.task);
+        // SAFETY: in bounds; the task's state names this slot, the slot has one process, and that one Claim.
+        unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.ledger.layout.row) }
+    }
+
+    /// [2]: makes the row that of a task without result: NaN where that exists, zero elsewhere.
+    pub(crate) fn blank(&mut self) {
+        let ledger = self.ledger;
+        let row = self.row();
+        row.fill(0);
+        for (Column { scalar, count, .. }, offset) in &ledger.layout.columns {
+            match scalar {
+                Scalar::F64 => {
+                    let column = row[*offset..].chunks_exact_mut(8).take(*count);
+                    column.for_each(|number| number.copy_from_slice(&f64::NAN.to_ne_bytes()));
+                }
+                Scalar::F32 => {
+                    let column = row[*offset..].chunks_exact_mut(4).take(*count);
+                    column.for_each(|number| number.copy_from_slice(&f32::NAN.to_ne_bytes()));
+                }
+                Scalar::I64 | Scalar::U64 | Scalar::Bool => {}
+            }
+        }
+    }
+
+    /// [3]: done, or, `Some`, failed.
+    pub(crate) fn finish(mut self, cause: Option<Cause>, facts: &Facts) {
+        point(Site::RowWritten);
+        let record = self.record;
+        record.publish(cause, facts, self.row());
+        point(Site::Committed);
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize) -> [Column; 1] {
+        [Column::new("outputs", Scalar::F64, count)]
+    }
+
+    fn over(layout: &Layout) -> Ledger {
+        let segment = Arc::new(Segment::new(layout.len()).unwrap());
+        Ledger::format(&segment, layout).unwrap();
+        Ledger::open(segment, 0, &[]).unwrap()
+    }
+
+    fn fail(claim: Option<Claim<'_>>, ledger: &Ledger, texts: &mut Texts, text: &str, unfinished: usize) {
+        let mut claim = claim.unwrap();
+        claim.blank();
+        let text = texts.place(ledger.log(), text, || unfinished);
+        claim.finish(Some(Cause::Refused), &Facts { text, ..Facts::default() });
+    }
+
+    #[test]
+    fn a_row_is_written_by_its_owner_and_read_by_all() {
+        let ledger = Ledger::new(3, &numbers(2)).unwrap();
+        assert!(ledger.claim(1, 0).is_some() && ledger.claim(1, 1).is_none());
+        assert!(ledger.is_left_by(1, 0) && !ledger.is_left_by(1, 1) && !ledger.is_left_by(7, 0));
+        let mut claim = ledger.take_over(1, 0, 0).unwrap();
+        assert_eq!((claim.task, claim.attempt), (1, 1));
+        bytemuck::cast_slice_mut(claim.row()).copy_from_slice(&[1.0, 2.0]);
+        claim.finish(None, &Facts::default());
+        assert_eq!(bytemuck::cast_slice::<u8, f64>(ledger.row(1).unwrap()), [1.0, 2.0]);
+        assert!(ledger.is_sound(1) && ledger.row(0).is_none());
+        assert_eq!((ledger.finished(0..3), ledger.finished(0..1), ledger.tried()), (1, 0, 1));
+        ledger.release(0..3);
+        ledger.abandon(0..3, "nobody left");
+        let finished = Finished::new(ledger).unwrap();
+        assert_eq!((finished.count(None), finished.count(Some(Cause::NotReached))), (1, 2));
+        assert_eq!(finished.failure(0), Some((Cause::NotReached, "nobody left".to_owned())));
+        assert!(bytemuck::cast_slice::<u8, f64>(finished.rows())[4..].iter().all(|value| value.is_nan()));
+    }
+
+    #[test]
+    fn a_stray_write_is_found() {
+        let ledger = Ledger::new(2, &numbers(1)).unwrap();
+        for task in 0..2 {
+            ledger.claim(task, 0).unwrap().finish(None, &Facts::default());
+        }
+        let stray = ledger.row_at(1);
+        // SAFETY: in bounds, one thread.
+        unsafe { stray.write(1) };
+        assert!(ledger.is_sound(0) && !ledger.is_sound(1));
+        assert!(matches!(Finished::new(ledger).err(), Some(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn failed_rows_are_blank_by_column() {
+        let columns = [
+            Column::new("pressure", Scalar::F64, 2),
+            Column::new("steps", Scalar::I64, 1),
+            Column::new("flow", Scalar::F32, 3),
+            Column::new("stable", Scalar::Bool, 1),
+        ];
+        let ledger = Ledger::new(1, &columns).unwrap();
+        assert_eq!(ledger.row_len(), 40);
+        let mut claim = ledger.claim(0, 0).unwrap();
+        claim.row().fill(0xAA);
+        claim.blank();
+        let row = claim.row().to_vec();
+        assert!(bytemuck::pod_collect_to_vec::<u8, f64>(&row[..16]).iter().all(|value| value.is_nan()));
+        assert_eq!(row[16..24], [0; 8]);
+        assert!(bytemuck::pod_collect_to_vec::<u8, f32>(&row[24..36]).iter().all(|value| value.is_nan()));
+        assert_eq!(row[36..], [0; 4]);
+    }
+
+    #[test]
+    fn texts_are_cut_with_a_mark_and_none_is_lost() {
+        // More texts than the log has room for.
+        let tasks = 20_000;
+        let layout = Layout::new(0, tasks, &[], Memory::Dense).unwrap();
+        let ledger = over(&layout);
+        let mut texts = Texts::default();
+        let text = |task: usize| format!("{task} ").repeat(4000);
+        for task in 0..tasks {
+            fail(ledger.claim(task, 0), &ledger, &mut texts, &text(task), tasks - task);
+        }
+        let finished = Finished::new(ledger).unwrap();
+        for task in 0..tasks {
+            let (_, kept) = finished.failure(task).unwrap();
+            let kept = kept.strip_suffix("...").unwrap();
+            assert!(text(task).starts_with(kept) && kept.len() > 40, "{task}: {kept}");
+        }
+    }
+
+    #[test]
+    fn few_texts_are_whole_also_after_deaths() {
+        let layout = Layout::new(0, 200, &[], Memory::Dense).unwrap();
+        let ledger = over(&layout);
+        let text = |task: usize| format!("{task} ").repeat(4000);
+        for dead in 0..SPARES {
+            assert_ne!(Texts::default().place(ledger.log(), &text(1000 + dead), || 200), 0);
+        }
+        for task in 0..200 {
+            fail(ledger.claim(task, 0), &ledger, &mut Texts::default(), &text(task), 200 - task);
+        }
+        assert!((0..200).all(|task| ledger.text(task).len() >= LONGEST - 3));
+    }
+    /// Texts of attempts that died, for which there is room.
+    const SPARES: usize = 32;
+
+    #[test]
+    fn a_large_ledger_reserves_little_more_than_it_holds() {
+        let layout = Layout::new(0, 2_000_000, &numbers(1), Memory::Sparse).unwrap();
+        assert!(layout.len() < (2 * 72 + 257 + 10) << 20, "{}", layout.len());
+        assert!(Layout::new(0, 10, &numbers(1), Memory::Dense).unwrap().len() < 200 << 10);
+        let error = Layout::new(0, usize::MAX / 8, &numbers(4), Memory::Sparse).unwrap_err().to_string();
+        assert!(error.contains("rows of 4 outputs fits into no address space"), "{error}");
+    }
+
+    #[test]
+    fn a_copied_ledger_is_read_by_its_header_and_others_are_refused_by_name() {
+        let columns = [Column::new("energy", Scalar::F64, 1), Column::new("profile", Scalar::F32, 10)];
+        let ledger = Ledger::new(5, &columns).unwrap();
+        let mut texts = Texts::default();
+        for task in 0..5 {
+            match task {
+                3 => fail(ledger.claim(task, 0), &ledger, &mut texts, "too salty: ü", 5),
+                _ => {
+                    let mut claim = ledger.claim(task, 0).unwrap();
+                    claim.row()[..8].copy_from_slice(&(task as f64).to_ne_bytes());
+                    claim.finish(None, &Facts { input: task as u64, ..Facts::default() });
+                }
+            }
+        }
+        let len = ledger.layout.len();
+        // SAFETY: in bounds; nobody writes.
+        let bytes =
+            unsafe { core::slice::from_raw_parts(ledger.segment.bytes(0, len).unwrap().as_ptr(), len) };
+        let copy = |len: usize, change: &dyn Fn(&mut [u8])| {
+            let segment = Segment::new(len).unwrap();
+            let at = segment.bytes(0, len).unwrap();
+            // SAFETY: in bounds, one thread.
+            let copied = unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), len) };
+            copied.copy_from_slice(&bytes[..len]);
+            change(copied);
+            Ledger::open(Arc::new(segment), 0, &columns)
+        };
+        let again = copy(len, &|_| ()).unwrap();
+        assert_eq!(again.layout, ledger.layout);
+        assert!((0..5).all(|task| again.row(task) == ledger.row(task) && again.is_sound(task)));
+        assert_eq!(again.text(3), "too salty: ü");
+        let refused = |change: &dyn Fn(&mut [u8])| copy(len, change).err().unwrap().to_string();
+        assert!(refused(&|bytes| bytes[1] = b'x').contains("it is no ledger"));
+        assert!(refused(&|bytes| bytes[8..12].reverse()).contains("the other byte order"));
+        assert!(
+            refused(&|bytes| bytes[12] = 2)
+                .contains("has version 2 of the format, this program reads version 1")
+        );
+        for byte in (0..80).chain(256..256 + 2 * 64) {
+            let error = refused(&|bytes| bytes[byte] ^= 0x10);
+            assert!(error.contains("ledger"), "{byte}: {error}");
+        }
+        // A segment has at least 2 MiB.
+        let large = Segment::new(64).unwrap();
+        Layout::new(0, 100_000, &columns, Memory::Sparse).unwrap().write(&large);
+        let error = Ledger::open(Arc::new(large), 0, &columns).err().unwrap().to_string();
+        assert!(error.contains("it was cut off: it has 2097152 of "), "{error}");
+        assert_eq!(again.layout.expect(&columns), Ok(()));
+        let error = again.layout.expect(&columns[..1]).unwrap_err().to_string();
+        assert!(
+            error.contains("[energy: 1 x F64, profile: 10 x F32] instead of [energy: 1 x F64]"),
+            "{error}"
+        );
+    }
+}

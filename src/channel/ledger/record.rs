@@ -1,0 +1,338 @@
+//! The record of one task, in 64 bytes, and the words that decide who works on it.
+//!
+//! ```text
+//! slot                                                   its successor (same number, next process), or an heir
+//! [0] note the task in the slot's own words (source.rs)
+//! [1] CAS state: free -> owned(slot, attempt 0)          [1'] CAS state: owned(slot, a) -> owned(me, a + 1)
+//! [2] write the row, which is the owner's alone
+//! [3] write the other words of the record; store state: done or failed (release)
+//! ```
+//!
+//! *No task is lost and none is done twice.* The state word alone decides who owns a task. A claimer that dies before [1]
+//! leaves it free, in a stretch that its successor or an heir goes through again. One that dies after [1] leaves its number:
+//! only a process that the kernel's report of that death permits takes the task up ([1']), so two processes never write
+//! one row. A slot owns at most one unfinished task, and has noted which. (Claims by `fetch_add` with a later note lose
+//! tasks: `models/ledger.pml`.)
+#![expect(unsafe_code, reason = "declares its control words placeable")]
+
+use crate::shm::element::Shared;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// The record of a task. All times are nanoseconds since 1970-01-01 UTC.
+///
+/// ```text
+///  0  state      u64   bits 0-7 state, 8-15 cause, 16-31 attempt, 32-63 slot of the owner
+///  8  checksum   u64   XXH3 of the other words, seeded with that of the row
+/// 16  digest     u64   XXH3 of the task's input
+/// 24  input      u64   where the input lies: the number of a row of parameters, for a sweep
+/// 32  start      u64   when the last attempt began
+/// 40  end        u64   when it ended
+/// 48  text       u64   place of a text in the log, plus one; 0: none
+/// 56  worker     u32   number of the worker among those of all nodes
+/// 60  peak       u32   largest resident memory of the worker so far, in KiB; 0: not measured
+/// ```
+///
+/// All words but `state` belong to the owner; they are read after a state that says done or failed (acquire).
+#[cfg_attr(loom, derive(Default))]
+#[repr(C, align(64))]
+pub(crate) struct Record {
+    state: AtomicU64,
+    checksum: AtomicU64,
+    digest: AtomicU64,
+    input: AtomicU64,
+    start: AtomicU64,
+    end: AtomicU64,
+    text: AtomicU64,
+    worker: AtomicU32,
+    peak: AtomicU32,
+}
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Record {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Record>() == 64);
+
+/// The state of a task.
+///
+/// | bits 0-7 | state | bits 8-15 | bits 16-31 | bits 32-63 |
+/// | --- | --- | --- | --- | --- |
+/// | 0 | free | 0 | 0 | 0 |
+/// | 1 | owned | 0 | attempt | slot |
+/// | 2 | done | 0 | attempt | slot |
+/// | 3 | failed | cause | attempt | slot |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Free,
+    Owned { slot: u32, attempt: u32 },
+    Done,
+    Failed(Cause),
+}
+
+/// Why a task has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Cause {
+    /// The model, or the task's function, said so.
+    Refused = 1,
+    /// It panicked.
+    Panicked = 2,
+    /// Its worker died at every attempt.
+    Died = 3,
+    /// No worker was left to try it.
+    NotReached = 4,
+}
+
+impl Cause {
+    /// The cause of a number; of one that is none, the last.
+    pub(crate) fn of(number: u8) -> Cause {
+        let causes = [Cause::Refused, Cause::Panicked, Cause::Died];
+        causes.into_iter().find(|&cause| cause as u8 == number).unwrap_or(Cause::NotReached)
+    }
+}
+
+const FREE: u64 = 0;
+const OWNED: u64 = 1;
+const DONE: u64 = 2;
+const FAILED: u64 = 3;
+
+/// The state word of a task that `slot` owns, or has finished.
+fn word(state: u64, cause: u8, attempt: u32, slot: u32) -> u64 {
+    state | u64::from(cause) << 8 | u64::from(attempt.min(0xFFFF)) << 16 | u64::from(slot) << 32
+}
+
+impl State {
+    fn of(word: u64) -> State {
+        let (slot, attempt) = ((word >> 32) as u32, (word >> 16 & 0xFFFF) as u32);
+        match word & 0xFF {
+            FREE => State::Free,
+            OWNED => State::Owned { slot, attempt },
+            DONE => State::Done,
+            _ => State::Failed(Cause::of((word >> 8) as u8)),
+        }
+    }
+
+    /// Is this the end of its task?
+    pub(crate) fn is_finished(self) -> bool {
+        matches!(self, State::Done | State::Failed(_))
+    }
+}
+
+/// The words of a record that its owner writes, besides the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) digest: u64,
+    pub(crate) input: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) text: u64,
+    pub(crate) worker: u32,
+    pub(crate) peak: u32,
+}
+
+impl Facts {
+    /// The checksum of a record with this state word, and of its row.
+    fn checksum(&self, state: u64, row: &[u8]) -> u64 {
+        let ends = u64::from(self.worker) | u64::from(self.peak) << 32;
+        let words = [state, self.digest, self.input, self.start, self.end, self.text, ends];
+        xxh3_64_with_seed(bytemuck::bytes_of(&words), xxh3_64(row))
+    }
+}
+
+impl Record {
+    /// Returns the state, and with it the row and the other words.
+    pub(crate) fn state(&self) -> State {
+        // Acquire: pairs with the Release of [3].
+        State::of(self.state.load(Ordering::Acquire))
+    }
+
+    /// Says whether it can be claimed; a hint.
+    pub(crate) fn is_free(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == FREE
+    }
+
+    /// [1]: says whether `slot` got the task.
+    pub(crate) fn claim(&self, slot: u32) -> bool {
+        // Release: the note of [0] is there when the word is. Acquire: what an earlier owner wrote before it was freed.
+        let owned = word(OWNED, 0, 0, slot);
+        self.state.compare_exchange(FREE, owned, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// A claim that is none: for the model checker to find.
+    #[cfg(all(loom, test))]
+    pub(crate) fn claim_in_two_steps(&self, slot: u32) -> bool {
+        let free = self.state.load(Ordering::Acquire) == FREE;
+        if free {
+            self.state.store(word(OWNED, 0, 0, slot), Ordering::Release);
+        }
+        free
+    }
+
+    /// [1']: returns the attempt that `slot` now makes, if the dead process of slot `from` left the task unfinished.
+    pub(crate) fn take_over(&self, from: u32, slot: u32) -> Option<u32> {
+        let old = self.state.load(Ordering::Acquire);
+        let State::Owned { slot: owner, attempt } = State::of(old) else { return None };
+        let new = word(OWNED, 0, attempt + 1, slot);
+        // By compare-exchange: several heirs of a slot that was given up may try.
+        let won = owner == from
+            && self.state.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        won.then_some(attempt + 1)
+    }
+
+    /// Notes when the attempt that has just been claimed began.
+    pub(crate) fn begin(&self, start: u64) {
+        self.start.store(start, Ordering::Relaxed);
+    }
+
+    /// [3]: the owner's last act; `None`: done.
+    pub(crate) fn publish(&self, cause: Option<Cause>, facts: &Facts, row: &[u8]) {
+        let (_, attempt, slot) = self.owner();
+        let state = match cause {
+            None => word(DONE, 0, attempt, slot),
+            Some(cause) => word(FAILED, cause as u8, attempt, slot),
+        };
+        self.write(facts, facts.checksum(state, row));
+        // Release: whoever reads this state sees the row and these words.
+        self.state.store(state, Ordering::Release);
+    }
+
+    fn write(&self, facts: &Facts, checksum: u64) {
+        let Facts { digest, input, start, end, text, worker, peak } = *facts;
+        self.checksum.store(checksum, Ordering::Relaxed);
+        self.digest.store(digest, Ordering::Relaxed);
+        self.input.store(input, Ordering::Relaxed);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+        self.text.store(text, Ordering::Relaxed);
+        self.worker.store(worker, Ordering::Relaxed);
+        self.peak.store(peak, Ordering::Relaxed);
+    }
+
+    /// Makes the task free again. Only when no process works on it.
+    pub(super) fn free(&self) {
+        self.state.store(FREE, Ordering::Release);
+    }
+
+    /// Returns state, attempt and slot of a word that nobody else writes now.
+    fn owner(&self) -> (u64, u32, u32) {
+        let word = self.state.load(Ordering::Relaxed);
+        (word & 0xFF, (word >> 16 & 0xFFFF) as u32, (word >> 32) as u32)
+    }
+
+    /// Returns the words of a finished record.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            digest: self.digest.load(Ordering::Relaxed),
+            input: self.input.load(Ordering::Relaxed),
+            start: self.start.load(Ordering::Relaxed),
+            end: self.end.load(Ordering::Relaxed),
+            text: self.text.load(Ordering::Relaxed),
+            worker: self.worker.load(Ordering::Relaxed),
+            peak: self.peak.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says whether record and row are those that were published.
+    pub(super) fn is_sound(&self, row: &[u8]) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        let known = matches!((state & 0xFF, state >> 8 & 0xFF), (DONE, 0) | (FAILED, 1..=4));
+        known && self.checksum.load(Ordering::Relaxed) == self.facts().checksum(state, row)
+    }
+
+    /// Returns all words, as they travel to another ledger.
+    #[cfg(feature = "mpi")]
+    pub(super) fn words(&self) -> [u64; 8] {
+        let state = self.state.load(Ordering::Acquire);
+        let Facts { digest, input, start, end, text, worker, peak } = self.facts();
+        let ends = u64::from(worker) | u64::from(peak) << 32;
+        [state, self.checksum.load(Ordering::Relaxed), digest, input, start, end, text, ends]
+    }
+
+    /// Takes over what became of a task in another ledger, with the place of its text in this one. The row must be there;
+    /// says whether it is sound.
+    #[cfg(feature = "mpi")]
+    pub(super) fn adopt(&self, words: [u64; 8], place: u64, row: &[u8]) -> bool {
+        let [state, checksum, digest, input, start, end, text, ends] = words;
+        let (worker, peak) = (ends as u32, (ends >> 32) as u32);
+        let told = Facts { digest, input, start, end, text, worker, peak };
+        if !State::of(state).is_finished() || told.checksum(state, row) != checksum {
+            return false;
+        }
+        let facts = Facts { text: place, ..told };
+        self.write(&facts, facts.checksum(state, row));
+        self.state.store(state, Ordering::Release);
+        true
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::zeroed;
+
+    fn fresh() -> Record {
+        // Atomics in zeroed memory, as a segment gives them.
+        #[expect(unsafe_code, reason = "tests")]
+        // SAFETY: atomics only: all-zero bytes are valid.
+        unsafe {
+            zeroed()
+        }
+    }
+
+    #[test]
+    fn states_survive_encoding() {
+        assert_eq!(State::of(0), State::Free);
+        assert_eq!(State::of(word(OWNED, 0, 3, 1023)), State::Owned { slot: 1023, attempt: 3 });
+        assert_eq!(State::of(word(DONE, 0, 0xFFFF, u32::MAX)), State::Done);
+        for cause in [Cause::Refused, Cause::Panicked, Cause::Died, Cause::NotReached] {
+            assert_eq!(State::of(word(FAILED, cause as u8, 0, 0)), State::Failed(cause));
+        }
+        assert_eq!(word(OWNED, 0, 70_000, 5) >> 16 & 0xFFFF, 0xFFFF);
+    }
+
+    #[test]
+    fn a_task_is_claimed_once_and_taken_over_from_its_owner_only() {
+        let record = fresh();
+        assert!(record.is_free() && record.claim(0));
+        assert!(!record.claim(1) && !record.claim(0) && !record.is_free());
+        assert_eq!(record.take_over(1, 1), None);
+        assert_eq!(record.take_over(0, 0), Some(1));
+        assert_eq!(record.take_over(0, 7), Some(2));
+        assert_eq!(record.state(), State::Owned { slot: 7, attempt: 2 });
+        record.publish(None, &Facts::default(), &[]);
+        assert_eq!((record.state(), record.take_over(7, 7)), (State::Done, None));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let facts = Facts { digest: 1, input: 2, start: 3, end: 4, text: 5, worker: 6, peak: 7 };
+        let row = [1u8, 2, 3, 4, 5, 6, 7, 8];
+        for cause in [None, Some(Cause::Died)] {
+            let record = fresh();
+            assert!(record.claim(9));
+            record.publish(cause, &facts, &row);
+            assert!(record.is_sound(&row));
+            assert_eq!(record.facts(), facts);
+            for bit in 0..64 {
+                let words = [&record.state, &record.checksum, &record.digest, &record.input];
+                for word in words.into_iter().chain([&record.start, &record.end, &record.text]) {
+                    word.fetch_xor(1 << bit, Ordering::Relaxed);
+                    assert!(!record.is_sound(&row), "bit {bit}");
+                    word.fetch_xor(1 << bit, Ordering::Relaxed);
+                }
+                let mut torn = row;
+                torn[bit / 8] ^= 1 << (bit % 8);
+                assert!(!record.is_sound(&torn), "bit {bit} of the row");
+            }
+            for bit in 0..32 {
+                for word in [&record.worker, &record.peak] {
+                    word.fetch_xor(1 << bit, Ordering::Relaxed);
+                    assert!(!record.is_sound(&row));
+                    word.fetch_xor(1 << bit, Ordering::Relaxed);
+                }
+            }
+            assert!(record.is_sound(&row));
+        }
+    }
+}

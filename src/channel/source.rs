@@ -1,0 +1,481 @@
+//! The source of tasks: which tasks of a ledger workers shall look at next, and what each worker does.
+//!
+//! Tasks come in stretches of consecutive numbers: a fixed range from the start, what a producer appends while workers run,
+//! or what the coordinator of several nodes grants to this one. Two stretches may be open at a time; a stretch that
+//! continues the last one is joined to it. Workers take parts from the front.
+//!
+//! ```text
+//! worker, dynamic                                  producer
+//! [T1] note the part in the worker's own words     [P1] grow the last stretch, or fill an empty one (release)
+//! [T2] CAS stretch: first += part                  [P2] tell the eventcount
+//! [T3] for each task of the part:                  [P3] close: nothing more is granted; tell
+//!      note it, claim it (ledger), run, commit
+//! ```
+//!
+//! *No task is lost.* A worker notes a part before it takes it ([T1], [T2]), so every task that has left a stretch is
+//! either finished, or in the noted part of a worker from the task that it is at. Its successor, forked after the kernel
+//! has reported the death, goes through that part again; if the worker died before [T2], the part is still in the stretch
+//! as well, and whoever takes it there finds what is done. A worker that is given up leaves its part to heirs: those that
+//! find nothing else go through the parts of all who were given up. Who runs a task is for the ledger to decide: a part is
+//! only where to look.
+//!
+//! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one: that note
+//! precedes the claim.
+#![expect(unsafe_code, reason = "declares its control words placeable")]
+
+use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
+use crate::os::process::Bell;
+use crate::shm::element::Shared;
+use crate::shm::segment::{Carver, Segment};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::eventcount::EventCount;
+#[cfg(feature = "mpi")]
+use crate::sync::wait::heavy_fence;
+use crate::sync::wait::{Pace, light_fence};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The most tasks that a source can deal out: their numbers travel in half a word.
+pub(crate) const MOST: usize = u32::MAX as usize;
+
+/// The words of a source, on lines of their own by who writes them.
+#[cfg_attr(loom, derive(Default))]
+#[repr(C, align(128))]
+pub(crate) struct Words {
+    /// Stretches that nobody has taken: first << 32 | end. The producer fills an empty one or moves an end, workers move the
+    /// first; both by compare-exchange.
+    stretches: [AtomicU64; 2],
+    /// Not 0: nothing more will be granted. Written by the producer.
+    closed: Line,
+    /// Not 0: nothing more shall be begun. Written by whoever knows why.
+    halted: AtomicU32,
+    /// How many workers were given up.
+    given_up: AtomicU32,
+    /// The eventcount of workers that have nothing to do.
+    count: AtomicU32,
+    sleepers: AtomicU32,
+    /// Not 0: the producer sleeps, and wants its bell rung when another stretch can be granted. Written by the producer.
+    drowsy: AtomicU32,
+}
+
+/// A word at the begin of a line.
+#[cfg_attr(loom, derive(Default))]
+#[repr(C, align(128))]
+struct Line(AtomicU32);
+
+/// What one worker does, since when, and how much it has done. Written by its process; `given_up` by whoever gives it up.
+#[cfg_attr(loom, derive(Default))]
+#[repr(C, align(128))]
+pub(crate) struct WorkerWords {
+    /// The task that it looked at last, the only one that it may own; before the first, the first of its part.
+    at: AtomicU64,
+    /// The end of its part.
+    end: AtomicU64,
+    /// When it began the task, in nanoseconds since 1970; 0: it is at none.
+    since: AtomicU64,
+    /// Tasks begun: claimed or taken over.
+    begun: AtomicU64,
+    /// Tasks finished, one way or another.
+    finished: AtomicU64,
+    /// Nanoseconds spent in tasks.
+    busy: AtomicU64,
+    /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was not.
+    given_up: AtomicU64,
+}
+
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for Words {}
+// SAFETY: repr(C), atomics only.
+unsafe impl Shared for WorkerWords {}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Words>() == 384 && size_of::<WorkerWords>() == 128);
+
+/// Where a worker is to look next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Part(Range<usize>),
+    /// Something may be granted yet.
+    Later,
+    /// Nothing more will be.
+    Nothing,
+}
+
+fn pack(stretch: &Range<usize>) -> u64 {
+    (stretch.start as u64) << 32 | stretch.end as u64
+}
+
+fn unpack(word: u64) -> Range<usize> {
+    (word >> 32) as usize..(word & 0xFFFF_FFFF) as usize
+}
+
+impl Words {
+    fn news(&self) -> EventCount<'_> {
+        EventCount { count: &self.count, sleepers: &self.sleepers }
+    }
+
+    /// [P1], [P2]: lets workers take these tasks. False if both stretches are still open and it continues neither.
+    pub(crate) fn grant(&self, tasks: &Range<usize>) -> bool {
+        let grow = |word: &AtomicU64| {
+            word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
+                let open = unpack(word);
+                let fits = open.is_empty() || open.end == tasks.start;
+                fits.then(|| pack(&(if open.is_empty() { tasks.start } else { open.start }..tasks.end)))
+            })
+        };
+        // The one that it continues comes first: a stretch that is empty now may be filled beside it.
+        let continues = |word: &&AtomicU64| {
+            let open = unpack(word.load(Ordering::Relaxed));
+            !open.is_empty() && open.end == tasks.start
+        };
+        let granted = self.stretches.iter().find(continues).is_some_and(|word| grow(word).is_ok())
+            || self.stretches.iter().any(|word| grow(word).is_ok());
+        point(Site::Granted);
+        self.news().tell();
+        granted
+    }
+
+    /// [T1], [T2]: takes a part of what is granted, as much as `chunk` makes of the number of tasks in the stretch.
+    pub(crate) fn take(&self, worker: &WorkerWords, chunk: &impl Fn(usize) -> usize) -> Next {
+        // Before the stretches: what was granted before it closed is seen. Acquire: pairs with the Release of `close`.
+        let closed = self.closed.0.load(Ordering::Acquire) != 0;
+        for word in &self.stretches {
+            let mut open = word.load(Ordering::Acquire);
+            while let Range { start, end } = unpack(open)
+                && start < end
+            {
+                if self.is_halted() {
+                    return Next::Nothing;
+                }
+                let part = start..start + chunk(end - start).clamp(1, end - start);
+                worker.enter(&part);
+                point(Site::Noted);
+                // Acquire: pairs with the Release of [P1]. Release: the note of [T1] is there when the stretch has moved.
+                match word.compare_exchange(open, pack(&(part.end..end)), Ordering::AcqRel, Ordering::Acquire)
+                {
+                    Ok(_) => {
+                        point(Site::Taken);
+                        return Next::Part(part);
+                    }
+                    Err(other) => open = other,
+                }
+            }
+        }
+        if closed || self.is_halted() { Next::Nothing } else { Next::Later }
+    }
+
+    /// [P3]
+    pub(crate) fn close(&self) {
+        self.closed.0.store(1, Ordering::Release);
+        self.news().tell();
+    }
+
+    /// [P3] without the second half: for the model checker to find.
+    #[cfg(all(loom, test))]
+    pub(crate) fn close_untold(&self) {
+        self.closed.0.store(1, Ordering::Release);
+    }
+
+    /// Says whether nothing more shall be begun.
+    fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed) != 0
+    }
+
+    /// Waits until there may be something to take, or nothing will be, or more workers than `known` were given up.
+    pub(crate) fn wait(&self, known: u32) {
+        let open = || self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty());
+        let look = || {
+            let ended = self.closed.0.load(Ordering::Acquire) != 0 || self.is_halted();
+            (ended || open() || self.given_up.load(Ordering::Acquire) != known).then_some(())
+        };
+        self.news().wait(Pace::ASLEEP, look);
+    }
+}
+
+impl WorkerWords {
+    /// [T1]: notes that the worker, which owns no unfinished task, begins a part.
+    pub(crate) fn enter(&self, part: &Range<usize>) {
+        // In this order (Release), so that a worker that dies here leaves an empty part, or a whole one.
+        self.end.store(0, Ordering::Release);
+        self.at.store(part.start as u64, Ordering::Release);
+        self.end.store(part.end as u64, Ordering::Release);
+    }
+
+    /// Notes the task that the worker will claim now, at this time.
+    pub(crate) fn note(&self, task: usize, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
+        // Release: after what the last task was finished by.
+        self.at.store(task as u64, Ordering::Release);
+    }
+
+    /// Counts a task that was begun.
+    pub(crate) fn begin(&self) {
+        self.begun.store(self.begun.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Counts a task that is finished, after so many nanoseconds.
+    pub(crate) fn finish(&self, nanos: u64) {
+        self.finished.store(self.finished.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.busy.store(self.busy.load(Ordering::Relaxed).wrapping_add(nanos), Ordering::Relaxed);
+        point(Site::Tallied);
+    }
+
+    /// Notes that the worker is at no task.
+    pub(crate) fn rest(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// Returns the task that the worker is at, and since when; none if it is at none.
+    pub(crate) fn now(&self) -> Option<(usize, u64)> {
+        let since = self.since.load(Ordering::Relaxed);
+        (since != 0).then(|| (self.at.load(Ordering::Relaxed) as usize, since))
+    }
+
+    /// Returns the part that a worker has not gone through, from the task that it is at.
+    pub(crate) fn left(&self) -> Range<usize> {
+        let (at, end) = (self.at.load(Ordering::Acquire), self.end.load(Ordering::Acquire));
+        at.min(end) as usize..end as usize
+    }
+
+    /// Tasks begun: tells whether a worker that dies gets anywhere.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Tasks finished.
+    pub(crate) fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Relaxed)
+    }
+
+    /// Nanoseconds spent in tasks.
+    pub(crate) fn busy(&self) -> u64 {
+        self.busy.load(Ordering::Relaxed)
+    }
+}
+
+/// The source of a ledger's tasks, and the words of its workers. Cloning shares them.
+///
+/// ```text
+/// base   Words              384 B
+///        WorkerWords        128 B for each worker
+/// ```
+#[derive(Clone)]
+pub(crate) struct Source {
+    segment: Arc<Segment>,
+    base: usize,
+    workers: usize,
+    /// Rung by a worker that takes the last of a stretch while the producer sleeps.
+    bell: Option<Arc<Bell>>,
+}
+
+impl Source {
+    /// Bytes of the source of so many workers.
+    pub(crate) fn len(workers: usize) -> usize {
+        let mut carver = Carver::default();
+        carver.take_of::<Words>(1);
+        carver.take_of::<WorkerWords>(workers);
+        carver.end()
+    }
+
+    /// Makes a source for so many workers, in a segment of its own.
+    pub(crate) fn new(workers: usize) -> Result<Source> {
+        Source::over(Arc::new(Segment::new(Source::len(workers))?), 0, workers)
+    }
+
+    /// Takes up the source whose place in a segment is zeroed memory at first.
+    pub(crate) fn over(segment: Arc<Segment>, base: usize, workers: usize) -> Result<Source> {
+        match segment.bytes(base, Source::len(workers)) {
+            Some(_) => Ok(Source { segment, base, workers, bell: None }),
+            None => Err(Error::Corrupt { what: "the place of a source" }),
+        }
+    }
+
+    /// The same, with a bell for a producer that sleeps while it waits for [`Source::is_hungry`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn with_bell(self) -> Result<Source> {
+        Ok(Source { bell: Some(Arc::new(Bell::new()?)), ..self })
+    }
+
+    /// The bell that workers ring, if there is one.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.bell.as_deref()
+    }
+
+    /// Says whether the producer may sleep until its bell rings: it may not while another stretch can be granted.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn doze(&self) -> bool {
+        self.words().drowsy.store(1, Ordering::Relaxed);
+        // Its story is that of an eventcount: either the worker that takes the last of a stretch sees this word, or the stretch
+        // is seen to be empty here.
+        heavy_fence() && !self.is_hungry()
+    }
+
+    /// The producer is awake again.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn wake(&self) {
+        self.words().drowsy.store(0, Ordering::Relaxed);
+    }
+
+    fn words(&self) -> &Words {
+        self.segment.place(self.base)
+    }
+
+    /// Returns the words of all workers.
+    pub(crate) fn workers(&self) -> &[WorkerWords] {
+        self.segment.places(self.base + size_of::<Words>(), self.workers)
+    }
+
+    /// Returns the words of one worker.
+    pub(crate) fn worker(&self, slot: usize) -> &WorkerWords {
+        &self.workers()[slot]
+    }
+
+    /// Tasks finished so far, by all workers.
+    pub(crate) fn finished(&self) -> u64 {
+        self.workers().iter().map(WorkerWords::finished).fold(0, u64::saturating_add)
+    }
+
+    /// Lets workers take these tasks. Only while [`Source::is_hungry`], or if they continue what was granted last.
+    pub(crate) fn grant(&self, tasks: Range<usize>) -> bool {
+        tasks.is_empty() || self.words().grant(&tasks)
+    }
+
+    /// Says whether another stretch can be granted.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.words().stretches.iter().any(|word| unpack(word.load(Ordering::Acquire)).is_empty())
+    }
+
+    /// Says that nothing more will be granted.
+    pub(crate) fn close(&self) {
+        self.words().close();
+    }
+
+    /// Says that more may be granted after all. Only when no process works.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn reopen(&self) {
+        self.words().closed.0.store(0, Ordering::Release);
+    }
+
+    /// Ends the work: workers finish the task that they are at, and begin no other.
+    pub(crate) fn halt(&self) {
+        self.words().halted.store(1, Ordering::Release);
+        self.words().news().tell();
+    }
+
+    /// Says whether the work was ended.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.words().is_halted()
+    }
+
+    /// Takes a part for a worker: as much as `chunk` makes of the number of tasks in the stretch.
+    pub(crate) fn take(&self, slot: usize, chunk: impl Fn(usize) -> usize) -> Next {
+        let next = self.words().take(self.worker(slot), &chunk);
+        if let (Some(bell), Next::Part(_)) = (&self.bell, &next) {
+            light_fence();
+            if self.words().drowsy.load(Ordering::Relaxed) != 0 && self.is_hungry() {
+                bell.ring();
+            }
+        }
+        next
+    }
+
+    /// Waits for news: tasks, their end, or a worker that was given up, other than the `known` ones.
+    pub(crate) fn wait(&self, known: usize) {
+        self.words().wait(known as u32);
+    }
+
+    /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log.
+    pub(crate) fn give_up(&self, slot: usize, place: u64) {
+        self.worker(slot).given_up.store(place + 1, Ordering::Release);
+        self.words().given_up.fetch_add(1, Ordering::Release);
+        self.words().news().tell();
+    }
+
+    /// Returns the workers that were given up, with the places of the reasons.
+    pub(crate) fn given_up(&self) -> Vec<(usize, u64)> {
+        if self.words().given_up.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let place = |worker: &WorkerWords| worker.given_up.load(Ordering::Acquire).checked_sub(1);
+        self.workers().iter().enumerate().filter_map(|(slot, worker)| Some((slot, place(worker)?))).collect()
+    }
+
+    /// Forgets parts and who was given up, for another crew. Only when no process works.
+    pub(crate) fn reset(&self) {
+        for worker in self.workers() {
+            worker.enter(&(0..0));
+            worker.given_up.store(0, Ordering::Release);
+        }
+        self.words().given_up.store(0, Ordering::Release);
+        self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(_: usize) -> usize {
+        usize::MAX
+    }
+
+    #[test]
+    fn parts_cover_all_tasks_once() {
+        let source = Source::new(1).unwrap();
+        assert!(source.grant(0..1000));
+        let mut seen = 0;
+        while let Next::Part(part) = source.take(0, |left| left / 4) {
+            assert_eq!((part.start, source.worker(0).left()), (seen, part.clone()));
+            seen = part.end;
+        }
+        assert_eq!(seen, 1000);
+    }
+
+    #[test]
+    fn nothing_is_said_only_when_it_is_closed() {
+        let source = Source::new(2).unwrap();
+        assert_eq!(source.take(0, all), Next::Later);
+        assert!(source.grant(0..3) && source.grant(7..9));
+        assert!(!source.is_hungry() && !source.grant(20..21));
+        assert!(source.grant(9..10), "it continues the last one");
+        source.close();
+        source.wait(0);
+        assert_eq!(source.take(1, all), Next::Part(0..3));
+        assert!(source.is_hungry());
+        assert_eq!(source.take(0, |_| 2), Next::Part(7..9));
+        assert_eq!(source.take(0, all), Next::Part(9..10));
+        assert_eq!(source.take(0, all), Next::Nothing);
+    }
+
+    #[test]
+    fn nothing_is_begun_once_it_is_halted() {
+        let source = Source::new(1).unwrap();
+        assert!(source.grant(0..3));
+        source.halt();
+        assert!(source.is_halted());
+        source.wait(0);
+        assert_eq!(source.take(0, all), Next::Nothing);
+    }
+
+    #[test]
+    fn a_worker_that_is_given_up_leaves_its_part() {
+        let source = Source::new(2).unwrap();
+        assert!(source.grant(0..10));
+        assert_eq!(source.take(1, |_| 4), Next::Part(0..4));
+        let worker = source.worker(1);
+        worker.note(2, 77);
+        worker.begin();
+        worker.finish(5);
+        assert_eq!((worker.now(), worker.left(), worker.begun()), (Some((2, 77)), 2..4, 1));
+        worker.rest();
+        assert_eq!(worker.now(), None);
+        assert_eq!(source.given_up(), []);
+        source.give_up(1, 0);
+        source.wait(0);
+        assert_eq!(source.given_up(), [(1, 0)]);
+        assert_eq!((source.finished(), worker.busy()), (1, 5));
+        source.reset();
+        assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
+    }
+}

@@ -1,0 +1,67 @@
+//! The ranks of a world as the workers of a ledger, which lies in root's heap.
+
+use crate::channel::call::{Call, Verb};
+use crate::channel::ledger::{Column, Layout, Ledger, Memory};
+use crate::channel::source::Source;
+use crate::comm::Comm;
+use crate::error::{Error, Result};
+use crate::os::clock::Clock;
+use crate::shm::element::Datatype;
+use crate::work::executor::payload::Payloads;
+use crate::work::executor::worker::{Dealing, Shared, Work, live};
+use crate::work::executor::{Done, Policy, done};
+use std::sync::Arc;
+
+/// Does `tasks` tasks on all ranks of `comm`, which all call this together. On root `then` gets the ledger, with what each
+/// rank has done, and says what becomes of it.
+///
+/// ```text
+/// [1] all agree on the tasks, by digest; root's heap holds ledger and source
+/// [2] root writes the header and grants all tasks; all arrive
+/// [3] each rank works; all arrive; root looks at the outcome; all arrive
+/// ```
+#[track_caller]
+pub(crate) fn run_in<W: Work, R>(
+    comm: &mut Comm<'_>,
+    work: &W,
+    (policy, dealing): (Result<Policy>, Dealing),
+    (tasks, columns): (usize, &[Column]),
+    then: impl FnOnce(Ledger, Vec<Done>) -> Result<R>,
+) -> Result<Option<R>> {
+    let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
+    let (rank, workers) = (comm.rank(), comm.size());
+    let policy = policy.or_else(|error| comm.refuse(&call, error.to_string()))?;
+    let layout = |base: usize| Layout::new(base, tasks, columns, Memory::Dense);
+    let len = layout(0).map(|layout| layout.len().next_multiple_of(LINE));
+    let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
+    let table = comm.hold(&call, len + Source::len(workers), work.digest_of_all())?;
+    let (segment, base) = (Arc::clone(table.segment()), table.offset());
+    let source = Source::over(Arc::clone(&segment), base + len, workers)?;
+    if comm.is_root() {
+        Ledger::format(&segment, &layout(base)?)?;
+        source.grant(0..tasks);
+        source.close();
+    }
+    comm.arrive(&call)?;
+    let ledger = Ledger::open(segment, base, columns)?.with(table);
+    // A rank that dies ends the world.
+    let policy = Policy { attempts: 1, ..policy };
+    let (ledger_of_all, first, clock) = (&ledger, 0, Clock::new());
+    let shared =
+        Shared { work, ledger: ledger_of_all, source: &source, policy, dealing, first, of: workers, clock };
+    live(&shared, rank, None, None, Payloads::new(None));
+    comm.arrive(&call)?;
+    let outcome = comm.is_root().then(|| {
+        if let Some(&(_, place)) = source.given_up().first() {
+            let why = ledger.log().text(place);
+            ledger.abandon(0..tasks, &why);
+        }
+        then(ledger.clone(), done(&source, &vec![0; workers]))
+    });
+    let outcome = outcome.transpose().or_else(|error: Error| comm.refuse(&call, error.to_string()))?;
+    comm.arrive(&call)?;
+    Ok(outcome)
+}
+
+/// Words of a source begin on a boundary of so many bytes.
+const LINE: usize = 128;

@@ -1,0 +1,437 @@
+//! An executor on the processes of a job: each forks its workers, which take tasks from what root has granted their node.
+//!
+//! ```text
+//! node                                                   root
+//! [1] a stretch is taken: Hungry, and tasks done so far  answers with Grant: a stretch, a share of what is left
+//!     now and then: Going, and tasks done so far         tells how far all have come
+//! [2] lets its workers take the stretch                  (its own node's stretches it grants itself)
+//! [3] an empty Grant: closes; its workers end; Done      serves until all nodes are done
+//! [4] sends its stretches, records, rows, texts          receives rows where they stay, and takes the records over
+//! ```
+//!
+//! Every task is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks are done
+//! by its successor or its neighbours. Tasks that a node has not done because all its workers were given up are done by root's
+//! workers at the end. A node that dies ends the job.
+
+use crate::channel::ledger::{Ledger, State, Texts};
+use crate::channel::source::Source;
+use crate::comm::hybrid::mpi::{LARGEST, Mpi, Part};
+use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
+use crate::error::{Error, Result};
+use crate::os::launcher::Launcher;
+use crate::shm::object;
+use crate::work::executor::worker::{Dealing, Work};
+use crate::work::executor::{Done, Executor, Round, Watch};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
+const PARTS: usize = 2;
+/// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a second in all.
+const NEWS: Duration = Duration::from_millis(100);
+/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones.
+const SHORT_NAP: Duration = Duration::from_micros(50);
+const LONG_NAP: Duration = Duration::from_millis(2);
+
+/// What a node tells root, with the number of its tasks that are done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Say {
+    Going = 1,
+    /// It needs more tasks.
+    Hungry,
+    /// All its tasks are done, and it knows that there are no more: the last that it says.
+    Done,
+}
+
+/// What one process of the job knows of the whole.
+struct Coordinator {
+    mpi: &'static Mpi,
+    _part: Part,
+    net: Net,
+    ledger: Ledger,
+    source: Source,
+    /// Workers of each node, and of all.
+    workers: Vec<usize>,
+    all: usize,
+    /// Stretches that were granted to this node.
+    mine: Vec<Range<usize>>,
+    /// There are no more for it.
+    ended: bool,
+    /// In root: the first task that nobody has been granted; how many each node has finished; those nodes that are done.
+    next: usize,
+    finished: Vec<u64>,
+    done: Vec<usize>,
+    /// Elsewhere: an answer is due; when root was last told something.
+    waiting: bool,
+    told: Instant,
+    /// How long the next nap is.
+    nap: Duration,
+}
+
+/// Does all tasks on all nodes; root gets what the workers of all have done, in the order of nodes.
+pub(super) fn run<W: Work + Sync>(
+    executor: &mut Executor<'_, W>,
+    job: Launcher,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Vec<Done>>> {
+    Mpi::may_fork(executor.options.operation)?;
+    let (each, tasks, digest) =
+        (executor.options.workers, executor.ledger.tasks(), executor.work.digest_of_all());
+    (executor.options.first, executor.of) = (job.rank * each, job.size * each);
+    let shared = executor.shared();
+    let fixed =
+        (shared.dealing == Dealing::Fixed).then(|| shared.stretch(0).start..shared.stretch(each - 1).end);
+    if fixed.is_some() {
+        executor.source.close();
+    } else {
+        executor.source = executor.source.clone().with_bell()?;
+    }
+    let (ledger, source) = (executor.ledger.clone(), executor.source.clone());
+    let join = || Coordinator::join((ledger.clone(), source.clone()), fixed.clone(), digest, each);
+    let mut coordinator = None;
+    let mut failed = None;
+    // MPI is joined when the workers have been forked.
+    let mut look_after = |watch: &mut Watch<'_>| -> Option<Duration> {
+        if failed.is_some() {
+            return None;
+        }
+        let step = match &mut coordinator {
+            Some(coordinator) => Coordinator::coordinate(coordinator, watch),
+            none => join().and_then(|joined| none.insert(joined).coordinate(watch)),
+        };
+        match step {
+            Ok(nap) => nap,
+            Err(error) => {
+                fatal(&error);
+                failed = Some(error);
+                // There is no job, or it would have ended: the workers end with what they have.
+                source.close();
+                None
+            }
+        }
+    };
+    let round = executor.forked(watch, &mut look_after);
+    let round = match (round, failed) {
+        (Ok(round), None) => round,
+        (Err(error), _) | (_, Some(error)) => {
+            fatal(&error);
+            return Err(error);
+        }
+    };
+    let mut coordinator = match coordinator {
+        Some(coordinator) => coordinator,
+        None => join().inspect_err(fatal)?,
+    };
+    let collected = executor.finish_node(&mut coordinator, round, watch).and_then(|own| {
+        let done = executor.done();
+        Ok((own, coordinator.collect(done, watch)?))
+    });
+    let (own, Some(mut done)) = collected.inspect_err(fatal)? else { return Ok(None) };
+    if own && executor.ledger.reopen() {
+        // Another node has no worker left: root's do the tasks that one has not.
+        executor.options.dealing = Dealing::Dynamic;
+        let all = 0..tasks;
+        executor.source.reset();
+        executor.source.grant(all.clone());
+        executor.rounds(std::slice::from_ref(&all), watch)?;
+        done.splice(..each, executor.done());
+    }
+    Ok(Some(done))
+}
+
+impl<W: Work + Sync> Executor<'_, W> {
+    /// The workers of this node have ended: others do what was left, if some were given up and others would get on. Says
+    /// whether all is done here.
+    fn finish_node(
+        &mut self,
+        coordinator: &mut Coordinator,
+        round: Round,
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
+        let mut before = 0;
+        let mut round = round;
+        loop {
+            self.replaced.iter_mut().zip(&round.replaced).for_each(|(all, more)| *all += more);
+            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(true) };
+            coordinator.await_answer()?;
+            let tasks = coordinator.mine.clone();
+            let finished: usize = tasks.iter().map(|part| self.ledger.finished(part.clone())).sum();
+            if coordinator.ended && finished == tasks.iter().map(Range::len).sum() {
+                return Ok(true);
+            }
+            if finished == before {
+                coordinator.ended = true;
+                tasks.into_iter().for_each(|part| self.ledger.abandon(part, &why));
+                return Ok(false);
+            }
+            before = finished;
+            tasks.iter().for_each(|part| self.ledger.release(part.clone()));
+            self.source.reset();
+            self.source.reopen();
+            self.options.dealing = Dealing::Dynamic;
+            let mut again = tasks.into_iter();
+            round = self.forked(watch, &mut |watch| {
+                let source = coordinator.source.clone();
+                while source.is_hungry()
+                    && let Some(part) = again.next()
+                {
+                    source.grant(part);
+                }
+                if again.len() == 0 && coordinator.ended {
+                    source.close();
+                }
+                // A failure here is found by the next step.
+                coordinator.coordinate(watch).unwrap_or(None)
+            })?;
+        }
+    }
+}
+
+/// Ends the job, if this process is part of one.
+fn fatal(error: &Error) {
+    if let Ok(mpi) = Mpi::join() {
+        end_job(mpi, error);
+    }
+}
+
+impl Coordinator {
+    /// `fixed`: this node's tasks, if they are dealt out from the start.
+    fn join(
+        (ledger, source): (Ledger, Source),
+        fixed: Option<Range<usize>>,
+        digest: u64,
+        each: usize,
+    ) -> Result<Coordinator> {
+        let mpi = Mpi::join()?;
+        let net = Net::job(mpi);
+        step(&net, Step::Sweep, digest)?;
+        let _part = mpi.take_part(true);
+        let nodes = net.size();
+        let workers = net.tell((each as u64).to_ne_bytes(), &always)?;
+        let workers: Vec<usize> = workers.into_iter().map(|each| u64::from_ne_bytes(each) as usize).collect();
+        if fixed.is_some() && workers.iter().any(|&other| other != each) {
+            let problem = format!(
+                "a static schedule deals rows to equal nodes, but their workers are {workers:?}: say how many"
+            );
+            return Err(Error::option("sweep", problem));
+        }
+        let (ended, mine) = (fixed.is_some(), fixed.into_iter().collect());
+        Ok(Coordinator {
+            mpi,
+            _part,
+            net,
+            ledger,
+            source,
+            all: workers.iter().sum(),
+            workers,
+            mine,
+            ended,
+            next: 0,
+            finished: vec![0; nodes],
+            done: Vec::new(),
+            waiting: false,
+            told: Instant::now(),
+            nap: SHORT_NAP,
+        })
+    }
+
+    /// [1]-[3]. Returns how long the process may sleep, unless its workers call.
+    fn coordinate(&mut self, watch: &mut Watch<'_>) -> Result<Option<Duration>> {
+        self.source.wake();
+        let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
+        self.nap = if moved { SHORT_NAP } else { (self.nap * 3 / 2).min(LONG_NAP) };
+        // Root must hear the others; elsewhere only an answer is awaited.
+        let listens = self.waiting || (self.net.me == 0 && self.done.len() + 1 < self.net.size());
+        let news = NEWS.max(Duration::from_millis(self.net.size() as u64));
+        let may_sleep = self.ended || self.waiting || self.source.doze();
+        Ok(Some(match (may_sleep, listens) {
+            (false, _) => Duration::ZERO,
+            (true, true) => self.nap,
+            (true, false) => news,
+        }))
+    }
+
+    /// Returns a stretch of what is left.
+    fn ration(&mut self, node: usize) -> Range<usize> {
+        let left = self.ledger.tasks() - self.next;
+        let workers = self.workers[node];
+        let share = left * workers / (PARTS * self.all);
+        let stretch = self.next..self.next + share.max(workers).min(left);
+        self.next = stretch.end;
+        stretch
+    }
+
+    fn granted(&mut self, stretch: Range<usize>) {
+        if stretch.is_empty() {
+            self.ended = true;
+            return self.source.close();
+        }
+        self.source.grant(stretch.clone());
+        self.mine.push(stretch);
+    }
+
+    fn serve(&mut self, watch: &mut Watch<'_>) -> Result<bool> {
+        let mut moved = false;
+        while let Some(node) = self.net.arrived(Tag::Ask)? {
+            let mut words = [0u64; 2];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), node, Tag::Ask, &always)?;
+            let [say, finished] = words;
+            self.finished[node] = finished;
+            if say == Say::Hungry as u64 {
+                let stretch = self.ration(node);
+                let words = [stretch.start as u64, stretch.end as u64];
+                self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
+            } else if say == Say::Done as u64 {
+                self.done.push(node);
+            }
+            moved = true;
+        }
+        while !self.ended && self.source.is_hungry() {
+            let stretch = self.ration(0);
+            self.granted(stretch);
+            moved = true;
+        }
+        self.finished[0] = self.source.finished();
+        (watch.tick)(self.all, self.finished.iter().sum());
+        Ok(moved)
+    }
+
+    fn ask(&mut self) -> Result<bool> {
+        let mut moved = false;
+        if self.waiting && self.net.arrived(Tag::Grant)?.is_some() {
+            self.await_answer()?;
+            moved = true;
+        }
+        if !self.waiting && !self.ended && self.source.is_hungry() {
+            self.waiting = true;
+            self.say(Say::Hungry)?;
+            moved = true;
+        } else if self.told.elapsed() > NEWS.max(Duration::from_millis(self.net.size() as u64)) {
+            self.say(Say::Going)?;
+        }
+        Ok(moved)
+    }
+
+    /// Takes the answer that is due, if one is.
+    fn await_answer(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.waiting) {
+            let mut words = [0u64; 2];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+            self.granted(words[0] as usize..words[1] as usize);
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, say: Say) -> Result<()> {
+        self.told = Instant::now();
+        let words = [say as u64, self.source.finished()];
+        self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
+    }
+
+    /// [4]
+    fn collect(&mut self, done: Vec<Done>, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {
+        match self.net.me {
+            0 => self.receive(done, watch).map(Some),
+            _ => self.say(Say::Done).and_then(|()| self.send(done)).map(|()| None),
+        }
+    }
+
+    fn send(&mut self, done: Vec<Done>) -> Result<()> {
+        let failure = |task: usize| match self.ledger.state(task) {
+            State::Failed(_) => Some((task as u64, self.ledger.text(task))),
+            _ => None,
+        };
+        let texts: Vec<_> = self.mine.iter().cloned().flatten().filter_map(failure).collect();
+        let stretches: Vec<_> =
+            self.mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
+        let workers: Vec<_> = done
+            .iter()
+            .map(|worker| (worker.tasks, worker.busy.as_nanos() as u64, worker.replaced))
+            .collect();
+        let head = object::write(&(stretches, texts, workers))?;
+        self.net.send_all(&(head.len() as u64).to_ne_bytes(), 0, Tag::Result, &always)?;
+        self.net.send_all(&head, 0, Tag::Result, &always)?;
+        for stretch in &self.mine {
+            let words = self.ledger.words_of(stretch.clone());
+            self.net.send_all(bytemuck::cast_slice(&words), 0, Tag::Result, &always)?;
+            let (segment, place) = self.ledger.rows_at(stretch.clone());
+            for part in parts(place) {
+                let flight = self.net.send_at(segment, part, 0, Tag::Result)?;
+                self.net.wait(&mut [flight], &always)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From each node when it is done, while others still work.
+    fn receive(&mut self, own: Vec<Done>, watch: &mut Watch<'_>) -> Result<Vec<Done>> {
+        let mut workers = vec![Vec::new(); self.net.size()];
+        workers[0] = own;
+        let mut texts = Texts::default();
+        let mut next = 0;
+        while next + 1 < self.net.size() {
+            let nap = self.coordinate(watch)?;
+            let Some(&node) = self.done.get(next) else {
+                std::thread::sleep(nap.unwrap_or(SHORT_NAP));
+                continue;
+            };
+            next += 1;
+            let mut len = [0; 8];
+            self.net.recv_all(&mut len, node, Tag::Result, &always)?;
+            let mut head = vec![0; u64::from_ne_bytes(len) as usize];
+            self.net.recv_all(&mut head, node, Tag::Result, &always)?;
+            type Head = (Vec<(u64, u64)>, Vec<(u64, String)>, Vec<(u64, u64, u32)>);
+            let (stretches, failures, done): Head = object::read(&head)?;
+            let mut failures = failures.into_iter().peekable();
+            for (first, end) in stretches {
+                self.adopt(node, first as usize..end as usize, &mut failures, &mut texts)?;
+            }
+            let worker =
+                |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
+            workers[node] = done.into_iter().map(worker).collect();
+        }
+        Ok(workers.concat())
+    }
+
+    /// A stretch of another node: its rows to where they stay. `failures`: texts of failed tasks, in the order of stretches.
+    fn adopt(
+        &self,
+        node: usize,
+        stretch: Range<usize>,
+        failures: &mut std::iter::Peekable<impl Iterator<Item = (u64, String)>>,
+        texts: &mut Texts,
+    ) -> Result<()> {
+        if stretch.start > stretch.end || stretch.end > self.ledger.tasks() {
+            return Err(Error::Corrupt { what: "the stretches of a node" });
+        }
+        let mut words = vec![[0u64; 8]; stretch.len()];
+        let bytes = bytemuck::cast_slice_mut(&mut words);
+        self.net.recv_all(bytes, node, Tag::Result, &always)?;
+        let (segment, place) = self.ledger.rows_at(stretch.clone());
+        for part in parts(place) {
+            let flight = self.net.recv_at(segment, part, node, Tag::Result)?;
+            self.net.wait(&mut [flight], &always)?;
+        }
+        for (task, words) in stretch.zip(words) {
+            let text = failures.next_if(|(number, _)| *number == task as u64).map(|(_, text)| text);
+            self.ledger.adopt(task, words, text.as_deref(), texts)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The user's progress did.
+            end_job(self.mpi, &Error::option("sweep", "the program panicked"));
+        }
+    }
+}
+
+/// A place in parts that MPI can count.
+fn parts(place: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = place.end;
+    place.step_by(LARGEST).map(move |start| start..(start + LARGEST).min(end))
+}

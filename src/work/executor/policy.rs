@@ -1,0 +1,61 @@
+//! What failures mean: how often a task, a worker or a build is tried again.
+
+use crate::error::Death;
+use std::time::Duration;
+
+/// Time before a state that could not be built is built again; then ten times as long.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How often what is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// How many workers may die on a task before it is given up.
+    pub(crate) attempts: u32,
+    /// The name of the function that builds a worker's state, in errors.
+    pub(crate) build: &'static str,
+    /// How often in a row a worker builds its state before it does nothing more.
+    pub(crate) builds: u32,
+    /// A worker that cannot build its state fails the task at hand; otherwise it leaves that to others.
+    pub(crate) unbuilt_fails: bool,
+    /// A task that fails ends the work: workers finish what they are at, and begin nothing.
+    pub(crate) stop_at_failure: bool,
+}
+
+impl Policy {
+    /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried again.
+    pub(super) fn verdict(&self, died: u32, death: Death) -> Option<String> {
+        (died >= self.attempts).then(|| match self.attempts {
+            1 => format!("its worker died by {death}"),
+            _ => format!("its worker died {} times, the last time by {death}", self.attempts),
+        })
+    }
+
+    /// Returns how long to wait before the next build, after so many that failed in a row; `None`: there is none.
+    pub(super) fn pause(&self, failed: u32) -> Option<Duration> {
+        (failed < self.builds).then(|| PAUSE * 10u32.pow((failed - 1).min(6)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy =
+        Policy { attempts: 3, build: "build", builds: 3, unbuilt_fails: false, stop_at_failure: false };
+
+    #[test]
+    fn a_task_has_as_many_attempts_as_it_is_given() {
+        assert_eq!(POLICY.verdict(2, Death::Signal(9)), None);
+        let text = POLICY.verdict(3, Death::Signal(9)).unwrap();
+        assert_eq!(text, "its worker died 3 times, the last time by signal 9, SIGKILL");
+        let once = Policy { attempts: 1, ..POLICY };
+        assert_eq!(once.verdict(1, Death::Oom).unwrap(), format!("its worker died by {}", Death::Oom));
+    }
+
+    #[test]
+    fn builds_are_tried_again_ever_later() {
+        let pauses = [1, 2, 3].map(|failed| POLICY.pause(failed));
+        assert_eq!(pauses, [Some(PAUSE), Some(10 * PAUSE), None]);
+        assert_eq!(Policy { builds: 1, ..POLICY }.pause(1), None);
+    }
+}

@@ -1,0 +1,378 @@
+//! A worker's life: build, claim, run, commit; on processes and threads alike.
+
+use crate::channel::ledger::{Cause, Claim, Facts, Ledger, Texts};
+use crate::channel::source::{Next, Source, WorkerWords};
+use crate::comm::views::array_split;
+use crate::error::{Death, Result};
+use crate::os::clock::{Clock, Reader};
+use crate::os::topology;
+use crate::work::crew::{Listening, caught, explained};
+use crate::work::executor::payload::Payloads;
+use crate::work::executor::policy::Policy;
+use std::ops::Range;
+use std::time::Duration;
+
+/// A part of tasks that is taken at once shall take no longer, so that the last ones are spread over all workers.
+const PART_TIME: Duration = Duration::from_millis(20);
+/// Memory is measured no more often.
+const MEASURING: u64 = 10_000_000;
+
+/// What is run: how a worker gets ready, and what one task is.
+pub(crate) trait Work {
+    /// What a worker builds once, and keeps from task to task.
+    type State;
+
+    /// Builds a worker's state.
+    fn build(&self) -> Result<Self::State>;
+
+    /// Runs one task, and writes its result. An error is the reason why the task has none.
+    fn run(&self, state: &mut Self::State, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String>;
+
+    /// Returns the digest of a task's input, by which its record is known.
+    fn digest(&self, task: usize) -> u64;
+
+    /// Returns the digest of all that must be the same in all processes that work together.
+    fn digest_of_all(&self) -> u64;
+
+    /// Keeps more of the text of a failed task than the log does, where the row says. By default the row is blank.
+    fn keep(&self, _cause: Cause, _text: &str, _out: &mut Out<'_>) {}
+}
+
+/// One attempt at a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    pub(crate) number: usize,
+    /// How many workers have died on it.
+    pub(crate) attempt: u32,
+}
+
+/// Where a task's result goes.
+pub(crate) struct Out<'a> {
+    /// The number of the task.
+    pub(crate) task: usize,
+    /// The row; it begins on a boundary of 8 bytes.
+    pub(crate) row: &'a mut [u8],
+    /// For what does not fit there.
+    pub(crate) payloads: &'a mut Payloads,
+}
+
+/// How tasks reach workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dealing {
+    /// Each worker takes the next ones when it is ready for them, fewer at a time towards the end.
+    Dynamic,
+    /// Each worker has one stretch from the start, as numpy's `array_split` cuts them.
+    Fixed,
+}
+
+/// What all workers of a run share.
+pub(crate) struct Shared<'a, W> {
+    pub(crate) work: &'a W,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) source: &'a Source,
+    pub(crate) policy: Policy,
+    pub(crate) dealing: Dealing,
+    /// The number of the first of these workers, among `of` on all nodes.
+    pub(crate) first: usize,
+    pub(crate) of: usize,
+    pub(crate) clock: Clock,
+}
+
+impl<W> Shared<'_, W> {
+    /// How many workers there are here.
+    pub(crate) fn workers(&self) -> usize {
+        self.source.workers().len()
+    }
+
+    /// Returns the stretch of a worker, where each has one from the start.
+    pub(crate) fn stretch(&self, slot: usize) -> Range<usize> {
+        let lens = array_split(self.ledger.tasks(), self.of);
+        let slot = self.first + slot;
+        let start = lens[..slot].iter().sum();
+        start..start + lens[slot]
+    }
+
+    /// How many tasks to take next: a share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987),
+    /// within the time that one part shall take.
+    fn part(&self, words: &WorkerWords, left: usize) -> usize {
+        let (finished, busy) = (words.finished(), words.busy());
+        let fitting = match finished {
+            0 => 1,
+            _ => (u128::from(finished) * PART_TIME.as_nanos() / u128::from(busy.max(1))) as usize,
+        };
+        (left / (4 * self.workers())).min(fitting).clamp(1, 4096)
+    }
+}
+
+/// What a worker keeps from task to task.
+enum State<'s, S> {
+    /// Made before the fork, for all workers: they share what it has outside of its memory, so none of them drops it.
+    Inherited(&'s mut S),
+    Own(S),
+    /// To be built: at first, and when a panic has left it half changed.
+    None,
+}
+
+/// Ends a worker's life early.
+enum End {
+    /// It was given up, for this reason.
+    GivenUp(String),
+    /// There is nothing more to do for it.
+    Over,
+}
+
+/// Lives the life of worker `slot`: what its predecessor left, then tasks as they are dealt, then what those left that
+/// were given up. `predecessor`: how the slot's last process died, if there was one.
+pub(crate) fn live<W: Work>(
+    shared: &Shared<'_, W>,
+    slot: usize,
+    inherited: Option<&mut W::State>,
+    predecessor: Option<Death>,
+    payloads: Payloads,
+) {
+    let _listening = Listening::new();
+    let state = inherited.map_or(State::None, State::Inherited);
+    let (texts, words, slot, clock) =
+        (Texts::default(), shared.source.worker(slot), slot as u32, shared.clock.reader());
+    let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, measured: 0, peak: 0 };
+    if let Err(End::GivenUp(why)) = worker.live(predecessor) {
+        let place = worker.text(&why);
+        shared.source.give_up(slot as usize, place);
+    }
+    words.rest();
+    worker.discard();
+}
+
+/// One worker at work.
+struct Worker<'a, 's, W: Work> {
+    shared: &'a Shared<'a, W>,
+    slot: u32,
+    words: &'a WorkerWords,
+    state: State<'s, W::State>,
+    texts: Texts,
+    payloads: Payloads,
+    clock: Reader,
+    /// When its memory was measured last, and how much it was, in KiB.
+    measured: u64,
+    peak: u32,
+}
+
+impl<W: Work> Worker<'_, '_, W> {
+    fn live(&mut self, predecessor: Option<Death>) -> std::result::Result<(), End> {
+        let shared = self.shared;
+        if let Some(death) = predecessor {
+            self.resume(death)?;
+        }
+        let left = self.words.left();
+        let begun = predecessor.is_some() && left.end > 0;
+        if begun {
+            self.go_through(left)?;
+        }
+        match shared.dealing {
+            Dealing::Fixed => {
+                if !begun {
+                    let stretch = shared.stretch(self.slot as usize);
+                    self.words.enter(&stretch);
+                    self.go_through(stretch)?;
+                }
+                self.inherit(&mut Vec::new()).map(drop)
+            }
+            Dealing::Dynamic => self.take_all(),
+        }
+    }
+
+    /// Takes parts until there is nothing more, and what was left by workers that were given up.
+    fn take_all(&mut self) -> std::result::Result<(), End> {
+        let (shared, mut heir_of) = (self.shared, Vec::new());
+        loop {
+            match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
+                Next::Part(part) => self.go_through(part)?,
+                _ if self.inherit(&mut heir_of)? => {}
+                Next::Later => shared.source.wait(heir_of.len()),
+                Next::Nothing => return Ok(()),
+            }
+        }
+    }
+
+    /// Goes through the parts of workers that were given up, of which `known` were gone through before; says whether there
+    /// were others.
+    fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
+        let given_up = self.shared.source.given_up();
+        let new: Vec<usize> =
+            given_up.into_iter().map(|(slot, _)| slot).filter(|slot| !known.contains(slot)).collect();
+        for &slot in &new {
+            known.push(slot);
+            let part = self.shared.source.worker(slot).left();
+            if let Some(task) = part.clone().next() {
+                self.take_over(task, slot as u32, None)?;
+            }
+            self.words.enter(&part);
+            self.go_through(part)?;
+        }
+        Ok(!new.is_empty())
+    }
+
+    /// Claims and finishes those of the tasks that are free.
+    fn go_through(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
+        let Shared { ledger, source, .. } = *self.shared;
+        let mut now = self.clock.now();
+        for task in part {
+            if source.is_halted() {
+                return Err(End::Over);
+            }
+            if !ledger.record(task).is_free() {
+                continue;
+            }
+            if matches!(self.state, State::None) {
+                self.ready(Some(task))?;
+                now = self.clock.now();
+            }
+            ledger.ready(task);
+            self.words.note(task, now);
+            if let Some(claim) = ledger.claim(task, self.slot) {
+                now = self.attempt(claim, now)?;
+            }
+        }
+        self.words.rest();
+        Ok(())
+    }
+
+    /// The task on which the predecessor died: again, or given up.
+    fn resume(&mut self, death: Death) -> std::result::Result<(), End> {
+        let task = self.words.left().start;
+        self.take_over(task, self.slot, Some(death))
+    }
+
+    /// The task that slot `from` may have left unfinished when its last process died: again, or given up.
+    fn take_over(&mut self, task: usize, from: u32, death: Option<Death>) -> std::result::Result<(), End> {
+        let Shared { ledger, policy, .. } = *self.shared;
+        if !ledger.is_left_by(task, from) {
+            return Ok(());
+        }
+        self.ready(None)?;
+        let now = self.clock.now();
+        self.words.note(task, now);
+        let Some(claim) = ledger.take_over(task, from, self.slot) else { return Ok(()) };
+        match policy.verdict(claim.attempt, death.unwrap_or(Death::Unknown)) {
+            None => self.attempt(claim, now).map(drop),
+            Some(text) => {
+                self.words.begin();
+                self.fail(claim, Cause::Died, text, (now, now))
+            }
+        }
+    }
+
+    /// Builds the state, if there is none. A server that is busy, say, gets some time. `task`: the one that is free, and
+    /// would be next.
+    fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
+        for failed in 1.. {
+            if !matches!(self.state, State::None) {
+                break;
+            }
+            let why = match caught(|| self.shared.work.build()) {
+                Ok(Ok(state)) => {
+                    self.state = State::Own(state);
+                    break;
+                }
+                Ok(Err(error)) => format!("{} returned an error: {error}", self.shared.policy.build),
+                Err(text) => format!("{} panicked: {text}", self.shared.policy.build),
+            };
+            match self.shared.policy.pause(failed) {
+                Some(pause) => std::thread::sleep(pause),
+                None => return Err(self.unbuilt(task, explained(why), failed)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The state could not be built, so often in a row.
+    fn unbuilt(&mut self, task: Option<usize>, why: String, failed: u32) -> End {
+        let Shared { ledger, policy, .. } = *self.shared;
+        if policy.unbuilt_fails {
+            let now = self.clock.now();
+            let claim = task.and_then(|task| {
+                self.words.note(task, now);
+                ledger.claim(task, self.slot)
+            });
+            if let Some(claim) = claim {
+                self.words.begin();
+                let _ = self.fail(claim, Cause::Refused, why.clone(), (now, now));
+            }
+        }
+        match failed {
+            1 => End::GivenUp(why),
+            _ => End::GivenUp(format!("{why} ({failed} times in a row)")),
+        }
+    }
+
+    /// Runs a task that was claimed; returns the time at which it ended.
+    fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> std::result::Result<u64, End> {
+        let work = self.shared.work;
+        self.words.begin();
+        claim.record.begin(start);
+        let task = Task { number: claim.task, attempt: claim.attempt };
+        let state = match &mut self.state {
+            State::Inherited(state) => &mut **state,
+            State::Own(state) => state,
+            State::None => return Ok(start),
+        };
+        let payloads = &mut self.payloads;
+        let ran =
+            caught(|| work.run(state, task, &mut Out { task: task.number, row: claim.row(), payloads }));
+        let end = self.clock.now();
+        match ran {
+            Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
+            Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end))?,
+            Err(text) => {
+                self.discard();
+                self.fail(claim, Cause::Panicked, explained(text), (start, end))?;
+            }
+        }
+        Ok(end)
+    }
+
+    /// Commits a task without result.
+    fn fail(
+        &mut self,
+        mut claim: Claim<'_>,
+        cause: Cause,
+        text: String,
+        times: (u64, u64),
+    ) -> std::result::Result<(), End> {
+        claim.blank();
+        let place = self.text(&text);
+        let payloads = &mut self.payloads;
+        let task = claim.task;
+        self.shared.work.keep(cause, &text, &mut Out { task, row: claim.row(), payloads });
+        self.finish(claim, Some(cause), place, times);
+        if self.shared.policy.stop_at_failure {
+            self.shared.source.halt();
+        }
+        Ok(())
+    }
+
+    /// Commits a task.
+    fn finish(&mut self, claim: Claim<'_>, cause: Option<Cause>, text: u64, (start, end): (u64, u64)) {
+        if end - self.measured > MEASURING {
+            (self.measured, self.peak) = (end, topology::peak_memory());
+        }
+        let (input, digest) = (claim.task as u64, self.shared.work.digest(claim.task));
+        let (worker, peak) = ((self.shared.first as u32) + self.slot, self.peak);
+        claim.finish(cause, &Facts { digest, input, start, end, text, worker, peak });
+        self.words.finish(end - start);
+    }
+
+    /// Puts a text into the log; returns its place.
+    fn text(&mut self, text: &str) -> u64 {
+        let Shared { ledger, source, .. } = *self.shared;
+        let unfinished = || ledger.tasks().saturating_sub(source.finished() as usize);
+        self.texts.place(ledger.log(), text, unfinished)
+    }
+
+    /// Drops a state of its own; what the destructor panics with is nobody's loss.
+    fn discard(&mut self) {
+        if let State::Own(state) = std::mem::replace(&mut self.state, State::None) {
+            let _ = caught(|| drop(state));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What a worker does with samples, and how what it returns reaches the caller.
+//!
+//! A forked worker packs a result into its heap, and the row of the task says where it lies: a result is whole or not there,
+//! whenever the worker is killed. In the caller's own process results are handed over, changed as if they had been packed.
+
+use crate::error::{Error, Result};
+use crate::work::executor::{
+    Cause, Column, LONGEST, Ledger, Left, Out, Place, Scalar, State, Task, Work, carried, caught,
+};
+use crate::work::manager::tasks::{Deal, Failure, Outcome, ParallelActor};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+use xxhash_rust::xxh3::xxh3_64;
+
+type Build<'a, S> = &'a (dyn Fn() -> Result<S> + Sync);
+type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R> + Sync);
+
+/// A result of a task, or the text of a failure that is too long for the log.
+pub(super) type Kept<R> = (usize, std::result::Result<R, String>);
+
+/// Samples, dealt to tasks, with the functions that are called with them.
+pub(super) struct Samples<'a, P, S, R> {
+    pub(super) parameters: &'a [P],
+    pub(super) deal: Deal,
+    /// The number of the first task, of those that the ledger has.
+    pub(super) first: usize,
+    pub(super) do_build: Build<'a, S>,
+    pub(super) do_execute: Execute<'a, P, S, R>,
+    /// Where results go that stay in this process.
+    pub(super) here: Option<Sender<Kept<R>>>,
+}
+
+/// The columns of a task's row: the place of its result.
+pub(super) fn columns() -> [Column; 1] {
+    [Column::new("place", Scalar::U64, 3)]
+}
+
+impl<'a, P, S, R: Serialize + DeserializeOwned> Work for Samples<'a, P, S, R> {
+    type State = ParallelActor<S, Execute<'a, P, S, R>>;
+
+    fn build(&self) -> Result<Self::State> {
+        ParallelActor::new(self.do_build, self.do_execute)
+    }
+
+    fn run(&self, actor: &mut Self::State, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String> {
+        let number = self.first + task.number;
+        let result = actor.execute(&self.parameters[self.deal.samples(number)]);
+        let result = result.map_err(|error| format!("do_execute returned an error: {error}"))?;
+        let written = caught(|| match &self.here {
+            None => write(out.row, out.payloads.pack(&result)?),
+            Some(here) => {
+                let _ = here.send((number, Ok(carried(result)?)));
+                Ok(())
+            }
+        });
+        told("writing its result, or reading it back,", written)
+    }
+
+    fn digest(&self, task: usize) -> u64 {
+        xxh3_64(&(self.first + task).to_ne_bytes())
+    }
+
+    fn digest_of_all(&self) -> u64 {
+        self.deal.digest
+    }
+
+    fn keep(&self, _cause: Cause, text: &str, out: &mut Out<'_>) {
+        if text.len() <= LONGEST {
+            return;
+        }
+        // Without room the log has the begin.
+        match &self.here {
+            None => drop(out.payloads.put(text.as_bytes()).and_then(|place| write(out.row, place))),
+            Some(here) => drop(here.send((self.first + out.task, Err(text.to_owned())))),
+        }
+    }
+}
+
+/// Writes the place of a result, or of a text, into a row.
+fn write(row: &mut [u8], place: Place) -> Result<()> {
+    row.copy_from_slice(bytemuck::bytes_of(&place));
+    Ok(())
+}
+
+/// What a user's function has returned, or how it has failed, in words.
+fn told<T>(name: &str, called: std::result::Result<Result<T>, String>) -> std::result::Result<T, String> {
+    match called {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(format!("{name} returned an error: {error}")),
+        Err(text) => Err(format!("{name} panicked: {text}")),
+    }
+}
+
+/// Where the results of tasks are.
+pub(super) enum Results<R> {
+    Packed(Left),
+    Here(HashMap<usize, std::result::Result<R, String>>),
+}
+
+impl<R: DeserializeOwned> Results<R> {
+    /// Returns the outcomes of all tasks of a ledger that were run, by number; `first` is the number of its first.
+    pub(super) fn outcomes(mut self, ledger: &Ledger, first: usize) -> Result<Vec<(usize, Outcome<R>)>> {
+        let mut outcomes = Vec::new();
+        for task in 0..ledger.tasks() {
+            let outcome = match ledger.state(task) {
+                State::Done => Ok(()),
+                State::Failed(Cause::NotReached) | State::Free | State::Owned { .. } => continue,
+                State::Failed(cause) => Err(cause),
+            };
+            if !ledger.is_sound(task) {
+                return Err(Error::Corrupt { what: "a row of scattered results" });
+            }
+            let place = ledger.row(task).map(bytemuck::pod_read_unaligned).unwrap_or_default();
+            let outcome = match outcome {
+                Ok(()) => self.result(first + task, place)?,
+                Err(cause) => {
+                    let text = self.text(first + task, place)?.unwrap_or_else(|| ledger.text(task));
+                    Err(if cause == Cause::Panicked { format!("do_execute panicked: {text}") } else { text })
+                }
+            };
+            let worker = ledger.record(task).facts().worker as usize;
+            outcomes.push((first + task, outcome.map_err(|text| Failure { worker, text })));
+        }
+        Ok(outcomes)
+    }
+
+    /// A task's result; that it could be written does not say that it can be read.
+    fn result(&mut self, task: usize, place: Place) -> Result<std::result::Result<R, String>> {
+        match self {
+            Results::Here(kept) => kept.remove(&task).ok_or(Error::Corrupt { what: "the result of a task" }),
+            Results::Packed(left) => match caught(|| left.unpack(place)) {
+                Ok(Err(corrupt @ Error::Corrupt { .. })) => Err(corrupt),
+                read => Ok(told("reading its result", read)),
+            },
+        }
+    }
+
+    /// The text of a failed task, if it is too long for the log.
+    fn text(&mut self, task: usize, place: Place) -> Result<Option<String>> {
+        Ok(match self {
+            Results::Here(kept) => kept.remove(&task).and_then(std::result::Result::err),
+            Results::Packed(left) if place[2] > 0 => {
+                Some(String::from_utf8_lossy(left.read(place)?).into_owned())
+            }
+            Results::Packed(_) => None,
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! Where workers run, decided once: by the back end, the environment and what was asked for.
+
+use crate::channel::recovery::MAX_RANKS;
+use crate::channel::source::MOST;
+use crate::error::{Error, Result};
+use crate::os::launcher::Launcher;
+use crate::os::topology;
+use crate::work::backend::Backend;
+
+/// Where workers run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// The calling thread.
+    Serial,
+    /// Threads of this process.
+    Threads,
+    /// Slots of a crew.
+    Forked,
+    /// Slots of the crews that the processes of a job fork.
+    Job(Launcher),
+}
+
+impl Placement {
+    /// Decides for a back end.
+    pub(crate) fn of(backend: Backend, operation: &'static str) -> Result<Placement> {
+        let job = backend.job(operation)?;
+        Ok(match backend {
+            _ if let Some(job) = job => Placement::Job(job),
+            Backend::Serial => Placement::Serial,
+            Backend::Threads => Placement::Threads,
+            Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => Placement::Forked,
+        })
+    }
+
+    /// Decides how many workers this process has for so many tasks.
+    pub(crate) fn workers(
+        self,
+        operation: &'static str,
+        wanted: Option<usize>,
+        tasks: usize,
+    ) -> Result<usize> {
+        if let Placement::Job(job) = self {
+            return workers_of_job(operation, job, wanted, tasks);
+        }
+        let wanted = ranks(operation, wanted)?;
+        if wanted == 0 || wanted > MAX_RANKS {
+            let problem = format!("{wanted} workers; a {operation} has 1 to {MAX_RANKS}");
+            return Err(Error::option(operation, problem));
+        }
+        Ok(if self == Placement::Serial { 1 } else { wanted.min(tasks).max(1) })
+    }
+}
+
+/// How many workers each process of a job has.
+fn workers_of_job(
+    operation: &'static str,
+    job: Launcher,
+    wanted: Option<usize>,
+    tasks: usize,
+) -> Result<usize> {
+    if tasks > MOST {
+        let problem = format!("{tasks} rows; over several nodes {MOST} are the most");
+        return Err(Error::option(operation, problem));
+    }
+    match requested(operation, wanted)? {
+        Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => Ok(workers / job.size),
+        Some(workers) => {
+            let problem = format!(
+                "{workers} workers on {} processes: ask for a multiple, or start one process a node and ask for none",
+                job.size
+            );
+            Err(Error::option(operation, problem))
+        }
+        None => Ok((topology::cpus() / job.local.unwrap_or(1)).max(1)),
+    }
+}
+
+/// Returns how many ranks there shall be: as asked for, as the environment says, or one per available processor.
+pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
+    Ok(requested(operation, ranks)?.unwrap_or_else(topology::cpus))
+}
+
+/// Returns how many ranks were asked for, by the program or the environment.
+pub(crate) fn requested(operation: &'static str, ranks: Option<usize>) -> Result<Option<usize>> {
+    let (None, Ok(text)) = (ranks, std::env::var("PHALANX_RANKS")) else { return Ok(ranks) };
+    let number = text.trim().parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
+    let problem = || format!("PHALANX_RANKS is {text:?}; it must be a number of ranks, 1 to {MAX_RANKS}");
+    number.map_or_else(|| Err(Error::option(operation, problem())), |number| Ok(Some(number)))
+}

@@ -1,0 +1,105 @@
+//! Rows of parameters, and the model that is evaluated at each.
+
+use crate::comm::seed::seed;
+use crate::error::Result;
+use crate::work::executor::{Dealing, Out, Task, Work};
+use ndarray::ArrayView2;
+use std::borrow::Cow;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// One row of parameters, as the model sees it.
+///
+/// ```
+/// let row = phalanx::Row { index: 3, values: &[35.0, 60.0], attempt: 0, seed: phalanx::seed(0, 3) };
+/// assert_eq!(row.values[1], 60.0);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its number in the table.
+    pub index: usize,
+    /// Its parameters.
+    pub values: &'a [f64],
+    /// How many workers have died on it.
+    pub attempt: u32,
+    /// A number for its random numbers to start from, which no other row has: [`seed`](crate::seed())`(sweep.seed, index)`.
+    /// The same on every back end, for every number of workers, and at every attempt.
+    pub seed: u64,
+}
+
+/// Why a model has no answer for a row: the row becomes NaN, with this text.
+///
+/// ```
+/// use phalanx::Reason;
+/// assert_eq!(Reason::from("too salty"), Reason::from(String::from("too salty")));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Reason {
+        Reason(text.to_owned())
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Reason {
+        Reason(text)
+    }
+}
+
+/// A model with its rows.
+pub(super) struct Rows<'a, B, M> {
+    /// In standard layout.
+    pub(super) parameters: ArrayView2<'a, f64>,
+    pub(super) outputs: usize,
+    pub(super) dealing: Dealing,
+    pub(super) seed: u64,
+    pub(super) build: &'a B,
+    pub(super) model: &'a M,
+}
+
+impl<B, M> Rows<'_, B, M> {
+    fn values(&self, row: usize) -> &[f64] {
+        let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
+        &all[row * columns..(row + 1) * columns]
+    }
+}
+
+impl<S, B, M> Work for Rows<'_, B, M>
+where
+    B: Fn() -> Result<S>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+{
+    type State = S;
+
+    fn build(&self) -> Result<S> {
+        (self.build)()
+    }
+
+    fn run(&self, state: &mut S, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String> {
+        let (index, attempt) = (task.number, task.attempt);
+        let row = Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) };
+        (self.model)(state, &row, bytemuck::cast_slice_mut(out.row)).map_err(|Reason(text)| text)
+    }
+
+    fn digest(&self, row: usize) -> u64 {
+        xxh3_64(bytemuck::cast_slice(&canonical(self.values(row))))
+    }
+
+    fn digest_of_all(&self) -> u64 {
+        let mut digest = Xxh3::with_seed(self.seed);
+        let [rows, outputs] = [self.parameters.nrows() as u64, self.outputs as u64];
+        digest.update(bytemuck::bytes_of(&[rows, outputs, self.dealing as u64]));
+        let rows = 0..self.parameters.nrows();
+        rows.for_each(|row| digest.update(bytemuck::cast_slice(&canonical(self.values(row)))));
+        digest.digest()
+    }
+}
+
+/// The numbers, with one NaN for all: ranks that compute the same table may differ in the bits of a NaN.
+fn canonical(numbers: &[f64]) -> Cow<'_, [f64]> {
+    if numbers.iter().any(|number| number.is_nan()) {
+        return numbers.iter().map(|&number| if number.is_nan() { f64::NAN } else { number }).collect();
+    }
+    numbers.into()
+}
