@@ -1,12 +1,12 @@
 //! The source of tasks: which tasks of a ledger workers shall look at next, and what each worker does.
 //!
 //! Tasks come in stretches of consecutive numbers: a fixed range from the start, what a producer appends while workers run,
-//! or what the coordinator of several nodes grants to this one. Two stretches may be open at a time; a stretch that
-//! continues the last one is joined to it. Workers take parts from the front.
+//! or what the coordinator of several nodes grants to this one. Two stretches may be open at a time; a further one must
+//! continue one of them, which then grows. Workers take parts from the front.
 //!
 //! ```text
 //! worker, dynamic                                  producer
-//! [T1] note the part in the worker's own words     [P1] grow the last stretch, or fill an empty one (release)
+//! [T1] note the part in the worker's own words     [P1] fill an empty stretch, or let one grow (release)
 //! [T2] CAS stretch: first += part                  [P2] tell the eventcount
 //! [T3] for each task of the part:                  [P3] close: nothing more is granted; tell
 //!      note it, claim it (ledger), run, commit
@@ -116,20 +116,19 @@ impl Words {
 
     /// [P1], [P2]: lets workers take these tasks. False if both stretches are still open and it continues neither.
     pub(crate) fn grant(&self, tasks: &Range<usize>) -> bool {
+        let fill = |word: &AtomicU64| {
+            let open = word.load(Ordering::Relaxed);
+            unpack(open).is_empty()
+                && word.compare_exchange(open, pack(tasks), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
         let grow = |word: &AtomicU64| {
             word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |word| {
                 let open = unpack(word);
-                let fits = open.is_empty() || open.end == tasks.start;
-                fits.then(|| pack(&(if open.is_empty() { tasks.start } else { open.start }..tasks.end)))
+                (open.end == tasks.start).then(|| pack(&(open.start..tasks.end)))
             })
         };
-        // The one that it continues comes first: a stretch that is empty now may be filled beside it.
-        let continues = |word: &&AtomicU64| {
-            let open = unpack(word.load(Ordering::Relaxed));
-            !open.is_empty() && open.end == tasks.start
-        };
-        let granted = self.stretches.iter().find(continues).is_some_and(|word| grow(word).is_ok())
-            || self.stretches.iter().any(|word| grow(word).is_ok());
+        // Nobody but this producer fills one that is empty.
+        let granted = self.stretches.iter().any(fill) || self.stretches.iter().any(|word| grow(word).is_ok());
         point(Site::Granted);
         self.news().tell();
         granted
@@ -436,7 +435,7 @@ mod tests {
     fn nothing_is_said_only_when_it_is_closed() {
         let source = Source::new(2).unwrap();
         assert_eq!(source.take(0, all), Next::Later);
-        assert!(source.grant(0..3) && source.grant(7..9));
+        assert!(source.grant(0..3) && source.is_hungry() && source.grant(7..9));
         assert!(!source.is_hungry() && !source.grant(20..21));
         assert!(source.grant(9..10), "it continues the last one");
         source.close();
