@@ -21,7 +21,7 @@ use crate::channel::call::Signature;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -34,36 +34,42 @@ const SLOTS: u32 = if cfg!(loom) { 2 } else { 32 };
 /// Bytes that travel in the slot itself.
 pub(crate) const SMALL: usize = 24;
 
-/// One frame and its stamp: a cache line.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(64))]
-pub(crate) struct Slot {
-    stamp: AtomicU32,
-    kind: AtomicU32,
-    /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
-    words: [AtomicU64; 4],
-    small: [AtomicU64; SMALL / 8],
+shared! {
+    /// One frame and its stamp: a cache line.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(64))]
+    pub(crate) struct Slot {
+        stamp: AtomicU32,
+        kind: AtomicU32,
+        /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
+        words: [AtomicU64; 4],
+        small: [AtomicU64; SMALL / 8],
+    }
 }
 
-/// The words of one ring.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct RingWords {
-    /// Positions below are free for the writer. Written by the reader.
-    head: AtomicU32,
-    /// Is the writer asleep on `head`? Written by the writer.
-    writer_sleeps: AtomicU32,
-    /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
-    reader_sleeps: Padded,
-    slots: [Slot; SLOTS as usize],
+shared! {
+    /// The words of one ring.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct RingWords {
+        /// Positions below are free for the writer. Written by the reader.
+        head: AtomicU32,
+        /// Is the writer asleep on `head`? Written by the writer.
+        writer_sleeps: AtomicU32,
+        /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
+        reader_sleeps: Padded,
+        slots: [Slot; SLOTS as usize],
+    }
 }
 
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-struct Padded(AtomicU32);
+shared! {
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    struct Padded {
+        word: AtomicU32,
+    }
+}
 
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for RingWords {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 64 && size_of::<RingWords>() == 256 + 64 * SLOTS as usize);
 
@@ -97,7 +103,7 @@ impl RingWords {
     pub(super) fn prepare(&self, first: u32) {
         self.head.store(first, Ordering::Relaxed);
         self.writer_sleeps.store(0, Ordering::Relaxed);
-        self.reader_sleeps.0.store(0, Ordering::Relaxed);
+        self.reader_sleeps.word.store(0, Ordering::Relaxed);
         for ahead in 0..SLOTS {
             let q = first.wrapping_add(ahead);
             self.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);
@@ -109,7 +115,7 @@ impl RingWords {
     }
 
     fn stamp(&self, q: u32) -> Meeting<'_> {
-        Meeting { word: &self.slot(q).stamp, sleepers: &self.reader_sleeps.0 }
+        Meeting { word: &self.slot(q).stamp, sleepers: &self.reader_sleeps.word }
     }
 
     fn head(&self) -> Meeting<'_> {

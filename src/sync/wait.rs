@@ -59,6 +59,11 @@ pub(crate) fn is_of(revoked: u32, epoch: u32) -> bool {
     revoked >> CULPRIT == clean(epoch) >> CULPRIT
 }
 
+/// The number of the epoch of this revoked word, modulo 2^21.
+pub(crate) fn epoch_of(revoked: u32) -> u32 {
+    revoked >> CULPRIT
+}
+
 /// The rank that failed first in the epoch of this revoked word, if one has.
 pub(crate) fn culprit(revoked: u32) -> Option<usize> {
     (revoked as usize & ((1 << CULPRIT) - 1)).checked_sub(1)

@@ -12,7 +12,7 @@ impl<'w> Shm<'w> {
     fn ring(&self, owner: usize, writer: usize, peer: usize) -> End<'w> {
         let (world, member) = (self.window.world(), self.window.member());
         let at = member.ring_at(self.window.shares()[owner].base, writer);
-        let guard = world.guard(self.window.ranks()[peer], self.window.epoch());
+        let guard = world.slots.guard(self.window.ranks()[peer], self.window.epoch());
         End::new(world.segment(), at, &member.ring, guard, self.window.pace(), world.plan.first_sequence)
     }
 

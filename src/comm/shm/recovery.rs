@@ -77,13 +77,13 @@ impl Shm<'_> {
             Outcome::Unstarted(rank) => {
                 let text = format!(
                     "rank {rank} could not be forked again: {}",
-                    world.last_words(rank.min(world.ranks() - 1))
+                    world.slots.last_words(rank.min(world.ranks() - 1))
                 );
                 return Err(Error::Start { text });
             }
         }
         if wish != Wish::Agree {
-            world.reach(rank, decision.epoch);
+            world.slots.slot(rank).reach(decision.epoch);
             self.window = Window::of_world(world, rank, decision.epoch, decision.members)?;
             self.writers = (0..self.window.size()).map(|_| None).collect();
             self.readers = (0..self.window.size()).map(|_| None).collect();

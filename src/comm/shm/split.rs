@@ -1,10 +1,11 @@
 //! Communicators split off another: their words lie in the members' heaps.
 
 use crate::channel::call::Call;
+use crate::channel::group::{Member, Share};
 use crate::channel::line::Line;
 use crate::channel::ring::prepare;
 use crate::channel::window::Window;
-use crate::channel::world::{Member, Share};
+
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
 use crate::error::Result;

@@ -5,7 +5,7 @@
 //! its successor runs the unfinished task again.
 
 use crate::channel::ledger::{Claim, Ledger, State};
-use crate::channel::world::{Plan, World};
+use crate::channel::slots::{Plan, Slots};
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
 use crate::shm::arena::{Block, Fill};
@@ -28,7 +28,7 @@ const ROW: usize = 4;
 /// A crew at work on tasks. Dropping it ends its processes.
 pub(crate) struct FanOut {
     crew: Crew,
-    world: World,
+    world: Slots,
     ledger: Ledger,
 }
 
@@ -40,7 +40,8 @@ impl FanOut {
         heap: Option<usize>,
         allow_threads: bool,
     ) -> Result<Box<FanOut>> {
-        let world = World::new(Plan { ranks: workers, heap, ..Plan::default() })?;
+        let world =
+            Slots::new(Plan { ranks: workers, heap: heap.map(|heap| heap.max(1)), ..Plan::default() })?;
         let ledger = Ledger::new(work.deal.tasks, ROW, workers)?;
         let body = |slot: usize, _: Option<&mut ()>| {
             Slot { world: &world, ledger: &ledger, slot, shelf: None }.work(work)
@@ -116,7 +117,7 @@ impl FanOut {
 
 /// A worker's process.
 struct Slot<'a> {
-    world: &'a World,
+    world: &'a Slots,
     ledger: &'a Ledger,
     slot: usize,
     /// Where its next result goes, and how far that is used.
@@ -148,7 +149,7 @@ impl Slot<'_> {
                 self.finish(claim, outcome, &worker)?;
             }
         }
-        let (first, rest) = match work.one_each(self.world.ranks()) {
+        let (first, rest) = match work.one_each(self.world.count()) {
             true => (None, slot..slot + 1),
             false => (Some(ledger), 0..ledger.tasks),
         };

@@ -8,7 +8,7 @@ mod worker;
 use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::{Ledger, canonical};
 use crate::channel::recovery::MAX_RANKS;
-use crate::channel::world::{Plan, World};
+use crate::channel::slots::{Plan, Slots};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::os::process;
@@ -265,7 +265,7 @@ impl Sweep<'_> {
         let _frozen = if told { Some(process::freeze()?) } else { None };
         let build: &dyn Fn() -> Result<S> = work.build;
         loop {
-            let world = World::new(plan)?;
+            let world = Slots::new(plan)?;
             let body = |slot: usize, inherited: Option<&mut S>| {
                 let replacing = world.slot(slot).generation() > 1;
                 let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
