@@ -1,7 +1,7 @@
 //! Blame: which error a failure of a slot is, to its peers and to the caller, and what a slot is known to do.
 
 use crate::channel::call::operation;
-use crate::channel::line::Line;
+use crate::channel::group::Board;
 use crate::channel::slot::Status;
 use crate::channel::slots::Slots;
 use crate::error::{Death, Error, Place, RankState};
@@ -16,8 +16,8 @@ const TELLING: Duration = Duration::from_millis(50);
 const RECORDING: Duration = Duration::from_millis(5);
 
 impl Slots {
-    /// Returns what `rank` is known to do; its last call in the communicator in which its [`Line`] lies at `line`.
-    pub(crate) fn state(&self, rank: usize, line: Option<usize>) -> RankState {
+    /// Returns what `rank` is known to do; its last call in the communicator in which its [`Board`] lies at `board`.
+    pub(crate) fn state(&self, rank: usize, board: Option<usize>) -> RankState {
         let (slot, number) = (self.slot(rank), self.number(rank));
         let pid = slot.pid();
         let state = match slot.alive.load(Ordering::Acquire) {
@@ -27,7 +27,7 @@ impl Slots {
             alive if wait::is_gone(alive) => "dead",
             _ => process::state(pid),
         };
-        let latest = line.map(|line| self.segment().place::<Line>(line).latest());
+        let latest = board.map(|board| self.segment().place::<Board>(board).line.latest());
         let (sequence, signature, line) = latest.unwrap_or_default();
         RankState { rank: number, pid, state, operation: operation(signature), sequence, line }
     }
@@ -35,7 +35,7 @@ impl Slots {
     /// As [`Slots::state`], in the communicator of all ranks of the epoch that is now.
     fn state_now(&self, rank: usize) -> RankState {
         let epoch = self.epoch();
-        self.state(rank, self.calls.map(|lines| lines.at(rank, epoch)))
+        self.state(rank, self.calls.map(|boards| boards.at(rank, epoch)))
     }
 
     /// Returns what all ranks are known to do.

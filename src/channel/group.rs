@@ -1,45 +1,77 @@
-//! The words of a communicator: where each member's line, cells and rings lie in the segment.
+//! The words of a communicator: where each member's board, cells and rings lie in the segment.
 //!
 //! The world's own communicator has its words twice, the halves, used by parity of the epoch (recovery.rs):
 //!
 //! ```text
-//! page         Line    x ranks x 2     a page each; the halves one after the other
-//! page         Member  x ranks x 2     likewise: rings | cells
+//! page         Board   x ranks x 2     a page each; the halves one after the other
+//! page         Member  x ranks x 2     the cells of each rank; likewise
+//! page         room    x ranks x 2     a place for a ring to each peer; likewise
 //! ```
 //!
-//! A communicator that was split off has all lines in a block of its first member's heap, and each member's rings and
-//! cells in a block of that member's own.
+//! A communicator that was split off has all boards in a block of its first member's heap, and each member's cells in a
+//! block of that member's own. Its rings are blocks of their writers' heaps (rings.rs), so it takes address space in
+//! proportion to its members and the pairs that send, not to all pairs.
 
+use crate::channel::directory::Directory;
 use crate::channel::line::Line;
 use crate::channel::ring;
 use crate::os::mapping::PAGE;
+use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 
-/// Where one rank's words of a communicator lie in the segment. Lines have pages of their own, one after the other: a rank
-/// that reads those of all others maps few page tables.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Share {
-    /// Its [`Line`]: two marks and the sleepers (window.rs).
-    pub(crate) line: usize,
-    /// Its [`Member`].
-    pub(crate) base: usize,
+shared! {
+    /// The page of one member: what it tells its peers, and the rings that they publish to it. Boards lie one after the
+    /// other: a rank that reads those of all others maps few page tables.
+    #[repr(align(4096))]
+    pub(crate) struct Board {
+        /// Two marks and the sleepers (window.rs).
+        pub(crate) line: Line,
+        pub(crate) directory: Directory,
+    }
+}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Board>() == PAGE);
+
+impl Board {
+    /// Readies a board for exchanges from number `first` on.
+    pub(crate) fn prepare(&self, first: u32) {
+        self.line.prepare(first);
+        self.directory.prepare();
+    }
 }
 
-/// How the rings and cells of one rank's share of a communicator are laid out. What nobody uses has no memory.
+/// Where one rank's words of a communicator lie in the segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// Its [`Board`].
+    pub(crate) board: usize,
+    /// Its cells: see [`Member`].
+    pub(crate) cells: usize,
+    /// Its rings to its peers, one after the other; `None` if they lie in its heap.
+    pub(crate) room: Option<usize>,
+}
+
+impl Share {
+    pub(crate) fn line<'s>(&self, segment: &'s Segment) -> &'s Line {
+        &segment.place::<Board>(self.board).line
+    }
+
+    pub(crate) fn directory<'s>(&self, segment: &'s Segment) -> &'s Directory {
+        &segment.place::<Board>(self.board).directory
+    }
+}
+
+/// How long the cells and rings of one member of a communicator are. What nobody uses has no memory.
 ///
 /// ```text
-/// 0        rings x size     one per sender, read by the owner (ring.rs)
-/// page     2 cells          staging, by parity of the exchange: written by the owner, read by all
+/// 0            cell x 2        staging, by parity of the exchange: written by the owner, read by all
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
-    ring_len: usize,
-    pub(crate) ring: ring::Layout,
-    cells: usize,
     /// Bytes of a cell.
     pub(crate) cell: usize,
-    /// Bytes in all.
-    pub(crate) len: usize,
+    /// A ring.
+    pub(crate) ring: ring::Layout,
 }
 
 impl Member {
@@ -54,32 +86,29 @@ impl Member {
         } else {
             16 << 10
         });
-        let mut carver = Carver::default();
-        carver.take(ring.len * size, PAGE);
-        let cells = carver.take(2 * cell, PAGE);
-        Member { ring_len: ring.len, ring, cells, cell, len: carver.end() }
+        Member { cell, ring }
     }
 
-    /// The ring that `sender` writes, in the member at `base`.
-    pub(crate) fn ring_at(&self, base: usize, sender: usize) -> usize {
-        base + sender * self.ring_len
+    /// Returns how many bytes the cells take.
+    pub(crate) fn cells(&self) -> usize {
+        2 * self.cell
     }
 
-    /// The cell of the member at `base` for exchanges of this parity.
-    pub(crate) fn cell_at(&self, base: usize, parity: u32) -> usize {
-        base + self.cells + (parity & 1) as usize * self.cell
+    /// The cell, of those that begin at `cells`, for exchanges of this parity.
+    pub(crate) fn cell_at(&self, cells: usize, parity: u32) -> usize {
+        cells + (parity & 1) as usize * self.cell
     }
 }
 
-/// Where the lines of the world's own communicator lie.
+/// Where the boards of the world's own communicator lie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lines {
+pub(crate) struct Boards {
     start: usize,
     ranks: usize,
 }
 
-impl Lines {
-    /// Returns the place of a rank's line in this epoch.
+impl Boards {
+    /// Returns the place of a rank's board in this epoch.
     pub(crate) fn at(&self, rank: usize, epoch: u32) -> usize {
         self.start + half(self.ranks, rank, epoch) * PAGE
     }
@@ -93,8 +122,9 @@ fn half(ranks: usize, rank: usize, epoch: u32) -> usize {
 /// The world's own communicator: both halves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Halves {
-    pub(crate) lines: Lines,
-    members: usize,
+    pub(crate) boards: Boards,
+    cells: usize,
+    rooms: usize,
     pub(crate) member: Member,
 }
 
@@ -102,29 +132,38 @@ impl Halves {
     /// Takes the room of `ranks` ranks.
     pub(crate) fn carve(carver: &mut Carver, ranks: usize) -> Halves {
         let member = Member::new(ranks);
-        let lines = Lines { start: carver.take(2 * PAGE * ranks, PAGE), ranks };
-        Halves { lines, members: carver.take(2 * member.len * ranks, PAGE), member }
+        let boards = Boards { start: carver.take(2 * PAGE * ranks, PAGE), ranks };
+        let cells = carver.take(2 * member.cells() * ranks, PAGE);
+        let rooms = carver.take(2 * (ranks - 1) * member.ring.len * ranks, PAGE);
+        Halves { boards, cells, rooms, member }
+    }
+
+    /// Bytes of a rank's room.
+    fn room(&self) -> usize {
+        (self.boards.ranks - 1) * self.member.ring.len
     }
 
     /// Returns where the rank's share lies in this epoch.
     pub(crate) fn share_at(&self, rank: usize, epoch: u32) -> Share {
-        let index = half(self.lines.ranks, rank, epoch);
-        Share { line: self.lines.at(rank, epoch), base: self.members + index * self.member.len }
+        let index = half(self.boards.ranks, rank, epoch);
+        Share {
+            board: self.boards.at(rank, epoch),
+            cells: self.cells + index * self.member.cells(),
+            room: Some(self.rooms + index * self.room()),
+        }
     }
 
-    /// Readies the half of an epoch of these ranks, whose counters begin at `first`. Lines are backed by memory before
-    /// anyone depends on them.
+    /// Readies the half of an epoch of these ranks, whose counters begin at `first`. Boards are backed by memory before
+    /// anyone depends on them. Whoever makes a ring readies it: memory that the kernel does not take back does no harm.
     pub(crate) fn ready(&self, segment: &Segment, epoch: u32, ranks: &[usize], first: u32) {
         for &rank in ranks {
-            let Share { line, base } = self.share_at(rank, epoch);
-            let zero = |at, len| epoch < 2 || segment.zero(at, len);
-            let fresh = zero(base, self.member.len) & zero(line, PAGE);
-            segment.place::<Line>(line).prepare(first);
-            if first != 0 || !fresh {
-                // Numbered as in the epoch's communicator.
-                let rings = (0..ranks.len()).map(|sender| self.member.ring_at(base, sender));
-                rings.for_each(|at| ring::prepare(segment, at, first));
+            let Share { board, cells, room } = self.share_at(rank, epoch);
+            if epoch >= 2 {
+                segment.zero(board, PAGE);
+                segment.zero(cells, self.member.cells());
+                room.into_iter().for_each(|room| _ = segment.zero(room, self.room()));
             }
+            segment.place::<Board>(board).prepare(first);
         }
     }
 }

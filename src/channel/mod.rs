@@ -4,6 +4,7 @@
 mod blame;
 pub(crate) mod call;
 mod death;
+mod directory;
 pub(crate) mod group;
 pub(crate) mod ledger;
 pub(crate) mod line;
@@ -12,6 +13,7 @@ pub(crate) mod line;
 mod model;
 pub(crate) mod recovery;
 pub(crate) mod ring;
+pub(crate) mod rings;
 pub(crate) mod slot;
 pub(crate) mod slots;
 mod text;

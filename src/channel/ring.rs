@@ -18,9 +18,11 @@
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
 use crate::channel::call::Signature;
+use crate::channel::directory::Link;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
+use crate::shm::arena::Block;
 use crate::shm::element::shared;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::{Carver, Segment};
@@ -56,6 +58,8 @@ shared! {
         head: AtomicU32,
         /// Is the writer asleep on `head`? Written by the writer.
         writer_sleeps: AtomicU32,
+        /// Its place in the reader's directory.
+        pub(crate) link: Link,
         /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
         reader_sleeps: Padded,
         slots: [Slot; SLOTS as usize],
@@ -94,12 +98,8 @@ impl Layout {
     }
 }
 
-/// Readies the ring at `at` for positions from `first` on.
-pub(crate) fn prepare(segment: &Segment, at: usize, first: u32) {
-    segment.place::<RingWords>(at).prepare(first);
-}
-
 impl RingWords {
+    /// Readies the ring for positions from `first` on.
     pub(super) fn prepare(&self, first: u32) {
         self.head.store(first, Ordering::Relaxed);
         self.writer_sleeps.store(0, Ordering::Relaxed);
@@ -145,7 +145,7 @@ pub(crate) struct Frame {
     pub(crate) at: u64,
 }
 
-/// One end's fixed view of a ring.
+/// One end's fixed view of a ring, held.
 pub(crate) struct End<'w> {
     words: &'w RingWords,
     segment: &'w Segment,
@@ -155,19 +155,26 @@ pub(crate) struct End<'w> {
     pace: Pace,
     /// The next position to write or read.
     next: u32,
+    /// The hold on its memory, unless the world's layout has a place for it.
+    hold: Option<Block>,
 }
 
 impl<'w> End<'w> {
-    /// The ring at `at`; `guard` watches the other end's rank.
+    /// The ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
     pub(crate) fn new(
         segment: &'w Segment,
-        at: usize,
+        (at, hold): (usize, Option<Block>),
         layout: &Layout,
-        guard: Guard<'w>,
-        pace: Pace,
+        (guard, pace): (Guard<'w>, Pace),
         first: u32,
     ) -> End<'w> {
-        End::over(segment.place(at), (segment, at + layout.store, layout.room), guard, pace, first)
+        let store = (segment, at + layout.store, layout.room);
+        End { hold, ..End::over(segment.place(at), store, guard, pace, first) }
+    }
+
+    /// The writer keeps the ring to itself: nobody will read it.
+    pub(crate) fn keep(&self) {
+        self.hold.iter().for_each(|hold| hold.share(1));
     }
 
     /// The ring of these words, with a store at this place of this length.
@@ -178,7 +185,7 @@ impl<'w> End<'w> {
         pace: Pace,
         first: u32,
     ) -> End<'w> {
-        End { words, segment, store, room, guard, pace, next: first }
+        End { words, segment, store, room, guard, pace, next: first, hold: None }
     }
 
     #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]

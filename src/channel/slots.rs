@@ -11,7 +11,7 @@
 //! What a failure is called is in blame.rs.
 
 use crate::channel::death;
-use crate::channel::group::Lines;
+use crate::channel::group::Boards;
 use crate::channel::recovery::MAX_RANKS;
 use crate::channel::slot::{Slot, Status};
 use crate::channel::text::Text;
@@ -105,8 +105,8 @@ pub(crate) struct Slots {
     heaps: usize,
     /// Bytes of a heap.
     pub(super) heap: usize,
-    /// Of a world: where its ranks note their calls, for reports.
-    pub(super) calls: Option<Lines>,
+    /// Of a world: where its ranks say what they call, for reports.
+    pub(super) calls: Option<Boards>,
 }
 
 impl Slots {
@@ -132,7 +132,7 @@ impl Slots {
         plan: Plan,
         identity: Identity,
         words: usize,
-        calls: Option<Lines>,
+        calls: Option<Boards>,
         map: impl FnOnce(usize) -> Result<Segment>,
     ) -> Result<Slots> {
         let (count, deadline) = (plan.ranks, plan.deadline);

@@ -138,7 +138,7 @@ impl<'w> Window<'w> {
         serial: u64,
     ) -> Window<'w> {
         let group = world.group(epoch, ranks[0], serial);
-        let lines = shares.iter().map(|share| world.segment().place(share.line)).collect();
+        let lines = shares.iter().map(|share| share.line(world.segment())).collect();
         let guards = ranks.iter().map(|&rank| world.slots.guard(rank, epoch)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
@@ -175,7 +175,7 @@ impl<'w> Window<'w> {
         self.ranks
             .iter()
             .zip(&self.shares)
-            .map(|(&rank, share)| self.world.slots.state(rank, Some(share.line)))
+            .map(|(&rank, share)| self.world.slots.state(rank, Some(share.board)))
             .collect()
     }
 
@@ -233,7 +233,7 @@ impl<'w> Window<'w> {
 
     #[expect(clippy::expect_used, reason = "places and layout are fixed when the window is made")]
     fn cell_address(&self, member: usize, e: u32) -> core::ptr::NonNull<u8> {
-        let offset = self.member.cell_at(self.shares[member].base, e);
+        let offset = self.member.cell_at(self.shares[member].cells, e);
         self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
     }
 
@@ -448,7 +448,7 @@ impl<'w> Window<'w> {
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
         let late: Vec<usize> = (0..self.size()).filter(late).collect();
         late.into_iter()
-            .map(|peer| self.world.slots.state(self.ranks[peer], Some(self.shares[peer].line)))
+            .map(|peer| self.world.slots.state(self.ranks[peer], Some(self.shares[peer].board)))
             .collect()
     }
 

@@ -99,7 +99,7 @@ impl World {
         let halves = Halves::carve(&mut carver, plan.ranks);
         // A rank's result lies in its heap.
         let plan = Plan { heap: plan.heap.map(|heap| heap.max(1)), ..plan };
-        let slots = Slots::over(plan, identity, carver.end(), Some(halves.lines), map)?;
+        let slots = Slots::over(plan, identity, carver.end(), Some(halves.boards), map)?;
         let bell = if plan.recover { Some(Arc::new(Bell::new()?)) } else { None };
         Ok(World { slots, plan, halves, bell, verdict, petitions })
     }

@@ -140,6 +140,17 @@ impl Meeting<'_> {
     /// [1]-[3]: stores `value` and wakes whoever sleeps.
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
+        self.announce();
+    }
+
+    /// [1]-[3] for a word that counts, and that several add to.
+    pub(crate) fn add_one(&self) {
+        self.word.fetch_add(1, Ordering::Release);
+        self.announce();
+    }
+
+    /// [2], [3]
+    fn announce(&self) {
         light_fence();
         point(Site::Stored);
         if self.sleepers.load(Ordering::Relaxed) != 0 {

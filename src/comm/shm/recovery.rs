@@ -2,6 +2,7 @@
 
 use crate::channel::call::Call;
 use crate::channel::recovery::{Outcome, Wish};
+use crate::channel::rings::Rings;
 use crate::channel::window::{Offer, Window};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Mailbox;
@@ -85,8 +86,7 @@ impl Shm<'_> {
         if wish != Wish::Agree {
             world.slots.slot(rank).reach(decision.epoch);
             self.window = Window::of_world(world, rank, decision.epoch, decision.members)?;
-            self.writers = (0..self.window.size()).map(|_| None).collect();
-            self.readers = (0..self.window.size()).map(|_| None).collect();
+            self.rings = Rings::new(&self.window);
             self.mail = Mailbox::default();
             point(Site::Rebuilt);
         }
