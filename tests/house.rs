@@ -45,7 +45,11 @@ fn sources() -> BTreeMap<String, String> {
         text.split("#[cfg(all(test").next().unwrap().split("#[cfg(test)]\nmod").next().unwrap().to_owned()
     };
     // Models of a protocol, for the model checker only.
-    found.iter().map(|path| (name(path), code(path))).filter(|(name, _)| name != "channel/model.rs").collect()
+    found
+        .iter()
+        .map(|path| (name(path), code(path)))
+        .filter(|(name, _)| !name.starts_with("channel/model"))
+        .collect()
 }
 
 /// Lines without comments and doc examples.

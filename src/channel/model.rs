@@ -1,4 +1,4 @@
-//! Models for loom: the protocols of lines, rings and ledger in every order of their steps, with every value that the
+//! Models for loom: the protocols of lines, rings, directories and ledger in every order of their steps, with every value that the
 //! memory model lets a load return. `tools/loom` runs them.
 //!
 //! A rank is a thread. Unless said otherwise it does not spin, so that each wait that can sleep does; sleeps have no
@@ -11,6 +11,8 @@
 //! `models/*.pml`.
 //!
 //! `planted_*` are negative controls: the same models with one step out of order, which loom must report.
+
+mod directory;
 
 use crate::channel::ledger::{State, claim, publish, resume, state};
 use crate::channel::line::{Gate, Head, Line};

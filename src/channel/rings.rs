@@ -125,8 +125,8 @@ impl<'w> Rings<'w> {
         let place = directory.wait_for(of, wait, deadline, |place| self.link(place))?;
         Ok(place.and_then(|place| {
             let at = place as usize;
-            let hold = self.room.is_none().then(|| Block::join(self.segment, at, self.layout.len));
             point(Site::RingFound);
+            let hold = self.room.is_none().then(|| Block::join(self.segment, at, self.layout.len));
             let end = End::new(self.segment, (at, hold.transpose()?), &self.layout, wait, self.first);
             Ok(Reader::new(end))
         }))
