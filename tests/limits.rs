@@ -20,6 +20,8 @@ mod memory;
 mod places;
 #[path = "limits/processors.rs"]
 mod processors;
+#[path = "limits/rings.rs"]
+mod rings;
 mod support;
 
 use ndarray::{Array2, Ix1};
@@ -28,7 +30,8 @@ use phalanx::{Comm, Launch, Result, SharedArray, Sweep, create_parallel_manager}
 use support::{Case, launch};
 
 fn main() -> std::process::ExitCode {
-    let cases = [counts::CASES, memory::CASES, filters::CASES, processors::CASES, places::CASES];
+    let cases =
+        [counts::CASES, memory::CASES, filters::CASES, processors::CASES, places::CASES, rings::CASES];
     support::main(&cases.concat())
 }
 

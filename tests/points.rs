@@ -102,6 +102,11 @@ fn work(comm: &mut Comm<'_>, array: Option<&SharedArray<u32, Ix1>>, late: bool) 
     if let Some(mut half) = comm.split(Some(rank as u64 % 2), 0)? {
         pause();
         half.barrier()?;
+        let (rank, size) = (half.rank(), half.size());
+        half.send(&arr1(&[7u64]), (rank + 1) % size)?;
+        let mut seven = arr1(&[0u64]);
+        half.recv(&mut seven, (rank + size - 1) % size)?;
+        check(seven[0] == 7, "recv in a split")?;
     }
     Ok(())
 }

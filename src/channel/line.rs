@@ -1,11 +1,10 @@
 //! Flag lines: what each rank says to its peers in an exchange, and how they wait for it.
 //!
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
-#![expect(unsafe_code, reason = "declares its control words placeable")]
 
 use crate::channel::call::{Call, Signature};
 use crate::os::fault::{Site, point};
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::shm::kernel;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
@@ -16,32 +15,33 @@ pub(crate) const INLINE_WORDS: usize = 8;
 /// Bytes of payload that fit into a mark.
 pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
 
-/// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-struct Mark {
-    /// The number of the exchange this is for. Stored last.
-    sequence: AtomicU32,
-    /// The source line of the call, for reports.
-    line: AtomicU32,
-    /// signature (two words), len, place, target, room, digest
-    head: [AtomicU64; 7],
-    inline: [AtomicU64; INLINE_WORDS],
+shared! {
+    /// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    struct Mark {
+        /// The number of the exchange this is for. Stored last.
+        sequence: AtomicU32,
+        /// The source line of the call, for reports.
+        line: AtomicU32,
+        /// signature (two words), len, place, target, room, digest
+        head: [AtomicU64; 7],
+        inline: [AtomicU64; INLINE_WORDS],
+    }
 }
 
-/// One rank's words in a communicator. All but `sleepers` are written by the owner only.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct Line {
-    marks: [Mark; 2],
-    /// How many peers sleep on a mark of this line.
-    sleepers: AtomicU32,
-    /// The source line of the message for which the owner waits, and whether it sends or receives: for reports.
-    message: AtomicU64,
+shared! {
+    /// One rank's words in a communicator. All but `sleepers` are written by the owner only.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct Line {
+        marks: [Mark; 2],
+        /// How many peers sleep on a mark of this line.
+        sleepers: AtomicU32,
+        /// The source line of the message for which the owner waits, and whether it sends or receives: for reports.
+        message: AtomicU64,
+    }
 }
-
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Line {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Mark>() == 128 && size_of::<Line>() == 384);
 

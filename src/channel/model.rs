@@ -1,4 +1,5 @@
-//! Models for loom: the protocols of lines, rings, recovery and (tasks.rs) ledger, source and eventcount in every order of their steps, with every value that the
+//! Models for loom: the protocols of lines, rings, recovery, (directory.rs) directories and (tasks.rs) ledger, source and
+//! eventcount, in every order of their steps, with every value that the
 //! memory model lets a load return. `tools/loom` runs them.
 //!
 //! A rank is a thread. Unless said otherwise it does not spin, so that each wait that can sleep does; sleeps have no
@@ -11,6 +12,8 @@
 //! `models/*.pml`.
 //!
 //! `planted_*` are negative controls: the same models with one step out of order, which loom must report.
+
+mod directory;
 
 use crate::channel::line::{Gate, Head, Line};
 use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};

@@ -24,10 +24,9 @@
 //!
 //! *Handles of earlier epochs fail for ever*: the revoked word never again equals their `clean` value (until 2^21
 //! recoveries have passed).
-#![expect(unsafe_code, reason = "declares its control words placeable")]
 
 use crate::os::fault::{Site, point};
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
 use std::time::Instant;
@@ -94,48 +93,48 @@ impl Outcome {
     }
 }
 
-/// The zygote's last decision. All words are written by the zygote.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct Verdict {
-    /// How many decisions have been made. Stored last.
-    decided: AtomicU32,
-    /// How many ranks sleep on `decided`. Written by the ranks.
-    sleepers: AtomicU32,
-    outcome: AtomicU32,
-    /// The epoch that is now.
-    epoch: AtomicU32,
-    /// Agree: the values of all, and-ed.
-    value: AtomicU64,
-    /// The ranks of the epoch, a bit each.
-    members: Bits,
-    /// Agree: those who agreed.
-    agreed: Bits,
+shared! {
+    /// The zygote's last decision. All words are written by the zygote.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct Verdict {
+        /// How many decisions have been made. Stored last.
+        decided: AtomicU32,
+        /// How many ranks sleep on `decided`. Written by the ranks.
+        sleepers: AtomicU32,
+        outcome: AtomicU32,
+        /// The epoch that is now.
+        epoch: AtomicU32,
+        /// Agree: the values of all, and-ed.
+        value: AtomicU64,
+        /// The ranks of the epoch, a bit each.
+        members: Bits,
+        /// Agree: those who agreed.
+        agreed: Bits,
+    }
 }
 
-/// What a rank asks for. Written by the rank.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(64))]
-pub(crate) struct Petition {
-    /// The number of the decision it is for. Stored last.
-    number: AtomicU32,
-    /// What is asked for, by parity of the number: peers may still report the last one.
-    asks: [Asks; 2],
+shared! {
+    /// What a rank asks for. Written by the rank.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(64))]
+    pub(crate) struct Petition {
+        /// The number of the decision it is for. Stored last.
+        number: AtomicU32,
+        /// What is asked for, by parity of the number: peers may still report the last one.
+        asks: [Asks; 2],
+    }
 }
 
-#[cfg_attr(loom, derive(Default))]
-#[repr(C)]
-struct Asks {
-    wish: AtomicU32,
-    /// The source line of the call.
-    line: AtomicU32,
-    value: AtomicU64,
+shared! {
+    #[cfg_attr(loom, derive(Default))]
+    struct Asks {
+        wish: AtomicU32,
+        /// The source line of the call.
+        line: AtomicU32,
+        value: AtomicU64,
+    }
 }
-
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Verdict {}
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Petition {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Verdict>() == 384 && size_of::<Petition>() == 64);
 

@@ -18,10 +18,12 @@
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
 use crate::channel::call::Signature;
+use crate::channel::directory::Link;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
-use crate::shm::element::Shared;
+use crate::shm::arena::Block;
+use crate::shm::element::shared;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -34,36 +36,44 @@ const SLOTS: u32 = if cfg!(loom) { 2 } else { 32 };
 /// Bytes that travel in the slot itself.
 pub(crate) const SMALL: usize = 24;
 
-/// One frame and its stamp: a cache line.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(64))]
-pub(crate) struct Slot {
-    stamp: AtomicU32,
-    kind: AtomicU32,
-    /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
-    words: [AtomicU64; 4],
-    small: [AtomicU64; SMALL / 8],
+shared! {
+    /// One frame and its stamp: a cache line.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(64))]
+    pub(crate) struct Slot {
+        stamp: AtomicU32,
+        kind: AtomicU32,
+        /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
+        words: [AtomicU64; 4],
+        small: [AtomicU64; SMALL / 8],
+    }
 }
 
-/// The words of one ring.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct RingWords {
-    /// Positions below are free for the writer. Written by the reader.
-    head: AtomicU32,
-    /// Is the writer asleep on `head`? Written by the writer.
-    writer_sleeps: AtomicU32,
-    /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
-    reader_sleeps: Padded,
-    slots: [Slot; SLOTS as usize],
+shared! {
+    /// The words of one ring.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct RingWords {
+        /// Positions below are free for the writer. Written by the reader.
+        head: AtomicU32,
+        /// Is the writer asleep on `head`? Written by the writer.
+        writer_sleeps: AtomicU32,
+        /// Its place in the reader's directory.
+        pub(crate) link: Link,
+        /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
+        reader_sleeps: Padded,
+        slots: [Slot; SLOTS as usize],
+    }
 }
 
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-struct Padded(AtomicU32);
+shared! {
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    struct Padded {
+        word: AtomicU32,
+    }
+}
 
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for RingWords {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 64 && size_of::<RingWords>() == 256 + 64 * SLOTS as usize);
 
@@ -88,16 +98,12 @@ impl Layout {
     }
 }
 
-/// Readies the ring at `at` for positions from `first` on.
-pub(crate) fn prepare(segment: &Segment, at: usize, first: u32) {
-    segment.place::<RingWords>(at).prepare(first);
-}
-
 impl RingWords {
+    /// Readies the ring for positions from `first` on.
     pub(super) fn prepare(&self, first: u32) {
         self.head.store(first, Ordering::Relaxed);
         self.writer_sleeps.store(0, Ordering::Relaxed);
-        self.reader_sleeps.0.store(0, Ordering::Relaxed);
+        self.reader_sleeps.word.store(0, Ordering::Relaxed);
         for ahead in 0..SLOTS {
             let q = first.wrapping_add(ahead);
             self.slot(q).stamp.store(q.wrapping_add(1).wrapping_sub(SLOTS), Ordering::Relaxed);
@@ -109,7 +115,7 @@ impl RingWords {
     }
 
     fn stamp(&self, q: u32) -> Meeting<'_> {
-        Meeting { word: &self.slot(q).stamp, sleepers: &self.reader_sleeps.0 }
+        Meeting { word: &self.slot(q).stamp, sleepers: &self.reader_sleeps.word }
     }
 
     fn head(&self) -> Meeting<'_> {
@@ -139,7 +145,7 @@ pub(crate) struct Frame {
     pub(crate) at: u64,
 }
 
-/// One end's fixed view of a ring.
+/// One end's fixed view of a ring, held.
 pub(crate) struct End<'w> {
     words: &'w RingWords,
     segment: &'w Segment,
@@ -149,19 +155,26 @@ pub(crate) struct End<'w> {
     pace: Pace,
     /// The next position to write or read.
     next: u32,
+    /// The hold on its memory, unless the world's layout has a place for it.
+    hold: Option<Block>,
 }
 
 impl<'w> End<'w> {
-    /// The ring at `at`; `guard` watches the other end's rank.
+    /// The ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
     pub(crate) fn new(
         segment: &'w Segment,
-        at: usize,
+        (at, hold): (usize, Option<Block>),
         layout: &Layout,
-        guard: Guard<'w>,
-        pace: Pace,
+        (guard, pace): (Guard<'w>, Pace),
         first: u32,
     ) -> End<'w> {
-        End::over(segment.place(at), (segment, at + layout.store, layout.room), guard, pace, first)
+        let store = (segment, at + layout.store, layout.room);
+        End { hold, ..End::over(segment.place(at), store, guard, pace, first) }
+    }
+
+    /// The writer keeps the ring to itself: nobody will read it.
+    pub(crate) fn keep(&self) {
+        self.hold.iter().for_each(|hold| hold.share(1));
     }
 
     /// The ring of these words, with a store at this place of this length.
@@ -172,7 +185,7 @@ impl<'w> End<'w> {
         pace: Pace,
         first: u32,
     ) -> End<'w> {
-        End { words, segment, store, room, guard, pace, next: first }
+        End { words, segment, store, room, guard, pace, next: first, hold: None }
     }
 
     #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]

@@ -21,12 +21,11 @@
 //!
 //! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one: that note
 //! precedes the claim.
-#![expect(unsafe_code, reason = "declares its control words placeable")]
 
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::process::Bell;
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::eventcount::EventCount;
@@ -39,55 +38,59 @@ use std::sync::Arc;
 /// The most tasks that a source can deal out: their numbers travel in half a word.
 pub(crate) const MOST: usize = u32::MAX as usize;
 
-/// The words of a source, on lines of their own by who writes them.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct Words {
-    /// Stretches that nobody has taken: first << 32 | end. The producer fills an empty one or moves an end, workers move the
-    /// first; both by compare-exchange.
-    stretches: [AtomicU64; 2],
-    /// Not 0: nothing more will be granted. Written by the producer.
-    closed: Line,
-    /// Not 0: nothing more shall be begun. Written by whoever knows why.
-    halted: AtomicU32,
-    /// How many workers were given up.
-    given_up: AtomicU32,
-    /// The eventcount of workers that have nothing to do.
-    count: AtomicU32,
-    sleepers: AtomicU32,
-    /// Not 0: the producer sleeps, and wants its bell rung when another stretch can be granted. Written by the producer.
-    drowsy: AtomicU32,
+shared! {
+    /// The words of a source, on lines of their own by who writes them.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct Words {
+        /// Stretches that nobody has taken: first << 32 | end. The producer fills an empty one or moves an end, workers move the
+        /// first; both by compare-exchange.
+        stretches: [AtomicU64; 2],
+        /// Not 0: nothing more will be granted. Written by the producer.
+        closed: Line,
+        /// Not 0: nothing more shall be begun. Written by whoever knows why.
+        halted: AtomicU32,
+        /// How many workers were given up.
+        given_up: AtomicU32,
+        /// The eventcount of workers that have nothing to do.
+        count: AtomicU32,
+        sleepers: AtomicU32,
+        /// Not 0: the producer sleeps, and wants its bell rung when another stretch can be granted. Written by the producer.
+        drowsy: AtomicU32,
+    }
 }
 
-/// A word at the begin of a line.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-struct Line(AtomicU32);
-
-/// What one worker does, since when, and how much it has done. Written by its process; `given_up` by whoever gives it up.
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(128))]
-pub(crate) struct WorkerWords {
-    /// The task that it looked at last, the only one that it may own; before the first, the first of its part.
-    at: AtomicU64,
-    /// The end of its part.
-    end: AtomicU64,
-    /// When it began the task, in nanoseconds since 1970; 0: it is at none.
-    since: AtomicU64,
-    /// Tasks begun: claimed or taken over.
-    begun: AtomicU64,
-    /// Tasks finished, one way or another.
-    finished: AtomicU64,
-    /// Nanoseconds spent in tasks.
-    busy: AtomicU64,
-    /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was not.
-    given_up: AtomicU64,
+shared! {
+    /// A word at the begin of a line.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    struct Line {
+        word: AtomicU32,
+    }
 }
 
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Words {}
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for WorkerWords {}
+shared! {
+    /// What one worker does, since when, and how much it has done. Written by its process; `given_up` by whoever gives it up.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct WorkerWords {
+        /// The task that it looked at last, the only one that it may own; before the first, the first of its part.
+        at: AtomicU64,
+        /// The end of its part.
+        end: AtomicU64,
+        /// When it began the task, in nanoseconds since 1970; 0: it is at none.
+        since: AtomicU64,
+        /// Tasks begun: claimed or taken over.
+        begun: AtomicU64,
+        /// Tasks finished, one way or another.
+        finished: AtomicU64,
+        /// Nanoseconds spent in tasks.
+        busy: AtomicU64,
+        /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was not.
+        given_up: AtomicU64,
+    }
+}
+
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Words>() == 384 && size_of::<WorkerWords>() == 128);
 
@@ -137,7 +140,7 @@ impl Words {
     /// [T1], [T2]: takes a part of what is granted, as much as `chunk` makes of the number of tasks in the stretch.
     pub(crate) fn take(&self, worker: &WorkerWords, chunk: &impl Fn(usize) -> usize) -> Next {
         // Before the stretches: what was granted before it closed is seen. Acquire: pairs with the Release of `close`.
-        let closed = self.closed.0.load(Ordering::Acquire) != 0;
+        let closed = self.closed.word.load(Ordering::Acquire) != 0;
         for word in &self.stretches {
             let mut open = word.load(Ordering::Acquire);
             while let Range { start, end } = unpack(open)
@@ -165,14 +168,14 @@ impl Words {
 
     /// [P3]
     pub(crate) fn close(&self) {
-        self.closed.0.store(1, Ordering::Release);
+        self.closed.word.store(1, Ordering::Release);
         self.news().tell();
     }
 
     /// [P3] without the second half: for the model checker to find.
     #[cfg(all(loom, test))]
     pub(crate) fn close_untold(&self) {
-        self.closed.0.store(1, Ordering::Release);
+        self.closed.word.store(1, Ordering::Release);
     }
 
     /// Says whether nothing more shall be begun.
@@ -184,7 +187,7 @@ impl Words {
     pub(crate) fn wait(&self, known: u32) {
         let open = || self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty());
         let look = || {
-            let ended = self.closed.0.load(Ordering::Acquire) != 0 || self.is_halted();
+            let ended = self.closed.word.load(Ordering::Acquire) != 0 || self.is_halted();
             (ended || open() || self.given_up.load(Ordering::Acquire) != known).then_some(())
         };
         self.news().wait(Pace::ASLEEP, look);
@@ -352,7 +355,7 @@ impl Source {
     /// Says that more may be granted after all. Only when no process works.
     #[cfg(feature = "mpi")]
     pub(crate) fn reopen(&self) {
-        self.words().closed.0.store(0, Ordering::Release);
+        self.words().closed.word.store(0, Ordering::Release);
     }
 
     /// Ends the work: workers finish the task that they are at, and begin no other.

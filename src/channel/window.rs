@@ -22,8 +22,9 @@
 #![expect(unsafe_code, reason = "cells and exposed memory as slices, under the protocol above")]
 
 use crate::channel::call::{Call, Verb, describe};
+use crate::channel::group::{Member, Share};
 use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
-use crate::channel::world::{Member, Share, World};
+use crate::channel::world::World;
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::os::process;
@@ -108,7 +109,7 @@ struct RevokeOnUnwind<'w>(&'w World, u32, usize);
 
 impl Drop for RevokeOnUnwind<'_> {
     fn drop(&mut self) {
-        self.0.revoke_unwinding(self.1, self.2);
+        self.0.slots.revoke_unwinding(self.1, self.2);
     }
 }
 
@@ -137,8 +138,8 @@ impl<'w> Window<'w> {
         serial: u64,
     ) -> Window<'w> {
         let group = world.group(epoch, ranks[0], serial);
-        let lines = shares.iter().map(|share| world.segment().place(share.line)).collect();
-        let guards = ranks.iter().map(|&rank| world.guard(rank, epoch)).collect();
+        let lines = shares.iter().map(|share| share.line(world.segment())).collect();
+        let guards = ranks.iter().map(|&rank| world.slots.guard(rank, epoch)).collect();
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
         let (same, open, unclosed) = (true, false, false);
@@ -154,8 +155,8 @@ impl<'w> Window<'w> {
     /// Ends every call of its epoch, because of what this rank tells.
     pub(crate) fn revoke(&self, why: &str) {
         let rank = self.ranks[self.gate.me];
-        self.world.tell(rank, why);
-        self.world.revoke(self.epoch, rank);
+        self.world.slots.tell(rank, why);
+        self.world.slots.revoke(self.epoch, rank);
     }
 
     /// Ends every call of its epoch, because of this error.
@@ -171,7 +172,11 @@ impl<'w> Window<'w> {
 
     /// What its ranks are known to do.
     pub(crate) fn states(&self) -> Vec<RankState> {
-        self.ranks.iter().zip(&self.shares).map(|(&rank, &share)| self.world.state(rank, share)).collect()
+        self.ranks
+            .iter()
+            .zip(&self.shares)
+            .map(|(&rank, share)| self.world.slots.state(rank, Some(share.board)))
+            .collect()
     }
 
     /// Tells this communicator from all others.
@@ -228,7 +233,7 @@ impl<'w> Window<'w> {
 
     #[expect(clippy::expect_used, reason = "places and layout are fixed when the window is made")]
     fn cell_address(&self, member: usize, e: u32) -> core::ptr::NonNull<u8> {
-        let offset = self.member.cell_at(self.shares[member].base, e);
+        let offset = self.member.cell_at(self.shares[member].cells, e);
         self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
     }
 
@@ -289,7 +294,7 @@ impl<'w> Window<'w> {
         if self.not_revoked(call).is_err() {
             return error;
         }
-        self.world.tell(self.ranks[self.gate.me], &problem);
+        self.world.slots.tell(self.ranks[self.gate.me], &problem);
         match self.meet(&abort, &Offer::default()) {
             Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => {
                 other
@@ -316,15 +321,15 @@ impl<'w> Window<'w> {
         let patience = self.world.plan.deadline;
         let (until, watch) = (self.world.plan.until(), Watch::new());
         move || {
-            let revoked = world.revoked_word().load(Ordering::Acquire);
+            let revoked = world.slots.revoked_word().load(Ordering::Acquire);
             // Who has left in good order is missed where it is needed: in the exchanges of the window.
             let gone = |rank: &&usize| {
-                let alive = world.slot(**rank).alive.load(Ordering::Acquire);
+                let alive = world.slots.slot(**rank).alive.load(Ordering::Acquire);
                 alive != LEFT && wait::is_gone(alive)
             };
             if let Some(rank) = wait::culprit(revoked).or_else(|| ranks.iter().find(gone).copied()) {
-                world.revoke(epoch, rank);
-                return Err(world.blame(place, rank));
+                world.slots.revoke(epoch, rank);
+                return Err(world.slots.blame(place, rank));
             }
             watch.look();
             match until.filter(|&until| until < clock()) {
@@ -352,7 +357,7 @@ impl<'w> Window<'w> {
     /// The error for any call in an epoch that is over, or by another process.
     pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
         self.is_own(call)?;
-        let revoked = self.world.revoked_word().load(Ordering::Acquire);
+        let revoked = self.world.slots.revoked_word().load(Ordering::Acquire);
         match wait::clean(self.epoch) {
             clean if clean == revoked => Ok(()),
             _ => Err(self.over(call, revoked)),
@@ -365,8 +370,8 @@ impl<'w> Window<'w> {
         match wait::culprit(revoked).filter(|_| wait::is_of(revoked, self.epoch)) {
             Some(culprit) => {
                 // Whoever revoked may have died before waking the others.
-                self.world.revoke(self.epoch, culprit);
-                self.world.blame(place, culprit)
+                self.world.slots.revoke(self.epoch, culprit);
+                self.world.slots.blame(place, culprit)
             }
             None => Error::Stale { place },
         }
@@ -415,8 +420,8 @@ impl<'w> Window<'w> {
             // Its body has returned: whoever still waits reports it, and revokes by failing.
             Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.number(peer) },
             Broken::Gone(_) => {
-                self.world.revoke(self.epoch, self.ranks[peer]);
-                self.world.blame(place, self.ranks[peer])
+                self.world.slots.revoke(self.epoch, self.ranks[peer]);
+                self.world.slots.blame(place, self.ranks[peer])
             }
             Broken::Deadline => {
                 let missing = self.missing(call, peer);
@@ -424,7 +429,7 @@ impl<'w> Window<'w> {
                 let timeout = Error::Timeout { place, missing, deadline };
                 if call.verb == Verb::Agree {
                     // The supervisor ends who does not come.
-                    self.world.revoke(self.epoch, self.ranks[peer]);
+                    self.world.slots.revoke(self.epoch, self.ranks[peer]);
                     return timeout;
                 }
                 self.end(timeout)
@@ -434,7 +439,7 @@ impl<'w> Window<'w> {
 
     /// What a member is called in errors.
     fn number(&self, peer: usize) -> usize {
-        self.world.number(self.ranks[peer])
+        self.world.slots.number(self.ranks[peer])
     }
 
     /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
@@ -442,7 +447,9 @@ impl<'w> Window<'w> {
         let collective = !matches!(call.verb, Verb::Send | Verb::Recv | Verb::SendLease | Verb::RecvLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
         let late: Vec<usize> = (0..self.size()).filter(late).collect();
-        late.into_iter().map(|peer| self.world.state(self.ranks[peer], self.shares[peer])).collect()
+        late.into_iter()
+            .map(|peer| self.world.slots.state(self.ranks[peer], Some(self.shares[peer].board)))
+            .collect()
     }
 
     /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.
@@ -450,7 +457,7 @@ impl<'w> Window<'w> {
         let place = call.place(self.gate.me, self.gate.next);
         let aborts = |head: &Head| head.signature[0] & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
-            let (rank, problem) = (self.number(peer), self.world.told(self.ranks[peer]));
+            let (rank, problem) = (self.number(peer), self.world.slots.told(self.ranks[peer]));
             self.gate.advance();
             // All have read it before that rank tells something else. Whoever dies is missed in the next call.
             self.gate.arrive(call.line, &Head::default(), &[]);

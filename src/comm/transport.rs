@@ -34,9 +34,9 @@ impl Seat {
     pub(crate) fn new(world: &World, rank: usize) -> Seat {
         Seat {
             segment: Arc::clone(world.segment()),
-            heap: RefCell::new(world.heap(rank)),
+            heap: RefCell::new(world.slots.heap(rank)),
             opened: Opened::default(),
-            caller: world.caller,
+            caller: world.slots.identity.caller,
             splits: Cell::new(0),
             lives_on: false,
             copied: Cell::new(0),

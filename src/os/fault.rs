@@ -79,6 +79,12 @@ sites! {
     ExchangeClosed "exchange: closed",
     Copied "exchange: part copied to its target",
     // A ring.
+    RingMade "ring: made, not linked",
+    RingLinked "ring: linked, not listed",
+    RingListed "ring: listed, not counted",
+    RingPublished "ring: published",
+    RingFound "ring: found by its reader",
+    RingsClosed "ring: directory closed, rings not let go",
     RingStored "ring: piece in the store",
     RingFilled "ring: frame filled, not stamped",
     RingPushed "ring: frame stamped",

@@ -200,7 +200,8 @@ pub(crate) fn fill_bytes<T: Element, R>(
     if valid { result } else { Err(Error::Corrupt { what: "a received array" }) }
 }
 
-/// Control words: what may be placed in a segment and used by all ranks at once.
+/// Control words: what may be placed in a segment and used by all ranks at once. Structs of them are declared by
+/// [`shared!`].
 ///
 /// # Safety
 /// `repr(C)`, made of atomics (and padding) only, valid when all bytes are zero, without drop glue.
@@ -210,6 +211,32 @@ pub(crate) unsafe trait Shared: Sync + 'static {}
 unsafe impl Shared for AtomicU32 {}
 // SAFETY: one atomic.
 unsafe impl Shared for AtomicU64 {}
+// SAFETY: as its elements, which follow each other without padding.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
+
+/// Declares a struct of control words, `repr(C)`, and makes it [`Shared`] if each of its fields is.
+macro_rules! shared {
+    ($(#[$about:meta])* $seen:vis struct $name:ident {
+        $($(#[$field_about:meta])* $field_seen:vis $field:ident: $type:ty,)*
+    }) => {
+        $(#[$about])*
+        #[repr(C)]
+        $seen struct $name {
+            $($(#[$field_about])* $field_seen $field: $type,)*
+        }
+
+        const _: () = {
+            const fn is_shared<T: $crate::shm::element::Shared>() {}
+            $(is_shared::<$type>();)*
+            assert!(!core::mem::needs_drop::<$name>() || cfg!(loom));
+        };
+
+        #[expect(unsafe_code, reason = "each field was checked above")]
+        // SAFETY: repr(C), of fields that are Shared: atomics only, valid when zero; without drop glue, as asserted.
+        unsafe impl $crate::shm::element::Shared for $name {}
+    };
+}
+pub(crate) use shared;
 
 #[cfg(test)]
 mod tests {

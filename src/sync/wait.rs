@@ -59,6 +59,11 @@ pub(crate) fn is_of(revoked: u32, epoch: u32) -> bool {
     revoked >> CULPRIT == clean(epoch) >> CULPRIT
 }
 
+/// The number of the epoch of this revoked word, modulo 2^21.
+pub(crate) fn epoch_of(revoked: u32) -> u32 {
+    revoked >> CULPRIT
+}
+
 /// The rank that failed first in the epoch of this revoked word, if one has.
 pub(crate) fn culprit(revoked: u32) -> Option<usize> {
     (revoked as usize & ((1 << CULPRIT) - 1)).checked_sub(1)
@@ -152,6 +157,17 @@ impl Meeting<'_> {
     /// [1]-[3]: stores `value` and wakes whoever sleeps.
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
+        self.announce();
+    }
+
+    /// [1]-[3] for a word that counts, and that several add to.
+    pub(crate) fn add_one(&self) {
+        self.word.fetch_add(1, Ordering::Release);
+        self.announce();
+    }
+
+    /// [2], [3]
+    fn announce(&self) {
         light_fence();
         point(Site::Stored);
         if self.sleepers.load(Ordering::Relaxed) != 0 {

@@ -168,17 +168,17 @@ impl Launch {
             point(Site::SlotResult);
             Ok(place)
         };
-        let policy = if self.recover { Policy::Recover } else { Policy::End };
+        let policy = if self.recover { Policy::Recover(&world) } else { Policy::End };
         let job =
             Job { build: None, body: &run, policy, tag_output: self.tag_output, led: false, beside: false };
-        Crew::open(&world, &job, "launch", self.allow_threads)?.wait()?;
+        Crew::open(&world.slots, &job, "launch", self.allow_threads)?.wait()?;
         // What the ranks have left is the caller's; children that it forks may read it.
         world.segment().allow(Access::Read, Access::Read);
         for rank in 0..world.ranks() {
-            match world.result(rank) {
-                Some((offset, len)) => take(world.segment(), &world.bytes(offset, len)?)?,
+            match world.slots.result(rank) {
+                Some((offset, len)) => take(world.segment(), &world.slots.bytes(offset, len)?)?,
                 // The others went on without it.
-                None if self.recover && !world.has_left(rank) => {}
+                None if self.recover && !world.slots.slot(rank).has_left() => {}
                 None => return Err(Error::Corrupt { what: "a rank's result" }),
             }
         }
@@ -212,15 +212,15 @@ impl Launch {
         let world = World::new(self.plan()?)?;
         world.segment().allow(Access::Nothing, Access::Nothing);
         let run = |rank: usize| {
-            world.enter(rank, false);
+            world.slots.enter(rank, false);
             let seat = Rc::new(Seat::new(&world, rank));
             match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
                 Ok(Ok(result)) => {
-                    world.leave(rank, (0, 0));
+                    world.slots.leave(rank, (0, 0));
                     return Some(result);
                 }
-                Ok(Err(error)) => world.fail(rank, false, &error.to_string()),
-                Err(text) => world.fail(rank, true, &text),
+                Ok(Err(error)) => world.slots.fail(rank, false, &error.to_string()),
+                Err(text) => world.slots.fail(rank, true, &text),
             }
             None
         };
@@ -229,9 +229,9 @@ impl Launch {
             let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
             threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
         });
-        match (world.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
+        match (world.slots.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
             (None, Some(results)) => Ok(Some(results)),
-            (culprit, _) => Err(world.verdict(culprit.unwrap_or(0))),
+            (culprit, _) => Err(world.slots.failure_of(culprit.unwrap_or(0))),
         }
     }
 

@@ -163,13 +163,13 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
             crowded: false,
         };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways, None)?));
-        world.number_from(comm.rank() - rank);
+        world.slots.number_from(comm.rank() - rank);
         one(&world, &mut comm, &seat, body)
     };
     let job =
         Job { build: None, body: &worker, policy: Policy::End, tag_output: false, led: true, beside: false };
     // Whoever fails before it has joined leaves the others waiting: so it joins.
-    let made = Crew::open(&world, &job, "launch", allow_threads);
+    let made = Crew::open(&world.slots, &job, "launch", allow_threads);
     let mpi = Mpi::join()?;
     let mut crew = made.or_else(|error| fatal(mpi, error))?;
     let all = Net::job(mpi);
@@ -178,7 +178,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     contexts.set(context + 1);
     world.segment().allow(Access::Nothing, Access::Nothing);
     let _in_world = InWorld::enter(mpi);
-    world.enter(0, true);
+    world.slots.enter(0, true);
     // The other ranks of this node look at what this process made before: it must not change meanwhile.
     let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
@@ -190,20 +190,20 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         let ways = Ways { leaders, everyone: None, contexts: Rc::clone(&contexts), crowded };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, Some(net), ways, None)?));
         rank.set(comm.rank());
-        world.number_from(comm.rank());
+        world.slots.number_from(comm.rank());
         one(&world, &mut comm, &seat, body)
     });
     drop(frozen);
     match told(rank.get(), led) {
-        Ok(place) => world.leave(0, place),
+        Ok(place) => world.slots.leave(0, place),
         Err(error) => return fatal(mpi, error),
     }
     mpi.use_contexts(contexts.get());
     crew.wait().or_else(|error| fatal(mpi, error))?;
     world.segment().allow(Access::Read, Access::Read);
     let packed = |rank: usize| {
-        let (offset, len) = world.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
-        world.bytes(offset, len)
+        let (offset, len) = world.slots.result(rank).ok_or(Error::Corrupt { what: "a rank's result" })?;
+        world.slots.bytes(offset, len)
     };
     let mine: Vec<Vec<u8>> = (0..plan.ranks).map(packed).collect::<Result<_>>()?;
     collect(&all, &world, mine, mpi.rank == 0, take).or_else(|error| fatal(mpi, error))
@@ -226,7 +226,7 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     let seats = Seats::find(&all, plan, flat, context).or_else(|error| fatal(mpi, error))?;
     let _in_world = InWorld::enter(mpi);
     let Seats { world, local, .. } = &seats;
-    world.enter(*local, true);
+    world.slots.enter(*local, true);
     let ran = caught(|| {
         let seat = Rc::new(Seat::lasting(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
@@ -236,12 +236,12 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
         Ok(place) => place,
         Err(error) => return fatal(mpi, error),
     };
-    world.leave(*local, (offset, len));
+    world.slots.leave(*local, (offset, len));
     world.segment().allow(Access::Read, Access::Read);
     mpi.use_contexts(seats.contexts.get());
     // Nobody has messages under way in the world's own context any more.
     let everyone = Net::new(mpi, seats.order.clone(), seats.rank, context, seats.crowded)?;
-    let mine = vec![world.bytes(offset, len)?];
+    let mine = vec![world.slots.bytes(offset, len)?];
     let with_root = seats.rank < seats.nodes[0].len();
     collect(&everyone, world, mine, with_root, take).or_else(|error| fatal(mpi, error))
 }
@@ -303,7 +303,7 @@ impl Seats {
                 world
             }
         };
-        world.number_from(rank - local);
+        world.slots.number_from(rank - local);
         world.segment().allow(Access::Nothing, Access::Nothing);
         let contexts = Rc::new(Cell::new(context + 1));
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
@@ -347,7 +347,7 @@ impl<'w> JobComm<'w> {
         // Its memory is the program's from now on: what was scattered may outlive the manager.
         let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
         // The kernel marks one death only: that of the first manager's rank.
-        seats.world.enter(seats.local, !mpi.is_busy());
+        seats.world.slots.enter(seats.local, !mpi.is_busy());
         let _part = mpi.take_part(false);
         // A second manager, beside this one, has another.
         mpi.use_contexts(seats.contexts.get());

@@ -10,13 +10,12 @@
 //!
 //! No place depends on the number of workers. All words have the byte order of the machine that wrote them, and the
 //! header says which.
-#![expect(unsafe_code, reason = "declares its control words placeable")]
 
 use crate::channel::ledger::log::{LONGEST, SHARE};
 use crate::channel::ledger::record::Record;
 use crate::error::{Error, Result};
 use crate::os::mapping::{HUGE, PAGE};
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
@@ -34,38 +33,38 @@ const DENSE: usize = 1 << 20;
 /// As many more texts have room than there are tasks: those of attempts whose worker died before it could commit them.
 const SPARE: usize = 32;
 
-/// The header of a ledger.
-///
-/// ```text
-///   0  magic     8 B   89 'P' 'H' 'L' 'X' 0D 0A 1A
-///   8  order     u32   0x01020304
-///  12  version   u32   1
-///  16  tasks     u64   tasks that have a place: records and rows
-///  24  row       u64   bytes of a row
-///  32  columns   u64   columns of a row
-///  40  records   u64   offset of the first record
-///  48  rows      u64   offset of the first row
-///  56  log       u64   offset of the log
-///  64  log_len   u64   words of the log
-///  72  sum       u64   XXH3 of bytes 0 to 72 and of all columns
-/// 128  appended  u64   tasks that there are: below `tasks` while more may be appended
-/// 136  log_used  u64   words of the log that are used
-/// ```
-#[repr(C, align(128))]
-pub(super) struct Front {
-    fixed: [AtomicU64; FIXED],
-    sum: AtomicU64,
-    _to_128: [AtomicU64; 15 - FIXED],
-    pub(super) appended: AtomicU64,
-    pub(super) log_used: AtomicU64,
-    _to_256: [AtomicU64; 14],
+shared! {
+    /// The header of a ledger.
+    ///
+    /// ```text
+    ///   0  magic     8 B   89 'P' 'H' 'L' 'X' 0D 0A 1A
+    ///   8  order     u32   0x01020304
+    ///  12  version   u32   1
+    ///  16  tasks     u64   tasks that have a place: records and rows
+    ///  24  row       u64   bytes of a row
+    ///  32  columns   u64   columns of a row
+    ///  40  records   u64   offset of the first record
+    ///  48  rows      u64   offset of the first row
+    ///  56  log       u64   offset of the log
+    ///  64  log_len   u64   words of the log
+    ///  72  sum       u64   XXH3 of bytes 0 to 72 and of all columns
+    /// 128  appended  u64   tasks that there are: below `tasks` while more may be appended
+    /// 136  log_used  u64   words of the log that are used
+    /// ```
+    #[repr(align(128))]
+    pub(super) struct Front {
+        fixed: [AtomicU64; FIXED],
+        sum: AtomicU64,
+        _to_128: [AtomicU64; 15 - FIXED],
+        pub(super) appended: AtomicU64,
+        pub(super) log_used: AtomicU64,
+        _to_256: [AtomicU64; 14],
+    }
 }
 
 /// Words that do not change.
 const FIXED: usize = 9;
 
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Front {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Front>() == 256 && size_of::<Described>() == 64);
 

@@ -13,43 +13,42 @@
 //! only a process that the kernel's report of that death permits takes the task up ([1']), so two processes never write
 //! one row. A slot owns at most one unfinished task, and has noted which. (Claims by `fetch_add` with a later note lose
 //! tasks: `models/ledger.pml`.)
-#![expect(unsafe_code, reason = "declares its control words placeable")]
 
-use crate::shm::element::Shared;
+use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// The record of a task. All times are nanoseconds since 1970-01-01 UTC.
-///
-/// ```text
-///  0  state      u64   bits 0-7 state, 8-15 cause, 16-31 attempt, 32-63 slot of the owner
-///  8  checksum   u64   XXH3 of the other words, seeded with that of the row
-/// 16  digest     u64   XXH3 of the task's input
-/// 24  input      u64   where the input lies: the number of a row of parameters, for a sweep
-/// 32  start      u64   when the last attempt began
-/// 40  end        u64   when it ended
-/// 48  text       u64   place of a text in the log, plus one; 0: none
-/// 56  worker     u32   number of the worker among those of all nodes
-/// 60  peak       u32   largest resident memory of the worker so far, in KiB; 0: not measured
-/// ```
-///
-/// All words but `state` belong to the owner; they are read after a state that says done or failed (acquire).
-#[cfg_attr(loom, derive(Default))]
-#[repr(C, align(64))]
-pub(crate) struct Record {
-    state: AtomicU64,
-    checksum: AtomicU64,
-    digest: AtomicU64,
-    input: AtomicU64,
-    start: AtomicU64,
-    end: AtomicU64,
-    text: AtomicU64,
-    worker: AtomicU32,
-    peak: AtomicU32,
+shared! {
+    /// The record of a task. All times are nanoseconds since 1970-01-01 UTC.
+    ///
+    /// ```text
+    ///  0  state      u64   bits 0-7 state, 8-15 cause, 16-31 attempt, 32-63 slot of the owner
+    ///  8  checksum   u64   XXH3 of the other words, seeded with that of the row
+    /// 16  digest     u64   XXH3 of the task's input
+    /// 24  input      u64   where the input lies: the number of a row of parameters, for a sweep
+    /// 32  start      u64   when the last attempt began
+    /// 40  end        u64   when it ended
+    /// 48  text       u64   place of a text in the log, plus one; 0: none
+    /// 56  worker     u32   number of the worker among those of all nodes
+    /// 60  peak       u32   largest resident memory of the worker so far, in KiB; 0: not measured
+    /// ```
+    ///
+    /// All words but `state` belong to the owner; they are read after a state that says done or failed (acquire).
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(64))]
+    pub(crate) struct Record {
+        state: AtomicU64,
+        checksum: AtomicU64,
+        digest: AtomicU64,
+        input: AtomicU64,
+        start: AtomicU64,
+        end: AtomicU64,
+        text: AtomicU64,
+        worker: AtomicU32,
+        peak: AtomicU32,
+    }
 }
 
-// SAFETY: repr(C), atomics only.
-unsafe impl Shared for Record {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Record>() == 64);
 

@@ -23,9 +23,9 @@ mod route;
 mod split;
 
 use crate::channel::call::{Call, Signature, Verb, describe};
+use crate::channel::group::Member;
 use crate::channel::recovery::Wish;
 use crate::channel::window::{Agreed, Offer, Payload, Shown, UNCHANGED};
-use crate::channel::world::Member;
 use crate::comm::op::Fold;
 use crate::comm::shm::Shm;
 use crate::comm::transport::{Seat, Transport};

@@ -1,7 +1,7 @@
 //! Messages between two ranks, over their ring.
 
 use crate::channel::call::{Call, describe_message};
-use crate::channel::ring::{End, Frame, Kind, Reader, Writer};
+use crate::channel::ring::{Frame, Kind, Writer};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
 use crate::error::Result;
@@ -9,23 +9,8 @@ use crate::shm::arena::Block;
 use std::time::Instant;
 
 impl<'w> Shm<'w> {
-    fn ring(&self, owner: usize, writer: usize, peer: usize) -> End<'w> {
-        let (world, member) = (self.window.world(), self.window.member());
-        let at = member.ring_at(self.window.shares()[owner].base, writer);
-        let guard = world.guard(self.window.ranks()[peer], self.window.epoch());
-        End::new(world.segment(), at, &member.ring, guard, self.window.pace(), world.plan.first_sequence)
-    }
-
-    fn writer(&mut self, to: usize) -> &mut Writer<'w> {
-        let end = self.writers[to].is_none().then(|| self.ring(to, self.rank(), to));
-        self.writers[to]
-            .get_or_insert_with(|| Writer::new(end.unwrap_or_else(|| unreachable!("made just now"))))
-    }
-
-    fn reader(&mut self, from: usize) -> &mut Reader<'w> {
-        let end = self.readers[from].is_none().then(|| self.ring(self.rank(), from, from));
-        self.readers[from]
-            .get_or_insert_with(|| Reader::new(end.unwrap_or_else(|| unreachable!("made just now"))))
+    fn writer(&mut self, to: usize) -> Result<&mut Writer<'w>> {
+        self.rings.writer(to, self.window.pace(), &mut self.seat.heap.borrow_mut())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -37,7 +22,7 @@ impl<'w> Shm<'w> {
         self.window.is_own(call)?;
         let deadline = self.deadline();
         self.window.awaits(Some(call));
-        let peeked = self.reader(from).peek(deadline);
+        let peeked = self.rings.peek(from, self.window.pace(), deadline);
         self.window.awaits(None);
         let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
         if frame.signature != call.signature() {
@@ -56,8 +41,9 @@ impl<'w> Shm<'w> {
         }
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
+        self.writer(to)?;
         self.window.awaits(Some(call));
-        let sent = self.writer(to).send(call.signature(), message, deadline);
+        let sent = self.writer(to)?.send(call.signature(), message, deadline);
         self.window.awaits(None);
         self.seat.count(message.len());
         sent.map_err(|broken| self.window.broken(call, to, broken))
@@ -80,7 +66,7 @@ impl<'w> Shm<'w> {
         let mut done = 0;
         loop {
             let frame = self.frame(call, from)?;
-            let reader = self.reader(from);
+            let reader = self.rings.reader(from);
             done += reader.read(&frame, &mut message[done..])?;
             reader.advance();
             if done == message.len() {
@@ -98,12 +84,13 @@ impl<'w> Shm<'w> {
         }
         self.window.not_revoked(call)?;
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
+        self.writer(to)?;
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));
         }
         let deadline = self.deadline();
         let frame = Frame { kind: Kind::Array, signature: call.signature(), total, at };
-        let sent = self.writer(to).push(frame, &[], deadline);
+        let sent = self.writer(to)?.push(frame, &[], deadline);
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
@@ -121,7 +108,7 @@ impl<'w> Shm<'w> {
             return Err(self.wrong(call, problem));
         }
         let block = Block::take_up(&self.seat.segment, frame.at as usize, frame.total as usize);
-        self.reader(from).advance();
+        self.rings.reader(from).advance();
         block
     }
 }

@@ -13,7 +13,7 @@ mod split;
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
 use crate::channel::recovery::Wish;
-use crate::channel::ring::{Reader, Writer};
+use crate::channel::rings::Rings;
 use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
 use crate::comm::op::Fold;
@@ -42,8 +42,8 @@ const LONG_CHUNK: usize = 128 << 10;
 /// The transport of ranks that share a segment.
 pub(crate) struct Shm<'w> {
     window: Window<'w>,
-    writers: Vec<Option<Writer<'w>>>,
-    readers: Vec<Option<Reader<'w>>>,
+    /// Dropped before the shares in which their directories lie.
+    rings: Rings<'w>,
     mail: Mailbox,
     seat: Rc<Seat>,
     /// Of a communicator that was split off: the members' words, which lie in their heaps until all have let go.
@@ -59,9 +59,8 @@ impl<'w> Shm<'w> {
     }
 
     fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
-        let writers = (0..window.size()).map(|_| None).collect();
-        let readers = (0..window.size()).map(|_| None).collect();
-        Shm { window, writers, readers, mail: Mailbox::default(), seat, _shares: shares }
+        let rings = Rings::new(&window);
+        Shm { window, rings, mail: Mailbox::default(), seat, _shares: shares }
     }
 
     /// What its ranks look through.

@@ -2,6 +2,7 @@
 
 use crate::channel::call::Call;
 use crate::channel::recovery::{Outcome, Wish};
+use crate::channel::rings::Rings;
 use crate::channel::window::{Offer, Window};
 use crate::comm::shm::Shm;
 use crate::comm::transport::Mailbox;
@@ -77,16 +78,15 @@ impl Shm<'_> {
             Outcome::Unstarted(rank) => {
                 let text = format!(
                     "rank {rank} could not be forked again: {}",
-                    world.last_words(rank.min(world.ranks() - 1))
+                    world.slots.last_words(rank.min(world.ranks() - 1))
                 );
                 return Err(Error::Start { text });
             }
         }
         if wish != Wish::Agree {
-            world.reach(rank, decision.epoch);
+            world.slots.slot(rank).reach(decision.epoch);
             self.window = Window::of_world(world, rank, decision.epoch, decision.members)?;
-            self.writers = (0..self.window.size()).map(|_| None).collect();
-            self.readers = (0..self.window.size()).map(|_| None).collect();
+            self.rings = Rings::new(&self.window);
             self.mail = Mailbox::default();
             point(Site::Rebuilt);
         }

@@ -1,10 +1,9 @@
 //! Communicators split off another: their words lie in the members' heaps.
 
 use crate::channel::call::Call;
-use crate::channel::line::Line;
-use crate::channel::ring::prepare;
+use crate::channel::group::{Board, Member, Share};
 use crate::channel::window::Window;
-use crate::channel::world::{Member, Share};
+
 use crate::comm::shm::Shm;
 use crate::comm::transport::Transport;
 use crate::error::Result;
@@ -43,20 +42,22 @@ impl<'w> Shm<'w> {
         let serial = self.seat.splits.get() + 1;
         self.seat.splits.set(serial);
         let at = |block: &Option<Block>| block.as_ref().map_or(0, |block| block.offset() as u64);
-        let place = made.as_ref().map_or([0; 3], |(share, lines)| [share.offset() as u64, at(lines), serial]);
+        let place =
+            made.as_ref().map_or([0; 3], |(cells, boards)| [cells.offset() as u64, at(boards), serial]);
         let mut places = vec![[0u64; 3]; self.size()];
         self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places))?;
-        let Some((share, lines)) = made else { return Ok(None) };
+        let Some((cells, boards)) = made else { return Ok(None) };
         let segment = &self.seat.segment;
         let join = |place: u64, len| Block::join(segment, place as usize, len);
-        let [_, first_line, serial] = places[members[0]];
+        let [_, first_board, serial] = places[members[0]];
         let others = members.iter().filter(|&&rank| rank != self.rank());
-        let joined = others.map(|&rank| join(places[rank][0], share.bytes().len()));
+        let joined = others.map(|&rank| join(places[rank][0], member.cells()));
         let mut shares = joined.collect::<Result<Vec<Block>>>()?;
-        shares.extend([share, lines.map_or_else(|| join(first_line, members.len() * PAGE), Ok)?]);
+        shares.extend([cells, boards.map_or_else(|| join(first_board, members.len() * PAGE), Ok)?]);
         let words = members.iter().enumerate().map(|(member, &rank)| Share {
-            line: first_line as usize + member * PAGE,
-            base: places[rank][0] as usize,
+            board: first_board as usize + member * PAGE,
+            cells: places[rank][0] as usize,
+            room: None,
         });
         let words = words.collect();
         let ranks = members.iter().map(|&rank| self.window.ranks()[rank]).collect();
@@ -66,20 +67,17 @@ impl<'w> Shm<'w> {
         Ok(Some(Shm::over(window, Rc::clone(&self.seat), shares)))
     }
 
-    /// This rank's words of a communicator of `size`, and for the `first` of its members the lines of all; readied and
-    /// shared. A ring that nobody uses has no memory.
+    /// This rank's cells in a communicator of `size`, and for the `first` of its members the boards of all; readied and
+    /// shared. Cells that nobody uses have no memory.
     fn make_share(&self, member: &Member, size: usize, first: bool) -> Result<(Block, Option<Block>)> {
         let (segment, sequence) = (&self.seat.segment, self.window.world().plan.first_sequence);
         let make = |len| self.seat.heap.borrow_mut().alloc(len, PAGE, Fill::Sparse);
-        let (share, lines) = (make(member.len)?, first.then(|| make(size * PAGE)).transpose()?);
-        for line in lines.iter().flat_map(|lines| (lines.offset()..).step_by(PAGE).take(size)) {
-            segment.place::<Line>(line).prepare(sequence);
+        let (cells, boards) = (make(member.cells())?, first.then(|| make(size * PAGE)).transpose()?);
+        for board in boards.iter().flat_map(|boards| (boards.offset()..).step_by(PAGE).take(size)) {
+            segment.place::<Board>(board).prepare(sequence);
         }
-        if sequence != 0 {
-            (0..size).for_each(|sender| prepare(segment, member.ring_at(share.offset(), sender), sequence));
-        }
-        lines.iter().chain([&share]).for_each(|block| block.share(size));
+        boards.iter().chain([&cells]).for_each(|block| block.share(size));
         point(Site::SplitShared);
-        Ok((share, lines))
+        Ok((cells, boards))
     }
 }

@@ -21,6 +21,7 @@ mod output;
 mod panics;
 mod recovery;
 
+use crate::channel::slots::Slots;
 use crate::channel::world::World;
 use crate::comm::Comm;
 use crate::comm::transport::Seat;
@@ -85,8 +86,8 @@ pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>
 pub(crate) enum Policy<'a> {
     /// The end: they are told, and ended after a grace.
     End,
-    /// They are told, and decide together: see recovery.rs.
-    Recover,
+    /// They are told, and decide together, in this world: see recovery.rs.
+    Recover(&'a World),
     /// Nothing: it is forked again, as long as that gets anywhere.
     Replace(&'a dyn Labour),
 }
@@ -103,9 +104,19 @@ pub(crate) trait Labour {
     fn give_up(&self, slot: usize);
 }
 
+impl<'a> Policy<'a> {
+    /// By which slots call the zygote, if they may.
+    fn bell(&self) -> Option<&'a Bell> {
+        match self {
+            Policy::Recover(world) => world.bell(),
+            Policy::End | Policy::Replace(_) => None,
+        }
+    }
+}
+
 /// A running crew. Dropping it ends its processes.
 pub(crate) struct Crew {
-    world: World,
+    words: Slots,
     zygote: Option<Process>,
     bell: Bell,
     output: Option<Output>,
@@ -118,7 +129,7 @@ pub(crate) struct Crew {
 impl Crew {
     /// Forks the zygote; returns while it builds and forks the slots.
     pub(crate) fn open<S>(
-        world: &World,
+        words: &Slots,
         job: &Job<'_, S>,
         operation: &'static str,
         allow_threads: bool,
@@ -128,19 +139,19 @@ impl Crew {
             return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
-        let output = if job.tag_output { Some(Output::open(world.ranks())?) } else { None };
+        let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
                 let (zygote, caller) = (Some(zygote), process::incarnation());
-                Ok(Crew { world: world.clone(), zygote, bell, output, caller, warm: job.build.is_some() })
+                Ok(Crew { words: words.clone(), zygote, bell, output, caller, warm: job.build.is_some() })
             }
             Fork::Child => {
                 fault::play(Role::Zygote);
                 let (slots, oom_kills) = (Vec::new(), topology::oom_kills());
-                let (era, program) = (Era::first(world.ranks()), Dispositions::supervise());
+                let (era, program) = (Era::first(words.count()), Dispositions::supervise());
                 let (group, now, given_up) = (process::group(), Instant::now(), None);
                 let zygote = Zygote {
-                    world,
+                    words,
                     job,
                     caller,
                     group,
@@ -179,7 +190,7 @@ impl Crew {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = HeldSignals::hold();
         let mut slice = LOOK;
-        let patience = self.world.plan.deadline.unwrap_or(STOPPED);
+        let patience = self.words.deadline.unwrap_or(STOPPED);
         let (mut stopped, mut looked, mut given_up) = (Stopped::default(), Instant::now(), false);
         loop {
             let passed = looked.elapsed();
@@ -187,7 +198,7 @@ impl Crew {
                 looked = Instant::now();
                 if stopped.exceeds(patience, zygote, passed) {
                     tell_stopped("the supervisor of the workers", zygote, patience);
-                    given_up = self.world.plan.deadline.is_some() && zygote.is_stopped();
+                    given_up = self.words.deadline.is_some() && zygote.is_stopped();
                     if given_up {
                         zygote.kill();
                     }
@@ -198,17 +209,17 @@ impl Crew {
             sources.extend(self.output.iter().flat_map(Output::sources));
             // After its last word the zygote may still drop what was built: signals end that, too.
             let ended =
-                process::poll(&sources, slice)[0] || (self.world.closed().is_some() && !zygote.is_watched());
+                process::poll(&sources, slice)[0] || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
-            if over && self.world.culprit().is_none() {
+            if over && self.words.culprit().is_none() {
                 break;
             }
             // A rank that the same signal has ended is no failure of its own.
             if let Some(signal) = held.caught() {
                 self.end();
                 self.output.iter_mut().for_each(|output| _ = output.forward(true));
-                let workers = self.world.ranks();
+                let workers = self.words.count();
                 // Without a terminal left there is nobody to tell.
                 let _ = writeln!(
                     std::io::stderr(),
@@ -228,12 +239,12 @@ impl Crew {
             if lost { self.end_unwatched(zygote) } else { zygote.reap(true).unwrap_or(Death::Unknown) };
         self.zygote = None;
         // The zygote's own last word counts: a caller that ignores SIGCHLD is not told how its children end.
-        match (self.world.closed(), self.world.culprit()) {
+        match (self.words.closed(), self.words.culprit()) {
             (Some(COLD), _) => Ok(false),
-            (Some(_), Some(culprit)) => Err(self.world.verdict(culprit)),
+            (Some(_), Some(culprit)) => Err(self.words.failure_of(culprit)),
             (Some(0), None) => Ok(true),
             (code, _) => {
-                self.world.outlast_slots();
+                self.words.outlast_slots();
                 let hint = match code {
                     _ if lost => "; a descriptor of the engine was closed by this program",
                     _ if given_up => "; it had been stopped by a signal for longer than the deadline",
@@ -242,13 +253,13 @@ impl Crew {
                          it to end"
                     }
                     _ if self.warm
-                        && (0..self.world.ranks()).all(|rank| self.world.slot(rank).generation() == 0) =>
+                        && (0..self.words.count()).all(|rank| self.words.slot(rank).generation() == 0) =>
                     {
                         "; if `build` can crash, it did"
                     }
                     _ => "",
                 };
-                let cause = self.world.supervisor_death(code.map_or(death, Death::Exit));
+                let cause = self.words.supervisor_death(code.map_or(death, Death::Exit));
                 Err(Error::Supervisor { cause, hint })
             }
         }
@@ -274,17 +285,17 @@ impl Crew {
                 }
                 zygote.reap(true);
             }
-            if self.world.closed().is_none() {
-                self.world.outlast_slots();
+            if self.words.closed().is_none() {
+                self.words.outlast_slots();
             }
         }
     }
 
     /// Ends a zygote to which no descriptor leads any more.
     fn end_unwatched(&self, zygote: &Process) -> Death {
-        self.world.dismiss();
+        self.words.dismiss();
         let until = Instant::now() + Duration::from_secs(2);
-        while self.world.closed().is_none() && Instant::now() < until {
+        while self.words.closed().is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         zygote.end_by_number()
@@ -317,7 +328,7 @@ fn tell_stopped(name: &str, process: &Process, patience: Duration) {
 
 /// The supervising process.
 struct Zygote<'a, S> {
-    world: &'a World,
+    words: &'a Slots,
     job: &'a Job<'a, S>,
     caller: Process,
     /// The caller's process group.
@@ -352,18 +363,18 @@ impl<S> Zygote<'_, S> {
     fn live(mut self) -> ! {
         process::adopt_orphans();
         launcher::leave_job();
-        self.world.supervise();
+        self.words.supervise();
         point(Site::ZygoteBegun);
         // While it builds it cannot listen for the caller's end.
         if !process::die_with_parent(self.caller.pid()) {
-            self.world.unstarted(0, "the caller is gone, or prctl(PR_SET_PDEATHSIG) is not allowed here");
-            self.world.close(1);
+            self.words.unstarted(0, "the caller is gone, or prctl(PR_SET_PDEATHSIG) is not allowed here");
+            self.words.close(1);
             process::leave(1);
         }
         let mut state = None;
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise(&mut state))).unwrap_or(1);
         self.end_all();
-        self.world.close(code);
+        self.words.close(code);
         point(Site::ZygoteClosed);
         // Behind the last word: a destructor that crashes takes no result along. Without a caller nobody waits for one, or
         // could end it.
@@ -394,7 +405,7 @@ impl<S> Zygote<'_, S> {
         // in the caller's.)
         process::enter_group(0);
         process::keep_off_terminal();
-        for rank in 0..self.world.ranks() {
+        for rank in 0..self.words.count() {
             self.slots.push(None);
             if self.job.led && rank == 0 {
                 continue;
@@ -413,25 +424,25 @@ impl<S> Zygote<'_, S> {
         }
         let code = self.supervise(state);
         if let Some((rank, why)) = self.given_up.take() {
-            self.world.unstarted(rank, &why);
+            self.words.unstarted(rank, &why);
         }
         point(Site::ZygoteEnding);
         code
     }
 
     fn cannot_start(&self, rank: usize, why: &str) -> i32 {
-        self.world.unstarted(rank, why);
+        self.words.unstarted(rank, why);
         1
     }
 
     /// Forks the process of a slot.
     fn start(&mut self, rank: usize, state: &mut Option<S>, deaths: u32, begun: u64) -> Result<()> {
         let zygote = process::pid();
-        let words = self.world.slot(rank);
+        let words = self.words.slot(rank);
         words.begin();
-        if matches!(self.job.policy, Policy::Recover) {
+        if let Policy::Recover(world) = self.job.policy {
             words.forget();
-            self.world.petition(rank).clear(self.era.decided);
+            world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
         let deferred = process::Deferred::new();
@@ -455,7 +466,7 @@ impl<S> Zygote<'_, S> {
                     self.program.restore(self.is_root(rank));
                     drop(deferred);
                     self.output.iter().for_each(|output| output.enter(rank));
-                    run_slot(self.world, self.job, rank, state.as_mut())
+                    run_slot(self.words, self.job, rank, state.as_mut())
                 });
                 process::leave(101)
             }
@@ -478,12 +489,12 @@ impl<S> Zygote<'_, S> {
                 (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
-            sources.extend(self.world.bell().map(|bell| bell as &dyn AsFd));
+            sources.extend(self.job.policy.bell().map(|bell| bell as &dyn AsFd));
             let spoken = process::poll(&sources, GLANCE);
             if process::asked() {
                 self.tell_states();
             }
-            if spoken[0] || spoken[1] || self.world.is_dismissed() {
+            if spoken[0] || spoken[1] || self.words.is_dismissed() {
                 return RUNG;
             }
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
@@ -491,14 +502,14 @@ impl<S> Zygote<'_, S> {
             }
             let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
             process::reap_others(&slots);
-            if matches!(self.job.policy, Policy::Recover) {
-                self.decide(state);
-            } else if self.world.culprit().is_some()
+            if let Policy::Recover(world) = self.job.policy {
+                self.decide(world, state);
+            } else if self.words.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
-                if let Some(culprit) = self.world.culprit().filter(|_| self.job.led) {
+                if let Some(culprit) = self.words.culprit().filter(|_| self.job.led) {
                     // Rank 0 has made no call since: other nodes wait for its word.
-                    let verdict = self.world.verdict(culprit);
+                    let verdict = self.words.failure_of(culprit);
                     let _ = writeln!(
                         std::io::stderr(),
                         "phalanx: on {}: {verdict}; the job is ended",
@@ -515,7 +526,7 @@ impl<S> Zygote<'_, S> {
     /// Says what all slots are known to do.
     fn tell_states(&self) {
         let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
-        for (rank, state) in self.world.states().into_iter().enumerate() {
+        for (rank, state) in self.words.states().into_iter().enumerate() {
             let line = match labour.map(|labour| labour.now(rank)) {
                 None => state.to_string(),
                 Some(Some((task, since))) => {
@@ -560,18 +571,18 @@ impl<S> Zygote<'_, S> {
             return;
         }
         self.looked = Instant::now();
-        let patience = self.world.plan.deadline.unwrap_or(STOPPED);
+        let patience = self.words.deadline.unwrap_or(STOPPED);
         for (rank, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot else { continue };
             if !slot.stopped.exceeds(patience, &slot.process, passed) {
                 continue;
             }
             let workers = matches!(self.job.policy, Policy::Replace(_));
-            let name = format!("{} {}", if workers { "worker" } else { "rank" }, self.world.number(rank));
+            let name = format!("{} {}", if workers { "worker" } else { "rank" }, self.words.number(rank));
             tell_stopped(&name, &slot.process, patience);
-            let ends = matches!(self.job.policy, Policy::End) && self.world.plan.deadline.is_some();
+            let ends = matches!(self.job.policy, Policy::End) && self.words.deadline.is_some();
             if ends && slot.process.is_stopped() {
-                self.world.give_up(rank);
+                self.words.give_up(rank);
                 slot.process.kill();
             }
         }
@@ -592,15 +603,15 @@ impl<S> Zygote<'_, S> {
             self.slots[rank] = Some(slot);
             return;
         };
-        self.world.record_death(rank, self.explained(death));
+        self.words.slot(rank).record_death(self.explained(death));
         point(Site::ZygoteRecorded);
         let epoch = self.era.epoch;
-        self.world.slot(rank).bury();
-        if self.world.has_spoken(rank) {
+        self.words.slot(rank).bury();
+        if self.words.slot(rank).has_spoken() {
             // It may have been killed before it could tell the others.
-            return self.world.revoke_failed(rank);
+            return self.words.revoke_failed(rank);
         }
-        let Policy::Replace(labour) = self.job.policy else { return self.world.revoke(epoch, rank) };
+        let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
         let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
         let again = if deaths < HOPELESS { self.start(rank, state, deaths, begun) } else { Ok(()) };
@@ -635,7 +646,7 @@ impl<S> Zygote<'_, S> {
         }
         for (rank, slot) in self.slots.iter().enumerate() {
             if let Some(death) = slot.as_ref().and_then(|slot| slot.process.reap(true)) {
-                self.world.record_death(rank, death);
+                self.words.slot(rank).record_death(death);
             }
         }
         process::end_all_children();
@@ -643,23 +654,23 @@ impl<S> Zygote<'_, S> {
 }
 
 /// The life of a slot's process: enter, work, leave or fail. What it inherits is never dropped here.
-fn run_slot<S>(world: &World, job: &Job<'_, S>, rank: usize, inherited: Option<&mut S>) -> ! {
+fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&mut S>) -> ! {
     point(Site::SlotEntering);
-    world.enter(rank, true);
+    words.enter(rank, true);
     point(Site::SlotEntered);
     let result = caught(|| (job.body)(rank, inherited));
     let code = match result {
         Ok(Ok(result)) => {
             point(Site::SlotReturned);
-            world.leave(rank, result);
+            words.leave(rank, result);
             0
         }
         Ok(Err(error)) => {
-            world.fail(rank, false, &explained(error.to_string()));
+            words.fail(rank, false, &explained(error.to_string()));
             1
         }
         Err(text) => {
-            world.fail(rank, true, &explained(text));
+            words.fail(rank, true, &explained(text));
             1
         }
     };

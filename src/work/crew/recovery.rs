@@ -2,6 +2,7 @@
 
 use super::Zygote;
 use crate::channel::recovery::{Outcome, Wish};
+use crate::channel::world::World;
 use crate::os::fault::{Site, point};
 use crate::os::process::OWNER_DIED;
 use crate::sync::atomic::Ordering;
@@ -35,13 +36,13 @@ impl Era {
 
 impl<S> Zygote<'_, S> {
     /// [1]-[4], if all that can ask have asked.
-    pub(super) fn decide(&mut self, state: &mut Option<S>) {
-        if let Some(bell) = self.world.bell() {
+    pub(super) fn decide(&mut self, world: &World, state: &mut Option<S>) {
+        if let Some(bell) = world.bell() {
             bell.still();
         }
         let number = self.era.decided.wrapping_add(1);
         let running = |&rank: &usize| self.slots[rank].is_some();
-        let wish = |rank: usize| self.world.petition(rank).wish(number);
+        let wish = |rank: usize| world.petition(rank).wish(number);
         let (asked, silent): (Vec<usize>, Vec<usize>) =
             self.era.members.iter().copied().filter(running).partition(|&rank| wish(rank).is_some());
         let Some((first, _)) = asked.first().and_then(|&rank| wish(rank)) else {
@@ -54,15 +55,15 @@ impl<S> Zygote<'_, S> {
             // Whoever it was of: no slot is filled twice.
             Some(Wish::Respawn) => {
                 let running = |rank: &usize| self.slots[*rank].is_some() && !asked.contains(rank);
-                (0..self.world.ranks()).filter(running).collect()
+                (0..self.words.count()).filter(running).collect()
             }
             // Who has spoken its last word asks for nothing.
-            _ => silent.into_iter().filter(|&rank| !self.world.has_spoken(rank)).collect(),
+            _ => silent.into_iter().filter(|&rank| !self.words.slot(rank).has_spoken()).collect(),
         };
         if !awaited.is_empty() {
-            let late = self.world.plan.deadline.is_some_and(|patience| since.elapsed() > patience);
+            let late = self.words.deadline.is_some_and(|patience| since.elapsed() > patience);
             for &rank in &awaited {
-                let alive = self.world.slot(rank).alive.load(Ordering::Acquire);
+                let alive = self.words.slot(rank).alive.load(Ordering::Acquire);
                 // Its peers hold it for dead (it has called exec, say), or it does not come to its end.
                 let over = alive & OWNER_DIED != 0 || (is_gone(alive) && since.elapsed() > LINGER);
                 if let Some(slot) = self.slots[rank].as_ref().filter(|_| late || over) {
@@ -78,28 +79,28 @@ impl<S> Zygote<'_, S> {
             Some(wish) if wishes.iter().all(|&(other, _)| other == Some(wish)) => match wish {
                 Wish::Agree => Outcome::Granted,
                 Wish::Shrink => {
-                    self.begin_epoch(asked.clone());
+                    self.begin_epoch(world, asked.clone());
                     Outcome::Granted
                 }
-                Wish::Respawn => self.respawn(&asked, state),
+                Wish::Respawn => self.respawn(world, &asked, state),
             },
             _ => Outcome::Mismatch,
         };
-        self.world.verdict_words().decide(number, outcome, value, &asked);
+        world.verdict_words().decide(number, outcome, value, &asked);
         point(Site::ZygoteDecided);
     }
 
     /// [2], [3]: all ranks that have not `asked` are forked again, or none.
-    fn respawn(&mut self, asked: &[usize], state: &mut Option<S>) -> Outcome {
-        let all: Vec<usize> = (0..self.world.ranks()).collect();
+    fn respawn(&mut self, world: &World, asked: &[usize], state: &mut Option<S>) -> Outcome {
+        let all: Vec<usize> = (0..self.words.count()).collect();
         let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();
-        let left = |&&rank: &&usize| self.world.has_left(rank);
+        let left = |&&rank: &&usize| self.words.slot(rank).has_left();
         if let Some(&rank) = gone.iter().find(left) {
             return Outcome::Left(rank);
         }
         // The first that is forked must not take the others for dead.
-        gone.iter().for_each(|&rank| self.world.slot(rank).vacate());
-        self.begin_epoch(all);
+        gone.iter().for_each(|&rank| self.words.slot(rank).vacate());
+        self.begin_epoch(world, all);
         for &rank in &gone {
             let Err(error) = self.start(rank, state, 0, 0) else { continue };
             for &rank in &gone {
@@ -108,19 +109,19 @@ impl<S> Zygote<'_, S> {
                     slot.process.kill_group();
                     slot.process.reap(true);
                 }
-                self.world.slot(rank).bury();
+                self.words.slot(rank).bury();
             }
             // Those who asked have not entered the epoch: nobody is in it.
-            self.begin_epoch(asked.to_vec());
-            self.world.unstarted(rank, &error.to_string());
+            self.begin_epoch(world, asked.to_vec());
+            self.words.unstarted(rank, &error.to_string());
             return Outcome::Unstarted(rank);
         }
         Outcome::Granted
     }
 
-    fn begin_epoch(&mut self, members: Vec<usize>) {
+    fn begin_epoch(&mut self, world: &World, members: Vec<usize>) {
         self.era.epoch = self.era.epoch.wrapping_add(1);
-        self.world.begin_epoch(self.era.epoch, &members);
+        world.begin_epoch(self.era.epoch, &members);
         self.era.members = members;
     }
 }

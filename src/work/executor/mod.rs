@@ -16,8 +16,8 @@ mod payload;
 mod policy;
 mod worker;
 
+use crate::channel::slots::{Plan, Slots};
 use crate::channel::source::Source;
-use crate::channel::world::{Plan, World};
 use crate::error::{Error, Result};
 use crate::os::clock::Clock;
 use crate::os::inherit::Access;
@@ -141,7 +141,7 @@ impl<'a, W: Work> Executor<'a, W> {
                 Err(Error::Start { text }) => Some(text),
                 Err(error) => Some(error.to_string()),
             };
-            let replaced = |slot| running.world.slot(slot).generation().saturating_sub(1);
+            let replaced = |slot| running.slots.slot(slot).generation().saturating_sub(1);
             return Ok(Round { replaced: (0..self.options.workers).map(replaced).collect(), given_up });
         }
     }
@@ -155,15 +155,15 @@ impl<'a, W: Work> Executor<'a, W> {
     /// each that do not fit into rows, as a world has them.
     fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
         let Options { operation, workers, cold, allow_threads, .. } = self.options;
-        let world = World::new(Plan { ranks: workers, heap, ..Plan::default() })?;
+        let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let (shared, keeps) = (self.shared(), heap != Some(0));
         let body = |slot: usize, inherited: Option<&mut W::State>| {
             if keeps {
-                lend_heap(world.heap(slot));
+                lend_heap(slots.heap(slot));
             }
-            let replacing = world.slot(slot).generation() > 1;
-            let predecessor = replacing.then(|| world.death(slot, Duration::ZERO));
-            let payloads = Payloads::new(keeps.then(|| Arc::clone(world.segment())));
+            let replacing = slots.slot(slot).generation() > 1;
+            let predecessor = replacing.then(|| slots.slot(slot).death());
+            let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
             live(&shared, slot, inherited, predecessor, payloads);
             Ok((0, 0))
         };
@@ -176,8 +176,8 @@ impl<'a, W: Work> Executor<'a, W> {
             led: false,
             beside,
         };
-        let crew = Crew::open(&world, &job, operation, allow_threads)?;
-        Ok(Running { crew, world, ledger: self.ledger.clone(), source: self.source.clone() })
+        let crew = Crew::open(&slots, &job, operation, allow_threads)?;
+        Ok(Running { crew, slots, ledger: self.ledger.clone(), source: self.source.clone() })
     }
 
     /// Forks workers that do all tasks, each building for itself, while the caller goes on.
@@ -329,7 +329,7 @@ impl Labour for Source {
 /// Forked workers at work. Dropping it ends them.
 pub(crate) struct Running {
     crew: Crew,
-    world: World,
+    slots: Slots,
     ledger: Ledger,
     source: Source,
 }
@@ -352,13 +352,13 @@ impl Running {
         }
         let ended = self.crew.wait();
         // What the workers have left is the caller's alone, also when it forks again.
-        self.world.segment().allow(Access::Read, Access::Read);
+        self.slots.segment().allow(Access::Read, Access::Read);
         match ended {
             // Its slots may still be writing.
             Err(supervisor @ Error::Supervisor { .. }) => Err(supervisor),
             ended => {
                 let reason = || reason(&self.source, &self.ledger).map(|text| Error::Start { text });
-                Ok((Left::new(self.world.segment()), ended.err().or_else(reason)))
+                Ok((Left::new(self.slots.segment()), ended.err().or_else(reason)))
             }
         }
     }

@@ -1,0 +1,109 @@
+//! Blame: which error a failure of a slot is, to its peers and to the caller, and what a slot is known to do.
+
+use crate::channel::call::operation;
+use crate::channel::group::Board;
+use crate::channel::slot::Status;
+use crate::channel::slots::Slots;
+use crate::error::{Death, Error, Place, RankState};
+use crate::os::process;
+use crate::sync::atomic::Ordering;
+use crate::sync::wait::{self, FAILED, LEFT};
+use std::time::{Duration, Instant};
+
+/// How long peers wait for the text of a rank that unwinds.
+const TELLING: Duration = Duration::from_millis(50);
+/// How long peers wait for the zygote to record a death.
+const RECORDING: Duration = Duration::from_millis(5);
+
+impl Slots {
+    /// Returns what `rank` is known to do; its last call in the communicator in which its [`Board`] lies at `board`.
+    pub(crate) fn state(&self, rank: usize, board: Option<usize>) -> RankState {
+        let (slot, number) = (self.slot(rank), self.number(rank));
+        let pid = slot.pid();
+        let state = match slot.alive.load(Ordering::Acquire) {
+            LEFT => "left",
+            FAILED => "failed",
+            0 => "not started",
+            alive if wait::is_gone(alive) => "dead",
+            _ => process::state(pid),
+        };
+        let latest = board.map(|board| self.segment().place::<Board>(board).line.latest());
+        let (sequence, signature, line) = latest.unwrap_or_default();
+        RankState { rank: number, pid, state, operation: operation(signature), sequence, line }
+    }
+
+    /// As [`Slots::state`], in the communicator of all ranks of the epoch that is now.
+    fn state_now(&self, rank: usize) -> RankState {
+        let epoch = self.epoch();
+        self.state(rank, self.calls.map(|boards| boards.at(rank, epoch)))
+    }
+
+    /// Returns what all ranks are known to do.
+    pub(crate) fn states(&self) -> Vec<RankState> {
+        (0..self.count()).map(|rank| self.state_now(rank)).collect()
+    }
+
+    /// Returns the error that peers of the first culprit report from a call at `place`.
+    pub(crate) fn blame(&self, place: Place, culprit: usize) -> Error {
+        let rank = culprit.min(self.count() - 1);
+        let (slot, number) = (self.slot(rank), self.number(rank));
+        let until = Instant::now() + TELLING;
+        while matches!(slot.status(), Status::Unwinding | Status::Panicked | Status::Returned)
+            && !wait::is_gone(slot.alive.load(Ordering::Acquire))
+            && Instant::now() < until
+        {
+            process::yield_now();
+        }
+        let alive = slot.alive.load(Ordering::Acquire);
+        match (alive, slot.status()) {
+            (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
+            // It has ended the world, and then returned.
+            (LEFT, _) => Error::Ended { place, rank: number, text: self.told(rank) },
+            (_, Status::Unstarted) => Error::Start { text: self.last_words(rank) },
+            (_, Status::Stopped) => self.was_stopped(place, rank),
+            (alive, _) if !wait::is_gone(alive) => {
+                Error::Ended { place, rank: number, text: self.told(rank) }
+            }
+            _ => {
+                let pid = slot.pid();
+                let mut cause = self.death(rank, RECORDING);
+                if cause == Death::Unknown && process::is_another_program(pid) {
+                    cause = Death::Exec;
+                    slot.note_exec();
+                }
+                Error::PeerDied { place, rank: number, pid, cause }
+            }
+        }
+    }
+
+    /// Returns the error for a rank that has been given up.
+    fn was_stopped(&self, place: Place, rank: usize) -> Error {
+        let missing = vec![RankState { state: "stopped", ..self.state_now(rank) }];
+        Error::Timeout { place, missing, deadline: self.deadline.unwrap_or_default() }
+    }
+
+    /// Returns the error that the caller of the crew reports for the first culprit.
+    pub(crate) fn failure_of(&self, rank: usize) -> Error {
+        let (slot, place) = (self.slot(rank), Place::outside("launch"));
+        let (text, number) = (self.last_words(rank), self.number(rank));
+        match slot.status() {
+            Status::Unstarted => Error::Start { text },
+            Status::Panicked if slot.has_spoken() => Error::Panicked { rank: number, text },
+            Status::Returned if slot.has_spoken() => Error::Returned { rank: number, text },
+            Status::Done if slot.has_spoken() => Error::Ended { place, rank: number, text: self.told(rank) },
+            _ => self.blame(place, rank),
+        }
+    }
+
+    /// Returns how the rank's process ended; the zygote may need a moment to learn it.
+    pub(crate) fn death(&self, rank: usize, patience: Duration) -> Death {
+        let until = Instant::now() + patience;
+        loop {
+            let death = self.slot(rank).death();
+            if death != Death::Unknown || Instant::now() >= until {
+                return death;
+            }
+            process::yield_now();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Rings of one member of a communicator, to and from its peers: made and found (directory.rs) as they are first used.
+//!
+//! | communicator | a ring lies | until |
+//! | --- | --- | --- |
+//! | the world's own | in its writer's room in the half (group.rs) | the half is readied again |
+//! | split off another | in its writer's heap, a block that both ends hold | both have dropped the communicator |
+//!
+//! A room has a place for a ring to each peer, so no send fails for a heap that is full. In the second case a ring that was
+//! published but never found is let go of by its reader as that drops the communicator, and one that finds the directory
+//! closed is never published. What remains: a process that dies lets go of nothing, so the heap of its peer keeps, until
+//! the world ends, the ring that this peer has written to it; and its own heap is not used again below what it used
+//! (arena.rs). That is one ring per pair and communicator in which one of the two has died.
+
+use crate::channel::directory::{Directory, Link};
+use crate::channel::ring::{End, Frame, Layout, Reader, RingWords, Writer};
+use crate::channel::window::Window;
+use crate::error::Result;
+use crate::os::fault::{Site, point};
+use crate::os::mapping::PAGE;
+use crate::os::process;
+use crate::shm::arena::{Block, Fill, Heap};
+use crate::shm::segment::Segment;
+use crate::sync::wait::{Broken, Guard, Pace};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The rings of one member.
+pub(crate) struct Rings<'w> {
+    segment: &'w Arc<Segment>,
+    layout: Layout,
+    /// Of each member.
+    directories: Vec<&'w Directory>,
+    guards: Vec<Guard<'w>>,
+    me: usize,
+    /// Where counters start.
+    first: u32,
+    /// In the world's own communicator: where this member's rings to its peers lie.
+    room: Option<usize>,
+    /// To each peer to which this member has sent.
+    writers: Vec<Option<Writer<'w>>>,
+    /// From each peer whose ring was found.
+    readers: Vec<Option<Reader<'w>>>,
+    /// The process that is this member: see `process::incarnation`.
+    process: u32,
+}
+
+impl<'w> Rings<'w> {
+    /// The rings of the member whose window this is: none yet.
+    pub(crate) fn new(window: &Window<'w>) -> Rings<'w> {
+        let (world, shares, me) = (window.world(), window.shares(), window.rank());
+        let guard = |&rank: &usize| world.slots.guard(rank, window.epoch());
+        Rings {
+            segment: world.segment(),
+            layout: window.member().ring,
+            directories: shares.iter().map(|share| share.directory(world.segment())).collect(),
+            guards: window.ranks().iter().map(guard).collect(),
+            me,
+            first: world.plan.first_sequence,
+            room: shares[me].room,
+            writers: shares.iter().map(|_| None).collect(),
+            readers: shares.iter().map(|_| None).collect(),
+            process: process::incarnation(),
+        }
+    }
+
+    /// Returns the writing end of the ring to a peer; made in this member's `heap`, if it has no room, at the first call.
+    pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &mut Heap) -> Result<&mut Writer<'w>> {
+        if self.writers[to].is_none() {
+            self.writers[to] = Some(self.make(to, pace, heap)?);
+        }
+        Ok(self.writers[to].get_or_insert_with(|| unreachable!("made just now")))
+    }
+
+    /// [1]-[4]
+    fn make(&self, to: usize, pace: Pace, heap: &mut Heap) -> Result<Writer<'w>> {
+        let (at, hold) = match self.room {
+            Some(room) => (room + (to - usize::from(to > self.me)) * self.layout.len, None),
+            None => {
+                // Nothing of it is read before it is written.
+                let block = heap.alloc(self.layout.len, PAGE, Fill::Any)?;
+                block.share(2);
+                (block.offset(), Some(block))
+            }
+        };
+        let words = self.segment.place::<RingWords>(at);
+        words.prepare(self.first);
+        point(Site::RingMade);
+        let end = End::new(self.segment, (at, hold), &self.layout, (self.guards[to], pace), self.first);
+        if !self.directories[to].publish(at as u64, &words.link, self.me) {
+            end.keep();
+        }
+        Ok(Writer::new(end))
+    }
+
+    /// Waits for the next frame from a peer, without taking it.
+    pub(crate) fn peek(
+        &mut self,
+        from: usize,
+        pace: Pace,
+        deadline: Option<Instant>,
+    ) -> std::result::Result<Result<Frame>, Broken> {
+        if self.readers[from].is_none() {
+            match self.find(from, pace, deadline)? {
+                Ok(reader) => self.readers[from] = Some(reader),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        self.reader(from).peek(deadline)
+    }
+
+    /// Returns the reading end of the ring from a peer, of which a frame was peeked.
+    pub(crate) fn reader(&mut self, from: usize) -> &mut Reader<'w> {
+        self.readers[from].get_or_insert_with(|| unreachable!("found when its frame was peeked"))
+    }
+
+    /// [a]-[c]
+    fn find(
+        &self,
+        from: usize,
+        pace: Pace,
+        deadline: Option<Instant>,
+    ) -> std::result::Result<Result<Reader<'w>>, Broken> {
+        let (directory, of) = (self.directories[self.me], (from, self.directories.len()));
+        let wait = (self.guards[from], pace);
+        let place = directory.wait_for(of, wait, deadline, |place| self.link(place))?;
+        Ok(place.and_then(|place| {
+            let at = place as usize;
+            point(Site::RingFound);
+            let hold = self.room.is_none().then(|| Block::join(self.segment, at, self.layout.len));
+            let end = End::new(self.segment, (at, hold.transpose()?), &self.layout, wait, self.first);
+            Ok(Reader::new(end))
+        }))
+    }
+
+    /// Returns the link of the ring at `place`, if one may lie there.
+    fn link(&self, place: u64) -> Option<&'w Link> {
+        let at = usize::try_from(place).ok().filter(|at| at.is_multiple_of(align_of::<RingWords>()))?;
+        self.segment.bytes(at, self.layout.len)?;
+        Some(&self.segment.place::<RingWords>(at).link)
+    }
+}
+
+impl Drop for Rings<'_> {
+    /// [d], [e]
+    fn drop(&mut self) {
+        // A process that inherited them by fork looks at nothing; the world's own go with their half.
+        if self.process != process::incarnation() || self.room.is_some() {
+            return;
+        }
+        let found = |sender: usize| self.readers.get(sender).is_some_and(Option::is_some);
+        let release = |place: u64, sender: usize| {
+            if !found(sender) {
+                drop(Block::join(self.segment, place as usize, self.layout.len));
+            }
+        };
+        // A list that was overwritten leads to nothing more to let go of.
+        let _ = self.directories[self.me].close(self.directories.len(), |place| self.link(place), release);
+    }
+}

@@ -1,0 +1,415 @@
+//! Slots: the life of the ranks, or workers, of one crew. Drawn to the byte:
+//!
+//! ```text
+//! 0            Header        128 B
+//! 128          Slot  x n     128 B each: who is it, is it alive, what became of it (slot.rs)
+//! page         Text  x n x 2 4 KiB each: a panic's or an error's text; why the latest failed call failed
+//! page         a world's own words (world.rs); nothing in other crews
+//! 2 MiB        heap  x n     sparse; none if none was asked for
+//! ```
+//!
+//! What a failure is called is in blame.rs.
+
+use crate::channel::death;
+use crate::channel::group::Boards;
+use crate::channel::recovery::MAX_RANKS;
+use crate::channel::slot::{Slot, Status};
+use crate::channel::text::Text;
+use crate::error::{Death, Error, Result};
+#[cfg(not(loom))]
+use crate::os::inherit;
+use crate::os::mapping::{HUGE, PAGE};
+use crate::os::process;
+use crate::os::topology;
+use crate::shm::arena::{Block, Heap};
+use crate::shm::element::shared;
+use crate::shm::kernel;
+use crate::shm::segment::{Carver, Segment};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::wait::{self, FAILED, Guard};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+shared! {
+    /// Words of the crew as a whole.
+    #[repr(align(128))]
+    struct Header {
+        /// See [`wait::clean`]: how an epoch ends. Written once an epoch, by compare-exchange; by the zygote for the next.
+        revoked: AtomicU32,
+        /// The exit code of the zygote plus one, when nothing of the crew is left. Written by the zygote.
+        closed: AtomicU32,
+        /// The zygote's robust word.
+        supervisor: AtomicU32,
+        /// What rank 0 is called in errors: a world may be one node's part of a larger one. Written before any body runs.
+        first: AtomicU32,
+        /// See `inherit::note_in`. Written by the zygote, while it builds.
+        fault: AtomicU32,
+        /// Not 0: the zygote is to end. Written by the caller.
+        dismissed: AtomicU32,
+    }
+}
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Header>() == SLOTS);
+const SLOTS: usize = 128;
+
+/// How a crew, or a world, is to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Plan {
+    /// How many ranks or workers.
+    pub(crate) ranks: usize,
+    /// Bytes of address space per heap, rounded up to 2 MiB; 0 for no heaps, `None` for as much as there is memory.
+    pub(crate) heap: Option<usize>,
+    /// How long a call may wait, and a process be stopped.
+    pub(crate) deadline: Option<Duration>,
+    /// Of a world: where counters start.
+    pub(crate) first_sequence: u32,
+    /// Of a world: ranks may outlive others (recovery.rs).
+    pub(crate) recover: bool,
+    /// Of a world: are there more ranks than processors, where this process cannot know that by itself?
+    pub(crate) crowded: Option<bool>,
+}
+
+impl Plan {
+    /// Until when a call that begins now may wait.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.deadline.and_then(|patience| process::clock().checked_add(patience))
+    }
+}
+
+/// Tells a crew from all others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    /// Of the crew among all that this process and its ancestors have made.
+    pub(crate) id: u64,
+    /// The process that made it: see `process::incarnation`. 0, no process, if others join it.
+    pub(crate) caller: u32,
+}
+
+impl Identity {
+    /// Of a crew that this process makes now, for itself.
+    pub(crate) fn new() -> Identity {
+        let made = [process::serial(), process::pid()];
+        Identity { id: xxh3_64(bytemuck::cast_slice(&made)), caller: process::incarnation() }
+    }
+}
+
+/// The shared words of one crew. Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Slots {
+    segment: Arc<Segment>,
+    count: usize,
+    pub(crate) identity: Identity,
+    pub(crate) deadline: Option<Duration>,
+    texts: usize,
+    heaps: usize,
+    /// Bytes of a heap.
+    pub(super) heap: usize,
+    /// Of a world: where its ranks say what they call, for reports.
+    pub(super) calls: Option<Boards>,
+}
+
+impl Slots {
+    /// Maps the words and heaps of a crew.
+    pub(crate) fn new(plan: Plan) -> Result<Slots> {
+        let words = Slots::words_len(plan.ranks)?;
+        let slots = Slots::over(plan, Identity::new(), words, None, Segment::new)?;
+        slots.begin();
+        Ok(slots)
+    }
+
+    /// Returns how many bytes the words of `count` slots take: more words, and the heaps, may follow.
+    pub(super) fn words_len(count: usize) -> Result<usize> {
+        if count == 0 || count > MAX_RANKS {
+            let problem = format!("{count} ranks; a world has 1 to {MAX_RANKS}");
+            return Err(Error::option("launch", problem));
+        }
+        Ok(texts(count) + 2 * count * size_of::<Text>())
+    }
+
+    /// The slots of a plan, in a segment that `map` maps; heaps begin after `words` bytes.
+    pub(super) fn over(
+        plan: Plan,
+        identity: Identity,
+        words: usize,
+        calls: Option<Boards>,
+        map: impl FnOnce(usize) -> Result<Segment>,
+    ) -> Result<Slots> {
+        let (count, deadline) = (plan.ranks, plan.deadline);
+        let heap = plan.heap.unwrap_or_else(|| default_heap(count, words));
+        let heap = heap.min((1 << 45) / count).next_multiple_of(HUGE);
+        let mut carver = Carver::at(words);
+        let heaps = carver.take(heap * count, HUGE);
+        let segment = Arc::new(map(carver.end())?);
+        Ok(Slots { segment, count, identity, deadline, texts: texts(count), heaps, heap, calls })
+    }
+
+    /// Readies the words of a new crew: backed by memory before anyone depends on them.
+    pub(super) fn begin(&self) {
+        wait::prepare();
+        (0..self.count).for_each(|rank| self.slot(rank).set_status(Status::Running));
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// Returns how many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    fn header(&self) -> &Header {
+        self.segment.place(0)
+    }
+
+    pub(crate) fn slot(&self, rank: usize) -> &Slot {
+        &self.segment.places(SLOTS, self.count)[rank]
+    }
+
+    /// Returns the text that a rank leaves at its end, and the one that says why its latest failed collective failed.
+    fn texts(&self, rank: usize) -> [&Text; 2] {
+        let texts = self.segment.places(self.texts, 2 * self.count);
+        [&texts[2 * rank], &texts[2 * rank + 1]]
+    }
+
+    /// The allocator of `rank`'s heap; one at a time, in the process that fills the slot.
+    pub(crate) fn heap(&self, rank: usize) -> Heap {
+        let used = SLOTS + rank * size_of::<Slot>() + core::mem::offset_of!(Slot, heap_used);
+        let start = self.heaps + rank * self.heap;
+        Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
+    }
+
+    /// Names this crew's ranks in errors from `first` on: it is a part of a larger world.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn number_from(&self, first: usize) {
+        self.header().first.store(first as u32, Ordering::Relaxed);
+    }
+
+    /// Returns what the rank is called in errors.
+    pub(crate) fn number(&self, rank: usize) -> usize {
+        self.header().first.load(Ordering::Relaxed) as usize + rank
+    }
+}
+
+/// The zygote's own words.
+impl Slots {
+    /// The zygote starts: its death ends the waits for its decisions.
+    pub(crate) fn supervise(&self) {
+        let header = self.header();
+        header.supervisor.store(wait::announce_death_through(&header.supervisor), Ordering::Release);
+        #[cfg(not(loom))]
+        inherit::note_in(&header.fault);
+    }
+
+    /// Returns what ends a wait for the zygote.
+    pub(crate) fn supervised(&self) -> Guard<'_> {
+        let header = self.header();
+        Guard { alive: &header.supervisor, revoked: &header.closed, clean: 0 }
+    }
+
+    /// Returns how the zygote died, whose `death` the kernel has told.
+    pub(crate) fn supervisor_death(&self, death: Death) -> Death {
+        death::explained(death, &self.header().fault)
+    }
+
+    /// Tells the zygote to end; it looks five times a second.
+    pub(crate) fn dismiss(&self) {
+        self.header().dismissed.store(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether the caller has told the zygote to end.
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.header().dismissed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Nothing of the crew is left: stores the zygote's exit code.
+    pub(crate) fn close(&self, code: i32) {
+        self.header().closed.store(code as u32 + 1, Ordering::Release);
+    }
+
+    /// Returns the zygote's exit code, once nothing of the crew is left.
+    pub(crate) fn closed(&self) -> Option<i32> {
+        self.header().closed.load(Ordering::Acquire).checked_sub(1).map(|code| code as i32)
+    }
+
+    /// Waits until the kernel has marked all ranks' deaths: their zygote is dead, so it has been told to kill them. At
+    /// most a second.
+    pub(crate) fn outlast_slots(&self) {
+        let lives = |rank| {
+            let alive = self.slot(rank).alive.load(Ordering::Acquire);
+            alive != 0 && !wait::is_gone(alive)
+        };
+        let until = Instant::now() + Duration::from_secs(1);
+        while (0..self.count).any(lives) && Instant::now() < until {
+            process::yield_now();
+        }
+    }
+
+    /// The zygote could not fill the slot.
+    pub(crate) fn unstarted(&self, rank: usize, text: &str) {
+        self.texts(rank)[0].write(text);
+        self.slot(rank).set_status(Status::Unstarted);
+        self.revoke(self.epoch(), rank);
+    }
+
+    /// The zygote has seen `rank` stopped for longer than the deadline, and ends it.
+    pub(crate) fn give_up(&self, rank: usize) {
+        self.slot(rank).set_status(Status::Stopped);
+        self.revoke(self.epoch(), rank);
+    }
+
+    /// Ends the epoch of a rank that has said FAILED, and was perhaps killed before it could do so.
+    pub(crate) fn revoke_failed(&self, rank: usize) {
+        let slot = self.slot(rank);
+        if slot.alive.load(Ordering::Acquire) == FAILED {
+            self.revoke(slot.epoch(), rank);
+        }
+    }
+}
+
+/// Epochs, and how they end.
+impl Slots {
+    pub(crate) fn revoked_word(&self) -> &AtomicU32 {
+        &self.header().revoked
+    }
+
+    /// Returns the number of the epoch that is now, modulo 2^21.
+    pub(crate) fn epoch(&self) -> u32 {
+        wait::epoch_of(self.revoked_word().load(Ordering::Acquire))
+    }
+
+    /// Returns the rank that failed first in the epoch that is now, if one did.
+    pub(crate) fn culprit(&self) -> Option<usize> {
+        let culprit = wait::culprit(self.revoked_word().load(Ordering::Acquire));
+        culprit.map(|rank| rank.min(self.count - 1))
+    }
+
+    /// Returns what ends a wait for `rank` in an epoch.
+    pub(crate) fn guard(&self, rank: usize, epoch: u32) -> Guard<'_> {
+        Guard { alive: &self.slot(rank).alive, revoked: self.revoked_word(), clean: wait::clean(epoch) }
+    }
+
+    /// Ends every call of an epoch, now and later; the first culprit counts.
+    pub(crate) fn revoke(&self, epoch: u32, culprit: usize) {
+        wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
+    }
+
+    /// As [`Slots::revoke`], by a rank that unwinds: it tells why when it has (unless its body catches the panic).
+    pub(crate) fn revoke_unwinding(&self, epoch: u32, rank: usize) {
+        self.tell(rank, "it panicked in a collective, and its body caught that");
+        self.slot(rank).set_status(Status::Unwinding);
+        self.revoke(epoch, rank);
+    }
+}
+
+/// What a rank does and leaves behind.
+impl Slots {
+    /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
+    pub(crate) fn enter(&self, rank: usize, process: bool) {
+        self.slot(rank).enter(self.epoch(), process);
+    }
+
+    /// The rank's body has returned; its result, if it is bytes, lies in its heap.
+    pub(crate) fn leave(&self, rank: usize, result: (usize, usize)) {
+        self.slot(rank).leave(rank, result, self.identity.id);
+    }
+
+    /// The rank's body has failed: everyone's calls end.
+    pub(crate) fn fail(&self, rank: usize, panicked: bool, text: &str) {
+        let slot = self.slot(rank);
+        self.texts(rank)[0].write(text);
+        // Its peers may go on without it, and a successor fill its slot.
+        let epoch = slot.epoch();
+        slot.fail(if panicked { Status::Panicked } else { Status::Returned });
+        self.revoke(epoch, rank);
+    }
+
+    /// Returns where the result of a rank that has left lies.
+    pub(crate) fn result(&self, rank: usize) -> Option<(usize, usize)> {
+        self.slot(rank).result(rank, self.identity.id)
+    }
+
+    /// Returns a copy of bytes that a rank has left behind. Only once all ranks have ended.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
+        let block = Block::join(&self.segment, offset, len)?.orphan();
+        Ok(kernel::to_vec(block.bytes()))
+    }
+
+    /// Leaves a text for the peers of a rank that lives: why its call failed.
+    pub(crate) fn tell(&self, rank: usize, text: &str) {
+        self.texts(rank)[1].write(text);
+    }
+
+    /// Returns the text that the rank has left by [`Slots::tell`] last.
+    pub(crate) fn told(&self, rank: usize) -> String {
+        self.texts(rank)[1].read()
+    }
+
+    /// Returns the text that the rank, or the zygote for it, has left at its end.
+    pub(crate) fn last_words(&self, rank: usize) -> String {
+        self.texts(rank)[0].read()
+    }
+}
+
+/// Where the texts of `count` slots begin.
+fn texts(count: usize) -> usize {
+    (SLOTS + count * size_of::<Slot>()).next_multiple_of(PAGE)
+}
+
+/// Returns the address space for each rank's heap after `words` bytes: as much as the machine has memory. Where address
+/// space is limited the heaps of all get half of what is left: the rest is for ordinary memory, and for arrays of the
+/// caller's.
+fn default_heap(ranks: usize, words: usize) -> usize {
+    if cfg!(miri) {
+        return HUGE;
+    }
+    let share = |left: usize| left.saturating_sub(words + 2 * HUGE) / 2 / ranks / HUGE * HUGE;
+    let heap = topology::memory().min(topology::addresses_left().map_or(usize::MAX, share));
+    heap.max(HUGE)
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::text::LONGEST;
+
+    fn slots(ranks: usize) -> Result<Slots> {
+        Slots::new(Plan { ranks, heap: Some(0), ..Plan::default() })
+    }
+
+    #[test]
+    fn zero_and_too_many_ranks_are_refused() {
+        for ranks in [0, MAX_RANKS + 1] {
+            let error = slots(ranks).err().unwrap();
+            assert!(error.to_string().contains("1 to 1024"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_heap_is_none() {
+        let slots = slots(64).unwrap();
+        assert_eq!(slots.segment().len(), HUGE, "the words alone, in a mapping's smallest unit");
+        assert!(slots.heap(3).alloc(1, 1, crate::shm::arena::Fill::Any).is_err());
+    }
+
+    #[test]
+    fn texts_are_bounded_and_whole_characters() {
+        let slots = slots(2).unwrap();
+        slots.fail(1, true, &"ü".repeat(5000));
+        let Error::Panicked { rank: 1, text } = slots.failure_of(1) else { panic!() };
+        assert!(
+            text.starts_with(&"ü".repeat(2000)) && text.len() <= LONGEST && !text.ends_with('ü'),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn first_culprit_counts() {
+        let slots = slots(3).unwrap();
+        slots.revoke(0, 2);
+        slots.revoke(0, 0);
+        assert_eq!(slots.culprit(), Some(2));
+    }
+}
