@@ -3,8 +3,8 @@
 use crate::channel::recovery::MAX_RANKS;
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
+use crate::comm::local::Local;
 use crate::comm::shm::Shm;
-use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
@@ -161,7 +161,7 @@ impl Launch {
         self.job("launch")?;
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, _: Option<&mut ()>| {
-            let seat = Rc::new(Seat::new(&world, rank));
+            let seat = Rc::new(Local::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let place = body(&world, &mut comm, &seat)?;
             point(Site::SlotResult);
@@ -212,7 +212,7 @@ impl Launch {
         world.segment().allow(Access::Nothing, Access::Nothing);
         let run = |rank: usize| {
             world.enter(rank, false);
-            let seat = Rc::new(Seat::new(&world, rank));
+            let seat = Rc::new(Local::new(&world, rank));
             match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
                 Ok(Ok(result)) => {
                     world.leave(rank, (0, 0));

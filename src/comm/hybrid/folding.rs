@@ -37,8 +37,9 @@ use crate::channel::line::INLINE;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::op::Fold;
 use crate::comm::shm::{UNLIKE, digest_of, unit};
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Folds, Moves};
 use crate::error::{Error, Result};
+use crate::shm::arena::Block;
 use crate::shm::element::ALIGN;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
@@ -171,14 +172,8 @@ impl<'s, 'a: 's> Operands<'a, 's> {
     }
 }
 
-impl Hybrid<'_> {
-    pub(super) fn reduce(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<&mut [u8]>,
-        fold: &Fold<'_>,
-    ) -> Result<()> {
+impl Folds for Hybrid<'_> {
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         let (n, nodes) = (send.len(), self.layout.nodes());
         let largest = (0..nodes).map(|node| self.layout.ranks(node).len()).max().unwrap_or(1);
         let carried = (1..=INLINE).contains(&n) && n * if fold.fast { 1 } else { largest } <= CARRIED;
@@ -240,6 +235,95 @@ impl Hybrid<'_> {
         self.fold_chunks(call, send, recv, fold, to)
     }
 
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
+        self.reduce(call, send, Some(recv.bytes_mut()), fold)
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let digest = digest_of(counts.iter().copied(), fold.id);
+        self.meet_alike(call, (send.len(), digest), UNLIKE)?;
+        let start: usize = counts[..self.rank()].iter().sum();
+        let made = Aligned::zeroed(fold, send.len()).map_err(|error| self.abort(call, error));
+        let mut all = made?;
+        self.reduce(call, send, Some(all.bytes_mut()), fold)?;
+        kernel::copy(recv, &all.bytes()[start..start + recv.len()], Store::Cached);
+        Ok(())
+    }
+
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
+        self.meet_alike(call, (send.len(), fold.id), UNLIKE)?;
+        let (n, me, ranks, node) = (send.len(), self.node.rank(), self.node.size(), self.layout.node);
+        let unit = unit(fold.size);
+        let chunk = CHUNK.min(self.room).min(self.least_area() / PLACES) / unit * unit;
+        if chunk == 0 {
+            let problem = format!("elements of {} bytes are too large to be reduced", fold.size);
+            return Err(Error::bad(call.place(self.rank(), self.calls), problem));
+        }
+        let (first, last) = (usize::from(node > 0), node + 1 == self.layout.nodes());
+        let net = self.net.clone();
+        let base = self.area.as_ref().map(|area| area.block.offset());
+        let segment = Arc::clone(&self.node.local().segment);
+        let in_segment = |base: usize, place: Range<usize>| base + place.start..base + place.end;
+        let mut unclosed = false;
+        for (round, start) in (0..n).step_by(chunk).enumerate() {
+            let range = start..(start + chunk).min(n);
+            let watch = self.node.window_ref().watch(*call);
+            let place = |place: usize| place * chunk..place * chunk + range.len();
+            if let Some((net, base)) = net.as_ref().zip(base).filter(|_| node > 0) {
+                let came = net
+                    .recv_at(&segment, in_segment(base, place(partial(round))), node - 1, Tag::Partial)
+                    .and_then(|flight| net.wait(&mut [flight], &watch));
+                came.map_err(|error| self.failed(call, error))?;
+            }
+            let (len, payload, target) = self.show_operand(send, range.clone(), operand(round) * chunk);
+            let offer = Offer { len, payload, target, ..Offer::default() };
+            let recv = &mut recv[range.clone()];
+            let step = self.node.window().exchange_then(call, offer, |epoch| {
+                let operands = Operands { seen: epoch.seen, me, send, start, place: operand(round) * chunk };
+                let come = operands.area(place(partial(round)))?;
+                let part = |part: usize, within: Range<usize>| match part.checked_sub(first) {
+                    None => Ok(&come[within]),
+                    Some(rank) => operands.of(rank, start + within.start..start + within.end),
+                };
+                if let Some((net, base)) = net.as_ref().zip(base).filter(|_| !last) {
+                    let to = place(folded(0));
+                    let [dst] = epoch.opened([0], to.clone())?;
+                    fold.in_rank_order(dst, None, Store::Cached, ranks + first, part)?;
+                    let flight = net.send_at(&segment, in_segment(base, to), node + 1, Tag::Partial)?;
+                    net.wait(&mut [flight], &watch)?;
+                }
+                match first + me + usize::from(inclusive) {
+                    0 => Ok(((), Then::Follows)),
+                    count => fold
+                        .in_rank_order(recv, None, Store::Cached, count, part)
+                        .map(|()| ((), Then::Follows)),
+                }
+            });
+            step.map_err(|error| self.failed(call, error))?;
+            unclosed = true;
+        }
+        if unclosed {
+            self.close(call)?;
+        }
+        Ok(())
+    }
+}
+
+impl Hybrid<'_> {
     /// Everyone gets everything, or a fold of each node's, and folds.
     fn fold_whole(
         &mut self,
@@ -346,14 +430,14 @@ impl Hybrid<'_> {
 
     /// Shows a stretch of an operand to the node: where it lies, or in the cell.
     fn operand<'a>(&mut self, send: &'a [u8], range: Range<usize>) -> Payload<'a> {
-        let seat = Rc::clone(self.node.seat_rc());
+        let local = Rc::clone(self.node.local());
         if range.is_empty() {
             return Payload::Nothing;
         }
-        if let Some(offset) = seat.segment.locate(send) {
+        if let Some(offset) = local.segment.locate(send) {
             return Payload::exposed(offset, send);
         }
-        seat.copy(&mut self.node.window().cell()[..range.len()], &send[range], Store::Cached);
+        local.copy(&mut self.node.window().cell()[..range.len()], &send[range], Store::Cached);
         Payload::Staged
     }
 
@@ -383,11 +467,11 @@ impl Hybrid<'_> {
         let store = Store::best(2 * n, ranks);
         let watch = self.node.window_ref().watch(*call);
         let net = self.net.clone();
-        let seat = Rc::clone(self.node.seat_rc());
+        let local = Rc::clone(self.node.local());
         let base = self.area.as_ref().map(|area| area.block.offset());
         let mut under = net.as_ref().zip(base).map(|(net, base)| Under {
             net,
-            segment: Arc::clone(&seat.segment),
+            segment: Arc::clone(&local.segment),
             base,
             chunk,
             partial: None,
@@ -465,11 +549,11 @@ impl Hybrid<'_> {
                     fold.in_rank_order(dst, None, Store::Cached, ranks + first, part)?;
                 }
                 if let Some(recv) = recv {
-                    let seat = &seat;
+                    let local = &local;
                     let mut take = |stop: Stop, place: usize| -> Result<()> {
                         let range = range_of(stop.chunk);
                         let shown = operands.area(place * chunk..place * chunk + range.len())?;
-                        seat.copy(&mut recv[range], shown, store);
+                        local.copy(&mut recv[range], shown, store);
                         Ok(())
                     };
                     come.map_or(Ok(()), |stop| take(stop, total(round)))?;
@@ -504,100 +588,17 @@ impl Hybrid<'_> {
         range: Range<usize>,
         place: usize,
     ) -> (usize, Payload<'a>, Option<(usize, usize)>) {
-        let seat = Rc::clone(self.node.seat_rc());
+        let local = Rc::clone(self.node.local());
         let alone = self.node.size() == 1;
         let Some(area) = &mut self.area else {
             let payload = self.operand(send, range);
             return (send.len(), payload, None);
         };
         if !alone {
-            seat.copy(&mut area.block.bytes_mut()[place..place + range.len()], &send[range], Store::Cached);
+            local.copy(&mut area.block.bytes_mut()[place..place + range.len()], &send[range], Store::Cached);
         }
         let (offset, len) = (area.block.offset(), area.block.bytes().len());
         (len, Payload::exposed(offset, &[]), Some((offset, len)))
-    }
-
-    pub(super) fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        counts: &[usize],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        let digest = digest_of(counts.iter().copied(), fold.id);
-        self.meet_alike(call, (send.len(), digest), UNLIKE)?;
-        let start: usize = counts[..self.rank()].iter().sum();
-        let made = Aligned::zeroed(fold, send.len()).map_err(|error| self.abort(call, error));
-        let mut all = made?;
-        self.reduce(call, send, Some(all.bytes_mut()), fold)?;
-        kernel::copy(recv, &all.bytes()[start..start + recv.len()], Store::Cached);
-        Ok(())
-    }
-
-    pub(super) fn scan(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-        inclusive: bool,
-    ) -> Result<()> {
-        self.meet_alike(call, (send.len(), fold.id), UNLIKE)?;
-        let (n, me, ranks, node) = (send.len(), self.node.rank(), self.node.size(), self.layout.node);
-        let unit = unit(fold.size);
-        let chunk = CHUNK.min(self.room).min(self.least_area() / PLACES) / unit * unit;
-        if chunk == 0 {
-            let problem = format!("elements of {} bytes are too large to be reduced", fold.size);
-            return Err(Error::bad(call.place(self.rank(), self.calls), problem));
-        }
-        let (first, last) = (usize::from(node > 0), node + 1 == self.layout.nodes());
-        let net = self.net.clone();
-        let base = self.area.as_ref().map(|area| area.block.offset());
-        let segment = Arc::clone(&self.node.seat().segment);
-        let in_segment = |base: usize, place: Range<usize>| base + place.start..base + place.end;
-        let mut unclosed = false;
-        for (round, start) in (0..n).step_by(chunk).enumerate() {
-            let range = start..(start + chunk).min(n);
-            let watch = self.node.window_ref().watch(*call);
-            let place = |place: usize| place * chunk..place * chunk + range.len();
-            if let Some((net, base)) = net.as_ref().zip(base).filter(|_| node > 0) {
-                let came = net
-                    .recv_at(&segment, in_segment(base, place(partial(round))), node - 1, Tag::Partial)
-                    .and_then(|flight| net.wait(&mut [flight], &watch));
-                came.map_err(|error| self.failed(call, error))?;
-            }
-            let (len, payload, target) = self.show_operand(send, range.clone(), operand(round) * chunk);
-            let offer = Offer { len, payload, target, ..Offer::default() };
-            let recv = &mut recv[range.clone()];
-            let step = self.node.window().exchange_then(call, offer, |epoch| {
-                let operands = Operands { seen: epoch.seen, me, send, start, place: operand(round) * chunk };
-                let come = operands.area(place(partial(round)))?;
-                let part = |part: usize, within: Range<usize>| match part.checked_sub(first) {
-                    None => Ok(&come[within]),
-                    Some(rank) => operands.of(rank, start + within.start..start + within.end),
-                };
-                if let Some((net, base)) = net.as_ref().zip(base).filter(|_| !last) {
-                    let to = place(folded(0));
-                    let [dst] = epoch.opened([0], to.clone())?;
-                    fold.in_rank_order(dst, None, Store::Cached, ranks + first, part)?;
-                    let flight = net.send_at(&segment, in_segment(base, to), node + 1, Tag::Partial)?;
-                    net.wait(&mut [flight], &watch)?;
-                }
-                match first + me + usize::from(inclusive) {
-                    0 => Ok(((), Then::Follows)),
-                    count => fold
-                        .in_rank_order(recv, None, Store::Cached, count, part)
-                        .map(|()| ((), Then::Follows)),
-                }
-            });
-            step.map_err(|error| self.failed(call, error))?;
-            unclosed = true;
-        }
-        if unclosed {
-            self.close(call)?;
-        }
-        Ok(())
     }
 }
 

@@ -26,12 +26,11 @@ use crate::channel::call::{Call, Signature, Verb, describe};
 use crate::channel::recovery::Wish;
 use crate::channel::window::{Agreed, Offer, Payload, Shown, UNCHANGED};
 use crate::channel::world::Member;
-use crate::comm::op::Fold;
+use crate::comm::local::Local;
 use crate::comm::shm::Shm;
-use crate::comm::transport::{Seat, Transport};
+use crate::comm::transport::{Control, Moves, Recovers};
 use crate::error::{Error, RankState, Result, shortened};
 use crate::os::launcher::host;
-use crate::shm::arena::Block;
 use message::Letters;
 use moving::Area;
 use net::{Net, end_job};
@@ -219,14 +218,6 @@ impl<'w> Hybrid<'w> {
         Ok(Hybrid { node, net, layout, room, calls: 0, area, letters, ways })
     }
 
-    fn size(&self) -> usize {
-        self.layout.size()
-    }
-
-    fn rank(&self) -> usize {
-        self.layout.firsts[self.layout.node] + self.node.rank()
-    }
-
     /// [1]-[3]. `payload` is shown in the node, up to [`INLINE`](crate::channel::line::INLINE) bytes; from what its ranks
     /// show, `carry` makes what the node's record carries.
     fn meet(
@@ -402,13 +393,13 @@ impl<'w> Hybrid<'w> {
     }
 }
 
-impl<'w> Transport<'w> for Hybrid<'w> {
+impl Control for Hybrid<'_> {
     fn rank(&self) -> usize {
-        self.rank()
+        self.layout.firsts[self.layout.node] + self.node.rank()
     }
 
     fn size(&self) -> usize {
-        self.size()
+        self.layout.size()
     }
 
     fn nodes(&self) -> usize {
@@ -419,8 +410,8 @@ impl<'w> Transport<'w> for Hybrid<'w> {
         self.layout.node
     }
 
-    fn seat(&self) -> &Seat {
-        self.node.seat()
+    fn local(&self) -> &Rc<Local> {
+        self.node.local()
     }
 
     fn group(&self) -> u64 {
@@ -431,6 +422,19 @@ impl<'w> Transport<'w> for Hybrid<'w> {
         self.calls
     }
 
+    fn abort(&mut self, call: &Call, error: Error) -> Error {
+        self.calls = self.calls.wrapping_add(1);
+        let error = self.node.abort(call, error);
+        self.failed(call, error)
+    }
+
+    fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
+        self.meet_alike(call, (0, digest), call.differs())?;
+        Ok(Agreed::alone())
+    }
+}
+
+impl Recovers for Hybrid<'_> {
     fn epoch(&self) -> u32 {
         0
     }
@@ -442,100 +446,5 @@ impl<'w> Transport<'w> for Hybrid<'w> {
     fn ask(&mut self, call: &Call, _: Wish, _: u64) -> Result<(u64, Vec<usize>)> {
         let place = call.place(self.rank(), self.calls);
         Err(Error::bad(place, "a world over several nodes ends with the first death: start it again"))
-    }
-
-    fn abort(&mut self, call: &Call, error: Error) -> Error {
-        self.calls = self.calls.wrapping_add(1);
-        let error = self.node.abort(call, error);
-        self.failed(call, error)
-    }
-
-    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
-        self.meet_alike(call, (0, digest), call.differs())?;
-        Ok(Agreed::alone())
-    }
-
-    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
-        self.broadcast(call, data)
-    }
-
-    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
-        self.gather(call, send, recv)
-    }
-
-    fn gather_shared(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut Block, &[usize])>,
-    ) -> Result<()> {
-        self.gather(call, send, recv.map(|(block, counts)| (block.bytes_mut(), counts)))
-    }
-
-    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_gather(call, send, recv)
-    }
-
-    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.scatter(call, send, recv)
-    }
-
-    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
-        self.reduce(call, send, recv, fold)
-    }
-
-    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
-        self.reduce(call, send, Some(recv.bytes_mut()), fold)
-    }
-
-    fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        counts: &[usize],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        self.reduce_scatter(call, send, counts, recv, fold)
-    }
-
-    fn scan(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-        inclusive: bool,
-    ) -> Result<()> {
-        self.scan(call, send, recv, fold, inclusive)
-    }
-
-    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_to_all(call, send, recv)
-    }
-
-    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
-        self.send(call, to, message)
-    }
-
-    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
-        self.recv(call, from, message)
-    }
-
-    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
-        self.send_block(call, to, block)
-    }
-
-    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
-        self.recv_block(call, from, len)
-    }
-
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
-        self.split(call, colour, key)
     }
 }

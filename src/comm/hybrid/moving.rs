@@ -20,7 +20,7 @@ use crate::channel::call::Call;
 use crate::channel::line::INLINE;
 use crate::channel::window::{Offer, Payload, Seen, Shown, Then};
 use crate::comm::shm::{Shm, digest_of, starts_of};
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Moves};
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
@@ -46,7 +46,7 @@ const MOST: usize = 1 << 14;
 impl Area {
     pub(super) fn new(node: &Shm<'_>) -> Result<Area> {
         let (own, come) = (node.window_ref().member().cell, COME);
-        let block = node.seat().heap.borrow_mut().alloc(2 * (own + come), PAGE, Fill::Any)?;
+        let block = node.local().heap.borrow_mut().alloc(2 * (own + come), PAGE, Fill::Any)?;
         Ok(Area { block, own, come })
     }
 
@@ -194,7 +194,7 @@ impl Hybrid<'_> {
             let (len, payload) = self.show(&shows, send, parity);
             let (net, area) = (self.net.clone(), &mut self.area);
             let watch = self.node.window_ref().watch(*call);
-            let seat = Rc::clone(self.node.seat_rc());
+            let local = Rc::clone(self.node.local());
             let offer = Offer { len, payload, ..Offer::default() };
             let step = self.node.window().exchange_then(call, offer, |epoch| {
                 let seen = epoch.seen;
@@ -228,10 +228,10 @@ impl Hybrid<'_> {
                 }
                 let copy = || -> Result<()> {
                     for (piece, place) in copies {
-                        seat.copy(place, at(&piece)?, store);
+                        local.copy(place, at(&piece)?, store);
                     }
                     for (piece, place) in late.iter().zip(late_places) {
-                        seat.copy(place, came(piece)?, store);
+                        local.copy(place, came(piece)?, store);
                     }
                     Ok(())
                 };
@@ -261,12 +261,12 @@ impl Hybrid<'_> {
 
     /// Shows the pieces to the node, one behind the other, or where they lie; the leader all of its area.
     fn show<'a>(&mut self, shows: &[Piece], send: &'a [u8], parity: usize) -> (usize, Payload<'a>) {
-        let seat = Rc::clone(self.node.seat_rc());
+        let local = Rc::clone(self.node.local());
         if let Some(area) = &mut self.area {
             let (own, _) = area.places(parity);
             let own = &mut area.block.bytes_mut()[own];
             for piece in shows {
-                seat.copy(
+                local.copy(
                     &mut own[piece.shown..][..piece.of.len],
                     &send[piece.of.at..][..piece.of.len],
                     Store::Cached,
@@ -278,12 +278,12 @@ impl Hybrid<'_> {
         if shows.is_empty() {
             return (0, Payload::Nothing);
         }
-        if let Some(offset) = seat.segment.locate(send) {
+        if let Some(offset) = local.segment.locate(send) {
             return (send.len(), Payload::exposed(offset, send));
         }
         let cell = self.node.window().cell();
         for piece in shows {
-            seat.copy(
+            local.copy(
                 &mut cell[piece.shown..][..piece.of.len],
                 &send[piece.of.at..][..piece.of.len],
                 Store::Cached,
@@ -435,12 +435,14 @@ impl Hybrid<'_> {
             let at: usize = (layout.leader(node)..of.from).map(&brings).sum::<usize>() + of.at;
             let place = recv.get_mut(of.to_at..of.to_at + of.len).ok_or_else(corrupt)?;
             let part = met.carried(node).get(at..at + of.len).ok_or_else(corrupt)?;
-            self.node.seat().copy(place, part, Store::Cached);
+            self.node.local().copy(place, part, Store::Cached);
         }
         Ok(())
     }
+}
 
-    pub(super) fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+impl Moves for Hybrid<'_> {
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let (root, len) = (call.root, data.len());
         let met = self.meet_to_move(call, len, 0, if self.rank() == root { data } else { &[] })?;
         if !met.alike() {
@@ -461,12 +463,7 @@ impl Hybrid<'_> {
         }
     }
 
-    pub(super) fn gather(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut [u8], &[usize])>,
-    ) -> Result<()> {
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
         let digest = recv.as_ref().map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let met = self.meet_to_move(call, send.len(), digest as usize, send)?;
         let (lens, digests) = met.said(&self.layout);
@@ -490,7 +487,16 @@ impl Hybrid<'_> {
         self.deliver(call, &met, |rank| lens[rank], moves, send, recv.map_or(&mut [], |(recv, _)| recv))
     }
 
-    pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn gather_shared(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: Option<(&mut Block, &[usize])>,
+    ) -> Result<()> {
+        self.gather(call, send, recv.map(|(block, counts)| (block.bytes_mut(), counts)))
+    }
+
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         let met = self.meet_to_move(call, send.len(), room, send)?;
         let (lens, digests) = met.said(&self.layout);
@@ -500,7 +506,7 @@ impl Hybrid<'_> {
         }
         let (starts, lens) = (starts_of(&lens), &lens);
         let own = starts[self.rank()];
-        self.node.seat().copy(&mut recv[own..own + send.len()], send, Store::Cached);
+        self.node.local().copy(&mut recv[own..own + send.len()], send, Store::Cached);
         let longest = lens.iter().copied().max().unwrap_or(0);
         let piece = self.room.min(PIECE);
         let moves = pieces(longest, piece).flat_map(|at| {
@@ -516,7 +522,7 @@ impl Hybrid<'_> {
         self.deliver(call, &met, |rank| lens[rank], moves, send, recv)
     }
 
-    pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root) = (self.rank(), call.root);
         let send = if me == root { send } else { &[] };
         let met = self.meet_to_move(call, send.len(), recv.len(), send)?;
@@ -542,7 +548,7 @@ impl Hybrid<'_> {
         self.deliver(call, &met, |rank| sent[rank], moves, send, recv)
     }
 
-    pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let met = self.meet_to_move(call, send.len(), 0, send)?;
         if !met.alike() {
             return Err(self.differ(call, &met, "the ranks send different amounts"));

@@ -4,14 +4,14 @@ use super::mpi::Mpi;
 use super::net::Net;
 use super::{Hybrid, Ways};
 use crate::channel::call::Call;
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Moves, Splits, Transport};
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
-impl<'w> Hybrid<'w> {
+impl<'w> Splits<'w> for Hybrid<'w> {
     /// Each node splits its own part; a group on several nodes gets a leader in each. Where the order asked for goes to and
     /// fro between nodes, each rank of the group stands for itself.
-    pub(super) fn split(
+    fn split(
         &mut self,
         call: &Call,
         colour: Option<u64>,

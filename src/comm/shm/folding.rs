@@ -9,7 +9,7 @@ use crate::channel::line::INLINE;
 use crate::channel::window::{Epoch, Offer, Payload, Shown, Then};
 use crate::comm::op::Fold;
 use crate::comm::shm::{CHUNK, Shm, all_payloads, digest_of, part, starts_of};
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Folds};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
@@ -24,14 +24,8 @@ const FLAT: usize = 256 << 10;
 /// So much is folded before it is written to all: it stays in the first-level cache.
 const BLOCK: usize = 16 << 10;
 
-impl Shm<'_> {
-    pub(super) fn reduce(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<&mut [u8]>,
-        fold: &Fold<'_>,
-    ) -> Result<()> {
+impl Folds for Shm<'_> {
+    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         if send.len() <= INLINE {
             self.fold_inline(call, send, recv, fold)
         } else if send.len() <= (FLAT / (self.size() / 2).max(1)).min(self.window.member().cell) {
@@ -41,6 +35,143 @@ impl Shm<'_> {
         }
     }
 
+    /// Each folds its slices, block by block, and writes each block to all. What lies in shared memory is not staged; of
+    /// the rest a cell at a time is.
+    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
+        let (n, me, size, local) = (send.len(), self.rank(), self.size(), Rc::clone(&self.local));
+        let (unit, store) = (unit(fold.size), Store::best(2 * n, size));
+        let chunk = self.fitting(call, self.window.member().cell, fold.size)?;
+        let block = (BLOCK / unit * unit).clamp(unit, chunk);
+        let exposed = local.segment.locate(send);
+        let target = (n > 0).then(|| (recv.offset(), n));
+        let next = |end| Ok((end, if end < n { Then::Follows } else { Then::Close }));
+        let mut at = 0;
+        loop {
+            let staged = at..(at + chunk).min(n);
+            let payload = match exposed {
+                _ if n == 0 => Payload::Nothing,
+                Some(offset) => Payload::exposed(offset, send),
+                None => {
+                    let cell = &mut self.window.cell()[..staged.len()];
+                    local.copy(cell, &send[staged.clone()], Store::Cached);
+                    point(Site::ExchangeStaged);
+                    Payload::Staged
+                }
+            };
+            let offer = Offer { len: n, digest: fold.id, payload, target };
+            at = self.window.exchange_then(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let seen = epoch.seen;
+                let end = if (0..size).all(|peer| seen.is_exposed(peer)) { n } else { staged.end };
+                let units = (end - at).div_ceil(unit);
+                let bound = |rank: usize| (at + units * rank / size * unit).min(end);
+                let mine = bound(me)..bound(me + 1);
+                let part = |rank: usize, range: Range<usize>| match rank {
+                    _ if rank == me => Ok(&send[range]),
+                    _ => seen.part(rank, at as isize, range),
+                };
+                if size == 2 && !mine.is_empty() {
+                    let [dst, twin] = epoch.opened([0, 1], mine.clone())?;
+                    fold.in_rank_order(dst, Some((twin, store)), store, size, |rank, range| {
+                        part(rank, mine.start + range.start..mine.start + range.end)
+                    })?;
+                    return next(end);
+                }
+                let cell = std::mem::take(&mut epoch.next_cell);
+                for start in mine.clone().step_by(block) {
+                    let range = start..(start + block).min(mine.end);
+                    let folded = &mut cell[..range.len()];
+                    fold.in_rank_order(folded, None, Store::Cached, size, |rank, range| {
+                        part(rank, start + range.start..start + range.end)
+                    })?;
+                    for peer in 0..size {
+                        let [to] = epoch.opened([peer], range.clone())?;
+                        local.copy_unordered(to, folded, store);
+                    }
+                }
+                kernel::order(store);
+                next(end)
+            })?;
+            if at == n {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        counts: &[usize],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+    ) -> Result<()> {
+        let (me, size) = (self.rank(), self.size());
+        let section = self.fitting(call, self.window.member().cell / size, fold.size)?;
+        let starts = starts_of(counts);
+        let digest = digest_of(counts.iter().copied(), fold.id);
+        let longest = counts.iter().copied().max().unwrap_or(0);
+        let store = Store::best(counts[me] * (size + 1), size);
+        for round in (0..longest.max(1)).step_by(section) {
+            let payload = self.sections(send, &starts, round, section);
+            let offer = Offer { len: send.len(), digest, payload, target: None };
+            let done = self.window.exchange(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
+                let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
+                let range = round.min(to)..to;
+                let mine = starts[me] + range.start;
+                let payloads = all_payloads(&epoch.seen, 0..size)?;
+                fold.in_rank_order(&mut recv[range], None, store, size, |rank, block| {
+                    let whole = mine + block.start..mine + block.end;
+                    match &payloads[rank] {
+                        _ if rank == me => Ok(&send[whole]),
+                        Shown::Staged(cell) => Ok(&cell[me * section..][block]),
+                        shown => part(shown, 0, whole),
+                    }
+                })?;
+                Ok(whole)
+            })?;
+            if done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(
+        &mut self,
+        call: &Call,
+        send: &[u8],
+        recv: &mut [u8],
+        fold: &Fold<'_>,
+        inclusive: bool,
+    ) -> Result<()> {
+        let (n, me) = (send.len(), self.rank());
+        let most = CHUNK.max(fold.size).min(self.window.member().cell);
+        let chunk = self.fitting(call, most, fold.size)?;
+        let upto = if inclusive { me + 1 } else { me };
+        for at in (0..n.max(1)).step_by(chunk) {
+            let range = at..(at + chunk).min(n);
+            let offer =
+                Offer { len: n, digest: fold.id, payload: self.payload(send, at, chunk), target: None };
+            self.window.exchange(call, offer, |epoch| {
+                alike(call, epoch)?;
+                let payloads = all_payloads(&epoch.seen, 0..upto)?;
+                if upto == 0 {
+                    return Ok(());
+                }
+                fold.in_rank_order(&mut recv[range.clone()], None, Store::Cached, upto, |rank, block| {
+                    let whole = at + block.start..at + block.end;
+                    if rank == me { Ok(&send[whole]) } else { part(&payloads[rank], at, whole) }
+                })
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Shm<'_> {
     /// All fold what travels in the marks.
     fn fold_inline(
         &mut self,
@@ -107,7 +238,7 @@ impl Shm<'_> {
         mut recv: Option<&mut [u8]>,
         fold: &Fold<'_>,
     ) -> Result<()> {
-        let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
+        let (n, me, size, local) = (send.len(), self.rank(), self.size(), Rc::clone(&self.local));
         let (unit, store) = (unit(fold.size), Store::best(2 * n, size));
         // A cell holds a slice of the result, then a chunk of the operand.
         let cell = self.window.member().cell;
@@ -121,7 +252,7 @@ impl Shm<'_> {
             let units = range.len().div_ceil(unit);
             move |rank: usize| (range.start + units * rank / size * unit).min(range.end)
         };
-        let exposed = seat.segment.locate(send);
+        let exposed = local.segment.locate(send);
         for step in 0..=chunks {
             let bound = bounds_of(step.min(chunks - 1));
             let slice_of = |rank: usize| bound(rank)..bound(rank + 1);
@@ -134,7 +265,7 @@ impl Shm<'_> {
                 let cell = self.window.cell();
                 for slice in (0..size).filter(|&peer| peer != me).map(slice_of) {
                     let at = slice.start - bound(0) + room;
-                    seat.copy(&mut cell[at..at + slice.len()], &send[slice], Store::Cached);
+                    local.copy(&mut cell[at..at + slice.len()], &send[slice], Store::Cached);
                 }
                 point(Site::ExchangeStaged);
             }
@@ -174,7 +305,7 @@ impl Shm<'_> {
                     for peer in (0..size).filter(|&peer| peer != me) {
                         let slice = bound(peer)..bound(peer + 1);
                         let shown = &seen.cell(peer)[..slice.len()];
-                        seat.copy_unordered(&mut recv[slice], shown, store);
+                        local.copy_unordered(&mut recv[slice], shown, store);
                     }
                 }
                 // Operands in shared memory have been read when the last slices are shown.
@@ -185,147 +316,6 @@ impl Shm<'_> {
             }
         }
         kernel::order(store);
-        Ok(())
-    }
-
-    /// Each folds its slices, block by block, and writes each block to all. What lies in shared memory is not staged; of
-    /// the rest a cell at a time is.
-    pub(super) fn reduce_shared(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut Block,
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        let (n, me, size, seat) = (send.len(), self.rank(), self.size(), Rc::clone(&self.seat));
-        let (unit, store) = (unit(fold.size), Store::best(2 * n, size));
-        let chunk = self.fitting(call, self.window.member().cell, fold.size)?;
-        let block = (BLOCK / unit * unit).clamp(unit, chunk);
-        let exposed = seat.segment.locate(send);
-        let target = (n > 0).then(|| (recv.offset(), n));
-        let next = |end| Ok((end, if end < n { Then::Follows } else { Then::Close }));
-        let mut at = 0;
-        loop {
-            let staged = at..(at + chunk).min(n);
-            let payload = match exposed {
-                _ if n == 0 => Payload::Nothing,
-                Some(offset) => Payload::exposed(offset, send),
-                None => {
-                    let cell = &mut self.window.cell()[..staged.len()];
-                    seat.copy(cell, &send[staged.clone()], Store::Cached);
-                    point(Site::ExchangeStaged);
-                    Payload::Staged
-                }
-            };
-            let offer = Offer { len: n, digest: fold.id, payload, target };
-            at = self.window.exchange_then(call, offer, |epoch| {
-                alike(call, epoch)?;
-                let seen = epoch.seen;
-                let end = if (0..size).all(|peer| seen.is_exposed(peer)) { n } else { staged.end };
-                let units = (end - at).div_ceil(unit);
-                let bound = |rank: usize| (at + units * rank / size * unit).min(end);
-                let mine = bound(me)..bound(me + 1);
-                let part = |rank: usize, range: Range<usize>| match rank {
-                    _ if rank == me => Ok(&send[range]),
-                    _ => seen.part(rank, at as isize, range),
-                };
-                if size == 2 && !mine.is_empty() {
-                    let [dst, twin] = epoch.opened([0, 1], mine.clone())?;
-                    fold.in_rank_order(dst, Some((twin, store)), store, size, |rank, range| {
-                        part(rank, mine.start + range.start..mine.start + range.end)
-                    })?;
-                    return next(end);
-                }
-                let cell = std::mem::take(&mut epoch.next_cell);
-                for start in mine.clone().step_by(block) {
-                    let range = start..(start + block).min(mine.end);
-                    let folded = &mut cell[..range.len()];
-                    fold.in_rank_order(folded, None, Store::Cached, size, |rank, range| {
-                        part(rank, start + range.start..start + range.end)
-                    })?;
-                    for peer in 0..size {
-                        let [to] = epoch.opened([peer], range.clone())?;
-                        seat.copy_unordered(to, folded, store);
-                    }
-                }
-                kernel::order(store);
-                next(end)
-            })?;
-            if at == n {
-                return Ok(());
-            }
-        }
-    }
-
-    pub(super) fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        counts: &[usize],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        let (me, size) = (self.rank(), self.size());
-        let section = self.fitting(call, self.window.member().cell / size, fold.size)?;
-        let starts = starts_of(counts);
-        let digest = digest_of(counts.iter().copied(), fold.id);
-        let longest = counts.iter().copied().max().unwrap_or(0);
-        let store = Store::best(counts[me] * (size + 1), size);
-        for round in (0..longest.max(1)).step_by(section) {
-            let payload = self.sections(send, &starts, round, section);
-            let offer = Offer { len: send.len(), digest, payload, target: None };
-            let done = self.window.exchange(call, offer, |epoch| {
-                alike(call, epoch)?;
-                let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
-                let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
-                let range = round.min(to)..to;
-                let mine = starts[me] + range.start;
-                let payloads = all_payloads(&epoch.seen, 0..size)?;
-                fold.in_rank_order(&mut recv[range], None, store, size, |rank, block| {
-                    let whole = mine + block.start..mine + block.end;
-                    match &payloads[rank] {
-                        _ if rank == me => Ok(&send[whole]),
-                        Shown::Staged(cell) => Ok(&cell[me * section..][block]),
-                        shown => part(shown, 0, whole),
-                    }
-                })?;
-                Ok(whole)
-            })?;
-            if done {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn scan(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-        inclusive: bool,
-    ) -> Result<()> {
-        let (n, me) = (send.len(), self.rank());
-        let most = CHUNK.max(fold.size).min(self.window.member().cell);
-        let chunk = self.fitting(call, most, fold.size)?;
-        let upto = if inclusive { me + 1 } else { me };
-        for at in (0..n.max(1)).step_by(chunk) {
-            let range = at..(at + chunk).min(n);
-            let offer =
-                Offer { len: n, digest: fold.id, payload: self.payload(send, at, chunk), target: None };
-            self.window.exchange(call, offer, |epoch| {
-                alike(call, epoch)?;
-                let payloads = all_payloads(&epoch.seen, 0..upto)?;
-                if upto == 0 {
-                    return Ok(());
-                }
-                fold.in_rank_order(&mut recv[range.clone()], None, Store::Cached, upto, |rank, block| {
-                    let whole = at + block.start..at + block.end;
-                    if rank == me { Ok(&send[whole]) } else { part(&payloads[rank], at, whole) }
-                })
-            })?;
-        }
         Ok(())
     }
 

@@ -12,13 +12,13 @@ mod split;
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
-use crate::channel::recovery::Wish;
 use crate::channel::ring::{Reader, Writer};
 use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
-use crate::comm::op::Fold;
-use crate::comm::transport::{Mailbox, Seat, Transport};
-use crate::error::{Error, RankState, Result};
+use crate::comm::local::Local;
+use crate::comm::mailbox::Mailbox;
+use crate::comm::transport::Control;
+use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
@@ -45,23 +45,23 @@ pub(crate) struct Shm<'w> {
     writers: Vec<Option<Writer<'w>>>,
     readers: Vec<Option<Reader<'w>>>,
     mail: Mailbox,
-    seat: Rc<Seat>,
+    local: Rc<Local>,
     /// Of a communicator that was split off: the members' words, which lie in their heaps until all have let go.
     _shares: Vec<Block>,
 }
 
 impl<'w> Shm<'w> {
     /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
-    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Result<Shm<'w>> {
+    pub(crate) fn new(world: &'w World, rank: usize, local: Rc<Local>) -> Result<Shm<'w>> {
         let verdict = world.verdict_words();
         let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
-        Ok(Shm::over(window, seat, Vec::new()))
+        Ok(Shm::over(window, local, Vec::new()))
     }
 
-    fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
+    fn over(window: Window<'w>, local: Rc<Local>, shares: Vec<Block>) -> Shm<'w> {
         let writers = (0..window.size()).map(|_| None).collect();
         let readers = (0..window.size()).map(|_| None).collect();
-        Shm { window, writers, readers, mail: Mailbox::default(), seat, _shares: shares }
+        Shm { window, writers, readers, mail: Mailbox::default(), local, _shares: shares }
     }
 
     /// What its ranks look through.
@@ -76,24 +76,18 @@ impl<'w> Shm<'w> {
         &self.window
     }
 
-    /// What this rank owns.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn seat_rc(&self) -> &Rc<Seat> {
-        &self.seat
-    }
-
     /// How `shown` is best shown; if staged, a chunk from `at` on goes into the cell.
     fn payload<'a>(&mut self, shown: &'a [u8], at: usize, chunk: usize) -> Payload<'a> {
         if shown.is_empty() {
             Payload::Nothing
         } else if shown.len() <= INLINE {
             Payload::Inline(shown)
-        } else if let Some(offset) = self.seat.segment.locate(shown) {
+        } else if let Some(offset) = self.local.segment.locate(shown) {
             Payload::exposed(offset, shown)
         } else {
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + chunk)];
-            self.seat.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
+            self.local.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
             point(Site::ExchangeStaged);
             Payload::Staged
         }
@@ -109,9 +103,9 @@ impl<'w> Shm<'w> {
         (shown, own): (&[u8], &[u8]),
         eager: Eager,
         check: impl Fn(&Seen<'_>) -> Result<()>,
-        mut pull: impl FnMut(&Seat, usize, usize, &[u8]),
+        mut pull: impl FnMut(&Local, usize, usize, &[u8]),
     ) -> Result<()> {
-        let (me, seat, cell) = (self.rank(), Rc::clone(&self.seat), self.window.member().cell);
+        let (me, local, cell) = (self.rank(), Rc::clone(&self.local), self.window.member().cell);
         let payload = self.payload(shown, 0, eager.first_of(shown.len(), cell));
         let mut offer = Offer { len, digest, payload, target: None };
         // Of those that do not show all at once: who, and how much the longest brings. The same on all ranks.
@@ -130,9 +124,9 @@ impl<'w> Shm<'w> {
                 }
                 match epoch.seen.payload(peer)? {
                     Shown::Nothing => {}
-                    Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
-                    Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
-                    Shown::Staged(staged) => pull(&seat, peer, 0, &staged[..first]),
+                    Shown::Inline(inline) => pull(&local, peer, 0, inline.bytes()),
+                    Shown::Exposed(bytes) => pull(&local, peer, 0, bytes),
+                    Shown::Staged(staged) => pull(&local, peer, 0, &staged[..first]),
                 }
             }
             Ok(())
@@ -143,7 +137,7 @@ impl<'w> Shm<'w> {
             // My own part piece by piece, one ahead: meanwhile the peers stage theirs.
             let end = own.len().min(own_at.max(at) + piece);
             if own_at < end {
-                pull(&seat, me, own_at, &own[own_at..end]);
+                pull(&local, me, own_at, &own[own_at..end]);
                 own_at = end;
             }
             let shows = stagers.contains(&me) && at < shown.len();
@@ -153,7 +147,7 @@ impl<'w> Shm<'w> {
                 for &peer in stagers.iter().filter(|&&peer| peer != me && epoch.seen.len(peer) > at) {
                     let rest = epoch.seen.len(peer) - at;
                     match epoch.seen.payload(peer)? {
-                        Shown::Staged(staged) => pull(&seat, peer, at, &staged[..rest.min(piece)]),
+                        Shown::Staged(staged) => pull(&local, peer, at, &staged[..rest.min(piece)]),
                         _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
                     }
                 }
@@ -162,7 +156,7 @@ impl<'w> Shm<'w> {
             at += piece;
         }
         if own_at < own.len() {
-            pull(&seat, me, own_at, &own[own_at..]);
+            pull(&local, me, own_at, &own[own_at..]);
         }
         Ok(())
     }
@@ -188,7 +182,7 @@ impl Eager {
     }
 }
 
-impl<'w> Transport<'w> for Shm<'w> {
+impl Control for Shm<'_> {
     fn rank(&self) -> usize {
         self.window.rank()
     }
@@ -197,8 +191,8 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.window.size()
     }
 
-    fn seat(&self) -> &Seat {
-        &self.seat
+    fn local(&self) -> &Rc<Local> {
+        &self.local
     }
 
     fn group(&self) -> u64 {
@@ -209,111 +203,15 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.window.sequence()
     }
 
-    fn epoch(&self) -> u32 {
-        self.window.epoch()
-    }
-
-    fn states(&self) -> Vec<RankState> {
-        self.window.states()
-    }
-
-    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
-        self.ask(call, wish, value)
-    }
-
     fn abort(&mut self, call: &Call, error: Error) -> Error {
         self.window.abort(call, error)
     }
 
-    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
+    fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
             true => Ok(epoch.seen.agreed()),
             false => Err(epoch.seen.differ(call, call.differs())),
         })
-    }
-
-    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
-        self.broadcast(call, data)
-    }
-
-    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
-        self.gather(call, send, recv)
-    }
-
-    fn gather_shared(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut Block, &[usize])>,
-    ) -> Result<()> {
-        self.gather_shared(call, send, recv)
-    }
-
-    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_gather(call, send, recv)
-    }
-
-    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.scatter(call, send, recv)
-    }
-
-    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
-        self.reduce(call, send, recv, fold)
-    }
-
-    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
-        self.reduce_shared(call, send, recv, fold)
-    }
-
-    fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        counts: &[usize],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        self.reduce_scatter(call, send, counts, recv, fold)
-    }
-
-    fn scan(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-        inclusive: bool,
-    ) -> Result<()> {
-        self.scan(call, send, recv, fold, inclusive)
-    }
-
-    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_to_all(call, send, recv)
-    }
-
-    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
-        self.send(call, to, message)
-    }
-
-    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
-        self.recv(call, from, message)
-    }
-
-    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
-        self.send_block(call, to, block)
-    }
-
-    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
-        self.recv_block(call, from, len)
-    }
-
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
-        self.split(call, colour, key)
     }
 }
 
@@ -326,13 +224,13 @@ impl Shm<'_> {
         round: usize,
         section: usize,
     ) -> Payload<'a> {
-        if send.len() <= INLINE || self.seat.segment.locate(send).is_some() {
+        if send.len() <= INLINE || self.local.segment.locate(send).is_some() {
             return self.payload(send, 0, send.len());
         }
         let cell = self.window.cell();
         for (rank, block) in starts.windows(2).enumerate() {
             let piece = (block[0] + round).min(block[1])..(block[0] + round + section).min(block[1]);
-            self.seat.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
+            self.local.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
         }
         Payload::Staged
     }

@@ -3,7 +3,7 @@
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
 use crate::comm::shm::{Eager, Shm, all_payloads, digest_of, part};
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Moves};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
@@ -12,8 +12,8 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-impl Shm<'_> {
-    pub(super) fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+impl Moves for Shm<'_> {
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();
         let alike = |seen: &Seen<'_>| match seen.alike() {
             true => Ok(()),
@@ -23,19 +23,14 @@ impl Shm<'_> {
             return self.exchange_all(call, (len, 0), (data, &[]), Eager::Piece, alike, |_, _, _, _| {});
         }
         let store = Store::best(2 * len, self.size());
-        self.exchange_all(call, (len, 0), (&[], &[]), Eager::Piece, alike, |seat, _, at, bytes| {
-            seat.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
+        self.exchange_all(call, (len, 0), (&[], &[]), Eager::Piece, alike, |local, _, at, bytes| {
+            local.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
         })?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn gather(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut [u8], &[usize])>,
-    ) -> Result<()> {
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
         let Some((recv, counts)) = recv else {
             return self.exchange_all(
@@ -55,16 +50,16 @@ impl Shm<'_> {
             (&[], send),
             Eager::Short,
             check,
-            |seat, peer, at, bytes| {
+            |local, peer, at, bytes| {
                 let at = counts[..peer].iter().sum::<usize>() + at;
-                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+                local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
             },
         )?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn gather_shared(
+    fn gather_shared(
         &mut self,
         call: &Call,
         send: &[u8],
@@ -75,20 +70,20 @@ impl Shm<'_> {
         let target = target.map(|(target, _)| target);
         let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
         let store = Store::best(2 * send.len(), self.size());
-        let seat = Rc::clone(&self.seat);
+        let local = Rc::clone(&self.local);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
             if !send.is_empty() {
                 let before = epoch.seen.before_me()?;
                 let [to] = epoch.opened([call.root], before..before.saturating_add(send.len()))?;
-                seat.copy(to, send, store);
+                local.copy(to, send, store);
                 point(Site::Copied);
             }
             Ok(())
         })
     }
 
-    pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         // Lengths are known only when the heads are seen: `check` comes before the first piece.
         let starts = RefCell::new(Vec::new());
@@ -111,16 +106,16 @@ impl Shm<'_> {
             (send, send),
             Eager::Piece,
             check,
-            |seat, peer, at, bytes| {
+            |local, peer, at, bytes| {
                 let at = starts.borrow()[peer] + at;
-                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+                local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
             },
         )?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root, room) = (self.rank(), call.root, recv.len());
         let start = Cell::new(0);
         let check = |seen: &Seen<'_>| {
@@ -142,11 +137,11 @@ impl Shm<'_> {
             (shown, shown),
             Eager::Piece,
             check,
-            |seat, peer, at, bytes| {
+            |local, peer, at, bytes| {
                 let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
                 let (from, to) = (want.start.max(have.start), want.end.min(have.end));
                 if peer == root && from < to {
-                    seat.copy_unordered(
+                    local.copy_unordered(
                         &mut recv[from - want.start..to - want.start],
                         &bytes[from - at..to - at],
                         store,
@@ -158,15 +153,15 @@ impl Shm<'_> {
         Ok(())
     }
 
-    pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);
         let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
-        let seat = Rc::clone(&self.seat);
+        let local = Rc::clone(&self.local);
         let store = Store::best(2 * send.len(), size);
         let whole = me * block..(me + 1) * block;
         for round in (0..block.max(1)).step_by(section) {
-            let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
+            let payload = if round > 0 && self.local.segment.locate(send).is_some() {
                 Payload::Nothing
             } else {
                 self.sections(send, &bounds, round, section)
@@ -187,7 +182,7 @@ impl Shm<'_> {
                             }
                             shown => (0, part(shown, 0, whole.clone())?),
                         };
-                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
+                        local.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
                     }
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },

@@ -3,17 +3,25 @@
 use crate::channel::call::Call;
 use crate::channel::recovery::{Outcome, Wish};
 use crate::channel::window::{Offer, Window};
+use crate::comm::mailbox::Mailbox;
 use crate::comm::shm::Shm;
-use crate::comm::transport::Mailbox;
-use crate::error::{Error, Result};
+use crate::comm::transport::Recovers;
+use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::os::process::clock;
 use crate::sync::wait::Broken;
 use std::time::Duration;
 
-impl Shm<'_> {
-    /// Asks the zygote; the values of all who asked, and-ed, and which members of this communicator did not ask.
-    pub(super) fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
+impl Recovers for Shm<'_> {
+    fn epoch(&self) -> u32 {
+        self.window.epoch()
+    }
+
+    fn states(&self) -> Vec<RankState> {
+        self.window.states()
+    }
+
+    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
         let world = self.window.world();
         let rank = self.window.ranks()[self.window.rank()];
         if !world.plan.recover {
