@@ -392,7 +392,7 @@ impl World {
     }
 
     /// This world is the part of a larger one that begins with rank `first`.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn number_from(&self, first: usize) {
         self.segment.place::<Header>(0).first.store(first as u32, Ordering::Relaxed);
     }

@@ -2,7 +2,7 @@
 
 mod collective;
 pub(crate) mod exact;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 pub(crate) mod hybrid;
 pub(crate) mod local;
 mod mailbox;

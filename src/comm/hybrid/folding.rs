@@ -28,9 +28,9 @@
 //! A place of the leader's area is used again only when what is under way from it has come, and when all ranks have
 //! signalled a later exchange than the one in which they read it.
 
-use super::mpi::Flight;
 use super::net::{Net, Tag};
 use super::route::{Route, Stop, Wanted};
+use super::wire::Flight;
 use super::{CARRIED, Hybrid};
 use crate::channel::call::{Call, Verb};
 use crate::channel::line::INLINE;

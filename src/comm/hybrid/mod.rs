@@ -17,10 +17,12 @@
 mod folding;
 mod message;
 mod moving;
+#[cfg(feature = "mpi")]
 pub(crate) mod mpi;
 pub(crate) mod net;
 mod route;
 mod split;
+pub(crate) mod wire;
 
 use crate::channel::call::{Call, Signature, Verb, describe};
 use crate::channel::recovery::Wish;
@@ -33,7 +35,7 @@ use crate::error::{Error, RankState, Result, shortened};
 use crate::os::launcher::host;
 use message::Letters;
 use moving::Area;
-use net::{Net, end_job};
+use net::Net;
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -325,7 +327,7 @@ impl<'w> Hybrid<'w> {
         let table = nodes.chunk_by(|&node, &next| what(node) == what(next)).map(row).collect();
         let mismatch = Error::Mismatch { place, table };
         if let Some(net) = &self.net {
-            end_job(net.mpi, &mismatch);
+            net.end_job(&mismatch);
         }
         Err(mismatch)
     }
@@ -351,7 +353,7 @@ impl<'w> Hybrid<'w> {
         if let Error::BadArgument { .. } = error {
             return self.aborted(call, error);
         }
-        end_job(net.mpi, &error);
+        net.end_job(&error);
         error
     }
 
@@ -368,7 +370,7 @@ impl<'w> Hybrid<'w> {
         let watch = self.node.window_ref().watch(*call);
         let told = net.tell::<{ size_of::<Record>() }>(bytemuck::cast(record), &watch);
         if let Err(worse) = told {
-            end_job(net.mpi, &worse);
+            net.end_job(&worse);
         }
         error
     }
@@ -448,3 +450,8 @@ impl Recovers for Hybrid<'_> {
         Err(Error::bad(place, "a world over several nodes ends with the first death: start it again"))
     }
 }
+
+#[cfg(test)]
+mod loopback;
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,5 @@
 //! Communicators split off one over several nodes.
 
-use super::mpi::Mpi;
 use super::net::Net;
 use super::{Hybrid, Ways};
 use crate::channel::call::Call;
@@ -69,7 +68,7 @@ impl<'w> Splits<'w> for Hybrid<'w> {
             Err(error) => {
                 let error = self.node.window().end(error);
                 if let Some(net) = &self.net {
-                    super::net::end_job(net.mpi, &error);
+                    net.end_job(&error);
                 }
                 return Err(error);
             }
@@ -88,7 +87,10 @@ impl<'w> Splits<'w> for Hybrid<'w> {
         };
         let net_of = |ranks: &[usize]| -> Result<Option<Net>> {
             let Some(at) = ranks.iter().position(|&rank| rank == me) else { return Ok(None) };
-            Net::new(Mpi::join()?, ranks.iter().map(process).collect(), at, context, crowded).map(Some)
+            // Only ranks that communicate with other nodes get here: the others were found above.
+            let own = self.ways.everyone.as_ref().or(self.net.as_ref());
+            let own = own.ok_or(Error::Corrupt { what: "the list of leaders" })?;
+            own.among(ranks.iter().map(process).collect(), at, context, crowded).map(Some)
         };
         let leaders: Vec<usize> = match woven {
             true => members.clone(),

@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 pub(crate) use folding::{UNLIKE, unit};
 
 /// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
@@ -65,13 +65,13 @@ impl<'w> Shm<'w> {
     }
 
     /// What its ranks look through.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn window(&mut self) -> &mut Window<'w> {
         &mut self.window
     }
 
     /// See [`Shm::window`].
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn window_ref(&self) -> &Window<'w> {
         &self.window
     }

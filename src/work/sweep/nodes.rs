@@ -14,8 +14,9 @@
 //! the end. A node that dies ends the job.
 
 use crate::channel::ledger::{Kind, Ledger, State, Texts};
-use crate::comm::hybrid::mpi::{LARGEST, Mpi, Part};
+use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
+use crate::comm::hybrid::wire::LARGEST;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
