@@ -26,7 +26,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread::{self, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Ranks of each node.
@@ -180,7 +180,7 @@ fn world(ranks: usize) -> World {
 /// Aborts the program unless it is dropped within a minute.
 struct Watchdog {
     done: Arc<AtomicU32>,
-    watching: Thread,
+    watching: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
@@ -197,14 +197,17 @@ impl Watchdog {
                 }
             }
         };
-        Watchdog { done, watching: thread::spawn(watch).thread().clone() }
+        Watchdog { done, watching: Some(thread::spawn(watch)) }
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
         self.done.store(1, Ordering::Release);
-        self.watching.unpark();
+        if let Some(watching) = self.watching.take() {
+            watching.thread().unpark();
+            let _ = watching.join();
+        }
     }
 }
 
