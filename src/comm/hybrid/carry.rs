@@ -56,7 +56,7 @@ struct Batch {
     layout: Rc<Layout>,
     me: usize,
     leads: bool,
-    /// Of the two halves of the leader's area, the one for this batch.
+    /// The half of the leader's area for this batch: 0 or 1.
     parity: usize,
     /// The pieces in which this node takes part.
     pieces: Vec<Piece>,

@@ -4,7 +4,7 @@
 //! each rank then folds all for itself. (A function of the user's, which might give other bits on other hosts, is folded by
 //! rank 0, which tells all.)
 //!
-//! Of *middling* ones, if the order does not matter, each leader folds a slice, which the others send to it, and tells them
+//! *Middling* ones, if the order does not matter: each leader folds a slice, which the others send to it, and tells them
 //! (Rabenseifner 2004, with direct messages): as many bytes as a ring, in few steps.
 //!
 //! *Long* ones are cut into chunks, each with a route from node to node. A node folds a chunk onto what came from the node
@@ -33,9 +33,9 @@ use crate::shm::element::ALIGN;
 use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 
-/// Up to so many bytes of all nodes (fast) or ranks (ordered) together, everyone folds everything.
+/// Everyone folds everything, up to this number of bytes of all nodes (fast) or ranks (ordered) together.
 const WHOLE: usize = 64 << 10;
-/// So much of fast ones at most goes in one slice a node: where a ring would have many short steps.
+/// Fast ones up to this length go in one slice per node: a ring would have many short steps.
 const AT_ONCE: usize = 16 << 20;
 
 impl Folds for Hybrid<'_> {

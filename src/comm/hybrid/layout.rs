@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Bytes of a host's name that nodes tell each other.
 const NAME: usize = 64;
-/// What a node's leader tells the others when a communicator is made: the number of its ranks, and its host's name.
+/// Bytes that a node's leader tells the others when a communicator is made: the number of its ranks, its host's name.
 pub(super) const INTRODUCTION: usize = 8 + NAME;
 
 /// Returns the introduction of this node, with `size` ranks.
@@ -26,7 +26,7 @@ pub(crate) struct Layout {
     pub(super) hosts: Vec<String>,
     /// This rank's node.
     pub(super) node: usize,
-    /// What each rank is called in errors: its number in the world.
+    /// The number of each rank in the world, which errors name.
     pub(super) numbers: Vec<usize>,
 }
 

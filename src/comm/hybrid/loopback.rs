@@ -240,7 +240,7 @@ impl Wire for Loopback {
     fn at_exit(&self, _: Leave) {}
 }
 
-/// What a message that does not fit its receive is called.
+/// Names the culprit when a message does not fit its receive.
 const PLAN: &str = "the plan of a transfer";
 
 /// A message that was put into its queue.

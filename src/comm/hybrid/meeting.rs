@@ -1,4 +1,4 @@
-//! How all ranks of a communicator over several nodes meet at the beginning of a call.
+//! The meeting of all ranks of a communicator over several nodes, at the beginning of each call.
 //!
 //! ```text
 //! [1] an exchange of the node's window: all see what their neighbours call, with lengths and digests

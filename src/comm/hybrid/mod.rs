@@ -56,9 +56,9 @@ pub(crate) struct Hybrid<'w> {
     ways: Ways,
 }
 
-/// Who can speak to whom.
+/// The ways between the processes of a communicator.
 pub(crate) struct Ways {
-    /// The processes that speak for the nodes.
+    /// The processes of the nodes' leaders.
     pub(crate) leaders: Vec<usize>,
     /// All ranks of the communicator, if every one is a process of the job.
     pub(crate) everyone: Option<Net>,
@@ -105,7 +105,7 @@ impl<'w> Hybrid<'w> {
         f(net, &watch).map_err(|error| self.failed(call, error))
     }
 
-    /// What a failed step of a call means: the end of the job, unless it was wrong arguments. Those the leader tells the
+    /// Ends the job after a failed step of a call, unless the failure is wrong arguments: those the leader tells the
     /// others, who are in a meeting.
     fn failed(&mut self, call: &Call, error: Error) -> Error {
         let error = self.placed(call, error);

@@ -53,7 +53,7 @@ unsafe impl Send for Mpi {}
 unsafe impl Sync for Mpi {}
 
 static JOINED: OnceLock<Mpi> = OnceLock::new();
-/// What comes before MPI is finalised; says whether it may be.
+/// Called before MPI is finalised; returns whether it may be.
 static AT_EXIT: OnceLock<Leave> = OnceLock::new();
 
 /// The largest tag that every MPI has, by the standard.

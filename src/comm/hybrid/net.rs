@@ -1,4 +1,4 @@
-//! Those who speak for the nodes, among themselves.
+//! The nodes of a communicator, each represented by one process of the job: messages, records told to all, waits.
 
 use super::wire::{Flight, LARGEST, Wire};
 use crate::error::{Error, Result};
@@ -11,11 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a message is part of. Those between two nodes in one communicator and of one tag arrive in the order sent.
+/// The purpose of a message. Messages between two nodes of one communicator and of one tag arrive in the order sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Tag {
-    /// What all tell all: heads of a call, parts of an all-gather.
+    /// Told by all to all: heads of a call, parts of an all-gather.
     Told,
     /// A piece of a contribution, to its place.
     Piece,
@@ -29,7 +29,7 @@ pub(crate) enum Tag {
     Letter,
     /// Results of a node, to root.
     Result,
-    /// What sweeps ask of root, and its answers.
+    /// A sweep's question to root, and root's answer.
     Ask,
     Grant,
 }
@@ -222,7 +222,7 @@ pub(crate) fn always() -> Result<()> {
     Ok(())
 }
 
-/// What a process does next with the others of its job: all must do the same.
+/// The next common step of all processes of a job; all must take the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Step {
@@ -277,10 +277,10 @@ fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     left.inspect_err(|error| end_job(wire, error)).is_ok()
 }
 
-/// How a process waits for another node: it looks, lets others run, and sleeps between looks in the end.
+/// The wait of a process for another node: it looks, then lets others run, and in the end sleeps between looks.
 struct Patience {
     looks: u32,
-    /// So many looks come first.
+    /// Looks before it lets others run.
     spins: u32,
     since: Option<Instant>,
 }

@@ -9,7 +9,7 @@ use crate::comm::transport::{Control, Moves, Splits, Transport};
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
-/// What all ranks ask for in a split: whether they name a colour, the colour, the key, and the first context they have free.
+/// The requests of all ranks in a split: whether they name a colour, the colour, the key, and the first free context.
 struct Asked {
     all: Vec<[u64; 4]>,
     layout: Rc<Layout>,

@@ -7,7 +7,9 @@
 mod folding;
 mod message;
 mod moving;
+mod pull;
 mod recovery;
+mod slices;
 mod split;
 
 use crate::channel::call::Call;
@@ -27,17 +29,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 #[cfg(any(feature = "mpi", test))]
-pub(crate) use folding::{UNLIKE, unit};
-
-/// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
-/// pieces stay in the second-level cache; but meeting for each must be cheap beside it. (Gathering 1 MiB from one peer on
-/// a Xeon, us: 243 by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
-const CHUNK: usize = 64 << 10;
-/// Up to this it does not pay to announce a contribution before it is staged.
-const SHORT: usize = 8 << 10;
-/// Of long contributions later pieces are larger: so many of them, but none larger than this.
-const PIECES: usize = 16;
-const LONG_CHUNK: usize = 128 << 10;
+pub(crate) use slices::{UNLIKE, unit};
 
 /// The transport of ranks that share a segment.
 pub(crate) struct Shm<'w> {
@@ -46,7 +38,7 @@ pub(crate) struct Shm<'w> {
     readers: Vec<Option<Reader<'w>>>,
     mail: Mailbox,
     local: Rc<Local>,
-    /// Of a communicator that was split off: the members' words, which lie in their heaps until all have let go.
+    /// The members' words of a communicator that was split off; they lie in the heaps until all members have let go.
     _shares: Vec<Block>,
 }
 
@@ -64,7 +56,7 @@ impl<'w> Shm<'w> {
         Shm { window, writers, readers, mail: Mailbox::default(), local, _shares: shares }
     }
 
-    /// What its ranks look through.
+    /// Returns the window through which the ranks of this communicator exchange.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn window(&mut self) -> &mut Window<'w> {
         &mut self.window
@@ -76,7 +68,7 @@ impl<'w> Shm<'w> {
         &self.window
     }
 
-    /// How `shown` is best shown; if staged, a chunk from `at` on goes into the cell.
+    /// Returns the best way to show `shown`; if that is the cell, copies a chunk from `at` on into it.
     fn payload<'a>(&mut self, shown: &'a [u8], at: usize, chunk: usize) -> Payload<'a> {
         if shown.is_empty() {
             Payload::Nothing
@@ -90,94 +82,6 @@ impl<'w> Shm<'w> {
             self.local.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
             point(Site::ExchangeStaged);
             Payload::Staged
-        }
-    }
-
-    /// Every rank brings `len` bytes, of which it shows `shown` to its peers (all or none). `pull` sees the peers' bytes,
-    /// and `own`, with their position in the contribution, in one or more pieces. `check` compares the heads before the
-    /// first piece, and again before the others. What is staged with the heads is for `eager` to say.
-    fn exchange_all(
-        &mut self,
-        call: &Call,
-        (len, digest): (usize, u64),
-        (shown, own): (&[u8], &[u8]),
-        eager: Eager,
-        check: impl Fn(&Seen<'_>) -> Result<()>,
-        mut pull: impl FnMut(&Local, usize, usize, &[u8]),
-    ) -> Result<()> {
-        let (me, local, cell) = (self.rank(), Rc::clone(&self.local), self.window.member().cell);
-        let payload = self.payload(shown, 0, eager.first_of(shown.len(), cell));
-        let mut offer = Offer { len, digest, payload, target: None };
-        // Of those that do not show all at once: who, and how much the longest brings. The same on all ranks.
-        let (mut stagers, mut longest) = (Vec::new(), 0);
-        self.window.exchange(call, offer, |epoch| {
-            check(&epoch.seen)?;
-            for peer in 0..epoch.seen.size() {
-                let len = epoch.seen.len(peer);
-                let first = eager.first_of(len, cell);
-                if epoch.seen.is_staged(peer) && first < len {
-                    longest = longest.max(len);
-                    stagers.push(peer);
-                }
-                if peer == me {
-                    continue;
-                }
-                match epoch.seen.payload(peer)? {
-                    Shown::Nothing => {}
-                    Shown::Inline(inline) => pull(&local, peer, 0, inline.bytes()),
-                    Shown::Exposed(bytes) => pull(&local, peer, 0, bytes),
-                    Shown::Staged(staged) => pull(&local, peer, 0, &staged[..first]),
-                }
-            }
-            Ok(())
-        })?;
-        let piece = (longest / PIECES).clamp(CHUNK, LONG_CHUNK).min(cell);
-        let (mut at, mut own_at) = (eager.first_of(usize::MAX, cell), 0);
-        while at < longest {
-            // My own part piece by piece, one ahead: meanwhile the peers stage theirs.
-            let end = own.len().min(own_at.max(at) + piece);
-            if own_at < end {
-                pull(&local, me, own_at, &own[own_at..end]);
-                own_at = end;
-            }
-            let shows = stagers.contains(&me) && at < shown.len();
-            offer.payload = if shows { self.payload(shown, at, piece) } else { Payload::Nothing };
-            self.window.exchange(call, offer, |epoch| {
-                check(&epoch.seen)?;
-                for &peer in stagers.iter().filter(|&&peer| peer != me && epoch.seen.len(peer) > at) {
-                    let rest = epoch.seen.len(peer) - at;
-                    match epoch.seen.payload(peer)? {
-                        Shown::Staged(staged) => pull(&local, peer, at, &staged[..rest.min(piece)]),
-                        _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
-                    }
-                }
-                Ok(())
-            })?;
-            at += piece;
-        }
-        if own_at < own.len() {
-            pull(&local, me, own_at, &own[own_at..]);
-        }
-        Ok(())
-    }
-}
-
-/// What is staged with the heads of a call that only moves.
-#[derive(Clone, Copy)]
-enum Eager {
-    /// A first piece: nobody has anything else to do.
-    Piece,
-    /// Only short contributions: of others nothing, for their receiver can copy its own part meanwhile.
-    Short,
-}
-
-impl Eager {
-    /// How much of so many bytes.
-    fn first_of(self, len: usize, cell: usize) -> usize {
-        match self {
-            Eager::Piece => len.min(CHUNK).min(cell),
-            Eager::Short if len <= SHORT.min(cell) => len,
-            Eager::Short => 0,
         }
     }
 }
@@ -251,7 +155,7 @@ fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a 
     part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
-/// What the peers show. What is mine is not read back from shared memory: nothing.
+/// Returns what the peers show, and nothing for this rank, whose own is not read back from shared memory.
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {
     ranks.map(|peer| if peer == seen.me() { Ok(Shown::Nothing) } else { seen.payload(peer) }).collect()
 }

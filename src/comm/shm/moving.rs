@@ -2,7 +2,8 @@
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
-use crate::comm::shm::{Eager, Shm, all_payloads, digest_of, part};
+use crate::comm::shm::pull::{Eager, Share};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part};
 use crate::comm::transport::{Control, Moves};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 impl Moves for Shm<'_> {
+    /// Root shows its data, in place or piece by piece; every other rank copies it from there.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();
         let alike = |seen: &Seen<'_>| match seen.alike() {
@@ -20,45 +22,38 @@ impl Moves for Shm<'_> {
             false => Err(seen.differ(call, "the ranks give room of different lengths")),
         };
         if self.rank() == call.root {
-            return self.exchange_all(call, (len, 0), (data, &[]), Eager::Piece, alike, |_, _, _, _| {});
+            let share = Share { head: (len, 0), shown: data, own: &[], eager: Eager::Piece };
+            return self.pull_all(call, &share, alike, |_, _, _, _| {});
         }
         let store = Store::best(2 * len, self.size());
-        self.exchange_all(call, (len, 0), (&[], &[]), Eager::Piece, alike, |local, _, at, bytes| {
+        let share = Share { head: (len, 0), shown: &[], own: &[], eager: Eager::Piece };
+        self.pull_all(call, &share, alike, |local, _, at, bytes| {
             local.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
         })?;
         kernel::order(store);
         Ok(())
     }
 
+    /// All ranks but root show their parts; root copies each to its place, and its own part while the others stage theirs.
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
         let Some((recv, counts)) = recv else {
-            return self.exchange_all(
-                call,
-                (send.len(), 0),
-                (send, &[]),
-                Eager::Short,
-                check,
-                |_, _, _, _| {},
-            );
+            let share = Share { head: (send.len(), 0), shown: send, own: &[], eager: Eager::Short };
+            return self.pull_all(call, &share, check, |_, _, _, _| {});
         };
         let digest = digest_of(counts.iter().copied(), 0);
         let store = Store::best(2 * recv.len(), self.size());
-        self.exchange_all(
-            call,
-            (send.len(), digest),
-            (&[], send),
-            Eager::Short,
-            check,
-            |local, peer, at, bytes| {
-                let at = counts[..peer].iter().sum::<usize>() + at;
-                local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-            },
-        )?;
+        let share = Share { head: (send.len(), digest), shown: &[], own: send, eager: Eager::Short };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let at = counts[..peer].iter().sum::<usize>() + at;
+            local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
         kernel::order(store);
         Ok(())
     }
 
+    /// One exchange, in which root opens its block; every rank then writes its own part to its place, at the end of which the
+    /// exchange tells root that all have.
     fn gather_shared(
         &mut self,
         call: &Call,
@@ -83,6 +78,7 @@ impl Moves for Shm<'_> {
         })
     }
 
+    /// Every rank shows its part, and copies those of all peers. The heads of the call tell where each part lies.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         // Lengths are known only when the heads are seen: `check` comes before the first piece.
@@ -100,21 +96,16 @@ impl Moves for Shm<'_> {
             Ok(())
         };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(
-            call,
-            (send.len(), room as u64),
-            (send, send),
-            Eager::Piece,
-            check,
-            |local, peer, at, bytes| {
-                let at = starts.borrow()[peer] + at;
-                local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-            },
-        )?;
+        let share = Share { head: (send.len(), room as u64), shown: send, own: send, eager: Eager::Piece };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let at = starts.borrow()[peer] + at;
+            local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
         kernel::order(store);
         Ok(())
     }
 
+    /// Root shows all parts; every rank copies its own, whose place follows from the lengths in the heads of the call.
     fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root, room) = (self.rank(), call.root, recv.len());
         let start = Cell::new(0);
@@ -131,28 +122,21 @@ impl Moves for Shm<'_> {
         };
         let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(
-            call,
-            (len, room as u64),
-            (shown, shown),
-            Eager::Piece,
-            check,
-            |local, peer, at, bytes| {
-                let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
-                let (from, to) = (want.start.max(have.start), want.end.min(have.end));
-                if peer == root && from < to {
-                    local.copy_unordered(
-                        &mut recv[from - want.start..to - want.start],
-                        &bytes[from - at..to - at],
-                        store,
-                    );
-                }
-            },
-        )?;
+        let share = Share { head: (len, room as u64), shown, own: shown, eager: Eager::Piece };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
+            let (from, to) = (want.start.max(have.start), want.end.min(have.end));
+            if peer == root && from < to {
+                let part = &mut recv[from - want.start..to - want.start];
+                local.copy_unordered(part, &bytes[from - at..to - at], store);
+            }
+        })?;
         kernel::order(store);
         Ok(())
     }
 
+    /// Every rank shows its blocks, and copies the one for itself from each peer. Staged blocks are shown a section each at
+    /// a time: a cell has a section for every rank, so that all ranks copy at once.
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);

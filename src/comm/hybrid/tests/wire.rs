@@ -1,4 +1,4 @@
-//! What the protocols above rely on in a wire, and what they must not rely on.
+//! The promises of a wire that protocols rely on, and what the loop-back does where MPI promises nothing.
 
 use super::Watchdog;
 use crate::comm::hybrid::loopback::Loopback;
