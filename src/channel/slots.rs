@@ -181,7 +181,7 @@ impl Slots {
     }
 
     /// Names this crew's ranks in errors from `first` on: it is a part of a larger world.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn number_from(&self, first: usize) {
         self.header().first.store(first as u32, Ordering::Relaxed);
     }

@@ -28,7 +28,7 @@ use crate::channel::world::World;
 use crate::error::{Error, RankState, Result};
 use crate::os::fault::{Site, point};
 use crate::os::process;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 use crate::os::process::{Watch, clock};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
@@ -213,7 +213,7 @@ impl<'w> Window<'w> {
     }
 
     /// Others need this processor meanwhile, as has been found out.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn be_patient(&mut self) {
         self.gate.pace = Pace::new(true);
     }
@@ -314,7 +314,7 @@ impl<'w> Window<'w> {
 
     /// For waits for others than ranks of this window: fails once it is over, one of its ranks is gone, or the deadline
     /// has passed since this was called.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn watch(&self, call: Call) -> impl Fn() -> Result<()> + use<'w> {
         let (world, epoch, ranks) = (self.world, self.epoch, self.ranks.clone());
         let place = call.place(self.gate.me, self.gate.next);

@@ -27,7 +27,7 @@ impl Comm<'_> {
     #[track_caller]
     pub fn barrier(&mut self) -> Result<()> {
         let call = Call::new(Verb::Barrier, Datatype::BYTES);
-        self.transport.agree(&call, 0).map(drop)
+        self.transport.rendezvous(&call, 0).map(drop)
     }
 
     /// Copies root's `data` into that of all other ranks, which has as many elements. MPI_Bcast.
@@ -273,7 +273,7 @@ impl Comm<'_> {
             }
         };
         let bytes = self.check_counts::<T>(&call, send.len(), total, counts)?;
-        let made = self.transport.seat().heap.borrow_mut().alloc(len, align_of::<T>(), Fill::Any);
+        let made = self.transport.local().heap.borrow_mut().alloc(len, align_of::<T>(), Fill::Any);
         match made {
             // All of it is overwritten before anyone sees it: the counts add up to its length.
             Ok(block) => Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some),

@@ -94,7 +94,7 @@ impl Comm<'_> {
         let call = Call::new(Verb::SendLease, Datatype::of::<T>());
         self.check_peer(&call, to)?;
         let (block, _) = array.into_parts();
-        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.seat().segment);
+        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.local().segment);
         if !ours {
             return Err(Error::bad(self.place(&call), FOREIGN));
         }

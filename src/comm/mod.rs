@@ -2,8 +2,10 @@
 
 mod collective;
 pub(crate) mod exact;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 pub(crate) mod hybrid;
+pub(crate) mod local;
+mod mailbox;
 mod message;
 mod object;
 pub(crate) mod op;
@@ -140,7 +142,7 @@ impl<'w> Comm<'w> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bytes_copied(&self) -> u64 {
-        self.transport.seat().copied.get()
+        self.transport.local().copied.get()
     }
 
     /// Splits the communicator: ranks that name the same `colour` get a new one together, in the order of their `key`s,
@@ -215,7 +217,7 @@ impl<'w> Comm<'w> {
 
     /// `Ok` if a block lies in this world and is this rank's.
     pub(crate) fn check_block(&mut self, call: &Call, block: &Block) -> Result<()> {
-        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.seat().segment);
+        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.local().segment);
         if ours { Ok(()) } else { self.refuse(call, FOREIGN) }
     }
 

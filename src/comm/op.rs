@@ -280,12 +280,15 @@ pub(crate) struct Fold<'a> {
     /// Tells user functions apart.
     pub(crate) id: u64,
     /// See [`Op::fast`].
-    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "one node folds in rank order anyway"))]
+    #[cfg_attr(
+        not(any(feature = "mpi", test)),
+        expect(dead_code, reason = "one node folds in rank order anyway")
+    )]
     pub(crate) fast: bool,
     /// Bytes of an element, and the boundary that it lies on.
     pub(crate) size: usize,
     #[cfg_attr(
-        not(feature = "mpi"),
+        not(any(feature = "mpi", test)),
         expect(dead_code, reason = "on one node operands lie where their owners have them")
     )]
     pub(crate) align: usize,
@@ -298,7 +301,7 @@ const BLOCK: usize = 8 << 10;
 
 impl Fold<'_> {
     /// May the result depend on the processor that folds? Built-in operations do the same on all.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn depends_on_host(&self) -> bool {
         self.code == USER
     }

@@ -318,7 +318,7 @@ impl Comm<'_> {
     {
         let call = Call::new(Verb::AllReduce, Datatype::of::<T>()).op(EXACT);
         self.check_room(&call, send.len(), recv.len())?;
-        self.transport.agree(&call, send.len() as u64)?;
+        self.transport.rendezvous(&call, send.len() as u64)?;
         let (n, ranks) = (send.len(), self.size());
         let (mut values, mut sums) = (send.iter().copied(), recv.iter_mut());
         let nothing = T::exact_sum(std::iter::empty());

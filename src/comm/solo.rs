@@ -1,11 +1,13 @@
-//! One rank: every collective is a copy or nothing. The oracle of the conformance suite.
+//! The transport of a world of one rank: every collective is a copy or nothing.
 
 use crate::channel::call::Call;
 use crate::channel::recovery::Wish;
 use crate::channel::window::Agreed;
 use crate::channel::world::{Plan, World};
+use crate::comm::local::Local;
+use crate::comm::mailbox::Mailbox;
 use crate::comm::op::Fold;
-use crate::comm::transport::{Mailbox, Seat, Transport};
+use crate::comm::transport::{Control, Folds, Messages, Moves, Recovers, Splits, Transport};
 use crate::error::{Error, RankState, Result};
 use crate::os::inherit::Access;
 use crate::shm::arena::Block;
@@ -14,7 +16,7 @@ use std::rc::Rc;
 
 /// The transport of a world of one.
 pub(crate) struct Solo {
-    seat: Rc<Seat>,
+    local: Rc<Local>,
     mail: Mailbox,
     calls: u32,
     /// See `World::group`. What is split off is the same rank alone.
@@ -25,11 +27,11 @@ impl Solo {
     pub(crate) fn new(heap: Option<usize>) -> Result<Solo> {
         let world = World::new(Plan { ranks: 1, heap, ..Plan::default() })?;
         world.segment().allow(Access::Read, Access::Read);
-        Ok(Solo::at(Rc::new(Seat::new(&world, 0)), world.group(0, 0, 0)))
+        Ok(Solo::at(Rc::new(Local::new(&world, 0)), world.group(0, 0, 0)))
     }
 
-    fn at(seat: Rc<Seat>, group: u64) -> Solo {
-        Solo { seat, mail: Mailbox::default(), calls: 0, group }
+    fn at(local: Rc<Local>, group: u64) -> Solo {
+        Solo { local, mail: Mailbox::default(), calls: 0, group }
     }
 
     fn bad(&self, call: &Call, problem: impl Into<String>) -> Error {
@@ -49,18 +51,18 @@ impl Solo {
 
     fn copy(&mut self, call: &Call, dst: &mut [u8], src: &[u8]) -> Result<()> {
         self.begin(call, dst, src)?;
-        self.seat.copy(dst, src, Store::Cached);
+        self.local.copy(dst, src, Store::Cached);
         Ok(())
     }
 
     fn fold(&mut self, call: &Call, dst: &mut [u8], src: &[u8], fold: &Fold<'_>) -> Result<()> {
         self.begin(call, dst, src)?;
-        self.seat.count(src.len());
+        self.local.count(src.len());
         fold.one(dst, src)
     }
 }
 
-impl<'w> Transport<'w> for Solo {
+impl Control for Solo {
     fn rank(&self) -> usize {
         0
     }
@@ -69,14 +71,28 @@ impl<'w> Transport<'w> for Solo {
         1
     }
 
-    fn seat(&self) -> &Seat {
-        &self.seat
+    fn local(&self) -> &Rc<Local> {
+        &self.local
+    }
+
+    fn group(&self) -> u64 {
+        self.group
     }
 
     fn sequence(&self) -> u32 {
         self.calls
     }
 
+    fn abort(&mut self, _: &Call, error: Error) -> Error {
+        error
+    }
+
+    fn rendezvous(&mut self, _: &Call, _: u64) -> Result<Agreed> {
+        Ok(Agreed::alone())
+    }
+}
+
+impl Recovers for Solo {
     fn epoch(&self) -> u32 {
         0
     }
@@ -90,19 +106,9 @@ impl<'w> Transport<'w> for Solo {
     fn ask(&mut self, _call: &Call, _wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
         Ok((value, Vec::new()))
     }
+}
 
-    fn group(&self) -> u64 {
-        self.group
-    }
-
-    fn abort(&mut self, _: &Call, error: Error) -> Error {
-        error
-    }
-
-    fn agree(&mut self, _: &Call, _: u64) -> Result<Agreed> {
-        Ok(Agreed::alone())
-    }
-
+impl Moves for Solo {
     fn broadcast(&mut self, _: &Call, _: &mut [u8]) -> Result<()> {
         Ok(())
     }
@@ -128,6 +134,12 @@ impl<'w> Transport<'w> for Solo {
         self.copy(call, recv, send)
     }
 
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+        self.copy(call, recv, send)
+    }
+}
+
+impl Folds for Solo {
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         recv.map_or(Ok(()), |recv| self.fold(call, recv, send, fold))
     }
@@ -157,11 +169,9 @@ impl<'w> Transport<'w> for Solo {
     ) -> Result<()> {
         if inclusive { self.fold(call, recv, send, fold) } else { Ok(()) }
     }
+}
 
-    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.copy(call, recv, send)
-    }
-
+impl Messages for Solo {
     fn send(&mut self, call: &Call, _: usize, message: &[u8]) -> Result<()> {
         self.mail.send(call, message);
         Ok(())
@@ -179,13 +189,15 @@ impl<'w> Transport<'w> for Solo {
     fn recv_block(&mut self, call: &Call, _: usize, len: usize) -> Result<Block> {
         self.mail.recv_block(call, call.place(0, self.calls), len)
     }
+}
 
+impl<'w> Splits<'w> for Solo {
     fn split(
         &mut self,
         _: &Call,
         colour: Option<u64>,
         _: u64,
     ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
-        Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.seat), self.group)) as Box<_>))
+        Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.local), self.group)) as Box<_>))
     }
 }

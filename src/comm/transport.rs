@@ -1,178 +1,101 @@
-//! The few verbs of a transport, in bytes.
+//! The interface between the communicator and the ways in which bytes travel: a few traits, each implemented in the file
+//! that holds its algorithms.
 
-use crate::channel::call::{Call, Signature};
+use crate::channel::call::Call;
 use crate::channel::recovery::Wish;
-use crate::channel::view::Opened;
 use crate::channel::window::Agreed;
-use crate::channel::world::World;
+use crate::comm::local::Local;
 use crate::comm::op::Fold;
-use crate::error::{Error, Place, RankState, Result};
-use crate::shm::arena::{Block, Heap};
-use crate::shm::kernel::{self, Store};
-use crate::shm::segment::Segment;
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::sync::Arc;
+use crate::error::{Error, RankState, Result};
+use crate::shm::arena::Block;
+use std::rc::Rc;
 
-/// What a rank owns privately, whatever communicators it is in.
-pub(crate) struct Seat {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) heap: RefCell<Heap>,
-    pub(crate) opened: Opened,
-    /// The process that made the world: arrays of its making can be opened.
-    pub(crate) caller: u32,
-    /// How many communicators this rank has split off.
-    pub(crate) splits: Cell<u64>,
-    /// Its process lives on when the world has ended.
-    pub(crate) lives_on: bool,
-    /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
-    pub(crate) copied: Cell<u64>,
-}
-
-impl Seat {
-    /// The seat of `rank` in a world.
-    pub(crate) fn new(world: &World, rank: usize) -> Seat {
-        Seat {
-            segment: Arc::clone(world.segment()),
-            heap: RefCell::new(world.slots.heap(rank)),
-            opened: Opened::default(),
-            caller: world.slots.identity.caller,
-            splits: Cell::new(0),
-            lives_on: false,
-            copied: Cell::new(0),
-        }
-    }
-
-    /// As [`Seat::new`], of a rank whose process lives on when the world has ended.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn lasting(world: &World, rank: usize) -> Seat {
-        Seat { lives_on: true, ..Seat::new(world, rank) }
-    }
-
-    /// Copies and counts.
-    pub(crate) fn copy(&self, dst: &mut [u8], src: &[u8], store: Store) {
-        kernel::copy(dst, src, store);
-        self.count(src.len());
-    }
-
-    /// Copies and counts; to be followed by [`kernel::order`], once for all pieces.
-    pub(crate) fn copy_unordered(&self, dst: &mut [u8], src: &[u8], store: Store) {
-        kernel::copy_unordered(dst, src, store);
-        self.count(src.len());
-    }
-
-    pub(crate) fn count(&self, bytes: usize) {
-        self.copied.set(self.copied.get() + bytes as u64);
-    }
-}
-
-/// What a rank has sent to itself, oldest first.
-#[derive(Default)]
-pub(crate) struct Mailbox(VecDeque<Mail>);
-
-enum Mail {
-    Bytes(Signature, Vec<u8>),
-    Block(Signature, Block),
-}
-
-impl Mailbox {
-    pub(crate) fn send(&mut self, call: &Call, message: &[u8]) {
-        self.0.push_back(Mail::Bytes(call.signature(), kernel::to_vec(message)));
-    }
-
-    pub(crate) fn send_block(&mut self, call: &Call, block: Block) {
-        self.0.push_back(Mail::Block(call.signature(), block));
-    }
-
-    /// The oldest message, if it is bytes of the datatype and length asked for.
-    pub(crate) fn recv(&mut self, call: &Call, place: Place, message: &mut [u8]) -> Result<()> {
-        let bytes = match self.0.front() {
-            Some(Mail::Bytes(signature, bytes)) if *signature == call.signature() => bytes,
-            Some(_) => return Err(Error::bad(place, "the next message to itself is of another kind")),
-            None => return Err(Error::bad(place, "no message was sent to itself: this would wait for ever")),
-        };
-        if bytes.len() != message.len() {
-            let problem = format!("a message of {} bytes for a buffer of {}", bytes.len(), message.len());
-            return Err(Error::bad(place, problem));
-        }
-        kernel::copy(message, bytes, Store::Cached);
-        self.0.pop_front();
-        Ok(())
-    }
-
-    /// The oldest message, if it is an array of the datatype and length asked for.
-    pub(crate) fn recv_block(&mut self, call: &Call, place: Place, len: usize) -> Result<Block> {
-        let fits = |mail: &mut Mail| matches!(mail, Mail::Block(signature, block) if *signature == call.signature() && block.bytes().len() == len);
-        match self.0.pop_front_if(fits) {
-            Some(Mail::Block(_, block)) => Ok(block),
-            _ => Err(Error::bad(place, "the next message to itself is no such array, or there is none")),
-        }
-    }
-}
-
-/// How bytes move between the ranks of one communicator.
+/// A way for bytes to travel between the ranks of one communicator.
 ///
-/// Arguments were checked as far as one rank alone can; what takes all ranks to see (lengths that do not agree) a
-/// transport reports on every rank before it writes any output.
-pub(crate) trait Transport<'w> {
-    fn rank(&self) -> usize;
-    fn size(&self) -> usize;
-    fn seat(&self) -> &Seat;
+/// Every rank has checked its own arguments before it calls. A mismatch that only all ranks together can see (lengths
+/// that do not add up, say) is reported on every rank before any output is written.
+pub(crate) trait Transport<'w>: Control + Recovers + Moves + Folds + Messages + Splits<'w> {}
 
-    /// How many nodes its ranks are on: those of one share memory.
+impl<'w, T: Control + Recovers + Moves + Folds + Messages + Splits<'w>> Transport<'w> for T {}
+
+/// Tells who the ranks of a communicator are, and lets them meet without moving data.
+pub(crate) trait Control {
+    /// Returns this rank's number in the communicator, from 0.
+    fn rank(&self) -> usize;
+
+    /// Returns the number of ranks.
+    fn size(&self) -> usize;
+
+    /// Returns this rank's private state, which all its communicators share.
+    fn local(&self) -> &Rc<Local>;
+
+    /// Returns the number of nodes; the ranks of a node share memory.
     fn nodes(&self) -> usize {
         1
     }
 
-    /// The number of this rank's.
+    /// Returns the number of this rank's node, from 0.
     fn node(&self) -> usize {
         0
     }
 
-    /// Tells this communicator from all others: see `World::group`.
+    /// Returns a number that tells this communicator from all others: see `World::group`.
     fn group(&self) -> u64;
 
-    /// The number of the next exchange.
+    /// Returns the number of the next exchange, for error messages.
     fn sequence(&self) -> u32;
 
-    /// How often the world has recovered before this communicator was made.
-    fn epoch(&self) -> u32;
-
-    /// What its ranks are known to do.
-    fn states(&self) -> Vec<RankState>;
-
-    /// Asks whoever supervises; the values of all who asked, and-ed, and which members did not ask.
-    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)>;
-
-    /// Releases the peers of a collective whose arguments are wrong on this rank; returns the error to return.
+    /// Releases the peers of a collective whose arguments are wrong on this rank. Returns the error for this rank's caller.
     fn abort(&mut self, call: &Call, error: Error) -> Error;
 
-    /// All ranks arrive with the same `digest`.
-    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed>;
+    /// Returns when all ranks have arrived with the same `digest`; fails on all of them if the digests differ.
+    fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed>;
+}
 
-    /// Root's `data` to all.
+/// Reports on the ranks after a death, and asks the supervisor to go on without the dead (ULFM).
+pub(crate) trait Recovers {
+    /// Returns the number of recoveries of the world before this communicator was made.
+    fn epoch(&self) -> u32;
+
+    /// Returns the last known state of each rank.
+    fn states(&self) -> Vec<RankState>;
+
+    /// Asks the supervisor to grant `wish`. Returns the bitwise and of the `value`s of all ranks that asked, and the members
+    /// that did not ask.
+    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)>;
+}
+
+/// Moves bytes between the ranks, unchanged.
+pub(crate) trait Moves {
+    /// Copies root's `data` to `data` of every other rank.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()>;
 
-    /// All parts, in rank order, to root, who gives where to and each rank's length.
+    /// Concatenates all `send` in rank order in root's `recv`; root also gives the length of each rank's part.
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()>;
 
-    /// As `gather`, into shared memory of root's: every rank writes its own part.
+    /// Gathers as [`Moves::gather`] does into shared memory of root, where each rank of its node writes its own part.
     fn gather_shared(&mut self, call: &Call, send: &[u8], recv: Option<(&mut Block, &[usize])>)
     -> Result<()>;
 
-    /// All parts, in rank order, to all; their lengths add up to that of `recv`.
+    /// Concatenates all `send` in rank order in `recv` of every rank; the lengths of the parts may differ.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
 
-    /// Root's `send` in consecutive parts, each as long as its rank's `recv`.
+    /// Deals root's `send` out in rank order, to each rank a part as long as its `recv`.
     fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
 
-    /// The fold of all `send`, to those who give `recv`: root, or all.
+    /// Sends block r of `send` to rank r, and receives a block of the same length from each; all blocks are equally long.
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
+}
+
+/// Reduces the ranks' operands to one, in rank order unless the fold is fast.
+pub(crate) trait Folds {
+    /// Folds all `send` into `recv` of each rank that gives one: of root, or of all.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()>;
 
-    /// As `reduce` for all, into shared memory of each: what one has folded it writes to all.
+    /// Folds all `send` into every rank's `recv` in shared memory: each rank of a node writes its slice to all of them.
     fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()>;
 
-    /// The fold of all `send`, rank r getting the r-th of the consecutive parts with lengths `counts`.
+    /// Folds all `send`, and leaves rank r the r-th of the consecutive parts whose lengths are `counts`.
     fn reduce_scatter(
         &mut self,
         call: &Call,
@@ -182,7 +105,8 @@ pub(crate) trait Transport<'w> {
         fold: &Fold<'_>,
     ) -> Result<()>;
 
-    /// The fold over ranks 0 to mine; without mine (and untouched on rank 0) if not `inclusive`.
+    /// Folds the `send` of ranks 0 to this one. Unless `inclusive`, this rank's is left out, and rank 0's `recv` stays
+    /// untouched.
     fn scan(
         &mut self,
         call: &Call,
@@ -191,19 +115,26 @@ pub(crate) trait Transport<'w> {
         fold: &Fold<'_>,
         inclusive: bool,
     ) -> Result<()>;
+}
 
-    /// The r-th of equal parts to rank r.
-    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()>;
-
+/// Sends and receives between two ranks. The messages from one rank to another arrive in the order sent.
+pub(crate) trait Messages {
+    /// Sends a copy of `message`.
     fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()>;
+
+    /// Receives the next message, which must be as long as `message`; any other stays to be received.
     fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()>;
 
-    /// Hands a block of this rank's heap on.
+    /// Hands a block of this rank's heap over, without a copy within a node.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()>;
-    /// Takes up a block of `len` bytes that `from` handed on.
-    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block>;
 
-    /// The communicator of those who named the same colour, in order of key, then rank.
+    /// Receives a block of `len` bytes that `from` has handed over.
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block>;
+}
+
+/// Splits communicators off a communicator.
+pub(crate) trait Splits<'w> {
+    /// Returns the communicator of the ranks that name the same `colour`, in order of key, then rank; none for none.
     fn split(
         &mut self,
         call: &Call,

@@ -31,7 +31,7 @@ impl<'w> Comm<'w> {
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
-        let block = self.transport.seat().heap.borrow_mut().alloc(
+        let block = self.transport.local().heap.borrow_mut().alloc(
             byte_len::<T, D>(&dim)?,
             align_of::<T>(),
             Fill::Zero,
@@ -74,10 +74,10 @@ impl<'w> Comm<'w> {
         let row_shape = dim.slice()[1..].iter().fold(0, |digest, &axis| {
             xxhash_rust::xxh3::xxh3_64_with_seed(&(axis as u64).to_ne_bytes(), digest)
         });
-        self.transport.agree(&call, row_shape)?;
+        self.transport.rendezvous(&call, row_shape)?;
         let len = byte_len::<T, D>(&dim)?;
         let (offset, block) = self.shared_block(&call, len, (align_of::<T>(), Fill::Zero))?;
-        let agreed = self.transport.agree(&call, offset as u64)?;
+        let agreed = self.transport.rendezvous(&call, offset as u64)?;
         let segment = block.segment().clone();
         let who = (self.transport.group(), self.rank());
         Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed)
@@ -107,7 +107,7 @@ impl<'w> Comm<'w> {
         let mut offset = [0; 8];
         let mut own = None;
         if self.is_root() {
-            let made = self.transport.seat().heap.borrow_mut().alloc(len, align, fill);
+            let made = self.transport.local().heap.borrow_mut().alloc(len, align, fill);
             let block = match made {
                 Ok(block) => block,
                 Err(error) => return Err(self.transport.abort(call, error)),
@@ -120,7 +120,7 @@ impl<'w> Comm<'w> {
         let offset = u64::from_ne_bytes(offset) as usize;
         let block = match own {
             Some(block) => block,
-            None => Block::join(&self.transport.seat().segment, offset, len)?,
+            None => Block::join(&self.transport.local().segment, offset, len)?,
         };
         Ok((offset, block))
     }
@@ -128,19 +128,19 @@ impl<'w> Comm<'w> {
     /// Zeroed shared memory on a page boundary that all ranks hold. What it is for must be the same on all: `digest`.
     pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<Block> {
         self.check_node(call)?;
-        self.transport.agree(call, digest)?;
+        self.transport.rendezvous(call, digest)?;
         self.shared_block(call, len, (PAGE, Fill::Sparse)).map(|(_, block)| block)
     }
 
     /// All ranks arrive, and will not come back.
     #[cfg(feature = "mpi")]
     pub(crate) fn leave(&mut self) -> Result<()> {
-        self.transport.agree(&Call::new(Verb::Leave, Datatype::BYTES), 0).map(drop)
+        self.transport.rendezvous(&Call::new(Verb::Leave, Datatype::BYTES), 0).map(drop)
     }
 
     /// All ranks arrive.
     pub(crate) fn arrive(&mut self, call: &Call) -> Result<()> {
-        self.transport.agree(call, 0).map(drop)
+        self.transport.rendezvous(call, 0).map(drop)
     }
 
     /// This rank's part of an array that the caller made before the world started, split evenly along its first axis
@@ -211,12 +211,12 @@ impl<'w> Comm<'w> {
             );
             return self.refuse(&call, problem);
         }
-        let (block, seat, group) = (array.block(), self.transport.seat(), self.transport.group());
-        if block.holder() != seat.caller {
+        let (block, local, group) = (array.block(), self.transport.local(), self.transport.group());
+        if block.holder() != local.caller {
             let problem = "the array was not made by the caller of this world, before it started";
             return self.refuse(&call, problem);
         }
-        let Some(open) = Open::new(&seat.opened, block, group) else {
+        let Some(open) = Open::new(&local.opened, block, group) else {
             let problem = "the array is open already, here or in another communicator: drop what has been opened first; one that \
                            was open when a rank died is lost to this world, and after a failed world the caller must look at it \
                            (view) before the next";
@@ -227,7 +227,7 @@ impl<'w> Comm<'w> {
         let digest = bounds.iter().fold(address, |digest, &bound| {
             xxhash_rust::xxh3::xxh3_64_with_seed(&(bound as u64).to_ne_bytes(), digest)
         });
-        let agreed = self.transport.agree(&call, digest)?;
+        let agreed = self.transport.rendezvous(&call, digest)?;
         point(Site::Opened);
         let place = (block.segment(), block.offset());
         Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed)
@@ -307,7 +307,7 @@ impl<'w> Comm<'w> {
         call: Call,
     ) -> Result<Whole<'a, T, D>> {
         let agreed = self.check_group(&call, parts.group());
-        match agreed.and_then(|()| self.transport.agree(&call, parts.identity())) {
+        match agreed.and_then(|()| self.transport.rendezvous(&call, parts.identity())) {
             Ok(agreed) => {
                 point(Site::Published);
                 parts.into_whole(agreed)
@@ -366,7 +366,7 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
     pub fn reopen(self, comm: &mut Comm<'_>) -> Result<Parts<'a, T, D>> {
         let call = Call::new(Verb::Reopen, Datatype::of::<T>());
         let agreed = comm.check_group(&call, self.group());
-        match agreed.and_then(|()| comm.transport.agree(&call, self.identity())) {
+        match agreed.and_then(|()| comm.transport.rendezvous(&call, self.identity())) {
             Ok(agreed) => {
                 point(Site::Reopened);
                 Ok(self.into_parts(agreed))

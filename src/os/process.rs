@@ -516,7 +516,7 @@ fn letter(process: &str) -> Option<char> {
 static HARMLESS: AtomicU32 = AtomicU32::new(0);
 
 /// Threads that a library starts during `work`, calls of its own, hold no lock that a child needs, which never calls it.
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     let before = listed_threads().len();
     let done = work();

@@ -77,6 +77,24 @@ impl Segment {
         self.bytes(offset, bytes.len()).map(|_| offset)
     }
 
+    /// Returns a copy of the bytes at `place`, if they lie inside.
+    #[cfg(test)]
+    pub(crate) fn read(&self, place: std::ops::Range<usize>) -> Option<Vec<u8>> {
+        let (from, mut copy) = (self.bytes(place.start, place.len())?, vec![0; place.len()]);
+        // SAFETY: in bounds on both sides; shared memory, which no rank writes meanwhile: the caller's protocol says so.
+        unsafe { from.as_ptr().copy_to_nonoverlapping(copy.as_mut_ptr(), copy.len()) };
+        Some(copy)
+    }
+
+    /// Writes `bytes` at `offset`; false if they do not lie inside.
+    #[cfg(test)]
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let Some(to) = self.bytes(offset, bytes.len()) else { return false };
+        // SAFETY: in bounds on both sides; shared memory, which no rank uses meanwhile: the caller's protocol says so.
+        unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        true
+    }
+
     /// See [`Mapping::allow`].
     pub(crate) fn allow(&self, children: Access, theirs: Access) {
         self.mapping.allow(children, theirs);

@@ -2,8 +2,8 @@
 
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
+use crate::comm::local::Local;
 use crate::comm::shm::Shm;
-use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
@@ -162,7 +162,7 @@ impl Launch {
         self.job("launch")?;
         let world = World::new(self.plan()?)?;
         let run = |rank: usize, _: Option<&mut ()>| {
-            let seat = Rc::new(Seat::new(&world, rank));
+            let seat = Rc::new(Local::new(&world, rank));
             let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
             let place = body(&world, &mut comm, &seat)?;
             point(Site::SlotResult);
@@ -213,7 +213,7 @@ impl Launch {
         world.segment().allow(Access::Nothing, Access::Nothing);
         let run = |rank: usize| {
             world.slots.enter(rank, false);
-            let seat = Rc::new(Seat::new(&world, rank));
+            let seat = Rc::new(Local::new(&world, rank));
             match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
                 Ok(Ok(result)) => {
                     world.slots.leave(rank, (0, 0));

@@ -12,8 +12,8 @@ use crate::comm::Comm;
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::comm::hybrid::{Hybrid, Ways};
+use crate::comm::local::Local;
 use crate::comm::shm::Shm;
-use crate::comm::transport::Seat;
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
 use crate::os::launcher::{Launcher, host, kernel};
@@ -140,7 +140,7 @@ pub(crate) fn run(
 }
 
 /// The body of one rank.
-fn one(world: &World, comm: &mut Comm<'_>, seat: &Seat, body: Body<'_>) -> Result<(usize, usize)> {
+fn one(world: &World, comm: &mut Comm<'_>, seat: &Local, body: Body<'_>) -> Result<(usize, usize)> {
     let place = body(world, comm, seat)?;
     // Whoever still calls something learns that this rank will not.
     comm.leave()?;
@@ -153,7 +153,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     let world = World::new(plan)?;
     let contexts = Rc::new(Cell::new(0));
     let worker = |rank: usize, _: Option<&mut ()>| {
-        let seat = Rc::new(Seat::new(&world, rank));
+        let seat = Rc::new(Local::new(&world, rank));
         let shm = Shm::new(&world, rank, Rc::clone(&seat))?;
         let ways = Ways {
             leaders: (0..processes).collect(),
@@ -183,7 +183,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
     let led = caught(|| {
-        let seat = Rc::new(Seat::lasting(&world, 0));
+        let seat = Rc::new(Local::lasting(&world, 0));
         let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
         let leaders: Vec<usize> = (0..mpi.size).collect();
         let net = Net::new(mpi, leaders.clone(), mpi.rank, context, crowded)?;
@@ -228,7 +228,7 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     let Seats { world, local, .. } = &seats;
     world.slots.enter(*local, true);
     let ran = caught(|| {
-        let seat = Rc::new(Seat::lasting(world, *local));
+        let seat = Rc::new(Local::lasting(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
         one(world, &mut comm, &seat, body)
     });
@@ -310,7 +310,7 @@ impl Seats {
     }
 
     /// The communicator of all processes.
-    pub(crate) fn comm(&self, mpi: &'static Mpi, seat: Rc<Seat>) -> Result<Comm<'_>> {
+    pub(crate) fn comm(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'_>> {
         let shm = Shm::new(&self.world, self.local, seat)?;
         if self.nodes.len() == 1 {
             return Ok(Comm::over(Box::new(shm)));
@@ -351,7 +351,7 @@ impl<'w> JobComm<'w> {
         let _part = mpi.take_part(false);
         // A second manager, beside this one, has another.
         mpi.use_contexts(seats.contexts.get());
-        let comm = seats.comm(mpi, Rc::new(Seat::lasting(&seats.world, seats.local)));
+        let comm = seats.comm(mpi, Rc::new(Local::lasting(&seats.world, seats.local)));
         Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats, _part })
     }
 }

@@ -3,7 +3,7 @@
 use super::Hybrid;
 use super::net::{Net, Tag};
 use crate::channel::call::{Call, describe_message};
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Messages};
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
@@ -45,7 +45,7 @@ impl Hybrid<'_> {
         let head: Head = [verb, datatype, message.len() as u64, u64::from(array)];
         let sent = net.send_all(bytemuck::bytes_of(&head), to, Tag::Letter, &watch);
         let sent = sent.and_then(|()| net.send_all(message, to, Tag::Letter, &watch));
-        self.node.seat().count(message.len());
+        self.node.local().count(message.len());
         sent.map_err(|error| self.failed(call, error))
     }
 
@@ -80,37 +80,39 @@ impl Hybrid<'_> {
         let watch = self.node.window_ref().watch(*call);
         let came = net.recv_all(message, from, Tag::Letter, &watch);
         self.letters.heads[from] = None;
-        self.node.seat().count(message.len());
+        self.node.local().count(message.len());
         came.map_err(|error| self.failed(call, error))
     }
+}
 
-    pub(super) fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+impl Messages for Hybrid<'_> {
+    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         match self.layout.local(to) {
             Some(to) => self.node.send(call, to, message).map_err(|error| self.placed(call, error)),
             None => self.post(call, to, message, false),
         }
     }
 
-    pub(super) fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
         match self.layout.local(from) {
             Some(from) => self.node.recv(call, from, message).map_err(|error| self.placed(call, error)),
             None => self.take(call, from, message, false),
         }
     }
 
-    pub(super) fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         match self.layout.local(to) {
             Some(to) => self.node.send_block(call, to, block).map_err(|error| self.placed(call, error)),
             None => self.post(call, to, block.bytes(), true),
         }
     }
 
-    pub(super) fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if let Some(from) = self.layout.local(from) {
             return self.node.recv_block(call, from, len).map_err(|error| self.placed(call, error));
         }
         self.head(call, from, len, true)?;
-        let mut block = self.node.seat().heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
+        let mut block = self.node.local().heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
         self.take(call, from, block.bytes_mut(), true)?;
         Ok(block)
     }

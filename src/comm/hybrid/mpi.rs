@@ -1,14 +1,14 @@
-//! MPI as far as it is needed: bytes from process to process, under way until they have come.
+//! The wire over MPI: bytes from process to process, under way until they have come. The only file that names rsmpi.
 //!
 //! rsmpi's safe face ends what is under way with a scope; here sends and receives of an exchange are begun in one place
 //! and completed in another, from shared memory, so its foreign functions are used directly. One thread of a process
 //! speaks (MPI_THREAD_FUNNELED): the one that joined the job.
 //!
-//! *Buffers under way.* A [`Flight`] borrows its bytes. One that is dropped before it has come (after an error) silences
-//! this process: MPI moves bytes only inside its calls, and there are none any more, so nothing is written into memory
-//! that is no longer lent. The job is ended then anyway.
+//! A request that is dropped before it has completed silences this process: MPI moves bytes only inside its calls, and
+//! there are none any more, so nothing is written into memory that is no longer lent. See [`Flight`].
 #![expect(unsafe_code, reason = "foreign functions")]
 
+use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
 use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, launcher};
 use crate::os::process;
@@ -18,6 +18,7 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use mpi::ffi;
+use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
@@ -42,7 +43,7 @@ pub(crate) struct Mpi {
     /// The first context that no communicator of this process has had.
     contexts: AtomicU32,
     /// The largest tag that a message may have.
-    pub(crate) largest_tag: i32,
+    largest_tag: i32,
     pid: u32,
 }
 
@@ -52,17 +53,17 @@ unsafe impl Send for Mpi {}
 unsafe impl Sync for Mpi {}
 
 static JOINED: OnceLock<Mpi> = OnceLock::new();
-/// What comes before MPI is finalised; says whether it may be.
-static AT_EXIT: OnceLock<fn(&'static Mpi) -> bool> = OnceLock::new();
-
-/// Largest message: counts are C's `int`.
-pub(crate) const LARGEST: usize = 1 << 30;
+/// Called before MPI is finalised; returns whether it may be.
+static AT_EXIT: OnceLock<Leave> = OnceLock::new();
 
 /// The largest tag that every MPI has, by the standard.
 const EVERYWHERE: i32 = 32_767;
 
 /// Seconds that MPI_Abort may take.
 const ABORTING: u32 = 2;
+
+/// The exit status of an aborted job.
+const FAILURE: i32 = 1;
 
 /// The error for a code that a function of MPI returned.
 fn code(call: &'static str, code: i32) -> Result<()> {
@@ -201,42 +202,8 @@ impl Mpi {
         }
     }
 
-    /// Begins to send.
-    pub(crate) fn send<'b>(&self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
-        // SAFETY: borrowed until the flight has come, or MPI is called no more.
-        unsafe { self.begin(bytes.as_ptr().cast_mut(), bytes.len(), true, to, tag) }
-    }
-
-    /// Begins to receive as many bytes.
-    pub(crate) fn recv<'b>(&self, bytes: &'b mut [u8], from: usize, tag: i32) -> Result<Flight<'b>> {
-        // SAFETY: borrowed exclusively until the flight has come, or MPI is called no more.
-        unsafe { self.begin(bytes.as_mut_ptr(), bytes.len(), false, from, tag) }
-    }
-
-    /// Begins to send what lies in a segment, which nobody writes until the flight has come.
-    pub(crate) fn send_at(
-        &self,
-        segment: &Arc<Segment>,
-        place: Range<usize>,
-        to: usize,
-        tag: i32,
-    ) -> Result<Flight<'static>> {
-        self.at(segment, place, true, to, tag)
-    }
-
-    /// Begins to receive to a place of a segment, which nobody uses until the flight has come.
-    pub(crate) fn recv_at(
-        &self,
-        segment: &Arc<Segment>,
-        place: Range<usize>,
-        from: usize,
-        tag: i32,
-    ) -> Result<Flight<'static>> {
-        self.at(segment, place, false, from, tag)
-    }
-
     fn at(
-        &self,
+        &'static self,
         segment: &Arc<Segment>,
         place: Range<usize>,
         sends: bool,
@@ -248,21 +215,21 @@ impl Mpi {
             .ok_or(Error::Corrupt { what: "the plan of a transfer" })?;
         // SAFETY: mapped as long as the flight holds the segment; shared memory, which other processes write at any time: who
         // must not meanwhile is the caller's protocol.
-        let mut flight = unsafe { self.begin(at.as_ptr(), place.len(), sends, peer, tag) }?;
-        flight.segment = Some(Arc::clone(segment));
-        Ok(flight)
+        let mut request = unsafe { self.begin(at.as_ptr(), place.len(), sends, peer, tag) }?;
+        request.segment = Some(Arc::clone(segment));
+        Ok(Flight::new(request))
     }
 
     /// # Safety
-    /// The bytes stay what they are, or nobody else's, until the flight has come or is dropped.
+    /// The bytes stay what they are, or nobody else's, until the request has completed or is dropped.
     unsafe fn begin<'b>(
-        &self,
+        &'static self,
         at: *mut u8,
         len: usize,
         sends: bool,
         peer: usize,
         tag: i32,
-    ) -> Result<Flight<'b>> {
+    ) -> Result<Request<'b>> {
         self.check()?;
         debug_assert!(len <= LARGEST);
         let mut request = null_request();
@@ -274,42 +241,7 @@ impl Mpi {
             // SAFETY: as above.
             code("MPI_Irecv", unsafe { ffi::MPI_Irecv(at, len, self.bytes, peer, tag, self.comm, to) })
         };
-        began.map(|()| Flight { request, come: false, segment: None, _bytes: PhantomData })
-    }
-
-    /// A process whose message of this tag can be received at once.
-    pub(crate) fn probe(&self, tag: i32) -> Result<Option<usize>> {
-        self.check()?;
-        let (mut flag, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
-        // SAFETY: a constant of the library.
-        let any = unsafe { ffi::RSMPI_ANY_SOURCE };
-        // SAFETY: a communicator of ours; writes the flag, and the status if it is set.
-        code("MPI_Iprobe", unsafe {
-            ffi::MPI_Iprobe(any, tag, self.comm, &raw mut flag, status.as_mut_ptr())
-        })?;
-        // SAFETY: a struct of integers, zeroed or written.
-        let status = unsafe { status.assume_init() };
-        Ok((flag != 0).then_some(status.MPI_SOURCE as usize))
-    }
-
-    /// Has it come?
-    pub(crate) fn test(&self, flight: &mut Flight<'_>) -> Result<bool> {
-        if !flight.come {
-            self.check()?;
-            let mut flag = 0;
-            // SAFETY: a constant of the library.
-            let ignore = unsafe { ffi::RSMPI_STATUS_IGNORE };
-            // SAFETY: a request of ours that has not come yet.
-            code("MPI_Test", unsafe { ffi::MPI_Test(&raw mut flight.request, &raw mut flag, ignore) })?;
-            flight.come = flag != 0;
-        }
-        Ok(flight.come)
-    }
-
-    /// The first context that no communicator of this process has had: messages of an earlier world are never taken for a
-    /// later one's.
-    pub(crate) fn contexts(&self) -> u32 {
-        self.contexts.load(Ordering::Relaxed)
+        began.map(|()| Request { mpi: self, request, completed: false, segment: None, _bytes: PhantomData })
     }
 
     /// Contexts below this one have been used.
@@ -338,30 +270,92 @@ impl Mpi {
     pub(crate) fn joined() -> Option<&'static Mpi> {
         JOINED.get()
     }
+}
 
-    /// What to do before MPI is finalised.
-    pub(crate) fn at_exit(&self, part: fn(&'static Mpi) -> bool) {
-        let _ = AT_EXIT.set(part);
+impl Wire for Mpi {
+    fn rank(&self) -> usize {
+        self.rank
     }
 
-    /// Is this the process that is part of the job, and none that it has forked?
-    pub(crate) fn is_own(&self) -> bool {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn largest_tag(&self) -> i32 {
+        self.largest_tag
+    }
+
+    fn is_own(&self) -> bool {
         self.process == process::incarnation()
     }
 
-    /// Ends all processes of the job.
-    pub(crate) fn abort(&self, status: i32) {
-        if self.is_own() {
-            // It may end this process by exit: see `finalise`.
-            self.silenced.store(1, Ordering::Relaxed);
-            // MPICH's own handlers may then wait for processes that wait for this one: whatever happens, it does not live on.
-            // SAFETY: the usual end of a process by this signal.
-            unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
-            // SAFETY: sets a timer.
-            unsafe { libc::alarm(ABORTING) };
-            // SAFETY: a communicator of ours; ends this process too.
-            unsafe { ffi::MPI_Abort(self.comm, status) };
+    fn contexts(&self) -> u32 {
+        self.contexts.load(Ordering::Relaxed)
+    }
+
+    fn send<'b>(&'static self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
+        // SAFETY: borrowed until the flight has completed, or MPI is called no more.
+        unsafe { self.begin(bytes.as_ptr().cast_mut(), bytes.len(), true, to, tag) }.map(Flight::new)
+    }
+
+    fn recv<'b>(&'static self, bytes: &'b mut [u8], from: usize, tag: i32) -> Result<Flight<'b>> {
+        // SAFETY: borrowed exclusively until the flight has completed, or MPI is called no more.
+        unsafe { self.begin(bytes.as_mut_ptr(), bytes.len(), false, from, tag) }.map(Flight::new)
+    }
+
+    fn send_at(
+        &'static self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        to: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        self.at(segment, place, true, to, tag)
+    }
+
+    fn recv_at(
+        &'static self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        from: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        self.at(segment, place, false, from, tag)
+    }
+
+    fn probe(&self, tag: i32) -> Result<Option<usize>> {
+        self.check()?;
+        let (mut flag, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
+        // SAFETY: a constant of the library.
+        let any = unsafe { ffi::RSMPI_ANY_SOURCE };
+        // SAFETY: a communicator of ours; writes the flag, and the status if it is set.
+        code("MPI_Iprobe", unsafe {
+            ffi::MPI_Iprobe(any, tag, self.comm, &raw mut flag, status.as_mut_ptr())
+        })?;
+        // SAFETY: a struct of integers, zeroed or written.
+        let status = unsafe { status.assume_init() };
+        Ok((flag != 0).then_some(status.MPI_SOURCE as usize))
+    }
+
+    fn abort(&self, text: &str) {
+        if !self.is_own() {
+            return;
         }
+        // In one write: other processes print there too.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        // It may end this process by exit: see `finalise`.
+        self.silenced.store(1, Ordering::Relaxed);
+        // MPICH's own handlers may then wait for processes that wait for this one: whatever happens, it does not live on.
+        // SAFETY: the usual end of a process by this signal.
+        unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
+        // SAFETY: sets a timer.
+        unsafe { libc::alarm(ABORTING) };
+        // SAFETY: a communicator of ours; ends this process too.
+        unsafe { ffi::MPI_Abort(self.comm, FAILURE) };
+    }
+
+    fn at_exit(&self, leave: Leave) {
+        let _ = AT_EXIT.set(leave);
     }
 }
 
@@ -407,26 +401,41 @@ extern "C" fn finalise() {
     // Not in a child, nor while the job is being ended.
     let speaks = |mpi: &&Mpi| mpi.pid == process::pid() && mpi.silenced.load(Ordering::Relaxed) == 0;
     let Some(mpi) = JOINED.get().filter(speaks) else { return };
-    if AT_EXIT.get().is_none_or(|part| part(mpi)) {
+    if AT_EXIT.get().is_none_or(|leave| leave(mpi, mpi.is_busy())) {
         // SAFETY: initialised by us, on this thread, and nothing is under way.
         unsafe { ffi::MPI_Finalize() };
     }
 }
 
-/// Bytes under way.
-#[must_use = "bytes are under way until they have come"]
-pub(crate) struct Flight<'b> {
+/// A request of MPI, whose bytes are borrowed until it has completed.
+struct Request<'b> {
+    mpi: &'static Mpi,
     request: ffi::MPI_Request,
-    come: bool,
-    /// Where the bytes lie, if nobody lends them.
+    completed: bool,
+    /// Keeps the memory mapped, if the bytes lie in a segment.
     segment: Option<Arc<Segment>>,
     _bytes: PhantomData<&'b mut [u8]>,
 }
 
-impl Drop for Flight<'_> {
+impl Pending for Request<'_> {
+    fn test(&mut self) -> Result<bool> {
+        if !self.completed {
+            self.mpi.check()?;
+            let mut flag = 0;
+            // SAFETY: a constant of the library.
+            let ignore = unsafe { ffi::RSMPI_STATUS_IGNORE };
+            // SAFETY: a request of ours that has not completed yet.
+            code("MPI_Test", unsafe { ffi::MPI_Test(&raw mut self.request, &raw mut flag, ignore) })?;
+            self.completed = flag != 0;
+        }
+        Ok(self.completed)
+    }
+}
+
+impl Drop for Request<'_> {
     fn drop(&mut self) {
-        if let Some(mpi) = JOINED.get().filter(|_| !self.come) {
-            mpi.silenced.store(1, Ordering::Relaxed);
+        if !self.completed {
+            self.mpi.silenced.store(1, Ordering::Relaxed);
             core::mem::forget(self.segment.take());
         }
     }

@@ -1,22 +1,21 @@
-//! Those who speak for the nodes, among themselves.
+//! The nodes of a communicator, each represented by one process of the job: messages, records told to all, waits.
 
-use super::mpi::{Flight, LARGEST, Mpi};
+use super::wire::{Flight, LARGEST, Wire};
 use crate::error::{Error, Result};
 use crate::os::launcher::host;
 use crate::os::process;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
-use std::io::Write;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a message is part of. Those between two nodes in one communicator and of one tag arrive in the order sent.
+/// The purpose of a message. Messages between two nodes of one communicator and of one tag arrive in the order sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Tag {
-    /// What all tell all: heads of a call, parts of an all-gather.
+    /// Told by all to all: heads of a call, parts of an all-gather.
     Told,
     /// A piece of a contribution, to its place.
     Piece,
@@ -30,7 +29,7 @@ pub(crate) enum Tag {
     Letter,
     /// Results of a node, to root.
     Result,
-    /// What sweeps ask of root, and its answers.
+    /// A sweep's question to root, and root's answer.
     Ask,
     Grant,
 }
@@ -44,13 +43,13 @@ fn contexts(largest_tag: i32) -> i32 {
     (largest_tag / TAGS).min(CONTEXTS)
 }
 
-/// The whole job's own context: see [`part`].
+/// The whole job's own context: see [`leave_job`].
 const JOB: i32 = 0;
 
 /// Nodes that talk: each by one process of the job.
 #[derive(Clone)]
 pub(crate) struct Net {
-    pub(crate) mpi: &'static Mpi,
+    wire: &'static dyn Wire,
     /// The process that speaks for each node.
     processes: Rc<[usize]>,
     /// This node's number.
@@ -65,33 +64,43 @@ pub(crate) type Watch<'a> = &'a dyn Fn() -> Result<()>;
 
 impl Net {
     /// All processes of the job.
-    pub(crate) fn job(mpi: &'static Mpi) -> Net {
-        mpi.at_exit(part);
-        Net { mpi, processes: (0..mpi.size).collect(), me: mpi.rank, context: JOB, looks: LOOKS }
+    pub(crate) fn job(wire: &'static dyn Wire) -> Net {
+        wire.at_exit(leave_job);
+        Net { wire, processes: (0..wire.size()).collect(), me: wire.rank(), context: JOB, looks: LOOKS }
     }
 
     /// These processes, of which this is the `me`-th; `context` tells their messages from others'.
     /// `crowded`: others need this processor meanwhile.
     pub(crate) fn new(
-        mpi: &'static Mpi,
+        wire: &'static dyn Wire,
         processes: Vec<usize>,
         me: usize,
         context: u32,
         crowded: bool,
     ) -> Result<Net> {
         let looks = if crowded { LOOKS } else { 20 * LOOKS };
-        let most = contexts(mpi.largest_tag);
+        let most = contexts(wire.largest_tag());
         match i32::try_from(context).ok().filter(|&context| context < most) {
-            Some(context) => Ok(Net { mpi, processes: processes.into(), me, context, looks }),
+            Some(context) => Ok(Net { wire, processes: processes.into(), me, context, looks }),
             None => {
                 let problem = format!(
                     "a program can have {most} worlds and communicators over several nodes, one after the other, with this MPI, \
                      whose largest tag is {}: split less often, and keep what was split",
-                    mpi.largest_tag
+                    wire.largest_tag()
                 );
                 Err(Error::option("split", problem))
             }
         }
+    }
+
+    /// Returns the net of other processes of the same job: see [`Net::new`].
+    pub(super) fn among(&self, processes: Vec<usize>, me: usize, context: u32, crowded: bool) -> Result<Net> {
+        Net::new(self.wire, processes, me, context, crowded)
+    }
+
+    /// Prints why, and ends all processes of the job.
+    pub(super) fn end_job(&self, error: &Error) {
+        end_job(self.wire, error);
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -111,7 +120,7 @@ impl Net {
         to: usize,
         tag: Tag,
     ) -> Result<Flight<'static>> {
-        self.mpi.send_at(segment, place, self.processes[to], self.context * TAGS + tag as i32)
+        self.wire.send_at(segment, place, self.processes[to], self.context * TAGS + tag as i32)
     }
 
     /// Begins to receive into memory of a segment.
@@ -122,22 +131,22 @@ impl Net {
         from: usize,
         tag: Tag,
     ) -> Result<Flight<'static>> {
-        self.mpi.recv_at(segment, place, self.processes[from], self.context * TAGS + tag as i32)
+        self.wire.recv_at(segment, place, self.processes[from], self.context * TAGS + tag as i32)
     }
 
     /// Begins to send to a node.
     pub(crate) fn send<'b>(&self, bytes: &'b [u8], to: usize, tag: Tag) -> Result<Flight<'b>> {
-        self.mpi.send(bytes, self.processes[to], self.context * TAGS + tag as i32)
+        self.wire.send(bytes, self.processes[to], self.context * TAGS + tag as i32)
     }
 
     /// Begins to receive from a node.
     pub(crate) fn recv<'b>(&self, bytes: &'b mut [u8], from: usize, tag: Tag) -> Result<Flight<'b>> {
-        self.mpi.recv(bytes, self.processes[from], self.context * TAGS + tag as i32)
+        self.wire.recv(bytes, self.processes[from], self.context * TAGS + tag as i32)
     }
 
     /// A node whose message of this tag can be received at once.
     pub(crate) fn arrived(&self, tag: Tag) -> Result<Option<usize>> {
-        let process = self.mpi.probe(self.context * TAGS + tag as i32)?;
+        let process = self.wire.probe(self.context * TAGS + tag as i32)?;
         Ok(process.and_then(|process| self.processes.iter().position(|&other| other == process)))
     }
 
@@ -145,7 +154,7 @@ impl Net {
     pub(crate) fn wait(&self, flights: &mut [Flight<'_>], watch: Watch<'_>) -> Result<()> {
         let mut patience = Patience { looks: 0, spins: self.looks, since: None };
         for flight in flights {
-            while !self.mpi.test(flight)? {
+            while !flight.test()? {
                 patience.pause(watch)?;
             }
         }
@@ -213,7 +222,7 @@ pub(crate) fn always() -> Result<()> {
     Ok(())
 }
 
-/// What a process does next with the others of its job: all must do the same.
+/// The next common step of all processes of a job; all must take the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Step {
@@ -228,7 +237,7 @@ pub(crate) enum Step {
 pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     // Some MPIs start threads with the first messages.
     let (contexts, told) = process::vouching(|| -> Result<_> {
-        let contexts = net.tell(net.mpi.contexts().to_ne_bytes(), &always)?;
+        let contexts = net.tell(net.wire.contexts().to_ne_bytes(), &always)?;
         Ok((contexts, net.tell(bytemuck::cast([step as u64, number]), &always)?))
     })?;
     let of = |bytes: &[u8; 16]| bytemuck::pod_read_unaligned::<[u64; 2]>(bytes);
@@ -250,30 +259,28 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     }
 }
 
-/// Says why, and ends all processes of the job.
-pub(crate) fn end_job(mpi: &Mpi, error: &Error) {
-    if !mpi.is_own() {
-        return;
+/// Prints why, and ends all processes of the job.
+pub(crate) fn end_job(wire: &dyn Wire, error: &Error) {
+    if wire.is_own() {
+        let rank = wire.rank();
+        wire.abort(&format!("phalanx: process {rank} on {}: {error}; the job is ended\n", host()));
     }
-    // At once: other processes write there too.
-    let text = format!("phalanx: process {} on {}: {error}; the job is ended\n", mpi.rank, host());
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    mpi.abort(1);
 }
 
-/// Takes leave of the job when the program exits: not before all others do. Says whether MPI may be finalised.
-fn part(mpi: &'static Mpi) -> bool {
-    let parted = match mpi.is_busy() {
-        false => step(&Net::job(mpi), Step::Exit, 0),
+/// Meets the other processes when the program exits, so that none leaves the job before all do. Returns whether MPI may be
+/// finalised.
+fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
+    let left = match busy {
+        false => step(&Net::job(wire), Step::Exit, 0),
         true => Err(Error::option("exit", "the program exits while others wait for its ranks")),
     };
-    parted.inspect_err(|error| end_job(mpi, error)).is_ok()
+    left.inspect_err(|error| end_job(wire, error)).is_ok()
 }
 
-/// How a process waits for another node: it looks, lets others run, and sleeps between looks in the end.
+/// The wait of a process for another node: it looks, then lets others run, and in the end sleeps between looks.
 struct Patience {
     looks: u32,
-    /// So many looks come first.
+    /// Looks before it lets others run.
     spins: u32,
     since: Option<Instant>,
 }

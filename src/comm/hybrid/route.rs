@@ -10,7 +10,7 @@ pub(super) struct Route {
     pub(super) to: Wanted,
 }
 
-/// Who wants the result, and how it is folded.
+/// The nodes that want the result, and the order of the fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// All, folded in rank order.
@@ -21,7 +21,7 @@ pub(super) enum Wanted {
     By(usize),
 }
 
-/// What a node does with a chunk in a round.
+/// The part of a node in a chunk's way, in one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stop {
     pub(super) chunk: usize,
@@ -87,7 +87,7 @@ impl Route {
         (chunk < self.chunks).then_some((chunk, hop))
     }
 
-    /// After so many nothing comes any more.
+    /// Returns an upper bound on the number of rounds.
     pub(super) fn rounds(&self) -> usize {
         let last = match self.to {
             Wanted::Fast => self.chunks.div_ceil(self.nodes).div_ceil(2) * 2 * self.nodes,

@@ -3,14 +3,14 @@
 use crate::channel::call::{Call, describe_message};
 use crate::channel::ring::{Frame, Kind, Writer};
 use crate::comm::shm::Shm;
-use crate::comm::transport::Transport;
+use crate::comm::transport::{Control, Messages};
 use crate::error::Result;
 use crate::shm::arena::Block;
 use std::time::Instant;
 
 impl<'w> Shm<'w> {
     fn writer(&mut self, to: usize) -> Result<&mut Writer<'w>> {
-        self.rings.writer(to, self.window.pace(), &mut self.seat.heap.borrow_mut())
+        self.rings.writer(to, self.window.pace(), &mut self.local.heap.borrow_mut())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -33,8 +33,10 @@ impl<'w> Shm<'w> {
         }
         Ok(frame)
     }
+}
 
-    pub(super) fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
+impl Messages for Shm<'_> {
+    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         if to == self.rank() {
             self.mail.send(call, message);
             return Ok(());
@@ -45,11 +47,11 @@ impl<'w> Shm<'w> {
         self.window.awaits(Some(call));
         let sent = self.writer(to)?.send(call.signature(), message, deadline);
         self.window.awaits(None);
-        self.seat.count(message.len());
+        self.local.count(message.len());
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
-    pub(super) fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
+    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
             return self.mail.recv(call, place, message);
@@ -73,11 +75,11 @@ impl<'w> Shm<'w> {
                 break;
             }
         }
-        self.seat.count(message.len());
+        self.local.count(message.len());
         Ok(())
     }
 
-    pub(super) fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
+    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         if to == self.rank() {
             self.mail.send_block(call, block);
             return Ok(());
@@ -94,7 +96,7 @@ impl<'w> Shm<'w> {
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
-    pub(super) fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
+    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
             return self.mail.recv_block(call, place, len);
@@ -107,7 +109,7 @@ impl<'w> Shm<'w> {
             );
             return Err(self.wrong(call, problem));
         }
-        let block = Block::take_up(&self.seat.segment, frame.at as usize, frame.total as usize);
+        let block = Block::take_up(&self.local.segment, frame.at as usize, frame.total as usize);
         self.rings.reader(from).advance();
         block
     }

@@ -7,18 +7,20 @@
 mod folding;
 mod message;
 mod moving;
+mod pull;
 mod recovery;
+mod slices;
 mod split;
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
-use crate::channel::recovery::Wish;
 use crate::channel::rings::Rings;
 use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
-use crate::comm::op::Fold;
-use crate::comm::transport::{Mailbox, Seat, Transport};
-use crate::error::{Error, RankState, Result};
+use crate::comm::local::Local;
+use crate::comm::mailbox::Mailbox;
+use crate::comm::transport::Control;
+use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
@@ -26,18 +28,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-#[cfg(feature = "mpi")]
-pub(crate) use folding::{UNLIKE, unit};
-
-/// So much is staged at a time by calls that only move: until the first piece has come, whoever receives is idle, and the
-/// pieces stay in the second-level cache; but meeting for each must be cheap beside it. (Gathering 1 MiB from one peer on
-/// a Xeon, us: 243 by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
-const CHUNK: usize = 64 << 10;
-/// Up to this it does not pay to announce a contribution before it is staged.
-const SHORT: usize = 8 << 10;
-/// Of long contributions later pieces are larger: so many of them, but none larger than this.
-const PIECES: usize = 16;
-const LONG_CHUNK: usize = 128 << 10;
+#[cfg(any(feature = "mpi", test))]
+pub(crate) use slices::{UNLIKE, unit};
 
 /// The transport of ranks that share a segment.
 pub(crate) struct Shm<'w> {
@@ -45,149 +37,55 @@ pub(crate) struct Shm<'w> {
     /// Dropped before the shares in which their directories lie.
     rings: Rings<'w>,
     mail: Mailbox,
-    seat: Rc<Seat>,
-    /// Of a communicator that was split off: the members' words, which lie in their heaps until all have let go.
+    local: Rc<Local>,
+    /// The members' words of a communicator that was split off; they lie in the heaps until all members have let go.
     _shares: Vec<Block>,
 }
 
 impl<'w> Shm<'w> {
     /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
-    pub(crate) fn new(world: &'w World, rank: usize, seat: Rc<Seat>) -> Result<Shm<'w>> {
+    pub(crate) fn new(world: &'w World, rank: usize, local: Rc<Local>) -> Result<Shm<'w>> {
         let verdict = world.verdict_words();
         let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
-        Ok(Shm::over(window, seat, Vec::new()))
+        Ok(Shm::over(window, local, Vec::new()))
     }
 
-    fn over(window: Window<'w>, seat: Rc<Seat>, shares: Vec<Block>) -> Shm<'w> {
+    fn over(window: Window<'w>, local: Rc<Local>, shares: Vec<Block>) -> Shm<'w> {
         let rings = Rings::new(&window);
-        Shm { window, rings, mail: Mailbox::default(), seat, _shares: shares }
+        Shm { window, rings, mail: Mailbox::default(), local, _shares: shares }
     }
 
-    /// What its ranks look through.
-    #[cfg(feature = "mpi")]
+    /// Returns the window through which the ranks of this communicator exchange.
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn window(&mut self) -> &mut Window<'w> {
         &mut self.window
     }
 
     /// See [`Shm::window`].
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn window_ref(&self) -> &Window<'w> {
         &self.window
     }
 
-    /// What this rank owns.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn seat_rc(&self) -> &Rc<Seat> {
-        &self.seat
-    }
-
-    /// How `shown` is best shown; if staged, a chunk from `at` on goes into the cell.
+    /// Returns the best way to show `shown`; if that is the cell, copies a chunk from `at` on into it.
     fn payload<'a>(&mut self, shown: &'a [u8], at: usize, chunk: usize) -> Payload<'a> {
         if shown.is_empty() {
             Payload::Nothing
         } else if shown.len() <= INLINE {
             Payload::Inline(shown)
-        } else if let Some(offset) = self.seat.segment.locate(shown) {
+        } else if let Some(offset) = self.local.segment.locate(shown) {
             Payload::exposed(offset, shown)
         } else {
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + chunk)];
-            self.seat.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
+            self.local.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
             point(Site::ExchangeStaged);
             Payload::Staged
         }
     }
-
-    /// Every rank brings `len` bytes, of which it shows `shown` to its peers (all or none). `pull` sees the peers' bytes,
-    /// and `own`, with their position in the contribution, in one or more pieces. `check` compares the heads before the
-    /// first piece, and again before the others. What is staged with the heads is for `eager` to say.
-    fn exchange_all(
-        &mut self,
-        call: &Call,
-        (len, digest): (usize, u64),
-        (shown, own): (&[u8], &[u8]),
-        eager: Eager,
-        check: impl Fn(&Seen<'_>) -> Result<()>,
-        mut pull: impl FnMut(&Seat, usize, usize, &[u8]),
-    ) -> Result<()> {
-        let (me, seat, cell) = (self.rank(), Rc::clone(&self.seat), self.window.member().cell);
-        let payload = self.payload(shown, 0, eager.first_of(shown.len(), cell));
-        let mut offer = Offer { len, digest, payload, target: None };
-        // Of those that do not show all at once: who, and how much the longest brings. The same on all ranks.
-        let (mut stagers, mut longest) = (Vec::new(), 0);
-        self.window.exchange(call, offer, |epoch| {
-            check(&epoch.seen)?;
-            for peer in 0..epoch.seen.size() {
-                let len = epoch.seen.len(peer);
-                let first = eager.first_of(len, cell);
-                if epoch.seen.is_staged(peer) && first < len {
-                    longest = longest.max(len);
-                    stagers.push(peer);
-                }
-                if peer == me {
-                    continue;
-                }
-                match epoch.seen.payload(peer)? {
-                    Shown::Nothing => {}
-                    Shown::Inline(inline) => pull(&seat, peer, 0, inline.bytes()),
-                    Shown::Exposed(bytes) => pull(&seat, peer, 0, bytes),
-                    Shown::Staged(staged) => pull(&seat, peer, 0, &staged[..first]),
-                }
-            }
-            Ok(())
-        })?;
-        let piece = (longest / PIECES).clamp(CHUNK, LONG_CHUNK).min(cell);
-        let (mut at, mut own_at) = (eager.first_of(usize::MAX, cell), 0);
-        while at < longest {
-            // My own part piece by piece, one ahead: meanwhile the peers stage theirs.
-            let end = own.len().min(own_at.max(at) + piece);
-            if own_at < end {
-                pull(&seat, me, own_at, &own[own_at..end]);
-                own_at = end;
-            }
-            let shows = stagers.contains(&me) && at < shown.len();
-            offer.payload = if shows { self.payload(shown, at, piece) } else { Payload::Nothing };
-            self.window.exchange(call, offer, |epoch| {
-                check(&epoch.seen)?;
-                for &peer in stagers.iter().filter(|&&peer| peer != me && epoch.seen.len(peer) > at) {
-                    let rest = epoch.seen.len(peer) - at;
-                    match epoch.seen.payload(peer)? {
-                        Shown::Staged(staged) => pull(&seat, peer, at, &staged[..rest.min(piece)]),
-                        _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
-                    }
-                }
-                Ok(())
-            })?;
-            at += piece;
-        }
-        if own_at < own.len() {
-            pull(&seat, me, own_at, &own[own_at..]);
-        }
-        Ok(())
-    }
 }
 
-/// What is staged with the heads of a call that only moves.
-#[derive(Clone, Copy)]
-enum Eager {
-    /// A first piece: nobody has anything else to do.
-    Piece,
-    /// Only short contributions: of others nothing, for their receiver can copy its own part meanwhile.
-    Short,
-}
-
-impl Eager {
-    /// How much of so many bytes.
-    fn first_of(self, len: usize, cell: usize) -> usize {
-        match self {
-            Eager::Piece => len.min(CHUNK).min(cell),
-            Eager::Short if len <= SHORT.min(cell) => len,
-            Eager::Short => 0,
-        }
-    }
-}
-
-impl<'w> Transport<'w> for Shm<'w> {
+impl Control for Shm<'_> {
     fn rank(&self) -> usize {
         self.window.rank()
     }
@@ -196,8 +94,8 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.window.size()
     }
 
-    fn seat(&self) -> &Seat {
-        &self.seat
+    fn local(&self) -> &Rc<Local> {
+        &self.local
     }
 
     fn group(&self) -> u64 {
@@ -208,111 +106,15 @@ impl<'w> Transport<'w> for Shm<'w> {
         self.window.sequence()
     }
 
-    fn epoch(&self) -> u32 {
-        self.window.epoch()
-    }
-
-    fn states(&self) -> Vec<RankState> {
-        self.window.states()
-    }
-
-    fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
-        self.ask(call, wish, value)
-    }
-
     fn abort(&mut self, call: &Call, error: Error) -> Error {
         self.window.abort(call, error)
     }
 
-    fn agree(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
+    fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
             true => Ok(epoch.seen.agreed()),
             false => Err(epoch.seen.differ(call, call.differs())),
         })
-    }
-
-    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
-        self.broadcast(call, data)
-    }
-
-    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
-        self.gather(call, send, recv)
-    }
-
-    fn gather_shared(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut Block, &[usize])>,
-    ) -> Result<()> {
-        self.gather_shared(call, send, recv)
-    }
-
-    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_gather(call, send, recv)
-    }
-
-    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.scatter(call, send, recv)
-    }
-
-    fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
-        self.reduce(call, send, recv, fold)
-    }
-
-    fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
-        self.reduce_shared(call, send, recv, fold)
-    }
-
-    fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        counts: &[usize],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-    ) -> Result<()> {
-        self.reduce_scatter(call, send, counts, recv, fold)
-    }
-
-    fn scan(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: &mut [u8],
-        fold: &Fold<'_>,
-        inclusive: bool,
-    ) -> Result<()> {
-        self.scan(call, send, recv, fold, inclusive)
-    }
-
-    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        self.all_to_all(call, send, recv)
-    }
-
-    fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
-        self.send(call, to, message)
-    }
-
-    fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
-        self.recv(call, from, message)
-    }
-
-    fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
-        self.send_block(call, to, block)
-    }
-
-    fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
-        self.recv_block(call, from, len)
-    }
-
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
-        self.split(call, colour, key)
     }
 }
 
@@ -325,13 +127,13 @@ impl Shm<'_> {
         round: usize,
         section: usize,
     ) -> Payload<'a> {
-        if send.len() <= INLINE || self.seat.segment.locate(send).is_some() {
+        if send.len() <= INLINE || self.local.segment.locate(send).is_some() {
             return self.payload(send, 0, send.len());
         }
         let cell = self.window.cell();
         for (rank, block) in starts.windows(2).enumerate() {
             let piece = (block[0] + round).min(block[1])..(block[0] + round + section).min(block[1]);
-            self.seat.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
+            self.local.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
         }
         Payload::Staged
     }
@@ -352,7 +154,7 @@ fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a 
     part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
-/// What the peers show. What is mine is not read back from shared memory: nothing.
+/// Returns what the peers show, and nothing for this rank, whose own is not read back from shared memory.
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {
     ranks.map(|peer| if peer == seen.me() { Ok(Shown::Nothing) } else { seen.payload(peer) }).collect()
 }

@@ -2,8 +2,9 @@
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
-use crate::comm::shm::{Eager, Shm, all_payloads, digest_of, part};
-use crate::comm::transport::Transport;
+use crate::comm::shm::pull::{Eager, Share};
+use crate::comm::shm::{Shm, all_payloads, digest_of, part};
+use crate::comm::transport::{Control, Moves};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::shm::arena::Block;
@@ -12,59 +13,48 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-impl Shm<'_> {
-    pub(super) fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
+impl Moves for Shm<'_> {
+    /// Root shows its data, in place or piece by piece; every other rank copies it from there.
+    fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();
         let alike = |seen: &Seen<'_>| match seen.alike() {
             true => Ok(()),
             false => Err(seen.differ(call, "the ranks give room of different lengths")),
         };
         if self.rank() == call.root {
-            return self.exchange_all(call, (len, 0), (data, &[]), Eager::Piece, alike, |_, _, _, _| {});
+            let share = Share { head: (len, 0), shown: data, own: &[], eager: Eager::Piece };
+            return self.pull_all(call, &share, alike, |_, _, _, _| {});
         }
         let store = Store::best(2 * len, self.size());
-        self.exchange_all(call, (len, 0), (&[], &[]), Eager::Piece, alike, |seat, _, at, bytes| {
-            seat.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
+        let share = Share { head: (len, 0), shown: &[], own: &[], eager: Eager::Piece };
+        self.pull_all(call, &share, alike, |local, _, at, bytes| {
+            local.copy_unordered(&mut data[at..at + bytes.len()], bytes, store);
         })?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn gather(
-        &mut self,
-        call: &Call,
-        send: &[u8],
-        recv: Option<(&mut [u8], &[usize])>,
-    ) -> Result<()> {
+    /// All ranks but root show their parts; root copies each to its place, and its own part while the others stage theirs.
+    fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
         let Some((recv, counts)) = recv else {
-            return self.exchange_all(
-                call,
-                (send.len(), 0),
-                (send, &[]),
-                Eager::Short,
-                check,
-                |_, _, _, _| {},
-            );
+            let share = Share { head: (send.len(), 0), shown: send, own: &[], eager: Eager::Short };
+            return self.pull_all(call, &share, check, |_, _, _, _| {});
         };
         let digest = digest_of(counts.iter().copied(), 0);
         let store = Store::best(2 * recv.len(), self.size());
-        self.exchange_all(
-            call,
-            (send.len(), digest),
-            (&[], send),
-            Eager::Short,
-            check,
-            |seat, peer, at, bytes| {
-                let at = counts[..peer].iter().sum::<usize>() + at;
-                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-            },
-        )?;
+        let share = Share { head: (send.len(), digest), shown: &[], own: send, eager: Eager::Short };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let at = counts[..peer].iter().sum::<usize>() + at;
+            local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn gather_shared(
+    /// One exchange, in which root opens its block; every rank then writes its own part to its place, at the end of which the
+    /// exchange tells root that all have.
+    fn gather_shared(
         &mut self,
         call: &Call,
         send: &[u8],
@@ -75,20 +65,21 @@ impl Shm<'_> {
         let target = target.map(|(target, _)| target);
         let offer = Offer { len: send.len(), digest, payload: Payload::Nothing, target };
         let store = Store::best(2 * send.len(), self.size());
-        let seat = Rc::clone(&self.seat);
+        let local = Rc::clone(&self.local);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
             if !send.is_empty() {
                 let before = epoch.seen.before_me()?;
                 let [to] = epoch.opened([call.root], before..before.saturating_add(send.len()))?;
-                seat.copy(to, send, store);
+                local.copy(to, send, store);
                 point(Site::Copied);
             }
             Ok(())
         })
     }
 
-    pub(super) fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    /// Every rank shows its part, and copies those of all peers. The heads of the call tell where each part lies.
+    fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         // Lengths are known only when the heads are seen: `check` comes before the first piece.
         let starts = RefCell::new(Vec::new());
@@ -105,22 +96,17 @@ impl Shm<'_> {
             Ok(())
         };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(
-            call,
-            (send.len(), room as u64),
-            (send, send),
-            Eager::Piece,
-            check,
-            |seat, peer, at, bytes| {
-                let at = starts.borrow()[peer] + at;
-                seat.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
-            },
-        )?;
+        let share = Share { head: (send.len(), room as u64), shown: send, own: send, eager: Eager::Piece };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let at = starts.borrow()[peer] + at;
+            local.copy_unordered(&mut recv[at..at + bytes.len()], bytes, store);
+        })?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    /// Root shows all parts; every rank copies its own, whose place follows from the lengths in the heads of the call.
+    fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root, room) = (self.rank(), call.root, recv.len());
         let start = Cell::new(0);
         let check = |seen: &Seen<'_>| {
@@ -136,37 +122,30 @@ impl Shm<'_> {
         };
         let (len, shown): (usize, &[u8]) = if me == root { (send.len(), send) } else { (0, &[]) };
         let store = Store::best(2 * room, self.size());
-        self.exchange_all(
-            call,
-            (len, room as u64),
-            (shown, shown),
-            Eager::Piece,
-            check,
-            |seat, peer, at, bytes| {
-                let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
-                let (from, to) = (want.start.max(have.start), want.end.min(have.end));
-                if peer == root && from < to {
-                    seat.copy_unordered(
-                        &mut recv[from - want.start..to - want.start],
-                        &bytes[from - at..to - at],
-                        store,
-                    );
-                }
-            },
-        )?;
+        let share = Share { head: (len, room as u64), shown, own: shown, eager: Eager::Piece };
+        self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
+            let (from, to) = (want.start.max(have.start), want.end.min(have.end));
+            if peer == root && from < to {
+                let part = &mut recv[from - want.start..to - want.start];
+                local.copy_unordered(part, &bytes[from - at..to - at], store);
+            }
+        })?;
         kernel::order(store);
         Ok(())
     }
 
-    pub(super) fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
+    /// Every rank shows its blocks, and copies the one for itself from each peer. Staged blocks are shown a section each at
+    /// a time: a cell has a section for every rank, so that all ranks copy at once.
+    fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);
         let bounds: Vec<usize> = (0..=size).map(|rank| rank * block).collect();
-        let seat = Rc::clone(&self.seat);
+        let local = Rc::clone(&self.local);
         let store = Store::best(2 * send.len(), size);
         let whole = me * block..(me + 1) * block;
         for round in (0..block.max(1)).step_by(section) {
-            let payload = if round > 0 && self.seat.segment.locate(send).is_some() {
+            let payload = if round > 0 && self.local.segment.locate(send).is_some() {
                 Payload::Nothing
             } else {
                 self.sections(send, &bounds, round, section)
@@ -187,7 +166,7 @@ impl Shm<'_> {
                             }
                             shown => (0, part(shown, 0, whole.clone())?),
                         };
-                        seat.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
+                        local.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
                     }
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },

@@ -24,7 +24,7 @@ mod recovery;
 use crate::channel::slots::Slots;
 use crate::channel::world::World;
 use crate::comm::Comm;
-use crate::comm::transport::Seat;
+use crate::comm::local::Local;
 use crate::error::{Death, Error, Result};
 use crate::os::clock::unix_time;
 use crate::os::fault::{self, Role, Site, point};
@@ -77,7 +77,7 @@ pub(crate) struct Job<'a, S> {
 }
 
 /// What a rank of a world does; returns where its result lies in the segment.
-pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Seat) -> Result<(usize, usize)>;
+pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Local) -> Result<(usize, usize)>;
 /// Takes the results, in rank order.
 pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>;
 

@@ -15,8 +15,9 @@
 
 use crate::channel::ledger::{Ledger, State, Texts};
 use crate::channel::source::Source;
-use crate::comm::hybrid::mpi::{LARGEST, Mpi, Part};
+use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
+use crate::comm::hybrid::wire::LARGEST;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;

@@ -1,0 +1,98 @@
+//! Which ranks of a communicator are on which node. Known to all.
+
+use crate::os::launcher::host;
+use std::ops::Range;
+
+/// Bytes of a host's name that nodes tell each other.
+const NAME: usize = 64;
+/// Bytes that a node's leader tells the others when a communicator is made: the number of its ranks, its host's name.
+pub(super) const INTRODUCTION: usize = 8 + NAME;
+
+/// Returns the introduction of this node, with `size` ranks.
+pub(super) fn introduction(size: usize) -> [u8; INTRODUCTION] {
+    let mut record = [0; INTRODUCTION];
+    record[..8].copy_from_slice(&(size as u64).to_ne_bytes());
+    let name = host();
+    let name = &name.as_bytes()[..name.floor_char_boundary(NAME)];
+    record[8..8 + name.len()].copy_from_slice(name);
+    record
+}
+
+/// The nodes of a communicator, and the ranks of each.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// First rank of each node; the number of all at the end.
+    pub(super) firsts: Vec<usize>,
+    pub(super) hosts: Vec<String>,
+    /// This rank's node.
+    pub(super) node: usize,
+    /// The number of each rank in the world, which errors name.
+    pub(super) numbers: Vec<usize>,
+}
+
+impl Layout {
+    /// Returns the layout that the nodes' introductions, in order, make. `numbers` are the ranks' in the world, if they are
+    /// not all of it.
+    pub(super) fn new(introductions: &[u8], node: usize, numbers: Option<Vec<usize>>) -> Layout {
+        let (mut firsts, mut hosts) = (vec![0], Vec::new());
+        for record in introductions.chunks(INTRODUCTION) {
+            let (size, name) = record.split_at(8);
+            let size = size.try_into().map_or(0, u64::from_ne_bytes) as usize;
+            firsts.push(firsts[hosts.len()] + size);
+            hosts.push(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned());
+        }
+        let numbers = numbers.unwrap_or_else(|| (0..firsts[hosts.len()]).collect());
+        Layout { firsts, hosts, node, numbers }
+    }
+
+    /// Returns the number of nodes.
+    pub(super) fn nodes(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Returns the number of ranks on all nodes.
+    pub(super) fn size(&self) -> usize {
+        self.firsts[self.nodes()]
+    }
+
+    /// Returns the node of a rank.
+    pub(super) fn node_of(&self, rank: usize) -> usize {
+        self.firsts.partition_point(|&first| first <= rank) - 1
+    }
+
+    /// Returns the number in this node of a rank of it.
+    pub(super) fn local(&self, rank: usize) -> Option<usize> {
+        (self.node_of(rank) == self.node).then(|| rank - self.firsts[self.node])
+    }
+
+    /// Returns the leader of a node: its first rank.
+    pub(super) fn leader(&self, node: usize) -> usize {
+        self.firsts[node]
+    }
+
+    /// Returns the ranks of a node.
+    pub(super) fn ranks(&self, node: usize) -> Range<usize> {
+        self.firsts[node]..self.firsts[node + 1]
+    }
+
+    /// Returns the number of ranks of the largest node.
+    pub(super) fn largest(&self) -> usize {
+        (0..self.nodes()).map(|node| self.ranks(node).len()).max().unwrap_or(1)
+    }
+
+    /// Names the ranks of some nodes, and their hosts: `ranks 4 to 7, 9 on node2 to node3`.
+    pub(super) fn describe(&self, nodes: Range<usize>) -> String {
+        let numbers = &self.numbers[self.firsts[nodes.start]..self.firsts[nodes.end]];
+        let runs = numbers.chunk_by(|number, next| number + 1 == *next).map(|run| match run {
+            [first, .., last] => format!("{first} to {last}"),
+            _ => run[0].to_string(),
+        });
+        let runs = runs.collect::<Vec<_>>().join(", ");
+        let ranks = if numbers.len() == 1 { "rank" } else { "ranks" };
+        let (host, hosts) = (&self.hosts[nodes.start], &self.hosts[nodes]);
+        match hosts.iter().rfind(|other| *other != host) {
+            None => format!("{ranks} {runs} on {host}"),
+            Some(other) => format!("{ranks} {runs} on {host} to {other}"),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The rounds of a node while chunks travel, and the messages that its leader has under way: see chunks.rs.
+
+use super::net::{Net, Tag, Watch};
+use super::route::{Route, Stop};
+use super::wire::Flight;
+use crate::error::Result;
+use crate::shm::segment::Segment;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Places for folded chunks: one is written, one is complete, the others are under way.
+const FOLDED: usize = 4;
+/// Places for totals: one is read, one comes, one is being passed on. (With two, a node that waits until a total has been
+/// passed on before it expects the next would wait for a node that does the same: all around the ring.)
+const TOTALS: usize = 3;
+/// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded ones.
+pub(super) const PLACES: usize = 4 + TOTALS + FOLDED;
+
+/// Returns the place of the leader's operand in a round.
+pub(super) fn operand(round: usize) -> usize {
+    round % 2
+}
+
+/// Returns the place of the partial fold that comes for a round.
+pub(super) fn partial(round: usize) -> usize {
+    2 + round % 2
+}
+
+/// Returns the place of the total that comes for a round.
+pub(super) fn total(round: usize) -> usize {
+    4 + round % TOTALS
+}
+
+/// Returns the place of the chunk that is folded in a round.
+pub(super) fn folded(round: usize) -> usize {
+    4 + TOTALS + round % FOLDED
+}
+
+/// One round of a node.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Round {
+    pub(super) number: usize,
+    /// The chunk that is folded now.
+    pub(super) folds: Option<Stop>,
+    /// The chunk whose total has come for this round.
+    pub(super) comes: Option<Stop>,
+    /// The chunk that was folded in the round before.
+    pub(super) folded: Option<Stop>,
+    /// A total came for the round before: peers may still be reading it.
+    came: bool,
+}
+
+impl Round {
+    /// Returns the round of this number, which follows `self`.
+    pub(super) fn next(self, route: &Route, number: usize) -> Round {
+        let (folds, comes) = (route.folds(number), route.comes(number));
+        Round { number, folds, comes, folded: self.folds, came: self.comes.is_some() }
+    }
+
+    /// Returns whether the ranks of the node have nothing to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.folds.is_none() && self.comes.is_none() && self.folded.is_none() && !self.came
+    }
+}
+
+/// The messages that a leader has under way.
+pub(super) struct Traffic {
+    pub(super) net: Net,
+    pub(super) segment: Arc<Segment>,
+    /// Where the area begins in it.
+    pub(super) base: usize,
+    /// Bytes of the operand, and of a chunk.
+    n: usize,
+    chunk: usize,
+    partial: Option<Flight<'static>>,
+    total: Option<Flight<'static>>,
+    passed: [Option<Flight<'static>>; TOTALS],
+    folded: [Option<Flight<'static>>; FOLDED],
+}
+
+impl Traffic {
+    /// Returns no messages yet, of a leader whose area begins at `base` of the segment and has places for chunks.
+    pub(super) fn new(net: Net, segment: Arc<Segment>, base: usize, (n, chunk): (usize, usize)) -> Traffic {
+        let (passed, folded) = (std::array::from_fn(|_| None), std::array::from_fn(|_| None));
+        Traffic { net, segment, base, n, chunk, partial: None, total: None, passed, folded }
+    }
+
+    /// Returns the first `len` bytes of a place of the area, as an offset in the segment.
+    pub(super) fn place(&self, place: usize, len: usize) -> Range<usize> {
+        let at = self.base + place * self.chunk;
+        at..at + len
+    }
+
+    /// Returns the bytes of a chunk.
+    fn len(&self, chunk: usize) -> usize {
+        ((chunk + 1) * self.chunk).min(self.n) - chunk * self.chunk
+    }
+
+    /// Waits for a message.
+    pub(super) fn land(&self, flight: Option<Flight<'static>>, watch: Watch<'_>) -> Result<()> {
+        flight.map_or(Ok(()), |flight| self.net.wait(&mut [flight], watch))
+    }
+
+    /// [1] Waits for what comes for a round, and until the place that it folds to is free.
+    pub(super) fn arrive(&mut self, round: usize, watch: Watch<'_>) -> Result<()> {
+        let (partial, total) = (self.partial.take(), self.total.take());
+        self.land(partial, watch)?;
+        self.land(total, watch)?;
+        let folded = self.folded[round % FOLDED].take();
+        self.land(folded, watch)
+    }
+
+    /// [3] Begins to send the chunk folded in the round before, and to pass on the total that has come.
+    pub(super) fn depart(&mut self, round: &Round) -> Result<()> {
+        if let Some((stop, next)) = round.folded.and_then(|stop| Some((stop, stop.next?))) {
+            let before = round.number - 1;
+            let place = self.place(folded(before), self.len(stop.chunk));
+            let tag = if stop.total { Tag::Total } else { Tag::Partial };
+            self.folded[before % FOLDED] = Some(self.net.send_at(&self.segment, place, next, tag)?);
+        }
+        if let Some((stop, next)) = round.comes.and_then(|stop| Some((stop, stop.next?))) {
+            let place = self.place(total(round.number), self.len(stop.chunk));
+            let flight = self.net.send_at(&self.segment, place, next, Tag::Total)?;
+            self.passed[round.number % TOTALS] = Some(flight);
+        }
+        Ok(())
+    }
+
+    /// [3] Begins to receive what comes for a round.
+    pub(super) fn expect(&mut self, round: usize, route: &Route, watch: Watch<'_>) -> Result<()> {
+        if let Some((from, chunk)) = route.folds(round).and_then(|stop| Some((stop.from?, stop.chunk))) {
+            let place = self.place(partial(round), self.len(chunk));
+            self.partial = Some(self.net.recv_at(&self.segment, place, from, Tag::Partial)?);
+        }
+        if let Some((from, chunk)) = route.comes(round).and_then(|stop| Some((stop.from?, stop.chunk))) {
+            let passed = self.passed[round % TOTALS].take();
+            self.land(passed, watch)?;
+            let place = self.place(total(round), self.len(chunk));
+            self.total = Some(self.net.recv_at(&self.segment, place, from, Tag::Total)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was sent has left the area.
+    pub(super) fn finish(self, watch: Watch<'_>) -> Result<()> {
+        let flights = self.passed.into_iter().chain(self.folded).flatten();
+        self.net.wait(&mut flights.collect::<Vec<_>>(), watch)
+    }
+}
