@@ -80,7 +80,7 @@ pub use comm::seed::seed;
 pub use error::{Death, Error, Place, RankState, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
-pub use work::backend::Backend;
+pub use work::executor::Backend;
 pub use work::launch::{Launch, launch, leave_behind};
 pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,

@@ -1,26 +1,10 @@
 //! `launch`: one program, many ranks (SPMD).
 
-use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
-use crate::comm::local::Local;
-use crate::comm::shm::Shm;
 use crate::error::{Error, Result};
-use crate::os::fault::{Site, point};
-use crate::os::inherit::Access;
-use crate::os::launcher::Launcher;
-use crate::os::mapping::Withheld;
-use crate::shm::array::{leave_packed, unpack};
-use crate::shm::element::Element;
-use crate::work::backend::Backend;
-use crate::work::crew::{Body, Crew, Job, Policy, Take, caught};
-#[cfg(feature = "mpi")]
-use crate::work::nodes;
-use crate::work::placement::ranks;
-#[cfg(feature = "mpi")]
-use crate::work::placement::requested;
+use crate::work::executor::{self, Backend, Element, Placement, RankOptions, Withheld};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// How a world is started. Fields have sensible defaults:
@@ -141,48 +125,7 @@ impl Launch {
         R: Serialize + DeserializeOwned + 'static,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
     {
-        let mut results = Vec::new();
-        let is_root = self.run(
-            &|world, comm, seat| leave_packed(world.segment(), &seat.heap, body(comm)?, seat.lives_on),
-            &mut |segment, packed| unpack(segment, packed).map(|result| results.push(result)),
-        )?;
-        Ok(is_root.then_some(results))
-    }
-
-    /// Has this process taken the results?
-    fn run(&self, body: Body<'_>, take: Take<'_>) -> Result<bool> {
-        #[cfg(feature = "mpi")]
-        // A rank that launches a world launches its own.
-        if let Some(job) = self.job("launch")?.filter(|_| !nodes::in_world()) {
-            let flat = self.backend == Backend::Mpi;
-            let way = nodes::way(job, requested("launch", self.ranks)?, flat)?;
-            return nodes::run(self.plan_of(0), way, self.tag_output, self.allow_threads, body, take);
-        }
-        #[cfg(not(feature = "mpi"))]
-        self.job("launch")?;
-        let world = World::new(self.plan()?)?;
-        let run = |rank: usize, _: Option<&mut ()>| {
-            let seat = Rc::new(Local::new(&world, rank));
-            let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&seat))?));
-            let place = body(&world, &mut comm, &seat)?;
-            point(Site::SlotResult);
-            Ok(place)
-        };
-        let policy = if self.recover { Policy::Recover(&world) } else { Policy::End };
-        let job =
-            Job { build: None, body: &run, policy, tag_output: self.tag_output, led: false, beside: false };
-        Crew::open(&world.slots, &job, "launch", self.allow_threads)?.wait()?;
-        // What the ranks have left is the caller's; children that it forks may read it.
-        world.segment().allow(Access::Read, Access::Read);
-        for rank in 0..world.ranks() {
-            match world.slots.result(rank) {
-                Some((offset, len)) => take(world.segment(), &world.slots.bytes(offset, len)?)?,
-                // The others went on without it.
-                None if self.recover && !world.slots.slot(rank).has_left() => {}
-                None => return Err(Error::Corrupt { what: "a rank's result" }),
-            }
-        }
-        Ok(true)
+        executor::fork(&self.options()?, &body)
     }
 
     /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
@@ -209,43 +152,23 @@ impl Launch {
                 "a thread that dies takes all with it: `recover` needs `fork`",
             ));
         }
-        let world = World::new(self.plan()?)?;
-        world.segment().allow(Access::Nothing, Access::Nothing);
-        let run = |rank: usize| {
-            world.slots.enter(rank, false);
-            let seat = Rc::new(Local::new(&world, rank));
-            match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, seat)?)))) {
-                Ok(Ok(result)) => {
-                    world.slots.leave(rank, (0, 0));
-                    return Some(result);
-                }
-                Ok(Err(error)) => world.slots.fail(rank, false, &error.to_string()),
-                Err(text) => world.slots.fail(rank, true, &text),
-            }
-            None
-        };
-        let results: Vec<Option<R>> = std::thread::scope(|scope| {
-            let run = &run;
-            let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
-            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-        });
-        match (world.slots.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
-            (None, Some(results)) => Ok(Some(results)),
-            (culprit, _) => Err(world.slots.failure_of(culprit.unwrap_or(0))),
-        }
+        executor::threads(&self.options()?, &body).map(Some)
     }
 
-    fn plan(&self) -> Result<Plan> {
-        Ok(self.plan_of(ranks("launch", self.ranks)?))
-    }
-
-    fn plan_of(&self, ranks: usize) -> Plan {
-        let Launch { heap, deadline, first_sequence, recover, .. } = *self;
-        Plan { ranks, heap, first_sequence, deadline, recover, crowded: None }
-    }
-
-    /// The job whose processes become this world's, if it is to span them.
-    fn job(&self, operation: &'static str) -> Result<Option<Launcher>> {
-        self.backend.job(operation)
+    fn options(&self) -> Result<RankOptions> {
+        let Launch { ranks, backend, heap, deadline, first_sequence, recover, tag_output, allow_threads } =
+            *self;
+        let (operation, placement) = ("launch", Placement::of(backend, "launch")?);
+        Ok(RankOptions {
+            operation,
+            placement,
+            ranks,
+            heap,
+            deadline,
+            first_sequence,
+            recover,
+            tag_output,
+            allow_threads,
+        })
     }
 }

@@ -10,6 +10,8 @@
 mod carry;
 mod chunks;
 mod folding;
+#[cfg(feature = "mpi")]
+pub(crate) mod job;
 mod layout;
 mod meeting;
 mod message;
@@ -20,6 +22,8 @@ pub(crate) mod net;
 mod plan;
 mod route;
 mod scan;
+#[cfg(feature = "mpi")]
+pub(crate) mod seats;
 mod split;
 mod traffic;
 pub(crate) mod wire;

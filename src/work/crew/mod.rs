@@ -23,8 +23,6 @@ mod recovery;
 
 use crate::channel::slots::Slots;
 use crate::channel::world::World;
-use crate::comm::Comm;
-use crate::comm::local::Local;
 use crate::error::{Death, Error, Result};
 use crate::os::clock::unix_time;
 use crate::os::fault::{self, Role, Site, point};
@@ -32,14 +30,12 @@ use crate::os::inherit::Child;
 use crate::os::launcher;
 use crate::os::process::{self, Bell, Dispositions, Fork, HeldSignals, KILL, Process};
 use crate::os::topology;
-use crate::shm::segment::Segment;
 use output::Output;
 use recovery::Era;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use panics::{Listening, caught};
@@ -75,11 +71,6 @@ pub(crate) struct Job<'a, S> {
     /// The caller goes on while the slots work.
     pub(crate) beside: bool,
 }
-
-/// What a rank of a world does; returns where its result lies in the segment.
-pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Local) -> Result<(usize, usize)>;
-/// Takes the results, in rank order.
-pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>;
 
 /// What a slot's death means to the others.
 #[derive(Clone, Copy)]

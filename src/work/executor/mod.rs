@@ -9,11 +9,16 @@
 //! A run has rounds. When workers were given up and tasks are left, those tasks are freed for a new set of workers, as long
 //! as the last set finished something.
 
+mod backend;
+#[cfg(feature = "mpi")]
+mod job;
 mod joined;
 #[cfg(feature = "mpi")]
 mod nodes;
 mod payload;
+mod placement;
 mod policy;
+mod ranks;
 mod worker;
 
 use crate::channel::slots::{Plan, Slots};
@@ -32,14 +37,18 @@ use worker::{Shared, live};
 
 pub(crate) use crate::channel::ledger::{Cause, Column, Finished, LONGEST, Ledger, Scalar, State};
 pub(crate) use crate::channel::recovery::MAX_RANKS;
+pub(crate) use crate::os::mapping::Withheld;
 pub(crate) use crate::shm::array::carried;
+pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
 pub(crate) use crate::work::crew::caught;
-pub(crate) use crate::work::placement::Placement;
+pub use backend::Backend;
 pub(crate) use joined::run_in;
 use payload::Payloads;
 pub(crate) use payload::{Left, Place};
+pub(crate) use placement::Placement;
 pub(crate) use policy::Policy;
+pub(crate) use ranks::{RankOptions, fork, threads};
 pub(crate) use worker::{Dealing, Out, Task, Work};
 
 /// How often the caller is called while others work, if it wants to be.
@@ -232,7 +241,7 @@ impl<W: Work + Sync> Executor<'_, W> {
     pub(crate) fn run(&mut self, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {
         match self.options.placement {
             #[cfg(feature = "mpi")]
-            Placement::Job(job) => return nodes::run(self, job, watch),
+            Placement::Job { job, .. } => return nodes::run(self, job, watch),
             Placement::Serial | Placement::Threads => self.ledger.keep(),
             _ => {}
         }
@@ -278,7 +287,7 @@ impl<W: Work + Sync> Executor<'_, W> {
         match self.options.placement {
             Placement::Serial => live(&self.shared(), 0, None, None, Payloads::new(None)),
             Placement::Threads => self.threads(watch),
-            Placement::Forked | Placement::Job(_) => {
+            Placement::Forked | Placement::Job { .. } => {
                 let (source, workers) = (self.source.clone(), self.options.workers);
                 return self.forked(watch, &mut |watch| {
                     (watch.tick)(workers, source.finished());

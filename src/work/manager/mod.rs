@@ -4,14 +4,14 @@ mod peers;
 mod samples;
 mod tasks;
 
+#[cfg(feature = "mpi")]
+use crate::comm::hybrid::job::JobComm;
 use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
-use crate::work::backend::Backend;
+use crate::work::executor::Backend;
 use crate::work::executor::{
     Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
 };
-#[cfg(feature = "mpi")]
-use crate::work::nodes::JobComm;
 use samples::{Results, Samples, columns};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
@@ -179,8 +179,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
         let placement = Placement::of(backend, "ParallelManager")?;
         #[cfg(feature = "mpi")]
-        if let Placement::Job(_) = placement {
-            let group = Group::Job(JobComm::new(backend == Backend::Mpi)?);
+        if let Placement::Job { flat, .. } = placement {
+            let group = Group::Job(JobComm::new(flat)?);
             return Ok(ParallelManager::of(group));
         }
         let limit = if placement == Placement::Serial { 1 } else { workers };

@@ -5,7 +5,7 @@ mod row;
 
 use crate::comm::Comm;
 use crate::error::{Error, Result};
-use crate::work::backend::Backend;
+use crate::work::executor::Backend;
 use crate::work::executor::{
     Column, Dealing, Executor, Ledger, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
 };

@@ -5,7 +5,7 @@ use crate::channel::source::MOST;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
-use crate::work::backend::Backend;
+use crate::work::executor::Backend;
 
 /// Where workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +16,8 @@ pub(crate) enum Placement {
     Threads,
     /// Slots of a crew.
     Forked,
-    /// Slots of the crews that the processes of a job fork.
-    Job(Launcher),
+    /// The processes of a job, and the slots of the crews that they fork. `flat`: all that ranks exchange goes through MPI.
+    Job { job: Launcher, flat: bool },
 }
 
 impl Placement {
@@ -25,7 +25,7 @@ impl Placement {
     pub(crate) fn of(backend: Backend, operation: &'static str) -> Result<Placement> {
         let job = backend.job(operation)?;
         Ok(match backend {
-            _ if let Some(job) = job => Placement::Job(job),
+            _ if let Some(job) = job => Placement::Job { job, flat: backend == Backend::Mpi },
             Backend::Serial => Placement::Serial,
             Backend::Threads => Placement::Threads,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => Placement::Forked,
@@ -39,7 +39,7 @@ impl Placement {
         wanted: Option<usize>,
         tasks: usize,
     ) -> Result<usize> {
-        if let Placement::Job(job) = self {
+        if let Placement::Job { job, .. } = self {
             return workers_of_job(operation, job, wanted, tasks);
         }
         let wanted = ranks(operation, wanted)?;

@@ -1,9 +1,9 @@
 //! Back ends by name.
 
+#[cfg(feature = "mpi")]
+use crate::comm::hybrid::job as nodes;
 use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, launcher};
-#[cfg(feature = "mpi")]
-use crate::work::nodes;
 use std::fmt;
 use std::str::FromStr;
 

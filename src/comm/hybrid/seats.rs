@@ -1,0 +1,131 @@
+//! Seats: on which nodes the processes of a job are, and which ranks they become.
+//!
+//! Processes that can map each other's memory make a node. Ranks are numbered node by node, in the order of the nodes' first
+//! processes: process 0 is rank 0.
+
+use super::mpi::Mpi;
+use super::net::{Net, Tag, always};
+use super::{Hybrid, Ways};
+use crate::channel::world::{Plan, World};
+use crate::comm::Comm;
+use crate::comm::local::Local;
+use crate::comm::shm::Shm;
+use crate::error::{Error, Result};
+use crate::os::inherit::Access;
+use crate::os::launcher::{host, kernel};
+use crate::os::topology;
+use std::cell::Cell;
+use std::rc::Rc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Where the processes of a job are, and the world of this one's node.
+pub(crate) struct Seats {
+    pub(crate) world: World,
+    /// This process in its node.
+    pub(crate) local: usize,
+    pub(crate) rank: usize,
+    /// Processes of each node.
+    pub(crate) nodes: Vec<Vec<usize>>,
+    /// All processes in the order of ranks.
+    pub(crate) order: Vec<usize>,
+    pub(crate) crowded: bool,
+    /// The context of the communicator of all, and the first one behind those of all split off it.
+    pub(crate) context: u32,
+    pub(crate) contexts: Rc<Cell<u32>>,
+}
+
+impl Seats {
+    /// Processes that can map each other's memory make a node; its first one makes the world that the others join.
+    pub(crate) fn find(all: &Net, plan: Plan, flat: bool, context: u32) -> Result<Seats> {
+        let key = if flat { all.me as u64 } else { neighbourhood() };
+        let keys = all.tell(key.to_ne_bytes(), &always)?;
+        let mut nodes: Vec<Vec<usize>> = Vec::new();
+        for process in 0..all.size() {
+            match nodes.iter_mut().find(|node| keys[node[0]] == keys[process]) {
+                Some(node) => node.push(process),
+                None => nodes.push(vec![process]),
+            }
+        }
+        let order = nodes.concat();
+        let rank = order.iter().position(|&process| process == all.me).unwrap_or(0);
+        let Some(node) = nodes.iter().find(|node| node.contains(&all.me)) else {
+            return Err(Error::Corrupt { what: "the list of processes" });
+        };
+        let local = node.iter().position(|&process| process == all.me).unwrap_or(0);
+        let crowded = is_crowded(all, 1)?;
+        let plan = Plan { ranks: node.len(), crowded: Some(crowded), ..plan };
+        let world = match (node.len(), local) {
+            (1, _) => World::new(plan)?,
+            (_, 0) => {
+                let (world, invitation) = World::lent(plan)?;
+                for &other in &node[1..] {
+                    all.send_all(bytemuck::bytes_of(&invitation.words()), other, Tag::Letter, &always)?;
+                }
+                let mut joined = [0];
+                for &other in &node[1..] {
+                    all.recv_all(&mut joined, other, Tag::Letter, &always)?;
+                }
+                world
+            }
+            _ => {
+                let mut words = [0; 5];
+                all.recv_all(bytemuck::bytes_of_mut(&mut words), node[0], Tag::Letter, &always)?;
+                let world = World::join(plan, words)?;
+                all.send_all(&[1], node[0], Tag::Letter, &always)?;
+                world
+            }
+        };
+        world.slots.number_from(rank - local);
+        world.segment().allow(Access::Nothing, Access::Nothing);
+        let contexts = Rc::new(Cell::new(context + 1));
+        Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
+    }
+
+    /// The communicator of all processes.
+    pub(crate) fn comm(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'_>> {
+        let shm = Shm::new(&self.world, self.local, seat)?;
+        if self.nodes.len() == 1 {
+            return Ok(Comm::over(Box::new(shm)));
+        }
+        let leaders: Vec<usize> = self.nodes.iter().map(|node| node[0]).collect();
+        let me = leaders.iter().position(|&leader| leader == mpi.rank);
+        let net = match me {
+            Some(me) => Some(Net::new(mpi, leaders.clone(), me, self.context, self.crowded)?),
+            None => None,
+        };
+        let everyone = Net::new(mpi, self.order.clone(), self.rank, self.context, self.crowded)?;
+        let contexts = Rc::clone(&self.contexts);
+        let ways = Ways { leaders, everyone: Some(everyone), contexts, crowded: self.crowded };
+        Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways, None)?)))
+    }
+}
+
+/// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
+fn neighbourhood() -> u64 {
+    let kernel = kernel();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let user = nix::unistd::geteuid();
+    xxh3_64(format!("{} {kernel} {} {user}", host(), space.display()).as_bytes())
+}
+
+/// Are there more ranks on this machine than processors that they may run on? All processes ask together, each for so many
+/// ranks: a process may be bound to one processor, and several hosts may be containers of one machine.
+pub(crate) fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
+    let [kernel, host] = [kernel(), host()].map(|name| xxh3_64(name.as_bytes()));
+    let mine = topology::affinity();
+    let mut record = [0u64; 24];
+    record[..3].copy_from_slice(&[kernel, host, ranks as u64]);
+    record[3..3 + mine.len()].copy_from_slice(&mine);
+    let told = all.tell::<{ size_of::<[u64; 24]>() }>(bytemuck::cast(record), &always)?;
+    let (mut union, mut here, mut confined, mut in_host) = (mine, 0, 0, 0);
+    for theirs in told.into_iter().map(bytemuck::cast::<_, [u64; 24]>).filter(|theirs| theirs[0] == kernel) {
+        let (ranks, mask) = (theirs[2] as usize, &theirs[3..]);
+        here += ranks;
+        in_host += if theirs[1] == host { ranks } else { 0 };
+        // They have no other processors than this process.
+        confined += if mask.iter().zip(&mine).all(|(theirs, mine)| theirs & !mine == 0) { ranks } else { 0 };
+        union.iter_mut().zip(mask).for_each(|(word, theirs)| *word |= theirs);
+    }
+    let quota = topology::quota().unwrap_or(usize::MAX);
+    Ok(here > topology::count(union) || confined > topology::count(mine) || in_host > quota)
+}
