@@ -352,12 +352,6 @@ impl Source {
         self.words().close();
     }
 
-    /// Says that more may be granted after all. Only when no process works.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn reopen(&self) {
-        self.words().closed.word.store(0, Ordering::Release);
-    }
-
     /// Ends the work: workers finish the task that they are at, and begin no other.
     pub(crate) fn halt(&self) {
         self.words().halted.store(1, Ordering::Release);

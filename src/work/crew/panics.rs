@@ -211,3 +211,14 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
         place.map_or_else(|| text.clone(), |place| format!("{text} ({place})"))
     })
 }
+
+/// The text of a failure; if it may be that a rank has tried to read the terminal, with what to do about that.
+pub(crate) fn explained(text: String) -> String {
+    match text.contains("Input/output error") && process::is_kept_off_terminal() {
+        true => {
+            text + "; workers, and ranks other than root, cannot read the terminal: \
+                    read in root, before they start, or from a file or pipe"
+        }
+        false => text,
+    }
+}

@@ -1,12 +1,12 @@
 //! The zygote decides what the ranks ask for: see channel/recovery.rs for the protocol.
 
-use super::Zygote;
 use crate::channel::recovery::{Outcome, Wish};
 use crate::channel::world::World;
 use crate::os::fault::{Site, point};
 use crate::os::process::OWNER_DIED;
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::is_gone;
+use crate::work::crew::zygote::Zygote;
 use std::time::{Duration, Instant};
 
 /// A rank that has said its last word has this long to end.

@@ -176,11 +176,12 @@ impl<'a, W: Work> Executor<'a, W> {
             live(&shared, slot, inherited, predecessor, payloads);
             Ok((0, 0))
         };
+        let labour = Supervised { source: shared.source, policy: shared.policy };
         let build: &dyn Fn() -> Result<W::State> = &|| self.work.build();
         let job = Job {
             build: (!cold).then_some(build),
             body: &body,
-            policy: Deaths::Replace(shared.source),
+            policy: Deaths::Replace(&labour),
             tag_output: false,
             led: false,
             beside,
@@ -320,18 +321,28 @@ impl<W: Work + Sync> Executor<'_, W> {
     }
 }
 
-impl Labour for Source {
+/// A crew's work, as its supervisor sees it.
+struct Supervised<'a> {
+    source: &'a Source,
+    policy: Policy,
+}
+
+impl Labour for Supervised<'_> {
     fn begun(&self, slot: usize) -> u64 {
-        self.worker(slot).begun()
+        self.source.worker(slot).begun()
     }
 
     fn now(&self, slot: usize) -> Option<(usize, u64)> {
-        self.worker(slot).now()
+        self.source.worker(slot).now()
+    }
+
+    fn again(&self, deaths: u32) -> bool {
+        self.policy.replaces(deaths)
     }
 
     fn give_up(&self, slot: usize) {
         // The supervisor says why.
-        self.give_up(slot, 0);
+        self.source.give_up(slot, 0);
     }
 }
 

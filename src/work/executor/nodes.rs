@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
 use crate::work::executor::worker::{Dealing, Work};
-use crate::work::executor::{Done, Executor, Round, Watch};
+use crate::work::executor::{Done, Executor, Watch};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -120,17 +120,16 @@ pub(super) fn run<W: Work + Sync>(
             return Err(error);
         }
     };
-    let mut coordinator = match coordinator {
-        Some(coordinator) => coordinator,
-        None => join().inspect_err(fatal)?,
-    };
-    let collected = executor.finish_node(&mut coordinator, round, watch).and_then(|own| {
-        let done = executor.done();
-        Ok((own, coordinator.collect(done, watch)?))
+    let replaced = executor.replaced.iter_mut().zip(round.replaced);
+    replaced.for_each(|(all, more)| *all += more);
+    let abandoned = round.given_up.or_else(|| executor.reason());
+    let collected = coordinator.map_or_else(join, Ok).and_then(|mut coordinator| {
+        let own = abandoned.is_none_or(|why| coordinator.give_up(&why));
+        Ok((own, coordinator.collect(executor.done(), watch)?))
     });
     let (own, Some(mut done)) = collected.inspect_err(fatal)? else { return Ok(None) };
     if own && executor.ledger.reopen() {
-        // Another node has no worker left: root's do the tasks that one has not.
+        // Workers were given up: root's do the tasks that those have left.
         executor.options.dealing = Dealing::Dynamic;
         let all = 0..tasks;
         executor.source.reset();
@@ -139,54 +138,6 @@ pub(super) fn run<W: Work + Sync>(
         done.splice(..each, executor.done());
     }
     Ok(Some(done))
-}
-
-impl<W: Work + Sync> Executor<'_, W> {
-    /// The workers of this node have ended: others do what was left, if some were given up and others would get on. Says
-    /// whether all is done here.
-    fn finish_node(
-        &mut self,
-        coordinator: &mut Coordinator,
-        round: Round,
-        watch: &mut Watch<'_>,
-    ) -> Result<bool> {
-        let mut before = 0;
-        let mut round = round;
-        loop {
-            self.replaced.iter_mut().zip(&round.replaced).for_each(|(all, more)| *all += more);
-            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(true) };
-            coordinator.await_answer()?;
-            let tasks = coordinator.mine.clone();
-            let finished: usize = tasks.iter().map(|part| self.ledger.finished(part.clone())).sum();
-            if coordinator.ended && finished == tasks.iter().map(Range::len).sum() {
-                return Ok(true);
-            }
-            if finished == before {
-                coordinator.ended = true;
-                tasks.into_iter().for_each(|part| self.ledger.abandon(part, &why));
-                return Ok(false);
-            }
-            before = finished;
-            tasks.iter().for_each(|part| self.ledger.release(part.clone()));
-            self.source.reset();
-            self.source.reopen();
-            self.options.dealing = Dealing::Dynamic;
-            let mut again = tasks.into_iter();
-            round = self.forked(watch, &mut |watch| {
-                let source = coordinator.source.clone();
-                while source.is_hungry()
-                    && let Some(part) = again.next()
-                {
-                    source.grant(part);
-                }
-                if again.len() == 0 && coordinator.ended {
-                    source.close();
-                }
-                // A failure here is found by the next step.
-                coordinator.coordinate(watch).unwrap_or(None)
-            })?;
-        }
-    }
 }
 
 /// Ends the job, if this process is part of one.
@@ -312,6 +263,15 @@ impl Coordinator {
             self.say(Say::Going)?;
         }
         Ok(moved)
+    }
+
+    /// Workers of this node were given up: what it still gets, and what is left, others do. Says whether some here would.
+    fn give_up(&mut self, why: &str) -> bool {
+        let before = self.ledger.tried();
+        let answered = self.await_answer().is_ok();
+        self.ended = true;
+        self.mine.iter().for_each(|part| self.ledger.abandon(part.clone(), why));
+        answered && before > 0
     }
 
     /// Takes the answer that is due, if one is.

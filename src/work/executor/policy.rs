@@ -11,6 +11,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Policy {
     /// How many workers may die on a task before it is given up.
     pub(crate) attempts: u32,
+    /// How often a worker may die in a row without a task begun.
+    pub(crate) restarts: u32,
     /// The name of the function that builds a worker's state, in errors.
     pub(crate) build: &'static str,
     /// How often in a row a worker builds its state before it does nothing more.
@@ -22,12 +24,23 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// The policy of a sweep: its rows have so many attempts, and `build` three.
+    pub(crate) const fn new(build: &'static str, attempts: u32) -> Policy {
+        let (restarts, builds) = (5, 3);
+        Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false }
+    }
+
     /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried again.
     pub(super) fn verdict(&self, died: u32, death: Death) -> Option<String> {
         (died >= self.attempts).then(|| match self.attempts {
             1 => format!("its worker died by {death}"),
             _ => format!("its worker died {} times, the last time by {death}", self.attempts),
         })
+    }
+
+    /// Says whether a worker is replaced after so many deaths in a row without a task begun.
+    pub(super) fn replaces(&self, deaths: u32) -> bool {
+        deaths < self.restarts
     }
 
     /// Returns how long to wait before the next build, after so many that failed in a row; `None`: there is none.
@@ -40,8 +53,7 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const POLICY: Policy =
-        Policy { attempts: 3, build: "build", builds: 3, unbuilt_fails: false, stop_at_failure: false };
+    const POLICY: Policy = Policy::new("build", 3);
 
     #[test]
     fn a_task_has_as_many_attempts_as_it_is_given() {

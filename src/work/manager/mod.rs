@@ -387,7 +387,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         // With as many tasks as workers each has its own, and meets it with a state fresh from `do_build`.
         let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Dynamic };
         let stop_at_failure = self.stop_at_failure;
-        let policy = Policy { attempts, build: "do_build", builds: 1, unbuilt_fails: true, stop_at_failure };
+        let policy =
+            Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..Policy::new("do_build", attempts) };
         let (operation, cold, allow_threads) = ("scatter", true, self.allow_threads);
         Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
     }

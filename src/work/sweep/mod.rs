@@ -153,16 +153,7 @@ impl Sweep<'_> {
     fn policy(&self) -> Result<Policy> {
         match self.attempts {
             Some(0) => Err(Error::option("sweep", "0 attempts: a row has at least one")),
-            attempts => {
-                let attempts = attempts.unwrap_or(3);
-                Ok(Policy {
-                    attempts,
-                    build: "build",
-                    builds: 3,
-                    unbuilt_fails: false,
-                    stop_at_failure: false,
-                })
-            }
+            attempts => Ok(Policy::new("build", attempts.unwrap_or(3))),
         }
     }
 

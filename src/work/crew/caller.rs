@@ -1,0 +1,212 @@
+//! The caller's handle of a crew: opens it, waits for it, ends it.
+
+use crate::channel::slots::Slots;
+use crate::error::{Death, Error, Result};
+use crate::os::fault::{self, Role};
+use crate::os::inherit::Child;
+use crate::os::process::{self, Bell, Fork, HeldSignals, Process};
+use crate::work::crew::job::{COLD, Job, RUNG};
+use crate::work::crew::output::Output;
+use crate::work::crew::stopped::{LOOK, STOPPED, Stopped, tell_stopped};
+use crate::work::crew::zygote::Zygote;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// While something waits to be printed, the caller tries again this often.
+const PRINTING: Duration = Duration::from_millis(50);
+
+/// A running crew. Dropping it ends its processes.
+pub(crate) struct Crew {
+    words: Slots,
+    zygote: Option<Process>,
+    bell: Bell,
+    output: Option<Output>,
+    /// The caller: a child that inherits the crew by fork and drops it ends nothing.
+    caller: u32,
+    /// The zygote runs `build`.
+    warm: bool,
+}
+
+impl Crew {
+    /// Forks the zygote; returns while it builds and forks the slots.
+    pub(crate) fn open<S>(
+        words: &Slots,
+        job: &Job<'_, S>,
+        operation: &'static str,
+        allow_threads: bool,
+    ) -> Result<Crew> {
+        let threads = process::threads();
+        if process::is_threaded(&threads) && !allow_threads {
+            return Err(Error::Threads { operation, threads: threads.join(", ") });
+        }
+        let (caller, bell) = (Process::this()?, Bell::new()?);
+        let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };
+        match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
+            Fork::Parent(zygote) => {
+                let (zygote, caller) = (Some(zygote), process::incarnation());
+                Ok(Crew { words: words.clone(), zygote, bell, output, caller, warm: job.build.is_some() })
+            }
+            Fork::Child => {
+                fault::play(Role::Zygote);
+                Zygote::new(words, job, caller, bell, output).live()
+            }
+        }
+    }
+
+    /// Is this the process that has opened it?
+    pub(crate) fn is_callers(&self) -> bool {
+        self.caller == process::incarnation()
+    }
+
+    /// Waits until all slots have ended; the first failure, if there was one. If the zygote found that it cannot keep
+    /// what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
+    pub(crate) fn wait(&mut self) -> Result<bool> {
+        self.wait_with(None, &mut || None)
+    }
+
+    /// As [`Crew::wait`], calling `tick` again and again: as soon as `call` is rung, or the time has passed that it said last.
+    pub(crate) fn wait_with(
+        &mut self,
+        call: Option<&Bell>,
+        tick: &mut dyn FnMut() -> Option<Duration>,
+    ) -> Result<bool> {
+        let Some(zygote) = &self.zygote else { return Ok(true) };
+        let held = HeldSignals::hold();
+        let (mut slice, mut guard) = (LOOK, Guard::new(self.words.deadline));
+        loop {
+            guard.look(zygote);
+            let mut sources: Vec<&dyn AsFd> = vec![zygote];
+            sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
+            sources.extend(self.output.iter().flat_map(Output::sources));
+            // After its last word the zygote may still drop what was built: signals end that, too.
+            let ended =
+                process::poll(&sources, slice)[0] || (self.words.closed().is_some() && !zygote.is_watched());
+            let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
+            let over = ended && printed;
+            if over && self.words.culprit().is_none() {
+                break;
+            }
+            // A rank that the same signal has ended is no failure of its own.
+            if let Some(signal) = held.caught() {
+                self.end_for(signal.as_str());
+                drop(held);
+                return Err(Error::Interrupted { signal: signal.as_str() });
+            }
+            if over {
+                break;
+            }
+            call.iter().for_each(|bell| bell.still());
+            let most = if printed { LOOK } else { PRINTING };
+            slice = tick().map_or(most, |slice| slice.min(most));
+        }
+        let lost = !zygote.is_watched();
+        let death =
+            if lost { self.end_unwatched(zygote) } else { zygote.reap(true).unwrap_or(Death::Unknown) };
+        self.zygote = None;
+        self.outcome(lost, guard.gave_up, death)
+    }
+
+    /// A signal has asked this program to end.
+    fn end_for(&mut self, signal: &str) {
+        self.end();
+        self.output.iter_mut().for_each(|output| _ = output.forward(true));
+        let workers = self.words.count();
+        // Without a terminal left there is nobody to tell.
+        let _ = writeln!(
+            std::io::stderr(),
+            "phalanx: {signal}: the {workers} workers have been ended; nothing is left of them"
+        );
+    }
+
+    /// Says what has become of a crew that has ended. The zygote's own last word counts: a caller that ignores SIGCHLD is not
+    /// told how its children end.
+    fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<bool> {
+        match (self.words.closed(), self.words.culprit()) {
+            (Some(COLD), _) => return Ok(false),
+            (Some(_), Some(culprit)) => return Err(self.words.failure_of(culprit)),
+            (Some(0), None) => return Ok(true),
+            _ => {}
+        }
+        self.words.outlast_slots();
+        let code = self.words.closed();
+        let unstarted = || (0..self.words.count()).all(|rank| self.words.slot(rank).generation() == 0);
+        let hint = match code {
+            _ if lost => "; a descriptor of the engine was closed by this program",
+            _ if gave_up => "; it had been stopped by a signal for longer than the deadline",
+            Some(RUNG) => {
+                "; a descriptor of the engine was closed or written to by this program (by `build`, perhaps), which told it to end"
+            }
+            _ if self.warm && unstarted() => "; if `build` can crash, it did",
+            _ => "",
+        };
+        let cause = self.words.supervisor_death(code.map_or(death, Death::Exit));
+        Err(Error::Supervisor { cause, hint })
+    }
+}
+
+/// Watches for a zygote that is stopped: in a world with a deadline it is ended.
+struct Guard {
+    deadline: Option<Duration>,
+    stopped: Stopped,
+    looked: Instant,
+    gave_up: bool,
+}
+
+impl Guard {
+    fn new(deadline: Option<Duration>) -> Guard {
+        Guard { deadline, stopped: Stopped::default(), looked: Instant::now(), gave_up: false }
+    }
+
+    fn look(&mut self, zygote: &Process) {
+        let passed = self.looked.elapsed();
+        if passed <= LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let patience = self.deadline.unwrap_or(STOPPED);
+        if self.stopped.exceeds(patience, zygote, passed) {
+            tell_stopped("the supervisor of the workers", zygote, patience);
+            self.gave_up = self.deadline.is_some() && zygote.is_stopped();
+            if self.gave_up {
+                zygote.kill();
+            }
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Crew {
+    /// Ends its processes; returns when they are gone.
+    fn end(&mut self) {
+        if let Some(zygote) = self.zygote.take().filter(|_| self.is_callers()) {
+            self.bell.ring();
+            if !zygote.is_watched() {
+                self.end_unwatched(&zygote);
+            } else {
+                if zygote.is_held() || !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                    zygote.kill();
+                }
+                zygote.reap(true);
+            }
+            if self.words.closed().is_none() {
+                self.words.outlast_slots();
+            }
+        }
+    }
+
+    /// Ends a zygote to which no descriptor leads any more.
+    fn end_unwatched(&self, zygote: &Process) -> Death {
+        self.words.dismiss();
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.words.closed().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        zygote.end_by_number()
+    }
+}

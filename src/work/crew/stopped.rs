@@ -1,0 +1,34 @@
+//! Processes that a signal or a debugger has stopped.
+
+use crate::os::process::Process;
+use std::io::Write;
+use std::time::Duration;
+
+/// How often a supervisor looks whether those that it watches are stopped.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// A slot that is stopped for longer is named, in a world without a deadline.
+pub(super) const STOPPED: Duration = Duration::from_secs(10);
+
+/// How long a process has been seen stopped; none if it is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stopped(Option<Duration>);
+
+impl Stopped {
+    /// Looks, so long after the last time; returns whether it is now that it has been stopped for longer than `patience`.
+    pub(super) fn exceeds(&mut self, patience: Duration, process: &Process, passed: Duration) -> bool {
+        let before = self.0;
+        // While nobody looked nothing is known.
+        let stopped = || before.map_or(Duration::ZERO, |before| before + passed.min(2 * LOOK));
+        self.0 = process.is_held().then(stopped);
+        self.0.is_some_and(|stopped| stopped >= patience) && before.is_none_or(|before| before < patience)
+    }
+}
+
+pub(super) fn tell_stopped(name: &str, process: &Process, patience: Duration) {
+    let pid = process.pid();
+    let _ = writeln!(
+        std::io::stderr(),
+        "phalanx: {name} (process {pid}) has been stopped for {patience:?}, by a signal or a debugger; `kill -CONT {pid}` \
+         continues it"
+    );
+}

@@ -1,0 +1,196 @@
+//! The zygote at work: it learns how slots end, replaces them if told to, and stands still with its caller.
+
+use crate::error::Death;
+use crate::os::clock::unix_time;
+use crate::os::fault::{Site, point};
+use crate::os::launcher;
+use crate::os::process::{self, KILL};
+use crate::os::topology;
+use crate::work::crew::job::{Policy, RUNG};
+use crate::work::crew::stopped::{LOOK, STOPPED, tell_stopped};
+use crate::work::crew::zygote::Zygote;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// After the first failure the other slots get this long to end by themselves; their results are void.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the zygote looks whether the caller is stopped, and how long it sleeps if nobody calls it.
+const GLANCE: Duration = Duration::from_millis(200);
+
+impl<S> Zygote<'_, S> {
+    /// Supervises the slots until all have ended, or the caller has; returns the zygote's exit status.
+    pub(super) fn supervise(&mut self, state: &mut Option<S>) -> i32 {
+        let mut ending: Option<Instant> = None;
+        while self.slots.iter().any(Option::is_some) {
+            let stood = self.stand_with_caller();
+            ending = ending.map(|at| at + stood);
+            self.era.postpone(stood);
+            self.name_stopped();
+            let running: Vec<usize> =
+                (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
+            let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
+            sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
+            sources.extend(self.job.policy.bell().map(|bell| bell as &dyn AsFd));
+            let spoken = process::poll(&sources, GLANCE);
+            if process::asked() {
+                self.tell_states();
+            }
+            if spoken[0] || spoken[1] || self.words.is_dismissed() {
+                return RUNG;
+            }
+            for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
+                self.bury(rank, state);
+            }
+            let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
+            process::reap_others(&slots);
+            if let Policy::Recover(world) = self.job.policy {
+                self.decide(world, state);
+            } else if self.words.culprit().is_some()
+                && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
+            {
+                if let Some(culprit) = self.words.culprit().filter(|_| self.job.led) {
+                    // Rank 0 has made no call since: other nodes wait for its word.
+                    let verdict = self.words.failure_of(culprit);
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "phalanx: on {}: {verdict}; the job is ended",
+                        launcher::host()
+                    );
+                    self.caller.kill();
+                }
+                return 0;
+            }
+        }
+        0
+    }
+
+    /// Says what all slots are known to do.
+    fn tell_states(&self) {
+        let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
+        for (rank, state) in self.words.states().into_iter().enumerate() {
+            let line = match labour.map(|labour| labour.now(rank)) {
+                None => state.to_string(),
+                Some(Some((task, since))) => {
+                    let passed = unix_time().saturating_sub(Duration::from_nanos(since));
+                    format!(
+                        "worker {rank} (process {}, {}): at task {task} for {passed:.1?}",
+                        state.pid, state.state
+                    )
+                }
+                Some(None) => format!("worker {rank} (process {}, {}): at no task", state.pid, state.state),
+            };
+            let _ = writeln!(std::io::stderr(), "phalanx: {line}");
+        }
+    }
+
+    /// While the caller is stopped, by a terminal or by whomever, so are the slots; for how long it was.
+    fn stand_with_caller(&mut self) -> Duration {
+        if self.glanced.elapsed() < GLANCE {
+            return Duration::ZERO;
+        }
+        let (begun, mut asking) = (Instant::now(), true);
+        while self.caller.is_stopped() {
+            self.slots.iter().flatten().for_each(|slot| slot.process.halt(asking));
+            asking = false;
+            if process::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
+                break;
+            }
+        }
+        self.glanced = Instant::now();
+        if asking {
+            return Duration::ZERO;
+        }
+        self.slots.iter().flatten().for_each(|slot| slot.process.go_on());
+        begun.elapsed()
+    }
+
+    /// Says which slots have been stopped for longer than a call may wait. A world with a deadline ends then: perhaps
+    /// nobody waits for them in a call, which would tell.
+    fn name_stopped(&mut self) {
+        let passed = self.looked.elapsed();
+        if passed < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let patience = self.words.deadline.unwrap_or(STOPPED);
+        for (rank, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
+            if !slot.stopped.exceeds(patience, &slot.process, passed) {
+                continue;
+            }
+            let workers = matches!(self.job.policy, Policy::Replace(_));
+            let name = format!("{} {}", if workers { "worker" } else { "rank" }, self.words.number(rank));
+            tell_stopped(&name, &slot.process, patience);
+            let ends = matches!(self.job.policy, Policy::End) && self.words.deadline.is_some();
+            if ends && slot.process.is_stopped() {
+                self.words.give_up(rank);
+                slot.process.kill();
+            }
+        }
+    }
+
+    /// A slot's process has ended: note how, and revoke or fork again.
+    fn bury(&mut self, rank: usize, state: &mut Option<S>) {
+        let Some(slot) = self.slots[rank].take() else { return };
+        point(Site::ZygoteBurying);
+        slot.process.kill_group();
+        if self.is_root(rank) {
+            let running = self.slots.iter().flatten().chain([&slot]);
+            process::end_orphans(self.group, &running.map(|slot| slot.process.pid()).collect::<Vec<_>>());
+        }
+        let Some(death) = slot.process.reap(false) else {
+            // A debugger has it first.
+            std::thread::sleep(Duration::from_millis(1));
+            self.slots[rank] = Some(slot);
+            return;
+        };
+        self.words.slot(rank).record_death(self.explained(death));
+        point(Site::ZygoteRecorded);
+        let epoch = self.era.epoch;
+        self.words.slot(rank).bury();
+        if self.words.slot(rank).has_spoken() {
+            // It may have been killed before it could tell the others.
+            return self.words.revoke_failed(rank);
+        }
+        let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
+        let begun = labour.begun(rank);
+        let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
+        let again = if labour.again(deaths) { self.start(rank, state, deaths, begun) } else { Ok(()) };
+        if self.slots[rank].is_none() {
+            let why = again.err().map_or_else(
+                || {
+                    format!(
+                        "worker {rank} died {deaths} times in a row before it began a row or sample, perhaps in its build, the \
+                         last time by {death}"
+                    )
+                },
+                |error| format!("worker {rank} died ({death}) and could not be replaced: {error}"),
+            );
+            self.given_up.get_or_insert((rank, why));
+            labour.give_up(rank);
+        }
+    }
+
+    /// A kill by the kernel for want of memory is told from others by its count.
+    fn explained(&mut self, death: Death) -> Death {
+        if death != Death::Signal(KILL) {
+            return death;
+        }
+        let before = std::mem::replace(&mut self.oom_kills, topology::oom_kills());
+        if self.oom_kills > before { Death::Oom } else { death }
+    }
+
+    /// Nothing below this process survives it.
+    pub(super) fn end_all(&mut self) {
+        for slot in self.slots.iter().flatten() {
+            slot.process.kill();
+        }
+        for (rank, slot) in self.slots.iter().enumerate() {
+            if let Some(death) = slot.as_ref().and_then(|slot| slot.process.reap(true)) {
+                self.words.slot(rank).record_death(death);
+            }
+        }
+        process::end_all_children();
+    }
+}
