@@ -3,7 +3,7 @@
 use crate::elements::mix;
 use ndarray::{Array1, Array2, ArrayView1, Ix1, arr1};
 use phalanx::{
-    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, SharedArray, Sweep,
+    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, Schedule, SharedArray, Sweep,
     create_parallel_manager,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -209,6 +209,8 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "sweep-panics" => sweep(launch, &Bomb::lit()),
         "rows-panic" => rows_panic(launch),
         "rows-left" => rows_left(launch),
+        "deal" => deal(launch),
+        "idle" => idle(launch),
         "large" => large(launch),
         "early" => fail(launch, |comm| if comm.rank() + 1 == comm.size() { Ok(()) } else { comm.barrier() }),
         "again" => again(launch),
@@ -390,6 +392,69 @@ fn rows_panic(launch: &Launch) -> Result<()> {
     assert!(before.last().is_some_and(|last| last.0 > ROWS as u64 / 2), "{heard:?}");
     println!("{ROWS} rows, of which {} panicked", rows.column(1).sum());
     Ok(())
+}
+
+/// Sweeps over a few trivial rows by many workers, dealt both ways in turn: their times on root, medians of seven.
+fn deal(launch: &Launch) -> Result<()> {
+    const ROWS: usize = 640;
+    let rows = Array2::from_shape_fn((ROWS, 1), |(row, _)| row as f64);
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        out[0] = row.values[0];
+        Ok(())
+    };
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..14 {
+        let schedule = [Schedule::Static, Schedule::Dynamic][round % 2];
+        let sweep = Sweep { workers: launch.ranks, backend: launch.backend, schedule, ..Sweep::default() };
+        let start = Instant::now();
+        if let Some(swept) = sweep.run(rows.view(), 1, || Ok(()), model)? {
+            assert!(swept.values().column(0).iter().enumerate().all(|(row, &value)| value == row as f64));
+            times[round % 2].push(start.elapsed().as_secs_f64());
+        }
+    }
+    times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));
+    if let [Some(fixed), Some(dynamic)] = [&times[0], &times[1]].map(|times| times.get(3)) {
+        let (workers, ratio) = (launch.ranks.unwrap_or(0), dynamic / fixed);
+        println!(
+            "{ROWS} rows by {workers} workers: static {fixed:.3} s, dynamic {dynamic:.3} s, ratio {ratio:.2}"
+        );
+    }
+    Ok(())
+}
+
+/// One row keeps one worker; the others wait for rows. Each process tells the processor time that it and its workers took
+/// meanwhile.
+fn idle(launch: &Launch) -> Result<()> {
+    const SECONDS: f64 = 5.0;
+    let rows = Array2::<f64>::zeros((1, 1));
+    let model = |(): &mut (), _: &Row<'_>, out: &mut [f64]| {
+        // Time to fork the others and to join the job.
+        std::thread::sleep(Duration::from_secs(3));
+        let before = ticks();
+        std::thread::sleep(Duration::from_secs_f64(SECONDS));
+        out[0] = ticks() - before;
+        Ok(())
+    };
+    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, ..Sweep::default() };
+    if let Some(swept) = sweep.run(rows.view(), 1, || Ok(()), model)? {
+        let percent = swept.values()[[0, 0]] / SECONDS * 100.0;
+        println!("{} workers, all but one idle: {percent:.2} % of a processor", swept.workers.len());
+    }
+    Ok(())
+}
+
+/// Seconds of processor time of all processes that run this program on this machine, as the kernel counts them for each.
+fn ticks() -> f64 {
+    let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let time = |process: std::fs::DirEntry| {
+        let path = process.path();
+        let same = std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name == own);
+        // Nanoseconds on a processor, first.
+        let text = std::fs::read_to_string(path.join("schedstat")).ok().filter(|_| same)?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    };
+    processes.filter_map(time).sum::<f64>() / 1e9
 }
 
 fn fail(launch: &Launch, body: impl for<'w> Fn(&mut Comm<'w>) -> Result<()>) -> Result<()> {

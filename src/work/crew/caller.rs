@@ -73,9 +73,12 @@ impl Crew {
     ) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = HeldSignals::hold();
-        let (mut slice, mut guard) = (LOOK, Guard::new(self.words.deadline));
+        let mut guard = Guard::new(self.words.deadline);
+        let mut most = LOOK;
         loop {
             guard.look(zygote);
+            call.iter().for_each(|bell| bell.still());
+            let slice = tick().map_or(most, |slice| slice.min(most));
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
@@ -96,9 +99,7 @@ impl Crew {
             if over {
                 break;
             }
-            call.iter().for_each(|bell| bell.still());
-            let most = if printed { LOOK } else { PRINTING };
-            slice = tick().map_or(most, |slice| slice.min(most));
+            most = if printed { LOOK } else { PRINTING };
         }
         let lost = !zygote.is_watched();
         let death =
