@@ -474,4 +474,31 @@ mod tests {
         source.reset();
         assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
     }
+
+    /// Each waits for a second or two: what the threads themselves take of a processor.
+    #[cfg(not(miri))]
+    #[test]
+    fn sixty_four_waiting_workers_cost_next_to_nothing() {
+        use nix::sys::resource::{UsageWho, getrusage};
+        use nix::sys::time::TimeValLike;
+        let source = Source::new(64).unwrap();
+        let own = || {
+            let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+            usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+        };
+        let wait = || {
+            let before = own();
+            source.wait(0);
+            own() - before
+        };
+        let micros: i64 = std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..64).map(|_| scope.spawn(wait)).collect();
+            std::thread::sleep(std::time::Duration::from_millis(2500));
+            source.close();
+            waiting.into_iter().map(|waiting| waiting.join().unwrap()).sum()
+        });
+        let share = micros as f64 / 2.5e6;
+        println!("64 workers that wait: {:.3} % of a processor", 100.0 * share);
+        assert!(share < 0.02, "{share}");
+    }
 }

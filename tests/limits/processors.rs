@@ -14,6 +14,7 @@ pub const CASES: &[Case] = cases! {
     pinned_when_under_way
     one_rank_with_little_processor_time
     all_with_little_processor_time
+    sixty_four_workers_that_sleep_cost_next_to_nothing
 };
 
 /// Leaves this process, and its future children, the first of its processors.
@@ -148,4 +149,39 @@ fn processor_time() -> Duration {
     let used = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
     let micros = |time: nix::sys::time::TimeVal| (time.tv_sec() * 1_000_000 + time.tv_usec()) as u64;
     Duration::from_micros(micros(used.user_time()) + micros(used.system_time()))
+}
+
+/// Seconds of processor time of a worker's caller, supervisor and fellows, but not its own, as the kernel counts them for each.
+fn time_of_others() -> f64 {
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let supervisor = std::os::unix::process::parent_id();
+    let caller = read(format!("/proc/{supervisor}/stat"));
+    let caller = caller.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    let fellows = read(format!("/proc/{supervisor}/task/{supervisor}/children"));
+    let all = fellows.split_whitespace().map(str::to_owned).chain([caller, supervisor.to_string()]);
+    let others = all.filter(|pid| *pid != std::process::id().to_string());
+    // Nanoseconds on a processor, first.
+    let time = |pid: String| read(format!("/proc/{pid}/schedstat")).split(' ').next()?.parse::<f64>().ok();
+    others.filter_map(time).sum::<f64>() / 1e9
+}
+
+/// Supervisor, caller and workers together, while all models sleep.
+fn sixty_four_workers_that_sleep_cost_next_to_nothing() {
+    const WORKERS: usize = 64;
+    let rows = Array2::<f64>::zeros((WORKERS, 1));
+    let begin = Instant::now() + Duration::from_secs(2);
+    let model = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(begin.saturating_duration_since(Instant::now()));
+        let before = if row.index == 0 { time_of_others() } else { 0.0 };
+        std::thread::sleep(Duration::from_secs(4));
+        out[0] = if row.index == 0 { (time_of_others() - before) / 4.0 } else { 0.0 };
+        // The others leave when that has been measured.
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    };
+    let sweep = Sweep { workers: Some(WORKERS), ..Sweep::default() };
+    let swept = sweep.run(rows.view(), 1, || Ok(()), model).unwrap().unwrap();
+    let share = swept.values()[[0, 0]];
+    println!("64 workers, all asleep: {:.2} % of a processor", 100.0 * share);
+    assert!(share > 0.0 && share < 0.01, "{share}");
 }

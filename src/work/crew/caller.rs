@@ -166,7 +166,7 @@ impl Guard {
         }
         self.looked = Instant::now();
         let patience = self.deadline.unwrap_or(STOPPED);
-        if self.stopped.exceeds(patience, zygote, passed) {
+        if self.stopped.exceeds(patience, zygote, (passed, LOOK)) {
             tell_stopped("the supervisor of the workers", zygote, patience);
             self.gave_up = self.deadline.is_some() && zygote.is_stopped();
             if self.gave_up {

@@ -7,7 +7,7 @@ use crate::os::launcher;
 use crate::os::process::{self, KILL};
 use crate::os::topology;
 use crate::work::crew::job::{Policy, RUNG};
-use crate::work::crew::stopped::{LOOK, STOPPED, tell_stopped};
+use crate::work::crew::stopped::{STOPPED, period, tell_stopped};
 use crate::work::crew::zygote::Zygote;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -108,15 +108,15 @@ impl<S> Zygote<'_, S> {
     /// Says which slots have been stopped for longer than a call may wait. A world with a deadline ends then: perhaps
     /// nobody waits for them in a call, which would tell.
     fn name_stopped(&mut self) {
-        let passed = self.looked.elapsed();
-        if passed < LOOK {
+        let (passed, period) = (self.looked.elapsed(), period(self.slots.len()));
+        if passed < period {
             return;
         }
         self.looked = Instant::now();
         let patience = self.words.deadline.unwrap_or(STOPPED);
         for (rank, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot else { continue };
-            if !slot.stopped.exceeds(patience, &slot.process, passed) {
+            if !slot.stopped.exceeds(patience, &slot.process, (passed, period)) {
                 continue;
             }
             let workers = matches!(self.job.policy, Policy::Replace(_));
