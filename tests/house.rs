@@ -58,18 +58,51 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(|line| line.split("//").next().unwrap())
 }
 
-/// What a file uses of this crate, as paths of modules.
-fn uses(text: &str) -> BTreeSet<String> {
-    let flat: String = code(text).collect::<Vec<_>>().join(" ");
+/// The module that a file is: `work/crew/mod.rs` is `work::crew`.
+fn module_of(name: &str) -> String {
+    name.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::")
+}
+
+/// Paths of modules of this crate that a file uses, from the root. Re-exports are none: they lead others on.
+fn uses(name: &str, text: &str) -> BTreeSet<String> {
+    let flat: String = code(text).filter(|line| !line.contains("pub use ")).collect::<Vec<_>>().join(" ");
+    // A statement may be long: `pub(crate) use a::{b, c};`
+    let statements = flat.split(';').map(|statement| {
+        let bare = statement.rsplit(']').next().unwrap().trim_start();
+        if bare.starts_with("pub(crate) use ") { "" } else { statement }
+    });
+    let flat = statements.collect::<Vec<_>>().join(";");
+    let own = module_of(name);
+    let parent = own.rsplit_once("::").map_or("", |(parent, _)| parent);
     let mut found = BTreeSet::new();
-    for rest in flat.split("crate::").skip(1) {
+    let mut add = |prefix: &str, rest: &str| {
         let end = rest.find(|c: char| !(c.is_alphanumeric() || "_:".contains(c))).unwrap_or(rest.len());
-        let path = rest[..end].trim_end_matches(':');
-        found.insert(path.to_owned());
+        let path = format!("{prefix}{}", rest[..end].trim_end_matches(':'));
         // use crate::comm::{Comm, views::array_split}
         if let Some(list) = rest[end..].strip_prefix('{') {
             let list = list.split('}').next().unwrap();
             found.extend(list.split(',').map(|item| format!("{path}::{}", item.trim())));
+        } else {
+            found.insert(path);
+        }
+    };
+    flat.split("crate::").skip(1).for_each(|rest| add("", rest));
+    let above = if parent.is_empty() { String::new() } else { format!("{parent}::") };
+    flat.split("super::").skip(1).for_each(|rest| add(&above, rest));
+    // A room's front uses its children by their names alone.
+    if name.ends_with("/mod.rs") {
+        let children = code(text).filter_map(|line| {
+            let line = line.trim().trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+            line.strip_prefix("mod ")?.strip_suffix(';').map(str::to_owned)
+        });
+        for child in children.collect::<Vec<_>>() {
+            let used = flat.match_indices(&format!("{child}::")).any(|(at, _)| {
+                let before = flat[..at].chars().next_back();
+                before.is_none_or(|c| !(c.is_alphanumeric() || "_:".contains(c)))
+            });
+            if used {
+                found.insert(format!("{own}::{child}"));
+            }
         }
     }
     found
@@ -90,7 +123,7 @@ fn floors_use_only_what_is_below() {
         |name: &str| FLOORS.iter().position(|floor| name.split(['/', '.', ':']).next() == Some(floor));
     for (name, text) in sources() {
         let Some(own) = level(&name) else { continue };
-        for path in uses(&text) {
+        for path in uses(&name, &text) {
             let used = level(&path);
             assert!(used.is_none_or(|used| used <= own), "{name} uses {path}, which lies above it");
         }
@@ -104,28 +137,31 @@ fn no_cycles_between_files() {
         .iter()
         .filter(|(name, _)| *name != "lib.rs")
         .map(|(name, text)| {
-            let used = uses(text).iter().filter_map(|path| file_of(path, &files)).collect::<BTreeSet<_>>();
-            // A room's children see the room itself: its mod.rs only declares them.
-            let room = name.rsplit_once('/').map(|(room, _)| format!("{room}/mod.rs"));
-            (name, used.into_iter().filter(|used| used != name && Some(used) != room.as_ref()).collect())
+            let used =
+                uses(name, text).iter().filter_map(|path| file_of(path, &files)).collect::<BTreeSet<_>>();
+            (name, used.into_iter().filter(|used| used != name).collect())
         })
         .collect();
-    fn visit<'a>(
-        at: &'a String,
-        edges: &'a BTreeMap<&String, BTreeSet<String>>,
-        path: &mut Vec<&'a String>,
-        done: &mut BTreeSet<&'a String>,
-    ) {
-        assert!(!path.contains(&at), "a cycle: {path:?} and back to {at}");
-        if done.insert(at) {
-            path.push(at);
-            edges.get(at).into_iter().flatten().for_each(|next| visit(next, edges, path, done));
-            path.pop();
+    let reached = |from: &String| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![from.clone()]);
+        while let Some(at) = next.pop() {
+            next.extend(
+                edges.get(&at).into_iter().flatten().filter(|file| seen.insert((*file).clone())).cloned(),
+            );
         }
-    }
-    let mut done = BTreeSet::new();
-    edges.keys().for_each(|name| visit(name, &edges, &mut Vec::new(), &mut done));
-    assert!(done.len() > 20, "the walk saw the house");
+        seen
+    };
+    let all: BTreeMap<&String, BTreeSet<String>> = edges.keys().map(|name| (*name, reached(name))).collect();
+    let knots: BTreeSet<Vec<&String>> = all
+        .iter()
+        .filter(|(name, reached)| reached.contains(**name))
+        .map(|(name, reached)| reached.iter().filter(|other| all[other].contains(*name)).collect())
+        .collect();
+    // The state of a transport over nodes is made of what its files keep, and they are methods of it.
+    let known = ["comm/hybrid/carry.rs", "comm/hybrid/message.rs", "comm/hybrid/mod.rs"];
+    let other = knots.iter().filter(|knot| !knot.iter().eq(known.iter()));
+    assert_eq!(other.count(), 0, "files that use each other: {knots:#?}");
+    assert!(all.len() > 20, "the walk saw the house");
 }
 
 #[test]
@@ -206,4 +242,37 @@ fn every_public_item_has_an_example_that_runs() {
         .map(|(name, item, _)| format!("{name}: {item}"))
         .collect();
     assert!(without.is_empty(), "{without:#?}");
+}
+
+/// A face is what users see of the executor: it knows that, communicators and errors.
+#[test]
+fn faces_know_the_executor_only() {
+    let files = sources();
+    let faces = files.iter().filter(|(name, _)| {
+        name.as_str() == "work/launch.rs"
+            || name.starts_with("work/sweep/")
+            || name.starts_with("work/manager/")
+    });
+    let mut seen = 0;
+    for (name, text) in faces {
+        seen += 1;
+        let own = name.split('/').take(2).collect::<Vec<_>>().join("::");
+        for path in uses(name, text) {
+            let allowed = ["work::executor", "comm", "error", own.trim_end_matches(".rs")];
+            // Their docs name what the crate's front shows.
+            let is_front = !path.contains("::") && !FLOORS.contains(&path.as_str());
+            assert!(is_front || allowed.iter().any(|room| path.starts_with(room)), "{name} uses {path}");
+        }
+    }
+    assert!(seen >= 8, "the faces were found");
+}
+
+#[test]
+fn the_kernel_is_called_from_its_room() {
+    for (name, text) in sources() {
+        let foreign = code(&text).any(|line| line.contains("libc::") || line.contains("nix::"));
+        // Errors name the kernel's; a job that is being ended needs a signal and a timer.
+        let allowed = name.starts_with("os/") || ["error.rs", "comm/hybrid/mpi.rs"].contains(&name.as_str());
+        assert!(allowed || !foreign, "{name} calls libc or nix");
+    }
 }

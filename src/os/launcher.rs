@@ -113,6 +113,13 @@ pub(crate) fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host())
 }
 
+/// Tells apart processes of one kernel that cannot map each other's memory: by their view of processes, and their user.
+#[cfg(feature = "mpi")]
+pub(crate) fn process_space() -> String {
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", space.display(), nix::unistd::geteuid())
+}
+
 /// In a forked worker: nothing that it starts takes itself for the job's process, whose place there is only once.
 pub(crate) fn leave_job() {
     let pmi = env::var("PMI_FD").ok().and_then(|fd| fd.parse::<i32>().ok());

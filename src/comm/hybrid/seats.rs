@@ -12,7 +12,7 @@ use crate::comm::local::Local;
 use crate::comm::shm::Shm;
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
-use crate::os::launcher::{host, kernel};
+use crate::os::launcher::{host, kernel, process_space};
 use crate::os::topology;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -102,10 +102,7 @@ impl Seats {
 
 /// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
 fn neighbourhood() -> u64 {
-    let kernel = kernel();
-    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let user = nix::unistd::geteuid();
-    xxh3_64(format!("{} {kernel} {} {user}", host(), space.display()).as_bytes())
+    xxh3_64(format!("{} {} {}", host(), kernel(), process_space()).as_bytes())
 }
 
 /// Are there more ranks on this machine than processors that they may run on? All processes ask together, each for so many

@@ -22,87 +22,16 @@
 //! as another.
 
 mod read;
+mod tokens;
 mod write;
 
 pub(crate) use read::read;
+pub(crate) use tokens::Why;
 pub(crate) use write::write;
 
 use crate::error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
-
-const UNIT: u8 = 0;
-const NONE: u8 = 1;
-const SOME: u8 = 2;
-const STR: u8 = 3;
-const BYTES: u8 = 4;
-const NAME: u8 = 5;
-const NEW_NAME: u8 = 6;
-const SEQ: u8 = 7;
-const MAP: u8 = 8;
-const UNIT_VARIANT: u8 = 9;
-const VARIANT: u8 = 10;
-const BOOL: u8 = 11;
-const I8: u8 = 12;
-const I16: u8 = 13;
-const I32: u8 = 14;
-const I64: u8 = 15;
-const I128: u8 = 16;
-const U8: u8 = 17;
-const U16: u8 = 18;
-const U32: u8 = 19;
-const U64: u8 = 20;
-const U128: u8 = 21;
-const F32: u8 = 22;
-const F64: u8 = 23;
-const CHAR: u8 = 24;
-/// Several scalars of one kind, one behind the other.
-const RUN: u8 = 0x80;
-/// Counts from here on do not fit into their first byte.
-const LONG: u8 = u8::MAX;
-
-/// Bytes of a scalar, if `kind` is one.
-const fn width(kind: u8) -> Option<usize> {
-    match kind {
-        BOOL | I8 | U8 => Some(1),
-        I16 | U16 => Some(2),
-        I32 | U32 | F32 | CHAR => Some(4),
-        I64 | U64 | F64 => Some(8),
-        I128 | U128 => Some(16),
-        _ => None,
-    }
-}
-
-/// Why a value cannot be written or read, as its `Serialize` or `Deserialize` says.
-#[derive(Debug)]
-pub(crate) struct Why(String);
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Why {}
-
-impl serde::ser::Error for Why {
-    fn custom<T: fmt::Display>(text: T) -> Why {
-        Why(text.to_string())
-    }
-}
-
-impl serde::de::Error for Why {
-    fn custom<T: fmt::Display>(text: T) -> Why {
-        Why(text.to_string())
-    }
-}
-
-impl From<Why> for Error {
-    fn from(why: Why) -> Error {
-        Error::Other(format!("a value could not be carried between ranks: {why}"))
-    }
-}
 
 /// A value that cannot travel: its type, why, and what helps.
 pub(crate) fn refusal<T>(why: impl fmt::Display) -> Error {
@@ -147,22 +76,10 @@ fn digest(bytes: &[u8]) -> Option<u64> {
     read::Reader::new(bytes).digest(false).ok()
 }
 
-/// Mixes the digests of parts whose order does not matter.
-fn unordered(
-    kind: u8,
-    parts: impl Iterator<Item = std::result::Result<u64, Why>>,
-) -> std::result::Result<u64, Why> {
-    let (mut count, mut sum) = (0u64, 0u64);
-    for part in parts {
-        sum = sum.wrapping_add(xxh3_64(&part?.to_le_bytes()));
-        count += 1;
-    }
-    Ok(xxh3_64_with_seed(bytemuck::bytes_of(&[count, sum]), kind.into()))
-}
-
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
+    use super::tokens::*;
     use super::*;
     use serde::{Deserialize, Serializer, ser::SerializeSeq};
     use std::collections::BTreeMap;

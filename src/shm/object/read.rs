@@ -1,12 +1,13 @@
 //! Tokens to values.
 
-use super::*;
+use super::tokens::*;
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, VariantAccess,
     Visitor,
 };
 use serde::forward_to_deserialize_any;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 type Read<T> = std::result::Result<T, Why>;
 

@@ -1,6 +1,6 @@
 //! Values to tokens.
 
-use super::*;
+use super::tokens::*;
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,

@@ -18,6 +18,7 @@
 //! Who belongs to which process group decides what a terminal does to whom: see DESIGN.md, "Terminals and signals".
 
 mod caller;
+mod era;
 mod job;
 mod output;
 mod panics;

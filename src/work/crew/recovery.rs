@@ -12,28 +12,6 @@ use std::time::{Duration, Instant};
 /// A rank that has said its last word has this long to end.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What a zygote has decided so far. The same stands in shared memory, for the ranks to read.
-pub(super) struct Era {
-    pub(super) epoch: u32,
-    /// The ranks of the epoch.
-    members: Vec<usize>,
-    /// How many decisions there were.
-    pub(super) decided: u32,
-    /// When a rank first asked for the next one.
-    asked_since: Option<Instant>,
-}
-
-impl Era {
-    pub(super) fn first(ranks: usize) -> Era {
-        Era { epoch: 0, members: (0..ranks).collect(), decided: 0, asked_since: None }
-    }
-
-    /// All have stood still for so long.
-    pub(super) fn postpone(&mut self, stood: Duration) {
-        self.asked_since = self.asked_since.map(|at| at + stood);
-    }
-}
-
 impl<S> Zygote<'_, S> {
     /// [1]-[4], if all that can ask have asked.
     pub(super) fn decide(&mut self, world: &World, state: &mut Option<S>) {

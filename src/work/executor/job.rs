@@ -21,8 +21,8 @@ use crate::os::process;
 use crate::os::topology;
 use crate::shm::array::carries_leases;
 use crate::work::crew::{Crew, Job, Policy, caught};
+use crate::work::executor::body::{Body, RankOptions, Take};
 use crate::work::executor::placement::requested;
-use crate::work::executor::ranks::{Body, RankOptions, Take};
 use std::cell::Cell;
 use std::rc::Rc;
 

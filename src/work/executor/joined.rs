@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::os::clock::Clock;
 use crate::shm::element::Datatype;
 use crate::work::executor::payload::Payloads;
+use crate::work::executor::policy::Policy;
+use crate::work::executor::round::{Done, done};
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
-use crate::work::executor::{Done, Policy, done};
 use std::sync::Arc;
 
 /// Does `tasks` tasks on all ranks of `comm`, which all call this together. On root `then` gets the ledger, with what each

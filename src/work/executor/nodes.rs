@@ -21,8 +21,8 @@ use crate::comm::hybrid::wire::LARGEST;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
+use crate::work::executor::round::{Done, Executor, Watch};
 use crate::work::executor::worker::{Dealing, Work};
-use crate::work::executor::{Done, Executor, Watch};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 

@@ -3,7 +3,7 @@
 //! A forked rank leaves its result packed in its heap, where the caller reads it once all have ended; a thread hands it over
 //! as it is.
 
-use crate::channel::world::{Plan, World};
+use crate::channel::world::World;
 use crate::comm::Comm;
 #[cfg(feature = "mpi")]
 use crate::comm::hybrid::job::in_world;
@@ -13,45 +13,14 @@ use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::shm::array::{leave_packed, unpack};
-use crate::shm::segment::Segment;
 use crate::work::crew::{Crew, Job, Policy, caught};
+use crate::work::executor::body::{Body, RankOptions, Take};
 #[cfg(feature = "mpi")]
 use crate::work::executor::job;
-use crate::work::executor::placement::{Placement, ranks};
+#[cfg(feature = "mpi")]
+use crate::work::executor::placement::Placement;
 use serde::{Serialize, de::DeserializeOwned};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
-
-/// What a rank of a world does; returns where its result lies in the segment.
-pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Local) -> Result<(usize, usize)>;
-/// Takes the results, in rank order.
-pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>;
-
-/// How the ranks of a world are to be.
-pub(crate) struct RankOptions {
-    /// The name of the call, in errors.
-    pub(crate) operation: &'static str,
-    pub(crate) placement: Placement,
-    pub(crate) ranks: Option<usize>,
-    pub(crate) heap: Option<usize>,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) first_sequence: u32,
-    pub(crate) recover: bool,
-    pub(crate) tag_output: bool,
-    pub(crate) allow_threads: bool,
-}
-
-impl RankOptions {
-    fn plan(&self, ranks: usize) -> Plan {
-        let RankOptions { heap, deadline, first_sequence, recover, .. } = *self;
-        Plan { ranks, heap, first_sequence, deadline, recover, crowded: None }
-    }
-
-    fn plan_here(&self) -> Result<Plan> {
-        Ok(self.plan(ranks(self.operation, self.ranks)?))
-    }
-}
 
 /// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; on the processes of a job that do not
 /// have rank 0 `None`.

@@ -2,7 +2,7 @@
 
 use crate::comm::op::{Arithmetic, Op};
 use crate::error::Result;
-use crate::shm::element::Element;
+use crate::work::executor::Element;
 use crate::work::manager::ParallelManager;
 use ndarray::{Array1, ArrayBase, Data, DataMut, Dimension};
 use serde::{Serialize, de::DeserializeOwned};

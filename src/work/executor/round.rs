@@ -1,0 +1,276 @@
+//! Rounds: workers do the tasks of a ledger, and others what is left when some were given up.
+
+use crate::channel::ledger::Ledger;
+use crate::channel::slots::{Plan, Slots};
+use crate::channel::source::Source;
+use crate::error::{Error, Result};
+use crate::os::clock::Clock;
+use crate::os::process;
+use crate::shm::array::lend_heap;
+use crate::work::crew::{Crew, Job, Labour, Policy as Deaths};
+use crate::work::executor::payload::Payloads;
+use crate::work::executor::placement::Placement;
+use crate::work::executor::policy::Policy;
+use crate::work::executor::running::{Running, reason};
+use crate::work::executor::worker::{Dealing, Shared, Work, live};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// How often the caller is called while others work, if it wants to be.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What one worker has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// Tasks finished.
+    pub(crate) tasks: u64,
+    /// Time spent in them.
+    pub(crate) busy: Duration,
+    /// How often its process was replaced.
+    pub(crate) replaced: u32,
+}
+
+/// How a run is to be made.
+pub(crate) struct Options {
+    /// The name of the call, in errors.
+    pub(crate) operation: &'static str,
+    pub(crate) placement: Placement,
+    pub(crate) workers: usize,
+    /// The number of the first of them.
+    pub(crate) first: usize,
+    pub(crate) policy: Policy,
+    pub(crate) dealing: Dealing,
+    /// Each worker builds for itself.
+    pub(crate) cold: bool,
+    /// Fork although this process runs other threads.
+    pub(crate) allow_threads: bool,
+}
+
+/// Told while workers work how far they have come.
+pub(crate) struct Watch<'a> {
+    /// Called at least ten times a second, with the number of workers and of tasks that are finished, on all nodes; it may call
+    /// a function of the user's.
+    pub(crate) tick: &'a mut dyn FnMut(usize, u64),
+    pub(crate) wanted: bool,
+}
+
+/// A ledger with its source, and the workers that a run gives it.
+pub(crate) struct Executor<'a, W> {
+    pub(super) work: &'a W,
+    pub(super) options: Options,
+    pub(super) ledger: Ledger,
+    pub(super) source: Source,
+    clock: Clock,
+    /// Workers on all nodes.
+    pub(super) of: usize,
+    pub(super) replaced: Vec<u32>,
+}
+
+/// What workers have left when they have ended.
+#[derive(Default)]
+pub(super) struct Round {
+    /// How often each worker was replaced; nothing if none was.
+    pub(super) replaced: Vec<u32>,
+    /// Why one of them was given up, unless the source knows.
+    pub(super) given_up: Option<String>,
+}
+
+impl<'a, W: Work> Executor<'a, W> {
+    /// Readies workers for the tasks of a ledger.
+    pub(crate) fn new(work: &'a W, options: Options, ledger: Ledger) -> Result<Executor<'a, W>> {
+        let workers = options.workers;
+        let source = Source::new(workers)?;
+        let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
+        Ok(Executor { work, options, ledger, source, clock, of, replaced })
+    }
+
+    pub(super) fn shared(&self) -> Shared<'_, W> {
+        let Options { policy, dealing, first, .. } = self.options;
+        let (work, ledger, source) = (self.work, &self.ledger, &self.source);
+        Shared { work, ledger, source, policy, dealing, first, of: self.of, clock: self.clock }
+    }
+
+    /// Returns what each worker has done.
+    pub(super) fn done(&self) -> Vec<Done> {
+        done(&self.source, &self.replaced)
+    }
+
+    /// Runs the forked workers of one round. `look` is called again and again while they work, after the time that it said
+    /// last, or when they call for more.
+    pub(super) fn forked(
+        &mut self,
+        watch: &mut Watch<'_>,
+        look: &mut dyn FnMut(&mut Watch<'_>) -> Option<Duration>,
+    ) -> Result<Round> {
+        let _frozen = if watch.wanted { Some(process::freeze()?) } else { None };
+        loop {
+            let mut running = self.open(false, Some(0))?;
+            let given_up = match running.crew.wait_with(self.source.bell(), &mut || look(watch)) {
+                Ok(true) => None,
+                Ok(false) => {
+                    self.options.cold = true;
+                    continue;
+                }
+                Err(error @ (Error::Supervisor { .. } | Error::Interrupted { .. })) => return Err(error),
+                Err(Error::Start { text }) => Some(text),
+                Err(error) => Some(error.to_string()),
+            };
+            let replaced = |slot| running.slots.slot(slot).generation().saturating_sub(1);
+            return Ok(Round { replaced: (0..self.options.workers).map(replaced).collect(), given_up });
+        }
+    }
+
+    /// Returns why a worker has given up, if one has.
+    pub(super) fn reason(&self) -> Option<String> {
+        reason(&self.source, &self.ledger)
+    }
+
+    /// Forks the workers; returns while they work. `beside`: the caller goes on meanwhile. `heap`: bytes for the results of
+    /// each that do not fit into rows, as a world has them.
+    fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
+        let Options { operation, workers, cold, allow_threads, .. } = self.options;
+        let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
+        let (shared, keeps) = (self.shared(), heap != Some(0));
+        let body = |slot: usize, inherited: Option<&mut W::State>| {
+            if keeps {
+                lend_heap(slots.heap(slot));
+            }
+            let replacing = slots.slot(slot).generation() > 1;
+            let predecessor = replacing.then(|| slots.slot(slot).death());
+            let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
+            live(&shared, slot, inherited, predecessor, payloads);
+            Ok((0, 0))
+        };
+        let labour = Supervised { source: shared.source, policy: shared.policy };
+        let build: &dyn Fn() -> Result<W::State> = &|| self.work.build();
+        let job = Job {
+            build: (!cold).then_some(build),
+            body: &body,
+            policy: Deaths::Replace(&labour),
+            tag_output: false,
+            led: false,
+            beside,
+        };
+        let crew = Crew::open(&slots, &job, operation, allow_threads)?;
+        Ok(Running { crew, slots, ledger: self.ledger.clone(), source: self.source.clone() })
+    }
+
+    /// Forks workers that do all tasks, each building for itself, while the caller goes on.
+    pub(crate) fn start(mut self, heap: Option<usize>) -> Result<Running> {
+        self.options.cold = true;
+        self.offer(0..self.ledger.tasks());
+        self.open(true, heap)
+    }
+
+    /// Lets workers take these tasks, and no more.
+    pub(super) fn offer(&self, tasks: Range<usize>) {
+        self.source.grant(tasks);
+        self.source.close();
+    }
+}
+
+/// Returns what each worker of a source has done, and how often its process was `replaced`.
+pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
+    let workers = source.workers().iter().zip(replaced);
+    let done = workers.map(|(words, &replaced)| Done {
+        tasks: words.finished(),
+        busy: Duration::from_nanos(words.busy()),
+        replaced,
+    });
+    done.collect()
+}
+
+impl<W: Work + Sync> Executor<'_, W> {
+    /// Lets workers do these tasks: once, and again while tasks are left because workers were given up, and others would
+    /// get on. Returns why tasks were abandoned, if they were.
+    pub(super) fn rounds(&mut self, tasks: &[Range<usize>], watch: &mut Watch<'_>) -> Result<Option<String>> {
+        let count = |ledger: &Ledger| tasks.iter().map(|part| ledger.finished(part.clone())).sum::<usize>();
+        let all: usize = tasks.iter().map(Range::len).sum();
+        // Not counted: each look at a record makes its page.
+        let mut before = self.source.finished() as usize;
+        loop {
+            let round = self.round(watch)?;
+            self.replaced.iter_mut().zip(round.replaced).for_each(|(all, more)| *all += more);
+            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(None) };
+            if self.source.is_halted() || self.options.policy.unbuilt_fails {
+                return Ok(None);
+            }
+            match count(&self.ledger) {
+                finished if finished == all => return Ok(None),
+                finished if finished > before => {
+                    before = finished;
+                    tasks.iter().for_each(|part| self.ledger.release(part.clone()));
+                    self.source.reset();
+                    tasks.iter().for_each(|part| self.offer(part.clone()));
+                }
+                _ => {
+                    tasks.iter().for_each(|part| self.ledger.abandon(part.clone(), &why));
+                    return Ok(Some(why));
+                }
+            }
+        }
+    }
+
+    fn round(&mut self, watch: &mut Watch<'_>) -> Result<Round> {
+        match self.options.placement {
+            Placement::Serial => live(&self.shared(), 0, None, None, Payloads::new(None)),
+            Placement::Threads => self.threads(watch),
+            Placement::Forked | Placement::Job { .. } => {
+                let (source, workers) = (self.source.clone(), self.options.workers);
+                return self.forked(watch, &mut |watch| {
+                    (watch.tick)(workers, source.finished());
+                    watch.wanted.then_some(TICK)
+                });
+            }
+        }
+        Ok(Round::default())
+    }
+
+    fn threads(&self, watch: &mut Watch<'_>) {
+        let shared = &self.shared();
+        std::thread::scope(|scope| {
+            let (ended, all_ended) = channel::<()>();
+            let run = |slot: usize| {
+                let ended = ended.clone();
+                move || {
+                    live(shared, slot, None, None, Payloads::new(None));
+                    drop(ended);
+                }
+            };
+            let threads: Vec<_> = (0..self.options.workers).map(|slot| scope.spawn(run(slot))).collect();
+            drop(ended);
+            while watch.wanted && all_ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                (watch.tick)(self.options.workers, self.source.finished());
+            }
+            // One by one: the scope's own end orders nothing that a tool could see. (None panics: all is caught.)
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+        });
+    }
+}
+
+/// A crew's work, as its supervisor sees it.
+struct Supervised<'a> {
+    source: &'a Source,
+    policy: Policy,
+}
+
+impl Labour for Supervised<'_> {
+    fn begun(&self, slot: usize) -> u64 {
+        self.source.worker(slot).begun()
+    }
+
+    fn now(&self, slot: usize) -> Option<(usize, u64)> {
+        self.source.worker(slot).now()
+    }
+
+    fn again(&self, deaths: u32) -> bool {
+        self.policy.replaces(deaths)
+    }
+
+    fn give_up(&self, slot: usize) {
+        // The supervisor says why.
+        self.source.give_up(slot, 0);
+    }
+}
