@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::os::inherit::Access;
 use crate::os::launcher::{Launcher, host, kernel};
 use crate::os::process;
+use crate::os::robust;
 use crate::os::topology;
 use crate::shm::array::carries_leases;
 use crate::work::crew::{Body, Crew, Job, Policy, Take, caught};
@@ -71,7 +72,7 @@ impl InWorld {
 
 impl Drop for InWorld {
     fn drop(&mut self) {
-        process::announce_no_death();
+        robust::announce_no_death();
     }
 }
 

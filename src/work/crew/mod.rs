@@ -27,10 +27,13 @@ use crate::comm::Comm;
 use crate::comm::local::Local;
 use crate::error::{Death, Error, Result};
 use crate::os::clock::unix_time;
+use crate::os::descriptor::{self, Bell};
 use crate::os::fault::{self, Role, Site, point};
 use crate::os::inherit::Child;
 use crate::os::launcher;
-use crate::os::process::{self, Bell, Dispositions, Fork, HeldSignals, KILL, Process};
+use crate::os::process::{self, Fork, Process};
+use crate::os::procfs;
+use crate::os::signal::{self, Dispositions, HeldSignals, KILL};
 use crate::os::topology;
 use crate::shm::segment::Segment;
 use output::Output;
@@ -134,8 +137,8 @@ impl Crew {
         operation: &'static str,
         allow_threads: bool,
     ) -> Result<Crew> {
-        let threads = process::threads();
-        if process::is_threaded(&threads) && !allow_threads {
+        let threads = procfs::threads();
+        if procfs::is_threaded(&threads) && !allow_threads {
             return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
@@ -208,8 +211,8 @@ impl Crew {
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
             // After its last word the zygote may still drop what was built: signals end that, too.
-            let ended =
-                process::poll(&sources, slice)[0] || (self.words.closed().is_some() && !zygote.is_watched());
+            let ended = descriptor::poll(&sources, slice)[0]
+                || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
             if over && self.words.culprit().is_none() {
@@ -280,7 +283,7 @@ impl Crew {
             if !zygote.is_watched() {
                 self.end_unwatched(&zygote);
             } else {
-                if zygote.is_held() || !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                if zygote.is_held() || !descriptor::poll(&[&zygote], Duration::from_secs(2))[0] {
                     zygote.kill();
                 }
                 zygote.reap(true);
@@ -388,7 +391,7 @@ impl<S> Zygote<'_, S> {
 
     fn start_and_supervise(&mut self, state: &mut Option<S>) -> i32 {
         if let Some(build) = self.job.build {
-            let before = process::descriptors();
+            let before = descriptor::descriptors();
             match caught(build) {
                 Ok(Ok(built)) => *state = Some(built),
                 Ok(Err(error)) => return self.cannot_start(0, &format!("build returned an error: {error}")),
@@ -396,7 +399,7 @@ impl<S> Zygote<'_, S> {
             }
             let before = before.unwrap_or_default();
             let shares = |after: BTreeSet<_>| after.difference(&before).next().is_some();
-            if process::threads().len() > 1 || process::descriptors().is_none_or(shares) {
+            if procfs::threads().len() > 1 || descriptor::descriptors().is_none_or(shares) {
                 return COLD;
             }
         }
@@ -404,7 +407,7 @@ impl<S> Zygote<'_, S> {
         // Whoever kills the caller's group does not kill who ends the slots' groups. (Before, what `build` starts must be
         // in the caller's.)
         process::enter_group(0);
-        process::keep_off_terminal();
+        signal::keep_off_terminal();
         for rank in 0..self.words.count() {
             self.slots.push(None);
             if self.job.led && rank == 0 {
@@ -445,7 +448,7 @@ impl<S> Zygote<'_, S> {
             world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
-        let deferred = process::Deferred::new();
+        let deferred = signal::Deferred::new();
         match process::fork(Child::Slot)? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
@@ -490,8 +493,8 @@ impl<S> Zygote<'_, S> {
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
             sources.extend(self.job.policy.bell().map(|bell| bell as &dyn AsFd));
-            let spoken = process::poll(&sources, GLANCE);
-            if process::asked() {
+            let spoken = descriptor::poll(&sources, GLANCE);
+            if signal::asked() {
                 self.tell_states();
             }
             if spoken[0] || spoken[1] || self.words.is_dismissed() {
@@ -551,7 +554,7 @@ impl<S> Zygote<'_, S> {
         while self.caller.is_stopped() {
             self.slots.iter().flatten().for_each(|slot| slot.process.halt(asking));
             asking = false;
-            if process::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
+            if descriptor::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
                 break;
             }
         }
@@ -680,7 +683,7 @@ fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&
 
 /// The text of a failure; if it may be that a rank has tried to read the terminal, with what to do about that.
 pub(crate) fn explained(text: String) -> String {
-    match text.contains("Input/output error") && process::is_kept_off_terminal() {
+    match text.contains("Input/output error") && signal::is_kept_off_terminal() {
         true => {
             text + "; workers, and ranks other than root, cannot read the terminal: \
                     read in root, before they start, or from a file or pipe"

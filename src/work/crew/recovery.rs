@@ -4,7 +4,7 @@ use super::Zygote;
 use crate::channel::recovery::{Outcome, Wish};
 use crate::channel::world::World;
 use crate::os::fault::{Site, point};
-use crate::os::process::OWNER_DIED;
+use crate::os::robust::OWNER_DIED;
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::is_gone;
 use std::time::{Duration, Instant};
