@@ -6,6 +6,7 @@ use crate::channel::slot::Status;
 use crate::channel::slots::Slots;
 use crate::error::{Death, Error, Place, RankState};
 use crate::os::process;
+use crate::os::procfs;
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, FAILED, LEFT};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ impl Slots {
             FAILED => "failed",
             0 => "not started",
             alive if wait::is_gone(alive) => "dead",
-            _ => process::state(pid),
+            _ => procfs::state(pid),
         };
         let latest = board.map(|board| self.segment().place::<Board>(board).line.latest());
         let (sequence, signature, line) = latest.unwrap_or_default();
@@ -67,7 +68,7 @@ impl Slots {
             _ => {
                 let pid = slot.pid();
                 let mut cause = self.death(rank, RECORDING);
-                if cause == Death::Unknown && process::is_another_program(pid) {
+                if cause == Death::Unknown && procfs::is_another_program(pid) {
                     cause = Death::Exec;
                     slot.note_exec();
                 }

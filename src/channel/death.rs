@@ -11,13 +11,13 @@
 
 use crate::error::Death;
 use crate::os::inherit;
-use crate::os::process;
+use crate::os::signal;
 use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Tells a death by SIGSEGV at memory that the process was kept from, which its handler noted in `fault`, from others.
 pub(crate) fn explained(death: Death, fault: &AtomicU32) -> Death {
     match inherit::noted(fault.load(Ordering::Relaxed)) {
-        Some(readable) if death == Death::Signal(process::SEGV) => Death::Inherited { readable },
+        Some(readable) if death == Death::Signal(signal::SEGV) => Death::Inherited { readable },
         _ => death,
     }
 }

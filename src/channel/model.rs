@@ -18,7 +18,7 @@ mod directory;
 use crate::channel::line::{Gate, Head, Line};
 use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};
 use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
-use crate::os::process::OWNER_DIED;
+use crate::os::robust::OWNER_DIED;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};

@@ -6,6 +6,7 @@ use crate::os::fault::{Site, point};
 #[cfg(not(loom))]
 use crate::os::inherit;
 use crate::os::process;
+use crate::os::robust;
 use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{self, FAILED, LEFT};
@@ -115,7 +116,7 @@ impl Slot {
     pub(crate) fn enter(&self, epoch: u32, process: bool) {
         wait::join();
         self.filled(process::pid());
-        let alive = if process { wait::announce_death_through(&self.alive) } else { process::WAITERS | 1 };
+        let alive = if process { wait::announce_death_through(&self.alive) } else { robust::WAITERS | 1 };
         #[cfg(not(loom))]
         if process {
             inherit::note_in(&self.fault);

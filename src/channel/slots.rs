@@ -16,6 +16,7 @@ use crate::channel::recovery::MAX_RANKS;
 use crate::channel::slot::{Slot, Status};
 use crate::channel::text::Text;
 use crate::error::{Death, Error, Result};
+use crate::os::deadline;
 #[cfg(not(loom))]
 use crate::os::inherit;
 use crate::os::mapping::{HUGE, PAGE};
@@ -73,7 +74,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Until when a call that begins now may wait.
     pub(crate) fn until(&self) -> Option<Instant> {
-        self.deadline.and_then(|patience| process::clock().checked_add(patience))
+        self.deadline.and_then(|patience| deadline::clock().checked_add(patience))
     }
 }
 

@@ -23,8 +23,8 @@
 //! precedes the claim.
 
 use crate::error::{Error, Result};
+use crate::os::descriptor::Bell;
 use crate::os::fault::{Site, point};
-use crate::os::process::Bell;
 use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};

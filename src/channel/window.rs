@@ -26,10 +26,10 @@ use crate::channel::group::{Member, Share};
 use crate::channel::line::{Gate, Head, IN_CELL, IN_MARK, INLINE, INLINE_WORDS, NOTHING};
 use crate::channel::world::World;
 use crate::error::{Error, RankState, Result};
+#[cfg(any(feature = "mpi", test))]
+use crate::os::deadline::{Watch, clock};
 use crate::os::fault::{Site, point};
 use crate::os::process;
-#[cfg(any(feature = "mpi", test))]
-use crate::os::process::{Watch, clock};
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::ops::Range;

@@ -13,12 +13,12 @@ use crate::channel::recovery::{Decision, Petition, Verdict, Wish};
 pub(crate) use crate::channel::slots::Plan;
 use crate::channel::slots::{Identity, Slots};
 use crate::error::Result;
+use crate::os::descriptor::Bell;
 use crate::os::fault::{Site, point};
 #[cfg(feature = "mpi")]
 use crate::os::mapping;
 #[cfg(feature = "mpi")]
 use crate::os::process;
-use crate::os::process::Bell;
 use crate::os::topology;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::Ordering;

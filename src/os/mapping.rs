@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
+use crate::os::descriptor;
 use crate::os::fault::{Site, refused, sys};
 use crate::os::inherit::{self, Access};
 use crate::os::process;
@@ -200,7 +201,7 @@ fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
 
     let fd = match sys(Site::MemfdCreate, || memfd_create(c"phalanx", MFdFlags::MFD_CLOEXEC)) {
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(None),
-        fd => fd.and_then(process::above_standard).map_err(failed("memfd_create", len))?,
+        fd => fd.and_then(descriptor::above_standard).map_err(failed("memfd_create", len))?,
     };
     // Beyond the limit on file sizes ftruncate would not fail but raise SIGXFSZ.
     let limit = sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE));

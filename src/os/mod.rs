@@ -1,6 +1,8 @@
 //! *What does the kernel give?* Few calls, each wide: the only libc in the crate, and the lowest floor.
 
 pub(crate) mod clock;
+pub(crate) mod deadline;
+pub(crate) mod descriptor;
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;
@@ -8,4 +10,7 @@ pub(crate) mod inherit;
 pub(crate) mod launcher;
 pub(crate) mod mapping;
 pub(crate) mod process;
+pub(crate) mod procfs;
+pub(crate) mod robust;
+pub(crate) mod signal;
 pub(crate) mod topology;

@@ -1,51 +1,20 @@
 //! Processes: fork, learn of a death from the kernel, die with the parent, leave without running the caller's exits.
-#![expect(unsafe_code, reason = "fork, _exit, robust list, prctl")]
+#![expect(unsafe_code, reason = "fork, _exit, pidfd and waitid")]
 
 use crate::error::{Death, Error, Result};
+use crate::os::descriptor::{Bell, Descriptor, above_standard, poll, print};
 use crate::os::fault::{Site, sys};
 pub(crate) use crate::os::inherit::incarnation;
 use crate::os::inherit::{self, Child, Frozen};
-use core::cell::Cell;
-use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use crate::os::procfs::{forget_harmless, letter, others};
+use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::wait::WaitPidFlag;
 use nix::unistd::{ForkResult, Pid};
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-/// Set by the kernel in a robust futex word whose owner has died.
-pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
-/// Tells the kernel that a death must wake a sleeper on the robust word.
-pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
-/// The bits of a robust word that hold the owner's thread id.
-pub(crate) const TID_MASK: u32 = libc::FUTEX_TID_MASK;
-
-/// The number of SIGKILL.
-pub(crate) const KILL: i32 = libc::SIGKILL;
-/// The number of SIGSEGV.
-pub(crate) const SEGV: i32 = libc::SIGSEGV;
-
-/// A descriptor that the program may have closed by mistake: std would end the process when it is dropped then.
-#[derive(Debug)]
-struct Descriptor(ManuallyDrop<OwnedFd>);
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        if nix::fcntl::fcntl(&*self.0, FcntlArg::F_GETFD).is_ok() {
-            // SAFETY: here only, and not used afterwards.
-            unsafe { ManuallyDrop::drop(&mut self.0) };
-        }
-    }
-}
+use std::time::Duration;
 
 /// A process known by descriptor: its number cannot be reused while this is held.
 #[derive(Debug)]
@@ -68,7 +37,7 @@ impl Process {
             Err(Errno::ESRCH) => {
                 let ended = Bell::new()?;
                 ended.ring();
-                Ok(ended.0)
+                Ok(ended.into())
             }
             fd => fd,
         };
@@ -212,177 +181,12 @@ fn watch(pid: Pid) -> nix::Result<Descriptor> {
     });
     // SAFETY: a fresh descriptor that nobody else owns.
     let fd = fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })?;
-    above_standard(fd).map(|fd| Descriptor(ManuallyDrop::new(fd)))
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// The descriptor under a number of 3 or more: where a program has closed 0, 1 or 2, it must not take their place, or
-/// what anyone prints goes into it.
-pub(crate) fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
-    if fd.as_raw_fd() > libc::STDERR_FILENO {
-        return Ok(fd);
-    }
-    let moved = nix::fcntl::fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(libc::STDERR_FILENO + 1))?;
-    // SAFETY: a fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+    above_standard(fd).map(Descriptor::new)
 }
 
 impl AsFd for Process {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-/// A bell that one process rings and its child hears.
-pub(crate) struct Bell(Descriptor);
-
-impl Bell {
-    pub(crate) fn new() -> Result<Bell> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = sys(Site::Eventfd, || above_standard(EventFd::from_flags(flags)?.into()));
-        bell.map(|fd| Bell(Descriptor(ManuallyDrop::new(fd))))
-            .map_err(|errno| Error::os("eventfd", "one descriptor", errno))
-    }
-
-    pub(crate) fn ring(&self) {
-        let _ = sys(Site::EventfdWrite, || nix::unistd::write(&self.0, &1u64.to_ne_bytes()));
-    }
-
-    /// Ready for the next ring.
-    pub(crate) fn still(&self) {
-        let _ = sys(Site::EventfdRead, || nix::unistd::read(&self.0, &mut [0; 8]));
-    }
-}
-
-impl AsFd for Bell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// A pipe that is read without waiting.
-pub(crate) struct Pipe {
-    read: OwnedFd,
-    write: OwnedFd,
-}
-
-impl Pipe {
-    pub(crate) fn new() -> Result<Pipe> {
-        let failed = |errno| Error::os("pipe", "two descriptors for each stream of a rank", errno);
-        let ends = sys(Site::Pipe, || nix::unistd::pipe2(OFlag::O_CLOEXEC)).map_err(failed)?;
-        let [read, write] = [above_standard(ends.0), above_standard(ends.1)];
-        let (read, write) = (read.map_err(failed)?, write.map_err(failed)?);
-        nix::fcntl::fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
-        Ok(Pipe { read, write })
-    }
-
-    /// Appends what has come, up to 64 KiB; false if nothing has.
-    pub(crate) fn read(&self, into: &mut Vec<u8>) -> bool {
-        let mut piece = [0; 64 << 10];
-        let len = nix::unistd::read(&self.read, &mut piece).unwrap_or(0);
-        into.extend_from_slice(&piece[..len]);
-        len > 0
-    }
-}
-
-impl AsFd for Pipe {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.read.as_fd()
-    }
-}
-
-/// This process's standard output and error go into these pipes.
-pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
-    let _ = sys(Site::Dup, || nix::unistd::dup2_stdout(&out.write));
-    let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
-}
-
-/// Prints lines to a standard stream while whoever reads it takes them, and waits for that at most `patience`; returns how
-/// many bytes have gone. (Nobody is there to take them: all.)
-pub(crate) fn print(fd: i32, bytes: &[u8], patience: Duration) -> usize {
-    // SAFETY: one of the standard streams; if the program has closed it, it cannot be written.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let (until, mut gone) = (Instant::now() + patience, 0);
-    while gone < bytes.len() {
-        let mut room = [PollFd::new(fd, PollFlags::POLLOUT)];
-        let left = PollTimeout::try_from(until.saturating_duration_since(Instant::now()));
-        if nix::poll::poll(&mut room, left.unwrap_or(PollTimeout::ZERO)).unwrap_or(0) == 0 {
-            break;
-        }
-        // A pipe that has room takes so much without waiting.
-        let some = &bytes[gone..bytes.len().min(gone + 4096)];
-        let lines = some.iter().rposition(|&byte| byte == b'\n').map_or(some.len(), |at| at + 1);
-        match nix::unistd::write(fd, &some[..lines]) {
-            Ok(written) => gone += written,
-            Err(Errno::EAGAIN | Errno::EINTR) => break,
-            Err(_) => return bytes.len(),
-        }
-    }
-    gone
-}
-
-/// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`, whatever signals
-/// come; true for those that have.
-pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
-    let mut fds: Vec<_> =
-        sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
-    let until = Instant::now() + slice;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)) {
-            Err(Errno::EINTR) => continue,
-            Ok(_) => break,
-            // More than the limit on open files, which has been lowered since they were opened: one by one, then.
-            Err(_) => {
-                for fd in &mut fds {
-                    let _ = nix::poll::poll(core::slice::from_mut(fd), PollTimeout::ZERO);
-                }
-                if left.is_zero() || fds.iter().any(|fd| fd.any() == Some(true)) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-    fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
-}
-
-thread_local! {
-    /// See [`clock`].
-    static STOOD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-}
-
-/// The time by which this thread's deadlines go: it does not pass while the process stands still, stopped by a signal or
-/// with its machine, as far as a [`Watch`] has noticed.
-pub(crate) fn clock() -> Instant {
-    let now = Instant::now();
-    now.checked_sub(STOOD.get()).unwrap_or(now)
-}
-
-/// Who does not look at its watch for so long, while waiting, has stood still.
-const STANDSTILL: Duration = Duration::from_secs(1);
-
-/// Notices that the process has stood still.
-pub(crate) struct Watch(Cell<Instant>);
-
-impl Watch {
-    pub(crate) fn new() -> Watch {
-        Watch(Cell::new(Instant::now()))
-    }
-
-    /// To be called several times a second.
-    pub(crate) fn look(&self) {
-        let now = Instant::now();
-        let late = now - self.0.replace(now);
-        if late > STANDSTILL {
-            STOOD.set(STOOD.get() + late);
-        }
     }
 }
 
@@ -441,7 +245,7 @@ pub(crate) fn fork(kind: Child) -> Result<Fork> {
                 eprintln!("phalanx: mprotect failed in a new process: {}", errno.desc());
                 leave(1);
             }
-            HARMLESS.store(0, Ordering::Relaxed);
+            forget_harmless();
             go_first();
             Ok(Fork::Child)
         }
@@ -481,96 +285,6 @@ pub(crate) fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// What the process is doing, as the kernel lists it.
-pub(crate) fn state(pid: u32) -> &'static str {
-    match letter(&pid.to_string()) {
-        Some('R') => "running",
-        Some('S' | 'D' | 'I') => "sleeping",
-        Some('T' | 't') => "stopped",
-        Some('Z') => "zombie",
-        Some('X') => "dead",
-        // There may be no /proc.
-        None if nix::sys::signal::kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) => "dead",
-        Some(_) | None => "unknown",
-    }
-}
-
-/// Does the process run another program than this one?
-pub(crate) fn is_another_program(pid: u32) -> bool {
-    if numbers("self").len() > 1 {
-        // The list of processes may be of an outer namespace, where they have other numbers.
-        return false;
-    }
-    let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
-    // One that is about to end has none.
-    program(&pid.to_string()).is_some_and(|theirs| program("self").is_some_and(|ours| ours != theirs))
-}
-
-fn letter(process: &str) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name before it is in parentheses and may hold anything.
-    stat.rsplit_once(") ")?.1.chars().next()
-}
-
-/// Threads of which it is known that they hold no lock that a child needs.
-static HARMLESS: AtomicU32 = AtomicU32::new(0);
-
-/// Threads that a library starts during `work`, calls of its own, hold no lock that a child needs, which never calls it.
-#[cfg(any(feature = "mpi", test))]
-pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
-    let before = listed_threads().len();
-    let done = work();
-    let started = listed_threads().len().saturating_sub(before);
-    HARMLESS.fetch_add(started as u32, Ordering::Relaxed);
-    done
-}
-
-/// Do threads run that may hold a lock when this process forks?
-pub(crate) fn is_threaded(threads: &[String]) -> bool {
-    threads.len() > 1 + HARMLESS.load(Ordering::Relaxed) as usize
-}
-
-/// The names of this process's threads.
-pub(crate) fn threads() -> Vec<String> {
-    // A thread that has been joined may be listed for a moment still.
-    for _ in 0..20 {
-        let listed = listed_threads();
-        if !is_threaded(&listed) {
-            return listed;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    listed_threads()
-}
-
-fn listed_threads() -> Vec<String> {
-    let Ok(tasks) = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO))
-    else {
-        // Without /proc, or a descriptor to read it by: this does nothing, and refuses to if there are several.
-        let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
-        return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
-    };
-    tasks
-        .flatten()
-        .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
-        .collect()
-}
-
-/// The descriptors of this process that a child would share with it, by number and what they lead to. `None` if they
-/// cannot be listed.
-pub(crate) fn descriptors() -> Option<BTreeSet<(OsString, PathBuf)>> {
-    const HARMLESS: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
-    let listed = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/fd").map_err(|_| Errno::EIO)).ok()?;
-    // The listing has a descriptor as well; it leads nowhere now.
-    let open = listed
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name(), std::fs::read_link(entry.path()).ok()?)));
-    let is_listing = |to: &Path| to.starts_with("/proc") && to.ends_with("fd");
-    let shared =
-        |(_, to): &(OsString, PathBuf)| !is_listing(to) && !HARMLESS.iter().any(|&harmless| to == harmless);
-    Some(open.filter(shared).collect())
-}
-
 /// Makes the kernel kill this process when its parent dies; false if the parent has died already.
 pub(crate) fn die_with_parent(parent: u32) -> bool {
     let set = sys(Site::SetPdeathsig, || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
@@ -585,25 +299,6 @@ pub(crate) fn outlive_parent() {
 /// Orphans below this process become its children instead of init's.
 pub(crate) fn adopt_orphans() {
     let _ = sys(Site::SetSubreaper, || nix::sys::prctl::set_child_subreaper(true));
-}
-
-/// The children of this process that are not in `known`: adopted orphans, and what `build` has started.
-fn others(known: &[u32]) -> Vec<Pid> {
-    let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    // Where /proc is that of an outer namespace, it lists other numbers than this process knows its children by.
-    let depth = numbers("self").len();
-    let pids = listed.split_whitespace().filter_map(|pid| match depth {
-        0 | 1 => pid.parse().ok(),
-        _ => numbers(pid).get(depth - 1).copied(),
-    });
-    pids.filter(|pid| !known.contains(pid)).map(|pid| Pid::from_raw(pid as i32)).collect()
-}
-
-/// The numbers of a process in the namespaces from that of /proc down to its own.
-fn numbers(process: &str) -> Vec<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.unwrap_or_default().split_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Collects children that have ended and are not in `known`.
@@ -655,206 +350,6 @@ pub(crate) fn enter_group(group: u32) {
     let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), group));
 }
 
-/// Signals that ask a program to end.
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-/// Those with which others ask it for something, and by default end it as well.
-const ASKING: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
-/// Those that stop a process which uses the terminal while its group is in the background.
-const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
-
-/// What the program had made of the signals that its supervisor handles otherwise: for the ranks, which are the program.
-pub(crate) struct Dispositions(Vec<(Signal, libc::sigaction)>);
-
-impl Dispositions {
-    /// In a supervisor: SIGUSR1 is noted (see [`asked`]), if the program has no use for it; it learns how its children end,
-    /// whatever the program does about SIGCHLD; and what the terminal, shells and batch systems send to all processes is
-    /// left to the caller. Not by ignoring it, which what `build` starts would inherit.
-    pub(crate) fn supervise() -> Dispositions {
-        let changed = ENDING.into_iter().chain(ASKING).chain(TERMINAL).chain([Signal::SIGCHLD]);
-        let before: Vec<_> = changed.filter_map(|signal| Some((signal, disposition(signal)?))).collect();
-        for (signal, action) in &before {
-            let handler = match (signal, action.sa_sigaction) {
-                (Signal::SIGTTIN | Signal::SIGTTOU, _) => continue,
-                (Signal::SIGCHLD, _) => SigHandler::SigDfl,
-                (_, libc::SIG_IGN) => continue,
-                (Signal::SIGUSR1, libc::SIG_DFL) => SigHandler::Handler(note_asking),
-                _ => SigHandler::Handler(disregard),
-            };
-            let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-            // SAFETY: `note_asking` stores to an atomic, `disregard` does nothing.
-            let _ = unsafe { nix::sys::signal::sigaction(*signal, &action) };
-        }
-        Dispositions(before)
-    }
-
-    /// In a rank: what the program had made of them, unless `build` has made something else of them since.
-    /// `terminal`: also of those that stop whoever uses the terminal in the background.
-    pub(crate) fn restore(&self, terminal: bool) {
-        // The caller of a world that begins in a progress callback holds signals back.
-        CAUGHT.store(0, Ordering::Relaxed);
-        HELD.store(false, Ordering::Relaxed);
-        for (signal, before) in self.0.iter().filter(|(signal, _)| terminal || !TERMINAL.contains(signal)) {
-            let now = disposition(*signal).map(|now| now.sa_sigaction);
-            let supervisors = [note_asking as *const () as usize, disregard as *const () as usize];
-            let is_supervisors = now.is_some_and(|now| {
-                supervisors.contains(&now) || (now == libc::SIG_DFL && *signal == Signal::SIGCHLD)
-            });
-            if is_supervisors || TERMINAL.contains(signal) {
-                // SAFETY: what `sigaction` has given for this signal.
-                unsafe { libc::sigaction(*signal as libc::c_int, before, core::ptr::null_mut()) };
-            }
-        }
-    }
-}
-
-extern "C" fn disregard(_signal: libc::c_int) {}
-
-/// While it lives, signals to this process wait: a child that is forked meanwhile gets none before it has
-/// [`Dispositions`].
-pub(crate) struct Deferred(Option<SigSet>);
-
-impl Deferred {
-    pub(crate) fn new() -> Deferred {
-        Deferred(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok())
-    }
-}
-
-impl Drop for Deferred {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = before.thread_set_mask();
-        }
-    }
-}
-
-/// Using the terminal from the background never stops this process and its children: they may write to it and set it; to
-/// read from it is an error (EIO).
-pub(crate) fn keep_off_terminal() {
-    for signal in TERMINAL {
-        // SAFETY: SIG_IGN installs no handler code.
-        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) };
-    }
-}
-
-/// Is standard input a terminal that this process must not read?
-pub(crate) fn is_kept_off_terminal() -> bool {
-    use std::io::IsTerminal;
-    handler(Signal::SIGTTIN) == Some(libc::SIG_IGN) && std::io::stdin().is_terminal()
-}
-
-/// The signal that was caught; written by [`note`].
-static CAUGHT: AtomicI32 = AtomicI32::new(0);
-/// Does anyone in this process hold signals?
-static HELD: AtomicBool = AtomicBool::new(false);
-
-/// The descriptor of the bell that is rung when a signal has been caught; -1: none.
-static CAUGHT_BELL: AtomicI32 = AtomicI32::new(-1);
-
-extern "C" fn note(signal: libc::c_int) {
-    CAUGHT.store(signal, Ordering::Relaxed);
-    let (fd, one) = (CAUGHT_BELL.load(Ordering::Relaxed), 1u64);
-    if fd >= 0 {
-        // SAFETY: as many bytes; `write` may be called by a handler, and leaves `errno` alone where it succeeds.
-        unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
-    }
-}
-
-/// Who handles a signal now.
-fn handler(signal: Signal) -> Option<usize> {
-    kernel_disposition(signal).map(|now| now.sa_sigaction)
-}
-
-/// What the program has made of a signal: not that this module holds it back for the moment.
-fn disposition(signal: Signal) -> Option<libc::sigaction> {
-    let mut now = kernel_disposition(signal)?;
-    if now.sa_sigaction == note as *const () as usize {
-        now.sa_sigaction = libc::SIG_DFL;
-    }
-    Some(now)
-}
-
-fn kernel_disposition(signal: Signal) -> Option<libc::sigaction> {
-    // SAFETY: all-zero is a valid sigaction.
-    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
-    // SAFETY: asks only; `now` is a valid place for the answer.
-    let asked = unsafe { libc::sigaction(signal as libc::c_int, core::ptr::null(), &raw mut now) };
-    (asked == 0).then_some(now)
-}
-
-fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
-    let flags = SaFlags::SA_RESETHAND | SaFlags::SA_RESTART;
-    let action = SigAction::new(handler, flags, SigSet::empty());
-    // SAFETY: the only handler code is `note`, which stores to an atomic.
-    sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) }).map(drop)
-}
-
-/// While it lives, the first signal that asks this program to end is noted; the second ends it at once. When it is
-/// dropped, the noted signal does what it would have done.
-pub(crate) struct HeldSignals(Vec<Signal>, Option<Bell>);
-
-impl HeldSignals {
-    /// Holds back those signals whose handling the program has left to the kernel, unless somebody does already.
-    pub(crate) fn hold() -> HeldSignals {
-        if HELD.swap(true, Ordering::AcqRel) {
-            return HeldSignals(Vec::new(), None);
-        }
-        // Without one, they are looked for once a second.
-        let bell = Bell::new().ok();
-        CAUGHT_BELL.store(bell.as_ref().map_or(-1, |bell| bell.as_fd().as_raw_fd()), Ordering::Relaxed);
-        let hold = |&signal: &Signal| {
-            handler(signal) == Some(libc::SIG_DFL) && set_handler(signal, SigHandler::Handler(note)).is_ok()
-        };
-        let held: Vec<Signal> = ENDING.into_iter().filter(hold).collect();
-        if held.is_empty() {
-            CAUGHT_BELL.store(-1, Ordering::Relaxed);
-            HELD.store(false, Ordering::Release);
-        }
-        HeldSignals(held, bell)
-    }
-
-    /// The bell that is rung when one has come.
-    pub(crate) fn bell(&self) -> Option<&Bell> {
-        self.1.as_ref()
-    }
-
-    /// The signal that has come.
-    pub(crate) fn caught(&self) -> Option<Signal> {
-        Signal::try_from(CAUGHT.load(Ordering::Relaxed)).ok().filter(|_| !self.0.is_empty())
-    }
-}
-
-impl Drop for HeldSignals {
-    fn drop(&mut self) {
-        if self.0.is_empty() {
-            return;
-        }
-        for &signal in &self.0 {
-            // Not if the program has come to handle it by itself meanwhile.
-            if handler(signal) == Some(note as *const () as usize) {
-                let _ = set_handler(signal, SigHandler::SigDfl);
-            }
-        }
-        CAUGHT_BELL.store(-1, Ordering::Relaxed);
-        let caught = CAUGHT.swap(0, Ordering::Relaxed);
-        HELD.store(false, Ordering::Release);
-        if let Ok(signal) = Signal::try_from(caught) {
-            let _ = nix::sys::signal::raise(signal);
-        }
-    }
-}
-
-/// Has this process been asked, by SIGUSR1, to tell what it knows? Each asking is answered once.
-static ASKED: AtomicU32 = AtomicU32::new(0);
-
-extern "C" fn note_asking(_signal: libc::c_int) {
-    ASKED.store(1, Ordering::Relaxed);
-}
-
-/// Has SIGUSR1 come since the last call?
-pub(crate) fn asked() -> bool {
-    ASKED.swap(0, Ordering::Relaxed) != 0
-}
-
 /// Gives the processor to another runnable thread.
 pub(crate) fn yield_now() {
     let _ = nix::sched::sched_yield();
@@ -865,55 +360,8 @@ pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
-/// The robust list of one thread (`set_robust_list(2)`): one entry, whose word lies `offset` bytes behind it.
-#[cfg(not(loom))]
-#[repr(C)]
-struct RobustList {
-    first: *const RobustList,
-    offset: libc::c_long,
-    pending: *const RobustList,
-}
-
-/// Lets the kernel mark `word` on this thread's death, whatever the cause, and wake one sleeper: the word becomes
-/// `OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's robust list
-/// (glibc's robust mutexes are not available to it from here on).
-///
-/// Returns the value that says "alive". The caller stores it *after* this call.
-#[cfg(not(loom))]
-pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
-    // The node that the kernel follows is private and never freed: an entry is a pointer, and pointers have no place
-    // in shared memory. Kernel: `entry + offset` is the futex word (futex.rst, "Robust futexes").
-    let node: &'static mut [usize; 1] = Box::leak(Box::new([0]));
-    let entry = node.as_mut_ptr();
-    let head = Box::leak(Box::new(RobustList {
-        first: entry.cast(),
-        offset: word.as_ptr() as libc::c_long - entry as libc::c_long,
-        pending: core::ptr::null(),
-    }));
-    node[0] = core::ptr::from_ref(head) as usize;
-    if crate::os::fault::refused(Site::SetRobustList).is_none() {
-        // SAFETY: the head and its one node are valid for the life of the process and form a closed list.
-        unsafe {
-            libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>())
-        };
-    }
-    // SAFETY: gettid takes nothing.
-    let tid = unsafe { libc::gettid() } as u32;
-    tid | WAITERS
-}
-
 /// Is this the thread that the process began with?
 #[cfg(feature = "mpi")]
 pub(crate) fn is_main_thread() -> bool {
     nix::unistd::gettid() == nix::unistd::getpid()
-}
-
-/// Takes [`announce_death_through`] back, in a process that outlives its world.
-#[cfg(feature = "mpi")]
-pub(crate) fn announce_no_death() {
-    let head =
-        Box::leak(Box::new(RobustList { first: core::ptr::null(), offset: 0, pending: core::ptr::null() }));
-    head.first = core::ptr::from_ref(head);
-    // SAFETY: an empty list, which is never freed.
-    unsafe { libc::syscall(libc::SYS_set_robust_list, core::ptr::from_ref(head), size_of::<RobustList>()) };
 }

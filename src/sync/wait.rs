@@ -21,16 +21,17 @@
 //! that costs ten times as many. A process that cannot take part in this fences in full in [2]; one that cannot call for
 //! it in [b] sleeps shortly.
 
+use crate::os::deadline::{Watch, clock};
 use crate::os::fault::{Site, point};
-use crate::os::process::{self, OWNER_DIED, Watch, clock};
+use crate::os::robust::{self, OWNER_DIED};
 use crate::os::topology;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// The alive word of a rank that has left its world in good order (no thread id is this large).
-pub(crate) const LEFT: u32 = process::TID_MASK;
+pub(crate) const LEFT: u32 = robust::TID_MASK;
 /// The alive word of a rank that failed and said so: a panic or an error returned by its body.
-pub(crate) const FAILED: u32 = process::TID_MASK - 1;
+pub(crate) const FAILED: u32 = robust::TID_MASK - 1;
 
 /// Does an alive word say that its rank will not act again?
 ///
@@ -277,8 +278,8 @@ fn is_revoked(guard: Guard<'_>) -> bool {
 #[cfg(not(loom))]
 mod machine {
     pub(crate) use crate::os::futex::{wait as sleep_on, wait_one as sleep_on_one, wake_all};
-    pub(crate) use crate::os::process::announce_death_through;
     pub(super) use crate::os::process::yield_now;
+    pub(crate) use crate::os::robust::announce_death_through;
     pub(super) use core::hint::spin_loop;
 
     use crate::os::futex::{barrier_everywhere, heed_barriers};
@@ -375,7 +376,7 @@ mod machine {
     }
 
     pub(crate) fn announce_death_through(_word: &AtomicU32) -> u32 {
-        crate::os::process::WAITERS
+        crate::os::robust::WAITERS
     }
 
     pub(crate) fn prepare() {}

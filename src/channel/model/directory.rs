@@ -2,7 +2,7 @@
 
 use super::{ALIVE, Bounds, DROWSY, explore, launch};
 use crate::channel::directory::{Directory, Link};
-use crate::os::process::OWNER_DIED;
+use crate::os::robust::OWNER_DIED;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::wait::{self, Broken, Guard};
 use loom::cell::Cell;

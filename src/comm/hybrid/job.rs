@@ -8,7 +8,7 @@ use crate::comm::Comm;
 use crate::comm::local::Local;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
-use crate::os::process;
+use crate::os::robust;
 use std::rc::Rc;
 
 /// Is this process a rank of a world over nodes, or of a manager of the job?
@@ -52,7 +52,7 @@ impl InWorld {
 
 impl Drop for InWorld {
     fn drop(&mut self) {
-        process::announce_no_death();
+        robust::announce_no_death();
     }
 }
 

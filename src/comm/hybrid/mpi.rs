@@ -12,6 +12,7 @@ use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
 use crate::error::{Error, Result};
 use crate::os::launcher::{Launcher, launcher};
 use crate::os::process;
+use crate::os::procfs;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use core::marker::PhantomData;
@@ -97,12 +98,12 @@ impl Mpi {
                 "under an MPI launcher worlds are started by the program's main thread",
             ));
         }
-        let (ours, threads) = (!is_initialised()?, process::threads());
+        let (ours, threads) = (!is_initialised()?, procfs::threads());
         let mut provided = 0;
         // SAFETY: a constant of the library.
         let wanted = unsafe { ffi::RSMPI_THREAD_FUNNELED };
         if ours {
-            process::vouching(|| {
+            procfs::vouching(|| {
                 // SAFETY: not initialised so far; without arguments, as the standard allows.
                 code("MPI_Init_thread", unsafe {
                     ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)

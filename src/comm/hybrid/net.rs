@@ -4,6 +4,7 @@ use super::wire::{Flight, LARGEST, Wire};
 use crate::error::{Error, Result};
 use crate::os::launcher::host;
 use crate::os::process;
+use crate::os::procfs;
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use std::ops::Range;
@@ -236,7 +237,7 @@ pub(crate) enum Step {
 /// context that none of them has used.
 pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     // Some MPIs start threads with the first messages.
-    let (contexts, told) = process::vouching(|| -> Result<_> {
+    let (contexts, told) = procfs::vouching(|| -> Result<_> {
         let contexts = net.tell(net.wire.contexts().to_ne_bytes(), &always)?;
         Ok((contexts, net.tell(bytemuck::cast([step as u64, number]), &always)?))
     })?;

@@ -8,8 +8,8 @@ use crate::comm::mailbox::Mailbox;
 use crate::comm::shm::Shm;
 use crate::comm::transport::Recovers;
 use crate::error::{Error, RankState, Result};
+use crate::os::deadline::clock;
 use crate::os::fault::{Site, point};
-use crate::os::process::clock;
 use crate::sync::wait::Broken;
 use std::time::Duration;
 

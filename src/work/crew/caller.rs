@@ -2,9 +2,12 @@
 
 use crate::channel::slots::Slots;
 use crate::error::{Death, Error, Result};
+use crate::os::descriptor::{self, Bell};
 use crate::os::fault::{self, Role};
 use crate::os::inherit::Child;
-use crate::os::process::{self, Bell, Fork, HeldSignals, Process};
+use crate::os::process::{self, Fork, Process};
+use crate::os::procfs;
+use crate::os::signal::HeldSignals;
 use crate::work::crew::job::{COLD, Job, RUNG};
 use crate::work::crew::output::Output;
 use crate::work::crew::stopped::{LOOK, STOPPED, Stopped, tell_stopped};
@@ -36,8 +39,8 @@ impl Crew {
         operation: &'static str,
         allow_threads: bool,
     ) -> Result<Crew> {
-        let threads = process::threads();
-        if process::is_threaded(&threads) && !allow_threads {
+        let threads = procfs::threads();
+        if procfs::is_threaded(&threads) && !allow_threads {
             return Err(Error::Threads { operation, threads: threads.join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
@@ -83,8 +86,8 @@ impl Crew {
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
             // After its last word the zygote may still drop what was built: signals end that, too.
-            let ended =
-                process::poll(&sources, slice)[0] || (self.words.closed().is_some() && !zygote.is_watched());
+            let ended = descriptor::poll(&sources, slice)[0]
+                || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
             if over && self.words.culprit().is_none() {
@@ -190,7 +193,7 @@ impl Crew {
             if !zygote.is_watched() {
                 self.end_unwatched(&zygote);
             } else {
-                if zygote.is_held() || !process::poll(&[&zygote], Duration::from_secs(2))[0] {
+                if zygote.is_held() || !descriptor::poll(&[&zygote], Duration::from_secs(2))[0] {
                     zygote.kill();
                 }
                 zygote.reap(true);

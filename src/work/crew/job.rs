@@ -2,7 +2,7 @@
 
 use crate::channel::world::World;
 use crate::error::Result;
-use crate::os::process::Bell;
+use crate::os::descriptor::Bell;
 
 /// Exit status of a zygote whose build left threads or descriptors behind: the first keep it from forking, the second lead
 /// all slots to one pipe, socket or place in a file. Each slot must build for itself.

@@ -1,7 +1,7 @@
 //! What the slots print, line by line, with the rank in front: through a pipe per slot and stream, which the caller reads.
 
 use crate::error::Result;
-use crate::os::process::{self, Pipe};
+use crate::os::descriptor::{self, Pipe};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Output {
     /// In a slot: what it prints from now on goes through its pipes.
     pub(super) fn enter(&self, rank: usize) {
         let [out, err] = &self.slots[rank];
-        process::print_to(&out.pipe, &err.pipe);
+        descriptor::print_to(&out.pipe, &err.pipe);
     }
 
     /// In the caller: what ends a wait early.
@@ -57,7 +57,7 @@ impl Output {
             }
         }
         for (fd, waiting) in [1, 2].into_iter().zip(&mut self.waiting) {
-            waiting.drain(..process::print(fd, waiting, PATIENCE[usize::from(end)]));
+            waiting.drain(..descriptor::print(fd, waiting, PATIENCE[usize::from(end)]));
         }
         read && self.waiting.iter().all(Vec::is_empty)
     }

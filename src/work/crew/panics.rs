@@ -13,6 +13,7 @@
 
 use crate::error::Error;
 use crate::os::process;
+use crate::os::signal;
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -214,7 +215,7 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
 
 /// The text of a failure; if it may be that a rank has tried to read the terminal, with what to do about that.
 pub(crate) fn explained(text: String) -> String {
-    match text.contains("Input/output error") && process::is_kept_off_terminal() {
+    match text.contains("Input/output error") && signal::is_kept_off_terminal() {
         true => {
             text + "; workers, and ranks other than root, cannot read the terminal: \
                     read in root, before they start, or from a file or pipe"

@@ -3,7 +3,7 @@
 use crate::channel::recovery::{Outcome, Wish};
 use crate::channel::world::World;
 use crate::os::fault::{Site, point};
-use crate::os::process::OWNER_DIED;
+use crate::os::robust::OWNER_DIED;
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::is_gone;
 use crate::work::crew::zygote::Zygote;

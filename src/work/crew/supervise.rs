@@ -2,9 +2,11 @@
 
 use crate::error::Death;
 use crate::os::clock::unix_time;
+use crate::os::descriptor;
 use crate::os::fault::{Site, point};
 use crate::os::launcher;
-use crate::os::process::{self, KILL};
+use crate::os::process::{self};
+use crate::os::signal::{self, KILL};
 use crate::os::topology;
 use crate::work::crew::job::{Policy, RUNG};
 use crate::work::crew::stopped::{STOPPED, period, tell_stopped};
@@ -32,8 +34,8 @@ impl<S> Zygote<'_, S> {
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
             sources.extend(self.job.policy.bell().map(|bell| bell as &dyn AsFd));
-            let spoken = process::poll(&sources, GLANCE);
-            if process::asked() {
+            let spoken = descriptor::poll(&sources, GLANCE);
+            if signal::asked() {
                 self.tell_states();
             }
             if spoken[0] || spoken[1] || self.words.is_dismissed() {
@@ -93,7 +95,7 @@ impl<S> Zygote<'_, S> {
         while self.caller.is_stopped() {
             self.slots.iter().flatten().for_each(|slot| slot.process.halt(asking));
             asking = false;
-            if process::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
+            if descriptor::poll(&[&self.caller, &self.bell], Duration::from_millis(100)).contains(&true) {
                 break;
             }
         }

@@ -2,10 +2,13 @@
 
 use crate::channel::slots::Slots;
 use crate::error::Result;
+use crate::os::descriptor::{self, Bell};
 use crate::os::fault::{self, Role, Site, point};
 use crate::os::inherit::Child;
 use crate::os::launcher;
-use crate::os::process::{self, Bell, Dispositions, Fork, Process};
+use crate::os::process::{self, Fork, Process};
+use crate::os::procfs;
+use crate::os::signal::{self, Dispositions};
 use crate::os::topology;
 use crate::work::crew::era::Era;
 use crate::work::crew::job::{COLD, Job, Policy};
@@ -106,7 +109,7 @@ impl<'a, S> Zygote<'a, S> {
 
     fn start_and_supervise(&mut self, state: &mut Option<S>) -> i32 {
         if let Some(build) = self.job.build {
-            let before = process::descriptors();
+            let before = descriptor::descriptors();
             match caught(build) {
                 Ok(Ok(built)) => *state = Some(built),
                 Ok(Err(error)) => return self.cannot_start(0, &format!("build returned an error: {error}")),
@@ -114,7 +117,7 @@ impl<'a, S> Zygote<'a, S> {
             }
             let before = before.unwrap_or_default();
             let shares = |after: BTreeSet<_>| after.difference(&before).next().is_some();
-            if process::threads().len() > 1 || process::descriptors().is_none_or(shares) {
+            if procfs::threads().len() > 1 || descriptor::descriptors().is_none_or(shares) {
                 return COLD;
             }
         }
@@ -122,7 +125,7 @@ impl<'a, S> Zygote<'a, S> {
         // Whoever kills the caller's group does not kill who ends the slots' groups. (Before, what `build` starts must be
         // in the caller's.)
         process::enter_group(0);
-        process::keep_off_terminal();
+        signal::keep_off_terminal();
         for rank in 0..self.words.count() {
             self.slots.push(None);
             if self.job.led && rank == 0 {
@@ -169,7 +172,7 @@ impl<'a, S> Zygote<'a, S> {
             world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
-        let deferred = process::Deferred::new();
+        let deferred = signal::Deferred::new();
         match process::fork(Child::Slot)? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
