@@ -98,36 +98,7 @@ impl Mpi {
                 "under an MPI launcher worlds are started by the program's main thread",
             ));
         }
-        let (ours, threads) = (!is_initialised()?, procfs::threads());
-        let mut provided = 0;
-        // SAFETY: a constant of the library.
-        let wanted = unsafe { ffi::RSMPI_THREAD_FUNNELED };
-        if ours {
-            procfs::vouching(|| {
-                // SAFETY: not initialised so far; without arguments, as the standard allows.
-                code("MPI_Init_thread", unsafe {
-                    ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
-                })
-            })?;
-        } else {
-            let mut flag = 0;
-            // SAFETY: initialised; writes the flag.
-            code("MPI_Is_thread_main", unsafe { ffi::MPI_Is_thread_main(&raw mut flag) })?;
-            if flag == 0 {
-                let problem = "MPI was initialised by another thread of this program: launch from that one";
-                return Err(Error::option("MPI", problem));
-            }
-        }
-        // A program that has initialised MPI by itself knows what it asked for.
-        if ours && provided < wanted && threads.len() > 1 {
-            let problem = format!(
-                "this MPI serves programs of one thread (MPI_THREAD_SINGLE), and this one has {}: {}; end them first, or use an \
-                 MPI that is built for threads",
-                threads.len(),
-                threads.join(", ")
-            );
-            return Err(Error::option("MPI", problem));
-        }
+        let ours = begin()?;
         // SAFETY: a constant of the library.
         let world = unsafe { ffi::RSMPI_COMM_WORLD };
         let mut comm = world;
@@ -358,6 +329,41 @@ impl Wire for Mpi {
     fn at_exit(&self, leave: Leave) {
         let _ = AT_EXIT.set(leave);
     }
+}
+
+/// Initialises the library, unless the program has; returns whether it had not.
+fn begin() -> Result<bool> {
+    let (ours, threads) = (!is_initialised()?, procfs::threads());
+    let mut provided = 0;
+    // SAFETY: a constant of the library.
+    let wanted = unsafe { ffi::RSMPI_THREAD_FUNNELED };
+    if ours {
+        procfs::vouching(|| {
+            // SAFETY: not initialised so far; without arguments, as the standard allows.
+            code("MPI_Init_thread", unsafe {
+                ffi::MPI_Init_thread(null_mut(), null_mut(), wanted, &raw mut provided)
+            })
+        })?;
+    } else {
+        let mut flag = 0;
+        // SAFETY: initialised; writes the flag.
+        code("MPI_Is_thread_main", unsafe { ffi::MPI_Is_thread_main(&raw mut flag) })?;
+        if flag == 0 {
+            let problem = "MPI was initialised by another thread of this program: launch from that one";
+            return Err(Error::option("MPI", problem));
+        }
+    }
+    // A program that has initialised MPI by itself knows what it asked for.
+    if ours && provided < wanted && threads.len() > 1 {
+        let problem = format!(
+            "this MPI serves programs of one thread (MPI_THREAD_SINGLE), and this one has {}: {}; end them first, or use an \
+             MPI that is built for threads",
+            threads.len(),
+            threads.join(", ")
+        );
+        return Err(Error::option("MPI", problem));
+    }
+    Ok(ours)
 }
 
 /// The largest tag that this MPI has; each has those up to [`EVERYWHERE`].

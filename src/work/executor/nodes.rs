@@ -88,32 +88,17 @@ pub(super) fn run<W: Work + Sync>(
     } else {
         executor.source = executor.source.clone().with_bell()?;
     }
-    let (ledger, source) = (executor.ledger.clone(), executor.source.clone());
-    let join = || Coordinator::join((ledger.clone(), source.clone()), fixed.clone(), digest, each);
-    let mut coordinator = None;
-    let mut failed = None;
-    // MPI is joined when the workers have been forked.
-    let mut look_after = |watch: &mut Watch<'_>| -> Option<Duration> {
-        if failed.is_some() {
-            return None;
-        }
-        let step = match &mut coordinator {
-            Some(coordinator) => Coordinator::coordinate(coordinator, watch),
-            none => join().and_then(|joined| none.insert(joined).coordinate(watch)),
-        };
-        match step {
-            Ok(nap) => nap,
-            Err(error) => {
-                fatal(&error);
-                failed = Some(error);
-                // There is no job, or it would have ended: the workers end with what they have.
-                source.close();
-                None
-            }
-        }
+    let mut lookout = Lookout {
+        ledger: executor.ledger.clone(),
+        source: executor.source.clone(),
+        fixed,
+        digest,
+        each,
+        coordinator: None,
+        failed: None,
     };
-    let round = executor.forked(watch, &mut look_after);
-    let round = match (round, failed) {
+    let round = executor.forked(watch, &mut |watch| lookout.look(watch));
+    let round = match (round, lookout.failed.take()) {
         (Ok(round), None) => round,
         (Err(error), _) | (_, Some(error)) => {
             fatal(&error);
@@ -123,7 +108,7 @@ pub(super) fn run<W: Work + Sync>(
     let replaced = executor.replaced.iter_mut().zip(round.replaced);
     replaced.for_each(|(all, more)| *all += more);
     let abandoned = round.given_up.or_else(|| executor.reason());
-    let collected = coordinator.map_or_else(join, Ok).and_then(|mut coordinator| {
+    let collected = lookout.coordinator().and_then(|coordinator| {
         let own = abandoned.is_none_or(|why| coordinator.give_up(&why));
         Ok((own, coordinator.collect(executor.done(), watch)?))
     });
@@ -140,6 +125,44 @@ pub(super) fn run<W: Work + Sync>(
     Ok(Some(done))
 }
 
+/// What the caller does while its workers work. MPI is joined when they have been forked.
+struct Lookout {
+    ledger: Ledger,
+    source: Source,
+    /// This node's tasks, if they are dealt out from the start.
+    fixed: Option<Range<usize>>,
+    digest: u64,
+    /// Workers of this process.
+    each: usize,
+    coordinator: Option<Coordinator>,
+    failed: Option<Error>,
+}
+
+impl Lookout {
+    /// Returns how long the process may sleep, unless its workers call.
+    fn look(&mut self, watch: &mut Watch<'_>) -> Option<Duration> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let nap = self.coordinator().and_then(|coordinator| coordinator.coordinate(watch));
+        nap.unwrap_or_else(|error| {
+            fatal(&error);
+            self.failed = Some(error);
+            // There is no job, or it would have ended: the workers end with what they have.
+            self.source.close();
+            None
+        })
+    }
+
+    fn coordinator(&mut self) -> Result<&mut Coordinator> {
+        if self.coordinator.is_none() {
+            let shared = (self.ledger.clone(), self.source.clone());
+            self.coordinator = Some(Coordinator::join(shared, self.fixed.clone(), self.digest, self.each)?);
+        }
+        self.coordinator.as_mut().ok_or(Error::Corrupt { what: "the coordinator of a node" })
+    }
+}
+
 /// Ends the job, if this process is part of one.
 fn fatal(error: &Error) {
     if let Ok(mpi) = Mpi::join() {
@@ -148,7 +171,6 @@ fn fatal(error: &Error) {
 }
 
 impl Coordinator {
-    /// `fixed`: this node's tasks, if they are dealt out from the start.
     fn join(
         (ledger, source): (Ledger, Source),
         fixed: Option<Range<usize>>,
