@@ -25,6 +25,7 @@
 use crate::error::{Error, Result};
 use crate::os::descriptor::Bell;
 use crate::os::fault::{Site, point};
+use crate::os::inherit::Access;
 use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -320,6 +321,11 @@ impl Source {
 
     fn words(&self) -> &Words {
         self.segment.place(self.base)
+    }
+
+    /// Keeps the source from children: the workers are this process, or its threads.
+    pub(crate) fn keep(&self) {
+        self.segment.allow(Access::Nothing, Access::Nothing);
     }
 
     /// Returns the words of all workers.

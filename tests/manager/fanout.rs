@@ -28,6 +28,7 @@ pub const CASES: &[Case] = cases! {
     models_are_inherited_not_serialised
     many_results_and_large_ones
     leases_come_back_without_a_copy
+    little_heap_is_enough_for_little
     leases_of_the_caller_are_not_its_workers
     results_from_local_tree_are_ones_own
     build_and_execute_and_actor
@@ -423,4 +424,14 @@ fn nested_managers() {
     assert_eq!(sums, [60, 180]);
     let of_ranks = launch(2, |comm| inner(&[comm.rank() as i32], &mut ()).map(|(sum, _)| sum));
     assert_eq!(of_ranks.unwrap().unwrap(), [30, 60]);
+}
+
+fn little_heap_is_enough_for_little() {
+    for heap in [0, 1, 4096] {
+        let mut manager = manager(Backend::SharedMemory, 2, Granularity::PerSample);
+        manager.heap = Some(heap);
+        let scattered = manager.scatter(|| Ok(()), |x: &[u32], ()| Ok(x[0] + 1), &[1, 2, 3]).unwrap();
+        let results = manager.gather(scattered).unwrap();
+        assert_eq!(results.iter().map(|local| local.results).collect::<Vec<_>>(), [2, 3, 4]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::{Column, Layout, Ledger, Memory};
-use crate::channel::source::Source;
+use crate::channel::source::{MOST, Source};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::os::clock::Clock;
@@ -32,6 +32,9 @@ pub(crate) fn run_in<W: Work, R>(
     let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
     let (rank, workers) = (comm.rank(), comm.size());
     let policy = policy.or_else(|error| comm.refuse(&call, error.to_string()))?;
+    if tasks > MOST {
+        return comm.refuse(&call, format!("{tasks} rows; {MOST} are the most"));
+    }
     let layout = |base: usize| Layout::new(base, tasks, columns, Memory::Dense);
     let len = layout(0).map(|layout| layout.len().next_multiple_of(LINE));
     let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;

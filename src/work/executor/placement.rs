@@ -1,7 +1,6 @@
 //! Where workers run, decided once: by the back end, the environment and what was asked for.
 
 use crate::channel::recovery::MAX_RANKS;
-use crate::channel::source::MOST;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
@@ -40,7 +39,7 @@ impl Placement {
         tasks: usize,
     ) -> Result<usize> {
         if let Placement::Job { job, .. } = self {
-            return workers_of_job(operation, job, wanted, tasks);
+            return workers_of_job(operation, job, wanted);
         }
         let wanted = ranks(operation, wanted)?;
         if wanted == 0 || wanted > MAX_RANKS {
@@ -52,16 +51,7 @@ impl Placement {
 }
 
 /// How many workers each process of a job has.
-fn workers_of_job(
-    operation: &'static str,
-    job: Launcher,
-    wanted: Option<usize>,
-    tasks: usize,
-) -> Result<usize> {
-    if tasks > MOST {
-        let problem = format!("{tasks} rows; over several nodes {MOST} are the most");
-        return Err(Error::option(operation, problem));
-    }
+fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>) -> Result<usize> {
     match requested(operation, wanted)? {
         Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => Ok(workers / job.size),
         Some(workers) => {

@@ -2,7 +2,7 @@
 
 use crate::channel::ledger::Ledger;
 use crate::channel::slots::{Plan, Slots};
-use crate::channel::source::Source;
+use crate::channel::source::{MOST, Source};
 use crate::error::{Error, Result};
 use crate::os::clock::Clock;
 use crate::os::process;
@@ -80,7 +80,11 @@ pub(super) struct Round {
 impl<'a, W: Work> Executor<'a, W> {
     /// Readies workers for the tasks of a ledger.
     pub(crate) fn new(work: &'a W, options: Options, ledger: Ledger) -> Result<Executor<'a, W>> {
-        let workers = options.workers;
+        let (workers, tasks) = (options.workers, ledger.tasks());
+        if tasks > MOST {
+            let problem = format!("{tasks} rows or samples; {MOST} are the most");
+            return Err(Error::option(options.operation, problem));
+        }
         let source = Source::new(workers)?;
         let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
         Ok(Executor { work, options, ledger, source, clock, of, replaced })

@@ -369,7 +369,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             return Ok(Scattered { parameters, deal, stop, pending: self.done(Vec::new()) });
         }
         if !is_here {
-            let running = Box::new(executor.start(self.heap)?);
+            // Results need some room, however little was asked for.
+            let running = Box::new(executor.start(self.heap.map(|bytes| bytes.max(1)))?);
             return Ok(Scattered { parameters, deal, stop, pending: Pending::Away(running) });
         }
         executor.run(&mut Watch { tick: &mut |_, _| (), wanted: false })?;
