@@ -24,6 +24,7 @@ use crate::shm::element::{Datatype, Element, bytes_of, fill_bytes};
 use ndarray::{ArrayBase, Data, DataMut, Dimension};
 use solo::Solo;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use transport::Transport;
 
@@ -56,7 +57,9 @@ use transport::Transport;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Comm<'w> {
-    transport: Box<dyn Transport<'w> + 'w>,
+    transport: Box<dyn Transport>,
+    /// Invariant: the communicator of a body fits no other lifetime.
+    world: PhantomData<fn(&'w ()) -> &'w ()>,
 }
 
 impl fmt::Debug for Comm<'_> {
@@ -66,8 +69,8 @@ impl fmt::Debug for Comm<'_> {
 }
 
 impl<'w> Comm<'w> {
-    pub(crate) fn over(transport: Box<dyn Transport<'w> + 'w>) -> Comm<'w> {
-        Comm { transport }
+    pub(crate) fn over(transport: Box<dyn Transport>) -> Comm<'w> {
+        Comm { transport, world: PhantomData }
     }
 
     /// A communicator of one rank, in the calling thread: what the serial back end computes with.

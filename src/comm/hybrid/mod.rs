@@ -41,8 +41,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 /// The transport of ranks on several nodes.
-pub(crate) struct Hybrid<'w> {
-    node: Shm<'w>,
+pub(crate) struct Hybrid {
+    node: Shm,
     /// In the leader: the other leaders.
     net: Option<Net>,
     layout: Rc<Layout>,
@@ -68,15 +68,15 @@ pub(crate) struct Ways {
     pub(crate) crowded: bool,
 }
 
-impl<'w> Hybrid<'w> {
+impl Hybrid {
     /// Returns the communicator of the ranks of a node and, by its leader's net, those of other nodes. All ranks of all nodes
     /// call this. `numbers` are theirs in the world, if they are not all of it.
     pub(crate) fn new(
-        mut node: Shm<'w>,
+        mut node: Shm,
         net: Option<Net>,
         mut ways: Ways,
         numbers: Option<Vec<usize>>,
-    ) -> Result<Hybrid<'w>> {
+    ) -> Result<Hybrid> {
         let call = Call::new(Verb::Split, Datatype::BYTES);
         let mut told: Vec<u8> = Vec::new();
         let mut head = [0u64; 3];
@@ -137,7 +137,7 @@ impl<'w> Hybrid<'w> {
     }
 }
 
-impl Control for Hybrid<'_> {
+impl Control for Hybrid {
     fn rank(&self) -> usize {
         self.layout.firsts[self.layout.node] + self.node.rank()
     }
@@ -178,7 +178,7 @@ impl Control for Hybrid<'_> {
     }
 }
 
-impl Recovers for Hybrid<'_> {
+impl Recovers for Hybrid {
     fn epoch(&self) -> u32 {
         0
     }
