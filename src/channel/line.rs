@@ -121,13 +121,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Member `me`; `guards` end a wait for each peer; exchanges count from `first`.
-    pub(crate) fn new(
-        lines: Places<Line>,
-        guards: Guards,
-        me: usize,
-        pace: Pace,
-        first: u32,
-    ) -> Gate {
+    pub(crate) fn new(lines: Places<Line>, guards: Guards, me: usize, pace: Pace, first: u32) -> Gate {
         Gate { lines, guards, me, pace, next: first }
     }
 

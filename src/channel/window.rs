@@ -116,12 +116,7 @@ impl Drop for RevokeOnUnwind<'_> {
 
 impl Window {
     /// The window of `rank` in the world's own communicator of an epoch whose members are the world's `ranks`.
-    pub(crate) fn of_world(
-        world: &World,
-        rank: usize,
-        epoch: u32,
-        ranks: Vec<usize>,
-    ) -> Result<Window> {
+    pub(crate) fn of_world(world: &World, rank: usize, epoch: u32, ranks: Vec<usize>) -> Result<Window> {
         let me = ranks.iter().position(|&member| member == rank);
         let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
         let shares = ranks.iter().map(|&rank| world.share_at(rank, epoch)).collect();
@@ -171,8 +166,11 @@ impl Window {
         self.gate.awaits(call);
     }
 
-    /// What its ranks are known to do.
+    /// What its ranks are known to do; nothing in a process that was forked by a rank, which may not look into the world.
     pub(crate) fn states(&self) -> Vec<RankState> {
+        if self.process != process::incarnation() {
+            return Vec::new();
+        }
         self.ranks
             .iter()
             .zip(&self.shares)

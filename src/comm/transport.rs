@@ -135,10 +135,5 @@ pub(crate) trait Messages {
 /// Splits communicators off a communicator.
 pub(crate) trait Splits {
     /// Returns the communicator of the ranks that name the same `colour`, in order of key, then rank; none for none.
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport>>>;
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>>;
 }

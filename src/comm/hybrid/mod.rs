@@ -32,7 +32,7 @@ use crate::comm::local::Local;
 use crate::comm::shm::Shm;
 use crate::comm::transport::{Control, Moves, Recovers};
 use crate::error::{Error, RankState, Result};
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 use carry::Area;
 use layout::{Layout, introduction};
 use message::Letters;
@@ -77,7 +77,7 @@ impl Hybrid {
         mut ways: Ways,
         numbers: Option<Vec<usize>>,
     ) -> Result<Hybrid> {
-        let call = Call::new(Verb::Split, Datatype::BYTES);
+        let call = Call::new(Verb::Split, TypeTag::BYTES);
         let mut told: Vec<u8> = Vec::new();
         let mut head = [0u64; 3];
         if let Some(net) = &net {

@@ -70,12 +70,7 @@ impl Asked {
 impl Splits for Hybrid {
     /// All ranks learn what all ask for. Then each node splits its own part, and a group on several nodes gets a leader in
     /// each. Where the order asked for goes to and fro between nodes, each rank of the group stands for itself.
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport>>> {
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
         let mine =
             [u64::from(colour.is_some()), colour.unwrap_or(0), key, u64::from(self.ways.contexts.get())];
         let mut all = vec![[0u64; 4]; self.size()];

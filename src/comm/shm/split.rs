@@ -13,24 +13,14 @@ use crate::shm::arena::{Block, Fill};
 use std::rc::Rc;
 
 impl Splits for Shm {
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport>>> {
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
         Ok(self.split_off(call, colour, key)?.map(|group| Box::new(group) as Box<_>))
     }
 }
 
 impl Shm {
     /// See [`Splits::split`].
-    pub(crate) fn split_off(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Shm>> {
+    pub(crate) fn split_off(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
         let mut all = vec![0u64; 3 * self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;

@@ -1,8 +1,9 @@
 //! What those who run the same program exchange: WaterTAP's names for collectives with root 0.
 
-use crate::comm::op::{Arithmetic, Op};
+use crate::comm::op::Op;
 use crate::error::Result;
 use crate::shm::element::Element;
+use crate::shm::reduction::Arithmetic;
 use crate::work::manager::ParallelManager;
 use ndarray::{Array1, ArrayBase, Data, DataMut, Dimension};
 use serde::{Serialize, de::DeserializeOwned};
