@@ -46,6 +46,7 @@
 //! | WaterTAP's parallel manager, by its names | [`ParallelManager`], [`create_parallel_manager`] |
 //! | ranks that call each other | [`launch`], [`Launch`], [`Comm`], [`Op`] |
 //! | arrays that are born shared and never copied | [`SharedArray`], [`Lease`], [`Parts`], [`Whole`] |
+//! | bytes with types named at run time, for bindings | [`untyped`] |
 //! | what may travel, and what can go wrong | [`Element`], [`Error`] |
 //!
 //! # What must be known about forks
@@ -65,6 +66,31 @@ mod work;
 #[doc = include_str!("../docs/forks.md")]
 pub mod forks {}
 
+/// Calls on bytes with a datatype and a reduction that are named at run time, for bindings to other languages.
+///
+/// Each collective and message of [`Comm`] that takes arrays has a form on bytes, by the name with `_bytes`:
+/// [`Comm::all_reduce_bytes`] is that of [`Comm::all_reduce`]. A typed and an untyped call of the same operation and element
+/// type match: some ranks may make the one, some the other. Lengths are in bytes, counts in elements. Bytes may lie on any
+/// boundary. Those that are no whole, valid elements are refused on all ranks before anything is written.
+///
+/// ```
+/// use phalanx::untyped::{Datatype, Reduction};
+/// let (datatype, reduction) = (Datatype::from_name("int32"), Reduction::from_name("max"));
+/// let (Some(datatype), Some(reduction)) = (datatype, reduction) else { panic!("unknown names") };
+/// let greatest = phalanx::launch(3, |comm| {
+///     let (mine, mut all) = ((comm.rank() as i32).to_ne_bytes(), [0; 4]);
+///     comm.all_reduce_bytes(&mine, &mut all, datatype, reduction)?;
+///     Ok(i32::from_ne_bytes(all))
+/// })?;
+/// assert_eq!(greatest, Some(vec![2, 2, 2]));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub mod untyped {
+    pub use crate::comm::op::Operation;
+    pub use crate::shm::datatype::Datatype;
+    pub use crate::shm::reduction::Reduction;
+}
+
 /// Crash points and failing system calls, for tests: with the feature `faults` only.
 #[cfg(feature = "faults")]
 pub mod faults {
@@ -74,12 +100,13 @@ pub mod faults {
 pub use channel::view::{Parts, Whole};
 pub use comm::Comm;
 pub use comm::exact::ExactSum;
-pub use comm::op::{Arithmetic, Bits, Op, Ordered};
+pub use comm::op::Op;
 pub use comm::recovery::Agreement;
 pub use comm::seed::seed;
 pub use error::{Death, Error, Place, RankState, Result};
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
+pub use shm::reduction::{Arithmetic, Bits, Ordered};
 pub use work::executor::Backend;
 pub use work::launch::{Launch, launch, leave_behind};
 pub use work::manager::{

@@ -1,80 +1,62 @@
 //! What a rank says it is calling: compared with its peers' words before any byte of output is written.
 
 use crate::error::Place;
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
+use crate::shm::reduction::OpCode;
 
-/// Operations by their code in a signature; the names are those of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Verb {
+/// Declares the operations; the name is that of the API.
+macro_rules! verbs {
+    ($($(#[$about:meta])* $verb:ident = $code:literal, $name:literal;)*) => {
+        /// Operations by their code in a signature.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub(crate) enum Verb {
+            $($(#[$about])* $verb = $code,)*
+        }
+
+        /// Names by code.
+        const NAMES: &[&str] = &["nothing", $($name),*];
+
+        #[cfg(test)]
+        const CODES: &[u8] = &[0, $($code),*];
+    };
+}
+verbs! {
     /// A wrong argument was found by the caller itself: its peers are released with an error.
-    Abort = 1,
-    Barrier,
-    Broadcast,
-    Gather,
-    GatherShared,
-    AllGather,
-    Scatter,
-    Reduce,
-    AllReduce,
-    AllReduceShared,
-    AllReduceParts,
-    ReduceScatter,
-    Scan,
-    ExclusiveScan,
-    AllToAll,
-    Send,
-    SendLease,
-    Split,
-    Parts,
-    Open,
-    Publish,
-    Reopen,
-    Sweep,
-    Agree,
-    Shrink,
-    Respawn,
+    Abort = 1, "abort";
+    Barrier = 2, "barrier";
+    Broadcast = 3, "broadcast";
+    Gather = 4, "gather";
+    GatherShared = 5, "gather_into_lease";
+    AllGather = 6, "all_gather";
+    Scatter = 7, "scatter";
+    Reduce = 8, "reduce";
+    AllReduce = 9, "all_reduce";
+    AllReduceShared = 10, "all_reduce_into_lease";
+    AllReduceParts = 11, "all_reduce_parts";
+    ReduceScatter = 12, "reduce_scatter";
+    Scan = 13, "scan";
+    ExclusiveScan = 14, "exclusive_scan";
+    AllToAll = 15, "all_to_all";
+    Send = 16, "send";
+    SendLease = 17, "send_lease";
+    Split = 18, "split";
+    Parts = 19, "parts";
+    Open = 20, "open";
+    Publish = 21, "publish";
+    Reopen = 22, "reopen";
+    Sweep = 23, "sweep";
+    Agree = 24, "agree";
+    Shrink = 25, "shrink";
+    Respawn = 26, "respawn";
     /// A parallel manager over a job's processes is dropped.
     #[cfg_attr(not(any(feature = "mpi", test)), expect(dead_code, reason = "there are no jobs"))]
-    Leave,
+    Leave = 27, "leave";
     /// The other side of `Send`; in signatures that is said.
-    Recv,
+    Recv = 28, "recv";
     /// The other side of `SendLease`.
-    RecvLease,
+    RecvLease = 29, "recv_lease";
 }
-
-const NAMES: [&str; 30] = [
-    "nothing",
-    "abort",
-    "barrier",
-    "broadcast",
-    "gather",
-    "gather_into_lease",
-    "all_gather",
-    "scatter",
-    "reduce",
-    "all_reduce",
-    "all_reduce_into_lease",
-    "all_reduce_parts",
-    "reduce_scatter",
-    "scan",
-    "exclusive_scan",
-    "all_to_all",
-    "send",
-    "send_lease",
-    "split",
-    "parts",
-    "open",
-    "publish",
-    "reopen",
-    "sweep",
-    "agree",
-    "shrink",
-    "respawn",
-    "leave",
-    "recv",
-    "recv_lease",
-];
 
 impl Verb {
     /// As the user knows it.
@@ -91,9 +73,8 @@ pub(crate) type Signature = [u64; 2];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
     pub(crate) verb: Verb,
-    /// The reduction, by its code; 0 for none.
-    pub(crate) op: u8,
-    pub(crate) datatype: Datatype,
+    pub(crate) op: OpCode,
+    pub(crate) datatype: TypeTag,
     pub(crate) root: usize,
     /// The source line of the call.
     pub(crate) line: u32,
@@ -102,8 +83,8 @@ pub(crate) struct Call {
 impl Call {
     /// A call without root or reduction, made at the caller's source line.
     #[track_caller]
-    pub(crate) fn new(verb: Verb, datatype: Datatype) -> Call {
-        Call { verb, op: 0, datatype, root: 0, line: std::panic::Location::caller().line() }
+    pub(crate) fn new(verb: Verb, datatype: TypeTag) -> Call {
+        Call { verb, op: OpCode::Nothing, datatype, root: 0, line: std::panic::Location::caller().line() }
     }
 
     /// How it is told that the ranks' digests differ.
@@ -118,7 +99,7 @@ impl Call {
         Call { root, ..self }
     }
 
-    pub(crate) fn op(self, op: u8) -> Call {
+    pub(crate) fn op(self, op: OpCode) -> Call {
         Call { op, ..self }
     }
 
@@ -130,7 +111,7 @@ impl Call {
             verb => verb,
         };
         let verb = u64::from(verb as u8);
-        let call = verb | u64::from(self.op) << 8 | u64::from(self.datatype.code) << 16 | root;
+        let call = verb | u64::from(self.op as u8) << 8 | u64::from(self.datatype.code) << 16 | root;
         [call, self.datatype.identity]
     }
 
@@ -153,13 +134,13 @@ pub(crate) fn describe(signature: Signature, len: u64, line: u32) -> String {
 pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
     let [signature, identity] = signature;
     let name = operation(signature);
-    let datatype = Datatype { code: (signature >> 16) as u16, identity };
+    let datatype = TypeTag { code: (signature >> 16) as u16, identity };
     let op = op_name((signature >> 8) as u8);
     let root = match ROOTED.iter().any(|&verb| signature & 0xFF == verb as u64) {
         true => format!(", root {}", signature >> 32),
         false => String::new(),
     };
-    match datatype == Datatype::BYTES {
+    match datatype == TypeTag::BYTES {
         true => format!("{name}{op}{root}"),
         false => format!("{name}{op}, {}{root}, {len} bytes", datatype.name()),
     }
@@ -167,24 +148,9 @@ pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
 
 const ROOTED: [Verb; 5] = [Verb::Broadcast, Verb::Gather, Verb::GatherShared, Verb::Scatter, Verb::Reduce];
 
-/// Names of the reductions by code.
-pub(crate) const OPS: [&str; 11] = [
-    "",
-    "sum",
-    "prod",
-    "min",
-    "max",
-    "logical and",
-    "logical or",
-    "bitwise and",
-    "bitwise or",
-    "user function",
-    "exact sum",
-];
-
 fn op_name(code: u8) -> String {
-    match OPS.get(usize::from(code)) {
-        Some(&"") => String::new(),
+    match OpCode::name_of(code) {
+        Some("") => String::new(),
         Some(name) => format!(" ({name})"),
         None => " (unknown reduction)".to_owned(),
     }
@@ -196,9 +162,10 @@ mod tests {
 
     #[test]
     fn names_match_codes() {
-        assert_eq!(Verb::RecvLease as usize + 1, NAMES.len());
+        assert!(CODES.iter().enumerate().all(|(index, &code)| usize::from(code) == index));
+        assert_eq!((CODES.len(), Verb::RecvLease as usize + 1), (NAMES.len(), NAMES.len()));
         assert_eq!(Verb::AllReduce.name(), "all_reduce");
-        let call = Call::new(Verb::Reduce, Datatype::of::<f64>()).root(3).op(1);
+        let call = Call::new(Verb::Reduce, TypeTag::of::<f64>()).root(3).op(OpCode::Sum);
         assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));
     }
 }

@@ -52,8 +52,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn line<'s>(&self, segment: &'s Segment) -> &'s Line {
-        &segment.place::<Board>(self.board).line
+    /// Returns where its [`Line`] lies.
+    pub(crate) fn line(&self) -> usize {
+        self.board + core::mem::offset_of!(Board, line)
     }
 
     pub(crate) fn directory<'s>(&self, segment: &'s Segment) -> &'s Directory {

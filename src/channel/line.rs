@@ -3,11 +3,13 @@
 //! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
 
 use crate::channel::call::{Call, Signature};
+use crate::channel::guards::Guards;
 use crate::os::fault::{Site, point};
 use crate::shm::element::shared;
 use crate::shm::kernel;
+use crate::shm::segment::Places;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::wait::{Broken, Guard, Meeting, Pace};
+use crate::sync::wait::{Broken, Meeting, Pace};
 use std::time::Instant;
 
 /// Words of payload that fit into a mark.
@@ -108,24 +110,18 @@ pub(crate) const IN_MARK: u64 = 1;
 pub(crate) const IN_CELL: u64 = 2;
 
 /// [2]-[4]: a rank among the lines of a communicator.
-pub(crate) struct Gate<'w> {
-    lines: Vec<&'w Line>,
-    guards: Vec<Guard<'w>>,
+pub(crate) struct Gate {
+    lines: Places<Line>,
+    guards: Guards,
     pub(crate) me: usize,
     pub(crate) pace: Pace,
     /// The number of the next exchange.
     pub(crate) next: u32,
 }
 
-impl<'w> Gate<'w> {
+impl Gate {
     /// Member `me`; `guards` end a wait for each peer; exchanges count from `first`.
-    pub(crate) fn new(
-        lines: Vec<&'w Line>,
-        guards: Vec<Guard<'w>>,
-        me: usize,
-        pace: Pace,
-        first: u32,
-    ) -> Gate<'w> {
+    pub(crate) fn new(lines: Places<Line>, guards: Guards, me: usize, pace: Pace, first: u32) -> Gate {
         Gate { lines, guards, me, pace, next: first }
     }
 
@@ -164,7 +160,7 @@ impl<'w> Gate<'w> {
     /// [4] for one peer; the mark's contents may be read afterwards.
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
-        meeting.wait(self.guards[peer], self.pace, deadline, |sequence| sequence == self.next).map(drop)
+        meeting.wait(self.guards.of(peer), self.pace, deadline, |sequence| sequence == self.next).map(drop)
     }
 
     /// This rank waits for a message of this call, or for none.

@@ -6,6 +6,7 @@ pub(crate) mod call;
 mod death;
 mod directory;
 pub(crate) mod group;
+pub(crate) mod guards;
 pub(crate) mod ledger;
 pub(crate) mod line;
 #[cfg(test)]

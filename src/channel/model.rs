@@ -15,11 +15,12 @@
 
 mod directory;
 
+use crate::channel::guards::Guards;
 use crate::channel::line::{Gate, Head, Line};
 use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};
 use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
 use crate::os::robust::OWNER_DIED;
-use crate::shm::segment::Segment;
+use crate::shm::segment::{Placed, Places, Segment};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
 use loom::cell::Cell;
@@ -85,10 +86,10 @@ enum Fault {
 
 /// The words of a world, and a staging cell per rank and parity.
 struct World {
-    lines: Vec<Line>,
+    lines: Places<Line>,
     cells: Vec<[Cell<u64>; 2]>,
-    alive: Vec<AtomicU32>,
-    revoked: AtomicU32,
+    alive: Places<AtomicU32>,
+    revoked: Placed<AtomicU32>,
     pace: Pace,
     first: u32,
     fault: Fault,
@@ -102,23 +103,19 @@ impl World {
             line
         };
         World {
-            lines: (0..ranks).map(line).collect(),
+            lines: Places::over((0..ranks).map(line).collect()),
             cells: (0..ranks).map(|_| Default::default()).collect(),
-            alive: (0..ranks).map(|_| AtomicU32::new(ALIVE)).collect(),
-            revoked: AtomicU32::new(0),
+            alive: Places::over((0..ranks).map(|_| AtomicU32::new(ALIVE)).collect()),
+            revoked: Placed::over(AtomicU32::new(0)),
             pace: DROWSY,
             first,
             fault: Fault::None,
         }
     }
 
-    fn guard(&self, rank: usize) -> Guard<'_> {
-        Guard { alive: &self.alive[rank], revoked: &self.revoked, clean: 0 }
-    }
-
-    fn gate(&self, me: usize) -> Gate<'_> {
-        let guards = (0..self.lines.len()).map(|rank| self.guard(rank)).collect();
-        Gate::new(self.lines.iter().collect(), guards, me, self.pace, self.first)
+    fn gate(&self, me: usize) -> Gate {
+        let guards = Guards::new(self.alive.clone(), self.revoked.clone(), 0);
+        Gate::new(self.lines.clone(), guards, me, self.pace, self.first)
     }
 
     fn cell(&self, rank: usize, e: u32) -> &Cell<u64> {
@@ -127,7 +124,7 @@ impl World {
     }
 
     /// [1] and [2] of window.rs: payload in the cell and, again, in the mark.
-    fn fill(&self, gate: &Gate<'_>) {
+    fn fill(&self, gate: &Gate) {
         let payload = payload(gate.me, gate.next);
         if self.fault != Fault::PayloadLast {
             self.cell(gate.me, gate.next).set(payload);
@@ -136,7 +133,7 @@ impl World {
     }
 
     /// [3], as it is meant or with the fault.
-    fn signal(&self, gate: &Gate<'_>) {
+    fn signal(&self, gate: &Gate) {
         let (me, e) = (gate.me, gate.next);
         let meeting = self.lines[me].meeting(e);
         match self.fault {
@@ -157,7 +154,7 @@ impl World {
     }
 
     /// [1]-[5]; the peer whose word is missing, otherwise.
-    fn exchange(&self, gate: &mut Gate<'_>) -> Result<(), (usize, Broken)> {
+    fn exchange(&self, gate: &mut Gate) -> Result<(), (usize, Broken)> {
         self.fill(gate);
         self.signal(gate);
         let e = gate.next;
@@ -274,7 +271,7 @@ fn barrier() {
 }
 
 /// The last rank goes some way into its first exchange: the others' calls end, the first or the one after.
-fn one_goes(bounds: Bounds, ranks: usize, goes: fn(&World, &Gate<'_>)) {
+fn one_goes(bounds: Bounds, ranks: usize, goes: fn(&World, &Gate)) {
     explore(bounds, move || {
         let world = launch(ranks, World::new(ranks, WRAP), move |world, rank| {
             let mut gate = world.gate(rank);
@@ -318,7 +315,7 @@ fn one_of_three_dies() {
     one_goes([2, 3], 3, |world, gate| world.dies(gate.me));
 }
 
-fn dies_between_word_and_wake(world: &World, gate: &Gate<'_>) {
+fn dies_between_word_and_wake(world: &World, gate: &Gate) {
     world.fill(gate);
     world.lines[gate.me].meeting(gate.next).word.store(gate.next, Ordering::Release);
     world.dies(gate.me);
@@ -339,11 +336,11 @@ const PIECE: usize = 32;
 
 /// A ring of two slots from rank 0 to rank 1, and a cell for each piece that its store holds.
 struct Ring {
-    words: RingWords,
+    words: Placed<RingWords>,
     segment: Arc<Segment>,
     store: Vec<Cell<u64>>,
-    alive: [AtomicU32; 2],
-    revoked: AtomicU32,
+    alive: Places<AtomicU32>,
+    revoked: Placed<AtomicU32>,
     first: u32,
 }
 
@@ -353,25 +350,25 @@ impl Ring {
         let words = RingWords::default();
         words.prepare(first);
         Ring {
-            words,
+            words: Placed::over(words),
             segment: Arc::clone(segment),
             store: (0..pieces).map(|_| Cell::default()).collect(),
-            alive: [AtomicU32::new(ALIVE), AtomicU32::new(ALIVE)],
-            revoked: AtomicU32::new(0),
+            alive: Places::over(vec![AtomicU32::new(ALIVE), AtomicU32::new(ALIVE)]),
+            revoked: Placed::over(AtomicU32::new(0)),
             first,
         }
     }
 
-    fn end(&self, me: usize) -> End<'_> {
-        let guard = Guard { alive: &self.alive[1 - me], revoked: &self.revoked, clean: 0 };
-        End::over(&self.words, (&self.segment, 0, self.store.len() * PIECE), guard, DROWSY, self.first)
+    fn end(&self, me: usize) -> End {
+        let guard = Guards::new(self.alive.clone(), self.revoked.clone(), 0).only(1 - me);
+        End::over(self.words.clone(), (&self.segment, 0, self.store.len() * PIECE), guard, DROWSY, self.first)
     }
 
-    fn writer(&self) -> Writer<'_> {
+    fn writer(&self) -> Writer {
         Writer::new(self.end(0))
     }
 
-    fn reader(&self) -> Reader<'_> {
+    fn reader(&self) -> Reader {
         Reader::new(self.end(1))
     }
 

@@ -19,16 +19,18 @@
 
 use crate::channel::call::Signature;
 use crate::channel::directory::Link;
+use crate::channel::guards::OneGuard;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use crate::shm::element::shared;
 use crate::shm::kernel::{self, Store};
-use crate::shm::segment::{Carver, Segment};
+use crate::shm::segment::{Carver, Placed, Segment};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use crate::sync::wait::{Broken, Guard, Meeting, Pace};
+use crate::sync::wait::{Broken, Meeting, Pace};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Slots of a ring.
@@ -146,12 +148,12 @@ pub(crate) struct Frame {
 }
 
 /// One end's fixed view of a ring, held.
-pub(crate) struct End<'w> {
-    words: &'w RingWords,
-    segment: &'w Segment,
+pub(crate) struct End {
+    words: Placed<RingWords>,
+    segment: Arc<Segment>,
     store: usize,
     room: usize,
-    guard: Guard<'w>,
+    guard: OneGuard,
     pace: Pace,
     /// The next position to write or read.
     next: u32,
@@ -159,17 +161,17 @@ pub(crate) struct End<'w> {
     hold: Option<Block>,
 }
 
-impl<'w> End<'w> {
+impl End {
     /// The ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
     pub(crate) fn new(
-        segment: &'w Segment,
+        segment: &Arc<Segment>,
         (at, hold): (usize, Option<Block>),
         layout: &Layout,
-        (guard, pace): (Guard<'w>, Pace),
+        (guard, pace): (OneGuard, Pace),
         first: u32,
-    ) -> End<'w> {
+    ) -> End {
         let store = (segment, at + layout.store, layout.room);
-        End { hold, ..End::over(segment.place(at), store, guard, pace, first) }
+        End { hold, ..End::over(Placed::new(segment, at), store, guard, pace, first) }
     }
 
     /// The writer keeps the ring to itself: nobody will read it.
@@ -179,13 +181,13 @@ impl<'w> End<'w> {
 
     /// The ring of these words, with a store at this place of this length.
     pub(super) fn over(
-        words: &'w RingWords,
-        (segment, store, room): (&'w Segment, usize, usize),
-        guard: Guard<'w>,
+        words: Placed<RingWords>,
+        (segment, store, room): (&Arc<Segment>, usize, usize),
+        guard: OneGuard,
         pace: Pace,
         first: u32,
-    ) -> End<'w> {
-        End { words, segment, store, room, guard, pace, next: first, hold: None }
+    ) -> End {
+        End { words, segment: Arc::clone(segment), store, room, guard, pace, next: first, hold: None }
     }
 
     #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]
@@ -195,8 +197,8 @@ impl<'w> End<'w> {
 }
 
 /// The writing end.
-pub(crate) struct Writer<'w> {
-    end: End<'w>,
+pub(crate) struct Writer {
+    end: End,
     /// The reader's head as last seen.
     head: u32,
     /// Bytes ever taken from the store, and given back.
@@ -206,8 +208,8 @@ pub(crate) struct Writer<'w> {
     ends: VecDeque<u64>,
 }
 
-impl<'w> Writer<'w> {
-    pub(crate) fn new(end: End<'w>) -> Writer<'w> {
+impl Writer {
+    pub(crate) fn new(end: End) -> Writer {
         Writer { head: end.next, end, taken: 0, returned: 0, ends: VecDeque::new() }
     }
 
@@ -291,7 +293,7 @@ impl<'w> Writer<'w> {
     /// Waits for the reader to pass at least one more frame.
     fn advance(&mut self, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let (end, seen) = (&self.end, self.head);
-        let head = end.words.head().wait(end.guard, end.pace, deadline, |head| head != seen)?;
+        let head = end.words.head().wait(end.guard.get(), end.pace, deadline, |head| head != seen)?;
         // A head beyond what was written is not the reader's: take no more than is under way.
         let passed = (head.wrapping_sub(seen) as usize).min(self.ends.len());
         self.head = seen.wrapping_add(passed as u32);
@@ -303,12 +305,12 @@ impl<'w> Writer<'w> {
 }
 
 /// The reading end.
-pub(crate) struct Reader<'w> {
-    end: End<'w>,
+pub(crate) struct Reader {
+    end: End,
 }
 
-impl<'w> Reader<'w> {
-    pub(crate) fn new(end: End<'w>) -> Reader<'w> {
+impl Reader {
+    pub(crate) fn new(end: End) -> Reader {
         Reader { end }
     }
 
@@ -316,7 +318,7 @@ impl<'w> Reader<'w> {
     pub(crate) fn peek(&self, deadline: Option<Instant>) -> std::result::Result<Result<Frame>, Broken> {
         let end = &self.end;
         let stamp = end.next.wrapping_add(1);
-        end.words.stamp(end.next).wait(end.guard, end.pace, deadline, |seen| seen == stamp)?;
+        end.words.stamp(end.next).wait(end.guard.get(), end.pace, deadline, |seen| seen == stamp)?;
         let slot = end.words.slot(end.next);
         let kind = match slot.kind.load(Ordering::Relaxed) {
             1 => Kind::Small,

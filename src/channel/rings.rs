@@ -12,6 +12,8 @@
 //! (arena.rs). That is one ring per pair and communicator in which one of the two has died.
 
 use crate::channel::directory::{Directory, Link};
+use crate::channel::group::Share;
+use crate::channel::guards::Guards;
 use crate::channel::ring::{End, Frame, Layout, Reader, RingWords, Writer};
 use crate::channel::window::Window;
 use crate::error::Result;
@@ -20,40 +22,39 @@ use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::segment::Segment;
-use crate::sync::wait::{Broken, Guard, Pace};
+use crate::sync::wait::{Broken, Pace};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// The rings of one member.
-pub(crate) struct Rings<'w> {
-    segment: &'w Arc<Segment>,
+pub(crate) struct Rings {
+    segment: Arc<Segment>,
     layout: Layout,
-    /// Of each member.
-    directories: Vec<&'w Directory>,
-    guards: Vec<Guard<'w>>,
+    /// Where each member's words lie.
+    shares: Vec<Share>,
+    guards: Guards,
     me: usize,
     /// Where counters start.
     first: u32,
     /// In the world's own communicator: where this member's rings to its peers lie.
     room: Option<usize>,
     /// To each peer to which this member has sent.
-    writers: Vec<Option<Writer<'w>>>,
+    writers: Vec<Option<Writer>>,
     /// From each peer whose ring was found.
-    readers: Vec<Option<Reader<'w>>>,
+    readers: Vec<Option<Reader>>,
     /// The process that is this member: see `process::incarnation`.
     process: u32,
 }
 
-impl<'w> Rings<'w> {
+impl Rings {
     /// The rings of the member whose window this is: none yet.
-    pub(crate) fn new(window: &Window<'w>) -> Rings<'w> {
+    pub(crate) fn new(window: &Window) -> Rings {
         let (world, shares, me) = (window.world(), window.shares(), window.rank());
-        let guard = |&rank: &usize| world.slots.guard(rank, window.epoch());
         Rings {
-            segment: world.segment(),
+            segment: Arc::clone(world.segment()),
             layout: window.member().ring,
-            directories: shares.iter().map(|share| share.directory(world.segment())).collect(),
-            guards: window.ranks().iter().map(guard).collect(),
+            shares: shares.to_vec(),
+            guards: world.slots.guards(window.ranks(), window.epoch()),
             me,
             first: world.plan.first_sequence,
             room: shares[me].room,
@@ -64,7 +65,7 @@ impl<'w> Rings<'w> {
     }
 
     /// Returns the writing end of the ring to a peer; made in this member's `heap`, if it has no room, at the first call.
-    pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &mut Heap) -> Result<&mut Writer<'w>> {
+    pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &mut Heap) -> Result<&mut Writer> {
         if self.writers[to].is_none() {
             self.writers[to] = Some(self.make(to, pace, heap)?);
         }
@@ -72,7 +73,7 @@ impl<'w> Rings<'w> {
     }
 
     /// [1]-[4]
-    fn make(&self, to: usize, pace: Pace, heap: &mut Heap) -> Result<Writer<'w>> {
+    fn make(&self, to: usize, pace: Pace, heap: &mut Heap) -> Result<Writer> {
         let (at, hold) = match self.room {
             Some(room) => (room + (to - usize::from(to > self.me)) * self.layout.len, None),
             None => {
@@ -85,8 +86,8 @@ impl<'w> Rings<'w> {
         let words = self.segment.place::<RingWords>(at);
         words.prepare(self.first);
         point(Site::RingMade);
-        let end = End::new(self.segment, (at, hold), &self.layout, (self.guards[to], pace), self.first);
-        if !self.directories[to].publish(at as u64, &words.link, self.me) {
+        let end = End::new(&self.segment, (at, hold), &self.layout, (self.guards.only(to), pace), self.first);
+        if !self.directory(to).publish(at as u64, &words.link, self.me) {
             end.keep();
         }
         Ok(Writer::new(end))
@@ -109,7 +110,7 @@ impl<'w> Rings<'w> {
     }
 
     /// Returns the reading end of the ring from a peer, of which a frame was peeked.
-    pub(crate) fn reader(&mut self, from: usize) -> &mut Reader<'w> {
+    pub(crate) fn reader(&mut self, from: usize) -> &mut Reader {
         self.readers[from].get_or_insert_with(|| unreachable!("found when its frame was peeked"))
     }
 
@@ -119,28 +120,34 @@ impl<'w> Rings<'w> {
         from: usize,
         pace: Pace,
         deadline: Option<Instant>,
-    ) -> std::result::Result<Result<Reader<'w>>, Broken> {
-        let (directory, of) = (self.directories[self.me], (from, self.directories.len()));
-        let wait = (self.guards[from], pace);
-        let place = directory.wait_for(of, wait, deadline, |place| self.link(place))?;
+    ) -> std::result::Result<Result<Reader>, Broken> {
+        let of = (from, self.shares.len());
+        let wait = (self.guards.of(from), pace);
+        let place = self.directory(self.me).wait_for(of, wait, deadline, |place| self.link(place))?;
         Ok(place.and_then(|place| {
             let at = place as usize;
             point(Site::RingFound);
-            let hold = self.room.is_none().then(|| Block::join(self.segment, at, self.layout.len));
-            let end = End::new(self.segment, (at, hold.transpose()?), &self.layout, wait, self.first);
+            let hold = self.room.is_none().then(|| Block::join(&self.segment, at, self.layout.len));
+            let guard = (self.guards.only(from), pace);
+            let end = End::new(&self.segment, (at, hold.transpose()?), &self.layout, guard, self.first);
             Ok(Reader::new(end))
         }))
     }
 
+    /// Returns the directory of a member.
+    fn directory(&self, member: usize) -> &Directory {
+        self.shares[member].directory(&self.segment)
+    }
+
     /// Returns the link of the ring at `place`, if one may lie there.
-    fn link(&self, place: u64) -> Option<&'w Link> {
+    fn link(&self, place: u64) -> Option<&Link> {
         let at = usize::try_from(place).ok().filter(|at| at.is_multiple_of(align_of::<RingWords>()))?;
         self.segment.bytes(at, self.layout.len)?;
         Some(&self.segment.place::<RingWords>(at).link)
     }
 }
 
-impl Drop for Rings<'_> {
+impl Drop for Rings {
     /// [d], [e]
     fn drop(&mut self) {
         // A process that inherited them by fork looks at nothing; the world's own go with their half.
@@ -150,10 +157,10 @@ impl Drop for Rings<'_> {
         let found = |sender: usize| self.readers.get(sender).is_some_and(Option::is_some);
         let release = |place: u64, sender: usize| {
             if !found(sender) {
-                drop(Block::join(self.segment, place as usize, self.layout.len));
+                drop(Block::join(&self.segment, place as usize, self.layout.len));
             }
         };
         // A list that was overwritten leads to nothing more to let go of.
-        let _ = self.directories[self.me].close(self.directories.len(), |place| self.link(place), release);
+        let _ = self.directory(self.me).close(self.shares.len(), |place| self.link(place), release);
     }
 }

@@ -12,6 +12,7 @@
 
 use crate::channel::death;
 use crate::channel::group::Boards;
+use crate::channel::guards::Guards;
 use crate::channel::recovery::MAX_RANKS;
 use crate::channel::slot::{Slot, Status};
 use crate::channel::text::Text;
@@ -25,7 +26,7 @@ use crate::os::topology;
 use crate::shm::arena::{Block, Heap};
 use crate::shm::element::shared;
 use crate::shm::kernel;
-use crate::shm::segment::{Carver, Segment};
+use crate::shm::segment::{Carver, Placed, Places, Segment};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::wait::{self, FAILED, Guard};
 use std::sync::Arc;
@@ -176,7 +177,7 @@ impl Slots {
 
     /// The allocator of `rank`'s heap; one at a time, in the process that fills the slot.
     pub(crate) fn heap(&self, rank: usize) -> Heap {
-        let used = SLOTS + rank * size_of::<Slot>() + core::mem::offset_of!(Slot, heap_used);
+        let used = slot_at(rank) + core::mem::offset_of!(Slot, heap_used);
         let start = self.heaps + rank * self.heap;
         Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
     }
@@ -286,9 +287,12 @@ impl Slots {
         culprit.map(|rank| rank.min(self.count - 1))
     }
 
-    /// Returns what ends a wait for `rank` in an epoch.
-    pub(crate) fn guard(&self, rank: usize, epoch: u32) -> Guard<'_> {
-        Guard { alive: &self.slot(rank).alive, revoked: self.revoked_word(), clean: wait::clean(epoch) }
+    /// Returns what ends waits for these ranks in an epoch.
+    pub(crate) fn guards(&self, ranks: &[usize], epoch: u32) -> Guards {
+        let alive = |&rank: &usize| slot_at(rank) + core::mem::offset_of!(Slot, alive);
+        let alive = Places::new(&self.segment, ranks.iter().map(alive));
+        let revoked = Placed::new(&self.segment, core::mem::offset_of!(Header, revoked));
+        Guards::new(alive, revoked, wait::clean(epoch))
     }
 
     /// Ends every call of an epoch, now and later; the first culprit counts.
@@ -351,6 +355,11 @@ impl Slots {
     pub(crate) fn last_words(&self, rank: usize) -> String {
         self.texts(rank)[0].read()
     }
+}
+
+/// Returns where the slot of `rank` lies.
+fn slot_at(rank: usize) -> usize {
+    SLOTS + rank * size_of::<Slot>()
 }
 
 /// Where the texts of `count` slots begin.

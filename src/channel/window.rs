@@ -30,6 +30,7 @@ use crate::error::{Error, RankState, Result};
 use crate::os::deadline::{Watch, clock};
 use crate::os::fault::{Site, point};
 use crate::os::process;
+use crate::shm::segment::Places;
 use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::ops::Range;
@@ -71,9 +72,9 @@ impl<'a> Payload<'a> {
 pub(crate) const UNCHANGED: &str = "; nobody's output has changed";
 
 /// A rank's view of the lines and cells of a communicator.
-pub(crate) struct Window<'w> {
-    world: &'w World,
-    gate: Gate<'w>,
+pub(crate) struct Window {
+    world: World,
+    gate: Gate,
     member: Member,
     /// Where each member's words lie.
     shares: Vec<Share>,
@@ -113,14 +114,9 @@ impl Drop for RevokeOnUnwind<'_> {
     }
 }
 
-impl<'w> Window<'w> {
+impl Window {
     /// The window of `rank` in the world's own communicator of an epoch whose members are the world's `ranks`.
-    pub(crate) fn of_world(
-        world: &'w World,
-        rank: usize,
-        epoch: u32,
-        ranks: Vec<usize>,
-    ) -> Result<Window<'w>> {
+    pub(crate) fn of_world(world: &World, rank: usize, epoch: u32, ranks: Vec<usize>) -> Result<Window> {
         let me = ranks.iter().position(|&member| member == rank);
         let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
         let shares = ranks.iter().map(|&rank| world.share_at(rank, epoch)).collect();
@@ -130,20 +126,20 @@ impl<'w> Window<'w> {
     /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares so laid out at
     /// these places; the `serial`-th that its first member has made in this epoch, 0 for the world's own.
     pub(crate) fn new(
-        world: &'w World,
+        world: &World,
         epoch: u32,
         me: usize,
         ranks: Vec<usize>,
         (member, shares): (Member, Vec<Share>),
         serial: u64,
-    ) -> Window<'w> {
+    ) -> Window {
         let group = world.group(epoch, ranks[0], serial);
-        let lines = shares.iter().map(|share| share.line(world.segment())).collect();
-        let guards = ranks.iter().map(|&rank| world.slots.guard(rank, epoch)).collect();
+        let lines = Places::new(world.segment(), shares.iter().map(Share::line));
+        let guards = world.slots.guards(&ranks, epoch);
         let gate = Gate::new(lines, guards, me, world.pace(), world.plan.first_sequence);
         let heads = vec![Head::default(); ranks.len()];
         let (same, open, unclosed) = (true, false, false);
-        let process = process::incarnation();
+        let (process, world) = (process::incarnation(), world.clone());
         Window { world, gate, member, shares, epoch, process, group, ranks, heads, same, open, unclosed }
     }
 
@@ -170,8 +166,11 @@ impl<'w> Window<'w> {
         self.gate.awaits(call);
     }
 
-    /// What its ranks are known to do.
+    /// What its ranks are known to do; nothing in a process that was forked by a rank, which may not look into the world.
     pub(crate) fn states(&self) -> Vec<RankState> {
+        if self.process != process::incarnation() {
+            return Vec::new();
+        }
         self.ranks
             .iter()
             .zip(&self.shares)
@@ -184,8 +183,8 @@ impl<'w> Window<'w> {
         self.group
     }
 
-    pub(crate) fn world(&self) -> &'w World {
-        self.world
+    pub(crate) fn world(&self) -> &World {
+        &self.world
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -269,7 +268,7 @@ impl<'w> Window<'w> {
         let next = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
         let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
-        let unwinding = RevokeOnUnwind(self.world, self.epoch, self.ranks[self.gate.me]);
+        let unwinding = RevokeOnUnwind(&self.world, self.epoch, self.ranks[self.gate.me]);
         let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
         core::mem::forget(unwinding);
         let looked = looked.map_err(|error| match error {
@@ -315,8 +314,8 @@ impl<'w> Window<'w> {
     /// For waits for others than ranks of this window: fails once it is over, one of its ranks is gone, or the deadline
     /// has passed since this was called.
     #[cfg(any(feature = "mpi", test))]
-    pub(crate) fn watch(&self, call: Call) -> impl Fn() -> Result<()> + use<'w> {
-        let (world, epoch, ranks) = (self.world, self.epoch, self.ranks.clone());
+    pub(crate) fn watch(&self, call: Call) -> impl Fn() -> Result<()> + use<> {
+        let (world, epoch, ranks) = (self.world.clone(), self.epoch, self.ranks.clone());
         let place = call.place(self.gate.me, self.gate.next);
         let patience = self.world.plan.deadline;
         let (until, watch) = (self.world.plan.until(), Watch::new());
@@ -521,7 +520,7 @@ impl Epoch<'_> {
 /// What the peers show in one exchange.
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
-    window: &'a Window<'a>,
+    window: &'a Window,
     e: u32,
 }
 

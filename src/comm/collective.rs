@@ -1,17 +1,18 @@
 //! The collectives of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
-use crate::shm::arena::{Block, Fill};
-use crate::shm::array::{Lease, byte_len};
-use crate::shm::element::{Datatype, Element};
+use crate::shm::arena::Block;
+use crate::shm::array::{Lease, shared_layout};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::Element;
 use ndarray::{ArrayBase, Data, DataMut, Dimension, Ix1};
 
 /// A call of `verb` with elements of `T`.
 #[track_caller]
 fn call<T: Element>(verb: Verb) -> Call {
-    Call::new(verb, Datatype::of::<T>())
+    Call::new(verb, TypeTag::of::<T>())
 }
 
 impl Comm<'_> {
@@ -26,7 +27,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn barrier(&mut self) -> Result<()> {
-        let call = Call::new(Verb::Barrier, Datatype::BYTES);
+        let call = Call::new(Verb::Barrier, TypeTag::BYTES);
         self.transport.rendezvous(&call, 0).map(drop)
     }
 
@@ -52,8 +53,7 @@ impl Comm<'_> {
         D: Dimension,
     {
         let call = call::<T>(Verb::Broadcast).root(root);
-        self.check_rank(&call, "root", root)?;
-        with_bytes_mut(data, |data| self.transport.broadcast(&call, data))
+        with_bytes_mut(data, |data| self.broadcast_call(&call, data.bytes))
     }
 
     /// Collects equal parts, in rank order, in root's `recv`; the other ranks give `None`. MPI_Gather.
@@ -86,7 +86,7 @@ impl Comm<'_> {
         E: Dimension,
     {
         let counts = vec![send.len(); self.size()];
-        self.gather_call(send, recv.map(|recv| (recv, &counts[..])), root, call::<T>(Verb::Gather))
+        self.gather_arrays(send, recv.map(|recv| (recv, &counts[..])), root, call::<T>(Verb::Gather))
     }
 
     /// Collects parts of any lengths, in rank order, in root's `recv`; root also says how many elements each rank
@@ -124,10 +124,10 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        self.gather_call(send, recv, root, call::<T>(Verb::Gather))
+        self.gather_arrays(send, recv, root, call::<T>(Verb::Gather))
     }
 
-    fn gather_call<T: Element, S, D, R, E>(
+    fn gather_arrays<T: Element, S, D, R, E>(
         &mut self,
         send: &ArrayBase<S, D>,
         recv: Option<(&mut ArrayBase<R, E>, &[usize])>,
@@ -140,44 +140,13 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        let call = call.root(root);
-        self.check_rank(&call, "root", root)?;
-        if self.rank() != root {
-            let recv: Option<(&mut [u8], &[usize])> = None;
-            return with_bytes(send, |send| self.transport.gather(&call, send, recv));
-        }
-        let Some((recv, counts)) = recv else {
-            return self.refuse(&call, "root gave no array to receive into");
-        };
-        let bytes = self.check_counts::<T>(&call, send.len(), recv.len(), counts)?;
-        with_bytes(send, |send| {
-            with_bytes_mut(recv, |recv| self.transport.gather(&call, send, Some((recv, &bytes))))
+        let (call, size) = (call.root(root), size_of::<T>());
+        with_bytes(send, |send| match recv {
+            Some((recv, counts)) if self.rank() == root => {
+                with_bytes_mut(recv, |recv| self.gather_call(&call, size, send, Some((recv, counts))))
+            }
+            _ => self.gather_call(&call, size, send, None),
         })
-    }
-
-    /// Root's own checks of a gather: one count a rank, its own right, the sum the room. Returns counts in bytes.
-    fn check_counts<T>(
-        &mut self,
-        call: &Call,
-        own: usize,
-        room: usize,
-        counts: &[usize],
-    ) -> Result<Vec<usize>> {
-        let total = counts.iter().try_fold(0usize, |sum, &count| sum.checked_add(count));
-        if counts.len() != self.size() {
-            let problem = format!("{} counts given for {} ranks", counts.len(), self.size());
-            return self.refuse(call, problem);
-        }
-        if total != Some(room) {
-            let sum = total.map_or_else(|| "more than 2^64".to_owned(), |total| total.to_string());
-            let problem = format!("the counts add up to {sum} elements, the receiving array has {room}");
-            return self.refuse(call, problem);
-        }
-        if counts[self.rank()] != own {
-            let problem = format!("this rank sends {own} elements, its count says {}", counts[self.rank()]);
-            return self.refuse(call, problem);
-        }
-        Ok(counts.iter().map(|count| count * size_of::<T>()).collect())
     }
 
     /// As [`Comm::gather_varcount`], into a shared array of root's: every rank copies its own part to its place, all at
@@ -211,17 +180,16 @@ impl Comm<'_> {
         E: Dimension,
     {
         let call = call::<T>(Verb::GatherShared).root(root);
-        self.check_rank(&call, "root", root)?;
-        if self.rank() != root {
-            return with_bytes(send, |send| self.transport.gather_shared(&call, send, None)).map(|()| None);
-        }
-        let Some((recv, counts)) = recv else {
-            return self.refuse(&call, "root gave no array to receive into");
+        let (parts, dim) = match recv {
+            Some((recv, counts)) => {
+                let room = recv.view().len();
+                let (block, dim) = recv.into_parts();
+                (Some((block, room, counts)), Some(dim))
+            }
+            None => (None, None),
         };
-        let bytes = self.check_counts::<T>(&call, send.len(), recv.view().len(), counts)?;
-        let (block, dim) = recv.into_parts();
-        self.check_block(&call, &block)?;
-        Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some)
+        let block = with_bytes(send, |send| self.gather_shared_call(&call, size_of::<T>(), send, parts))?;
+        block.zip(dim).map(|(block, dim)| Lease::received(block, dim)).transpose()
     }
 
     /// As [`Comm::gather_into_lease`], into a shared array that is made for it: root gives only how many elements come from
@@ -254,47 +222,10 @@ impl Comm<'_> {
         S: Data<Elem = T>,
         D: Dimension,
     {
-        let call = call::<T>(Verb::GatherShared).root(root);
-        self.check_rank(&call, "root", root)?;
-        if self.rank() != root {
-            return with_bytes(send, |send| self.transport.gather_shared(&call, send, None)).map(|()| None);
-        }
-        let Some(counts) = counts else {
-            return self.refuse(&call, "root did not say how many elements come from each rank");
-        };
-        let total = counts.iter().fold(0usize, |sum, &count| sum.saturating_add(count));
-        let dim = Ix1(total);
-        // First: no count is larger than what has a length in bytes.
-        let len = match byte_len::<T, Ix1>(&dim) {
-            Ok(len) => len,
-            Err(_) => {
-                return self
-                    .refuse(&call, format!("the counts add up to {total} elements or more: too many"));
-            }
-        };
-        let bytes = self.check_counts::<T>(&call, send.len(), total, counts)?;
-        let made = self.transport.local().heap.borrow_mut().alloc(len, align_of::<T>(), Fill::Any);
-        match made {
-            // All of it is overwritten before anyone sees it: the counts add up to its length.
-            Ok(block) => Lease::received(self.gather_to(&call, send, block, &bytes)?, dim).map(Some),
-            Err(error) => Err(self.transport.abort(&call, error)),
-        }
-    }
-
-    fn gather_to<T: Element, S, D>(
-        &mut self,
-        call: &Call,
-        send: &ArrayBase<S, D>,
-        block: Block,
-        bytes: &[usize],
-    ) -> Result<Block>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-    {
-        let mut lent = Lent(Some(block));
-        with_bytes(send, |send| self.transport.gather_shared(call, send, Some((lent.block(), bytes))))?;
-        Ok(lent.back())
+        let (call, layout) = (call::<T>(Verb::GatherShared).root(root), shared_layout::<T>());
+        let block = with_bytes(send, |send| self.gather_made_call(&call, layout, send, counts))?;
+        let dim = |block: &Block| Ix1(block.bytes().len() / layout.0);
+        block.map(|block| (dim(&block), block)).map(|(dim, block)| Lease::received(block, dim)).transpose()
     }
 
     /// Collects all parts, of any lengths, in rank order, on every rank. MPI_Allgather, MPI_Allgatherv.
@@ -325,7 +256,9 @@ impl Comm<'_> {
         E: Dimension,
     {
         let call = call::<T>(Verb::AllGather);
-        with_bytes(send, |send| with_bytes_mut(recv, |recv| self.transport.all_gather(&call, send, recv)))
+        with_bytes(send, |send| {
+            with_bytes_mut(recv, |recv| self.all_gather_call(&call, send.bytes, recv.bytes))
+        })
     }
 
     /// Deals root's `send` out in rank order: each rank gets as many elements as its `recv` has room for. The other
@@ -359,14 +292,10 @@ impl Comm<'_> {
         E: Dimension,
     {
         let call = call::<T>(Verb::Scatter).root(root);
-        self.check_rank(&call, "root", root)?;
-        match send {
-            Some(send) if self.rank() == root => with_bytes(send, |send| {
-                with_bytes_mut(recv, |recv| self.transport.scatter(&call, send, recv))
-            }),
-            None if self.rank() == root => self.refuse(&call, "root gave no array to send"),
-            _ => with_bytes_mut(recv, |recv| self.transport.scatter(&call, &[], recv)),
-        }
+        with_bytes_mut(recv, |recv| match send.filter(|_| self.rank() == root) {
+            Some(send) => with_bytes(send, |send| self.scatter_call(&call, Some(send.bytes), recv.bytes)),
+            None => self.scatter_call(&call, None, recv.bytes),
+        })
     }
 
     /// Sends the r-th of equal parts of `send` to rank r; what comes from rank r is the r-th part of `recv`.
@@ -399,11 +328,6 @@ impl Comm<'_> {
         E: Dimension,
     {
         let call = call::<T>(Verb::AllToAll);
-        self.check_room(&call, send.len(), recv.len())?;
-        if !send.len().is_multiple_of(self.size()) {
-            let problem = format!("{} elements do not divide into {} equal parts", send.len(), self.size());
-            return self.refuse(&call, problem);
-        }
-        with_bytes(send, |send| with_bytes_mut(recv, |recv| self.transport.all_to_all(&call, send, recv)))
+        with_bytes(send, |send| with_bytes_mut(recv, |recv| self.all_to_all_call(&call, send, recv)))
     }
 }

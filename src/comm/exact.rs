@@ -148,9 +148,6 @@ macro_rules! exact {
 // The least bit of a float is worth 2^-149, of a double 2^-1074.
 exact!(f32, 24, 1074 - 149; f64, 53, 0;);
 
-/// The code of exact sums, in the signature of a call.
-pub(crate) const EXACT: u8 = 10;
-
 #[cfg(test)]
 mod tests {
     use super::ExactSum;

@@ -2,19 +2,28 @@
 
 use crate::channel::view::Opened;
 use crate::channel::world::World;
-use crate::shm::arena::Heap;
+use crate::error::{Error, Result};
+use crate::os::process;
+use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::kernel::{self, Store};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+/// Describes a call in a process that was forked by a rank.
+pub(crate) const FORKED: &str =
+    "this process was forked by a rank and is none: only the rank itself may call";
+
 /// The private state of one rank: its heap, the arrays it has open, and its counters. All its communicators share it.
 pub(crate) struct Local {
     pub(crate) segment: Arc<Segment>,
+    /// See [`Local::alloc`].
     pub(crate) heap: RefCell<Heap>,
     pub(crate) opened: Opened,
     /// The process that made the world; a rank can open the arrays that this process has made.
     pub(crate) caller: u32,
+    /// The process that is the rank: see `process::incarnation`.
+    process: u32,
     /// Communicators that this rank has split off so far.
     pub(crate) splits: Cell<u64>,
     /// Its process lives on when the world has ended.
@@ -31,6 +40,7 @@ impl Local {
             heap: RefCell::new(world.slots.heap(rank)),
             opened: Opened::default(),
             caller: world.slots.identity.caller,
+            process: process::incarnation(),
             splits: Cell::new(0),
             lives_on: false,
             copied: Cell::new(0),
@@ -41,6 +51,19 @@ impl Local {
     #[cfg(feature = "mpi")]
     pub(crate) fn lasting(world: &World, rank: usize) -> Local {
         Local { lives_on: true, ..Local::new(world, rank) }
+    }
+
+    /// Returns whether this process is the rank, and has not inherited it by a fork.
+    pub(crate) fn is_own(&self) -> bool {
+        self.process == process::incarnation()
+    }
+
+    /// Allocates in the rank's heap, which only the rank's own process may touch.
+    pub(crate) fn alloc(&self, len: usize, align: usize, fill: Fill) -> Result<Block> {
+        if !self.is_own() {
+            return Err(Error::option("alloc", FORKED));
+        }
+        self.heap.borrow_mut().alloc(len, align, fill)
     }
 
     /// Copies `src` to `dst`, and counts the bytes.

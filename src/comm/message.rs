@@ -1,12 +1,12 @@
 //! Messages between two ranks.
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, FOREIGN, with_bytes, with_bytes_mut};
-use crate::error::{Error, Result};
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::error::Result;
 use crate::shm::array::{Lease, byte_len};
-use crate::shm::element::{Datatype, Element};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::Element;
 use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
-use std::sync::Arc;
 
 impl Comm<'_> {
     /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
@@ -36,9 +36,8 @@ impl Comm<'_> {
         S: Data<Elem = T>,
         D: Dimension,
     {
-        let call = Call::new(Verb::Send, Datatype::of::<T>());
-        self.check_peer(&call, to)?;
-        with_bytes(message, |message| self.transport.send(&call, to, message))
+        let call = Call::new(Verb::Send, TypeTag::of::<T>());
+        with_bytes(message, |message| self.send_call(&call, to, message.bytes))
     }
 
     /// Receives the next message from rank `from` into `message`, which has as many elements.
@@ -64,9 +63,8 @@ impl Comm<'_> {
         S: DataMut<Elem = T>,
         D: Dimension,
     {
-        let call = Call::new(Verb::Recv, Datatype::of::<T>());
-        self.check_peer(&call, from)?;
-        with_bytes_mut(message, |message| self.transport.recv(&call, from, message))
+        let call = Call::new(Verb::Recv, TypeTag::of::<T>());
+        with_bytes_mut(message, |message| self.recv_call(&call, from, message.bytes))
     }
 
     /// Hands a shared array on to rank `to`, whatever its size, without copying. An array that its caller made before
@@ -91,14 +89,9 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn send_lease<T: Element, D: Dimension>(&mut self, array: Lease<T, D>, to: usize) -> Result<()> {
-        let call = Call::new(Verb::SendLease, Datatype::of::<T>());
-        self.check_peer(&call, to)?;
+        let call = Call::new(Verb::SendLease, TypeTag::of::<T>());
         let (block, _) = array.into_parts();
-        let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.local().segment);
-        if !ours {
-            return Err(Error::bad(self.place(&call), FOREIGN));
-        }
-        self.transport.send_block(&call, to, block)
+        self.send_block_call(&call, to, block)
     }
 
     /// Takes up the shared array that rank `from` hands on, which has this `shape`.
@@ -126,16 +119,9 @@ impl Comm<'_> {
         shape: impl IntoDimension<Dim = D>,
         from: usize,
     ) -> Result<Lease<T, D>> {
-        let call = Call::new(Verb::RecvLease, Datatype::of::<T>());
-        self.check_peer(&call, from)?;
+        let call = Call::new(Verb::RecvLease, TypeTag::of::<T>());
         let dim = shape.into_dimension();
-        let need = byte_len::<T, D>(&dim)?;
-        let block = self.transport.recv_block(&call, from, need)?;
+        let block = self.recv_block_call(&call, from, byte_len::<T, D>(&dim)?)?;
         Lease::received(block, dim)
-    }
-
-    fn check_peer(&self, call: &Call, peer: usize) -> Result<()> {
-        let problem = || format!("rank {peer}, but ranks go from 0 to {}", self.size() - 1);
-        if peer < self.size() { Ok(()) } else { Err(Error::bad(self.place(call), problem())) }
     }
 }

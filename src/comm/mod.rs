@@ -1,5 +1,7 @@
 //! *Who?* The communicator: types at the door, bytes inside.
 
+mod buffer;
+mod bytes;
 mod collective;
 pub(crate) mod exact;
 #[cfg(any(feature = "mpi", test))]
@@ -15,15 +17,19 @@ pub(crate) mod seed;
 pub(crate) mod shm;
 pub(crate) mod solo;
 pub(crate) mod transport;
+mod untyped;
 pub(crate) mod views;
 
 use crate::channel::call::{Call, Verb};
 use crate::error::{Error, Place, Result};
 use crate::shm::arena::Block;
-use crate::shm::element::{Datatype, Element, bytes_of, fill_bytes};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::{Element, bytes_of, fill_bytes};
+use buffer::{Room, Sent};
 use ndarray::{ArrayBase, Data, DataMut, Dimension};
 use solo::Solo;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use transport::Transport;
 
@@ -33,6 +39,22 @@ use transport::Transport;
 /// communicator, in the same order; they take `&mut self`, so one at a time. Unless said otherwise a collective
 /// returns when this rank's part in it is done and its arrays may be used again. Arrays are ndarrays of any dimension,
 /// order and stride; where lengths must fit, elements count, in logical (row-major) order, not shapes.
+///
+/// # Borrowed and owned
+/// `Comm<'w>` belongs to the world `'w`. The body of a launch borrows one, for a `'w` of its own: neither that communicator
+/// nor an array that its ranks hold together ([`Parts`](crate::Parts), [`Whole`](crate::Whole)) can leave the body.
+///
+/// `Comm<'static>` is owned: a value that a struct, or a class of another language, may hold. [`Comm::solo`] returns one,
+/// and [`Comm::split`] of an owned communicator returns owned ones. It keeps its world's shared memory mapped, as does each
+/// array from it ([`Lease`](crate::Lease), `Parts`, `Whole`), which may outlive it. It may outlive its world; its calls then
+/// return errors:
+///
+/// | since it was made | its calls return |
+/// | --- | --- |
+/// | a peer has returned or ended | [`Error::PeerLeft`] |
+/// | a peer has died, or failed | [`Error::PeerDied`], [`Error::PeerFailed`] |
+/// | the world went on without this communicator | [`Error::Stale`] |
+/// | this process was forked by a rank | [`Error::BadArgument`]; [`Comm::state`] is empty. Of a communicator of one rank only [`Comm::alloc`], [`Comm::parts`] and [`Comm::open`] fail so. |
 ///
 /// # Errors
 /// Every collective returns an error
@@ -56,7 +78,9 @@ use transport::Transport;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Comm<'w> {
-    transport: Box<dyn Transport<'w> + 'w>,
+    transport: Box<dyn Transport>,
+    /// Invariant: the communicator of a body fits no other lifetime.
+    world: PhantomData<fn(&'w ()) -> &'w ()>,
 }
 
 impl fmt::Debug for Comm<'_> {
@@ -66,8 +90,8 @@ impl fmt::Debug for Comm<'_> {
 }
 
 impl<'w> Comm<'w> {
-    pub(crate) fn over(transport: Box<dyn Transport<'w> + 'w>) -> Comm<'w> {
-        Comm { transport }
+    pub(crate) fn over(transport: Box<dyn Transport>) -> Comm<'w> {
+        Comm { transport, world: PhantomData }
     }
 
     /// A communicator of one rank, in the calling thread: what the serial back end computes with.
@@ -162,7 +186,7 @@ impl<'w> Comm<'w> {
     /// ```
     #[track_caller]
     pub fn split(&mut self, colour: Option<u64>, key: u64) -> Result<Option<Comm<'w>>> {
-        let call = Call::new(Verb::Split, Datatype::BYTES);
+        let call = Call::new(Verb::Split, TypeTag::BYTES);
         Ok(self.transport.split(&call, colour, key)?.map(Comm::over))
     }
 
@@ -181,7 +205,7 @@ impl<'w> Comm<'w> {
     /// ```
     #[track_caller]
     pub fn split_nodes(&mut self) -> Result<Comm<'w>> {
-        let call = Call::new(Verb::Split, Datatype::BYTES);
+        let call = Call::new(Verb::Split, TypeTag::BYTES);
         let node = self.transport.node() as u64;
         let split = self.transport.split(&call, Some(node), 0)?;
         split.map(Comm::over).ok_or(Error::Corrupt { what: "the list of nodes" })
@@ -259,29 +283,31 @@ const FOREIGN: &str =
     "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";
 
 /// The bytes of an array's elements in logical order: where they lie if contiguous, else packed.
-fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(&[u8]) -> R) -> R
+fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(Sent<'_>) -> R) -> R
 where
     S: Data<Elem: Element>,
     D: Dimension,
 {
+    let count = array.len();
     match array.as_slice() {
-        Some(elements) => f(bytes_of(elements)),
-        None => f(bytes_of(&array.iter().copied().collect::<Vec<_>>())),
+        Some(elements) => f(Sent { bytes: bytes_of(elements), count }),
+        None => f(Sent { bytes: bytes_of(&array.iter().copied().collect::<Vec<_>>()), count }),
     }
 }
 
 /// Lets `f` write the bytes of an array's elements in logical order: where they lie if contiguous, else unpacked on
 /// success.
-fn with_bytes_mut<S, D, R>(array: &mut ArrayBase<S, D>, f: impl FnOnce(&mut [u8]) -> Result<R>) -> Result<R>
+fn with_bytes_mut<S, D, R>(array: &mut ArrayBase<S, D>, f: impl FnOnce(Room<'_>) -> Result<R>) -> Result<R>
 where
     S: DataMut<Elem: Element>,
     D: Dimension,
 {
+    let count = array.len();
     if let Some(elements) = array.as_slice_mut() {
-        return fill_bytes(elements, f);
+        return fill_bytes(elements, |bytes| f(Room { bytes, count }));
     }
     let mut packed: Vec<_> = array.iter().copied().collect();
-    let result = fill_bytes(&mut packed, f)?;
+    let result = fill_bytes(&mut packed, |bytes| f(Room { bytes, count }))?;
     array.iter_mut().zip(packed).for_each(|(element, value)| *element = value);
     Ok(result)
 }

@@ -8,9 +8,12 @@
 //! other processors (libm does): over nodes one rank folds for all what ranks would otherwise each fold for themselves.
 
 use crate::error::{Error, Result};
+use crate::shm::datatype::{Datatype, datatypes};
 use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands, Store};
-use num_complex::Complex;
+use crate::shm::reduction::{
+    Arithmetic, Bits, FoldLoop, OpCode, Ordered, Reducible, Reduction, arithmetic, bits, ordered,
+};
 use std::ops::Range;
 
 /// A reduction over elements of type `T`.
@@ -25,23 +28,18 @@ use std::ops::Range;
 /// # let _ = (largest, closest_to_one);
 /// ```
 pub struct Op<'f, T> {
-    code: u8,
+    code: OpCode,
     id: u64,
     fast: bool,
     kernel: Kernel<'f, T>,
 }
 
-/// The codes of logical operations: see [`Fold::one`].
-const AND: u8 = 5;
-const OR: u8 = 6;
-/// The code of the user's own functions.
-const USER: u8 = 9;
 /// Tells what is folded in any order from what is not.
 const FAST: u64 = 1;
 
 /// See [`kernel::fold`].
 enum Kernel<'f, T> {
-    BuiltIn(fn(Operands<'_, T>)),
+    BuiltIn(FoldLoop<T>),
     User(Box<dyn Fn(Operands<'_, T>) + 'f>),
 }
 
@@ -59,7 +57,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn sum() -> Self {
-        Op::built_in(1, |operands| kernel::fold(operands, T::plus))
+        Op::built_in(Reduction::Sum, arithmetic)
     }
 
     /// The product. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
@@ -75,7 +73,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn prod() -> Self {
-        Op::built_in(2, |operands| kernel::fold(operands, T::times))
+        Op::built_in(Reduction::Prod, arithmetic)
     }
 }
 
@@ -93,7 +91,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn min() -> Self {
-        Op::built_in(3, |operands| kernel::fold(operands, T::least))
+        Op::built_in(Reduction::Min, ordered)
     }
 
     /// The greatest. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
@@ -109,7 +107,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn max() -> Self {
-        Op::built_in(4, |operands| kernel::fold(operands, T::greatest))
+        Op::built_in(Reduction::Max, ordered)
     }
 }
 
@@ -127,7 +125,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn and() -> Self {
-        Op::built_in(AND, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() && b.is_true())))
+        Op::built_in(Reduction::And, bits)
     }
 
     /// Logical or: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
@@ -143,7 +141,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn or() -> Self {
-        Op::built_in(OR, |operands| kernel::fold(operands, |a, b| T::truth(a.is_true() || b.is_true())))
+        Op::built_in(Reduction::Or, bits)
     }
 
     /// Bitwise and.
@@ -159,7 +157,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_and() -> Self {
-        Op::built_in(7, |operands| kernel::fold(operands, T::both))
+        Op::built_in(Reduction::BitAnd, bits)
     }
 
     /// Bitwise or.
@@ -175,7 +173,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_or() -> Self {
-        Op::built_in(8, |operands| kernel::fold(operands, T::either))
+        Op::built_in(Reduction::BitOr, bits)
     }
 }
 
@@ -202,7 +200,7 @@ impl<'f, T: Element> Op<'f, T> {
         let place = std::panic::Location::caller();
         let name = format!("{} {place}", std::any::type_name::<F>());
         Op {
-            code: USER,
+            code: OpCode::User,
             id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
             fast: false,
             kernel: Kernel::User(Box::new(move |operands: Operands<'_, T>| {
@@ -228,11 +226,13 @@ impl<'f, T: Element> Op<'f, T> {
     /// ```
     #[must_use]
     pub fn fast(self) -> Self {
-        if self.code == USER { self } else { Op { fast: true, id: FAST, ..self } }
+        if self.code == OpCode::User { self } else { Op { fast: true, id: FAST, ..self } }
     }
 
-    fn built_in(code: u8, kernel: fn(Operands<'_, T>)) -> Self {
-        Op { code, id: 0, fast: false, kernel: Kernel::BuiltIn(kernel) }
+    /// The reduction, by the loops of the class of elements that has it.
+    fn built_in(reduction: Reduction, loops: fn(Reduction) -> Option<FoldLoop<T>>) -> Self {
+        let fold = loops(reduction).unwrap_or_else(|| unreachable!("a reduction of this class"));
+        Op { code: reduction.into(), id: 0, fast: false, kernel: Kernel::BuiltIn(fold) }
     }
 
     /// Hands the reduction of bytes to `f`.
@@ -274,9 +274,64 @@ impl<'f, T: Element> Op<'f, T> {
     }
 }
 
+/// A built-in reduction and the order in which it folds, named at run time: in rank order, as [`Reduction`]s are where an
+/// operation is asked for, or [`fast`](Reduction::fast).
+///
+/// ```
+/// use phalanx::untyped::{Operation, Reduction};
+/// let ordered: Operation = Reduction::Sum.into();
+/// assert_ne!(ordered, Reduction::Sum.fast());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operation {
+    pub(crate) reduction: Reduction,
+    fast: bool,
+}
+
+impl From<Reduction> for Operation {
+    fn from(reduction: Reduction) -> Operation {
+        Operation { reduction, fast: false }
+    }
+}
+
+impl Reduction {
+    /// Returns the operation that leaves the order to the library: see [`Op::fast`].
+    ///
+    /// ```
+    /// use phalanx::untyped::{Datatype, Reduction};
+    /// let (mine, mut sum) = (1.5f64.to_ne_bytes(), [0; 8]);
+    /// phalanx::Comm::solo()?.all_reduce_bytes(&mine, &mut sum, Datatype::Float64, Reduction::Sum.fast())?;
+    /// assert_eq!(sum, mine);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn fast(self) -> Operation {
+        Operation { reduction: self, fast: true }
+    }
+}
+
+macro_rules! with_fold {
+    ($($name:ident = $code:literal, $text:literal, $rust:literal, $type:ty;)*) => {
+        impl Operation {
+            /// As [`Op::with_fold`], for elements of a type that has the reduction; `None` for others.
+            pub(crate) fn with_fold<R>(self, datatype: Datatype, f: impl FnOnce(&Fold<'_>) -> R) -> Option<R> {
+                match datatype { $(Datatype::$name => named::<$type>(self).map(|op| op.with_fold(f)),)* }
+            }
+        }
+    };
+}
+datatypes!(with_fold);
+
+/// Returns the reduction of elements that have it.
+fn named<T: Reducible>(operation: Operation) -> Option<Op<'static, T>> {
+    let Operation { reduction, fast } = operation;
+    let kernel = Kernel::BuiltIn(T::fold_loop(reduction)?);
+    let op = Op { code: reduction.into(), id: 0, fast: false, kernel };
+    Some(if fast { op.fast() } else { op })
+}
+
 /// A reduction as the transports see it.
 pub(crate) struct Fold<'a> {
-    pub(crate) code: u8,
+    pub(crate) code: OpCode,
     /// Tells user functions apart.
     pub(crate) id: u64,
     /// See [`Op::fast`].
@@ -303,13 +358,15 @@ impl Fold<'_> {
     /// May the result depend on the processor that folds? Built-in operations do the same on all.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn depends_on_host(&self) -> bool {
-        self.code == USER
+        self.code == OpCode::User
     }
 
     /// `dst` = what the operation makes of one operand: the operand, or whether it is true.
     pub(crate) fn one(&self, dst: &mut [u8], a: &[u8]) -> Result<()> {
         match self.code {
-            AND | OR => (self.apply)(Operands { dst, twin: None, a: Some(a), b: a, store: Store::Cached }),
+            OpCode::And | OpCode::Or => {
+                (self.apply)(Operands { dst, twin: None, a: Some(a), b: a, store: Store::Cached })
+            }
             _ => {
                 kernel::copy(dst, a, Store::Cached);
                 Ok(())
@@ -362,113 +419,6 @@ impl Fold<'_> {
         }
         kernel::order(store);
         Ok(())
-    }
-}
-
-/// Elements that can be added and multiplied: integers (wrapping; `usize` and `isize` too), floats, complex numbers.
-///
-/// ```
-/// fn adds<T: phalanx::Arithmetic>() {}
-/// adds::<i8>();
-/// adds::<usize>();
-/// adds::<num_complex::Complex<f64>>();
-/// ```
-pub trait Arithmetic: Element + sealed::Sealed {
-    #[doc(hidden)]
-    fn plus(self, other: Self) -> Self;
-    #[doc(hidden)]
-    fn times(self, other: Self) -> Self;
-}
-
-/// Elements with a least and a greatest: integers and floats.
-///
-/// ```
-/// fn compares<T: phalanx::Ordered>() {}
-/// compares::<f32>();
-/// ```
-pub trait Ordered: Element + sealed::Sealed {
-    #[doc(hidden)]
-    fn least(self, other: Self) -> Self;
-    #[doc(hidden)]
-    fn greatest(self, other: Self) -> Self;
-}
-
-/// Elements made of bits: integers and `bool`.
-///
-/// ```
-/// fn has_bits<T: phalanx::Bits>() {}
-/// has_bits::<bool>();
-/// has_bits::<u64>();
-/// ```
-pub trait Bits: Element + sealed::Sealed {
-    #[doc(hidden)]
-    fn is_true(self) -> bool;
-    #[doc(hidden)]
-    fn truth(value: bool) -> Self;
-    #[doc(hidden)]
-    fn both(self, other: Self) -> Self;
-    #[doc(hidden)]
-    fn either(self, other: Self) -> Self;
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-macro_rules! integers {
-    ($($int:ty)*) => {$(
-        impl sealed::Sealed for $int {}
-        impl Arithmetic for $int {
-            fn plus(self, other: Self) -> Self { self.wrapping_add(other) }
-            fn times(self, other: Self) -> Self { self.wrapping_mul(other) }
-        }
-        impl Ordered for $int {
-            fn least(self, other: Self) -> Self { self.min(other) }
-            fn greatest(self, other: Self) -> Self { self.max(other) }
-        }
-        impl Bits for $int {
-            fn is_true(self) -> bool { self != 0 }
-            fn truth(value: bool) -> Self { value.into() }
-            fn both(self, other: Self) -> Self { self & other }
-            fn either(self, other: Self) -> Self { self | other }
-        }
-    )*};
-}
-integers!(i8 i16 i32 i64 i128 isize u8 u16 u32 u64 u128 usize);
-
-macro_rules! floats {
-    ($($float:ty)*) => {$(
-        impl sealed::Sealed for $float {}
-        impl Arithmetic for $float {
-            fn plus(self, other: Self) -> Self { self + other }
-            fn times(self, other: Self) -> Self { self * other }
-        }
-        impl Ordered for $float {
-            fn least(self, other: Self) -> Self { if self <= other || self.is_nan() { self } else { other } }
-            fn greatest(self, other: Self) -> Self { if self >= other || self.is_nan() { self } else { other } }
-        }
-        impl sealed::Sealed for Complex<$float> {}
-        impl Arithmetic for Complex<$float> {
-            fn plus(self, other: Self) -> Self { self + other }
-            fn times(self, other: Self) -> Self { self * other }
-        }
-    )*};
-}
-floats!(f32 f64);
-
-impl sealed::Sealed for bool {}
-impl Bits for bool {
-    fn is_true(self) -> bool {
-        self
-    }
-    fn truth(value: bool) -> Self {
-        value
-    }
-    fn both(self, other: Self) -> Self {
-        self & other
-    }
-    fn either(self, other: Self) -> Self {
-        self | other
     }
 }
 

@@ -4,7 +4,7 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::recovery::Wish;
 use crate::comm::Comm;
 use crate::error::{RankState, Result};
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 
 /// What the ranks that live have agreed on: the same on all of them.
 ///
@@ -137,6 +137,7 @@ impl Comm<'_> {
 
     /// What is known of the ranks of this communicator, without asking them: for watchdogs and reports. (From outside:
     /// SIGUSR1 makes a world's supervisor print the same for all its ranks, unless the program handles, ignores or blocks it.)
+    /// Empty in a process that was forked by a rank.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -153,6 +154,6 @@ impl Comm<'_> {
 
     #[track_caller]
     fn ask(&mut self, verb: Verb, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
-        self.transport.ask(&Call::new(verb, Datatype::BYTES), wish, value)
+        self.transport.ask(&Call::new(verb, TypeTag::BYTES), wish, value)
     }
 }

@@ -1,12 +1,14 @@
 //! The reductions of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::exact::{EXACT, ExactSum};
+use crate::comm::exact::ExactSum;
 use crate::comm::op::Op;
-use crate::comm::{Comm, Lent, with_bytes, with_bytes_mut};
+use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::Lease;
-use crate::shm::element::{Datatype, Element};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::Element;
+use crate::shm::reduction::OpCode;
 use ndarray::{ArrayBase, ArrayView1, ArrayViewMut1, Data, DataMut, Dimension};
 
 /// Elements that are summed exactly in one step, and up to how many bytes of all ranks everyone sums them all.
@@ -16,7 +18,7 @@ const EXACT_SHORT: usize = 16 << 10;
 /// A call of `verb` with elements of `T`.
 #[track_caller]
 fn call<T: Element>(verb: Verb) -> Call {
-    Call::new(verb, Datatype::of::<T>())
+    Call::new(verb, TypeTag::of::<T>())
 }
 
 impl Comm<'_> {
@@ -52,19 +54,13 @@ impl Comm<'_> {
         E: Dimension,
     {
         let call = call::<T>(Verb::Reduce).root(root);
-        self.check_rank(&call, "root", root)?;
         op.with_fold(|fold| {
-            let call = call.op(fold.code);
-            match recv {
+            with_bytes(send, |send| match recv {
                 Some(recv) if self.rank() == root => {
-                    self.check_room(&call, send.len(), recv.len())?;
-                    with_bytes(send, |send| {
-                        with_bytes_mut(recv, |recv| self.transport.reduce(&call, send, Some(recv), fold))
-                    })
+                    with_bytes_mut(recv, |recv| self.reduce_call(call, send, Some(recv), fold))
                 }
-                None if self.rank() == root => self.refuse(&call, "root gave no array to receive into"),
-                _ => with_bytes(send, |send| self.transport.reduce(&call, send, None, fold)),
-            }
+                _ => self.reduce_call(call, send, None, fold),
+            })
         })
     }
 
@@ -106,11 +102,7 @@ impl Comm<'_> {
     {
         let call = call::<T>(Verb::AllReduce);
         op.with_fold(|fold| {
-            let call = call.op(fold.code);
-            self.check_room(&call, send.len(), recv.len())?;
-            with_bytes(send, |send| {
-                with_bytes_mut(recv, |recv| self.transport.reduce(&call, send, Some(recv), fold))
-            })
+            with_bytes(send, |send| with_bytes_mut(recv, |recv| self.all_reduce_call(call, send, recv, fold)))
         })
     }
 
@@ -144,16 +136,12 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        let call = call::<T>(Verb::AllReduceShared);
-        op.with_fold(|fold| {
-            let call = call.op(fold.code);
-            self.check_room(&call, send.len(), recv.view().len())?;
-            let (block, dim) = recv.into_parts();
-            self.check_block(&call, &block)?;
-            let mut lent = Lent(Some(block));
-            with_bytes(send, |send| self.transport.reduce_shared(&call, send, lent.block(), fold))?;
-            Lease::received(lent.back(), dim)
-        })
+        let (call, room) = (call::<T>(Verb::AllReduceShared), recv.view().len());
+        let (block, dim) = recv.into_parts();
+        let block = op.with_fold(|fold| {
+            with_bytes(send, |send| self.reduce_shared_call(call, send, (block, room), fold))
+        })?;
+        Lease::received(block, dim)
     }
 
     /// Folds the ranks' vectors in rank order; rank r gets the r-th of the consecutive parts, as long as its `recv`.
@@ -187,16 +175,8 @@ impl Comm<'_> {
     {
         let call = call::<T>(Verb::ReduceScatter);
         op.with_fold(|fold| {
-            let call = call.op(fold.code);
-            let counts = self.all_counts(&call, recv.len())?;
-            self.check_room(
-                &call,
-                send.len(),
-                counts.iter().fold(0, |sum, &count| sum.saturating_add(count)),
-            )?;
-            let counts: Vec<usize> = counts.iter().map(|count| count * size_of::<T>()).collect();
             with_bytes(send, |send| {
-                with_bytes_mut(recv, |recv| self.transport.reduce_scatter(&call, send, &counts, recv, fold))
+                with_bytes_mut(recv, |recv| self.reduce_scatter_call(call, send, recv, fold))
             })
         })
     }
@@ -229,7 +209,7 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        self.scan_call(send, recv, op, call::<T>(Verb::Scan))
+        self.scan_arrays(send, recv, op, call::<T>(Verb::Scan))
     }
 
     /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is. MPI_Exscan.
@@ -260,10 +240,10 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        self.scan_call(send, recv, op, call::<T>(Verb::ExclusiveScan))
+        self.scan_arrays(send, recv, op, call::<T>(Verb::ExclusiveScan))
     }
 
-    fn scan_call<T: Element, S, D, R, E>(
+    fn scan_arrays<T: Element, S, D, R, E>(
         &mut self,
         send: &ArrayBase<S, D>,
         recv: &mut ArrayBase<R, E>,
@@ -276,13 +256,8 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        let inclusive = call.verb == Verb::Scan;
         op.with_fold(|fold| {
-            let call = call.op(fold.code);
-            self.check_room(&call, send.len(), recv.len())?;
-            with_bytes(send, |send| {
-                with_bytes_mut(recv, |recv| self.transport.scan(&call, send, recv, fold, inclusive))
-            })
+            with_bytes(send, |send| with_bytes_mut(recv, |recv| self.scan_call(call, send, recv, fold)))
         })
     }
 
@@ -316,9 +291,25 @@ impl Comm<'_> {
         D: Dimension,
         E: Dimension,
     {
-        let call = Call::new(Verb::AllReduce, Datatype::of::<T>()).op(EXACT);
-        self.check_room(&call, send.len(), recv.len())?;
-        self.transport.rendezvous(&call, send.len() as u64)?;
+        let call = call::<T>(Verb::AllReduce).op(OpCode::Exact);
+        self.exact_call(&call, send, recv)
+    }
+
+    /// See [`Comm::all_reduce_exact`].
+    pub(super) fn exact_call<T: ExactSum, S, D, R, E>(
+        &mut self,
+        call: &Call,
+        send: &ArrayBase<S, D>,
+        recv: &mut ArrayBase<R, E>,
+    ) -> Result<()>
+    where
+        S: Data<Elem = T>,
+        R: DataMut<Elem = T>,
+        D: Dimension,
+        E: Dimension,
+    {
+        self.check_room(call, send.len(), recv.len())?;
+        self.transport.rendezvous(call, send.len() as u64)?;
         let (n, ranks) = (send.len(), self.size());
         let (mut values, mut sums) = (send.iter().copied(), recv.iter_mut());
         let nothing = T::exact_sum(std::iter::empty());

@@ -191,13 +191,8 @@ impl Messages for Solo {
     }
 }
 
-impl<'w> Splits<'w> for Solo {
-    fn split(
-        &mut self,
-        _: &Call,
-        colour: Option<u64>,
-        _: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+impl Splits for Solo {
+    fn split(&mut self, _: &Call, colour: Option<u64>, _: u64) -> Result<Option<Box<dyn Transport>>> {
         Ok(colour.map(|_| Box::new(Solo::at(Rc::clone(&self.local), self.group)) as Box<_>))
     }
 }

@@ -14,9 +14,9 @@ use std::rc::Rc;
 ///
 /// Every rank has checked its own arguments before it calls. A mismatch that only all ranks together can see (lengths
 /// that do not add up, say) is reported on every rank before any output is written.
-pub(crate) trait Transport<'w>: Control + Recovers + Moves + Folds + Messages + Splits<'w> {}
+pub(crate) trait Transport: Control + Recovers + Moves + Folds + Messages + Splits {}
 
-impl<'w, T: Control + Recovers + Moves + Folds + Messages + Splits<'w>> Transport<'w> for T {}
+impl<T: Control + Recovers + Moves + Folds + Messages + Splits> Transport for T {}
 
 /// Tells who the ranks of a communicator are, and lets them meet without moving data.
 pub(crate) trait Control {
@@ -133,12 +133,7 @@ pub(crate) trait Messages {
 }
 
 /// Splits communicators off a communicator.
-pub(crate) trait Splits<'w> {
+pub(crate) trait Splits {
     /// Returns the communicator of the ranks that name the same `colour`, in order of key, then rank; none for none.
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>>;
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>>;
 }

@@ -2,6 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::view::{Open, Parts, Whole};
+use crate::comm::local::FORKED;
 use crate::comm::op::Op;
 use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
@@ -9,7 +10,8 @@ use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
 use crate::shm::array::{Lease, SharedArray, byte_len};
-use crate::shm::element::{Datatype, Element};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::Element;
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
 
 impl<'w> Comm<'w> {
@@ -31,11 +33,7 @@ impl<'w> Comm<'w> {
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
-        let block = self.transport.local().heap.borrow_mut().alloc(
-            byte_len::<T, D>(&dim)?,
-            align_of::<T>(),
-            Fill::Zero,
-        )?;
+        let block = self.transport.local().alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?;
         Ok(Lease::new(block, dim))
     }
 
@@ -62,7 +60,7 @@ impl<'w> Comm<'w> {
         &mut self,
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Parts<'w, T, D>> {
-        let call = Call::new(Verb::Parts, Datatype::of::<T>());
+        let call = Call::new(Verb::Parts, TypeTag::of::<T>());
         self.check_node(&call)?;
         let mut dim = shape.into_dimension();
         if dim.ndim() == 0 {
@@ -107,7 +105,7 @@ impl<'w> Comm<'w> {
         let mut offset = [0; 8];
         let mut own = None;
         if self.is_root() {
-            let made = self.transport.local().heap.borrow_mut().alloc(len, align, fill);
+            let made = self.transport.local().alloc(len, align, fill);
             let block = match made {
                 Ok(block) => block,
                 Err(error) => return Err(self.transport.abort(call, error)),
@@ -135,7 +133,7 @@ impl<'w> Comm<'w> {
     /// All ranks arrive, and will not come back.
     #[cfg(feature = "mpi")]
     pub(crate) fn leave(&mut self) -> Result<()> {
-        self.transport.rendezvous(&Call::new(Verb::Leave, Datatype::BYTES), 0).map(drop)
+        self.transport.rendezvous(&Call::new(Verb::Leave, TypeTag::BYTES), 0).map(drop)
     }
 
     /// All ranks arrive.
@@ -165,7 +163,7 @@ impl<'w> Comm<'w> {
         &mut self,
         array: &'a SharedArray<T, D>,
     ) -> Result<Parts<'a, T, D>> {
-        let call = Call::new(Verb::Open, Datatype::of::<T>());
+        let call = Call::new(Verb::Open, TypeTag::of::<T>());
         let rows = array.shape().first().copied().unwrap_or(0);
         let split = array_split(rows, self.size());
         self.open_call(array, &split, call)
@@ -191,7 +189,7 @@ impl<'w> Comm<'w> {
         array: &'a SharedArray<T, D>,
         rows: &[usize],
     ) -> Result<Parts<'a, T, D>> {
-        self.open_call(array, rows, Call::new(Verb::Open, Datatype::of::<T>()))
+        self.open_call(array, rows, Call::new(Verb::Open, TypeTag::of::<T>()))
     }
 
     fn open_call<'a, T: Element, D: Dimension>(
@@ -210,6 +208,9 @@ impl<'w> Comm<'w> {
                 self.size()
             );
             return self.refuse(&call, problem);
+        }
+        if !self.transport.local().is_own() {
+            return self.refuse(&call, FORKED);
         }
         let (block, local, group) = (array.block(), self.transport.local(), self.transport.group());
         if block.holder() != local.caller {
@@ -262,7 +263,7 @@ impl<'w> Comm<'w> {
         D: Dimension,
         E: Dimension,
     {
-        let call = Call::new(Verb::AllReduceParts, Datatype::of::<T>());
+        let call = Call::new(Verb::AllReduceParts, TypeTag::of::<T>());
         if let Err(error) = self.check_group(&call, result.group()) {
             result.quarantine();
             return Err(error);
@@ -280,7 +281,7 @@ impl<'w> Comm<'w> {
             let counts: Vec<usize> = rows.map(|rows| rows * row * size_of::<T>()).collect();
             with_bytes(send, |send| {
                 with_bytes_mut(&mut result.view_mut(), |recv| {
-                    self.transport.reduce_scatter(&call, send, &counts, recv, fold)
+                    self.transport.reduce_scatter(&call, send.bytes, &counts, recv.bytes, fold)
                 })
             })
         });
@@ -337,7 +338,7 @@ impl<'a, T: Element, D: Dimension> Parts<'a, T, D> {
     /// ```
     #[track_caller]
     pub fn publish(self, comm: &mut Comm<'_>) -> Result<Whole<'a, T, D>> {
-        let call = Call::new(Verb::Publish, Datatype::of::<T>());
+        let call = Call::new(Verb::Publish, TypeTag::of::<T>());
         comm.publish(self, call)
     }
 }
@@ -364,7 +365,7 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
     /// ```
     #[track_caller]
     pub fn reopen(self, comm: &mut Comm<'_>) -> Result<Parts<'a, T, D>> {
-        let call = Call::new(Verb::Reopen, Datatype::of::<T>());
+        let call = Call::new(Verb::Reopen, TypeTag::of::<T>());
         let agreed = comm.check_group(&call, self.group());
         match agreed.and_then(|()| comm.transport.rendezvous(&call, self.identity())) {
             Ok(agreed) => {

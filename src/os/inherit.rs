@@ -241,6 +241,12 @@ pub(crate) fn note_in(word: &AtomicU32) {
     NOTE.store(core::ptr::from_ref(word).cast_mut(), Ordering::Relaxed);
 }
 
+/// Takes [`note_in`] back, in a process that outlives the word.
+#[cfg(feature = "mpi")]
+pub(crate) fn note_nowhere() {
+    NOTE.store(core::ptr::null_mut(), Ordering::Relaxed);
+}
+
 /// Returns whether the memory of a noted fault may be read; `None` if no fault was noted.
 pub(crate) fn noted(word: u32) -> Option<bool> {
     match word {

@@ -8,7 +8,8 @@ use crate::os::inherit::Access;
 use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
-use crate::shm::element::{ALIGN, Datatype, Element, check};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::{ALIGN, Element, check};
 use crate::shm::kernel::{self, Store};
 use crate::shm::object::{self, Why};
 use crate::shm::segment::Segment;
@@ -20,17 +21,21 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// Bytes of an array of `dim`, if there can be one.
-pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
+/// Returns size and boundary, in bytes, of elements that may be shared.
+pub(crate) fn shared_layout<T: Element>() -> (usize, usize) {
     const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be shared") };
     const { assert!(size_of::<T>() > 0, "elements without a size cannot be shared") };
+    (size_of::<T>(), align_of::<T>())
+}
+
+/// Bytes of an array of `dim`, if there can be one.
+pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
+    let (size, _) = shared_layout::<T>();
     // As ndarray has it: the product of the axes that are not empty must fit, too.
     let nonzero = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis.max(1)));
     let fits = nonzero.is_some_and(|count| isize::try_from(count).is_ok());
     let count = fits.then(|| dim.slice().iter().product::<usize>());
-    let bytes = count
-        .and_then(|count| count.checked_mul(size_of::<T>()))
-        .filter(|&bytes| bytes <= isize::MAX as usize);
+    let bytes = count.and_then(|count| count.checked_mul(size)).filter(|&bytes| bytes <= isize::MAX as usize);
     let unusable =
         || Error::no_space("allocating a shared array", usize::MAX, "its shape overflows the address space");
     bytes.ok_or_else(unusable)
@@ -187,7 +192,7 @@ impl<T: Element + std::fmt::Debug, D: Dimension> std::fmt::Debug for Lease<T, D>
 struct Descriptor {
     offset: u64,
     len: u64,
-    /// See [`Datatype::identity`].
+    /// See [`TypeTag::identity`].
     datatype: u64,
 }
 
@@ -369,7 +374,7 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
             };
             let manifest = manifest.as_mut().filter(ours)?;
             let (offset, len) = (self.block.offset() as u64, self.block.bytes().len() as u64);
-            let descriptor = Descriptor { offset, len, datatype: Datatype::of::<T>().identity };
+            let descriptor = Descriptor { offset, len, datatype: TypeTag::of::<T>().identity };
             manifest.leases.push(Some((Arc::clone(self.block.segment()), descriptor)));
             Some(manifest.leases.len() - 1)
         });
@@ -392,7 +397,7 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
         let dim = D::from_dimension(&ndarray::IxDyn(&shape));
         let dim = dim.ok_or_else(|| de::Error::custom(refuse("a shared array of another dimension")))?;
         let len = byte_len::<T, D>(&dim).map_err(de::Error::custom)?;
-        if descriptor.datatype != Datatype::of::<T>().identity || descriptor.len != len as u64 {
+        if descriptor.datatype != TypeTag::of::<T>().identity || descriptor.len != len as u64 {
             return Err(de::Error::custom(refuse("a shared array of another element type or shape")));
         }
         let block = Block::take_up(&segment, descriptor.offset as usize, len).map_err(de::Error::custom)?;

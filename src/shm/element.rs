@@ -3,9 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
+use crate::shm::datatype::TypeTag;
 use crate::sync::atomic::{AtomicU32, AtomicU64};
-use std::any::TypeId;
-use std::hash::{Hash, Hasher};
 
 /// A type whose values may travel between ranks: plain bytes without padding or pointers.
 ///
@@ -52,113 +51,10 @@ impl<T> Element for T where
 /// Arrays lie on boundaries of this many bytes, or of as many as their elements ask for (at most a page).
 pub(crate) const ALIGN: usize = 64;
 
-/// Identifies an element type, alike in all processes of one program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Datatype {
-    /// For call signatures: the index of a built-in type, 15 bits of the identity of the user's, or [`OBJECT`].
-    pub(crate) code: u16,
-    /// The index of a built-in type, the compiler's hash of the user's: two types of one name differ. For objects it is a
-    /// hash of the type's name.
-    pub(crate) identity: u64,
-}
-
-/// The code of serialised objects.
-const OBJECT: u16 = 0x7FFF;
-
-const BUILT_IN: [&str; 18] = [
-    "bytes",
-    "i8",
-    "i16",
-    "i32",
-    "i64",
-    "u8",
-    "u16",
-    "u32",
-    "u64",
-    "f32",
-    "f64",
-    "bool",
-    "Complex<f32>",
-    "Complex<f64>",
-    "i128",
-    "isize",
-    "u128",
-    "usize",
-];
-
-impl Datatype {
-    /// Calls without data.
-    pub(crate) const BYTES: Datatype = Datatype { code: 0, identity: 0 };
-
-    /// That of serialised objects of type `T`, which need not be `'static`.
-    pub(crate) fn of_object<T>() -> Datatype {
-        let name = std::any::type_name::<T>();
-        Datatype { code: OBJECT, identity: xxhash_rust::xxh3::xxh3_64(name.as_bytes()) }
-    }
-
-    /// The datatype of `T`.
-    pub(crate) fn of<T: 'static>() -> Datatype {
-        let types = [
-            TypeId::of::<i8>(),
-            TypeId::of::<i16>(),
-            TypeId::of::<i32>(),
-            TypeId::of::<i64>(),
-            TypeId::of::<u8>(),
-            TypeId::of::<u16>(),
-            TypeId::of::<u32>(),
-            TypeId::of::<u64>(),
-            TypeId::of::<f32>(),
-            TypeId::of::<f64>(),
-            TypeId::of::<bool>(),
-            TypeId::of::<num_complex::Complex<f32>>(),
-            TypeId::of::<num_complex::Complex<f64>>(),
-            TypeId::of::<i128>(),
-            TypeId::of::<isize>(),
-            TypeId::of::<u128>(),
-            TypeId::of::<usize>(),
-        ];
-        match types.iter().position(|&id| id == TypeId::of::<T>()) {
-            Some(index) => Datatype { code: index as u16 + 1, identity: index as u64 + 1 },
-            None => {
-                let mut bits = Bits(0);
-                TypeId::of::<T>().hash(&mut bits);
-                Datatype { code: bits.0 as u16 | 0x8000, identity: bits.0 }
-            }
-        }
-    }
-
-    /// The type's name for messages, from what a signature holds.
-    pub(crate) fn name(self) -> String {
-        match BUILT_IN.get(usize::from(self.code)) {
-            Some(&name) => name.to_owned(),
-            None if self.code == OBJECT => format!("objects of type #{:016x}", self.identity),
-            None => format!("user type #{:016x}", self.identity),
-        }
-    }
-}
-
-/// Collects the bits that a [`TypeId`] gives to a hasher: they are a hash already.
-struct Bits(u64);
-
-impl Hasher for Bits {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxhash_rust::xxh3::xxh3_64_with_seed(bytes, self.0);
-    }
-
-    fn write_u64(&mut self, bits: u64) {
-        self.0 ^= bits;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 /// Are these bytes valid elements? Always, and at no cost, for types of which every bit pattern is valid.
 pub(crate) fn check<T: Element>(bytes: &[u8]) -> Result<()> {
     // Without optimisation even a loop that looks at nothing takes its time.
-    let datatype = Datatype::of::<T>();
-    if usize::from(datatype.code) < BUILT_IN.len() && datatype != Datatype::of::<bool>() {
+    if TypeTag::of::<T>().takes_any_bits() {
         return Ok(());
     }
     match size_of::<T>() == 0 || bytemuck::checked::try_cast_slice::<u8, T>(bytes).is_ok() {
@@ -241,24 +137,6 @@ pub(crate) use shared;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn datatypes_differ() {
-        let mut seen = vec![
-            Datatype::of::<u8>().identity,
-            Datatype::of::<bool>().identity,
-            Datatype::of::<f64>().identity,
-        ];
-        seen.extend([
-            Datatype::of::<[f64; 2]>().identity,
-            Datatype::of::<num_complex::Complex<f64>>().identity,
-        ]);
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), 5);
-        assert_eq!(Datatype::of::<i32>().name(), "i32");
-        assert_eq!(Datatype::of::<num_complex::Complex<f64>>().name(), "Complex<f64>");
-    }
 
     #[test]
     fn invalid_bool_is_refused_and_zeroed() {

@@ -7,7 +7,10 @@ use crate::error::Result;
 use crate::os::inherit::Access;
 use crate::os::mapping::Mapping;
 use crate::shm::element::Shared;
+use core::ops::{Deref, Index};
 use core::ptr::NonNull;
+use std::any::Any;
+use std::sync::Arc;
 
 /// A mapping that all ranks of a world share, at the same address in each.
 pub(crate) struct Segment {
@@ -115,6 +118,108 @@ impl Segment {
     /// Asks for huge pages: see [`Mapping::collapse`].
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         self.mapping.collapse(offset, len);
+    }
+}
+
+/// Control words at one place, kept mapped. The address is computed and checked once.
+pub(crate) struct Placed<T> {
+    /// In `keep`, which is dropped after the last reference to it.
+    at: NonNull<T>,
+    keep: Keep,
+}
+
+/// Control words of one kind at several places of one segment, kept mapped. See [`Placed`].
+pub(crate) struct Places<T> {
+    /// Each in `keep`.
+    at: Box<[NonNull<T>]>,
+    keep: Keep,
+}
+
+/// Keeps the memory of words: the segment (in models their owner, as the model checker's words lie in no mapping).
+type Keep = Arc<dyn Any + Send + Sync>;
+
+impl<T: Shared> Placed<T> {
+    /// The words at `offset` of `segment`.
+    ///
+    /// # Panics
+    /// As [`Segment::place`].
+    pub(crate) fn new(segment: &Arc<Segment>, offset: usize) -> Placed<T> {
+        let at = NonNull::from(segment.place::<T>(offset));
+        Placed { at, keep: Arc::<Segment>::clone(segment) }
+    }
+
+    /// Words of their own.
+    #[cfg(loom)]
+    pub(crate) fn over(words: T) -> Placed<T>
+    where
+        T: Send,
+    {
+        let keep = Arc::new(words);
+        Placed { at: NonNull::from(&*keep), keep }
+    }
+}
+
+impl<T: Shared> Places<T> {
+    /// The words at each of `offsets` of `segment`.
+    ///
+    /// # Panics
+    /// As [`Segment::place`].
+    pub(crate) fn new(segment: &Arc<Segment>, offsets: impl Iterator<Item = usize>) -> Places<T> {
+        let at = offsets.map(|offset| NonNull::from(segment.place::<T>(offset))).collect();
+        Places { at, keep: Arc::<Segment>::clone(segment) }
+    }
+
+    /// The words at one of the places.
+    pub(crate) fn one(&self, index: usize) -> Placed<T> {
+        Placed { at: self.at[index], keep: Arc::clone(&self.keep) }
+    }
+
+    /// Returns the number of places.
+    #[cfg(loom)]
+    pub(crate) fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    /// Words of their own.
+    #[cfg(loom)]
+    pub(crate) fn over(words: Vec<T>) -> Places<T>
+    where
+        T: Send,
+    {
+        let keep = Arc::new(words);
+        Places { at: keep.iter().map(NonNull::from).collect(), keep }
+    }
+}
+
+impl<T> Clone for Placed<T> {
+    fn clone(&self) -> Placed<T> {
+        Placed { at: self.at, keep: Arc::clone(&self.keep) }
+    }
+}
+
+impl<T> Clone for Places<T> {
+    fn clone(&self) -> Places<T> {
+        Places { at: self.at.clone(), keep: Arc::clone(&self.keep) }
+    }
+}
+
+impl<T: Shared> Deref for Placed<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it exclusively.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl<T: Shared> Index<usize> for Places<T> {
+    type Output = T;
+
+    #[inline]
+    fn index(&self, index: usize) -> &T {
+        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it exclusively.
+        unsafe { self.at[index].as_ref() }
     }
 }
 

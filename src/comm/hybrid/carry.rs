@@ -38,7 +38,7 @@ pub(super) struct Area {
 
 impl Area {
     /// Allocates the area of the leader of `node`.
-    pub(super) fn new(node: &Shm<'_>) -> Result<Area> {
+    pub(super) fn new(node: &Shm) -> Result<Area> {
         let (own, come) = (node.window_ref().member().cell, COME);
         let block = node.local().heap.borrow_mut().alloc(2 * (own + come), PAGE, Fill::Any)?;
         Ok(Area { block, own, come })
@@ -234,7 +234,7 @@ impl Batch {
     }
 }
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// Carries out moves from everyone's `send` to everyone's `recv`, as many at a time as fit into cells and areas.
     pub(super) fn transfer(
         &mut self,

@@ -158,7 +158,7 @@ impl<'s> Operands<'s> {
     }
 }
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// Folds chunk by chunk along the routes.
     ///
     /// A chunk travels from node to node; at each, every rank folds its slice of the node's operands onto what has come.

@@ -38,7 +38,7 @@ const WHOLE: usize = 64 << 10;
 /// Fast ones up to this length go in one slice per node: a ring would have many short steps.
 const AT_ONCE: usize = 16 << 20;
 
-impl Folds for Hybrid<'_> {
+impl Folds for Hybrid {
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         let (n, nodes) = (send.len(), self.layout.nodes());
         let of_node = if fold.fast { 1 } else { self.layout.largest() };
@@ -104,7 +104,7 @@ impl Folds for Hybrid<'_> {
     }
 }
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// Meets; short operands are carried in the records: each, or their fold if the order does not matter.
     fn meet_to_fold(&mut self, call: &Call, send: &[u8], fold: &Fold<'_>, carried: bool) -> Result<Met> {
         let n = send.len();

@@ -7,6 +7,7 @@ use crate::channel::world::Plan;
 use crate::comm::Comm;
 use crate::comm::local::Local;
 use crate::error::{Error, Result};
+use crate::os::inherit::note_nowhere;
 use crate::os::launcher::Launcher;
 use crate::os::robust;
 use std::rc::Rc;
@@ -53,6 +54,7 @@ impl InWorld {
 impl Drop for InWorld {
     fn drop(&mut self) {
         robust::announce_no_death();
+        note_nowhere();
     }
 }
 
@@ -67,7 +69,9 @@ pub(crate) fn fatal<R>(mpi: &Mpi, error: Error) -> Result<R> {
 pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
-    seats: &'w Seats,
+    seats: Seats,
+    /// The kernel follows this process through its slot's word in `seats`.
+    is_followed: bool,
     /// Dropped last.
     _part: Part,
 }
@@ -78,15 +82,15 @@ impl<'w> JobComm<'w> {
         let all = Net::job(mpi);
         let made = step(&all, Step::Manager, u64::from(flat))
             .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
-        // Its memory is the program's from now on: what was scattered may outlive the manager.
-        let seats: &'w Seats = Box::leak(Box::new(made.or_else(|error| fatal(mpi, error))?));
+        let seats = made.or_else(|error| fatal(mpi, error))?;
         // The kernel marks one death only: that of the first manager's rank.
-        seats.world.slots.enter(seats.local, !mpi.is_busy());
+        let is_followed = !mpi.is_busy();
+        seats.world.slots.enter(seats.local, is_followed);
         let _part = mpi.take_part(false);
         // A second manager, beside this one, has another.
         mpi.use_contexts(seats.contexts.get());
         let comm = seats.comm(mpi, Rc::new(Local::lasting(&seats.world, seats.local)));
-        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats, _part })
+        Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats, is_followed, _part })
     }
 }
 
@@ -106,5 +110,10 @@ impl Drop for JobComm<'_> {
             end_job(self.mpi, &error);
         }
         self.mpi.use_contexts(self.seats.contexts.get());
+        if self.is_followed {
+            // The word's memory goes with the last array out of this world.
+            robust::announce_no_death();
+            note_nowhere();
+        }
     }
 }

@@ -63,7 +63,7 @@ fn is_abort(record: &Record) -> bool {
     record[0] & 0xFF == Verb::Abort as u64
 }
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// [1]-[3] Meets all ranks. `payload` is shown in the node, up to [`INLINE`](crate::channel::line::INLINE) bytes; from what its ranks
     /// show, `carry` makes what the node's record carries.
     pub(super) fn meet(

@@ -24,7 +24,7 @@ impl Letters {
     }
 }
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// The way to a rank of another node.
     fn net_to(&self, call: &Call, peer: usize) -> Result<Net> {
         self.letters.net.clone().ok_or_else(|| {
@@ -85,7 +85,7 @@ impl Hybrid<'_> {
     }
 }
 
-impl Messages for Hybrid<'_> {
+impl Messages for Hybrid {
     fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         match self.layout.local(to) {
             Some(to) => self.node.send(call, to, message).map_err(|error| self.placed(call, error)),

@@ -36,7 +36,7 @@ use crate::comm::local::Local;
 use crate::comm::shm::Shm;
 use crate::comm::transport::{Control, Moves, Recovers};
 use crate::error::{Error, RankState, Result};
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 use carry::Area;
 use layout::{Layout, introduction};
 use message::Letters;
@@ -45,8 +45,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 /// The transport of ranks on several nodes.
-pub(crate) struct Hybrid<'w> {
-    node: Shm<'w>,
+pub(crate) struct Hybrid {
+    node: Shm,
     /// In the leader: the other leaders.
     net: Option<Net>,
     layout: Rc<Layout>,
@@ -72,16 +72,16 @@ pub(crate) struct Ways {
     pub(crate) crowded: bool,
 }
 
-impl<'w> Hybrid<'w> {
+impl Hybrid {
     /// Returns the communicator of the ranks of a node and, by its leader's net, those of other nodes. All ranks of all nodes
     /// call this. `numbers` are theirs in the world, if they are not all of it.
     pub(crate) fn new(
-        mut node: Shm<'w>,
+        mut node: Shm,
         net: Option<Net>,
         mut ways: Ways,
         numbers: Option<Vec<usize>>,
-    ) -> Result<Hybrid<'w>> {
-        let call = Call::new(Verb::Split, Datatype::BYTES);
+    ) -> Result<Hybrid> {
+        let call = Call::new(Verb::Split, TypeTag::BYTES);
         let mut told: Vec<u8> = Vec::new();
         let mut head = [0u64; 3];
         if let Some(net) = &net {
@@ -141,7 +141,7 @@ impl<'w> Hybrid<'w> {
     }
 }
 
-impl Control for Hybrid<'_> {
+impl Control for Hybrid {
     fn rank(&self) -> usize {
         self.layout.firsts[self.layout.node] + self.node.rank()
     }
@@ -182,7 +182,7 @@ impl Control for Hybrid<'_> {
     }
 }
 
-impl Recovers for Hybrid<'_> {
+impl Recovers for Hybrid {
     fn epoch(&self) -> u32 {
         0
     }

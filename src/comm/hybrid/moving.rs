@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// Meets; short contributions are carried in the records already: see [`Hybrid::deliver`].
     fn meet_to_move(&mut self, call: &Call, len: usize, digest: usize, send: &[u8]) -> Result<Met> {
         let payload = if send.len() <= INLINE { send } else { &[] };
@@ -62,7 +62,7 @@ impl Hybrid<'_> {
     }
 }
 
-impl Moves for Hybrid<'_> {
+impl Moves for Hybrid {
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let (root, len) = (call.root, data.len());
         let met = self.meet_to_move(call, len, 0, if self.rank() == root { data } else { &[] })?;

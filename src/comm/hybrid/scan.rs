@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::shm::kernel::Store;
 use std::ops::Range;
 
-impl Hybrid<'_> {
+impl Hybrid {
     /// Scans chunk by chunk: each node folds its operands onto what has come from the nodes before, and hands the sum on.
     pub(super) fn scan_chunks(
         &mut self,

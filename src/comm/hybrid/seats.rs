@@ -82,7 +82,7 @@ impl Seats {
     }
 
     /// The communicator of all processes.
-    pub(crate) fn comm(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'_>> {
+    pub(crate) fn comm<'w>(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'w>> {
         let shm = Shm::new(&self.world, self.local, seat)?;
         if self.nodes.len() == 1 {
             return Ok(Comm::over(Box::new(shm)));

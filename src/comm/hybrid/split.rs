@@ -67,15 +67,10 @@ impl Asked {
     }
 }
 
-impl<'w> Splits<'w> for Hybrid<'w> {
+impl Splits for Hybrid {
     /// All ranks learn what all ask for. Then each node splits its own part, and a group on several nodes gets a leader in
     /// each. Where the order asked for goes to and fro between nodes, each rank of the group stands for itself.
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
         let mine =
             [u64::from(colour.is_some()), colour.unwrap_or(0), key, u64::from(self.ways.contexts.get())];
         let mut all = vec![[0u64; 4]; self.size()];
@@ -100,7 +95,7 @@ impl<'w> Splits<'w> for Hybrid<'w> {
     }
 }
 
-impl<'w> Hybrid<'w> {
+impl Hybrid {
     /// Returns the error for a group that a forked worker would have to lead.
     fn cannot_lead(&self, call: &Call, rank: usize) -> Error {
         let problem = format!(
@@ -113,7 +108,7 @@ impl<'w> Hybrid<'w> {
     }
 
     /// Splits this node's part. A failure ends the job: other nodes may have gone on to build theirs.
-    fn split_node(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm<'w>>> {
+    fn split_node(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
         self.node.split_off(call, colour, key).map_err(|error| {
             let error = self.node.window().end(error);
             if let Some(net) = &self.net {

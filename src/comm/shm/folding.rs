@@ -17,7 +17,7 @@ use std::rc::Rc;
 /// Up to this many bytes (for two ranks; less for more) every rank folds everything: one exchange instead of two.
 /// With two ranks, 256 KiB is where slicing begins to win (PERFORMANCE: 9.2 us flat, 11 us sliced at 256 KiB).
 const FLAT: usize = 256 << 10;
-impl Folds for Shm<'_> {
+impl Folds for Shm {
     /// Short operands travel in the heads of one exchange, middling ones are staged: every rank folds all of them. Of long
     /// ones each rank folds a slice, and collects the others: see slices.rs.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
@@ -141,7 +141,7 @@ impl Folds for Shm<'_> {
     }
 }
 
-impl Shm<'_> {
+impl Shm {
     /// Folds operands that travel in the marks: every rank all of them.
     fn fold_inline(
         &mut self,

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::shm::arena::Block;
 use std::time::Instant;
 
-impl<'w> Shm<'w> {
-    fn writer(&mut self, to: usize) -> Result<&mut Writer<'w>> {
+impl Shm {
+    fn writer(&mut self, to: usize) -> Result<&mut Writer> {
         self.rings.writer(to, self.window.pace(), &mut self.local.heap.borrow_mut())
     }
 
@@ -35,7 +35,7 @@ impl<'w> Shm<'w> {
     }
 }
 
-impl Messages for Shm<'_> {
+impl Messages for Shm {
     fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         if to == self.rank() {
             self.mail.send(call, message);

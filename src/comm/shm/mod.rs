@@ -32,38 +32,38 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub(crate) use slices::{UNLIKE, unit};
 
 /// The transport of ranks that share a segment.
-pub(crate) struct Shm<'w> {
-    window: Window<'w>,
+pub(crate) struct Shm {
+    window: Window,
     /// Dropped before the shares in which their directories lie.
-    rings: Rings<'w>,
+    rings: Rings,
     mail: Mailbox,
     local: Rc<Local>,
     /// The members' words of a communicator that was split off; they lie in the heaps until all members have let go.
     _shares: Vec<Block>,
 }
 
-impl<'w> Shm<'w> {
+impl Shm {
     /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
-    pub(crate) fn new(world: &'w World, rank: usize, local: Rc<Local>) -> Result<Shm<'w>> {
+    pub(crate) fn new(world: &World, rank: usize, local: Rc<Local>) -> Result<Shm> {
         let verdict = world.verdict_words();
         let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
         Ok(Shm::over(window, local, Vec::new()))
     }
 
-    fn over(window: Window<'w>, local: Rc<Local>, shares: Vec<Block>) -> Shm<'w> {
+    fn over(window: Window, local: Rc<Local>, shares: Vec<Block>) -> Shm {
         let rings = Rings::new(&window);
         Shm { window, rings, mail: Mailbox::default(), local, _shares: shares }
     }
 
     /// Returns the window through which the ranks of this communicator exchange.
     #[cfg(any(feature = "mpi", test))]
-    pub(crate) fn window(&mut self) -> &mut Window<'w> {
+    pub(crate) fn window(&mut self) -> &mut Window {
         &mut self.window
     }
 
     /// See [`Shm::window`].
     #[cfg(any(feature = "mpi", test))]
-    pub(crate) fn window_ref(&self) -> &Window<'w> {
+    pub(crate) fn window_ref(&self) -> &Window {
         &self.window
     }
 
@@ -85,7 +85,7 @@ impl<'w> Shm<'w> {
     }
 }
 
-impl Control for Shm<'_> {
+impl Control for Shm {
     fn rank(&self) -> usize {
         self.window.rank()
     }
@@ -118,7 +118,7 @@ impl Control for Shm<'_> {
     }
 }
 
-impl Shm<'_> {
+impl Shm {
     /// Shows `send`, which consists of a block for each rank: a section of each block from `round` on if staged.
     fn sections<'a>(
         &mut self,

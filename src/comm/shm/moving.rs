@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-impl Moves for Shm<'_> {
+impl Moves for Shm {
     /// Root shows its data, in place or piece by piece; every other rank copies it from there.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();

@@ -61,7 +61,7 @@ struct Stagers {
     longest: usize,
 }
 
-impl Shm<'_> {
+impl Shm {
     /// Pulls all contributions: calls `pull` with the number of a rank, a place in its contribution and the bytes there, in
     /// one or more pieces, for each peer and for this rank's own part. `check` compares the heads before the first piece,
     /// and again before the others.

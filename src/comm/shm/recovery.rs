@@ -13,7 +13,7 @@ use crate::os::fault::{Site, point};
 use crate::sync::wait::Broken;
 use std::time::Duration;
 
-impl Recovers for Shm<'_> {
+impl Recovers for Shm {
     fn epoch(&self) -> u32 {
         self.window.epoch()
     }
@@ -27,8 +27,8 @@ impl Recovers for Shm<'_> {
     fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
         self.may_ask(call)?;
         self.announce(call, wish)?;
-        let (world, ranks) = (self.window.world(), self.window.ranks());
-        let rank = ranks[self.window.rank()];
+        let rank = self.window.ranks()[self.window.rank()];
+        let world = self.window.world();
         // At the deadline the zygote ends the ranks that have not asked, and decides.
         let deadline = world.plan.deadline.and_then(|patience| {
             clock().checked_add(patience.checked_mul(2)?.checked_add(Duration::from_secs(10))?)
@@ -36,6 +36,7 @@ impl Recovers for Shm<'_> {
         let decision = world
             .ask(rank, (wish, value, call.line), deadline)
             .map_err(|broken| self.unanswered(call, broken))?;
+        let ranks = self.window.ranks();
         let gone = (0..ranks.len()).filter(|&member| !decision.agreed.contains(&ranks[member])).collect();
         self.refused(call, &decision)?;
         let value = decision.value;
@@ -46,7 +47,7 @@ impl Recovers for Shm<'_> {
     }
 }
 
-impl Shm<'_> {
+impl Shm {
     /// Fails where nobody can be asked.
     fn may_ask(&self, call: &Call) -> Result<()> {
         if !self.window.world().plan.recover {

@@ -100,7 +100,7 @@ impl<'c> Sliced<'c> {
     }
 }
 
-impl Shm<'_> {
+impl Shm {
     /// Folds chunk by chunk, each rank its slices: see the head of this file. Two ranks whose operands lie in shared memory
     /// fold all of both instead: reading all costs two ranks no more.
     pub(super) fn fold_sliced(

@@ -12,25 +12,15 @@ use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
 use std::rc::Rc;
 
-impl<'w> Splits<'w> for Shm<'w> {
-    fn split(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Box<dyn Transport<'w> + 'w>>> {
+impl Splits for Shm {
+    fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
         Ok(self.split_off(call, colour, key)?.map(|group| Box::new(group) as Box<_>))
     }
 }
 
-impl<'w> Shm<'w> {
+impl Shm {
     /// See [`Splits::split`].
-    pub(crate) fn split_off(
-        &mut self,
-        call: &Call,
-        colour: Option<u64>,
-        key: u64,
-    ) -> Result<Option<Shm<'w>>> {
+    pub(crate) fn split_off(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
         let mut all = vec![0u64; 3 * self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;

@@ -6,7 +6,7 @@ use crate::channel::source::{MOST, Source};
 use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::os::clock::Clock;
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::policy::Policy;
 use crate::work::executor::round::{Done, done};
@@ -29,7 +29,7 @@ pub(crate) fn run_in<W: Work, R>(
     (tasks, columns): (usize, &[Column]),
     then: impl FnOnce(Ledger, Vec<Done>) -> Result<R>,
 ) -> Result<Option<R>> {
-    let call = Call::new(Verb::Sweep, Datatype::of::<f64>());
+    let call = Call::new(Verb::Sweep, TypeTag::of::<f64>());
     let (rank, workers) = (comm.rank(), comm.size());
     let policy = policy.or_else(|error| comm.refuse(&call, error.to_string()))?;
     if tasks > MOST {

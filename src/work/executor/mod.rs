@@ -31,6 +31,7 @@ pub(crate) use crate::os::mapping::Withheld;
 pub(crate) use crate::shm::array::carried;
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
+pub(crate) use crate::shm::reduction::Arithmetic;
 pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;

@@ -111,7 +111,7 @@ pub struct ParallelManager<'c, 'w> {
 enum Group<'c, 'w> {
     Peers(&'c mut Comm<'w>),
     #[cfg(feature = "mpi")]
-    Job(JobComm<'w>),
+    Job(Box<JobComm<'w>>),
     FanOut {
         /// Of the caller with itself.
         comm: Comm<'w>,
@@ -180,7 +180,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         let placement = Placement::of(backend, "ParallelManager")?;
         #[cfg(feature = "mpi")]
         if let Placement::Job { flat, .. } = placement {
-            let group = Group::Job(JobComm::new(flat)?);
+            let group = Group::Job(Box::new(JobComm::new(flat)?));
             return Ok(ParallelManager::of(group));
         }
         let limit = if placement == Placement::Serial { 1 } else { workers };

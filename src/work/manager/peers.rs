@@ -1,8 +1,8 @@
 //! What those who run the same program exchange: WaterTAP's names for collectives with root 0.
 
-use crate::comm::op::{Arithmetic, Op};
+use crate::comm::op::Op;
 use crate::error::Result;
-use crate::work::executor::Element;
+use crate::work::executor::{Arithmetic, Element};
 use crate::work::manager::ParallelManager;
 use ndarray::{Array1, ArrayBase, Data, DataMut, Dimension};
 use serde::{Serialize, de::DeserializeOwned};

@@ -5,7 +5,7 @@ use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
 use crate::comm::op::Op;
 use crate::error::{Error, Result};
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 use bytemuck::{cast_slice, cast_slice_mut};
 use ndarray::arr1;
 
@@ -80,7 +80,7 @@ fn all_to_all_of_different_amounts() {
 fn reductions_of_different_lengths() {
     mismatched("vectors of different lengths", |comm, _, mine| {
         let (send, mut recv, op) = (vec![1.0; mine], vec![0.0; mine], Op::<f64>::sum());
-        let call = Call::new(Verb::AllReduce, Datatype::of::<f64>());
+        let call = Call::new(Verb::AllReduce, TypeTag::of::<f64>());
         let room = cast_slice_mut(&mut recv);
         op.with_fold(|fold| comm.transport.reduce(&call, cast_slice(&send), Some(room), fold))
     });

@@ -5,7 +5,7 @@ use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
 use crate::comm::op::Op;
 use crate::error::Result;
-use crate::shm::element::Datatype;
+use crate::shm::datatype::TypeTag;
 use bytemuck::{cast_slice, cast_slice_mut};
 use ndarray::Array1;
 
@@ -36,7 +36,7 @@ fn folded(ranks: usize, len: usize, op: impl Fn(f64, f64) -> f64) -> Vec<f64> {
 }
 
 fn call(verb: Verb, op: &Op<'_, f64>, root: usize) -> Call {
-    Call::new(verb, Datatype::of::<f64>()).root(root).op(op.with_fold(|fold| fold.code))
+    Call::new(verb, TypeTag::of::<f64>()).root(root).op(op.with_fold(|fold| fold.code))
 }
 
 /// Reduces to all.

@@ -19,7 +19,8 @@ use crate::comm::shm::Shm;
 use crate::error::Result;
 use crate::os::inherit::Access;
 use crate::shm::arena::{Block, Fill};
-use crate::shm::element::{ALIGN, Datatype};
+use crate::shm::datatype::TypeTag;
+use crate::shm::element::ALIGN;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::cell::Cell;
 use std::io::Write;
@@ -112,7 +113,7 @@ impl Job {
         let ran = catch_unwind(AssertUnwindSafe(|| -> Result<R> {
             let mut comm = self.comm(world, wire, (node, local))?;
             let result = body(&mut comm)?;
-            comm.transport.rendezvous(&Call::new(Verb::Leave, Datatype::BYTES), 0)?;
+            comm.transport.rendezvous(&Call::new(Verb::Leave, TypeTag::BYTES), 0)?;
             Ok(result)
         }));
         let text = match &ran {
@@ -213,7 +214,7 @@ impl Drop for Watchdog {
 
 /// Returns a call of bytes.
 fn call(verb: Verb, root: usize) -> Call {
-    Call::new(verb, Datatype::BYTES).root(root)
+    Call::new(verb, TypeTag::BYTES).root(root)
 }
 
 /// Returns `len` bytes that tell ranks and places apart.
