@@ -164,18 +164,19 @@ impl Layout {
         let room = if memory == Memory::Sparse { SPARSE } else { DENSE };
         let all = tasks.checked_add(SPARE)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE / 8)?);
-        let mut carver = Carver::at(base);
+        // From the begin of the ledger, wherever that lies: the same bytes everywhere.
+        let mut carver = Carver::default();
         carver.take_of::<Front>(1);
         carver.take_of::<Described>(columns.len());
-        // What fills huge pages begins with one.
+        // A table that fills huge pages begins with one, where the ledger does.
         let page = |len: usize| if len >= HUGE { HUGE } else { PAGE };
         let words = tasks.checked_mul(size_of::<Record>())?;
         let records = carver.take(words, page(words));
         let rows = carver.take(table, page(table));
         let log = carver.take(log_len.checked_mul(8)?, PAGE);
-        let end = carver.end();
-        let layout = Layout { base, tasks, row, columns: placed, records, rows, log, log_len, end };
-        (end < isize::MAX as usize).then_some(layout)
+        let end = base.checked_add(carver.end()).filter(|&end| end < isize::MAX as usize)?;
+        let [records, rows, log] = [records, rows, log].map(|place| base + place);
+        Some(Layout { base, tasks, row, columns: placed, records, rows, log, log_len, end })
     }
 
     /// Lays out a ledger at `base`, a page boundary, of `tasks` rows of these columns.

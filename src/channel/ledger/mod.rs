@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::os::mapping::HUGE;
+#[cfg(test)]
+use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use crate::shm::segment::Segment;
 use layout::Front;
@@ -467,6 +469,11 @@ mod tests {
         let layout = Layout::new(0, 2_000_000, &numbers(1), Memory::Sparse).unwrap();
         assert!(layout.len() < (2 * 72 + 257 + 10) << 20, "{}", layout.len());
         assert!(Layout::new(0, 10, &numbers(1), Memory::Dense).unwrap().len() < 200 << 10);
+        for tasks in [10, 100_000] {
+            let [here, there] =
+                [0, 3 * PAGE].map(|base| Layout::new(base, tasks, &numbers(300), Memory::Dense).unwrap());
+            assert_eq!(here.len(), there.len(), "wherever it lies");
+        }
         let error = Layout::new(0, usize::MAX / 8, &numbers(4), Memory::Sparse).unwrap_err().to_string();
         assert!(error.contains("rows of 4 outputs fits into no address space"), "{error}");
     }
