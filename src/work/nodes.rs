@@ -334,7 +334,7 @@ impl Seats {
 pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
-    seats: Seats,
+    seats: Box<Seats>,
     /// The kernel follows this process through its slot's word in `seats`.
     is_followed: bool,
     /// Dropped last.
@@ -347,7 +347,7 @@ impl<'w> JobComm<'w> {
         let all = Net::job(mpi);
         let made = step(&all, Step::Manager, u64::from(flat))
             .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
-        let seats = made.or_else(|error| fatal(mpi, error))?;
+        let seats = Box::new(made.or_else(|error| fatal(mpi, error))?);
         // The kernel marks one death only: that of the first manager's rank.
         let is_followed = !mpi.is_busy();
         seats.world.slots.enter(seats.local, is_followed);
