@@ -24,6 +24,8 @@ mod random;
 #[path = "conformance/start.rs"]
 mod start;
 mod support;
+#[path = "conformance/untyped.rs"]
+mod untyped;
 #[path = "conformance/world.rs"]
 mod world;
 
@@ -65,6 +67,9 @@ fn main() -> std::process::ExitCode {
             "split" => |back: Back| back.run(moving::split);
             "objects" => |back: Back| back.run(moving::objects);
             "zero_sized" => |back: Back| back.run(moving::zero_sized);
+            "untyped" => |back: Back| back.run(untyped::all_types);
+            "untyped_other_sums" => |back: Back| back.run(untyped::other_sums);
+            "untyped_wrong_bytes" => |back: Back| back.run(untyped::wrong_bytes);
             "dimensions" => |back: Back| back.run(moving::dimensions);
             "special_values" => |back: Back| back.run(folding::special_values);
             "wrong_messages" => |back: Back| back.run(bad::messages);
@@ -95,11 +100,13 @@ fn main() -> std::process::ExitCode {
             "mismatch" => disagree::mismatch;
             "functions_differ" => disagree::functions_differ;
             "gathers_differ" => disagree::gathers_differ;
+            "untyped_calls_differ" => untyped::differ;
             "views_change_hands_together" => disagree::views;
             "open_in_turn" => disagree::open_in_turn;
             "full_heap" => bad::full_heap;
         ),
         vec![
+            ("untyped_unknown_codes", untyped::unknown_codes),
             ("open_in_two_communicators", disagree::open_in_two_communicators),
             ("wrong_launches", start::launches),
             ("ranks_from_environment", start::environment),

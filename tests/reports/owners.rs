@@ -15,6 +15,7 @@ pub const CASES: &[Case] = cases! {
     arrays_that_are_open_cannot_be_opened_by_others
     a_child_of_a_model_does_not_work_on
     a_child_of_a_rank_is_none
+    owned_communicators_are_values
 };
 
 #[track_caller]
@@ -207,6 +208,15 @@ fn a_child_of_a_rank_is_none() {
                 let all = says(&refused)
                     && says(&message)
                     && says(&answer)
+                    && comm
+                        .alloc::<f64, _>(1)
+                        .is_err_and(|error| error.to_string().contains("forked by a rank"))
+                    && comm.parts::<f64, _>(1).is_err_and(|error| says(&error))
+                    && comm.split(Some(1), 0).is_err_and(|error| says(&error))
+                    && comm
+                        .broadcast(&mut Array2::<f64>::zeros((300, 300)), 1)
+                        .is_err_and(|error| says(&error))
+                    && comm.state().is_empty()
                     && wrong.to_string().contains("root 77");
                 std::process::exit(if all { 42 } else { 43 });
             }
@@ -215,4 +225,40 @@ fn a_child_of_a_rank_is_none() {
         Ok(sum[0])
     });
     assert_eq!(told.unwrap().unwrap(), [2.0, 2.0]);
+}
+
+/// A class of another language holds its communicator so.
+struct Holder {
+    comm: Comm<'static>,
+    half: Comm<'static>,
+}
+
+/// An owned communicator is a value; its arrays outlive it; in a child of its process what needs its heap is an error.
+fn owned_communicators_are_values() {
+    let mut comm = Comm::solo().unwrap();
+    let half = comm.split(Some(7), 0).unwrap().unwrap();
+    let mut holder = Box::new(Holder { comm, half });
+    let mut lease = holder.half.alloc::<f64, _>(1000).unwrap();
+    let parts = holder.comm.parts::<u8, _>(1000).unwrap();
+    let shared = phalanx::SharedArray::<f64, ndarray::Ix1>::zeros(3).unwrap();
+    #[expect(unsafe_code, reason = "a fork of the program's own")]
+    // SAFETY: this process has one thread.
+    if let nix::unistd::ForkResult::Parent { child } = unsafe { nix::unistd::fork() }.unwrap() {
+        let ended = nix::sys::wait::waitpid(child, None).unwrap();
+        assert!(matches!(ended, nix::sys::wait::WaitStatus::Exited(_, 42)), "{ended:?}");
+    } else {
+        let is_none = |error: Error| error.to_string().contains("was forked by a rank and is none");
+        let (one, mut all) = (ndarray::arr1(&[5]), ndarray::arr1(&[0]));
+        let as_told = holder.comm.alloc::<f64, _>(1).is_err_and(is_none)
+            && holder.half.parts::<f64, _>(1).is_err_and(is_none)
+            && holder.comm.open(&shared).is_err_and(is_none)
+            && holder.comm.all_gather(&one, &mut all).is_ok_and(|()| all[0] == 5);
+        drop((holder, lease, parts));
+        std::process::exit(if as_told { 42 } else { 43 });
+    }
+    assert!(holder.comm.open(&shared).is_ok());
+    let whole = parts.publish(&mut holder.comm).unwrap();
+    drop(holder);
+    lease.view_mut().fill(2.0);
+    assert_eq!((lease.view().sum(), whole.view().len()), (2000.0, 1000));
 }

@@ -114,6 +114,10 @@ impl Hybrid {
     fn failed(&mut self, call: &Call, error: Error) -> Error {
         let error = self.placed(call, error);
         let Some(net) = &self.net else { return error };
+        // A process that this rank has forked is not the job's.
+        if !self.node.local().is_own() {
+            return error;
+        }
         if let Error::BadArgument { .. } = error {
             return self.aborted(call, error);
         }

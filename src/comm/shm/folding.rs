@@ -45,6 +45,7 @@ impl Folds for Shm {
                 _ if n == 0 => Payload::Nothing,
                 Some(offset) => Payload::exposed(offset, send),
                 None => {
+                    self.window.is_own(call)?;
                     let cell = &mut self.window.cell()[..staged.len()];
                     local.copy(cell, &send[staged.clone()], Store::Cached);
                     point(Site::ExchangeStaged);
@@ -82,7 +83,7 @@ impl Folds for Shm {
         let longest = counts.iter().copied().max().unwrap_or(0);
         let store = Store::best(counts[me] * (size + 1), size);
         for round in (0..longest.max(1)).step_by(section) {
-            let payload = self.sections(send, &starts, round, section);
+            let payload = self.sections(call, send, &starts, (round, section))?;
             let offer = Offer { len: send.len(), digest, payload, target: None };
             let done = self.window.exchange(call, offer, |epoch| {
                 alike(call, epoch)?;
@@ -123,8 +124,8 @@ impl Folds for Shm {
         let upto = if inclusive { me + 1 } else { me };
         for at in (0..n.max(1)).step_by(chunk) {
             let range = at..(at + chunk).min(n);
-            let offer =
-                Offer { len: n, digest: fold.id, payload: self.payload(send, at, chunk), target: None };
+            let payload = self.payload(call, send, at, chunk)?;
+            let offer = Offer { len: n, digest: fold.id, payload, target: None };
             self.window.exchange(call, offer, |epoch| {
                 alike(call, epoch)?;
                 let payloads = all_payloads(&epoch.seen, 0..upto)?;
@@ -184,12 +185,8 @@ impl Shm {
         fold: &Fold<'_>,
     ) -> Result<()> {
         let me = self.rank();
-        let offer = Offer {
-            len: send.len(),
-            digest: fold.id,
-            payload: self.payload(send, 0, send.len()),
-            target: None,
-        };
+        let payload = self.payload(call, send, 0, send.len())?;
+        let offer = Offer { len: send.len(), digest: fold.id, payload, target: None };
         self.window.exchange(call, offer, |epoch| {
             alike(call, epoch)?;
             let Some(recv) = recv else { return Ok(()) };

@@ -68,20 +68,22 @@ impl Shm {
     }
 
     /// Returns the best way to show `shown`; if that is the cell, copies a chunk from `at` on into it.
-    fn payload<'a>(&mut self, shown: &'a [u8], at: usize, chunk: usize) -> Payload<'a> {
-        if shown.is_empty() {
+    fn payload<'a>(&mut self, call: &Call, shown: &'a [u8], at: usize, chunk: usize) -> Result<Payload<'a>> {
+        Ok(if shown.is_empty() {
             Payload::Nothing
         } else if shown.len() <= INLINE {
             Payload::Inline(shown)
         } else if let Some(offset) = self.local.segment.locate(shown) {
             Payload::exposed(offset, shown)
         } else {
+            // A process that was forked by the rank may not write its cell.
+            self.window.is_own(call)?;
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + chunk)];
             self.local.copy(&mut cell[..chunk.len()], chunk, Store::Cached);
             point(Site::ExchangeStaged);
             Payload::Staged
-        }
+        })
     }
 }
 
@@ -122,20 +124,21 @@ impl Shm {
     /// Shows `send`, which consists of a block for each rank: a section of each block from `round` on if staged.
     fn sections<'a>(
         &mut self,
+        call: &Call,
         send: &'a [u8],
         starts: &[usize],
-        round: usize,
-        section: usize,
-    ) -> Payload<'a> {
+        (round, section): (usize, usize),
+    ) -> Result<Payload<'a>> {
         if send.len() <= INLINE || self.local.segment.locate(send).is_some() {
-            return self.payload(send, 0, send.len());
+            return self.payload(call, send, 0, send.len());
         }
+        self.window.is_own(call)?;
         let cell = self.window.cell();
         for (rank, block) in starts.windows(2).enumerate() {
             let piece = (block[0] + round).min(block[1])..(block[0] + round + section).min(block[1]);
             self.local.copy(&mut cell[rank * section..][..piece.len()], &send[piece], Store::Cached);
         }
-        Payload::Staged
+        Ok(Payload::Staged)
     }
 
     fn wrong(&self, call: &Call, problem: impl Into<String>) -> Error {

@@ -148,7 +148,7 @@ impl Moves for Shm {
             let payload = if round > 0 && self.local.segment.locate(send).is_some() {
                 Payload::Nothing
             } else {
-                self.sections(send, &bounds, round, section)
+                self.sections(call, send, &bounds, (round, section))?
             };
             let done = self.window.exchange(
                 call,

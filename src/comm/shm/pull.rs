@@ -85,7 +85,7 @@ impl Shm {
         pull: &mut impl FnMut(&Local, usize, usize, &[u8]),
     ) -> Result<Stagers> {
         let (me, local, cell) = (self.rank(), Rc::clone(&self.local), self.window.member().cell);
-        let payload = self.payload(share.shown, 0, share.eager.first_of(share.shown.len(), cell));
+        let payload = self.payload(call, share.shown, 0, share.eager.first_of(share.shown.len(), cell))?;
         let (len, digest) = share.head;
         let mut stagers = Stagers::default();
         self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
@@ -133,7 +133,7 @@ impl Shm {
                 own_at = end;
             }
             let shows = stagers.ranks.contains(&me) && at < shown.len();
-            let payload = if shows { self.payload(shown, at, piece) } else { Payload::Nothing };
+            let payload = if shows { self.payload(call, shown, at, piece)? } else { Payload::Nothing };
             self.window.exchange(call, Offer { len, digest, payload, target: None }, |epoch| {
                 check(&epoch.seen)?;
                 let has_more = |&&peer: &&usize| peer != me && epoch.seen.len(peer) > at;

@@ -121,6 +121,7 @@ impl Shm {
                 _ => Payload::Staged,
             };
             if step < chunks && exposed.is_none() {
+                self.window.is_own(call)?;
                 sliced.stage(step, self.window.cell(), &local);
             }
             let offer = Offer { len: send.len(), digest: fold.id, payload, target: None };
