@@ -51,8 +51,8 @@ shared! {
         closed: Line,
         /// Not 0: nothing more shall be begun. Written by whoever knows why.
         halted: AtomicU32,
-        /// How many workers were given up.
-        given_up: AtomicU32,
+        /// How many rounds of work there were before this one. Written by whoever grants.
+        round: AtomicU32,
         /// The eventcount of workers that have nothing to do.
         count: AtomicU32,
         sleepers: AtomicU32,
@@ -184,12 +184,12 @@ impl Words {
         self.halted.load(Ordering::Relaxed) != 0
     }
 
-    /// Waits until there may be something to take, or nothing will be, or more workers than `known` were given up.
-    pub(crate) fn wait(&self, known: u32) {
+    /// Waits until there may be something to take, or nothing will be, or there is other `news`.
+    pub(crate) fn wait(&self, news: impl Fn() -> bool) {
         let open = || self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty());
         let look = || {
             let ended = self.closed.word.load(Ordering::Acquire) != 0 || self.is_halted();
-            (ended || open() || self.given_up.load(Ordering::Acquire) != known).then_some(())
+            (ended || open() || news()).then_some(())
         };
         self.news().wait(Pace::ASLEEP, look);
     }
@@ -226,6 +226,11 @@ impl WorkerWords {
     /// Notes that the worker is at no task.
     pub(crate) fn rest(&self) {
         self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// Says whether the worker was given up: then it begins nothing more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire) != 0
     }
 
     /// Returns the task that the worker is at, and since when; none if it is at none.
@@ -353,6 +358,11 @@ impl Source {
         self.words().stretches.iter().any(|word| unpack(word.load(Ordering::Acquire)).is_empty())
     }
 
+    /// Says whether there is something to take.
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.words().stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty())
+    }
+
     /// Says that nothing more will be granted.
     pub(crate) fn close(&self) {
         self.words().close();
@@ -381,25 +391,33 @@ impl Source {
         next
     }
 
-    /// Waits for news: tasks, their end, or a worker that was given up, other than the `known` ones.
+    /// Waits for news: tasks, their end, or a worker that was given up, besides the `known` ones.
     pub(crate) fn wait(&self, known: usize) {
-        self.words().wait(known as u32);
+        self.words().wait(|| self.workers().iter().filter(|worker| worker.is_given_up()).count() != known);
     }
 
-    /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log.
+    /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log; the first
+    /// counts.
     pub(crate) fn give_up(&self, slot: usize, place: u64) {
-        self.worker(slot).given_up.store(place + 1, Ordering::Release);
-        self.words().given_up.fetch_add(1, Ordering::Release);
+        let word = &self.worker(slot).given_up;
+        let _ = word.compare_exchange(0, place + 1, Ordering::AcqRel, Ordering::Relaxed);
         self.words().news().tell();
     }
 
     /// Returns the workers that were given up, with the places of the reasons.
     pub(crate) fn given_up(&self) -> Vec<(usize, u64)> {
-        if self.words().given_up.load(Ordering::Acquire) == 0 {
-            return Vec::new();
-        }
         let place = |worker: &WorkerWords| worker.given_up.load(Ordering::Acquire).checked_sub(1);
         self.workers().iter().enumerate().filter_map(|(slot, worker)| Some((slot, place(worker)?))).collect()
+    }
+
+    /// Begins another round of work, the `number`-th. Only when no process works.
+    pub(crate) fn begin_round(&self, number: u32) {
+        self.words().round.store(number, Ordering::Release);
+    }
+
+    /// The number of the round that was begun last.
+    pub(crate) fn round(&self) -> u32 {
+        self.words().round.load(Ordering::Acquire)
     }
 
     /// Forgets parts and who was given up, for another crew. Only when no process works.
@@ -408,7 +426,6 @@ impl Source {
             worker.enter(&(0..0));
             worker.given_up.store(0, Ordering::Release);
         }
-        self.words().given_up.store(0, Ordering::Release);
         self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 }
@@ -474,6 +491,7 @@ mod tests {
         assert_eq!(worker.now(), None);
         assert_eq!(source.given_up(), []);
         source.give_up(1, 0);
+        source.give_up(1, 7);
         source.wait(0);
         assert_eq!(source.given_up(), [(1, 0)]);
         assert_eq!((source.finished(), worker.busy()), (1, 5));

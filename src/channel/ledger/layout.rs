@@ -158,6 +158,7 @@ impl Layout {
         for column in columns {
             let len = column.count.checked_mul(column.scalar.size()).filter(|&len| len < 1 << 62)?;
             placed.push((column.clone(), row.take(len, column.scalar.size())));
+            (row.end() < 1 << 62).then_some(())?;
         }
         let row = row.end().checked_next_multiple_of(8).filter(|&row| row < 1 << 62)?;
         let table = tasks.checked_mul(row).filter(|&table| table < 1 << 62)?;
@@ -219,6 +220,7 @@ impl Layout {
         let columns: &[u64] = bytemuck::cast_slice(&described);
         words.iter().zip(columns).for_each(|(word, &value)| word.store(value, Ordering::Relaxed));
         front.fixed.iter().zip(fixed).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+        front.appended.store(tasks, Ordering::Relaxed);
         front.sum.store(sum(&fixed, columns), Ordering::Release);
     }
 

@@ -113,10 +113,9 @@ impl Ledger {
     /// [1]: a free task becomes `slot`'s, which has noted it.
     pub(crate) fn claim(&self, task: usize, slot: u32) -> Option<Claim<'_>> {
         let record = self.record(task);
-        record.claim(slot).then(|| {
-            point(Site::Claimed);
-            Claim { ledger: self, record, task, attempt: 0 }
-        })
+        let attempt = record.claim(slot)?;
+        point(Site::Claimed);
+        Some(Claim { ledger: self, record, task, attempt })
     }
 
     /// [1']: `slot`, which has noted the task, takes over what the dead process of slot `from` left unfinished.
@@ -127,10 +126,12 @@ impl Ledger {
         Some(Claim { ledger: self, record, task, attempt })
     }
 
-    /// Says whether the dead process of slot `from` has left this task unfinished.
-    pub(crate) fn is_left_by(&self, task: usize, from: u32) -> bool {
-        let state = self.records().get(task).map(Record::state);
-        matches!(state, Some(State::Owned { slot, .. }) if slot == from)
+    /// Returns the attempt that the dead process of slot `from` made at this task, if it has left it unfinished.
+    pub(crate) fn left_by(&self, task: usize, from: u32) -> Option<u32> {
+        match self.records().get(task).map(Record::state) {
+            Some(State::Owned { slot, attempt }) if slot == from => Some(attempt),
+            _ => None,
+        }
     }
 
     /// How many of these tasks are finished.
@@ -148,10 +149,25 @@ impl Ledger {
         self.records().iter().filter(tried).count()
     }
 
-    /// Frees those of these tasks that are not finished. Only when the processes that have worked on them are gone.
-    pub(crate) fn release(&self, tasks: Range<usize>) {
-        let left = self.records()[tasks].iter().filter(|record| !record.state().is_finished());
-        left.for_each(Record::free);
+    /// Frees those of these tasks that are not finished. `verdict` says what becomes of one on which so many workers have died,
+    /// if it is not to be tried again. Only when the processes that have worked on them are gone.
+    pub(crate) fn release(&self, tasks: Range<usize>, verdict: impl Fn(u32) -> Option<String>) {
+        for task in tasks {
+            let record = self.record(task);
+            let State::Owned { attempt, .. } = record.state() else { continue };
+            match verdict(attempt + 1) {
+                None => record.free(attempt + 1),
+                Some(why) => self.fail(task, Cause::Died, Texts::default().place(self.log(), &why, || 1)),
+            }
+        }
+    }
+
+    /// Finishes a task on which nobody works, without result.
+    fn fail(&self, task: usize, cause: Cause, text: u64) {
+        let facts = Facts { input: task as u64, text, ..Facts::default() };
+        let mut claim = Claim { ledger: self, record: self.record(task), task, attempt: 0 };
+        claim.blank();
+        claim.finish(Some(cause), &facts);
     }
 
     /// Finishes those of these tasks that are not finished, without result. Only when the processes that have worked on them
@@ -159,19 +175,14 @@ impl Ledger {
     pub(crate) fn abandon(&self, tasks: Range<usize>, why: &str) {
         let left: Vec<usize> = tasks.filter(|&task| !self.state(task).is_finished()).collect();
         let text = Texts::default().place(self.log(), why, || left.len());
-        for task in left {
-            let facts = Facts { input: task as u64, text, ..Facts::default() };
-            let mut claim = Claim { ledger: self, record: self.record(task), task, attempt: 0 };
-            claim.blank();
-            claim.finish(Some(Cause::NotReached), &facts);
-        }
+        left.into_iter().for_each(|task| self.fail(task, Cause::NotReached, text));
     }
 
     /// Frees the tasks that were abandoned; says whether there were any.
     #[cfg(feature = "mpi")]
     pub(crate) fn reopen(&self) -> bool {
         let left = self.records().iter().filter(|record| record.state() == State::Failed(Cause::NotReached));
-        left.map(Record::free).count() > 0
+        left.map(|record| record.free(record.died())).count() > 0
     }
 
     /// Asks for a huge page under the records, or rows, of which this task's is the first in that page: made so, memory costs
@@ -182,7 +193,7 @@ impl Ledger {
             let at = table + task * len;
             let piece = at.next_multiple_of(HUGE);
             if piece - at < len && piece + HUGE <= table + tasks * len {
-                self.segment.collapse(piece, len.max(HUGE));
+                self.segment.collapse(piece, len.max(HUGE).min(table + tasks * len - piece));
             }
         }
     }
@@ -225,19 +236,20 @@ impl Ledger {
         (&self.segment, at(tasks.start)..at(tasks.end))
     }
 
-    /// Takes over a task that another node finished, and whose row is there already; `text`: of one that has failed.
+    /// Takes over a task that another node finished, and whose row is there already. Workers are numbered from `first` on here,
+    /// from `counted` on there; `text`: of a task that has failed.
     pub(crate) fn adopt(
         &self,
         task: usize,
         words: [u64; 8],
-        text: Option<&str>,
-        texts: &mut Texts,
+        (counted, first): (usize, usize),
+        (text, texts): (Option<&str>, &mut Texts),
     ) -> Result<()> {
-        let left = self.layout.tasks;
-        let place = text.map_or(0, |text| texts.place(self.log(), text, || left));
+        let place = text.map_or(0, |text| texts.place(self.log(), text, || self.layout.tasks));
         // SAFETY: in bounds; no worker of this node was granted the task.
         let row = unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) };
-        match self.record(task).adopt(words, place, row) {
+        let number = |worker: u32| (worker as usize).wrapping_sub(counted).wrapping_add(first) as u32;
+        match self.record(task).adopt(words, place, number, row) {
             true => Ok(()),
             false => Err(Error::Corrupt { what: "a row of another node" }),
         }
@@ -380,7 +392,10 @@ mod tests {
     fn a_row_is_written_by_its_owner_and_read_by_all() {
         let ledger = Ledger::new(3, &numbers(2)).unwrap();
         assert!(ledger.claim(1, 0).is_some() && ledger.claim(1, 1).is_none());
-        assert!(ledger.is_left_by(1, 0) && !ledger.is_left_by(1, 1) && !ledger.is_left_by(7, 0));
+        assert_eq!(
+            [(1, 0), (1, 1), (7, 0)].map(|(task, slot)| ledger.left_by(task, slot)),
+            [Some(0), None, None]
+        );
         let mut claim = ledger.take_over(1, 0, 0).unwrap();
         assert_eq!((claim.task, claim.attempt), (1, 1));
         bytemuck::cast_slice_mut(claim.row()).copy_from_slice(&[1.0, 2.0]);
@@ -388,7 +403,10 @@ mod tests {
         assert_eq!(bytemuck::cast_slice::<u8, f64>(ledger.row(1).unwrap()), [1.0, 2.0]);
         assert!(ledger.is_sound(1) && ledger.row(0).is_none());
         assert_eq!((ledger.finished(0..3), ledger.finished(0..1), ledger.tried()), (1, 0, 1));
-        ledger.release(0..3);
+        assert!(ledger.claim(0, 5).is_some());
+        ledger.release(0..3, |died| (died > 1).then(String::new));
+        assert_eq!(ledger.claim(0, 6).unwrap().attempt, 1);
+        ledger.release(0..3, |_| None);
         ledger.abandon(0..3, "nobody left");
         let finished = Finished::new(ledger).unwrap();
         assert_eq!((finished.count(None), finished.count(Some(Cause::NotReached))), (1, 2));
@@ -469,9 +487,9 @@ mod tests {
         let layout = Layout::new(0, 2_000_000, &numbers(1), Memory::Sparse).unwrap();
         assert!(layout.len() < (2 * 72 + 257 + 10) << 20, "{}", layout.len());
         assert!(Layout::new(0, 10, &numbers(1), Memory::Dense).unwrap().len() < 200 << 10);
-        for tasks in [10, 100_000] {
+        for (tasks, outputs) in [(10, 300), (100_000, 300), (30_000, 9)] {
             let [here, there] =
-                [0, 3 * PAGE].map(|base| Layout::new(base, tasks, &numbers(300), Memory::Dense).unwrap());
+                [0, 3 * PAGE].map(|base| Layout::new(base, tasks, &numbers(outputs), Memory::Dense).unwrap());
             assert_eq!(here.len(), there.len(), "wherever it lies");
         }
         let error = Layout::new(0, usize::MAX / 8, &numbers(4), Memory::Sparse).unwrap_err().to_string();

@@ -56,7 +56,7 @@ const _: () = assert!(size_of::<Record>() == 64);
 ///
 /// | bits 0-7 | state | bits 8-15 | bits 16-31 | bits 32-63 |
 /// | --- | --- | --- | --- | --- |
-/// | 0 | free | 0 | 0 | 0 |
+/// | 0 | free | 0 | attempts that were made | 0 |
 /// | 1 | owned | 0 | attempt | slot |
 /// | 2 | done | 0 | attempt | slot |
 /// | 3 | failed | cause | attempt | slot |
@@ -147,14 +147,24 @@ impl Record {
 
     /// Says whether it can be claimed; a hint.
     pub(crate) fn is_free(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == FREE
+        self.state.load(Ordering::Relaxed) & 0xFF == FREE
     }
 
-    /// [1]: says whether `slot` got the task.
-    pub(crate) fn claim(&self, slot: u32) -> bool {
+    /// [1]: returns the attempt that `slot` now makes, if it got the task.
+    pub(crate) fn claim(&self, slot: u32) -> Option<u32> {
         // Release: the note of [0] is there when the word is. Acquire: what an earlier owner wrote before it was freed.
-        let owned = word(OWNED, 0, 0, slot);
-        self.state.compare_exchange(FREE, owned, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let owned = |attempt: u32| word(OWNED, 0, attempt, slot);
+        match self.state.compare_exchange(FREE, owned(0), Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Some(0),
+            // Others have tried it before it was freed.
+            Err(seen) if seen & 0xFF == FREE => {
+                let attempt = (seen >> 16 & 0xFFFF) as u32;
+                let claimed =
+                    self.state.compare_exchange(seen, owned(attempt), Ordering::AcqRel, Ordering::Relaxed);
+                claimed.is_ok().then_some(attempt)
+            }
+            Err(_) => None,
+        }
     }
 
     /// A claim that is none: for the model checker to find.
@@ -207,9 +217,14 @@ impl Record {
         self.peak.store(peak, Ordering::Relaxed);
     }
 
-    /// Makes the task free again. Only when no process works on it.
-    pub(super) fn free(&self) {
-        self.state.store(FREE, Ordering::Release);
+    /// Makes the task free again, on which so many workers have died. Only when no process works on it.
+    pub(super) fn free(&self, died: u32) {
+        self.state.store(word(FREE, 0, died, 0), Ordering::Release);
+    }
+
+    /// How many workers have died on a task that is free or failed.
+    pub(super) fn died(&self) -> u32 {
+        self.owner().1
     }
 
     /// Returns state, attempt and slot of a word that nobody else writes now.
@@ -247,17 +262,17 @@ impl Record {
         [state, self.checksum.load(Ordering::Relaxed), digest, input, start, end, text, ends]
     }
 
-    /// Takes over what became of a task in another ledger, with the place of its text in this one. The row must be there;
+    /// Takes over what became of a task in another ledger, with the place of its text, and the number of its worker, in this one. The row must be there;
     /// says whether it is sound.
     #[cfg(feature = "mpi")]
-    pub(super) fn adopt(&self, words: [u64; 8], place: u64, row: &[u8]) -> bool {
+    pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
         let [state, checksum, digest, input, start, end, text, ends] = words;
         let (worker, peak) = (ends as u32, (ends >> 32) as u32);
         let told = Facts { digest, input, start, end, text, worker, peak };
         if !State::of(state).is_finished() || told.checksum(state, row) != checksum {
             return false;
         }
-        let facts = Facts { text: place, ..told };
+        let facts = Facts { text: place, worker: number(worker), ..told };
         self.write(&facts, facts.checksum(state, row));
         self.state.store(state, Ordering::Release);
         true
@@ -293,14 +308,17 @@ mod tests {
     #[test]
     fn a_task_is_claimed_once_and_taken_over_from_its_owner_only() {
         let record = fresh();
-        assert!(record.is_free() && record.claim(0));
-        assert!(!record.claim(1) && !record.claim(0) && !record.is_free());
+        assert!(record.is_free() && record.claim(0) == Some(0));
+        assert!(record.claim(1).is_none() && record.claim(0).is_none() && !record.is_free());
         assert_eq!(record.take_over(1, 1), None);
         assert_eq!(record.take_over(0, 0), Some(1));
         assert_eq!(record.take_over(0, 7), Some(2));
         assert_eq!(record.state(), State::Owned { slot: 7, attempt: 2 });
         record.publish(None, &Facts::default(), &[]);
         assert_eq!((record.state(), record.take_over(7, 7)), (State::Done, None));
+        record.free(2);
+        assert_eq!((record.is_free(), record.state(), record.claim(3)), (true, State::Free, Some(2)));
+        assert_eq!(record.state(), State::Owned { slot: 3, attempt: 2 });
     }
 
     #[test]
@@ -309,7 +327,7 @@ mod tests {
         let row = [1u8, 2, 3, 4, 5, 6, 7, 8];
         for cause in [None, Some(Cause::Died)] {
             let record = fresh();
-            assert!(record.claim(9));
+            assert_eq!(record.claim(9), Some(0));
             record.publish(cause, &facts, &row);
             assert!(record.is_sound(&row));
             assert_eq!(record.facts(), facts);

@@ -64,7 +64,7 @@ impl Work {
         self.workers[slot].note(task, 1);
         let claimed = match self.fault {
             Fault::TwoSteps => record.claim_in_two_steps(slot as u32),
-            _ => record.claim(slot as u32),
+            _ => record.claim(slot as u32).is_some(),
         };
         if claimed {
             self.begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -116,7 +116,7 @@ impl Work {
         loop {
             match self.take(slot, 2) {
                 Next::Part(part) => self.go_through(slot, part),
-                Next::Later => self.source.wait(0),
+                Next::Later => self.source.wait(|| false),
                 Next::Nothing => return,
             }
         }

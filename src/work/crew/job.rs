@@ -48,6 +48,9 @@ pub(crate) trait Labour {
     /// Says whether the slot is forked again after so many deaths in a row without a task begun.
     fn again(&self, deaths: u32) -> bool;
 
+    /// Says whether the slot was given up already: it has said why.
+    fn is_given_up(&self, slot: usize) -> bool;
+
     /// The slot was given up, and its process is gone: others may do its work.
     fn give_up(&self, slot: usize);
 }

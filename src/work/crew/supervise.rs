@@ -156,6 +156,9 @@ impl<S> Zygote<'_, S> {
             return self.words.revoke_failed(rank);
         }
         let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
+        if labour.is_given_up(rank) {
+            return;
+        }
         let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
         let again = if labour.again(deaths) { self.start(rank, state, deaths, begun) } else { Ok(()) };

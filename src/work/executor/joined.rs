@@ -10,6 +10,7 @@ use crate::shm::datatype::TypeTag;
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::policy::Policy;
 use crate::work::executor::round::{Done, done};
+use crate::work::executor::running::reason;
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::sync::Arc;
 
@@ -19,7 +20,8 @@ use std::sync::Arc;
 /// ```text
 /// [1] all agree on the tasks, by digest; root's heap holds ledger and source
 /// [2] root writes the header and grants all tasks; all arrive
-/// [3] each rank works; all arrive; root looks at the outcome; all arrive
+/// [3] each rank works; all arrive; again, if ranks were given up and rows are left
+/// [4] root looks at the outcome; all arrive
 /// ```
 #[track_caller]
 pub(crate) fn run_in<W: Work, R>(
@@ -50,14 +52,38 @@ pub(crate) fn run_in<W: Work, R>(
     let ledger = Ledger::open(segment, base, columns)?.with(table);
     // A rank that dies ends the world.
     let policy = Policy { attempts: 1, ..policy };
-    let (ledger_of_all, first, clock) = (&ledger, 0, Clock::new());
-    let shared =
-        Shared { work, ledger: ledger_of_all, source: &source, policy, dealing, first, of: workers, clock };
-    live(&shared, rank, None, None, Payloads::new(None));
-    comm.arrive(&call)?;
+    let mut shared = Shared {
+        work,
+        ledger: &ledger,
+        source: &source,
+        policy,
+        dealing,
+        first: 0,
+        of: workers,
+        clock: Clock::new(),
+    };
+    let (mut before, mut given_up) = (0, false);
+    for round in 1.. {
+        if !given_up {
+            live(&shared, rank, None, None, Payloads::new(None));
+            given_up = source.worker(rank).is_given_up();
+        }
+        comm.arrive(&call)?;
+        let finished = if comm.is_root() { ledger.finished(0..tasks) } else { 0 };
+        if finished > std::mem::replace(&mut before, finished) && finished < tasks {
+            // Ranks were given up, and others had left before they could inherit.
+            source.reset();
+            source.grant(0..tasks);
+            source.begin_round(round);
+        }
+        comm.arrive(&call)?;
+        if source.round() < round {
+            break;
+        }
+        shared.dealing = Dealing::Dynamic;
+    }
     let outcome = comm.is_root().then(|| {
-        if let Some(&(_, place)) = source.given_up().first() {
-            let why = ledger.log().text(place);
+        if let Some(why) = reason(&source, &ledger) {
             ledger.abandon(0..tasks, &why);
         }
         then(ledger.clone(), done(&source, &vec![0; workers]))

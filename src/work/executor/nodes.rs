@@ -59,6 +59,10 @@ struct Coordinator {
     mine: Vec<Range<usize>>,
     /// There are no more for it.
     ended: bool,
+    /// All tasks were dealt out from the start.
+    dealt: bool,
+    /// Why its workers were given up, if they were.
+    why: Option<String>,
     /// In root: the first task that nobody has been granted; how many each node has finished; those nodes that are done.
     next: usize,
     finished: Vec<u64>,
@@ -201,6 +205,8 @@ impl Coordinator {
             workers,
             mine,
             ended,
+            dealt: ended,
+            why: None,
             next: 0,
             finished: vec![0; nodes],
             done: Vec::new(),
@@ -292,6 +298,8 @@ impl Coordinator {
         let before = self.ledger.tried();
         let answered = self.await_answer().is_ok();
         self.ended = true;
+        self.source.close();
+        self.why = Some(why.to_owned());
         self.mine.iter().for_each(|part| self.ledger.abandon(part.clone(), why));
         answered && before > 0
     }
@@ -374,6 +382,11 @@ impl Coordinator {
                 |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
             workers[node] = done.into_iter().map(worker).collect();
         }
+        if !self.dealt {
+            // No node has asked for these: all workers were given up.
+            let why = self.why.as_deref().unwrap_or("no worker is left on any node");
+            self.ledger.abandon(self.next..self.ledger.tasks(), why);
+        }
         Ok(workers.concat())
     }
 
@@ -396,9 +409,11 @@ impl Coordinator {
             let flight = self.net.recv_at(segment, part, node, Tag::Result)?;
             self.net.wait(&mut [flight], &always)?;
         }
+        // A node numbers its workers as if all nodes had as many.
+        let (counted, first) = (node * self.workers[node], self.workers[..node].iter().sum::<usize>());
         for (task, words) in stretch.zip(words) {
             let text = failures.next_if(|(number, _)| *number == task as u64).map(|(_, text)| text);
-            self.ledger.adopt(task, words, text.as_deref(), texts)?;
+            self.ledger.adopt(task, words, (counted, first), (text.as_deref(), &mut *texts))?;
         }
         Ok(())
     }

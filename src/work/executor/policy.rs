@@ -26,6 +26,8 @@ pub(crate) struct Policy {
 impl Policy {
     /// The policy of a sweep: its rows have so many attempts, and `build` three.
     pub(crate) const fn new(build: &'static str, attempts: u32) -> Policy {
+        // As many as a record counts.
+        let attempts = if attempts > 0xFFFF { 0xFFFF } else { attempts };
         let (restarts, builds) = (5, 3);
         Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false }
     }

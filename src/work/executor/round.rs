@@ -3,7 +3,7 @@
 use crate::channel::ledger::Ledger;
 use crate::channel::slots::{Plan, Slots};
 use crate::channel::source::{MOST, Source};
-use crate::error::{Error, Result};
+use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::process;
 use crate::shm::array::lend_heap;
@@ -205,8 +205,11 @@ impl<W: Work + Sync> Executor<'_, W> {
                 finished if finished == all => return Ok(None),
                 finished if finished > before => {
                     before = finished;
-                    tasks.iter().for_each(|part| self.ledger.release(part.clone()));
+                    let verdict = |died| self.options.policy.verdict(died, Death::Unknown);
+                    tasks.iter().for_each(|part| self.ledger.release(part.clone(), verdict));
                     self.source.reset();
+                    // Whoever can work does what is left.
+                    self.options.dealing = Dealing::Dynamic;
                     tasks.iter().for_each(|part| self.offer(part.clone()));
                 }
                 _ => {
@@ -271,6 +274,10 @@ impl Labour for Supervised<'_> {
 
     fn again(&self, deaths: u32) -> bool {
         self.policy.replaces(deaths)
+    }
+
+    fn is_given_up(&self, slot: usize) -> bool {
+        self.source.worker(slot).is_given_up()
     }
 
     fn give_up(&self, slot: usize) {

@@ -61,6 +61,8 @@ pub(crate) struct Out<'a> {
 pub(crate) enum Dealing {
     /// Each worker takes the next ones when it is ready for them, fewer at a time towards the end.
     Dynamic,
+    /// Each worker takes the next one when it is ready for it.
+    Singly,
     /// Each worker has one stretch from the start, as numpy's `array_split` cuts them.
     Fixed,
 }
@@ -95,6 +97,9 @@ impl<W> Shared<'_, W> {
     /// How many tasks to take next: a share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987),
     /// within the time that one part shall take.
     fn part(&self, words: &WorkerWords, left: usize) -> usize {
+        if self.dealing == Dealing::Singly {
+            return 1;
+        }
         let (finished, busy) = (words.finished(), words.busy());
         let fitting = match finished {
             0 => 1,
@@ -134,6 +139,10 @@ pub(crate) fn live<W: Work>(
     let state = inherited.map_or(State::None, State::Inherited);
     let (texts, words, slot, clock) =
         (Texts::default(), shared.source.worker(slot), slot as u32, shared.clock.reader());
+    if words.is_given_up() {
+        // Its predecessor has given up, and was killed before it had left.
+        return;
+    }
     let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, measured: 0, peak: 0 };
     if let Err(End::GivenUp(why)) = worker.live(predecessor) {
         let place = worker.text(&why);
@@ -177,7 +186,7 @@ impl<W: Work> Worker<'_, '_, W> {
                 }
                 self.inherit(&mut Vec::new()).map(drop)
             }
-            Dealing::Dynamic => self.take_all(),
+            Dealing::Dynamic | Dealing::Singly => self.take_all(),
         }
     }
 
@@ -185,8 +194,13 @@ impl<W: Work> Worker<'_, '_, W> {
     fn take_all(&mut self) -> std::result::Result<(), End> {
         let (shared, mut heir_of) = (self.shared, Vec::new());
         loop {
+            // One that cannot build takes nothing that others would do.
+            if !shared.policy.unbuilt_fails && shared.source.has_tasks() {
+                self.ready(None)?;
+            }
             match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
                 Next::Part(part) => self.go_through(part)?,
+                _ if shared.source.is_halted() => return Ok(()),
                 _ if self.inherit(&mut heir_of)? => {}
                 Next::Later => shared.source.wait(heir_of.len()),
                 Next::Nothing => return Ok(()),
@@ -203,10 +217,10 @@ impl<W: Work> Worker<'_, '_, W> {
         for &slot in &new {
             known.push(slot);
             let part = self.shared.source.worker(slot).left();
+            self.words.enter(&part);
             if let Some(task) = part.clone().next() {
                 self.take_over(task, slot as u32, None)?;
             }
-            self.words.enter(&part);
             self.go_through(part)?;
         }
         Ok(!new.is_empty())
@@ -246,14 +260,15 @@ impl<W: Work> Worker<'_, '_, W> {
     /// The task that slot `from` may have left unfinished when its last process died: again, or given up.
     fn take_over(&mut self, task: usize, from: u32, death: Option<Death>) -> std::result::Result<(), End> {
         let Shared { ledger, policy, .. } = *self.shared;
-        if !ledger.is_left_by(task, from) {
-            return Ok(());
+        let Some(attempt) = ledger.left_by(task, from) else { return Ok(()) };
+        let verdict = policy.verdict(attempt + 1, death.unwrap_or(Death::Unknown));
+        if verdict.is_none() {
+            self.ready(None)?;
         }
-        self.ready(None)?;
         let now = self.clock.now();
         self.words.note(task, now);
         let Some(claim) = ledger.take_over(task, from, self.slot) else { return Ok(()) };
-        match policy.verdict(claim.attempt, death.unwrap_or(Death::Unknown)) {
+        match verdict {
             None => self.attempt(claim, now).map(drop),
             Some(text) => {
                 self.words.begin();

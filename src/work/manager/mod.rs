@@ -386,7 +386,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             _ => 1,
         };
         // With as many tasks as workers each has its own, and meets it with a state fresh from `do_build`.
-        let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Dynamic };
+        let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Singly };
         let stop_at_failure = self.stop_at_failure;
         let policy =
             Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..Policy::new("do_build", attempts) };

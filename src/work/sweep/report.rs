@@ -258,8 +258,11 @@ impl Swept {
     /// ```
     pub fn values(&self) -> ArrayView2<'_, f64> {
         #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
-        ArrayView2::from_shape((self.rows(), self.outputs()), bytemuck::cast_slice(self.table.rows()))
-            .expect("length fits shape")
+        ArrayView2::from_shape(
+            (self.rows(), self.outputs()),
+            if self.rows() == 0 { &[] } else { bytemuck::cast_slice(self.table.rows()) },
+        )
+        .expect("length fits shape")
     }
 
     /// What became of a row.
