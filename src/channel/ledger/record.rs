@@ -223,6 +223,7 @@ impl Record {
     }
 
     /// How many workers have died on a task that is free or failed.
+    #[cfg(feature = "mpi")]
     pub(super) fn died(&self) -> u32 {
         self.owner().1
     }
