@@ -65,7 +65,7 @@ pub(crate) fn run_in<W: Work, R>(
     let (mut before, mut given_up) = (0, false);
     for round in 1.. {
         if !given_up {
-            live(&shared, rank, None, None, Payloads::new(None));
+            live(&shared, rank, None, None, Payloads::new(None), &mut || ());
             given_up = source.worker(rank).is_given_up();
         }
         comm.arrive(&call)?;

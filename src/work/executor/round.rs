@@ -144,7 +144,7 @@ impl<'a, W: Work> Executor<'a, W> {
             let replacing = slots.slot(slot).generation() > 1;
             let predecessor = replacing.then(|| slots.slot(slot).death());
             let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
-            live(&shared, slot, inherited, predecessor, payloads);
+            live(&shared, slot, inherited, predecessor, payloads, &mut || ());
             Ok((0, 0))
         };
         let labour = Supervised { source: shared.source, policy: shared.policy };
@@ -222,7 +222,10 @@ impl<W: Work + Sync> Executor<'_, W> {
 
     fn round(&mut self, watch: &mut Watch<'_>) -> Result<Round> {
         match self.options.placement {
-            Placement::Serial => live(&self.shared(), 0, None, None, Payloads::new(None)),
+            Placement::Serial => {
+                let mut tick = || (watch.tick)(1, self.source.finished());
+                live(&self.shared(), 0, None, None, Payloads::new(None), &mut tick);
+            }
             Placement::Threads => self.threads(watch),
             Placement::Forked | Placement::Job { .. } => {
                 let (source, workers) = (self.source.clone(), self.options.workers);
@@ -242,7 +245,7 @@ impl<W: Work + Sync> Executor<'_, W> {
             let run = |slot: usize| {
                 let ended = ended.clone();
                 move || {
-                    live(shared, slot, None, None, Payloads::new(None));
+                    live(shared, slot, None, None, Payloads::new(None), &mut || ());
                     drop(ended);
                 }
             };

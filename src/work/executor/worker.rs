@@ -127,13 +127,14 @@ enum End {
 }
 
 /// Lives the life of worker `slot`: what its predecessor left, then tasks as they are dealt, then what those left that
-/// were given up. `predecessor`: how the slot's last process died, if there was one.
+/// were given up. `predecessor`: how the slot's last process died, if there was one. `tick` is called after each part.
 pub(crate) fn live<W: Work>(
     shared: &Shared<'_, W>,
     slot: usize,
     inherited: Option<&mut W::State>,
     predecessor: Option<Death>,
     payloads: Payloads,
+    tick: &mut dyn FnMut(),
 ) {
     let _listening = Listening::new();
     let state = inherited.map_or(State::None, State::Inherited);
@@ -143,7 +144,8 @@ pub(crate) fn live<W: Work>(
         // Its predecessor has given up, and was killed before it had left.
         return;
     }
-    let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, measured: 0, peak: 0 };
+    let (measured, peak) = (0, 0);
+    let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, tick, measured, peak };
     if let Err(End::GivenUp(why)) = worker.live(predecessor) {
         let place = worker.text(&why);
         shared.source.give_up(slot as usize, place);
@@ -161,6 +163,8 @@ struct Worker<'a, 's, W: Work> {
     texts: Texts,
     payloads: Payloads,
     clock: Reader,
+    /// Called now and then, where the worker is the caller itself.
+    tick: &'s mut dyn FnMut(),
     /// When its memory was measured last, and how much it was, in KiB.
     measured: u64,
     peak: u32,
@@ -248,6 +252,7 @@ impl<W: Work> Worker<'_, '_, W> {
             }
         }
         self.words.rest();
+        (self.tick)();
         Ok(())
     }
 
