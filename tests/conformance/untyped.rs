@@ -87,7 +87,7 @@ impl<T: Named> Pair<'_, T> {
                 T::DATATYPE
             );
         }
-        let mut mixed = if comm.rank() % 2 == 0 { run_typed(comm)? } else { run_untyped(comm, 1)? };
+        let mut mixed = if comm.rank().is_multiple_of(2) { run_typed(comm)? } else { run_untyped(comm, 1)? };
         assert_eq!(mixed.bytes(), expected.bytes(), "{:?} beside typed calls", T::DATATYPE);
         Ok(())
     }
