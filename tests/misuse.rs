@@ -41,7 +41,7 @@ const CASES: &[Case] = &[
     // What a fork inherits.
     ("inherited_leases_are_read_only", inherited_leases_are_read_only),
     ("inherited_views_fault", inherited_views_fault),
-    ("inherited_heaps_fault", inherited_heaps_fault),
+    ("inherited_heaps_are_refused", inherited_heaps_are_refused),
     ("inherited_communicators_are_refused", inherited_communicators_are_refused),
     (
         "wrong_arguments_one_after_another_keep_their_texts",
@@ -660,7 +660,7 @@ fn inherited_views_fault() {
     assert_eq!(alone.view().sum(), 0);
 }
 
-fn inherited_heaps_fault() {
+fn inherited_heaps_are_refused() {
     no_core_files();
     let solo = RefCell::new(Comm::solo().unwrap());
     let take = || -> Result<()> {
@@ -668,13 +668,17 @@ fn inherited_heaps_fault() {
         mine.view_mut().fill(1);
         Ok(())
     };
-    assert_fault(launch(2, |_| take()));
+    let assert_refused = || {
+        let refused = launch(2, |_| take()).unwrap_err().to_string();
+        assert_says(&refused, "only the rank itself may call");
+    };
+    assert_refused();
     // With blocks that were given back.
     for _ in 0..3 {
         let held = [1000, 1000].map(|len| solo.borrow_mut().alloc::<u64, _>(len).unwrap());
         drop(held);
     }
-    assert_fault(launch(2, |_| take()));
+    assert_refused();
     take().unwrap();
 }
 

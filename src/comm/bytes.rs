@@ -164,7 +164,8 @@ impl Comm<'_> {
         }
     }
 
-    /// See [`Comm::all_reduce`].
+    /// See [`Comm::all_reduce`]. Inlined: the shortest sums take some 100 ns.
+    #[inline]
     pub(super) fn all_reduce_call(
         &mut self,
         call: Call,

@@ -232,6 +232,7 @@ impl<'w> Comm<'w> {
     }
 
     /// `Ok` if a call's vectors are equally long.
+    #[inline]
     fn check_room(&mut self, call: &Call, send: usize, recv: usize) -> Result<()> {
         if send == recv {
             return Ok(());
@@ -283,6 +284,7 @@ const FOREIGN: &str =
     "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";
 
 /// The bytes of an array's elements in logical order: where they lie if contiguous, else packed.
+#[inline]
 fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(Sent<'_>) -> R) -> R
 where
     S: Data<Elem: Element>,
@@ -297,6 +299,7 @@ where
 
 /// Lets `f` write the bytes of an array's elements in logical order: where they lie if contiguous, else unpacked on
 /// success.
+#[inline]
 fn with_bytes_mut<S, D, R>(array: &mut ArrayBase<S, D>, f: impl FnOnce(Room<'_>) -> Result<R>) -> Result<R>
 where
     S: DataMut<Elem: Element>,

@@ -225,11 +225,12 @@ impl Comm<'_> {
         let (align, reduction) = (datatype.align(), operation.reduction);
         let call = call.op(reduction.into());
         let (send, recv) = (self.elements(&call, datatype, send)?, self.room(&call, datatype, recv)?);
-        // Rank 0 of an exclusive scan receives nothing.
-        let written = if call.verb == Verb::ExclusiveScan && self.is_root() { None } else { Some(datatype) };
+        // Rank 0 of an exclusive scan receives nothing: any bytes may be there.
+        let is_first = call.verb == Verb::ExclusiveScan && self.is_root();
+        let received = if is_first { Datatype::UInt8 } else { datatype };
         with_aligned(send, align, |send| {
             with_aligned_mut(recv, align, |recv| {
-                filled(written.unwrap_or(Datatype::UInt8), recv, |recv| {
+                filled(received, recv, |recv| {
                     operation.with_fold(datatype, |fold| f(self, send, recv, fold)).unwrap_or_else(|| {
                         let problem = format!("{} has no {}", datatype.name(), reduction.name());
                         self.refuse(&call, problem)
