@@ -15,8 +15,6 @@ use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::os::mapping::HUGE;
-#[cfg(test)]
-use crate::os::mapping::PAGE;
 use crate::shm::arena::Block;
 use crate::shm::segment::Segment;
 use layout::Front;
@@ -370,6 +368,7 @@ impl Claim<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::mapping::PAGE;
 
     fn numbers(count: usize) -> [Column; 1] {
         [Column::new("outputs", Scalar::F64, count)]
