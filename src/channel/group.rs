@@ -62,7 +62,7 @@ impl Share {
     }
 }
 
-/// How long the cells and rings of one member of a communicator are. What nobody uses has no memory.
+/// The lengths of the cells and rings of one member of a communicator. A part that nobody uses has no memory.
 ///
 /// ```text
 /// 0            cell x 2        staging, by parity of the exchange: written by the owner, read by all

@@ -7,7 +7,7 @@ use crate::sync::wait::Guard;
 /// The guards of members of one communicator.
 #[derive(Clone)]
 pub(crate) struct Guards {
-    /// Of each member.
+    /// One for each member.
     alive: Places<AtomicU32>,
     revoked: Placed<AtomicU32>,
     clean: u32,

@@ -18,7 +18,7 @@ pub(crate) const INLINE_WORDS: usize = 8;
 pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
 
 shared! {
-    /// What a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
+    /// The words that a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     struct Mark {

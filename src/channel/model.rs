@@ -70,7 +70,7 @@ fn launch<W: 'static>(ranks: usize, words: W, body: impl Fn(&W, usize) + Copy + 
     words
 }
 
-/// What may be out of order.
+/// The step that is out of order.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,

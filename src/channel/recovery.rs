@@ -115,13 +115,13 @@ shared! {
 }
 
 shared! {
-    /// What a rank asks for. Written by the rank.
+    /// The request of a rank. Written by the rank.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(64))]
     pub(crate) struct Petition {
         /// The number of the decision it is for. Stored last.
         number: AtomicU32,
-        /// What is asked for, by parity of the number: peers may still report the last one.
+        /// The requests, by parity of the number: peers may still report the last one.
         asks: [Asks; 2],
     }
 }

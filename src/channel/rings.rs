@@ -7,7 +7,7 @@
 //!
 //! A room has a place for a ring to each peer, so no send fails for a heap that is full. In the second case a ring that was
 //! published but never found is let go of by its reader as that drops the communicator, and one that finds the directory
-//! closed is never published. What remains: a process that dies lets go of nothing, so the heap of its peer keeps, until
+//! closed is never published. One case remains: a process that dies lets go of nothing, so the heap of its peer keeps, until
 //! the world ends, the ring that this peer has written to it; and its own heap is not used again below what it used
 //! (arena.rs). That is one ring per pair and communicator in which one of the two has died.
 

@@ -68,7 +68,7 @@ const FIXED: usize = 9;
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Front>() == 256 && size_of::<Described>() == 64);
 
-/// What a number of a row is.
+/// The type of a number in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Scalar {

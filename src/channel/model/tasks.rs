@@ -10,7 +10,7 @@ use loom::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
-/// What may be out of order.
+/// The step that is out of order.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
