@@ -7,8 +7,9 @@ mod support;
 
 use ndarray::{Array1, Array2, Ix1, arr1};
 use phalanx::faults::{Action, Fault, Role, arm, done, hits, sites};
-use phalanx::{Comm, Death, Error, Launch, Op, Result, SharedArray, Sweep};
+use phalanx::{Comm, Death, Error, Launch, Op, Result, Row, Schedule, SharedArray, Sweep};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::Case;
 
@@ -309,6 +310,28 @@ fn sweep(workers: usize, rows: usize) -> Result<()> {
     check(swept.values().iter().enumerate().all(right), "the table of a sweep")
 }
 
+/// A sweep in which worker 0 is given up in its stretch, and worker 1 does what is left of it.
+fn inherited() -> Result<()> {
+    let (parameters, broken) = (Array2::<f64>::zeros((20, 1)), AtomicU32::new(0));
+    let sweep = Sweep { workers: Some(2), schedule: Schedule::Static, ..Sweep::default() };
+    let build = || match broken.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        _ => Err(Error::other("no licence free")),
+    };
+    let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        if row.index == 3 {
+            broken.store(1, Ordering::Relaxed);
+            panic!("diverged");
+        }
+        out[0] = row.index as f64;
+        Ok(())
+    };
+    let swept = sweep.run(parameters.view(), 1, build, model)?;
+    let swept = swept.ok_or_else(|| wrong("no results on root"))?;
+    let right = |(row, value): (usize, &f64)| if row == 3 { value.is_nan() } else { *value == row as f64 };
+    check(swept.values().iter().enumerate().all(right), "the table of a sweep with an heir")
+}
+
 fn points_of_sweeps() {
     let mut seen = BTreeSet::new();
     let mut tries = 0;
@@ -342,6 +365,23 @@ fn points_of_sweeps() {
         }));
         sweep(2, 20).unwrap();
         seen.insert(("ledger: task of a dead worker taken over", index));
+    }
+    // An heir dies.
+    let heirs = [
+        "source: through, nobody told",
+        "source: something to do again, not noted",
+        "source: the part of another noted, not taken over",
+    ];
+    for (site, (index, &action)) in
+        heirs.into_iter().flat_map(|site| ACTIONS.iter().enumerate().map(move |action| (site, action)))
+    {
+        arm(Some(Fault { site, role: Some(Role::Rank(1)), hit: 1, every: false, action }));
+        let result = inherited();
+        assert!(done() > 0, "{action:?} at {site:?} did not happen: {result:?}");
+        let ends = |error: &Error| action == Action::Panic && is_cause(action, error, 1);
+        assert!(result.as_ref().err().is_none_or(ends), "{action:?} at {site:?}: {result:?}");
+        seen.insert((site, index));
+        tries += 1;
     }
     let workers = ["source: stretch noted, not taken", "source: stretch taken, nothing claimed"];
     let must = sites().iter().copied().filter(|site| site.starts_with("ledger: ")).chain(workers);

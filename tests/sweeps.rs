@@ -28,6 +28,7 @@ const CASES: &[Case] = &[
     ("random_kills_lose_nothing", random_kills_lose_nothing),
     ("progress_is_monotonous_and_ends_full", progress_is_monotonous_and_ends_full),
     ("uneven_rows_are_balanced", uneven_rows_are_balanced),
+    ("static_rows_stay_with_their_worker", static_rows_stay_with_their_worker),
     ("statistics_add_up", statistics_add_up),
     ("wrong_options_are_refused", wrong_options_are_refused),
     ("inside_a_world", inside_a_world),
@@ -288,6 +289,20 @@ fn uneven_rows_are_balanced() {
     let swept = swept.unwrap().unwrap();
     assert!(swept.imbalance() < 1.6, "{:?}", swept.workers);
     assert!(swept.elapsed < Duration::from_secs(3));
+}
+
+fn static_rows_stay_with_their_worker() {
+    let process = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+        std::thread::sleep(Duration::from_millis(if row.index < 20 { 5 } else { 0 }));
+        out[0] = f64::from(std::process::id());
+        Ok(())
+    };
+    let sweep = Sweep { schedule: Schedule::Static, ..sweep(2) };
+    let swept = sweep.run(table(40).view(), 1, || Ok(()), process).unwrap().unwrap();
+    let processes = swept.values().iter().copied().collect::<Vec<_>>();
+    assert!(processes.chunks(20).all(|part| part.iter().all(|&process| process == part[0])), "{processes:?}");
+    assert_ne!(processes[0], processes[20]);
+    assert!(swept.workers.iter().all(|worker| worker.rows == 20), "{:?}", swept.workers);
 }
 
 fn statistics_add_up() {

@@ -82,7 +82,8 @@ const _: () = assert!(size_of::<Slot>() == 64 && size_of::<RingWords>() == 256 +
 /// Where a ring's parts lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    store: usize,
+    /// Where the store begins.
+    pub(super) store: usize,
     /// Bytes of the store.
     pub(crate) room: usize,
     /// Bytes in all.
@@ -213,9 +214,10 @@ impl Writer {
         Writer { head: end.next, end, taken: 0, returned: 0, ends: VecDeque::new() }
     }
 
-    /// The largest piece that one frame carries.
-    fn piece(&self) -> usize {
-        self.end.room / 4
+    /// Cuts a message into what one frame carries each.
+    pub(crate) fn pieces<'m>(&self, message: &'m [u8]) -> impl Iterator<Item = &'m [u8]> + use<'m> {
+        let whole = message.len() <= SMALL;
+        whole.then_some(message).into_iter().chain(message.chunks(self.end.room / 4).skip(usize::from(whole)))
     }
 
     /// Sends a message: in the slot if small, else piece by piece. Returns when the last frame is in the ring.
@@ -225,22 +227,38 @@ impl Writer {
         message: &[u8],
         deadline: Option<Instant>,
     ) -> std::result::Result<(), Broken> {
-        let total = message.len() as u64;
-        if message.len() <= SMALL {
-            return self.push(Frame { kind: Kind::Small, signature, total, at: 0 }, message, deadline);
+        self.pieces(message).try_for_each(|piece| self.put(signature, message.len(), piece, deadline))
+    }
+
+    /// Sends one of the pieces of a message of `total` bytes.
+    pub(crate) fn put(
+        &mut self,
+        signature: Signature,
+        total: usize,
+        piece: &[u8],
+        deadline: Option<Instant>,
+    ) -> std::result::Result<(), Broken> {
+        let (kind, total) = (if total <= SMALL { Kind::Small } else { Kind::Piece }, total as u64);
+        if kind == Kind::Small {
+            return self.push(Frame { kind, signature, total, at: 0 }, piece, deadline);
         }
-        for piece in message.chunks(self.piece()) {
-            let at = self.reserve(piece.len(), deadline)?;
-            let start = (at - piece.len() as u64) % self.end.room as u64;
-            let place = self.end.store(start as usize, piece.len());
-            // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
-            // and looks at them again only behind the stamp that `push` stores after this copy.
-            let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
-            kernel::copy(place, piece, Store::Cached);
-            point(Site::RingStored);
-            self.push(Frame { kind: Kind::Piece, signature, total, at }, &[], deadline)?;
-        }
-        Ok(())
+        let at = self.reserve(piece.len(), deadline)?;
+        let start = (at - piece.len() as u64) % self.end.room as u64;
+        let place = self.end.store(start as usize, piece.len());
+        // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
+        // and looks at them again only behind the stamp that `push` stores after this copy.
+        let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
+        kernel::copy(place, piece, Store::Cached);
+        point(Site::RingStored);
+        self.push(Frame { kind, signature, total, at }, &[], deadline)
+    }
+
+    /// Says whether the reader has left room for a piece of so many bytes, of a message of `total`.
+    pub(crate) fn has_room(&mut self, total: usize, len: usize) -> bool {
+        // Acquire: pairs with the Release of the reader's [3].
+        self.passed(self.end.words.head.load(Ordering::Acquire));
+        self.end.next.wrapping_sub(self.head) < SLOTS
+            && (total <= SMALL || self.end_of(len) - self.returned <= self.end.room as u64)
     }
 
     /// [1]-[3] for one frame.
@@ -279,28 +297,38 @@ impl Writer {
         len: usize,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Broken> {
-        let room = self.end.room as u64;
-        let left = room - self.taken % room;
-        let skip = if (len as u64) <= left { 0 } else { left };
-        let end = self.taken + skip + len as u64;
-        while end - self.returned > room {
+        let end = self.end_of(len);
+        while end - self.returned > self.end.room as u64 {
             self.advance(deadline)?;
         }
         self.taken = end;
         Ok(end)
     }
 
+    /// The position behind the next `len` contiguous bytes of the store.
+    fn end_of(&self, len: usize) -> u64 {
+        let room = self.end.room as u64;
+        let left = room - self.taken % room;
+        let skip = if (len as u64) <= left { 0 } else { left };
+        self.taken + skip + len as u64
+    }
+
     /// Waits for the reader to pass at least one more frame.
     fn advance(&mut self, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let (end, seen) = (&self.end, self.head);
         let head = end.words.head().wait(end.guard.get(), end.pace, deadline, |head| head != seen)?;
+        self.passed(head);
+        Ok(())
+    }
+
+    /// Takes back what the reader has passed.
+    fn passed(&mut self, head: u32) {
         // A head beyond what was written is not the reader's: take no more than is under way.
-        let passed = (head.wrapping_sub(seen) as usize).min(self.ends.len());
-        self.head = seen.wrapping_add(passed as u32);
+        let passed = (head.wrapping_sub(self.head) as usize).min(self.ends.len());
+        self.head = self.head.wrapping_add(passed as u32);
         if let Some(end) = self.ends.drain(..passed).next_back() {
             self.returned = end;
         }
-        Ok(())
     }
 }
 
@@ -312,6 +340,18 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(end: End) -> Reader {
         Reader { end }
+    }
+
+    /// Says whether the next frame is there.
+    pub(crate) fn is_ready(&self) -> bool {
+        // Acquire: pairs with the Release of the writer's [3].
+        let stamp = self.end.words.slot(self.end.next).stamp.load(Ordering::Acquire);
+        stamp == self.end.next.wrapping_add(1)
+    }
+
+    /// The largest piece that one frame carries.
+    pub(crate) fn piece(&self) -> usize {
+        self.end.room / 4
     }
 
     /// [1]: waits for the next frame, without taking it.

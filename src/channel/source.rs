@@ -10,6 +10,11 @@
 //! [T2] CAS stretch: first += part                  [P2] tell the eventcount
 //! [T3] for each task of the part:                  [P3] close: nothing more is granted; tell
 //!      note it, claim it (ledger), run, commit
+//!
+//! worker, at the end                               heir of a worker that was given up
+//! [T4] note an empty part; through = 1; fence;     [H1] through = 0; note what is left of its part
+//!      if all are through, or given up: tell       [H2] take its task over (ledger); then [T3]
+//! [T5] stay until all others are through, or given up and inherited by this worker; else [H1], or [T1]
 //! ```
 //!
 //! *No task is lost.* A worker notes a part before it takes it ([T1], [T2]), so every task that has left a stretch is
@@ -18,6 +23,12 @@
 //! as well, and whoever takes it there finds what is done. A worker that is given up leaves its part to heirs: those that
 //! find nothing else go through the parts of all who were given up. Who runs a task is for the ledger to decide: a part is
 //! only where to look.
+//!
+//! *No task is left while a worker lives that was not given up.* When one leaves ([T5]) every other has nothing under way:
+//! it is through, or this worker has gone through its part after its end. A task that was found owned there belongs to an
+//! heir, which was not through when it claimed it ([H1] comes before [H2]). It is through again, and the task done, or it
+//! was given up in its turn, and is inherited, too. *All come to leave*: of the last two that write `through` one at least
+//! sees the other's (fence), and tells; who gives up tells, and so does the zygote, should that one be killed before.
 //!
 //! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one: that note
 //! precedes the claim.
@@ -28,7 +39,7 @@ use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::eventcount::EventCount;
 #[cfg(feature = "mpi")]
 use crate::sync::wait::heavy_fence;
@@ -89,6 +100,8 @@ shared! {
         busy: AtomicU64,
         /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was not.
         given_up: AtomicU64,
+        /// Not 0: it has found nothing more to do.
+        through: AtomicU32,
     }
 }
 
@@ -179,19 +192,62 @@ impl Words {
         self.closed.word.store(1, Ordering::Release);
     }
 
+    /// Gives a worker up.
+    pub(crate) fn give_up(&self, worker: &WorkerWords, place: u64) {
+        let _ = worker.given_up.compare_exchange(0, place + 1, Ordering::AcqRel, Ordering::Relaxed);
+        self.news().tell();
+    }
+
     /// Says whether nothing more shall be begun.
     fn is_halted(&self) -> bool {
         self.halted.load(Ordering::Relaxed) != 0
     }
 
-    /// Waits until there may be something to take, or nothing will be, or there is other `news`.
-    pub(crate) fn wait(&self, news: impl Fn() -> bool) {
-        let open = || self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty());
-        let look = || {
-            let ended = self.closed.word.load(Ordering::Acquire) != 0 || self.is_halted();
-            (ended || open() || news()).then_some(())
-        };
+    /// Waits until a worker that has inherited from the `known` ones may find more, or nothing more will be granted.
+    pub(crate) fn wait(&self, workers: &[WorkerWords], known: &[usize]) {
+        let closed = || self.closed.word.load(Ordering::Acquire) != 0;
+        let look = || (closed() || self.has_news(workers, known)).then_some(());
         self.news().wait(Pace::ASLEEP, look);
+    }
+
+    /// [T4], [T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something yet. Says whether
+    /// there is.
+    pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize]) -> bool {
+        self.end(workers, me, Ordering::SeqCst);
+        self.remain(workers, me, known)
+    }
+
+    /// [T5]
+    pub(super) fn remain(&self, workers: &[WorkerWords], me: usize, known: &[usize]) -> bool {
+        let over = |(slot, worker): (usize, &WorkerWords)| {
+            worker.is_through() || (worker.is_given_up() && (slot == me || known.contains(&slot)))
+        };
+        let look = || match self.has_news(workers, known) {
+            true => Some(true),
+            false => workers.iter().enumerate().all(over).then_some(false),
+        };
+        self.news().wait(Pace::ASLEEP, look)
+    }
+
+    /// [T4], with a fence of this order: only the model checker tries another one.
+    pub(super) fn end(&self, workers: &[WorkerWords], me: usize, order: Ordering) {
+        workers[me].finish_part();
+        point(Site::Through);
+        fence(order);
+        if workers.iter().all(|worker| worker.is_through() || worker.is_given_up()) {
+            self.news().tell();
+        }
+    }
+
+    /// Says whether there may be something to do for a worker that has inherited from the `known` ones, or a reason to leave.
+    fn has_news(&self, workers: &[WorkerWords], known: &[usize]) -> bool {
+        let left = |(slot, worker): (usize, &WorkerWords)| worker.is_given_up() && !known.contains(&slot);
+        self.is_halted() || self.has_tasks() || workers.iter().enumerate().any(left)
+    }
+
+    /// Says whether there is something to take.
+    fn has_tasks(&self) -> bool {
+        self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty())
     }
 }
 
@@ -202,6 +258,24 @@ impl WorkerWords {
         self.end.store(0, Ordering::Release);
         self.at.store(part.start as u64, Ordering::Release);
         self.end.store(part.end as u64, Ordering::Release);
+    }
+
+    /// [T4]: notes that the worker has found nothing more to do. Not before its part is empty: a successor would go through
+    /// that again, while others take it to be through.
+    fn finish_part(&self) {
+        self.end.store(0, Ordering::Release);
+        self.through.store(1, Ordering::Release);
+    }
+
+    /// [H1]: notes that the worker has something to do again.
+    pub(crate) fn go_on(&self) {
+        // Release, as are the stores that follow: none is seen without this one.
+        self.through.store(0, Ordering::Release);
+        point(Site::GoneOn);
+    }
+
+    fn is_through(&self) -> bool {
+        self.through.load(Ordering::Acquire) != 0
     }
 
     /// Notes the task that the worker will claim now, at this time.
@@ -237,6 +311,11 @@ impl WorkerWords {
     pub(crate) fn now(&self) -> Option<(usize, u64)> {
         let since = self.since.load(Ordering::Relaxed);
         (since != 0).then(|| (self.at.load(Ordering::Relaxed) as usize, since))
+    }
+
+    /// Says whether it has ever noted a part that was not empty.
+    pub(crate) fn has_entered(&self) -> bool {
+        self.end.load(Ordering::Acquire) != 0
     }
 
     /// Returns the part that a worker has not gone through, from the task that it is at.
@@ -358,11 +437,6 @@ impl Source {
         self.words().stretches.iter().any(|word| unpack(word.load(Ordering::Acquire)).is_empty())
     }
 
-    /// Says whether there is something to take.
-    pub(crate) fn has_tasks(&self) -> bool {
-        self.words().stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty())
-    }
-
     /// Says that nothing more will be granted.
     pub(crate) fn close(&self) {
         self.words().close();
@@ -391,17 +465,21 @@ impl Source {
         next
     }
 
-    /// Waits for news: tasks, their end, or a worker that was given up, besides the `known` ones.
-    pub(crate) fn wait(&self, known: usize) {
-        self.words().wait(|| self.workers().iter().filter(|worker| worker.is_given_up()).count() != known);
+    /// Waits until a worker that has inherited from the `known` ones may find more, or nothing more will be granted.
+    pub(crate) fn wait(&self, known: &[usize]) {
+        self.words().wait(self.workers(), known);
+    }
+
+    /// Lets a worker stay that finds nothing more to do, and has inherited from the `known` ones, as long as others may leave
+    /// it something. Says whether they may have; else it is to leave.
+    pub(crate) fn stay(&self, slot: usize, known: &[usize]) -> bool {
+        self.words().stay(self.workers(), slot, known)
     }
 
     /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log; the first
     /// counts.
     pub(crate) fn give_up(&self, slot: usize, place: u64) {
-        let word = &self.worker(slot).given_up;
-        let _ = word.compare_exchange(0, place + 1, Ordering::AcqRel, Ordering::Relaxed);
-        self.words().news().tell();
+        self.words().give_up(self.worker(slot), place);
     }
 
     /// Returns the workers that were given up, with the places of the reasons.
@@ -425,6 +503,7 @@ impl Source {
         for worker in self.workers() {
             worker.enter(&(0..0));
             worker.given_up.store(0, Ordering::Release);
+            worker.go_on();
         }
         self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
     }
@@ -459,7 +538,7 @@ mod tests {
         assert!(!source.is_hungry() && !source.grant(20..21));
         assert!(source.grant(9..10), "it continues the last one");
         source.close();
-        source.wait(0);
+        source.wait(&[]);
         assert_eq!(source.take(1, all), Next::Part(0..3));
         assert!(source.is_hungry());
         assert_eq!(source.take(0, |_| 2), Next::Part(7..9));
@@ -473,7 +552,7 @@ mod tests {
         assert!(source.grant(0..3));
         source.halt();
         assert!(source.is_halted());
-        source.wait(0);
+        source.wait(&[]);
         assert_eq!(source.take(0, all), Next::Nothing);
     }
 
@@ -492,7 +571,7 @@ mod tests {
         assert_eq!(source.given_up(), []);
         source.give_up(1, 0);
         source.give_up(1, 7);
-        source.wait(0);
+        source.wait(&[]);
         assert_eq!(source.given_up(), [(1, 0)]);
         assert_eq!((source.finished(), worker.busy()), (1, 5));
         source.reset();
@@ -512,7 +591,7 @@ mod tests {
         };
         let wait = || {
             let before = own();
-            source.wait(0);
+            source.wait(&[]);
             own() - before
         };
         let micros: i64 = std::thread::scope(|scope| {

@@ -203,6 +203,15 @@ impl<T> Clone for Places<T> {
     }
 }
 
+// SAFETY: what they give is `&T`; `T` is Shared, so threads may have that at once; `keep` is Send and Sync.
+unsafe impl<T: Shared> Send for Placed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Sync for Placed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Send for Places<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Sync for Places<T> {}
+
 impl<T: Shared> Deref for Placed<T> {
     type Target = T;
 

@@ -24,6 +24,10 @@ enum Fault {
     Untold,
     /// A teller looks for sleepers without a fence.
     NoFence,
+    /// A worker leaves as soon as it finds nothing.
+    Hasty,
+    /// A worker looks whether it is the last without a fence.
+    NoFenceAtEnd,
 }
 
 /// Records of tasks with a cell for the row of each, and their source, for two workers.
@@ -104,20 +108,50 @@ impl Work {
         }
     }
 
-    /// A worker's life, from its predecessor's end.
-    fn live(&self, slot: usize) {
-        let left = self.workers[slot].left();
+    /// What slot `from` left when its process died: its task, then its part.
+    fn take_over(&self, slot: usize, from: usize, left: Range<usize>) {
         if let Some(task) = left.clone().next()
-            && self.records[task].take_over(slot as u32, slot as u32).is_some()
+            && self.records[task].take_over(from as u32, slot as u32).is_some()
         {
             self.finish(task);
         }
         self.go_through(slot, left);
+    }
+
+    /// [H1], [H2] of source.rs, for two workers.
+    fn inherit(&self, slot: usize, known: &mut Vec<usize>) -> bool {
+        let other = 1 - slot;
+        let inherits = self.workers[other].is_given_up() && !known.contains(&other);
+        if inherits {
+            let left = self.workers[other].left();
+            self.workers[slot].go_on();
+            self.workers[slot].enter(&left);
+            self.take_over(slot, other, left);
+            known.push(other);
+        }
+        inherits
+    }
+
+    /// A worker's life, from its predecessor's end.
+    fn live(&self, slot: usize) {
+        self.take_over(slot, slot, self.workers[slot].left());
+        let mut known = Vec::new();
         loop {
             match self.take(slot, 2) {
                 Next::Part(part) => self.go_through(slot, part),
-                Next::Later => self.source.wait(|| false),
-                Next::Nothing => return,
+                _ if self.inherit(slot, &mut known) => {}
+                Next::Later => self.source.wait(&self.workers, &known),
+                Next::Nothing => match self.fault {
+                    Fault::Hasty => return,
+                    Fault::NoFenceAtEnd => {
+                        self.source.end(&self.workers, slot, Ordering::AcqRel);
+                        if !self.source.remain(&self.workers, slot, &known) {
+                            return;
+                        }
+                    }
+                    _ if self.source.stay(&self.workers, slot, &known) => {}
+                    _ => return,
+                },
             }
         }
     }
@@ -242,6 +276,65 @@ fn successor_of_one_whose_task_was_done() {
             work.finish(part.start);
         }
     });
+}
+
+/// A worker is given up at some point of its first part: the other one does what is left, whenever it learns of it.
+fn given_up(bounds: Bounds, fault: Fault, goes: fn(&Work)) {
+    explore(bounds, move || {
+        let work = launch(2, Work::granted(3, fault), move |work, slot| match slot {
+            0 => {
+                goes(work);
+                work.source.give_up(&work.workers[0], 0);
+            }
+            slot => work.live(slot),
+        });
+        assert_eq!(work.finished(), 3);
+    });
+}
+
+#[test]
+fn heir_of_one_that_noted_a_part() {
+    given_up([3, 4], Fault::None, note_a_part);
+}
+
+#[test]
+fn heir_of_one_that_took_a_part() {
+    given_up([3, 4], Fault::None, |work| drop(work.take(0, 2)));
+}
+
+#[test]
+fn heir_of_one_whose_row_was_not_whole() {
+    given_up([3, 4], Fault::None, |work| {
+        if let Next::Part(part) = work.take(0, 2)
+            && work.claim(part.start, 0)
+        {
+            work.rows[part.start].set(u64::MAX);
+        }
+    });
+}
+
+#[test]
+#[should_panic(expected = "left == right")]
+fn planted_end_that_is_not_waited_for() {
+    given_up([3, 3], Fault::Hasty, |work| drop(work.take(0, 2)));
+}
+
+/// Both workers come to their end at once: each learns of it.
+fn last(bounds: Bounds, fault: Fault) {
+    explore(bounds, move || {
+        launch(2, Work::granted(1, fault), |work, slot| work.live(slot));
+    });
+}
+
+#[test]
+fn last_of_two_workers() {
+    last([3, 5], Fault::None);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn planted_no_fence_before_looking_for_the_last() {
+    last([3, 3], Fault::NoFenceAtEnd);
 }
 
 /// Two heirs of a dead worker's task: one of them gets it.

@@ -157,7 +157,8 @@ impl<S> Zygote<'_, S> {
         }
         let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
         if labour.is_given_up(rank) {
-            return;
+            // It may have been killed before it could tell the others.
+            return labour.give_up(rank);
         }
         let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };

@@ -45,8 +45,7 @@ pub(crate) fn run_in<W: Work, R>(
     let source = Source::over(Arc::clone(&segment), base + len, workers)?;
     if comm.is_root() {
         Ledger::format(&segment, &layout(base)?)?;
-        source.grant(0..tasks);
-        source.close();
+        dealing.offer(&source, 0..tasks);
     }
     comm.arrive(&call)?;
     let ledger = Ledger::open(segment, base, columns)?.with(table);
@@ -58,6 +57,8 @@ pub(crate) fn run_in<W: Work, R>(
         source: &source,
         policy,
         dealing,
+        // They wait where a death or a deadline ends the wait: in [3].
+        stay: false,
         first: 0,
         of: workers,
         clock: Clock::new(),

@@ -120,10 +120,8 @@ pub(super) fn run<W: Work + Sync>(
     if own && executor.ledger.reopen() {
         // Workers were given up: root's do the tasks that those have left.
         executor.options.dealing = Dealing::Dynamic;
-        let all = 0..tasks;
         executor.source.reset();
-        executor.source.grant(all.clone());
-        executor.rounds(std::slice::from_ref(&all), watch)?;
+        executor.rounds(0..tasks, watch)?;
         done.splice(..each, executor.done());
     }
     Ok(Some(done))

@@ -93,7 +93,7 @@ impl<'a, W: Work> Executor<'a, W> {
     pub(super) fn shared(&self) -> Shared<'_, W> {
         let Options { policy, dealing, first, .. } = self.options;
         let (work, ledger, source) = (self.work, &self.ledger, &self.source);
-        Shared { work, ledger, source, policy, dealing, first, of: self.of, clock: self.clock }
+        Shared { work, ledger, source, policy, dealing, stay: true, first, of: self.of, clock: self.clock }
     }
 
     /// Returns what each worker has done.
@@ -164,14 +164,8 @@ impl<'a, W: Work> Executor<'a, W> {
     /// Forks workers that do all tasks, each building for itself, while the caller goes on.
     pub(crate) fn start(mut self, heap: Option<usize>) -> Result<Running> {
         self.options.cold = true;
-        self.offer(0..self.ledger.tasks());
+        self.options.dealing.offer(&self.source, 0..self.ledger.tasks());
         self.open(true, heap)
-    }
-
-    /// Lets workers take these tasks, and no more.
-    pub(super) fn offer(&self, tasks: Range<usize>) {
-        self.source.grant(tasks);
-        self.source.close();
     }
 }
 
@@ -187,36 +181,33 @@ pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
 }
 
 impl<W: Work + Sync> Executor<'_, W> {
-    /// Lets workers do these tasks: once, and again while tasks are left because workers were given up, and others would
-    /// get on. Returns why tasks were abandoned, if they were.
-    pub(super) fn rounds(&mut self, tasks: &[Range<usize>], watch: &mut Watch<'_>) -> Result<Option<String>> {
-        let count = |ledger: &Ledger| tasks.iter().map(|part| ledger.finished(part.clone())).sum::<usize>();
-        let all: usize = tasks.iter().map(Range::len).sum();
+    /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up, and new ones
+    /// would get on.
+    pub(super) fn rounds(&mut self, tasks: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
         // Not counted: each look at a record makes its page.
         let mut before = self.source.finished() as usize;
         loop {
+            self.options.dealing.offer(&self.source, tasks.clone());
             let round = self.round(watch)?;
             self.replaced.iter_mut().zip(round.replaced).for_each(|(all, more)| *all += more);
-            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(None) };
+            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(()) };
             if self.source.is_halted() || self.options.policy.unbuilt_fails {
-                return Ok(None);
+                return Ok(());
             }
-            match count(&self.ledger) {
-                finished if finished == all => return Ok(None),
-                finished if finished > before => {
-                    before = finished;
-                    let verdict = |died| self.options.policy.verdict(died, Death::Unknown);
-                    tasks.iter().for_each(|part| self.ledger.release(part.clone(), verdict));
-                    self.source.reset();
-                    // Whoever can work does what is left.
-                    self.options.dealing = Dealing::Dynamic;
-                    tasks.iter().for_each(|part| self.offer(part.clone()));
-                }
-                _ => {
-                    tasks.iter().for_each(|part| self.ledger.abandon(part.clone(), &why));
-                    return Ok(Some(why));
-                }
+            let finished = self.ledger.finished(tasks.clone());
+            if finished == tasks.len() {
+                return Ok(());
             }
+            if finished == before {
+                self.ledger.abandon(tasks, &why);
+                return Ok(());
+            }
+            before = finished;
+            let verdict = |died| self.options.policy.verdict(died, Death::Unknown);
+            self.ledger.release(tasks.clone(), verdict);
+            self.source.reset();
+            // Whoever can work does what is left.
+            self.options.dealing = Dealing::Dynamic;
         }
     }
 

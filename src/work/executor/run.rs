@@ -23,8 +23,7 @@ impl<W: Work + Sync> Executor<'_, W> {
         }
         let tasks = 0..self.ledger.tasks();
         if !tasks.is_empty() {
-            self.offer(tasks.clone());
-            self.rounds(std::slice::from_ref(&tasks), watch)?;
+            self.rounds(tasks, watch)?;
         }
         Ok(Some(self.done()))
     }

@@ -5,6 +5,7 @@ use crate::channel::source::{Next, Source, WorkerWords};
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::os::clock::{Clock, Reader};
+use crate::os::fault::{Site, point};
 use crate::os::topology;
 use crate::work::crew::{Listening, caught, explained};
 use crate::work::executor::payload::Payloads;
@@ -67,6 +68,16 @@ pub(crate) enum Dealing {
     Fixed,
 }
 
+impl Dealing {
+    /// Lets the workers of a source do these tasks, and no more.
+    pub(crate) fn offer(self, source: &Source, tasks: Range<usize>) {
+        if self != Dealing::Fixed {
+            source.grant(tasks);
+        }
+        source.close();
+    }
+}
+
 /// What all workers of a run share.
 pub(crate) struct Shared<'a, W> {
     pub(crate) work: &'a W,
@@ -74,6 +85,8 @@ pub(crate) struct Shared<'a, W> {
     pub(crate) source: &'a Source,
     pub(crate) policy: Policy,
     pub(crate) dealing: Dealing,
+    /// Workers that find nothing more stay as long as others may leave them something.
+    pub(crate) stay: bool,
     /// The number of the first of these workers, among `of` on all nodes.
     pub(crate) first: usize,
     pub(crate) of: usize,
@@ -174,58 +187,49 @@ impl<W: Work> Worker<'_, '_, W> {
     fn live(&mut self, predecessor: Option<Death>) -> std::result::Result<(), End> {
         let shared = self.shared;
         if let Some(death) = predecessor {
-            self.resume(death)?;
-        }
-        let left = self.words.left();
-        let begun = predecessor.is_some() && left.end > 0;
-        if begun {
+            let left = self.words.left();
+            self.take_over(left.start, self.slot, Some(death))?;
             self.go_through(left)?;
         }
-        match shared.dealing {
-            Dealing::Fixed => {
-                if !begun {
-                    let stretch = shared.stretch(self.slot as usize);
-                    self.words.enter(&stretch);
-                    self.go_through(stretch)?;
-                }
-                self.inherit(&mut Vec::new()).map(drop)
-            }
-            Dealing::Dynamic | Dealing::Singly => self.take_all(),
+        if shared.dealing == Dealing::Fixed && !self.words.has_entered() {
+            let stretch = shared.stretch(self.slot as usize);
+            self.words.enter(&stretch);
+            self.go_through(stretch)?;
         }
-    }
-
-    /// Takes parts until there is nothing more, and what was left by workers that were given up.
-    fn take_all(&mut self) -> std::result::Result<(), End> {
-        let (shared, mut heir_of) = (self.shared, Vec::new());
+        let mut known = Vec::new();
         loop {
-            // One that cannot build takes nothing that others would do.
-            if !shared.policy.unbuilt_fails && shared.source.has_tasks() {
-                self.ready(None)?;
-            }
             match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
                 Next::Part(part) => self.go_through(part)?,
                 _ if shared.source.is_halted() => return Ok(()),
-                _ if self.inherit(&mut heir_of)? => {}
-                Next::Later => shared.source.wait(heir_of.len()),
+                _ if self.inherit(&mut known)? => {}
+                Next::Later => shared.source.wait(&known),
+                Next::Nothing if shared.stay && shared.source.stay(self.slot as usize, &known) => {}
                 Next::Nothing => return Ok(()),
             }
         }
     }
 
-    /// Goes through the parts of workers that were given up, of which `known` were gone through before; says whether there
-    /// were others.
+    /// [H1], [H2] of source.rs: goes through the parts of workers that were given up, of which `known` were gone through
+    /// before; says whether there were others.
     fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
-        let given_up = self.shared.source.given_up();
-        let new: Vec<usize> =
-            given_up.into_iter().map(|(slot, _)| slot).filter(|slot| !known.contains(slot)).collect();
+        let Shared { source, dealing, .. } = *self.shared;
+        let given_up = source.given_up().into_iter().map(|(slot, _)| slot);
+        let new: Vec<usize> = given_up.filter(|slot| !known.contains(slot)).collect();
         for &slot in &new {
-            known.push(slot);
-            let part = self.shared.source.worker(slot).left();
+            let words = source.worker(slot);
+            let part = match dealing {
+                // It was given up before it had noted its stretch.
+                Dealing::Fixed if !words.has_entered() => self.shared.stretch(slot),
+                _ => words.left(),
+            };
+            self.words.go_on();
             self.words.enter(&part);
+            point(Site::Inherited);
             if let Some(task) = part.clone().next() {
                 self.take_over(task, slot as u32, None)?;
             }
             self.go_through(part)?;
+            known.push(slot);
         }
         Ok(!new.is_empty())
     }
@@ -248,18 +252,12 @@ impl<W: Work> Worker<'_, '_, W> {
             ledger.ready(task);
             self.words.note(task, now);
             if let Some(claim) = ledger.claim(task, self.slot) {
-                now = self.attempt(claim, now)?;
+                now = self.attempt(claim, now);
             }
         }
         self.words.rest();
         (self.tick)();
         Ok(())
-    }
-
-    /// The task on which the predecessor died: again, or given up.
-    fn resume(&mut self, death: Death) -> std::result::Result<(), End> {
-        let task = self.words.left().start;
-        self.take_over(task, self.slot, Some(death))
     }
 
     /// The task that slot `from` may have left unfinished when its last process died: again, or given up.
@@ -274,12 +272,15 @@ impl<W: Work> Worker<'_, '_, W> {
         self.words.note(task, now);
         let Some(claim) = ledger.take_over(task, from, self.slot) else { return Ok(()) };
         match verdict {
-            None => self.attempt(claim, now).map(drop),
+            None => {
+                self.attempt(claim, now);
+            }
             Some(text) => {
                 self.words.begin();
-                self.fail(claim, Cause::Died, text, (now, now))
+                self.fail(claim, Cause::Died, text, (now, now));
             }
         }
+        Ok(())
     }
 
     /// Builds the state, if there is none. A server that is busy, say, gets some time. `task`: the one that is free, and
@@ -316,7 +317,7 @@ impl<W: Work> Worker<'_, '_, W> {
             });
             if let Some(claim) = claim {
                 self.words.begin();
-                let _ = self.fail(claim, Cause::Refused, why.clone(), (now, now));
+                self.fail(claim, Cause::Refused, why.clone(), (now, now));
             }
         }
         match failed {
@@ -325,8 +326,8 @@ impl<W: Work> Worker<'_, '_, W> {
         }
     }
 
-    /// Runs a task that was claimed; returns the time at which it ended.
-    fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> std::result::Result<u64, End> {
+    /// Runs a task that was claimed, with a state that is there; returns the time at which it ended.
+    fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> u64 {
         let work = self.shared.work;
         self.words.begin();
         claim.record.begin(start);
@@ -334,7 +335,7 @@ impl<W: Work> Worker<'_, '_, W> {
         let state = match &mut self.state {
             State::Inherited(state) => &mut **state,
             State::Own(state) => state,
-            State::None => return Ok(start),
+            State::None => return start,
         };
         let payloads = &mut self.payloads;
         let ran =
@@ -342,23 +343,17 @@ impl<W: Work> Worker<'_, '_, W> {
         let end = self.clock.now();
         match ran {
             Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
-            Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end))?,
+            Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end)),
             Err(text) => {
                 self.discard();
-                self.fail(claim, Cause::Panicked, explained(text), (start, end))?;
+                self.fail(claim, Cause::Panicked, explained(text), (start, end));
             }
         }
-        Ok(end)
+        end
     }
 
     /// Commits a task without result.
-    fn fail(
-        &mut self,
-        mut claim: Claim<'_>,
-        cause: Cause,
-        text: String,
-        times: (u64, u64),
-    ) -> std::result::Result<(), End> {
+    fn fail(&mut self, mut claim: Claim<'_>, cause: Cause, text: String, times: (u64, u64)) {
         claim.blank();
         let place = self.text(&text);
         let payloads = &mut self.payloads;
@@ -368,7 +363,6 @@ impl<W: Work> Worker<'_, '_, W> {
         if self.shared.policy.stop_at_failure {
             self.shared.source.halt();
         }
-        Ok(())
     }
 
     /// Commits a task.

@@ -1,0 +1,523 @@
+//! Links: a ring each way between a caller and each slot of its crew, and one wait for whatever any of them says.
+//!
+//! ```text
+//! caller                                           the process that fills a slot, while its life is an odd number g
+//! [1] ready both rings; opened = g (release),      [a] wait until opened == g
+//!     wake (wait.rs)
+//! [2] a message into `down`, as it gets room;      [b] a message out of `down`; for each piece tell
+//!     meanwhile [3]
+//! [3] look at the life of each slot, then into     [c] a message into `up`; for each piece tell
+//!     its `up`; nothing: sleep
+//! [4] the life is not g, and `up` is empty: the    zygote
+//!     process is gone; [1] if the life is odd      [z] fork: life += 1, tell; dead: life += 1, tell
+//! ```
+//!
+//! The caller sleeps on one eventcount, which all others tell.
+//!
+//! *A ring has one writer and one reader.* The caller readies a slot's rings for another process when it has seen its life,
+//! which the zygote counts after the kernel has told the death of the one before. The new process touches neither before [a].
+//!
+//! *What was said is heard, before the death.* A life is looked at before the ring: if it is another, all that the process
+//! has ever said is in its ring, and [4] comes when that is empty. A message whose end is missing was not said. *What was
+//! posted may not have been taken*: the caller, which learns of the death, knows what it has posted.
+//!
+//! *Nobody waits for one who waits for him.* The caller never waits in a ring: while it has no room to post it hears what is
+//! said (and gives that later), so that a process that says something gets on.
+
+use crate::channel::guards::Guards;
+use crate::channel::ring::{End, Layout, Reader, RingWords, Writer};
+use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
+use crate::os::mapping::PAGE;
+use crate::shm::element::shared;
+use crate::shm::segment::{Carver, Placed, Segment};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::eventcount::EventCount;
+use crate::sync::wait::{Broken, Meeting, Pace};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes of a ring's store: without memory until they are used.
+const ROOM: usize = 256 << 10;
+
+shared! {
+    /// The words of one link.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct LinkWords {
+        /// Odd: a process fills the slot. Written by the zygote.
+        life: AtomicU32,
+        /// The life for which the rings are ready. Written by the caller.
+        opened: AtomicU32,
+        /// Is the process asleep on `opened`? Written by it.
+        sleepers: AtomicU32,
+    }
+}
+
+shared! {
+    /// The eventcount on which the caller sleeps.
+    #[cfg_attr(loom, derive(Default))]
+    #[repr(align(128))]
+    pub(crate) struct Heard {
+        count: AtomicU32,
+        sleepers: AtomicU32,
+    }
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<LinkWords>() == 128 && size_of::<Heard>() == 128);
+
+impl Heard {
+    fn events(&self) -> EventCount<'_> {
+        EventCount { count: &self.count, sleepers: &self.sleepers }
+    }
+}
+
+/// One link: where its words lie, and the words and stores of its rings.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(super) words: Placed<LinkWords>,
+    pub(super) segment: Arc<Segment>,
+    pub(super) down: (Placed<RingWords>, usize),
+    pub(super) up: (Placed<RingWords>, usize),
+    /// Bytes of each store.
+    pub(super) room: usize,
+}
+
+impl Link {
+    /// An end of one of the rings, from its beginning; `guards` ends the waits for member `other`.
+    fn end(&self, (words, store): &(Placed<RingWords>, usize), (guards, other): (&Guards, usize)) -> End {
+        End::over(words.clone(), (&self.segment, *store, self.room), guards.only(other), Pace::ASLEEP, 0)
+    }
+
+    fn opened(&self) -> Meeting<'_> {
+        Meeting { word: &self.words.opened, sleepers: &self.words.sleepers }
+    }
+
+    fn life(&self) -> u32 {
+        // Acquire: pairs with the Release of [z].
+        self.words.life.load(Ordering::Acquire)
+    }
+}
+
+/// The links of a crew. Cloning shares them.
+///
+/// ```text
+/// 0     Heard           128 B
+/// 128   LinkWords x n   128 B each
+/// page  ring      x 2n  `down` and `up` of each slot: words and store (ring.rs)
+/// ```
+#[derive(Clone)]
+pub(crate) struct Links {
+    pub(super) heard: Placed<Heard>,
+    pub(super) links: Arc<[Link]>,
+    /// What ends waits for each slot, and waits for the caller, its only member.
+    pub(super) guards: [Guards; 2],
+}
+
+impl Links {
+    /// Maps the links of a crew of `count` slots. `guards`: what ends waits for each slot, and waits for the caller.
+    pub(crate) fn new(count: usize, guards: [Guards; 2]) -> Result<Links> {
+        let layout = Layout::new(ROOM);
+        let mut carver = Carver::default();
+        let heard = carver.take_of::<Heard>(1);
+        let words = carver.take_of::<LinkWords>(count);
+        let rings = carver.take(2 * count * layout.len, PAGE);
+        let segment = Arc::new(Segment::new(carver.end())?);
+        let ring = |number: usize| {
+            let at = rings + number * layout.len;
+            (Placed::new(&segment, at), at + layout.store)
+        };
+        let link = |slot: usize| Link {
+            words: Placed::new(&segment, words + slot * size_of::<LinkWords>()),
+            segment: Arc::clone(&segment),
+            down: ring(2 * slot),
+            up: ring(2 * slot + 1),
+            room: layout.room,
+        };
+        Ok(Links { heard: Placed::new(&segment, heard), links: (0..count).map(link).collect(), guards })
+    }
+
+    /// [z]: the zygote is about to fork a process for the slot, or the kernel has told it of that process's death.
+    pub(crate) fn turn(&self, slot: usize) {
+        // Release: after all that the zygote knows.
+        self.links[slot].words.life.fetch_add(1, Ordering::Release);
+        point(Site::LifeTurned);
+        self.heard.events().tell();
+    }
+
+    /// Returns the caller's ends of all links: once.
+    pub(crate) fn listen(&self) -> Caller {
+        let ends = self.links.iter().map(|_| None).collect();
+        Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0 }
+    }
+
+    /// [a]: returns the ends of the process that fills the slot, when the caller has readied them.
+    pub(crate) fn join(&self, slot: usize) -> std::result::Result<Process, Broken> {
+        let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
+        let life = link.life();
+        link.opened().wait(caller.0.of(0), Pace::ASLEEP, None, |opened| opened == life)?;
+        let reader = Reader::new(link.end(&link.down, caller));
+        let writer = Writer::new(link.end(&link.up, caller));
+        Ok(Process { reader, writer, partial: Partial::default(), heard: self.heard.clone() })
+    }
+}
+
+/// What the caller hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A process fills the slot, and can be posted to.
+    Began { slot: usize },
+    /// It has said this.
+    Said { slot: usize, message: Vec<u8> },
+    /// It has ended. Another may follow.
+    Gone { slot: usize },
+}
+
+/// A message of which some pieces have come.
+#[derive(Default)]
+struct Partial {
+    bytes: Vec<u8>,
+}
+
+impl Partial {
+    /// Takes the next piece, which is there or is waited for; returns the message when that was the last.
+    fn take(&mut self, reader: &mut Reader) -> std::result::Result<Result<Option<Vec<u8>>>, Broken> {
+        let frame = match reader.peek(None)? {
+            Ok(frame) => frame,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (at, total) = (self.bytes.len(), frame.total as usize);
+        // Memory grows with what has come, not with what is announced.
+        self.bytes.resize(at + total.saturating_sub(at).min(reader.piece()), 0);
+        let read = reader.read(&frame, &mut self.bytes[at..]);
+        reader.advance();
+        Ok(match read {
+            Ok(len) if at + len == self.bytes.len() && at + len <= total => {
+                Ok((at + len == total).then(|| std::mem::take(&mut self.bytes)))
+            }
+            _ => Err(Error::Corrupt { what: "a message's frame" }),
+        })
+    }
+}
+
+/// The caller's ends of one link.
+struct Ends {
+    life: u32,
+    writer: Writer,
+    reader: Reader,
+    partial: Partial,
+}
+
+/// The caller's ends of all links.
+pub(crate) struct Caller {
+    links: Links,
+    /// None where no process is known.
+    ends: Vec<Option<Ends>>,
+    /// Heard while it posted.
+    events: VecDeque<Event>,
+    /// The slot that is looked at first.
+    turn: usize,
+}
+
+impl Caller {
+    /// [2]: posts a message to the process that fills a slot. Returns when all of it is in the ring. False if that process
+    /// is known to be gone, or goes meanwhile.
+    ///
+    /// # Errors
+    /// If a process has overwritten what stands between it and the caller.
+    pub(crate) fn post(&mut self, slot: usize, message: &[u8]) -> Result<bool> {
+        let Some(ends) = &self.ends[slot] else { return Ok(false) };
+        let (life, pieces) = (ends.life, ends.writer.pieces(message));
+        let (heard, link) = (self.links.heard.clone(), self.links.links[slot].clone());
+        for piece in pieces {
+            loop {
+                let turn = heard.events().wait(Pace::ASLEEP, || {
+                    let ends = self.ends[slot].as_mut().filter(|ends| [ends.life, link.life()] == [life; 2]);
+                    match ends.map(|ends| ends.writer.has_room(message.len(), piece.len())) {
+                        None => Some(Turn::Gone),
+                        Some(true) => Some(Turn::Room),
+                        Some(false) => self.look().map(Turn::Heard),
+                    }
+                });
+                match turn {
+                    Turn::Gone => return Ok(false),
+                    Turn::Room => break,
+                    Turn::Heard(event) => self.events.push_back(event?),
+                }
+            }
+            // There is room, so this waits for nobody.
+            let put = |ends: &mut Ends| ends.writer.put(NOTHING, message.len(), piece, None).is_ok();
+            if !self.ends[slot].as_mut().is_some_and(put) {
+                return Ok(false);
+            }
+            point(Site::Posted);
+        }
+        Ok(true)
+    }
+
+    /// [3]: waits for the next event. None when nothing has happened and it is `over`, which is looked at now and then.
+    ///
+    /// # Errors
+    /// If a process has overwritten what stands between it and the caller.
+    pub(crate) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        let heard = self.links.heard.clone();
+        heard.events().wait(Pace::ASLEEP, || match self.look() {
+            None => over().then_some(Ok(None)),
+            event => event.map(|event| event.map(Some)),
+        })
+    }
+
+    /// Looks at all links, each in its turn.
+    fn look(&mut self) -> Option<Result<Event>> {
+        let (first, count) = (self.turn, self.ends.len());
+        let found = (first..count).chain(0..first).find_map(|slot| Some((slot, self.look_at(slot)?)));
+        let (slot, event) = found?;
+        self.turn = (slot + 1) % count;
+        Some(event)
+    }
+
+    fn look_at(&mut self, slot: usize) -> Option<Result<Event>> {
+        let link = &self.links.links[slot];
+        // Before the ring.
+        let life = link.life();
+        let Some(ends) = &mut self.ends[slot] else {
+            return (life % 2 == 1).then(|| {
+                self.ready(slot, life);
+                Ok(Event::Began { slot })
+            });
+        };
+        while ends.reader.is_ready() {
+            // A piece is there, so this waits for nobody.
+            match ends.partial.take(&mut ends.reader) {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(message))) => return Some(Ok(Event::Said { slot, message })),
+                Ok(Err(error)) => return Some(Err(error)),
+                Err(_) => break,
+            }
+        }
+        // [4]
+        (ends.life != life).then(|| {
+            self.ends[slot] = None;
+            Ok(Event::Gone { slot })
+        })
+    }
+
+    /// [1]
+    fn ready(&mut self, slot: usize, life: u32) {
+        let link = &self.links.links[slot];
+        link.down.0.prepare(0);
+        link.up.0.prepare(0);
+        let process = (&self.links.guards[0], slot);
+        let (writer, reader) =
+            (Writer::new(link.end(&link.down, process)), Reader::new(link.end(&link.up, process)));
+        self.ends[slot] = Some(Ends { life, writer, reader, partial: Partial::default() });
+        point(Site::LinkReadied);
+        link.opened().signal(life);
+    }
+}
+
+/// What the caller finds while it has something to post.
+enum Turn {
+    Gone,
+    Room,
+    Heard(Result<Event>),
+}
+
+/// Messages have no signature: whoever links processes knows what they say.
+const NOTHING: [u64; 2] = [0; 2];
+
+/// The ends of the process that fills a slot.
+pub(crate) struct Process {
+    reader: Reader,
+    writer: Writer,
+    partial: Partial,
+    heard: Placed<Heard>,
+}
+
+impl Process {
+    /// [b]: waits for the next message.
+    ///
+    /// # Errors
+    /// [`Broken`] if the caller is gone; [`Error::Corrupt`] if something was overwritten.
+    pub(crate) fn take(&mut self) -> std::result::Result<Result<Vec<u8>>, Broken> {
+        loop {
+            let taken = self.partial.take(&mut self.reader)?;
+            self.heard.events().tell();
+            if let Some(message) = taken.transpose() {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// [c]: says something to the caller. Returns when all of it is in the ring.
+    ///
+    /// # Errors
+    /// [`Broken`] if the caller is gone.
+    pub(crate) fn say(&mut self, message: &[u8]) -> std::result::Result<(), Broken> {
+        for piece in self.writer.pieces(message) {
+            self.writer.put(NOTHING, message.len(), piece, None)?;
+            point(Site::Said);
+            self.heard.events().tell();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::slots::{Plan, Slots};
+    use std::thread;
+
+    fn links(count: usize) -> Links {
+        let slots = Slots::new(Plan { ranks: count, heap: Some(0), ..Plan::default() }).unwrap();
+        let all: Vec<usize> = (0..count).collect();
+        // Nobody's alive word says that he is gone.
+        Links::new(count, [slots.guards(&all, 0), slots.guards(&[0], 0)]).unwrap()
+    }
+
+    fn never() -> bool {
+        false
+    }
+
+    fn message(len: usize, seed: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 31 + seed) as u8).collect()
+    }
+
+    /// All lengths at which something changes.
+    const LENS: [usize; 11] =
+        [0, 1, 24, 25, 64, ROOM / 4 - 1, ROOM / 4, ROOM / 4 + 1, ROOM, ROOM + 1, 5 * ROOM + 3];
+
+    #[test]
+    fn messages_arrive_whole_and_in_order() {
+        let links = links(1);
+        let mut caller = links.listen();
+        assert_eq!(caller.post(0, &[1]), Ok(false), "nobody is there");
+        links.turn(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut process = links.join(0).unwrap();
+                for _ in LENS {
+                    let message = process.take().unwrap().unwrap();
+                    process.say(&message).unwrap();
+                }
+            });
+            assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+            for (seed, len) in LENS.into_iter().enumerate() {
+                assert_eq!(caller.post(0, &message(len, seed)), Ok(true));
+            }
+            for (seed, len) in LENS.into_iter().enumerate() {
+                let said = Event::Said { slot: 0, message: message(len, seed) };
+                assert!(caller.next(never) == Ok(Some(said)), "{len} bytes");
+            }
+        });
+        links.turn(0);
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        assert_eq!((caller.next(|| true), caller.post(0, &[1])), (Ok(None), Ok(false)));
+    }
+
+    #[test]
+    fn both_may_have_much_to_say_at_once() {
+        let links = links(3);
+        let mut caller = links.listen();
+        let len = 20 * ROOM;
+        thread::scope(|scope| {
+            for slot in 0..3 {
+                links.turn(slot);
+                let links = &links;
+                scope.spawn(move || {
+                    let mut process = links.join(slot).unwrap();
+                    process.say(&message(len, slot)).unwrap();
+                    let sum: u64 = process.take().unwrap().unwrap().into_iter().map(u64::from).sum();
+                    process.say(&sum.to_ne_bytes()).unwrap();
+                });
+            }
+            let (mut began, mut said) = (0, vec![Vec::new(); 3]);
+            while said.iter().any(|said| said.len() < 2) {
+                match caller.next(never).unwrap().unwrap() {
+                    Event::Began { slot } => {
+                        began += 1;
+                        assert_eq!(caller.post(slot, &message(len, slot + 7)), Ok(true));
+                    }
+                    Event::Said { slot, message } => said[slot].push(message),
+                    Event::Gone { slot } => panic!("{slot} lives"),
+                }
+            }
+            assert_eq!(began, 3);
+            for (slot, said) in said.into_iter().enumerate() {
+                let sum: u64 = message(len, slot + 7).into_iter().map(u64::from).sum();
+                assert!(said == [message(len, slot), sum.to_ne_bytes().to_vec()], "slot {slot}");
+            }
+        });
+    }
+
+    /// Process after process dies, with something half said.
+    #[test]
+    fn what_was_said_is_heard_before_the_death() {
+        let links = links(1);
+        let mut caller = links.listen();
+        for number in 0..20 {
+            links.turn(0);
+            assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+            assert_eq!(caller.post(0, &[number; 100]), Ok(true));
+            let mut process = links.join(0).unwrap();
+            if number % 2 == 0 {
+                assert_eq!(process.take().unwrap().unwrap(), [number; 100], "not what others left");
+            }
+            process.say(&[number; 3]).unwrap();
+            process.say(&[number; 30]).unwrap();
+            let whole = message(ROOM, 0);
+            let mut half = process.writer.pieces(&whole);
+            process.writer.put(NOTHING, whole.len(), half.next().unwrap(), None).unwrap();
+            links.turn(0);
+            assert_eq!(caller.post(0, &[1]), Ok(false), "it is gone");
+            let said = |message| Ok(Some(Event::Said { slot: 0, message }));
+            assert_eq!(caller.next(never), said(vec![number; 3]));
+            if number % 3 == 0 {
+                // Another is there before the caller knows.
+                links.turn(0);
+                assert_eq!(caller.next(never), said(vec![number; 30]));
+                assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+                assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+                links.turn(0);
+            } else {
+                assert_eq!(caller.next(never), said(vec![number; 30]));
+            }
+            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+            assert_eq!(caller.next(|| true), Ok(None));
+        }
+    }
+
+    #[test]
+    fn one_who_dies_amid_a_message_to_him_is_known_to_be_gone() {
+        let links = links(1);
+        let mut caller = links.listen();
+        links.turn(0);
+        assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(std::time::Duration::from_millis(20));
+                links.turn(0);
+            });
+            assert_eq!(caller.post(0, &message(5 * ROOM, 1)), Ok(false));
+        });
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+    }
+
+    #[test]
+    fn overwritten_frames_are_errors() {
+        let links = links(1);
+        let mut caller = links.listen();
+        links.turn(0);
+        assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+        let mut process = links.join(0).unwrap();
+        process.writer.put(NOTHING, usize::MAX, &[1; 50], None).unwrap();
+        process.writer.put(NOTHING, 60, &[1; 50], None).unwrap();
+        assert!(caller.next(|| true).is_err_and(|error| error.to_string().contains("frame")));
+    }
+}
