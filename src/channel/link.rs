@@ -140,10 +140,15 @@ impl Links {
 
     /// [z]: the zygote is about to fork a process for the slot, or the kernel has told it of that process's death.
     pub(crate) fn turn(&self, slot: usize) {
-        // Release: after all that the zygote knows.
-        self.links[slot].words.life.fetch_add(1, Ordering::Release);
+        self.turn_untold(slot);
         point(Site::LifeTurned);
         self.heard.events().tell();
+    }
+
+    /// [z] without the second half: only the model checker leaves it at that.
+    pub(super) fn turn_untold(&self, slot: usize) {
+        // Release: after all that the zygote knows.
+        self.links[slot].words.life.fetch_add(1, Ordering::Release);
     }
 
     /// Returns the caller's ends of all links: once.
@@ -154,12 +159,18 @@ impl Links {
 
     /// [a]: returns the ends of the process that fills the slot, when the caller has readied them.
     pub(crate) fn join(&self, slot: usize) -> std::result::Result<Process, Broken> {
-        let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
+        let link = &self.links[slot];
         let life = link.life();
-        link.opened().wait(caller.0.of(0), Pace::ASLEEP, None, |opened| opened == life)?;
+        link.opened().wait(self.guards[1].of(0), Pace::ASLEEP, None, |opened| opened == life)?;
+        Ok(self.hurry(slot))
+    }
+
+    /// [a] without waiting: only the model checker begins here.
+    pub(super) fn hurry(&self, slot: usize) -> Process {
+        let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
         let reader = Reader::new(link.end(&link.down, caller));
         let writer = Writer::new(link.end(&link.up, caller));
-        Ok(Process { reader, writer, partial: Partial::default(), heard: self.heard.clone() })
+        Process { reader, writer, partial: Partial::default(), heard: self.heard.clone() }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Models for loom: the protocols of lines, rings, recovery, (directory.rs) directories and (tasks.rs) ledger, source and
-//! eventcount, in every order of their steps, with every value that the
-//! memory model lets a load return. `tools/loom` runs them.
+//! Models for loom: the protocols of lines, rings, recovery, (directory.rs) directories, (links.rs) links and
+//! (tasks.rs) ledger, source and eventcount, in every order of their steps, with every value that the memory model lets a
+//! load return. `tools/loom` runs them.
 //!
 //! A rank is a thread. Unless said otherwise it does not spin, so that each wait that can sleep does; sleeps have no
 //! slices (wait.rs), so a lost wake-up is a deadlock, and loom reports it. A loom `Cell` stands for memory that is
@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+mod links;
 mod tasks;
 
 /// The alive word of a rank that is.
