@@ -18,6 +18,8 @@ use crate::os::mapping::HUGE;
 use crate::shm::arena::Block;
 use crate::shm::segment::Segment;
 use layout::Front;
+#[cfg(feature = "mpi")]
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -148,12 +150,12 @@ impl Ledger {
     }
 
     /// Frees those of these tasks that are not finished. `verdict` says what becomes of one on which so many workers have died,
-    /// if it is not to be tried again. Only when the processes that have worked on them are gone.
-    pub(crate) fn release(&self, tasks: Range<usize>, verdict: impl Fn(u32) -> Option<String>) {
+    /// the last one in this slot, if it is not to be tried again. Only when the processes that have worked on them are gone.
+    pub(crate) fn release(&self, tasks: Range<usize>, verdict: impl Fn(u32, u32) -> Option<String>) {
         for task in tasks {
             let record = self.record(task);
-            let State::Owned { attempt, .. } = record.state() else { continue };
-            match verdict(attempt + 1) {
+            let State::Owned { slot, attempt } = record.state() else { continue };
+            match verdict(slot, attempt + 1) {
                 None => record.free(attempt + 1),
                 Some(why) => self.fail(task, Cause::Died, Texts::default().place(self.log(), &why, || 1)),
             }
@@ -235,14 +237,15 @@ impl Ledger {
     }
 
     /// Takes over a task that another node finished, and whose row is there already. Workers are numbered from `first` on here,
-    /// from `counted` on there; `text`: of a task that has failed.
+    /// from `counted` on there; `told`: texts of failed tasks, by their places there.
     pub(crate) fn adopt(
         &self,
         task: usize,
         words: [u64; 8],
         (counted, first): (usize, usize),
-        (text, texts): (Option<&str>, &mut Texts),
+        (told, texts): (&BTreeMap<u64, String>, &mut Texts),
     ) -> Result<()> {
+        let text = told.get(&Record::place_in(words));
         let place = text.map_or(0, |text| texts.place(self.log(), text, || self.layout.tasks));
         // SAFETY: in bounds; no worker of this node was granted the task.
         let row = unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) };
@@ -403,9 +406,9 @@ mod tests {
         assert!(ledger.is_sound(1) && ledger.row(0).is_none());
         assert_eq!((ledger.finished(0..3), ledger.finished(0..1), ledger.tried()), (1, 0, 1));
         assert!(ledger.claim(0, 5).is_some());
-        ledger.release(0..3, |died| (died > 1).then(String::new));
+        ledger.release(0..3, |slot, died| (died > 1).then(|| slot.to_string()));
         assert_eq!(ledger.claim(0, 6).unwrap().attempt, 1);
-        ledger.release(0..3, |_| None);
+        ledger.release(0..3, |_, _| None);
         ledger.abandon(0..3, "nobody left");
         let finished = Finished::new(ledger).unwrap();
         assert_eq!((finished.count(None), finished.count(Some(Cause::NotReached))), (1, 2));

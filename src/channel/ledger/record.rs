@@ -263,8 +263,14 @@ impl Record {
         [state, self.checksum.load(Ordering::Relaxed), digest, input, start, end, text, ends]
     }
 
-    /// Takes over what became of a task in another ledger, with the place of its text, and the number of its worker, in this one. The row must be there;
-    /// says whether it is sound.
+    /// Returns the place of the text, in the other ledger, of a record that has travelled.
+    #[cfg(feature = "mpi")]
+    pub(super) fn place_in(words: [u64; 8]) -> u64 {
+        words[6]
+    }
+
+    /// Takes over what became of a task in another ledger, with the place of its text, and the number of its worker, in this one.
+    /// The row must be there; says whether it is sound.
     #[cfg(feature = "mpi")]
     pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
         let [state, checksum, digest, input, start, end, text, ends] = words;

@@ -4,7 +4,7 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::{Column, Layout, Ledger, Memory};
 use crate::channel::source::{MOST, Source};
 use crate::comm::Comm;
-use crate::error::{Error, Result};
+use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::shm::datatype::TypeTag;
 use crate::work::executor::payload::Payloads;
@@ -62,11 +62,12 @@ pub(crate) fn run_in<W: Work, R>(
         first: 0,
         of: workers,
         clock: Clock::new(),
+        death: &|_| Death::Unknown,
     };
     let (mut before, mut given_up) = (0, false);
     for round in 1.. {
         if !given_up {
-            live(&shared, rank, None, None, Payloads::new(None), &mut || ());
+            live(&shared, rank, None, false, Payloads::new(None), &mut || ());
             given_up = source.worker(rank).is_given_up();
         }
         comm.arrive(&call)?;

@@ -23,6 +23,7 @@ use crate::os::launcher::Launcher;
 use crate::shm::object;
 use crate::work::executor::round::{Done, Executor, Watch};
 use crate::work::executor::worker::{Dealing, Work};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -327,11 +328,16 @@ impl Coordinator {
     }
 
     fn send(&mut self, done: Vec<Done>) -> Result<()> {
-        let failure = |task: usize| match self.ledger.state(task) {
-            State::Failed(_) => Some((task as u64, self.ledger.text(task))),
-            _ => None,
-        };
-        let texts: Vec<_> = self.mine.iter().cloned().flatten().filter_map(failure).collect();
+        // Each text once, by its place in the log here, which the records name.
+        let mut texts = BTreeMap::new();
+        for task in self.mine.iter().cloned().flatten() {
+            if let State::Failed(_) = self.ledger.state(task) {
+                let place = self.ledger.record(task).facts().text;
+                texts.entry(place).or_insert_with(|| self.ledger.text(task));
+            }
+        }
+        // None, for want of room.
+        texts.remove(&0);
         let stretches: Vec<_> =
             self.mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
         let workers: Vec<_> = done
@@ -370,11 +376,10 @@ impl Coordinator {
             self.net.recv_all(&mut len, node, Tag::Result, &always)?;
             let mut head = vec![0; u64::from_ne_bytes(len) as usize];
             self.net.recv_all(&mut head, node, Tag::Result, &always)?;
-            type Head = (Vec<(u64, u64)>, Vec<(u64, String)>, Vec<(u64, u64, u32)>);
-            let (stretches, failures, done): Head = object::read(&head)?;
-            let mut failures = failures.into_iter().peekable();
+            type Head = (Vec<(u64, u64)>, BTreeMap<u64, String>, Vec<(u64, u64, u32)>);
+            let (stretches, told, done): Head = object::read(&head)?;
             for (first, end) in stretches {
-                self.adopt(node, first as usize..end as usize, &mut failures, &mut texts)?;
+                self.adopt(node, first as usize..end as usize, &told, &mut texts)?;
             }
             let worker =
                 |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
@@ -388,12 +393,12 @@ impl Coordinator {
         Ok(workers.concat())
     }
 
-    /// A stretch of another node: its rows to where they stay. `failures`: texts of failed tasks, in the order of stretches.
+    /// A stretch of another node: its rows to where they stay. `told`: the texts of its failed tasks, by their places there.
     fn adopt(
         &self,
         node: usize,
         stretch: Range<usize>,
-        failures: &mut std::iter::Peekable<impl Iterator<Item = (u64, String)>>,
+        told: &BTreeMap<u64, String>,
         texts: &mut Texts,
     ) -> Result<()> {
         if stretch.start > stretch.end || stretch.end > self.ledger.tasks() {
@@ -410,8 +415,7 @@ impl Coordinator {
         // A node numbers its workers as if all nodes had as many.
         let (counted, first) = (node * self.workers[node], self.workers[..node].iter().sum::<usize>());
         for (task, words) in stretch.zip(words) {
-            let text = failures.next_if(|(number, _)| *number == task as u64).map(|(_, text)| text);
-            self.ledger.adopt(task, words, (counted, first), (text.as_deref(), &mut *texts))?;
+            self.ledger.adopt(task, words, (counted, first), (told, &mut *texts))?;
         }
         Ok(())
     }

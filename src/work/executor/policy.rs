@@ -33,10 +33,10 @@ impl Policy {
     }
 
     /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried again.
-    pub(super) fn verdict(&self, died: u32, death: Death) -> Option<String> {
+    pub(super) fn verdict(&self, died: u32, death: impl Fn() -> Death) -> Option<String> {
         (died >= self.attempts).then(|| match self.attempts {
-            1 => format!("its worker died by {death}"),
-            _ => format!("its worker died {} times, the last time by {death}", self.attempts),
+            1 => format!("its worker died by {}", death()),
+            _ => format!("its worker died {} times, the last time by {}", self.attempts, death()),
         })
     }
 
@@ -59,11 +59,11 @@ mod tests {
 
     #[test]
     fn a_task_has_as_many_attempts_as_it_is_given() {
-        assert_eq!(POLICY.verdict(2, Death::Signal(9)), None);
-        let text = POLICY.verdict(3, Death::Signal(9)).unwrap();
+        assert_eq!(POLICY.verdict(2, || Death::Signal(9)), None);
+        let text = POLICY.verdict(3, || Death::Signal(9)).unwrap();
         assert_eq!(text, "its worker died 3 times, the last time by signal 9, SIGKILL");
         let once = Policy { attempts: 1, ..POLICY };
-        assert_eq!(once.verdict(1, Death::Oom).unwrap(), format!("its worker died by {}", Death::Oom));
+        assert_eq!(once.verdict(1, || Death::Oom).unwrap(), format!("its worker died by {}", Death::Oom));
     }
 
     #[test]

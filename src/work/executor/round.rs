@@ -71,8 +71,9 @@ pub(crate) struct Executor<'a, W> {
 /// What workers have left when they have ended.
 #[derive(Default)]
 pub(super) struct Round {
-    /// How often each worker was replaced; nothing if none was.
+    /// How often each worker was replaced, and how it died last; nothing where they are no processes.
     pub(super) replaced: Vec<u32>,
+    deaths: Vec<Death>,
     /// Why one of them was given up, unless the source knows.
     pub(super) given_up: Option<String>,
 }
@@ -93,7 +94,8 @@ impl<'a, W: Work> Executor<'a, W> {
     pub(super) fn shared(&self) -> Shared<'_, W> {
         let Options { policy, dealing, first, .. } = self.options;
         let (work, ledger, source) = (self.work, &self.ledger, &self.source);
-        Shared { work, ledger, source, policy, dealing, stay: true, first, of: self.of, clock: self.clock }
+        let (of, clock, death) = (self.of, self.clock, &|_| Death::Unknown);
+        Shared { work, ledger, source, policy, dealing, stay: true, first, of, clock, death }
     }
 
     /// Returns what each worker has done.
@@ -122,7 +124,13 @@ impl<'a, W: Work> Executor<'a, W> {
                 Err(error) => Some(error.to_string()),
             };
             let replaced = |slot| running.slots.slot(slot).generation().saturating_sub(1);
-            return Ok(Round { replaced: (0..self.options.workers).map(replaced).collect(), given_up });
+            let death = |slot| running.slots.slot(slot).death();
+            let workers = 0..self.options.workers;
+            return Ok(Round {
+                replaced: workers.clone().map(replaced).collect(),
+                deaths: workers.map(death).collect(),
+                given_up,
+            });
         }
     }
 
@@ -136,15 +144,15 @@ impl<'a, W: Work> Executor<'a, W> {
     fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
         let Options { operation, workers, cold, allow_threads, .. } = self.options;
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
-        let (shared, keeps) = (self.shared(), heap != Some(0));
+        let death = |slot| slots.slot(slot).death();
+        let (shared, keeps) = (Shared { death: &death, ..self.shared() }, heap != Some(0));
         let body = |slot: usize, inherited: Option<&mut W::State>| {
             if keeps {
                 lend_heap(slots.heap(slot));
             }
-            let replacing = slots.slot(slot).generation() > 1;
-            let predecessor = replacing.then(|| slots.slot(slot).death());
+            let replaces = slots.slot(slot).generation() > 1;
             let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
-            live(&shared, slot, inherited, predecessor, payloads, &mut || ());
+            live(&shared, slot, inherited, replaces, payloads, &mut || ());
             Ok((0, 0))
         };
         let labour = Supervised { source: shared.source, policy: shared.policy };
@@ -203,7 +211,8 @@ impl<W: Work + Sync> Executor<'_, W> {
                 return Ok(());
             }
             before = finished;
-            let verdict = |died| self.options.policy.verdict(died, Death::Unknown);
+            let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
+            let verdict = |slot, died| self.options.policy.verdict(died, || death(slot));
             self.ledger.release(tasks.clone(), verdict);
             self.source.reset();
             // Whoever can work does what is left.
@@ -215,7 +224,7 @@ impl<W: Work + Sync> Executor<'_, W> {
         match self.options.placement {
             Placement::Serial => {
                 let mut tick = || (watch.tick)(1, self.source.finished());
-                live(&self.shared(), 0, None, None, Payloads::new(None), &mut tick);
+                live(&self.shared(), 0, None, false, Payloads::new(None), &mut tick);
             }
             Placement::Threads => self.threads(watch),
             Placement::Forked | Placement::Job { .. } => {
@@ -236,7 +245,7 @@ impl<W: Work + Sync> Executor<'_, W> {
             let run = |slot: usize| {
                 let ended = ended.clone();
                 move || {
-                    live(shared, slot, None, None, Payloads::new(None), &mut || ());
+                    live(shared, slot, None, false, Payloads::new(None), &mut || ());
                     drop(ended);
                 }
             };

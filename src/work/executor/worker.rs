@@ -91,6 +91,8 @@ pub(crate) struct Shared<'a, W> {
     pub(crate) first: usize,
     pub(crate) of: usize,
     pub(crate) clock: Clock,
+    /// Returns how the last process of a slot died, or its latest one that did.
+    pub(crate) death: &'a (dyn Fn(usize) -> Death + Sync),
 }
 
 impl<W> Shared<'_, W> {
@@ -139,13 +141,13 @@ enum End {
     Over,
 }
 
-/// Lives the life of worker `slot`: what its predecessor left, then tasks as they are dealt, then what those left that
-/// were given up. `predecessor`: how the slot's last process died, if there was one. `tick` is called after each part.
+/// Lives the life of worker `slot`: what its predecessor left, if it `replaces` one, then tasks as they are dealt, then what
+/// those left that were given up. `tick` is called after each part.
 pub(crate) fn live<W: Work>(
     shared: &Shared<'_, W>,
     slot: usize,
     inherited: Option<&mut W::State>,
-    predecessor: Option<Death>,
+    replaces: bool,
     payloads: Payloads,
     tick: &mut dyn FnMut(),
 ) {
@@ -159,7 +161,7 @@ pub(crate) fn live<W: Work>(
     }
     let (measured, peak) = (0, 0);
     let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, tick, measured, peak };
-    if let Err(End::GivenUp(why)) = worker.live(predecessor) {
+    if let Err(End::GivenUp(why)) = worker.live(replaces) {
         let place = worker.text(&why);
         shared.source.give_up(slot as usize, place);
     }
@@ -184,11 +186,11 @@ struct Worker<'a, 's, W: Work> {
 }
 
 impl<W: Work> Worker<'_, '_, W> {
-    fn live(&mut self, predecessor: Option<Death>) -> std::result::Result<(), End> {
+    fn live(&mut self, replaces: bool) -> std::result::Result<(), End> {
         let shared = self.shared;
-        if let Some(death) = predecessor {
+        if replaces {
             let left = self.words.left();
-            self.take_over(left.start, self.slot, Some(death))?;
+            self.take_over(left.start, self.slot)?;
             self.go_through(left)?;
         }
         if shared.dealing == Dealing::Fixed && !self.words.has_entered() {
@@ -226,7 +228,7 @@ impl<W: Work> Worker<'_, '_, W> {
             self.words.enter(&part);
             point(Site::Inherited);
             if let Some(task) = part.clone().next() {
-                self.take_over(task, slot as u32, None)?;
+                self.take_over(task, slot as u32)?;
             }
             self.go_through(part)?;
             known.push(slot);
@@ -261,10 +263,10 @@ impl<W: Work> Worker<'_, '_, W> {
     }
 
     /// The task that slot `from` may have left unfinished when its last process died: again, or given up.
-    fn take_over(&mut self, task: usize, from: u32, death: Option<Death>) -> std::result::Result<(), End> {
+    fn take_over(&mut self, task: usize, from: u32) -> std::result::Result<(), End> {
         let Shared { ledger, policy, .. } = *self.shared;
         let Some(attempt) = ledger.left_by(task, from) else { return Ok(()) };
-        let verdict = policy.verdict(attempt + 1, death.unwrap_or(Death::Unknown));
+        let verdict = policy.verdict(attempt + 1, || (self.shared.death)(from as usize));
         if verdict.is_none() {
             self.ready(None)?;
         }
