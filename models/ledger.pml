@@ -25,7 +25,8 @@
  *   TAKE OVER a task from slot g
  *     [1'] the word is OWNED(g, a): CAS -> OWNED(s, a + 1). Won: RUN, or if a + 1 is K: word = FAILED
  *   INHERIT from slot g
- *     [h]  through[s] = 0; read g's part; NOTE it; TAKE OVER its first task from g; WALK it; g is known; LOOK
+ *     [h]  through[s] = 0; read g's part; NOTE it; WALK it
+ *     [h'] read g's part; NOTE it; TAKE OVER its first task from g; WALK it; g is known; LOOK
  *   END
  *     [T4] end[s] = 0; through[s] = 1                              (fence)
  *     [t]  each other slot is through or given up: tell
@@ -153,7 +154,7 @@ bit orphan[N];		/* ghost: the process that made the last claim is dead */
 #else
 #define NOT_LEFT walk
 #endif
-#define FORGET r = 0; e = 0; u = 0; v = 0; g = 0; mine = 0; c = 0
+#define FORGET r = 0; e = 0; u = 0; v = 0; g = 0; mine = 0; c = 0; again = 0
 
 proctype Worker(byte s; byte me) {
 	byte r, e;	/* what is left of the part */
@@ -163,6 +164,7 @@ proctype Worker(byte s; byte me) {
 	byte mine;	/* the attempt */
 	byte known;	/* set of slots that were given up, and whose parts it has gone through */
 	bit c;		/* closed, as it was read */
+	bit again;	/* goes through g's part for the second time */
 
 fresh:
 	STEP if								/* [f] */
@@ -213,7 +215,9 @@ owned:
 walk:
 	atomic {
 		if
-		:: r >= e -> if :: g != s -> ADD(known, g) :: else fi; r = 0; e = 0; g = 0; goto look
+		:: r >= e && g != s && !again -> again = 1; r = 0; e = 0; goto heir_again
+		:: r >= e && (g == s || again) ->
+			if :: g != s -> ADD(known, g) :: else fi; r = 0; e = 0; g = 0; again = 0; goto look
 		:: else
 		fi
 	};
@@ -294,6 +298,10 @@ heir:
 #ifndef STAYTHROUGH
 	STEP DROP(through, s) OR_DIE;					/* [h] */
 #endif
+#ifdef LATEENTER
+	again = 1;
+#endif
+heir_again:
 	STEP r = at[g]; e = end[g] OR_DIE;
 #ifdef LATEENTER
 	if
@@ -310,8 +318,8 @@ late:
 	:: atomic { mine > 0 -> goto owned }
 	:: atomic { mine == 0 -> goto walk }
 #else
-	:: atomic { r < e -> goto left }
-	:: atomic { r >= e -> goto walk }
+	:: atomic { r < e && again -> goto left }
+	:: atomic { r >= e || !again -> goto walk }
 #endif
 	fi;
 

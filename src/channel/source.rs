@@ -12,8 +12,8 @@
 //!      note it, claim it (ledger), run, commit
 //!
 //! worker, at the end                               heir of a worker that was given up
-//! [T4] note an empty part; through = 1; fence;     [H1] through = 0; note what is left of its part
-//!      if all are through, or given up: tell       [H2] take its task over (ledger); then [T3]
+//! [T4] note an empty part; through = 1; fence;     [H1] through = 0; note what is left of its part; [T3]
+//!      if all are through, or given up: tell       [H2] note it again; take its task over (ledger)
 //! [T5] stay until all others are through, or given up and inherited by this worker; else [H1], or [T1]
 //! ```
 //!

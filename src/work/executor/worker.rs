@@ -227,10 +227,12 @@ impl<W: Work> Worker<'_, '_, W> {
             self.words.go_on();
             self.words.enter(&part);
             point(Site::Inherited);
+            self.go_through(part.clone())?;
+            // Last, as it may kill again.
+            self.words.enter(&part);
             if let Some(task) = part.clone().next() {
                 self.take_over(task, slot as u32)?;
             }
-            self.go_through(part)?;
             known.push(slot);
         }
         Ok(!new.is_empty())
