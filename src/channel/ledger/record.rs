@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! slot                                                   its successor (same number, next process), or an heir
-//! [0] note the task in the slot's own words (source.rs)
+//! [0] note the task in the slot's own words (source/words.rs)
 //! [1] CAS state: free -> owned(slot, attempt 0)          [1'] CAS state: owned(slot, a) -> owned(me, a + 1)
 //! [2] write the row, which is the owner's alone
 //! [3] write the other words of the record; store state: done or failed (release)

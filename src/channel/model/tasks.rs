@@ -118,7 +118,7 @@ impl Work {
         self.go_through(slot, left);
     }
 
-    /// [H1], [H2] of source.rs, for two workers.
+    /// [H1], [H2] of words.rs, for two workers.
     fn inherit(&self, slot: usize, known: &mut Vec<usize>) -> bool {
         let other = 1 - slot;
         let inherits = self.workers[other].is_given_up() && !known.contains(&other);

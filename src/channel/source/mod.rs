@@ -1,0 +1,286 @@
+//! The source of tasks: which tasks of a ledger workers shall look at next, and what each worker does. The steps are in
+//! words.rs.
+
+mod words;
+
+use crate::error::{Error, Result};
+use crate::os::descriptor::Bell;
+use crate::os::inherit::Access;
+use crate::shm::segment::{Carver, Segment};
+use crate::sync::atomic::Ordering;
+#[cfg(feature = "mpi")]
+use crate::sync::wait::heavy_fence;
+use crate::sync::wait::light_fence;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(crate) use words::{Next, Words, WorkerWords};
+
+/// The most tasks that a source can deal out: their numbers travel in half a word.
+pub(crate) const MOST: usize = u32::MAX as usize;
+
+/// The source of a ledger's tasks, and the words of its workers. Cloning shares them.
+///
+/// ```text
+/// base   Words              384 B
+///        WorkerWords        128 B for each worker
+/// ```
+#[derive(Clone)]
+pub(crate) struct Source {
+    segment: Arc<Segment>,
+    base: usize,
+    workers: usize,
+    /// Rung by a worker that takes the last of a stretch while the producer sleeps.
+    bell: Option<Arc<Bell>>,
+}
+
+impl Source {
+    /// Bytes of the source of so many workers.
+    pub(crate) fn len(workers: usize) -> usize {
+        let mut carver = Carver::default();
+        carver.take_of::<Words>(1);
+        carver.take_of::<WorkerWords>(workers);
+        carver.end()
+    }
+
+    /// Makes a source for so many workers, in a segment of its own.
+    pub(crate) fn new(workers: usize) -> Result<Source> {
+        Source::over(Arc::new(Segment::new(Source::len(workers))?), 0, workers)
+    }
+
+    /// Takes up the source whose place in a segment is zeroed memory at first.
+    pub(crate) fn over(segment: Arc<Segment>, base: usize, workers: usize) -> Result<Source> {
+        match segment.bytes(base, Source::len(workers)) {
+            Some(_) => Ok(Source { segment, base, workers, bell: None }),
+            None => Err(Error::Corrupt { what: "the place of a source" }),
+        }
+    }
+
+    /// The same, with a bell for a producer that sleeps while it waits for [`Source::is_hungry`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn with_bell(self) -> Result<Source> {
+        Ok(Source { bell: Some(Arc::new(Bell::new()?)), ..self })
+    }
+
+    /// The bell that workers ring, if there is one.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.bell.as_deref()
+    }
+
+    /// Says whether the producer may sleep until its bell rings: it may not while another stretch can be granted.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn doze(&self) -> bool {
+        self.words().drowsy.store(1, Ordering::Relaxed);
+        // Its story is that of an eventcount: either the worker that takes the last of a stretch sees this word, or the stretch
+        // is seen to be empty here.
+        heavy_fence() && !self.is_hungry()
+    }
+
+    /// The producer is awake again.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn wake(&self) {
+        self.words().drowsy.store(0, Ordering::Relaxed);
+    }
+
+    fn words(&self) -> &Words {
+        self.segment.place(self.base)
+    }
+
+    /// Keeps the source from children: the workers are this process, or its threads.
+    pub(crate) fn keep(&self) {
+        self.segment.allow(Access::Nothing, Access::Nothing);
+    }
+
+    /// Returns the words of all workers.
+    pub(crate) fn workers(&self) -> &[WorkerWords] {
+        self.segment.places(self.base + size_of::<Words>(), self.workers)
+    }
+
+    /// Returns the words of one worker.
+    pub(crate) fn worker(&self, slot: usize) -> &WorkerWords {
+        &self.workers()[slot]
+    }
+
+    /// Tasks finished so far, by all workers.
+    pub(crate) fn finished(&self) -> u64 {
+        self.workers().iter().map(WorkerWords::finished).fold(0, u64::saturating_add)
+    }
+
+    /// Lets workers take these tasks. Only while [`Source::is_hungry`], or if they continue what was granted last.
+    pub(crate) fn grant(&self, tasks: Range<usize>) -> bool {
+        tasks.is_empty() || self.words().grant(&tasks)
+    }
+
+    /// Says whether another stretch can be granted.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.words().is_hungry()
+    }
+
+    /// Says that nothing more will be granted.
+    pub(crate) fn close(&self) {
+        self.words().close();
+    }
+
+    /// Ends the work: workers finish the task that they are at, and begin no other.
+    pub(crate) fn halt(&self) {
+        self.words().halted.store(1, Ordering::Release);
+        self.words().news().tell();
+    }
+
+    /// Says whether the work was ended.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.words().is_halted()
+    }
+
+    /// Takes a part for a worker: as much as `chunk` makes of the number of tasks in the stretch.
+    pub(crate) fn take(&self, slot: usize, chunk: impl Fn(usize) -> usize) -> Next {
+        let next = self.words().take(self.worker(slot), &chunk);
+        if let (Some(bell), Next::Part(_)) = (&self.bell, &next) {
+            light_fence();
+            if self.words().drowsy.load(Ordering::Relaxed) != 0 && self.is_hungry() {
+                bell.ring();
+            }
+        }
+        next
+    }
+
+    /// Waits until a worker that has inherited from the `known` ones may find more, or nothing more will be granted.
+    pub(crate) fn wait(&self, known: &[usize]) {
+        self.words().wait(self.workers(), known);
+    }
+
+    /// Lets a worker stay that finds nothing more to do, and has inherited from the `known` ones, as long as others may leave
+    /// it something. Says whether they may have; else it is to leave.
+    pub(crate) fn stay(&self, slot: usize, known: &[usize]) -> bool {
+        self.words().stay(self.workers(), slot, known)
+    }
+
+    /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log; the first
+    /// counts.
+    pub(crate) fn give_up(&self, slot: usize, place: u64) {
+        self.words().give_up(self.worker(slot), place);
+    }
+
+    /// Returns the workers that were given up, with the places of the reasons.
+    pub(crate) fn given_up(&self) -> Vec<(usize, u64)> {
+        let place = |worker: &WorkerWords| worker.given_up.load(Ordering::Acquire).checked_sub(1);
+        self.workers().iter().enumerate().filter_map(|(slot, worker)| Some((slot, place(worker)?))).collect()
+    }
+
+    /// Begins another round of work, the `number`-th. Only when no process works.
+    pub(crate) fn begin_round(&self, number: u32) {
+        self.words().round.store(number, Ordering::Release);
+    }
+
+    /// The number of the round that was begun last.
+    pub(crate) fn round(&self) -> u32 {
+        self.words().round.load(Ordering::Acquire)
+    }
+
+    /// Forgets parts and who was given up, for another crew. Only when no process works.
+    pub(crate) fn reset(&self) {
+        for worker in self.workers() {
+            worker.enter(&(0..0));
+            worker.given_up.store(0, Ordering::Release);
+            worker.go_on();
+        }
+        self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(_: usize) -> usize {
+        usize::MAX
+    }
+
+    #[test]
+    fn parts_cover_all_tasks_once() {
+        let source = Source::new(1).unwrap();
+        assert!(source.grant(0..1000));
+        let mut seen = 0;
+        while let Next::Part(part) = source.take(0, |left| left / 4) {
+            assert_eq!((part.start, source.worker(0).left()), (seen, part.clone()));
+            seen = part.end;
+        }
+        assert_eq!(seen, 1000);
+    }
+
+    #[test]
+    fn nothing_is_said_only_when_it_is_closed() {
+        let source = Source::new(2).unwrap();
+        assert_eq!(source.take(0, all), Next::Later);
+        assert!(source.grant(0..3) && source.is_hungry() && source.grant(7..9));
+        assert!(!source.is_hungry() && !source.grant(20..21));
+        assert!(source.grant(9..10), "it continues the last one");
+        source.close();
+        source.wait(&[]);
+        assert_eq!(source.take(1, all), Next::Part(0..3));
+        assert!(source.is_hungry());
+        assert_eq!(source.take(0, |_| 2), Next::Part(7..9));
+        assert_eq!(source.take(0, all), Next::Part(9..10));
+        assert_eq!(source.take(0, all), Next::Nothing);
+    }
+
+    #[test]
+    fn nothing_is_begun_once_it_is_halted() {
+        let source = Source::new(1).unwrap();
+        assert!(source.grant(0..3));
+        source.halt();
+        assert!(source.is_halted());
+        source.wait(&[]);
+        assert_eq!(source.take(0, all), Next::Nothing);
+    }
+
+    #[test]
+    fn a_worker_that_is_given_up_leaves_its_part() {
+        let source = Source::new(2).unwrap();
+        assert!(source.grant(0..10));
+        assert_eq!(source.take(1, |_| 4), Next::Part(0..4));
+        let worker = source.worker(1);
+        worker.note(2, 77);
+        worker.begin();
+        worker.finish(5);
+        assert_eq!((worker.now(), worker.left(), worker.begun()), (Some((2, 77)), 2..4, 1));
+        worker.rest();
+        assert_eq!(worker.now(), None);
+        assert_eq!(source.given_up(), []);
+        source.give_up(1, 0);
+        source.give_up(1, 7);
+        source.wait(&[]);
+        assert_eq!(source.given_up(), [(1, 0)]);
+        assert_eq!((source.finished(), worker.busy()), (1, 5));
+        source.reset();
+        assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
+    }
+
+    /// Each waits for a second or two: what the threads themselves take of a processor.
+    #[cfg(not(miri))]
+    #[test]
+    fn sixty_four_waiting_workers_cost_next_to_nothing() {
+        use nix::sys::resource::{UsageWho, getrusage};
+        use nix::sys::time::TimeValLike;
+        let source = Source::new(64).unwrap();
+        let own = || {
+            let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+            usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+        };
+        let wait = || {
+            let before = own();
+            source.wait(&[]);
+            own() - before
+        };
+        let micros: i64 = std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..64).map(|_| scope.spawn(wait)).collect();
+            std::thread::sleep(std::time::Duration::from_millis(2500));
+            source.close();
+            waiting.into_iter().map(|waiting| waiting.join().unwrap()).sum()
+        });
+        let share = micros as f64 / 2.5e6;
+        println!("64 workers that wait: {:.3} % of a processor", 100.0 * share);
+        assert!(share < 0.02, "{share}");
+    }
+}
