@@ -35,7 +35,7 @@ use std::process::id;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use support::Case;
-use tracer::{is_asleep, is_gone};
+use tracer::is_asleep;
 
 const CASES: &[Case] = &[
     ("barrier", || die_in(&BARRIER)),
@@ -249,12 +249,12 @@ fn wrong_in(board: &Board, swept: &Swept, parameters: ArrayView2<'_, f64>) -> Ve
 fn die_in_a_sweep() {
     let mut stage = Stage::new(stride());
     for first in [true, false] {
-        let other = if first { "holding a row" } else { "gone" };
+        let other = if first { "holding a row" } else { "through" };
         stage.kill_everywhere(&Scene {
             name: format!("claim_and_commit, 2 workers, the other one {other}"),
             peers: 1,
             first,
-            settled: is_gone,
+            settled: is_asleep,
             unsupervised: false,
             reports: 1,
             play: &|board| sweep(board, first),

@@ -23,6 +23,9 @@
 //!
 //! *Nobody waits for one who waits for him.* The caller never waits in a ring: while it has no room to post it hears what is
 //! said (and gives that later), so that a process that says something gets on.
+//!
+//! *Nothing is believed.* Memory grows with what has come, not with what is announced; after a frame that cannot be, nothing
+//! more is heard of that process but its death.
 
 use crate::channel::guards::Guards;
 use crate::channel::ring::{End, Layout, Reader, RingWords, Writer};
@@ -154,7 +157,7 @@ impl Links {
     /// Returns the caller's ends of all links: once.
     pub(crate) fn listen(&self) -> Caller {
         let ends = self.links.iter().map(|_| None).collect();
-        Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0 }
+        Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0, more: false }
     }
 
     /// [a]: returns the ends of the process that fills the slot, when the caller has readied them.
@@ -189,6 +192,8 @@ pub(crate) enum Event {
 #[derive(Default)]
 struct Partial {
     bytes: Vec<u8>,
+    /// As its first piece says.
+    total: u64,
 }
 
 impl Partial {
@@ -198,13 +203,16 @@ impl Partial {
             Ok(frame) => frame,
             Err(error) => return Ok(Err(error)),
         };
-        let (at, total) = (self.bytes.len(), frame.total as usize);
-        // Memory grows with what has come, not with what is announced.
+        let at = self.bytes.len();
+        if at == 0 {
+            self.total = frame.total;
+        }
+        let total = self.total as usize;
         self.bytes.resize(at + total.saturating_sub(at).min(reader.piece()), 0);
         let read = reader.read(&frame, &mut self.bytes[at..]);
         reader.advance();
         Ok(match read {
-            Ok(len) if at + len == self.bytes.len() && at + len <= total => {
+            Ok(len) if at + len == self.bytes.len() && frame.total == self.total => {
                 Ok((at + len == total).then(|| std::mem::take(&mut self.bytes)))
             }
             _ => Err(Error::Corrupt { what: "a message's frame" }),
@@ -218,6 +226,8 @@ struct Ends {
     writer: Writer,
     reader: Reader,
     partial: Partial,
+    /// The process has overwritten something.
+    spoiled: bool,
 }
 
 /// The caller's ends of all links.
@@ -226,19 +236,21 @@ pub(crate) struct Caller {
     /// None where no process is known.
     ends: Vec<Option<Ends>>,
     /// Heard while it posted.
-    events: VecDeque<Event>,
+    events: VecDeque<Result<Event>>,
     /// The slot that is looked at first.
     turn: usize,
+    /// The last look has left pieces in a ring.
+    more: bool,
 }
 
 impl Caller {
-    /// [2]: posts a message to the process that fills a slot. Returns when all of it is in the ring. False if that process
-    /// is known to be gone, or goes meanwhile.
-    ///
-    /// # Errors
-    /// If a process has overwritten what stands between it and the caller.
-    pub(crate) fn post(&mut self, slot: usize, message: &[u8]) -> Result<bool> {
-        let Some(ends) = &self.ends[slot] else { return Ok(false) };
+    /// [2]: posts a message to the process that fills a slot, as the caller knows it. Returns when all of it is in the ring.
+    /// False if that process is gone, or goes meanwhile, or when there is no room and it is `over`.
+    pub(crate) fn post(&mut self, slot: usize, message: &[u8], over: impl Fn() -> bool) -> bool {
+        let about = |event: &Result<Event>| matches!(event, Ok(Event::Began { slot: of } | Event::Gone { slot: of }) if *of == slot);
+        let Some(ends) = self.ends[slot].as_ref().filter(|_| !self.events.iter().any(about)) else {
+            return false;
+        };
         let (life, pieces) = (ends.life, ends.writer.pieces(message));
         let (heard, link) = (self.links.heard.clone(), self.links.links[slot].clone());
         for piece in pieces {
@@ -248,42 +260,56 @@ impl Caller {
                     match ends.map(|ends| ends.writer.has_room(message.len(), piece.len())) {
                         None => Some(Turn::Gone),
                         Some(true) => Some(Turn::Room),
-                        Some(false) => self.look().map(Turn::Heard),
+                        Some(false) => match self.look() {
+                            None if over() => Some(Turn::Gone),
+                            None if self.more => Some(Turn::More),
+                            event => event.map(Turn::Heard),
+                        },
                     }
                 });
                 match turn {
-                    Turn::Gone => return Ok(false),
+                    Turn::Gone => return false,
                     Turn::Room => break,
-                    Turn::Heard(event) => self.events.push_back(event?),
+                    Turn::More => {}
+                    Turn::Heard(event) => self.events.push_back(event),
                 }
             }
             // There is room, so this waits for nobody.
             let put = |ends: &mut Ends| ends.writer.put(NOTHING, message.len(), piece, None).is_ok();
             if !self.ends[slot].as_mut().is_some_and(put) {
-                return Ok(false);
+                return false;
             }
             point(Site::Posted);
         }
-        Ok(true)
+        true
     }
 
     /// [3]: waits for the next event. None when nothing has happened and it is `over`, which is looked at now and then.
     ///
     /// # Errors
-    /// If a process has overwritten what stands between it and the caller.
+    /// If a process has overwritten what stands between it and the caller; once for each process.
     pub(crate) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
         if let Some(event) = self.events.pop_front() {
-            return Ok(Some(event));
+            return event.map(Some);
         }
         let heard = self.links.heard.clone();
-        heard.events().wait(Pace::ASLEEP, || match self.look() {
-            None => over().then_some(Ok(None)),
-            event => event.map(|event| event.map(Some)),
-        })
+        loop {
+            let turn = heard.events().wait(Pace::ASLEEP, || match self.look() {
+                None if over() => Some(Turn::Gone),
+                None if self.more => Some(Turn::More),
+                event => event.map(Turn::Heard),
+            });
+            match turn {
+                Turn::Heard(event) => return event.map(Some),
+                Turn::Gone => return Ok(None),
+                Turn::More | Turn::Room => {}
+            }
+        }
     }
 
     /// Looks at all links, each in its turn.
     fn look(&mut self) -> Option<Result<Event>> {
+        self.more = false;
         let (first, count) = (self.turn, self.ends.len());
         let found = (first..count).chain(0..first).find_map(|slot| Some((slot, self.look_at(slot)?)));
         let (slot, event) = found?;
@@ -301,12 +327,21 @@ impl Caller {
                 Ok(Event::Began { slot })
             });
         };
-        while ends.reader.is_ready() {
+        let mut pieces = 0;
+        while !ends.spoiled && ends.reader.is_ready() {
+            if pieces == MOST {
+                self.more = true;
+                return None;
+            }
+            pieces += 1;
             // A piece is there, so this waits for nobody.
             match ends.partial.take(&mut ends.reader) {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(message))) => return Some(Ok(Event::Said { slot, message })),
-                Ok(Err(error)) => return Some(Err(error)),
+                Ok(Err(error)) => {
+                    ends.spoiled = true;
+                    return Some(Err(error));
+                }
                 Err(_) => break,
             }
         }
@@ -325,19 +360,24 @@ impl Caller {
         let process = (&self.links.guards[0], slot);
         let (writer, reader) =
             (Writer::new(link.end(&link.down, process)), Reader::new(link.end(&link.up, process)));
-        self.ends[slot] = Some(Ends { life, writer, reader, partial: Partial::default() });
+        self.ends[slot] = Some(Ends { life, writer, reader, partial: Partial::default(), spoiled: false });
         point(Site::LinkReadied);
         link.opened().signal(life);
     }
 }
 
-/// What the caller finds while it has something to post.
+/// What the caller finds while it waits.
 enum Turn {
+    /// There is nothing to wait for.
     Gone,
     Room,
+    /// There is more to look at.
+    More,
     Heard(Result<Event>),
 }
 
+/// The most pieces of one process that are taken before the others are looked at.
+const MOST: usize = 16;
 /// Messages have no signature: whoever links processes knows what they say.
 const NOTHING: [u64; 2] = [0; 2];
 
@@ -408,7 +448,7 @@ mod tests {
     fn messages_arrive_whole_and_in_order() {
         let links = links(1);
         let mut caller = links.listen();
-        assert_eq!(caller.post(0, &[1]), Ok(false), "nobody is there");
+        assert!(!caller.post(0, &[1], never), "nobody is there");
         links.turn(0);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -420,7 +460,7 @@ mod tests {
             });
             assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
             for (seed, len) in LENS.into_iter().enumerate() {
-                assert_eq!(caller.post(0, &message(len, seed)), Ok(true));
+                assert!(caller.post(0, &message(len, seed), never));
             }
             for (seed, len) in LENS.into_iter().enumerate() {
                 let said = Event::Said { slot: 0, message: message(len, seed) };
@@ -429,7 +469,7 @@ mod tests {
         });
         links.turn(0);
         assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
-        assert_eq!((caller.next(|| true), caller.post(0, &[1])), (Ok(None), Ok(false)));
+        assert_eq!((caller.next(|| true), caller.post(0, &[1], never)), (Ok(None), false));
     }
 
     #[test]
@@ -453,7 +493,7 @@ mod tests {
                 match caller.next(never).unwrap().unwrap() {
                     Event::Began { slot } => {
                         began += 1;
-                        assert_eq!(caller.post(slot, &message(len, slot + 7)), Ok(true));
+                        assert!(caller.post(slot, &message(len, slot + 7), never));
                     }
                     Event::Said { slot, message } => said[slot].push(message),
                     Event::Gone { slot } => panic!("{slot} lives"),
@@ -475,7 +515,7 @@ mod tests {
         for number in 0..20 {
             links.turn(0);
             assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
-            assert_eq!(caller.post(0, &[number; 100]), Ok(true));
+            assert!(caller.post(0, &[number; 100], never));
             let mut process = links.join(0).unwrap();
             if number % 2 == 0 {
                 assert_eq!(process.take().unwrap().unwrap(), [number; 100], "not what others left");
@@ -486,7 +526,7 @@ mod tests {
             let mut half = process.writer.pieces(&whole);
             process.writer.put(NOTHING, whole.len(), half.next().unwrap(), None).unwrap();
             links.turn(0);
-            assert_eq!(caller.post(0, &[1]), Ok(false), "it is gone");
+            assert!(!caller.post(0, &[1], never), "it is gone");
             let said = |message| Ok(Some(Event::Said { slot: 0, message }));
             assert_eq!(caller.next(never), said(vec![number; 3]));
             if number % 3 == 0 {
@@ -515,20 +555,64 @@ mod tests {
                 thread::sleep(std::time::Duration::from_millis(20));
                 links.turn(0);
             });
-            assert_eq!(caller.post(0, &message(5 * ROOM, 1)), Ok(false));
+            assert!(!caller.post(0, &message(5 * ROOM, 1), never));
         });
         assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
     }
 
     #[test]
-    fn overwritten_frames_are_errors() {
+    fn no_room_when_it_is_over_is_no_wait() {
         let links = links(1);
         let mut caller = links.listen();
         links.turn(0);
         assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
-        let mut process = links.join(0).unwrap();
-        process.writer.put(NOTHING, usize::MAX, &[1; 50], None).unwrap();
-        process.writer.put(NOTHING, 60, &[1; 50], None).unwrap();
-        assert!(caller.next(|| true).is_err_and(|error| error.to_string().contains("frame")));
+        assert!(!caller.post(0, &message(5 * ROOM, 1), || true));
+    }
+
+    #[test]
+    fn nothing_is_posted_to_a_process_that_the_caller_does_not_know() {
+        let links = links(2);
+        let mut caller = links.listen();
+        links.turn(0);
+        links.turn(1);
+        for slot in 0..2 {
+            assert_eq!(caller.next(never), Ok(Some(Event::Began { slot })));
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut process = links.join(1).unwrap();
+                // While the caller waits for room.
+                thread::sleep(std::time::Duration::from_millis(50));
+                links.turn(0);
+                links.turn(0);
+                thread::sleep(std::time::Duration::from_millis(50));
+                assert!(process.take().unwrap().unwrap() == message(5 * ROOM, 1));
+            });
+            assert!(caller.post(1, &message(5 * ROOM, 1), never));
+        });
+        assert!(!caller.post(0, &[1], never), "the one that the caller knows is gone");
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        assert!(!caller.post(0, &[1], never));
+        assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+        assert!(caller.post(0, &[1], never));
+    }
+
+    #[test]
+    fn overwritten_frames_are_errors_once_for_each_process() {
+        for (total, len) in [(usize::MAX, 50), (ROOM, ROOM / 4)] {
+            let links = links(1);
+            let mut caller = links.listen();
+            links.turn(0);
+            assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
+            let mut process = links.join(0).unwrap();
+            process.writer.put(NOTHING, total, &message(len, 0), None).unwrap();
+            // Another message than the one that has begun.
+            process.writer.put(NOTHING, 60, &[1; 50], None).unwrap();
+            assert!(caller.next(|| true).is_err_and(|error| error.to_string().contains("frame")));
+            process.say(&[1]).unwrap();
+            assert_eq!(caller.next(|| true), Ok(None));
+            links.turn(0);
+            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        }
     }
 }

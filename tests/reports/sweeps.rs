@@ -28,6 +28,9 @@ pub const CASES: &[Case] = cases! {
     an_empty_list_calls_nobody
     a_worker_that_cannot_build_leaves_its_rows_to_the_others
     workers_that_all_give_up_lose_nothing_that_was_done
+    ranks_that_all_give_up_lose_nothing_that_was_done
+    a_rank_that_can_build_does_the_rows_of_all_others
+    a_worker_given_up_last_leaves_its_rows_to_those_that_were_done_long_ago
     a_worker_that_dies_between_rows_leaves_its_rows_to_the_others
     attempts_are_counted
     a_failed_sample_costs_only_itself
@@ -410,6 +413,81 @@ fn a_worker_that_cannot_build_leaves_its_rows_to_the_others() {
         Ok(())
     })
     .unwrap();
+}
+
+fn ranks_that_all_give_up_lose_nothing_that_was_done() {
+    for ranks in [1, 2] {
+        launch(ranks, |comm| {
+            let builds = AtomicU32::new(0);
+            let build = || match builds.fetch_add(1, Ordering::Relaxed) {
+                0 => Ok(()),
+                _ => Err(Error::other("no licence free")),
+            };
+            let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+                assert!(row.index % 10 != 5, "diverged");
+                std::thread::sleep(Duration::from_millis(2));
+                out[0] = row.values[0];
+                Ok(())
+            };
+            let Some(swept) = Sweep::default().run_in(comm, table(40).view(), 1, build, model)? else {
+                return Ok(());
+            };
+            let counts = swept.counts();
+            assert!(counts.done > 0 && counts.panicked == ranks && counts.not_done > 0, "{counts}");
+            let mut reasons = (0..40).filter_map(|row| match swept.outcome(row) {
+                Outcome::NotDone(why) => Some(why),
+                _ => None,
+            });
+            assert!(reasons.all(|why| why.contains("no licence free")), "{swept:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+fn a_rank_that_can_build_does_the_rows_of_all_others() {
+    for (schedule, rows) in [(Schedule::Static, 1), (Schedule::Static, 2), (Schedule::Dynamic, 2)] {
+        launch(4, |comm| {
+            let rank = comm.rank();
+            let build = || if rank < 3 { Err(Error::other("no licence free")) } else { Ok(()) };
+            let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+                out[0] = row.values[0];
+                Ok(())
+            };
+            let sweep = Sweep { schedule, ..Sweep::default() };
+            if let Some(swept) = sweep.run_in(comm, table(rows).view(), 1, build, model)? {
+                assert!(lost(&swept).is_empty(), "{schedule:?}: {swept:?}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+/// No other crew is forked for them: they are done by a process that has built only once.
+fn a_worker_given_up_last_leaves_its_rows_to_those_that_were_done_long_ago() {
+    for backend in [Backend::Threads, Backend::SharedMemory] {
+        let builds = AtomicU32::new(0);
+        let build = || match builds.fetch_add(1, Ordering::Relaxed) {
+            // On threads both build; forked, the supervisor does.
+            0 => Ok(()),
+            1 if backend == Backend::Threads => Ok(()),
+            _ => Err(Error::other("no licence free")),
+        };
+        let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
+            if row.index == 2 {
+                std::thread::sleep(Duration::from_millis(300));
+                panic!("diverged");
+            }
+            out[0] = f64::from(std::process::id());
+            Ok(())
+        };
+        let sweep = Sweep { schedule: Schedule::Static, ..sweep(backend, 2) };
+        let swept = sweep.run(table(20).view(), 1, build, model).unwrap().unwrap();
+        assert_eq!(lost(&swept), [2], "{backend}: {swept:?}");
+        assert!((3..20).all(|row| swept.values()[[row, 0]] == swept.values()[[19, 0]]), "{backend}");
+        assert_eq!(swept.workers.iter().map(|worker| worker.rows).collect::<Vec<_>>(), [3, 17]);
+    }
 }
 
 fn workers_that_all_give_up_lose_nothing_that_was_done() {

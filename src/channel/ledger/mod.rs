@@ -237,16 +237,15 @@ impl Ledger {
     }
 
     /// Takes over a task that another node finished, and whose row is there already. Workers are numbered from `first` on here,
-    /// from `counted` on there; `told`: texts of failed tasks, by their places there.
+    /// from `counted` on there; `places`: of the texts of failed tasks here, by those there.
     pub(crate) fn adopt(
         &self,
         task: usize,
         words: [u64; 8],
         (counted, first): (usize, usize),
-        (told, texts): (&BTreeMap<u64, String>, &mut Texts),
+        places: &BTreeMap<u64, u64>,
     ) -> Result<()> {
-        let text = told.get(&Record::place_in(words));
-        let place = text.map_or(0, |text| texts.place(self.log(), text, || self.layout.tasks));
+        let place = places.get(&Record::place_in(words)).copied().unwrap_or(0);
         // SAFETY: in bounds; no worker of this node was granted the task.
         let row = unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) };
         let number = |worker: u32| (worker as usize).wrapping_sub(counted).wrapping_add(first) as u32;

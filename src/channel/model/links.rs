@@ -55,7 +55,7 @@ fn two_processes(bounds: Bounds, fault: Fault) {
                 let event = caller.next(|| false).unwrap().unwrap();
                 if event == (Event::Began { slot: 0 }) {
                     // Whoever it is, or was.
-                    caller.post(0, &[number]).unwrap();
+                    caller.post(0, &[number], || false);
                 }
                 heard.push(event);
             }

@@ -181,6 +181,7 @@ impl Source {
     pub(crate) fn reset(&self) {
         for worker in self.workers() {
             worker.enter(&(0..0));
+            worker.rest();
             worker.given_up.store(0, Ordering::Release);
             worker.go_on();
         }

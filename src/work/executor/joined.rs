@@ -64,16 +64,21 @@ pub(crate) fn run_in<W: Work, R>(
         clock: Clock::new(),
         death: &|_| Death::Unknown,
     };
-    let (mut before, mut given_up) = (0, false);
+    let mut given_up = false;
+    // Root's: the first reason, and who was given up so far.
+    let (mut why, mut left) = (None, vec![true; workers]);
     for round in 1.. {
         if !given_up {
             live(&shared, rank, None, false, Payloads::new(None), &mut || ());
             given_up = source.worker(rank).is_given_up();
         }
         comm.arrive(&call)?;
-        let finished = if comm.is_root() { ledger.finished(0..tasks) } else { 0 };
-        if finished > std::mem::replace(&mut before, finished) && finished < tasks {
-            // Ranks were given up, and others had left before they could inherit.
+        let new = if comm.is_root() { source.given_up() } else { Vec::new() };
+        new.iter().for_each(|&(rank, _)| left[rank] = false);
+        why = why.or_else(|| reason(&source, &ledger));
+        let unfinished = || !source.is_halted() && ledger.finished(0..tasks) < tasks;
+        if !new.is_empty() && left.contains(&true) && unfinished() {
+            // Others had left before they could inherit.
             source.reset();
             source.grant(0..tasks);
             source.begin_round(round);
@@ -85,7 +90,7 @@ pub(crate) fn run_in<W: Work, R>(
         shared.dealing = Dealing::Dynamic;
     }
     let outcome = comm.is_root().then(|| {
-        if let Some(why) = reason(&source, &ledger) {
+        if let Some(why) = why {
             ledger.abandon(0..tasks, &why);
         }
         then(ledger.clone(), done(&source, &vec![0; workers]))

@@ -110,11 +110,11 @@ pub(super) fn run<W: Work + Sync>(
             return Err(error);
         }
     };
-    let replaced = executor.replaced.iter_mut().zip(round.replaced);
-    replaced.for_each(|(all, more)| *all += more);
-    let abandoned = round.given_up.or_else(|| executor.reason());
+    executor.count(&round.replaced);
+    let abandoned = round.given_up.clone().or_else(|| executor.reason());
     let collected = lookout.coordinator().and_then(|coordinator| {
-        let own = abandoned.is_none_or(|why| coordinator.give_up(&why));
+        let own =
+            abandoned.is_none_or(|why| coordinator.give_up(&why, |tasks| executor.release(tasks, &round)));
         Ok((own, coordinator.collect(executor.done(), watch)?))
     });
     let (own, Some(mut done)) = collected.inspect_err(fatal)? else { return Ok(None) };
@@ -292,14 +292,18 @@ impl Coordinator {
         Ok(moved)
     }
 
-    /// Workers of this node were given up: what it still gets, and what is left, others do. Says whether some here would.
-    fn give_up(&mut self, why: &str) -> bool {
+    /// Workers of this node were given up: what it still gets, and what is left, others do; `release` frees what died. Says
+    /// whether some here would.
+    fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> bool {
         let before = self.ledger.tried();
         let answered = self.await_answer().is_ok();
         self.ended = true;
         self.source.close();
         self.why = Some(why.to_owned());
-        self.mine.iter().for_each(|part| self.ledger.abandon(part.clone(), why));
+        for part in &self.mine {
+            release(part.clone());
+            self.ledger.abandon(part.clone(), why);
+        }
         answered && before > 0
     }
 
@@ -378,8 +382,11 @@ impl Coordinator {
             self.net.recv_all(&mut head, node, Tag::Result, &always)?;
             type Head = (Vec<(u64, u64)>, BTreeMap<u64, String>, Vec<(u64, u64, u32)>);
             let (stretches, told, done): Head = object::read(&head)?;
+            let mut here = |text: &str| texts.place(self.ledger.log(), text, || self.ledger.tasks());
+            let places = told.iter().map(|(&there, text)| (there, here(text)));
+            let places: BTreeMap<u64, u64> = places.collect();
             for (first, end) in stretches {
-                self.adopt(node, first as usize..end as usize, &told, &mut texts)?;
+                self.adopt(node, first as usize..end as usize, &places)?;
             }
             let worker =
                 |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
@@ -393,14 +400,8 @@ impl Coordinator {
         Ok(workers.concat())
     }
 
-    /// A stretch of another node: its rows to where they stay. `told`: the texts of its failed tasks, by their places there.
-    fn adopt(
-        &self,
-        node: usize,
-        stretch: Range<usize>,
-        told: &BTreeMap<u64, String>,
-        texts: &mut Texts,
-    ) -> Result<()> {
+    /// A stretch of another node: its rows to where they stay. `places`: of the texts of its failed tasks here, by those there.
+    fn adopt(&self, node: usize, stretch: Range<usize>, places: &BTreeMap<u64, u64>) -> Result<()> {
         if stretch.start > stretch.end || stretch.end > self.ledger.tasks() {
             return Err(Error::Corrupt { what: "the stretches of a node" });
         }
@@ -415,7 +416,7 @@ impl Coordinator {
         // A node numbers its workers as if all nodes had as many.
         let (counted, first) = (node * self.workers[node], self.workers[..node].iter().sum::<usize>());
         for (task, words) in stretch.zip(words) {
-            self.ledger.adopt(task, words, (counted, first), (told, &mut *texts))?;
+            self.ledger.adopt(task, words, (counted, first), places)?;
         }
         Ok(())
     }

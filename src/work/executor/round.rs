@@ -134,6 +134,17 @@ impl<'a, W: Work> Executor<'a, W> {
         }
     }
 
+    /// Counts how often workers were replaced in a round.
+    pub(super) fn count(&mut self, replaced: &[u32]) {
+        self.replaced.iter_mut().zip(replaced).for_each(|(all, more)| *all += more);
+    }
+
+    /// Frees what the workers of a round have left unfinished, or finishes it, where too many have died on it.
+    pub(super) fn release(&self, tasks: Range<usize>, round: &Round) {
+        let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
+        self.ledger.release(tasks, |slot, died| self.options.policy.verdict(died, || death(slot)));
+    }
+
     /// Returns why a worker has given up, if one has.
     pub(super) fn reason(&self) -> Option<String> {
         reason(&self.source, &self.ledger)
@@ -197,8 +208,8 @@ impl<W: Work + Sync> Executor<'_, W> {
         loop {
             self.options.dealing.offer(&self.source, tasks.clone());
             let round = self.round(watch)?;
-            self.replaced.iter_mut().zip(round.replaced).for_each(|(all, more)| *all += more);
-            let Some(why) = round.given_up.or_else(|| self.reason()) else { return Ok(()) };
+            self.count(&round.replaced);
+            let Some(why) = round.given_up.clone().or_else(|| self.reason()) else { return Ok(()) };
             if self.source.is_halted() || self.options.policy.unbuilt_fails {
                 return Ok(());
             }
@@ -206,14 +217,12 @@ impl<W: Work + Sync> Executor<'_, W> {
             if finished == tasks.len() {
                 return Ok(());
             }
+            self.release(tasks.clone(), &round);
             if finished == before {
                 self.ledger.abandon(tasks, &why);
                 return Ok(());
             }
             before = finished;
-            let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
-            let verdict = |slot, died| self.options.policy.verdict(died, || death(slot));
-            self.ledger.release(tasks.clone(), verdict);
             self.source.reset();
             // Whoever can work does what is left.
             self.options.dealing = Dealing::Dynamic;

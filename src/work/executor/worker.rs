@@ -152,6 +152,7 @@ pub(crate) fn live<W: Work>(
     tick: &mut dyn FnMut(),
 ) {
     let _listening = Listening::new();
+    let _unwinding = Unwinding(shared.source, slot);
     let state = inherited.map_or(State::None, State::Inherited);
     let (texts, words, slot, clock) =
         (Texts::default(), shared.source.worker(slot), slot as u32, shared.clock.reader());
@@ -167,6 +168,17 @@ pub(crate) fn live<W: Work>(
     }
     words.rest();
     worker.discard();
+}
+
+/// A worker that unwinds, by a fault of the engine's own, is given up: others do not wait for it.
+struct Unwinding<'a>(&'a Source, usize);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.give_up(self.1, 0);
+        }
+    }
 }
 
 /// One worker at work.
