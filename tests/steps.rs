@@ -35,7 +35,7 @@ use std::process::id;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use support::Case;
-use tracer::is_asleep;
+use tracer::{is_asleep, is_gone};
 
 const CASES: &[Case] = &[
     ("barrier", || die_in(&BARRIER)),
@@ -254,7 +254,8 @@ fn die_in_a_sweep() {
             name: format!("claim_and_commit, 2 workers, the other one {other}"),
             peers: 1,
             first,
-            settled: is_asleep,
+            // It stays until the victim is through, too.
+            settled: |peer| is_asleep(peer) || is_gone(peer),
             unsupervised: false,
             reports: 1,
             play: &|board| sweep(board, first),

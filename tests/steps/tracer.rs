@@ -126,6 +126,11 @@ pub fn is_asleep(pid: u32) -> bool {
     number.is_some_and(|number: i64| [nix::libc::SYS_futex, nix::libc::SYS_futex_waitv].contains(&number))
 }
 
+/// Has the process ended, and been collected?
+pub fn is_gone(pid: u32) -> bool {
+    kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH)
+}
+
 /// Why processes cannot be traced here, if they cannot.
 pub fn refused() -> Option<String> {
     let mut sleeper = Command::new("sleep").arg("10").spawn().expect("sleep runs");
