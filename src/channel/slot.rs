@@ -6,7 +6,7 @@ use crate::os::fault::{Site, point};
 #[cfg(not(loom))]
 use crate::os::inherit;
 use crate::os::process;
-use crate::os::robust;
+use crate::os::robust::{self, OWNER_DIED};
 use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{self, FAILED, LEFT};
@@ -186,6 +186,11 @@ impl Slot {
     /// Returns whether the body returned or failed in words (true), or the process is just gone or still at work.
     pub(crate) fn has_spoken(&self) -> bool {
         matches!(self.alive.load(Ordering::Acquire), LEFT | FAILED)
+    }
+
+    /// Returns whether the kernel has marked the death of the process, or of the program that it was.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.alive.load(Ordering::Acquire) & OWNER_DIED != 0
     }
 
     /// Returns whether the body has returned.

@@ -10,7 +10,9 @@ use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
 
 impl Comm<'_> {
     /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
-    /// the receiver has begun to take it, so two ranks that both send long ones first wait for each other for ever.
+    /// the receiver has begun to take it, so two ranks that both send long ones first wait for each other for ever. So do two
+    /// that have sent many short ones: up to 32 of them are on their way at a time, of up to 64 KiB together (less in large
+    /// worlds).
     /// Messages between two ranks arrive in the order sent.
     ///
     /// # Errors

@@ -5,7 +5,10 @@ use crate::group::Group;
 use crate::support::{self, launch};
 use ndarray::Array2;
 use nix::sys::resource::Resource;
-use phalanx::{Comm, Death, Error, Launch, Outcome, Result, SharedArray, Sweep, create_parallel_manager};
+use phalanx::{
+    Backend, Comm, Death, Error, Launch, Outcome, ParallelManager, Result, SharedArray, Sweep,
+    create_parallel_manager,
+};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -16,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("descriptors_of_the_supervisor", descriptors_of_the_supervisor),
     ("a_supervisor_without_descriptors", a_supervisor_without_descriptors),
     ("addresses", addresses),
+    ("addresses_of_threads", addresses_of_threads),
     ("addresses_of_a_rank", addresses_of_a_rank),
     ("size_of_files", size_of_files),
     ("other_limits_do_not_matter", other_limits_do_not_matter),
@@ -161,6 +165,44 @@ fn addresses() {
     let error = limited(Resource::RLIMIT_AS, used + (64 << 20), || large.fork(|comm| comm.barrier()));
     let text = error.unwrap_err().to_string();
     assert!(text.contains("smaller `heap`"), "{text}");
+    all_works();
+}
+
+/// Threads with a stack each, for some of which there is no room.
+fn addresses_of_threads() {
+    adopt();
+    all_works();
+    // The C library keeps the mappings of stacks.
+    let before = holdings().descriptors;
+    let some = |attempt: &dyn Fn() -> String| {
+        let used = status("VmSize") << 10;
+        let told = limited(Resource::RLIMIT_AS, used + (64 << 20), attempt);
+        assert_eq!(holdings().descriptors, before, "{told}");
+        told
+    };
+    let rows = Array2::zeros((400, 1));
+    let swept = some(&|| {
+        let sweep = Sweep { workers: Some(64), backend: Backend::Threads, ..Sweep::default() };
+        let swept = sweep.run(rows.view(), 1, || Ok(()), |(), _, _| Ok(())).unwrap().unwrap();
+        swept.counts().to_string()
+    });
+    assert_eq!(swept, "400 done");
+    let mut manager = ParallelManager::new(Backend::Threads, 64).unwrap();
+    let manager = std::cell::RefCell::new(&mut manager);
+    let gathered = some(&|| {
+        let mut manager = manager.borrow_mut();
+        let scattered = manager.scatter(|| Ok(()), |x: &[u8], ()| Ok(x.len()), &[1; 400]).unwrap();
+        manager.gather(scattered).unwrap().iter().map(|local| local.results).sum::<usize>().to_string()
+    });
+    assert_eq!(gathered, "400");
+    let launched =
+        some(&|| match (Launch { ranks: Some(64), heap: Some(1 << 16), ..crate::support::world() })
+            .threads(|comm| comm.barrier())
+        {
+            Ok(_) => String::from("there is room for all"),
+            Err(error) => error.to_string(),
+        });
+    assert!(launched.contains("a thread: ") || launched.contains("ulimit -v"), "{launched}");
     all_works();
 }
 

@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayView2};
 use phalanx::{Backend, Error, Granularity, Outcome, ParallelManager, Reason, Row, Schedule, Sweep, Swept};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,6 +32,10 @@ pub const CASES: &[Case] = cases! {
     ranks_that_all_give_up_lose_nothing_that_was_done
     a_rank_that_can_build_does_the_rows_of_all_others
     a_worker_given_up_last_leaves_its_rows_to_those_that_were_done_long_ago
+    attempts_that_no_record_counts_are_refused
+    a_view_of_more_rows_than_memory_holds_is_refused
+    a_build_that_fails_once_costs_nothing
+    a_worker_that_becomes_another_program_is_replaced
     a_worker_that_dies_between_rows_leaves_its_rows_to_the_others
     attempts_are_counted
     a_failed_sample_costs_only_itself
@@ -488,6 +493,69 @@ fn a_worker_given_up_last_leaves_its_rows_to_those_that_were_done_long_ago() {
         assert!((3..20).all(|row| swept.values()[[row, 0]] == swept.values()[[19, 0]]), "{backend}");
         assert_eq!(swept.workers.iter().map(|worker| worker.rows).collect::<Vec<_>>(), [3, 17]);
     }
+}
+
+fn attempts_that_no_record_counts_are_refused() {
+    for attempts in [0, 65_536, u32::MAX] {
+        let sweep = Sweep { attempts: Some(attempts), ..sweep(Backend::Serial, 1) };
+        let error = sweep.run(table(2).view(), 1, || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("1 to 65535"), "{error}");
+        let mut manager = ParallelManager::new(Backend::Serial, 1).unwrap();
+        manager.attempts = Some(attempts);
+        let error = manager.scatter(|| Ok(()), |_: &[u8], ()| Ok(()), &[1]).err().unwrap().to_string();
+        assert!(error.contains("1 to 65535"), "{error}");
+    }
+}
+
+fn a_view_of_more_rows_than_memory_holds_is_refused() {
+    let one = Array2::<f64>::zeros((1, 1));
+    let many = one.broadcast((1 << 40, 1)).unwrap();
+    for backend in [Backend::Serial, Backend::SharedMemory] {
+        let error = sweep(backend, 2).run(many, 0, || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("a copy of 1099511627776 parameters"), "{error}");
+    }
+    launch(2, |comm| {
+        let error = Sweep::default().run_in(comm, many, 0, || Ok(()), |(), _, _| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("a copy of 1099511627776 parameters"), "{error}");
+        comm.barrier()
+    })
+    .unwrap();
+}
+
+fn a_build_that_fails_once_costs_nothing() {
+    for panics in [false, true] {
+        for backend in BACKENDS {
+            for cold in [false, true] {
+                let builds = AtomicU32::new(0);
+                let build = || match builds.fetch_add(1, Ordering::Relaxed) {
+                    0 if panics => panic!("a bad day"),
+                    0 => Err(Error::other("no licence free")),
+                    _ => Ok(()),
+                };
+                let sweep = Sweep { cold, ..sweep(backend, 2) };
+                let swept = sweep.run(table(20).view(), 1, build, |(), row, out| {
+                    out[0] = row.values[0];
+                    Ok(())
+                });
+                let swept = swept.unwrap().unwrap();
+                assert!(lost(&swept).is_empty(), "{backend}, cold {cold}, panics {panics}: {swept:?}");
+            }
+        }
+    }
+}
+
+fn a_worker_that_becomes_another_program_is_replaced() {
+    let model = |(): &mut (), row: &Row<'_>, _: &mut [f64]| {
+        if row.index == 3 {
+            return Err(Command::new("sleep").arg("3000").exec().to_string().into());
+        }
+        Ok(())
+    };
+    let sweep = Sweep { attempts: Some(1), ..sweep(Backend::SharedMemory, 2) };
+    let swept = sweep.run(table(20).view(), 1, || Ok(()), model).unwrap().unwrap();
+    let Outcome::Died(text) = swept.outcome(3) else { panic!("{swept:?}") };
+    assert!(text.contains("exec"), "{text}");
+    assert_eq!(lost(&swept), [3]);
 }
 
 fn workers_that_all_give_up_lose_nothing_that_was_done() {

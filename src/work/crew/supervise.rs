@@ -6,6 +6,7 @@ use crate::os::descriptor;
 use crate::os::fault::{Site, point};
 use crate::os::launcher;
 use crate::os::process::{self};
+use crate::os::procfs;
 use crate::os::signal::{self, KILL};
 use crate::os::topology;
 use crate::work::crew::job::{Policy, RUNG};
@@ -116,12 +117,18 @@ impl<S> Zygote<'_, S> {
         }
         self.looked = Instant::now();
         let patience = self.words.deadline.unwrap_or(STOPPED);
+        let workers = matches!(self.job.policy, Policy::Replace(_));
         for (rank, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot else { continue };
+            // The peers of a rank would find it out.
+            if workers && self.words.slot(rank).is_dead() && procfs::is_another_program(slot.process.pid()) {
+                self.words.slot(rank).note_exec();
+                slot.process.kill();
+                continue;
+            }
             if !slot.stopped.exceeds(patience, &slot.process, (passed, period)) {
                 continue;
             }
-            let workers = matches!(self.job.policy, Policy::Replace(_));
             let name = format!("{} {}", if workers { "worker" } else { "rank" }, self.words.number(rank));
             tell_stopped(&name, &slot.process, patience);
             let ends = matches!(self.job.policy, Policy::End) && self.words.deadline.is_some();

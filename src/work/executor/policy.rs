@@ -1,10 +1,13 @@
 //! What failures mean: how often a task, a worker or a build is tried again.
 
-use crate::error::Death;
+use crate::error::{Death, Error, Result};
 use std::time::Duration;
 
 /// Time before a state that could not be built is built again; then ten times as long.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// As many attempts as a record counts.
+const MOST: u32 = 0xFFFF;
 
 /// How often what is tried again.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +27,18 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// The policy of a sweep: its rows have so many attempts, and `build` three.
-    pub(crate) const fn new(build: &'static str, attempts: u32) -> Policy {
-        // As many as a record counts.
-        let attempts = if attempts > 0xFFFF { 0xFFFF } else { attempts };
+    /// The policy of a sweep: its rows have so many attempts, or three, and `build` three.
+    ///
+    /// # Errors
+    /// If there are none, or more than a record counts; of the call of that name.
+    pub(crate) fn new(operation: &'static str, build: &'static str, attempts: Option<u32>) -> Result<Policy> {
+        let attempts = attempts.unwrap_or(3);
+        if !(1..=MOST).contains(&attempts) {
+            let problem = format!("{attempts} attempts: a row or sample has 1 to {MOST}");
+            return Err(Error::option(operation, problem));
+        }
         let (restarts, builds) = (5, 3);
-        Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false }
+        Ok(Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false })
     }
 
     /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried again.
@@ -55,21 +64,32 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy::new("build", 3);
+    fn policy() -> Policy {
+        Policy::new("sweep", "build", None).unwrap()
+    }
+
+    #[test]
+    fn there_are_as_many_attempts_as_a_record_counts() {
+        for (attempts, good) in [(0, false), (1, true), (MOST, true), (MOST + 1, false), (u32::MAX, false)] {
+            let policy = Policy::new("sweep", "build", Some(attempts));
+            assert_eq!(policy.is_ok(), good, "{attempts}");
+            assert!(policy.err().is_none_or(|error| error.to_string().contains("1 to 65535")));
+        }
+    }
 
     #[test]
     fn a_task_has_as_many_attempts_as_it_is_given() {
-        assert_eq!(POLICY.verdict(2, || Death::Signal(9)), None);
-        let text = POLICY.verdict(3, || Death::Signal(9)).unwrap();
+        assert_eq!(policy().verdict(2, || Death::Signal(9)), None);
+        let text = policy().verdict(3, || Death::Signal(9)).unwrap();
         assert_eq!(text, "its worker died 3 times, the last time by signal 9, SIGKILL");
-        let once = Policy { attempts: 1, ..POLICY };
+        let once = Policy { attempts: 1, ..policy() };
         assert_eq!(once.verdict(1, || Death::Oom).unwrap(), format!("its worker died by {}", Death::Oom));
     }
 
     #[test]
     fn builds_are_tried_again_ever_later() {
-        let pauses = [1, 2, 3].map(|failed| POLICY.pause(failed));
+        let pauses = [1, 2, 3].map(|failed| policy().pause(failed));
         assert_eq!(pauses, [Some(PAUSE), Some(10 * PAUSE), None]);
-        assert_eq!(Policy { builds: 1, ..POLICY }.pause(1), None);
+        assert_eq!(Policy { builds: 1, ..policy() }.pause(1), None);
     }
 }

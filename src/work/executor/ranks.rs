@@ -21,6 +21,7 @@ use crate::work::executor::job;
 use crate::work::executor::placement::Placement;
 use serde::{Serialize, de::DeserializeOwned};
 use std::rc::Rc;
+use std::thread::Builder;
 
 /// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; on the processes of a job that do not
 /// have rank 0 `None`.
@@ -94,8 +95,15 @@ where
     };
     let results: Vec<Option<R>> = std::thread::scope(|scope| {
         let run = &run;
-        let threads: Vec<_> = (0..world.ranks()).map(|rank| scope.spawn(move || run(rank))).collect();
-        threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+        let start = |rank: usize| {
+            let started = Builder::new().spawn_scoped(scope, move || run(rank));
+            started
+                .inspect_err(|error| world.slots.unstarted(rank, &format!("rank {rank}, a thread: {error}")))
+        };
+        // Without one of them the others' calls fail.
+        let threads: Vec<_> = (0..world.ranks()).map_while(|rank| start(rank).ok()).collect();
+        let results = threads.into_iter().map(|thread| thread.join().ok().flatten());
+        results.chain([None]).take(world.ranks()).collect()
     });
     match (world.slots.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
         (None, Some(results)) => Ok(results),

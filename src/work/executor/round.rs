@@ -1,13 +1,13 @@
 //! Rounds: workers do the tasks of a ledger, and others what is left when some were given up.
 
-use crate::channel::ledger::Ledger;
+use crate::channel::ledger::{Ledger, Texts};
 use crate::channel::slots::{Plan, Slots};
 use crate::channel::source::{MOST, Source};
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::process;
 use crate::shm::array::lend_heap;
-use crate::work::crew::{Crew, Job, Labour, Policy as Deaths};
+use crate::work::crew::{Crew, Job, Labour, Policy as Deaths, caught};
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
 use crate::work::executor::policy::Policy;
@@ -16,6 +16,7 @@ use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::Builder;
 use std::time::Duration;
 
 /// How often the caller is called while others work, if it wants to be.
@@ -167,7 +168,16 @@ impl<'a, W: Work> Executor<'a, W> {
             Ok((0, 0))
         };
         let labour = Supervised { source: shared.source, policy: shared.policy };
-        let build: &dyn Fn() -> Result<W::State> = &|| self.work.build();
+        let build: &dyn Fn() -> Result<W::State> = &|| {
+            let patience = (1..).map_while(|failed| shared.policy.pause(failed));
+            for pause in patience {
+                if let Ok(Ok(state)) = caught(|| self.work.build()) {
+                    return Ok(state);
+                }
+                std::thread::sleep(pause);
+            }
+            self.work.build()
+        };
         let job = Job {
             build: (!cold).then_some(build),
             body: &body,
@@ -258,7 +268,16 @@ impl<W: Work + Sync> Executor<'_, W> {
                     drop(ended);
                 }
             };
-            let threads: Vec<_> = (0..self.options.workers).map(|slot| scope.spawn(run(slot))).collect();
+            let start = |slot: usize| {
+                let started = Builder::new().spawn_scoped(scope, run(slot));
+                // The others do what it would have done.
+                started.inspect_err(|error| {
+                    let text = format!("worker {slot}, a thread, could not be started: {error}");
+                    let place = Texts::default().place(self.ledger.log(), &text, || 1);
+                    self.source.give_up(slot, place);
+                })
+            };
+            let threads: Vec<_> = (0..self.options.workers).filter_map(|slot| start(slot).ok()).collect();
             drop(ended);
             while watch.wanted && all_ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 (watch.tick)(self.options.workers, self.source.finished());

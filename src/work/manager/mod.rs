@@ -334,10 +334,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         self.scatters += 1;
         let mut deal = Deal::new(all_parameters.len(), most, self.granularity);
         deal.number = self.scatters;
-        let attempts = self.attempts.unwrap_or(3);
-        if attempts == 0 {
-            return Err(Error::option("scatter", "0 attempts: a task has at least one"));
-        }
+        let policy = Policy::new("scatter", "do_build", self.attempts)?;
         // Workers read a copy: they may not look into the caller's shared memory, which it may change meanwhile.
         let parameters = all_parameters.to_vec();
         let (rank, size) = (self.comm().rank(), self.comm().size());
@@ -362,7 +359,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             here: is_here.then_some(here),
         };
         let ledger = Ledger::new(mine.len(), &columns())?;
-        let options = self.options(placement, attempts, (deal.tasks, rank));
+        let options = self.options(placement, policy, (deal.tasks, rank));
         let mut executor = Executor::new(&work, options, ledger.clone())?;
         let stop = self.stop_at_failure;
         if mine.is_empty() {
@@ -380,7 +377,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     }
 
     /// How a scatter of so many tasks is run; `rank` is this process's among its peers.
-    fn options(&self, placement: Placement, attempts: u32, (tasks, rank): (usize, usize)) -> Options {
+    fn options(&self, placement: Placement, policy: Policy, (tasks, rank): (usize, usize)) -> Options {
         let workers = match &self.group {
             Group::FanOut { workers, .. } => *workers,
             _ => 1,
@@ -388,8 +385,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         // With as many tasks as workers each has its own, and meets it with a state fresh from `do_build`.
         let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Singly };
         let stop_at_failure = self.stop_at_failure;
-        let policy =
-            Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..Policy::new("do_build", attempts) };
+        let policy = Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..policy };
         let (operation, cold, allow_threads) = ("scatter", true, self.allow_threads);
         Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
     }

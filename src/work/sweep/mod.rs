@@ -9,7 +9,7 @@ use crate::work::executor::Backend;
 use crate::work::executor::{
     Column, Dealing, Executor, Ledger, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
 };
-use ndarray::{ArrayView2, CowArray, Ix2};
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
 use row::Rows;
 use std::time::Instant;
@@ -65,7 +65,8 @@ pub struct Sweep<'p> {
     /// A build that leaves threads or descriptors behind (a pipe to a solver, a socket, an open file) is made in every
     /// worker anyway: see [what must be known about forks](crate::forks).
     pub cold: bool,
-    /// How many workers may die on a row before it is given up; `None`: three. With 1 no row is tried again.
+    /// How many workers may die on a row before it is given up; `None`: three; 65,535 are the most. With 1 no row is tried
+    /// again.
     pub attempts: Option<u32>,
     /// Where the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
@@ -132,7 +133,7 @@ impl Sweep<'_> {
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
         let policy = self.policy()?;
-        let parameters = inheritable(&parameters);
+        let parameters = inheritable(&parameters)?;
         let columns = columns(outputs);
         let ledger = Ledger::new(rows, &columns)?;
         let work = self.work(parameters.view(), outputs, &build, &model);
@@ -151,10 +152,7 @@ impl Sweep<'_> {
     }
 
     fn policy(&self) -> Result<Policy> {
-        match self.attempts {
-            Some(0) => Err(Error::option("sweep", "0 attempts: a row has at least one")),
-            attempts => Ok(Policy::new("build", attempts.unwrap_or(3))),
-        }
+        Policy::new("sweep", "build", self.attempts)
     }
 
     fn dealing(&self) -> Dealing {
@@ -204,10 +202,13 @@ impl Sweep<'_> {
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
     ) -> Result<Option<Swept>> {
         let start = Instant::now();
-        let parameters = parameters.as_standard_layout();
+        let (parameters, policy) = match standard(&parameters) {
+            Ok(parameters) => (parameters, self.policy()),
+            Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
+        };
         let (rows, columns) = (parameters.nrows(), columns(outputs));
         let work = self.work(parameters.view(), outputs, &build, &model);
-        run_in(comm, &work, (self.policy(), self.dealing()), (rows, &columns), |ledger, done| {
+        run_in(comm, &work, (policy, self.dealing()), (rows, &columns), |ledger, done| {
             Swept::new(ledger, start.elapsed(), done)
         })
     }
@@ -219,10 +220,23 @@ fn columns(outputs: usize) -> [Column; 1] {
 }
 
 /// Parameters in standard layout where workers can read them: in place, unless that is memory of a running world.
-fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> CowArray<'a, f64, Ix2> {
-    let parameters = parameters.as_standard_layout();
-    match workers_can_read(bytemuck::cast_slice(parameters.as_slice().unwrap_or_default())) {
+fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> Result<CowArray<'a, f64, Ix2>> {
+    let parameters = standard(parameters)?;
+    Ok(match workers_can_read(bytemuck::cast_slice(parameters.as_slice().unwrap_or_default())) {
         true => parameters,
         false => parameters.into_owned().into(),
+    })
+}
+
+/// Parameters in standard layout: a view of few numbers may be of more rows than there is memory for.
+fn standard<'a>(parameters: &'a ArrayView2<'_, f64>) -> Result<CowArray<'a, f64, Ix2>> {
+    if parameters.is_standard_layout() {
+        return Ok(parameters.view().into());
     }
+    let (mut numbers, len) = (Vec::new(), parameters.len());
+    let refused = |_| Error::option("sweep", format!("no memory for a copy of {len} parameters, row by row"));
+    numbers.try_reserve_exact(len).map_err(refused)?;
+    numbers.extend(parameters.iter());
+    #[expect(clippy::expect_used, reason = "as many numbers as the shape says")]
+    Ok(Array2::from_shape_vec(parameters.raw_dim(), numbers).expect("a table").into())
 }

@@ -48,7 +48,7 @@ impl Progress {
     /// assert_eq!(progress.eta(), Some(Duration::from_secs(15)));
     /// ```
     pub fn eta(&self) -> Option<Duration> {
-        let left = (self.rows - self.done) as f64 / self.rate();
+        let left = self.rows.saturating_sub(self.done) as f64 / self.rate();
         Duration::try_from_secs_f64(left).ok()
     }
 }
