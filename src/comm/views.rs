@@ -123,11 +123,12 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Zeroed shared memory on a page boundary that all ranks hold. What it is for must be the same on all: `digest`.
-    pub(crate) fn hold(&mut self, call: &Call, len: usize, digest: u64) -> Result<Block> {
+    /// Shared memory on a page boundary that all ranks hold, its first `zeroed` bytes zero. What it is for must be the same on
+    /// all: `digest`.
+    pub(crate) fn hold(&mut self, call: &Call, (len, zeroed): (usize, usize), digest: u64) -> Result<Block> {
         self.check_node(call)?;
         self.transport.rendezvous(call, digest)?;
-        self.shared_block(call, len, (PAGE, Fill::Sparse)).map(|(_, block)| block)
+        self.shared_block(call, len, (PAGE, Fill::Begin(zeroed))).map(|(_, block)| block)
     }
 
     /// All ranks arrive, and will not come back.

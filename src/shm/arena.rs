@@ -52,6 +52,8 @@ pub(crate) enum Fill {
     Zero,
     /// Zero, and without memory as far as the kernel can do that; never made of huge pages.
     Sparse,
+    /// So many bytes zero, then anything, with the memory that is there; never made of huge pages.
+    Begin(usize),
 }
 
 /// The allocator of one rank.
@@ -127,7 +129,7 @@ impl Heap {
     /// sparse, of 2 MiB.
     pub(crate) fn alloc(&mut self, len: usize, align: usize, fill: Fill) -> Result<Block> {
         let refused = |why| Error::no_space("allocating a shared array", len, why);
-        let huge = len >= HUGE && fill != Fill::Sparse;
+        let huge = len >= HUGE && matches!(fill, Fill::Any | Fill::Zero);
         let unit = if huge { HUGE } else { ALIGN };
         let capacity = len.max(1).checked_next_multiple_of(unit).ok_or_else(|| refused("no such size"))?;
         let again = self.again(capacity, align.max(unit));
@@ -146,8 +148,13 @@ impl Heap {
         words.returned.store(0, Ordering::Relaxed);
         let mut block = Block::held(&self.segment, offset, len);
         point(Site::BlockAllocated);
-        if fill != Fill::Any {
-            stale.into_iter().for_each(|stretch| block.clear(stretch, fill == Fill::Sparse));
+        let zeroed = match fill {
+            Fill::Any => 0,
+            Fill::Zero | Fill::Sparse => len,
+            Fill::Begin(zeroed) => zeroed.min(len),
+        };
+        for (start, end) in stale {
+            block.clear((start, end.min(offset + zeroed)), fill == Fill::Sparse);
         }
         Ok(block)
     }
@@ -553,10 +560,16 @@ mod tests {
                 let most = [64, 5000, 200_000, 3 << 20][next(4)];
                 let len = next(most);
                 let align = 1 << next(13);
-                let fill = [Fill::Any, Fill::Zero, Fill::Sparse][next(3)];
+                let begin = next(1 << 20);
+                let fill = [Fill::Any, Fill::Zero, Fill::Sparse, Fill::Begin(begin)][next(4)];
                 if let Ok(mut block) = heap.alloc(len, align, fill) {
                     assert!(block.at().as_ptr().addr().is_multiple_of(align.max(ALIGN)));
-                    assert!(fill == Fill::Any || all(block.bytes(), 0), "{turn}");
+                    let zeroed = match fill {
+                        Fill::Any => 0,
+                        Fill::Begin(zeroed) => zeroed.min(len),
+                        Fill::Zero | Fill::Sparse => len,
+                    };
+                    assert!(all(&block.bytes()[..zeroed], 0), "{turn}");
                     block.bytes_mut().fill(turn as u8);
                     held.push((block, turn as u8));
                 }

@@ -195,6 +195,11 @@ impl Layout {
         self.end - self.base
     }
 
+    /// Bytes, from the first, that must be zero in a new ledger.
+    pub(crate) fn zeroed(&self) -> usize {
+        self.rows - self.base
+    }
+
     fn described(&self) -> Vec<Described> {
         let describe = |(column, offset): &(Column, usize)| {
             let mut name = [0; NAME];

@@ -33,7 +33,7 @@ pub(crate) struct Ledger {
     segment: Arc<Segment>,
     layout: Layout,
     /// Where it lies in a rank's heap; none if it has a mapping of its own.
-    _block: Option<Arc<Block>>,
+    block: Option<Arc<Block>>,
 }
 
 impl Ledger {
@@ -42,10 +42,10 @@ impl Ledger {
         let layout = Layout::new(0, tasks, columns, Memory::Sparse)?;
         let segment = Arc::new(Segment::new(layout.len())?);
         layout.write(&segment);
-        Ok(Ledger { segment, layout, _block: None })
+        Ok(Ledger { segment, layout, block: None })
     }
 
-    /// Writes the header of a ledger whose place in a segment is zeroed memory.
+    /// Writes the header of a ledger at whose place in a segment the first bytes are zero: see [`Layout::zeroed`].
     pub(crate) fn format(segment: &Segment, layout: &Layout) -> Result<()> {
         if layout.end > segment.len() {
             return Err(Error::Corrupt { what: "the place of a ledger" });
@@ -61,12 +61,12 @@ impl Ledger {
     pub(crate) fn open(segment: Arc<Segment>, base: usize, columns: &[Column]) -> Result<Ledger> {
         let layout = Layout::read(&segment, base)?;
         layout.expect(columns)?;
-        Ok(Ledger { segment, layout, _block: None })
+        Ok(Ledger { segment, layout, block: None })
     }
 
     /// The same, keeping the block in which it lies.
     pub(crate) fn with(self, block: Block) -> Ledger {
-        Ledger { _block: Some(Arc::new(block)), ..self }
+        Ledger { block: Some(Arc::new(block)), ..self }
     }
 
     /// Keeps the ledger from children: the workers are this process, or its threads.
@@ -186,8 +186,11 @@ impl Ledger {
     }
 
     /// Asks for a huge page under the records, or rows, of which this task's is the first in that page: made so, memory costs
-    /// a tenth of what its small pages cost when each is touched first.
+    /// a tenth of what its small pages cost when each is touched first. (In a heap they are there from the last time.)
     pub(crate) fn ready(&self, task: usize) {
+        if self.block.is_some() {
+            return;
+        }
         let Layout { records, rows, row, tasks, .. } = self.layout;
         for (table, len) in [(records, size_of::<Record>()), (rows, row)] {
             let at = table + task * len;
@@ -335,6 +338,13 @@ impl Claim<'_> {
         let at = self.ledger.row_at(self.task);
         // SAFETY: in bounds; the task's state names this slot, the slot has one process, and that one Claim.
         unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.ledger.layout.row) }
+    }
+
+    /// [2]: makes the row zero, if others may have written there: they died, or used the memory before.
+    pub(crate) fn clear(&mut self) {
+        if self.attempt > 0 || self.ledger.block.is_some() {
+            self.row().fill(0);
+        }
     }
 
     /// [2]: makes the row that of a task without result: NaN where that exists, zero elsewhere.

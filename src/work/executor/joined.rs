@@ -6,6 +6,7 @@ use crate::channel::source::{MOST, Source};
 use crate::comm::Comm;
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
+use crate::os::mapping::PAGE;
 use crate::shm::datatype::TypeTag;
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::policy::Policy;
@@ -38,11 +39,13 @@ pub(crate) fn run_in<W: Work, R>(
         return comm.refuse(&call, format!("{tasks} rows; {MOST} are the most"));
     }
     let layout = |base: usize| Layout::new(base, tasks, columns, Memory::Dense);
-    let len = layout(0).map(|layout| layout.len().next_multiple_of(LINE));
-    let len = len.or_else(|error| comm.refuse(&call, error.to_string()))?;
-    let table = comm.hold(&call, len + Source::len(workers), work.digest_of_all())?;
-    let (segment, base) = (Arc::clone(table.segment()), table.offset());
-    let source = Source::over(Arc::clone(&segment), base + len, workers)?;
+    let room = layout(0).or_else(|error| comm.refuse(&call, error.to_string()))?;
+    // The source first: what must be zero lies together.
+    let front = Source::len(workers).next_multiple_of(PAGE);
+    let place = (front + room.len(), front + room.zeroed());
+    let table = comm.hold(&call, place, work.digest_of_all())?;
+    let (segment, base) = (Arc::clone(table.segment()), table.offset() + front);
+    let source = Source::over(Arc::clone(&segment), table.offset(), workers)?;
     if comm.is_root() {
         Ledger::format(&segment, &layout(base)?)?;
         dealing.offer(&source, 0..tasks);
@@ -99,6 +102,3 @@ pub(crate) fn run_in<W: Work, R>(
     comm.arrive(&call)?;
     Ok(outcome)
 }
-
-/// Words of a source begin on a boundary of so many bytes.
-const LINE: usize = 128;

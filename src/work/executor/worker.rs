@@ -347,6 +347,7 @@ impl<W: Work> Worker<'_, '_, W> {
         let work = self.shared.work;
         self.words.begin();
         claim.record.begin(start);
+        claim.clear();
         let task = Task { number: claim.task, attempt: claim.attempt };
         let state = match &mut self.state {
             State::Inherited(state) => &mut **state,
