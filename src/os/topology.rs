@@ -17,6 +17,11 @@ pub(crate) fn cpus() -> usize {
     count(affinity()).min(quota().unwrap_or(usize::MAX)).max(1)
 }
 
+/// Processors by affinity mask alone, which takes one system call.
+pub(crate) fn allowed() -> usize {
+    count(affinity())
+}
+
 /// Processors as bits.
 pub(crate) type Mask = [u64; 16];
 

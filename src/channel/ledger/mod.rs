@@ -14,7 +14,7 @@ mod record;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
-use crate::os::mapping::HUGE;
+use crate::os::mapping::{HUGE, PAGE};
 use crate::shm::arena::Block;
 use crate::shm::segment::Segment;
 use layout::Front;
@@ -37,12 +37,17 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Makes a ledger of `tasks` rows of these columns, in a segment of its own.
-    pub(crate) fn new(tasks: usize, columns: &[Column]) -> Result<Ledger> {
+    /// Makes a ledger of `tasks` rows of these columns, in a segment of its own in which `more` bytes follow.
+    pub(crate) fn new(tasks: usize, columns: &[Column], more: usize) -> Result<Ledger> {
         let layout = Layout::new(0, tasks, columns, Memory::Sparse)?;
-        let segment = Arc::new(Segment::new(layout.len())?);
+        let segment = Arc::new(Segment::new(behind(&layout).saturating_add(more))?);
         layout.write(&segment);
         Ok(Ledger { segment, layout, block: None })
+    }
+
+    /// Returns the segment, and where in it those bytes begin that follow the ledger, on a page boundary.
+    pub(crate) fn behind(&self) -> (Arc<Segment>, usize) {
+        (Arc::clone(&self.segment), behind(&self.layout))
     }
 
     /// Writes the header of a ledger at whose place in a segment the first bytes are zero: see [`Layout::zeroed`].
@@ -225,6 +230,10 @@ impl Ledger {
     }
 }
 
+fn behind(layout: &Layout) -> usize {
+    layout.end.next_multiple_of(PAGE)
+}
+
 /// How tasks travel to the ledger of another node.
 #[cfg(feature = "mpi")]
 impl Ledger {
@@ -401,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_row_is_written_by_its_owner_and_read_by_all() {
-        let ledger = Ledger::new(3, &numbers(2)).unwrap();
+        let ledger = Ledger::new(3, &numbers(2), 0).unwrap();
         assert!(ledger.claim(1, 0).is_some() && ledger.claim(1, 1).is_none());
         assert_eq!(
             [(1, 0), (1, 1), (7, 0)].map(|(task, slot)| ledger.left_by(task, slot)),
@@ -427,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_stray_write_is_found() {
-        let ledger = Ledger::new(2, &numbers(1)).unwrap();
+        let ledger = Ledger::new(2, &numbers(1), 0).unwrap();
         for task in 0..2 {
             ledger.claim(task, 0).unwrap().finish(None, &Facts::default());
         }
@@ -446,7 +455,7 @@ mod tests {
             Column::new("flow", Scalar::F32, 3),
             Column::new("stable", Scalar::Bool, 1),
         ];
-        let ledger = Ledger::new(1, &columns).unwrap();
+        let ledger = Ledger::new(1, &columns, 0).unwrap();
         assert_eq!(ledger.row_len(), 40);
         let mut claim = ledger.claim(0, 0).unwrap();
         claim.row().fill(0xAA);
@@ -510,7 +519,7 @@ mod tests {
     #[test]
     fn a_copied_ledger_is_read_by_its_header_and_others_are_refused_by_name() {
         let columns = [Column::new("energy", Scalar::F64, 1), Column::new("profile", Scalar::F32, 10)];
-        let ledger = Ledger::new(5, &columns).unwrap();
+        let ledger = Ledger::new(5, &columns, 0).unwrap();
         let mut texts = Texts::default();
         for task in 0..5 {
             match task {

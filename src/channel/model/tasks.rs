@@ -145,11 +145,11 @@ impl Work {
                     Fault::Hasty => return,
                     Fault::NoFenceAtEnd => {
                         self.source.end(&self.workers, slot, Ordering::AcqRel);
-                        if !self.source.remain(&self.workers, slot, &known) {
+                        if !self.source.remain(&self.workers, slot, &known, Pace::ASLEEP) {
                             return;
                         }
                     }
-                    _ if self.source.stay(&self.workers, slot, &known) => {}
+                    _ if self.source.stay(&self.workers, slot, &known, Pace::ASLEEP) => {}
                     _ => return,
                 },
             }

@@ -5,12 +5,12 @@ mod words;
 
 use crate::error::{Error, Result};
 use crate::os::descriptor::Bell;
-use crate::os::inherit::Access;
+use crate::os::topology;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::Ordering;
 #[cfg(feature = "mpi")]
 use crate::sync::wait::heavy_fence;
-use crate::sync::wait::light_fence;
+use crate::sync::wait::{Pace, light_fence};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -44,6 +44,7 @@ impl Source {
     }
 
     /// Makes a source for so many workers, in a segment of its own.
+    #[cfg(test)]
     pub(crate) fn new(workers: usize) -> Result<Source> {
         Source::over(Arc::new(Segment::new(Source::len(workers))?), 0, workers)
     }
@@ -84,11 +85,6 @@ impl Source {
 
     fn words(&self) -> &Words {
         self.segment.place(self.base)
-    }
-
-    /// Keeps the source from children: the workers are this process, or its threads.
-    pub(crate) fn keep(&self) {
-        self.segment.allow(Access::Nothing, Access::Nothing);
     }
 
     /// Returns the words of all workers.
@@ -152,7 +148,9 @@ impl Source {
     /// Lets a worker stay that finds nothing more to do, and has inherited from the `known` ones, as long as others may leave
     /// it something. Says whether they may have; else it is to leave.
     pub(crate) fn stay(&self, slot: usize, known: &[usize]) -> bool {
-        self.words().stay(self.workers(), slot, known)
+        // Often the others are through in a moment.
+        let pace = Pace::new(self.workers > topology::allowed());
+        self.words().stay(self.workers(), slot, known, pace)
     }
 
     /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log; the first

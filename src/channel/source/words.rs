@@ -202,13 +202,19 @@ impl Words {
 
     /// [T4], [T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something yet. Says whether
     /// there is.
-    pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize]) -> bool {
+    pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize], pace: Pace) -> bool {
         self.end(workers, me, Ordering::SeqCst);
-        self.remain(workers, me, known)
+        self.remain(workers, me, known, pace)
     }
 
     /// [T5]
-    pub(in crate::channel) fn remain(&self, workers: &[WorkerWords], me: usize, known: &[usize]) -> bool {
+    pub(in crate::channel) fn remain(
+        &self,
+        workers: &[WorkerWords],
+        me: usize,
+        known: &[usize],
+        pace: Pace,
+    ) -> bool {
         let over = |(slot, worker): (usize, &WorkerWords)| {
             worker.is_through() || (worker.is_given_up() && (slot == me || known.contains(&slot)))
         };
@@ -216,7 +222,7 @@ impl Words {
             true => Some(true),
             false => workers.iter().enumerate().all(over).then_some(false),
         };
-        self.news().wait(Pace::ASLEEP, look)
+        self.news().wait(pace, look)
     }
 
     /// [T4], with a fence of this order: only the model checker tries another one.

@@ -1,6 +1,6 @@
 //! Rounds: workers do the tasks of a ledger, and others what is left when some were given up.
 
-use crate::channel::ledger::{Ledger, Texts};
+use crate::channel::ledger::{Column, Ledger, Texts};
 use crate::channel::slots::{Plan, Slots};
 use crate::channel::source::{MOST, Source};
 use crate::error::{Death, Error, Result};
@@ -80,16 +80,27 @@ pub(super) struct Round {
 }
 
 impl<'a, W: Work> Executor<'a, W> {
-    /// Readies workers for the tasks of a ledger.
-    pub(crate) fn new(work: &'a W, options: Options, ledger: Ledger) -> Result<Executor<'a, W>> {
-        let (workers, tasks) = (options.workers, ledger.tasks());
+    /// Readies workers for so many tasks, whose rows have these columns.
+    pub(crate) fn new(
+        work: &'a W,
+        options: Options,
+        (tasks, columns): (usize, &[Column]),
+    ) -> Result<Executor<'a, W>> {
+        let workers = options.workers;
         if tasks > MOST {
             let problem = format!("{tasks} rows or samples; {MOST} are the most");
             return Err(Error::option(options.operation, problem));
         }
-        let source = Source::new(workers)?;
+        let ledger = Ledger::new(tasks, columns, Source::len(workers))?;
+        let (segment, at) = ledger.behind();
+        let source = Source::over(segment, at, workers)?;
         let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
         Ok(Executor { work, options, ledger, source, clock, of, replaced })
+    }
+
+    /// Returns the ledger of the tasks.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     pub(super) fn shared(&self) -> Shared<'_, W> {

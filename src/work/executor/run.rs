@@ -15,10 +15,7 @@ impl<W: Work + Sync> Executor<'_, W> {
         match self.options.placement {
             #[cfg(feature = "mpi")]
             Placement::Job { job, .. } => return nodes::run(self, job, watch),
-            Placement::Serial | Placement::Threads => {
-                self.ledger.keep();
-                self.source.keep();
-            }
+            Placement::Serial | Placement::Threads => self.ledger.keep(),
             _ => {}
         }
         let tasks = 0..self.ledger.tasks();

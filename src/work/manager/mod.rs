@@ -10,7 +10,7 @@ use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
+    Dealing, Executor, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
 };
 use samples::{Results, Samples, columns};
 use serde::{Serialize, de::DeserializeOwned};
@@ -358,9 +358,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             do_execute: &do_execute,
             here: is_here.then_some(here),
         };
-        let ledger = Ledger::new(mine.len(), &columns())?;
         let options = self.options(placement, policy, (deal.tasks, rank));
-        let mut executor = Executor::new(&work, options, ledger.clone())?;
+        let mut executor = Executor::new(&work, options, (mine.len(), &columns()))?;
+        let ledger = executor.ledger().clone();
         let stop = self.stop_at_failure;
         if mine.is_empty() {
             return Ok(Scattered { parameters, deal, stop, pending: self.done(Vec::new()) });

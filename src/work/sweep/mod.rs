@@ -7,7 +7,7 @@ use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Column, Dealing, Executor, Ledger, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
+    Column, Dealing, Executor, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
 };
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
@@ -134,8 +134,6 @@ impl Sweep<'_> {
         let workers = placement.workers("sweep", self.workers, rows)?;
         let policy = self.policy()?;
         let parameters = inheritable(&parameters)?;
-        let columns = columns(outputs);
-        let ledger = Ledger::new(rows, &columns)?;
         let work = self.work(parameters.view(), outputs, &build, &model);
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
@@ -143,7 +141,8 @@ impl Sweep<'_> {
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
         let wanted = watcher.is_wanted();
         let mut tick = |workers: usize, done: u64| watcher.look(workers, done);
-        let mut executor = Executor::new(&work, options, ledger.clone())?;
+        let mut executor = Executor::new(&work, options, (rows, &columns(outputs)))?;
+        let ledger = executor.ledger().clone();
         let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else { return Ok(None) };
         // Workers' counts may lack a row that one finished before it died.
         watcher.tell(done.len(), ledger.tried() as u64);
