@@ -159,6 +159,11 @@ impl Source {
         self.words().give_up(self.worker(slot), place);
     }
 
+    /// A worker's process has left: it is through, unless it was given up.
+    pub(crate) fn left(&self, slot: usize) {
+        self.words().left(self.worker(slot));
+    }
+
     /// Returns the workers that were given up, with the places of the reasons.
     pub(crate) fn given_up(&self) -> Vec<(usize, u64)> {
         let place = |worker: &WorkerWords| worker.given_up.load(Ordering::Acquire).checked_sub(1);

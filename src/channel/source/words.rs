@@ -188,6 +188,15 @@ impl Words {
         self.news().tell();
     }
 
+    /// The zygote says for a worker that has left what that one has said: it may have been overwritten. (Heirs of one that was
+    /// given up must see that first.)
+    pub(super) fn left(&self, worker: &WorkerWords) {
+        if !worker.is_given_up() && !worker.is_through() {
+            worker.through.store(1, Ordering::Release);
+            self.news().tell();
+        }
+    }
+
     /// Says whether nothing more shall be begun.
     pub(super) fn is_halted(&self) -> bool {
         self.halted.load(Ordering::Relaxed) != 0

@@ -53,6 +53,9 @@ pub(crate) trait Labour {
 
     /// The slot was given up, and its process is gone: others may do its work.
     fn give_up(&self, slot: usize);
+
+    /// The slot's last process has left. Told again and again: what says so may be overwritten.
+    fn left(&self, slot: usize);
 }
 
 impl<'a> Policy<'a> {

@@ -119,7 +119,12 @@ impl<S> Zygote<'_, S> {
         let patience = self.words.deadline.unwrap_or(STOPPED);
         let workers = matches!(self.job.policy, Policy::Replace(_));
         for (rank, slot) in self.slots.iter_mut().enumerate() {
-            let Some(slot) = slot else { continue };
+            let Some(slot) = slot else {
+                if let Policy::Replace(labour) = self.job.policy {
+                    labour.left(rank);
+                }
+                continue;
+            };
             // The peers of a rank would find it out.
             if workers && self.words.slot(rank).is_dead() && procfs::is_another_program(slot.process.pid()) {
                 self.words.slot(rank).note_exec();

@@ -218,6 +218,10 @@ impl Coordinator {
     /// [1]-[3]. Returns how long the process may sleep, unless its workers call.
     fn coordinate(&mut self, watch: &mut Watch<'_>) -> Result<Option<Duration>> {
         self.source.wake();
+        if self.ended {
+            // Again and again: a worker may overwrite it.
+            self.source.close();
+        }
         let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
         self.nap = if moved { SHORT_NAP } else { (self.nap * 3 / 2).min(LONG_NAP) };
         // Root must hear the others; elsewhere only an answer is awaited.

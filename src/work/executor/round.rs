@@ -260,6 +260,8 @@ impl<W: Work + Sync> Executor<'_, W> {
             Placement::Forked | Placement::Job { .. } => {
                 let (source, workers) = (self.source.clone(), self.options.workers);
                 return self.forked(watch, &mut |watch| {
+                    // Again and again: a worker may overwrite it.
+                    source.close();
                     (watch.tick)(workers, source.finished());
                     watch.wanted.then_some(TICK)
                 });
@@ -325,5 +327,9 @@ impl Labour for Supervised<'_> {
     fn give_up(&self, slot: usize) {
         // The supervisor says why.
         self.source.give_up(slot, 0);
+    }
+
+    fn left(&self, slot: usize) {
+        self.source.left(slot);
     }
 }

@@ -32,7 +32,11 @@ impl Running {
             let problem = "this process was forked by the one that has called scatter: only that one gathers";
             return Err(Error::option("gather", problem));
         }
-        let ended = self.crew.wait();
+        // Again and again: a worker may overwrite it.
+        let ended = self.crew.wait_with(None, &mut || {
+            self.source.close();
+            None
+        });
         // What the workers have left is the caller's alone, also when it forks again.
         self.slots.segment().allow(Access::Read, Access::Read);
         match ended {
