@@ -114,12 +114,12 @@ impl Link {
 pub(crate) struct Links {
     pub(super) heard: Placed<Heard>,
     pub(super) links: Arc<[Link]>,
-    /// What ends waits for each slot, and waits for the caller, its only member.
+    /// The words that end waits for each slot; and those that end waits for the caller, the only member there.
     pub(super) guards: [Guards; 2],
 }
 
 impl Links {
-    /// Maps the links of a crew of `count` slots. `guards`: what ends waits for each slot, and waits for the caller.
+    /// Maps the links of a crew of `count` slots. `guards`: see the field.
     pub(crate) fn new(count: usize, guards: [Guards; 2]) -> Result<Links> {
         let layout = Layout::new(ROOM);
         let mut carver = Carver::default();
@@ -177,7 +177,7 @@ impl Links {
     }
 }
 
-/// What the caller hears.
+/// An event that the caller is told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A process fills the slot, and can be posted to.
@@ -186,6 +186,13 @@ pub(crate) enum Event {
     Said { slot: usize, message: Vec<u8> },
     /// It has ended. Another may follow.
     Gone { slot: usize },
+}
+
+impl Event {
+    /// Says whether a process of this slot begins or ends.
+    fn is_turn_of(&self, of: usize) -> bool {
+        matches!(self, Event::Began { slot } | Event::Gone { slot } if *slot == of)
+    }
 }
 
 /// A message of which some pieces have come.
@@ -247,10 +254,11 @@ impl Caller {
     /// [2]: posts a message to the process that fills a slot, as the caller knows it. Returns when all of it is in the ring.
     /// False if that process is gone, or goes meanwhile, or when there is no room and it is `over`.
     pub(crate) fn post(&mut self, slot: usize, message: &[u8], over: impl Fn() -> bool) -> bool {
-        let about = |event: &Result<Event>| matches!(event, Ok(Event::Began { slot: of } | Event::Gone { slot: of }) if *of == slot);
-        let Some(ends) = self.ends[slot].as_ref().filter(|_| !self.events.iter().any(about)) else {
+        // The caller has still to be told that the process it knows is gone.
+        if self.events.iter().flatten().any(|event| event.is_turn_of(slot)) {
             return false;
-        };
+        }
+        let Some(ends) = &self.ends[slot] else { return false };
         let (life, pieces) = (ends.life, ends.writer.pieces(message));
         let (heard, link) = (self.links.heard.clone(), self.links.links[slot].clone());
         for piece in pieces {
@@ -366,7 +374,7 @@ impl Caller {
     }
 }
 
-/// What the caller finds while it waits.
+/// The reason why a wait of the caller's ends.
 enum Turn {
     /// There is nothing to wait for.
     Gone,

@@ -11,9 +11,8 @@ use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
 impl Comm<'_> {
     /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
     /// the receiver has begun to take it, so two ranks that both send long ones first wait for each other for ever. So do two
-    /// that have sent many short ones: up to 32 of them are on their way at a time, of up to 64 KiB together (less in large
-    /// worlds).
-    /// Messages between two ranks arrive in the order sent.
+    /// that both send many short ones first: at most 32 messages are on their way from one rank to another, and at most 64 KiB
+    /// of them (less in large worlds). Messages between two ranks arrive in the order sent.
     ///
     /// # Errors
     /// If there is no such rank, or it is gone and the ring to it is full.

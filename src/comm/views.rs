@@ -123,8 +123,8 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Shared memory on a page boundary that all ranks hold, its first `zeroed` bytes zero. What it is for must be the same on
-    /// all: `digest`.
+    /// Makes shared memory that all ranks hold, on a page boundary; its first `zeroed` bytes are zero. `digest` says what the
+    /// memory is for, and must be the same on all ranks.
     pub(crate) fn hold(&mut self, call: &Call, (len, zeroed): (usize, usize), digest: u64) -> Result<Block> {
         self.check_node(call)?;
         self.transport.rendezvous(call, digest)?;

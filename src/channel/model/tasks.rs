@@ -108,7 +108,7 @@ impl Work {
         }
     }
 
-    /// What slot `from` left when its process died: its task, then its part.
+    /// Takes over the task of slot `from`, whose process has died, then goes through its part.
     fn take_over(&self, slot: usize, from: usize, left: Range<usize>) {
         if let Some(task) = left.clone().next()
             && self.records[task].take_over(from as u32, slot as u32).is_some()

@@ -72,7 +72,8 @@ shared! {
 }
 
 shared! {
-    /// What one worker does, since when, and how much it has done. Written by its process; `given_up` by whoever gives it up.
+    /// The task that one worker is at, since when, and how much it has done. The worker's process writes them; `given_up` is
+    /// written by whoever gives the worker up.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct WorkerWords {
