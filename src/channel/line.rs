@@ -158,6 +158,7 @@ impl Gate {
     }
 
     /// [4] for one peer; the mark's contents may be read afterwards.
+    #[inline]
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
         meeting.wait(self.guards.of(peer), self.pace, deadline, |sequence| sequence == self.next).map(drop)

@@ -91,8 +91,9 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// A ring with a store of `room` bytes.
+    /// A ring with a store of `room` bytes, a power of two.
     pub(crate) fn new(room: usize) -> Layout {
+        debug_assert!(room.is_power_of_two());
         let mut carver = Carver::default();
         carver.take_of::<RingWords>(1);
         let store = carver.take(room, 64);
@@ -191,6 +192,12 @@ impl End {
         End { words, segment: Arc::clone(segment), store, room, guard, pace, next: first, hold: None }
     }
 
+    /// Returns where the byte lies in the store that is the `at`-th ever written.
+    fn start(&self, at: u64) -> usize {
+        // A power of two: see `Layout::new`.
+        at as usize & (self.room - 1)
+    }
+
     #[expect(clippy::expect_used, reason = "the layout is fixed when the ring is made")]
     fn store(&self, at: usize, len: usize) -> core::ptr::NonNull<u8> {
         self.segment.bytes(self.store + at, len).expect("store inside the segment")
@@ -227,7 +234,12 @@ impl Writer {
         message: &[u8],
         deadline: Option<Instant>,
     ) -> std::result::Result<(), Broken> {
-        self.pieces(message).try_for_each(|piece| self.put(signature, message.len(), piece, deadline))
+        let total = message.len();
+        // Most are one piece.
+        match total <= SMALL.max(self.end.room / 4) {
+            true => self.put(signature, total, message, deadline),
+            false => self.pieces(message).try_for_each(|piece| self.put(signature, total, piece, deadline)),
+        }
     }
 
     /// Sends one of the pieces of a message of `total` bytes.
@@ -243,8 +255,7 @@ impl Writer {
             return self.push(Frame { kind, signature, total, at: 0 }, piece, deadline);
         }
         let at = self.reserve(piece.len(), deadline)?;
-        let start = (at - piece.len() as u64) % self.end.room as u64;
-        let place = self.end.store(start as usize, piece.len());
+        let place = self.end.store(self.end.start(at - piece.len() as u64), piece.len());
         // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
         // and looks at them again only behind the stamp that `push` stores after this copy.
         let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
@@ -307,8 +318,7 @@ impl Writer {
 
     /// The position behind the next `len` contiguous bytes of the store.
     fn end_of(&self, len: usize) -> u64 {
-        let room = self.end.room as u64;
-        let left = room - self.taken % room;
+        let left = (self.end.room - self.end.start(self.taken)) as u64;
         let skip = if (len as u64) <= left { 0 } else { left };
         self.taken + skip + len as u64
     }
@@ -373,7 +383,7 @@ impl Reader {
 
     /// [2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.
     pub(crate) fn read(&self, frame: &Frame, rest: &mut [u8]) -> Result<usize> {
-        let corrupt = Error::Corrupt { what: "a message's frame" };
+        let corrupt = || Error::Corrupt { what: "a message's frame" };
         match frame.kind {
             Kind::Small => {
                 let slot = self.end.words.slot(self.end.next);
@@ -384,9 +394,9 @@ impl Reader {
             }
             Kind::Piece => {
                 let len = rest.len().min(self.end.room / 4);
-                let start = frame.at.checked_sub(len as u64).ok_or(corrupt.clone())? as usize % self.end.room;
+                let start = self.end.start(frame.at.checked_sub(len as u64).ok_or_else(corrupt)?);
                 if start + len > self.end.room {
-                    return Err(corrupt);
+                    return Err(corrupt());
                 }
                 let place = self.end.store(start, len);
                 // SAFETY: in bounds; the writer filled it before the stamp and reuses it after `advance`.
@@ -394,7 +404,7 @@ impl Reader {
                 kernel::copy(&mut rest[..len], piece, Store::Cached);
                 Ok(len)
             }
-            Kind::Array => Err(corrupt),
+            Kind::Array => Err(corrupt()),
         }
     }
 

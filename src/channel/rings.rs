@@ -23,6 +23,7 @@ use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::segment::Segment;
 use crate::sync::wait::{Broken, Pace};
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,9 +66,10 @@ impl Rings {
     }
 
     /// Returns the writing end of the ring to a peer; made in this member's `heap`, if it has no room, at the first call.
-    pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &mut Heap) -> Result<&mut Writer> {
+    #[inline]
+    pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &RefCell<Heap>) -> Result<&mut Writer> {
         if self.writers[to].is_none() {
-            self.writers[to] = Some(self.make(to, pace, heap)?);
+            self.writers[to] = Some(self.make(to, pace, &mut heap.borrow_mut())?);
         }
         Ok(self.writers[to].get_or_insert_with(|| unreachable!("made just now")))
     }

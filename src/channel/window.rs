@@ -342,18 +342,25 @@ impl Window {
     }
 
     /// `Ok` in the process that is this rank.
+    #[inline]
     pub(crate) fn is_own(&self, call: &Call) -> Result<()> {
         if self.process == process::incarnation() {
             return Ok(());
         }
-        // It may not look into the world.
+        Err(self.foreign(call))
+    }
+
+    /// The error for a call by a process that a rank has forked, which may not look into the world.
+    #[cold]
+    fn foreign(&self, call: &Call) -> Error {
         let rank = self.ranks[self.gate.me];
         let problem =
             format!("this process was forked by rank {rank} and is none: only the rank itself may call");
-        Err(Error::bad(call.place(self.gate.me, self.gate.next), problem))
+        Error::bad(call.place(self.gate.me, self.gate.next), problem)
     }
 
     /// The error for any call in an epoch that is over, or by another process.
+    #[inline]
     pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
         self.is_own(call)?;
         let revoked = self.world.slots.revoked_word().load(Ordering::Acquire);
@@ -590,6 +597,7 @@ impl<'a> Seen<'a> {
     }
 
     /// A peer's payload.
+    #[inline]
     pub(crate) fn payload(&self, peer: usize) -> Result<Shown<'a>> {
         let head = &self.window.heads[peer];
         let len = head.len as usize;
@@ -602,6 +610,7 @@ impl<'a> Seen<'a> {
     }
 
     /// A peer's payload out of its mark.
+    #[inline]
     pub(crate) fn inline(&self, peer: usize) -> Result<Inline> {
         let head = &self.window.heads[peer];
         match (head.place, head.len as usize) {
@@ -612,6 +621,7 @@ impl<'a> Seen<'a> {
     }
 
     /// The bytes `range` of what a peer brings, which it exposes, or stages in its cell from `skipped` bytes on.
+    #[inline]
     pub(crate) fn part(&self, peer: usize, skipped: isize, range: Range<usize>) -> Result<&'a [u8]> {
         let part = match self.payload(peer)? {
             Shown::Exposed(bytes) => bytes.get(range),

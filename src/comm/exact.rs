@@ -39,17 +39,19 @@ impl Accumulator {
             _ => (fraction | 1 << 52, exponent - 1),
         };
         let wide = u128::from(mantissa) << (shift % 64);
-        let step = if value < 0.0 { u64::overflowing_sub } else { u64::overflowing_add };
-        let mut carry = false;
+        // Less a number is more its complement, and one.
+        let negative = value < 0.0;
+        let flip = if negative { u64::MAX } else { 0 };
+        let mut carry = negative;
         for (place, limb) in self.limbs[shift / 64..].iter_mut().enumerate() {
             let word = match place {
                 0 => wide as u64,
                 1 => (wide >> 64) as u64,
-                _ if carry => 0,
-                _ => break,
+                _ if carry == negative => break,
+                _ => 0,
             };
-            let (sum, first) = step(*limb, word);
-            let (sum, second) = step(sum, u64::from(carry));
+            let (sum, first) = limb.overflowing_add(word ^ flip);
+            let (sum, second) = sum.overflowing_add(u64::from(carry));
             (*limb, carry) = (sum, first || second);
         }
     }
@@ -91,7 +93,9 @@ impl Accumulator {
             kept &= (1 << precision) - 1;
         }
         if low > 0 && sum.bit(low - 1) {
-            let exactly_half = (0..low - 1).all(|index| !sum.bit(index));
+            let (whole, rest) = ((low - 1) / 64, (low - 1) % 64);
+            let exactly_half =
+                sum.limbs[..whole].iter().all(|&limb| limb == 0) && sum.limbs[whole] & ((1 << rest) - 1) == 0;
             kept += u64::from(!exactly_half || kept & 1 == 1);
         }
         sign * kept as f64 * power_of_two(low)

@@ -100,20 +100,30 @@ pub(crate) fn is_readable(range: Range<usize>, me: u32) -> bool {
 }
 
 /// How many forks lie between this process and the first that asked: what tells a handle's owner from a child that has
-/// inherited it. (Siblings have the same number, but inherit nothing from each other.)
-static INCARNATION: AtomicU32 = AtomicU32::new(1);
+/// inherited it. (Siblings have the same number, but inherit nothing from each other.) 0 until one asks.
+static INCARNATION: AtomicU32 = AtomicU32::new(0);
 
 /// This process's number in its line of forks, never 0.
+#[inline]
 pub(crate) fn incarnation() -> u32 {
-    #[cfg(not(miri))]
-    {
-        static WATCHED: Once = Once::new();
-        WATCHED.call_once(|| {
-            // SAFETY: functions for the life of the process; the child's touches atomics, what the forking thread holds, and
-            // the kernel.
-            let _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
-        });
+    match INCARNATION.load(Ordering::Relaxed) {
+        0 => first_incarnation(),
+        number => number,
     }
+}
+
+/// Counts forks from now on.
+#[cold]
+fn first_incarnation() -> u32 {
+    static WATCHED: Once = Once::new();
+    WATCHED.call_once(|| {
+        // SAFETY: functions for the life of the process; the child's touches atomics, what the forking thread holds, and
+        // the kernel.
+        #[cfg(not(miri))]
+        let _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+        // A child that another thread forks just now has 1, too; it inherits no handle.
+        INCARNATION.store(1, Ordering::Relaxed);
+    });
     INCARNATION.load(Ordering::Relaxed)
 }
 

@@ -1,7 +1,7 @@
 //! Messages between two ranks, over their ring.
 
 use crate::channel::call::{Call, describe_message};
-use crate::channel::ring::{Frame, Kind, Writer};
+use crate::channel::ring::{Frame, Kind};
 use crate::comm::shm::Shm;
 use crate::comm::transport::{Control, Messages};
 use crate::error::Result;
@@ -9,10 +9,6 @@ use crate::shm::arena::Block;
 use std::time::Instant;
 
 impl Shm {
-    fn writer(&mut self, to: usize) -> Result<&mut Writer> {
-        self.rings.writer(to, self.window.pace(), &mut self.local.heap.borrow_mut())
-    }
-
     fn deadline(&self) -> Option<Instant> {
         self.window.world().plan.until()
     }
@@ -43,9 +39,9 @@ impl Messages for Shm {
         }
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
-        self.writer(to)?;
+        let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
         self.window.awaits(Some(call));
-        let sent = self.writer(to)?.send(call.signature(), message, deadline);
+        let sent = writer.send(call.signature(), message, deadline);
         self.window.awaits(None);
         self.local.count(message.len());
         sent.map_err(|broken| self.window.broken(call, to, broken))
@@ -56,7 +52,7 @@ impl Messages for Shm {
             let place = call.place(from, self.window.sequence());
             return self.mail.recv(call, place, message);
         }
-        let frame = self.frame(call, from)?;
+        let mut frame = self.frame(call, from)?;
         if frame.kind == Kind::Array || frame.total != message.len() as u64 {
             let problem = format!(
                 "the sender's next message has {} bytes, the room {}; it stays to be received",
@@ -67,13 +63,13 @@ impl Messages for Shm {
         }
         let mut done = 0;
         loop {
-            let frame = self.frame(call, from)?;
             let reader = self.rings.reader(from);
             done += reader.read(&frame, &mut message[done..])?;
             reader.advance();
             if done == message.len() {
                 break;
             }
+            frame = self.frame(call, from)?;
         }
         self.local.count(message.len());
         Ok(())
@@ -86,13 +82,13 @@ impl Messages for Shm {
         }
         self.window.not_revoked(call)?;
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
-        self.writer(to)?;
+        let deadline = self.deadline();
+        let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));
         }
-        let deadline = self.deadline();
         let frame = Frame { kind: Kind::Array, signature: call.signature(), total, at };
-        let sent = self.writer(to)?.push(frame, &[], deadline);
+        let sent = writer.push(frame, &[], deadline);
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 

@@ -68,6 +68,7 @@ impl Shm {
     }
 
     /// Returns the best way to show `shown`; if that is the cell, copies a chunk from `at` on into it.
+    #[inline]
     fn payload<'a>(&mut self, call: &Call, shown: &'a [u8], at: usize, chunk: usize) -> Result<Payload<'a>> {
         Ok(if shown.is_empty() {
             Payload::Nothing
