@@ -37,7 +37,7 @@ use std::process::ExitCode;
 /// What is called as the sweep goes on.
 type Watcher = Box<dyn FnMut(&Progress)>;
 
-/// Rows run serially first, for the speed-up.
+/// Rows run serially afterwards, for the speed-up.
 const SERIAL_ROWS: usize = 10_000;
 
 /// Sweeps the operating points of a seawater reverse-osmosis vessel.
@@ -90,9 +90,6 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     report::prepare(&args.out)?;
     let (plant, calibration) = calibrated_plant()?;
 
-    let first = points.slice(s![..points.nrows().min(SERIAL_ROWS), ..]);
-    let serial = Sweep { backend: Backend::Serial, ..Sweep::default() };
-    let serial = sweep(serial, first, &plant, 0.0)?.map(|swept| (first.nrows(), swept.elapsed));
     let parallel = Sweep {
         workers: args.workers.map(usize::from),
         backend: args.backend,
@@ -101,6 +98,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     };
     // Other nodes of a cluster have nothing to tell.
     let Some(swept) = sweep(parallel, points.view(), &plant, args.fault_rate)? else { return Ok(()) };
+    let first = points.slice(s![..points.nrows().min(SERIAL_ROWS), ..]);
+    let serial = Sweep { backend: Backend::Serial, ..Sweep::default() };
+    let serial = sweep(serial, first, &plant, 0.0)?.map(|swept| (first.nrows(), swept.elapsed));
 
     calibration();
     let table = Table { seas: &seas, points: points.view(), swept: &swept };

@@ -22,7 +22,7 @@ use crate::sync::wait::{Pace, heavy_fence, light_fence, sleep_on_one, wake_all};
 use std::time::Duration;
 
 /// A sleep lasts no longer where every teller's change is seen by its fence.
-const SLICE: Duration = Duration::from_secs(1);
+const SLICE: Duration = Duration::from_secs(2);
 /// Nor so long where fence [b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
 

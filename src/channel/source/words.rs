@@ -171,10 +171,12 @@ impl Words {
         if closed || self.is_halted() { Next::Nothing } else { Next::Later }
     }
 
-    /// [P3]
+    /// [P3]. Said again it wakes nobody.
     pub(crate) fn close(&self) {
-        self.closed.word.store(1, Ordering::Release);
-        self.news().tell();
+        if self.closed.word.load(Ordering::Relaxed) == 0 {
+            self.closed.word.store(1, Ordering::Release);
+            self.news().tell();
+        }
     }
 
     /// [P3] without the second half: for the model checker to find.

@@ -23,6 +23,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 /// This process's place in its job.
 #[derive(Debug)]
@@ -101,9 +102,7 @@ impl Mpi {
         let ours = begin()?;
         // SAFETY: a constant of the library.
         let world = unsafe { ffi::RSMPI_COMM_WORLD };
-        let mut comm = world;
-        // SAFETY: initialised; all processes of the job come here in their first call.
-        code("MPI_Comm_dup", unsafe { ffi::MPI_Comm_dup(world, &raw mut comm) })?;
+        let comm = duplicate(world)?;
         // SAFETY: a constant of the library.
         let returning = unsafe { ffi::RSMPI_ERRORS_RETURN };
         // SAFETY: a communicator of ours.
@@ -332,6 +331,28 @@ impl Wire for Mpi {
 }
 
 /// Initialises the library, unless the program has; returns whether it had not.
+/// How long a process naps between looks while the others join.
+const NAP: Duration = Duration::from_micros(50);
+
+/// Makes a communicator of the same processes: all processes of the job come here in their first call. Workers that were
+/// forked before have work already, and meanwhile get the processors.
+fn duplicate(world: ffi::MPI_Comm) -> Result<ffi::MPI_Comm> {
+    let mut comm = world;
+    // SAFETY: constants of the library.
+    let (mut request, ignore) = unsafe { (ffi::RSMPI_REQUEST_NULL, ffi::RSMPI_STATUS_IGNORE) };
+    // SAFETY: initialised; `comm` and `request` stay where they are until the request has completed.
+    code("MPI_Comm_idup", unsafe { ffi::MPI_Comm_idup(world, &raw mut comm, &raw mut request) })?;
+    loop {
+        let mut flag = 0;
+        // SAFETY: the request of above, which has not completed yet.
+        code("MPI_Test", unsafe { ffi::MPI_Test(&raw mut request, &raw mut flag, ignore) })?;
+        if flag != 0 {
+            return Ok(comm);
+        }
+        thread::sleep(NAP);
+    }
+}
+
 fn begin() -> Result<bool> {
     let (ours, threads) = (!is_initialised()?, procfs::threads());
     let mut provided = 0;

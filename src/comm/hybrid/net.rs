@@ -291,7 +291,7 @@ const LOOKS: u32 = 10;
 /// After so long without news it sleeps between looks: for a hundredth of the time that it has waited, between these two.
 const AWAKE: Duration = Duration::from_millis(2);
 const SHORT_NAP: Duration = Duration::from_micros(50);
-const LONG_NAP: Duration = Duration::from_millis(2);
+const LONG_NAP: Duration = Duration::from_millis(50);
 
 impl Patience {
     fn pause(&mut self, watch: Watch<'_>) -> Result<()> {
@@ -305,7 +305,10 @@ impl Patience {
         }
         match self.since.get_or_insert_with(Instant::now).elapsed() {
             waited if waited < AWAKE => process::yield_now(),
-            waited => std::thread::sleep((waited / 100).clamp(SHORT_NAP, LONG_NAP)),
+            waited => {
+                watch()?;
+                std::thread::sleep((waited / 100).clamp(SHORT_NAP, LONG_NAP));
+            }
         }
         Ok(())
     }

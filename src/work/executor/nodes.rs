@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! node                                                   root
+//! [0] forks workers, which begin with its first stretch  likewise: half of all tasks, dealt by the number of the process
 //! [1] a stretch is taken: Hungry, and tasks done so far  answers with Grant: a stretch, a share of what is left
 //!     now and then: Going, and tasks done so far         tells how far all have come
 //! [2] lets its workers take the stretch                  (its own node's stretches it grants itself)
@@ -18,6 +19,7 @@ use crate::channel::source::Source;
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
 use crate::comm::hybrid::wire::LARGEST;
+use crate::comm::views::array_split;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
@@ -27,13 +29,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
+/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left,
+/// and the first one of all tasks.
 const PARTS: usize = 2;
 /// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a second in all.
 const NEWS: Duration = Duration::from_millis(100);
-/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones.
+/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20 us.)
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(2);
+/// Where nothing has come for long, it looks so much less often: a nap is a hundredth of that time, up to this.
+const LONGEST_NAP: Duration = Duration::from_millis(50);
 
 /// What a node tells root, with the number of its tasks that are done.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,11 +73,12 @@ struct Coordinator {
     next: usize,
     finished: Vec<u64>,
     done: Vec<usize>,
-    /// Elsewhere: an answer is due; when root was last told something.
+    /// Elsewhere: an answer is due; when root was last told something, and how many tasks were done.
     waiting: bool,
-    told: Instant,
-    /// How long the next nap is.
+    told: (Instant, u64),
+    /// How long the next nap is, and since when there was nothing to do.
     nap: Duration,
+    quiet: Instant,
 }
 
 /// Does all tasks on all nodes; root gets what the workers of all have done, in the order of nodes.
@@ -86,17 +92,20 @@ pub(super) fn run<W: Work + Sync>(
         (executor.options.workers, executor.ledger.tasks(), executor.work.digest_of_all());
     (executor.options.first, executor.of) = (job.rank * each, job.size * each);
     let shared = executor.shared();
-    let fixed =
-        (shared.dealing == Dealing::Fixed).then(|| shared.stretch(0).start..shared.stretch(each - 1).end);
-    if fixed.is_some() {
+    let begin = match shared.dealing {
+        Dealing::Fixed => Begin { mine: shared.stretch(0).start..shared.stretch(each - 1).end, next: None },
+        _ => Begin::of(tasks, job),
+    };
+    if shared.dealing == Dealing::Fixed {
         executor.source.close();
     } else {
         executor.source = executor.source.clone().with_bell()?;
+        executor.source.grant(begin.mine.clone());
     }
     let mut lookout = Lookout {
         ledger: executor.ledger.clone(),
         source: executor.source.clone(),
-        fixed,
+        begin,
         digest,
         each,
         coordinator: None,
@@ -128,12 +137,30 @@ pub(super) fn run<W: Work + Sync>(
     Ok(Some(done))
 }
 
+/// The tasks that are dealt before the processes of a job know each other: joining takes as long as a short sweep.
+#[derive(Clone, Debug)]
+struct Begin {
+    /// Those of this process.
+    mine: Range<usize>,
+    /// The first that is dealt later; `None`: these are all.
+    next: Option<usize>,
+}
+
+impl Begin {
+    /// Deals a part of so many tasks, as if all processes had as many workers.
+    fn of(tasks: usize, job: Launcher) -> Begin {
+        let next = tasks / PARTS;
+        let lens = array_split(next, job.size);
+        let first = lens[..job.rank].iter().sum();
+        Begin { mine: first..first + lens[job.rank], next: Some(next) }
+    }
+}
+
 /// What the caller does while its workers work. MPI is joined when they have been forked.
 struct Lookout {
     ledger: Ledger,
     source: Source,
-    /// This node's tasks, if they are dealt out from the start.
-    fixed: Option<Range<usize>>,
+    begin: Begin,
     digest: u64,
     /// Workers of this process.
     each: usize,
@@ -160,7 +187,7 @@ impl Lookout {
     fn coordinator(&mut self) -> Result<&mut Coordinator> {
         if self.coordinator.is_none() {
             let shared = (self.ledger.clone(), self.source.clone());
-            self.coordinator = Some(Coordinator::join(shared, self.fixed.clone(), self.digest, self.each)?);
+            self.coordinator = Some(Coordinator::join(shared, self.begin.clone(), self.digest, self.each)?);
         }
         self.coordinator.as_mut().ok_or(Error::Corrupt { what: "the coordinator of a node" })
     }
@@ -176,7 +203,7 @@ fn fatal(error: &Error) {
 impl Coordinator {
     fn join(
         (ledger, source): (Ledger, Source),
-        fixed: Option<Range<usize>>,
+        begin: Begin,
         digest: u64,
         each: usize,
     ) -> Result<Coordinator> {
@@ -187,13 +214,14 @@ impl Coordinator {
         let nodes = net.size();
         let workers = net.tell((each as u64).to_ne_bytes(), &always)?;
         let workers: Vec<usize> = workers.into_iter().map(|each| u64::from_ne_bytes(each) as usize).collect();
-        if fixed.is_some() && workers.iter().any(|&other| other != each) {
+        let ended = begin.next.is_none();
+        if ended && workers.iter().any(|&other| other != each) {
             let problem = format!(
                 "a static schedule deals rows to equal nodes, but their workers are {workers:?}: say how many"
             );
             return Err(Error::option("sweep", problem));
         }
-        let (ended, mine) = (fixed.is_some(), fixed.into_iter().collect());
+        let next = begin.next.unwrap_or(ledger.tasks());
         Ok(Coordinator {
             mpi,
             _part,
@@ -202,16 +230,17 @@ impl Coordinator {
             source,
             all: workers.iter().sum(),
             workers,
-            mine,
+            mine: Some(begin.mine).into_iter().filter(|mine| !mine.is_empty()).collect(),
             ended,
             dealt: ended,
             why: None,
-            next: 0,
+            next,
             finished: vec![0; nodes],
             done: Vec::new(),
             waiting: false,
-            told: Instant::now(),
+            told: (Instant::now(), 0),
             nap: SHORT_NAP,
+            quiet: Instant::now(),
         })
     }
 
@@ -223,16 +252,24 @@ impl Coordinator {
             self.source.close();
         }
         let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
-        self.nap = if moved { SHORT_NAP } else { (self.nap * 3 / 2).min(LONG_NAP) };
+        if moved {
+            (self.nap, self.quiet) = (SHORT_NAP, Instant::now());
+        } else {
+            self.nap = (self.nap * 3 / 2).min((self.quiet.elapsed() / 100).clamp(LONG_NAP, LONGEST_NAP));
+        }
         // Root must hear the others; elsewhere only an answer is awaited.
         let listens = self.waiting || (self.net.me == 0 && self.done.len() + 1 < self.net.size());
-        let news = NEWS.max(Duration::from_millis(self.net.size() as u64));
         let may_sleep = self.ended || self.waiting || self.source.doze();
         Ok(Some(match (may_sleep, listens) {
             (false, _) => Duration::ZERO,
             (true, true) => self.nap,
-            (true, false) => news,
+            (true, false) => self.news(),
         }))
+    }
+
+    /// Returns how often a node tells how far it has come.
+    fn news(&self) -> Duration {
+        NEWS.max(Duration::from_millis(self.net.size() as u64))
     }
 
     /// Returns a stretch of what is left.
@@ -268,7 +305,7 @@ impl Coordinator {
             } else if say == Say::Done as u64 {
                 self.done.push(node);
             }
-            moved = true;
+            moved |= say != Say::Going as u64;
         }
         while !self.ended && self.source.is_hungry() {
             let stretch = self.ration(0);
@@ -290,7 +327,7 @@ impl Coordinator {
             self.waiting = true;
             self.say(Say::Hungry)?;
             moved = true;
-        } else if self.told.elapsed() > NEWS.max(Duration::from_millis(self.net.size() as u64)) {
+        } else if self.told.1 != self.source.finished() && self.told.0.elapsed() > self.news() {
             self.say(Say::Going)?;
         }
         Ok(moved)
@@ -322,8 +359,9 @@ impl Coordinator {
     }
 
     fn say(&mut self, say: Say) -> Result<()> {
-        self.told = Instant::now();
-        let words = [say as u64, self.source.finished()];
+        let finished = self.source.finished();
+        self.told = (Instant::now(), finished);
+        let words = [say as u64, finished];
         self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
     }
 
