@@ -68,6 +68,8 @@ fn told(variable: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
         let size = if special { 1 } else { told };
         let of_node = || tasks_of_node(&variable("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
         let local = if slurm { of_node() } else { number(local) };
+        // Who does not know its number asks MPI for both.
+        let size = if size == 1 || number(rank).is_some() { size } else { 0 };
         Some(Launcher { size, local, rank: number(rank).unwrap_or(0), by })
     };
     if variable("PHALANX_LAUNCHER").is_some_and(|launcher| launcher.trim().eq_ignore_ascii_case("none")) {
@@ -161,7 +163,7 @@ mod tests {
         ];
         let want = Launcher { size: 7, local: Some(1), rank: 6, by: "SLURM_STEP_NUM_TASKS" };
         assert_eq!(of(&step), Some(want));
-        assert_eq!(of(&step[..2]), Some(Launcher { local: None, rank: 0, ..want }));
+        assert_eq!(of(&step[..2]), Some(Launcher { size: 0, local: None, rank: 0, ..want }));
         // mpirun within the step knows better.
         let mpirun = [("OMPI_COMM_WORLD_SIZE", "1"), ("OMPI_COMM_WORLD_RANK", "0")];
         assert_eq!(of(&[&step[..], &mpirun].concat()).map(|job| job.size), Some(1));

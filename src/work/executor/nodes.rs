@@ -105,6 +105,7 @@ pub(super) fn run<W: Work + Sync>(
     let mut lookout = Lookout {
         ledger: executor.ledger.clone(),
         source: executor.source.clone(),
+        job,
         begin,
         digest,
         each,
@@ -151,8 +152,8 @@ impl Begin {
     fn of(tasks: usize, job: Launcher) -> Begin {
         let next = tasks / PARTS;
         let lens = array_split(next, job.size);
-        let first = lens[..job.rank].iter().sum();
-        Begin { mine: first..first + lens[job.rank], next: Some(next) }
+        let first = lens.iter().take(job.rank).sum();
+        Begin { mine: first..first + lens.get(job.rank).unwrap_or(&0), next: Some(next) }
     }
 }
 
@@ -160,6 +161,7 @@ impl Begin {
 struct Lookout {
     ledger: Ledger,
     source: Source,
+    job: Launcher,
     begin: Begin,
     digest: u64,
     /// Workers of this process.
@@ -187,7 +189,8 @@ impl Lookout {
     fn coordinator(&mut self) -> Result<&mut Coordinator> {
         if self.coordinator.is_none() {
             let shared = (self.ledger.clone(), self.source.clone());
-            self.coordinator = Some(Coordinator::join(shared, self.begin.clone(), self.digest, self.each)?);
+            let begin = self.begin.clone();
+            self.coordinator = Some(Coordinator::join(shared, (self.job, begin), self.digest, self.each)?);
         }
         self.coordinator.as_mut().ok_or(Error::Corrupt { what: "the coordinator of a node" })
     }
@@ -203,11 +206,19 @@ fn fatal(error: &Error) {
 impl Coordinator {
     fn join(
         (ledger, source): (Ledger, Source),
-        begin: Begin,
+        (job, begin): (Launcher, Begin),
         digest: u64,
         each: usize,
     ) -> Result<Coordinator> {
         let mpi = Mpi::join()?;
+        if job.rank != mpi.rank {
+            let problem = format!(
+                "the launcher has started this process as number {} ({} is set), but its MPI calls it {}: start it by the mpirun \
+                 of the MPI that it was built against",
+                job.rank, job.by, mpi.rank
+            );
+            return Err(Error::option("sweep", problem));
+        }
         let net = Net::job(mpi);
         step(&net, Step::Sweep, digest)?;
         let _part = mpi.take_part(true);
