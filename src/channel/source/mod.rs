@@ -196,6 +196,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::atomic::AtomicBool;
 
     fn all(_: usize) -> usize {
         usize::MAX
@@ -257,8 +258,60 @@ mod tests {
         source.wait(&[]);
         assert_eq!(source.given_up(), [(1, 0)]);
         assert_eq!((source.finished(), worker.busy()), (1, 5));
+        source.worker(0).finish(6);
+        assert_eq!((source.finished(), worker.busy()), (2, 5));
         source.reset();
         assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
+    }
+
+    /// Runs `f` while another thread does `then`, a little later; returns what `f` does, and whether `then` was done before.
+    fn meanwhile<R>(f: impl FnOnce() -> R, then: impl FnOnce() + Send) -> (R, bool) {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let later = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                done.store(true, Ordering::Release);
+                then();
+            });
+            let result = (f(), done.load(Ordering::Acquire));
+            later.join().unwrap();
+            result
+        })
+    }
+
+    #[test]
+    fn who_waits_goes_on_when_there_is_more_and_at_the_end() {
+        let source = Source::new(2).unwrap();
+        assert!(!source.is_halted());
+        let grant = || assert!(source.grant(3..4));
+        assert_eq!(meanwhile(|| source.wait(&[]), grant), ((), true));
+        assert_eq!(source.take(0, all), Next::Part(3..4));
+        assert_eq!(meanwhile(|| source.wait(&[]), || source.give_up(1, 0)), ((), true));
+        assert_eq!(meanwhile(|| source.wait(&[1]), || source.close()), ((), true));
+        let halted = Source::new(1).unwrap();
+        assert_eq!(meanwhile(|| halted.wait(&[]), || halted.halt()), ((), true));
+    }
+
+    #[test]
+    fn who_stays_leaves_when_all_others_are_through() {
+        let source = Source::new(3).unwrap();
+        source.close();
+        source.left(1);
+        assert_eq!(
+            meanwhile(|| source.stay(0, &[]), || source.give_up(2, 0)),
+            (true, true),
+            "it may inherit"
+        );
+        assert!(!source.stay(0, &[2]));
+        let source = Source::new(2).unwrap();
+        source.close();
+        assert_eq!(meanwhile(|| source.stay(0, &[]), || source.left(1)), (false, true));
+        // A worker that was given up is never through by its leaving: others must inherit first.
+        let source = Source::new(2).unwrap();
+        source.close();
+        source.give_up(1, 0);
+        source.left(1);
+        assert!(source.stay(0, &[]));
     }
 
     /// Each waits for a second or two: what the threads themselves take of a processor.
