@@ -4,6 +4,7 @@ use crate::os::fault::{Site, sys};
 use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Returns the state of a process, as the kernel lists it.
@@ -60,7 +61,7 @@ pub(crate) fn is_threaded(threads: &[String]) -> bool {
     threads.len() > 1 + HARMLESS.load(Ordering::Relaxed) as usize
 }
 
-/// Returns the names of this process's threads.
+/// Returns the names of this process's threads, the calling one first.
 pub(crate) fn threads() -> Vec<String> {
     // A thread that has been joined may be listed for a moment still.
     for _ in 0..20 {
@@ -80,10 +81,11 @@ fn listed_threads() -> Vec<String> {
         let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
         return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
     };
-    tasks
-        .flatten()
-        .map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim().to_owned())
-        .collect()
+    let mut threads: Vec<_> = tasks.flatten().map(|task| task.path()).collect();
+    let own = nix::unistd::gettid().to_string();
+    threads.sort_by_key(|thread| !thread.ends_with(&own));
+    let name = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
+    threads.iter().map(|thread| name(thread).trim().to_owned()).collect()
 }
 
 /// Returns the children of this process that are not in `known`: adopted orphans, and what `build` has started.

@@ -261,6 +261,9 @@ mod tests {
         source.worker(0).finish(6);
         assert_eq!((source.finished(), worker.busy()), (2, 5));
         source.reset();
+        assert_eq!(source.round(), 0);
+        source.begin_round(3);
+        assert_eq!(source.round(), 3);
         assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
     }
 

@@ -41,7 +41,7 @@ impl Crew {
     ) -> Result<Crew> {
         let threads = procfs::threads();
         if procfs::is_threaded(&threads) && !allow_threads {
-            return Err(Error::Threads { operation, threads: threads.join(", ") });
+            return Err(Error::Threads { operation, threads: threads[1..].join(", ") });
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
         let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! node                                                   root
-//! [0] forks workers, which begin with its first stretch  likewise: half of all tasks, dealt by the number of the process
+//! [0] forks workers, which begin with its first stretch  likewise: an eighth of all tasks, dealt by the process's number
 //! [1] a stretch is taken: Hungry, and tasks done so far  answers with Grant: a stretch, a share of what is left
 //!     now and then: Going, and tasks done so far         tells how far all have come
 //! [2] lets its workers take the stretch                  (its own node's stretches it grants itself)
@@ -29,9 +29,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left,
-/// and the first one of all tasks.
+/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
 const PARTS: usize = 2;
+/// This part of all tasks is dealt before the processes know each other: not more, as some may have more workers than others.
+const FIRST: usize = 8;
 /// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a second in all.
 const NEWS: Duration = Duration::from_millis(100);
 /// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20 us.)
@@ -150,7 +151,7 @@ struct Begin {
 impl Begin {
     /// Deals a part of so many tasks, as if all processes had as many workers.
     fn of(tasks: usize, job: Launcher) -> Begin {
-        let next = tasks / PARTS;
+        let next = tasks / FIRST;
         let lens = array_split(next, job.size);
         let first = lens.iter().take(job.rank).sum();
         Begin { mine: first..first + lens.get(job.rank).unwrap_or(&0), next: Some(next) }
