@@ -114,9 +114,9 @@ pub struct RankState {
     pub pid: u32,
     /// `running`, `sleeping`, `stopped`, `zombie`, `dead`, `left`, `failed`, `not started` or `unknown`.
     pub state: &'static str,
-    /// Its last call in this communicator.
+    /// Its last collective call in this communicator, or the message that it waits for. (Other messages leave no trace.)
     pub operation: &'static str,
-    /// The number of that call, and its source line.
+    /// The number of that call, as its errors have it, and its source line.
     pub sequence: u32,
     /// See `sequence`.
     pub line: u32,

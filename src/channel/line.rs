@@ -64,15 +64,16 @@ impl Line {
         self.message.store(word, Ordering::Relaxed);
     }
 
-    /// Returns number, signature and source line of the owner's last exchange; while it waits for a message, the number of the
-    /// exchange before, the message's operation and source line. For reports: a guess while the owner is at work.
+    /// Returns number, signature and source line of the owner's last exchange; while it waits for a message, the number of its
+    /// next exchange, as errors have it, the message's operation and source line. For reports: a guess while the owner is at work.
     pub(crate) fn latest(&self) -> (u32, u64, u32) {
         let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
         let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
         let mark = &self.marks[usize::from(ahead)];
         let message = self.message.load(Ordering::Relaxed);
         if message != 0 {
-            return (numbers[usize::from(ahead)], message & 0xFF, (message >> 32) as u32);
+            let next = numbers[usize::from(ahead)].wrapping_add(1);
+            return (next, message & 0xFF, (message >> 32) as u32);
         }
         (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.line.load(Ordering::Relaxed))
     }

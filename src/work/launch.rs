@@ -32,7 +32,7 @@ pub struct Launch {
     /// live. Time in which all are stopped (Ctrl-Z) does not count.
     pub deadline: Option<Duration>,
     /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
-    /// by [`Comm::shrink`], [`Comm::respawn`] or not at all. Not on threads.
+    /// by [`Comm::shrink`] or [`Comm::respawn`]. If they do neither before they return, the world has failed. Not on threads.
     pub recover: bool,
     /// What ranks print reaches the caller's standard output and error in whole lines (up to 1 MiB), marked `[rank]`, whoever
     /// prints (foreign libraries too). Costs two descriptors a rank. Otherwise ranks print as the caller does; lines of
