@@ -68,7 +68,7 @@ fn told(variable: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
         let size = if special { 1 } else { told };
         let of_node = || tasks_of_node(&variable("SLURM_STEP_TASKS_PER_NODE")?, number("SLURM_NODEID")?);
         let local = if slurm { of_node() } else { number(local) };
-        // Who does not know its number asks MPI for both.
+        // A process that is not told its number asks MPI for size and number.
         let size = if size == 1 || number(rank).is_some() { size } else { 0 };
         Some(Launcher { size, local, rank: number(rank).unwrap_or(0), by })
     };

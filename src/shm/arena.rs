@@ -52,8 +52,8 @@ pub(crate) enum Fill {
     Zero,
     /// Zero, and without memory as far as the kernel can do that; never made of huge pages.
     Sparse,
-    /// So many bytes are zero, and those behind them anything. Memory that an earlier block used is kept. Never made of huge
-    /// pages.
+    /// The first bytes, as many as given here, are zero; the others may hold anything. Memory that an earlier block used is kept.
+    /// Never made of huge pages.
     Begin(usize),
 }
 

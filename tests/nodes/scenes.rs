@@ -422,8 +422,8 @@ fn deal(launch: &Launch) -> Result<()> {
     Ok(())
 }
 
-/// One row keeps one worker; the others wait for rows, as there is one for each. Each process tells the processor time that it and its workers took
-/// meanwhile.
+/// The first of as many rows as workers keeps one worker, which tells the processor time that all processes take meanwhile: the
+/// other workers wait for rows.
 fn idle(launch: &Launch) -> Result<()> {
     const SECONDS: f64 = 8.0;
     let rows = Array2::<f64>::zeros((launch.ranks.unwrap_or(1), 1));
@@ -433,7 +433,7 @@ fn idle(launch: &Launch) -> Result<()> {
         }
         // Time to fork the others and to join the job.
         std::thread::sleep(Duration::from_secs(3));
-        // What the look itself takes is not the workers'.
+        // The second look tells how long one takes, which is not counted.
         let (first, before) = (ticks(), ticks());
         std::thread::sleep(Duration::from_secs_f64(SECONDS));
         out[0] = ticks() - before - (before - first);

@@ -38,7 +38,7 @@ const NEWS: Duration = Duration::from_millis(100);
 /// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20 us.)
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(2);
-/// Where nothing has come for long, it looks so much less often: a nap is a hundredth of that time, up to this.
+/// The longest nap after a long quiet time: a nap takes at most a hundredth of that time.
 const LONGEST_NAP: Duration = Duration::from_millis(50);
 
 /// What a node tells root, with the number of its tasks that are done.
