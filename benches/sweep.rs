@@ -40,8 +40,8 @@ struct Rows {
 
 impl<'w> Ready<'w> for Rows {
     fn step(&mut self, comm: &mut Comm<'w>) -> Result<()> {
-        let sweep = Sweep { schedule: self.schedule, ..Sweep::default() };
-        sweep.run_in(comm, self.parameters.view(), OUTPUTS, || Ok(()), nothing).map(drop)
+        let sweep = Sweep { outputs: OUTPUTS, schedule: self.schedule, ..Sweep::default() };
+        sweep.run_in(comm, self.parameters.view(), || Ok(()), nothing).map(drop)
     }
 }
 
@@ -60,8 +60,8 @@ fn forked() {
     let parameters = Array2::from_elem((2, 4), 1.0);
     criterion.bench_function("start two workers, two rows, end", |bencher| {
         bencher.iter(|| {
-            let sweep = Sweep { workers: Some(2), ..Sweep::default() };
-            sweep.run(parameters.view(), OUTPUTS, || Ok(()), nothing).expect("a sweep")
+            let sweep = Sweep { outputs: OUTPUTS, workers: Some(2), ..Sweep::default() };
+            sweep.run(parameters.view(), || Ok(()), nothing).expect("a sweep")
         });
     });
     criterion.final_summary();

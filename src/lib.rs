@@ -9,15 +9,14 @@
 //!
 //! let parameters = array![[35.0, 60.0], [40.0, 65.0], [45.0, 30.0]];
 //! let swept = Sweep::default()
-//!     .run(parameters.view(), 1, || Ok(0.8), |efficiency, row, out| {
+//!     .run(parameters.view(), || Ok(0.8), |efficiency, row, out| {
 //!         let [salinity, pressure] = [row.values[0], row.values[1]];
 //!         if pressure < 0.75 * salinity {
 //!             return Err("pressure below the osmotic pressure".into());
 //!         }
 //!         out[0] = pressure / 36.0 / *efficiency;
 //!         Ok(())
-//!     })?
-//!     .expect("on one node every caller is root");
+//!     })?;
 //! assert_eq!(swept.values().nrows(), 3);
 //! assert!(swept.values()[[2, 0]].is_nan());
 //! # Ok::<(), phalanx::Error>(())
@@ -26,14 +25,9 @@
 //! and a program of ranks that call each other (SPMD, as under MPI) another:
 //!
 //! ```
-//! use ndarray::{Array1, arr1};
 //! use phalanx::Op;
 //!
-//! let sums = phalanx::launch(4, |comm| {
-//!     let mut sum = Array1::zeros(1);
-//!     comm.all_reduce(&arr1(&[comm.rank() as f64]), &mut sum, &Op::sum())?;
-//!     Ok(sum[0])
-//! })?;
+//! let sums = phalanx::launch(4, |comm| comm.all_reduce_value(comm.rank() as f64, &Op::sum()))?;
 //! assert_eq!(sums, Some(vec![6.0; 4]));
 //! # Ok::<(), phalanx::Error>(())
 //! ```
@@ -47,7 +41,10 @@
 //! | ranks that call each other | [`launch`], [`Launch`], [`Comm`], [`Op`] |
 //! | arrays that are born shared and never copied | [`SharedArray`], [`Lease`], [`Parts`], [`Whole`] |
 //! | bytes with types named at run time, for bindings | [`untyped`] |
-//! | what may travel, and what can go wrong | [`Element`], [`Error`] |
+//! | what calls read and write, and what can go wrong | [`Buffer`], [`Element`], [`Error`] |
+//!
+//! The versions of [`ndarray`], [`bytemuck`] and [`num_complex`] that these take are part of this crate's interface, and
+//! re-exported.
 //!
 //! # What must be known about forks
 //!
@@ -65,6 +62,26 @@ mod work;
 
 #[doc = include_str!("../docs/forks.md")]
 pub mod forks {}
+
+/// The programs of the guide and of the README, compiled and run as tests.
+#[cfg(doctest)]
+mod guide {
+    macro_rules! pages {
+        ($($name:ident: $path:literal;)*) => {$(
+            #[doc = include_str!($path)]
+            mod $name {}
+        )*};
+    }
+    pages! {
+        first_sweep: "../docs/guide/first-sweep.md";
+        ranks: "../docs/guide/ranks.md";
+        shared_arrays: "../docs/guide/shared-arrays.md";
+        failures: "../docs/guide/failures.md";
+        nodes: "../docs/guide/nodes.md";
+        from_parallel_manager: "../docs/guide/from-parallel-manager.md";
+        readme: "../README.md";
+    }
+}
 
 /// Calls on bytes with a datatype and a reduction that are named at run time, for bindings to other languages.
 ///
@@ -97,13 +114,17 @@ pub mod faults {
     pub use crate::os::fault::{Action, Fault, Role, arm, done, hits, sites};
 }
 
+pub use bytemuck;
 pub use channel::view::{Parts, Whole};
 pub use comm::Comm;
+pub use comm::buffer::{Buffer, BufferMut};
 pub use comm::exact::ExactSum;
 pub use comm::op::Op;
 pub use comm::recovery::Agreement;
 pub use comm::seed::seed;
-pub use error::{Death, Error, Place, RankState, Result};
+pub use error::{Death, Error, ErrorKind, Place, RankState, RankStatus, Reason, Result, Source};
+pub use ndarray;
+pub use num_complex;
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use shm::reduction::{Arithmetic, Bits, Ordered};
@@ -113,4 +134,4 @@ pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
 };
-pub use work::sweep::{Counts, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept, WorkerStats};
+pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};

@@ -58,7 +58,7 @@ const COLLECTIVES: &[Collective] = &[
     ("gather", |comm| {
         let size = comm.size();
         let mut all = comm.is_root().then(|| Array1::<u8>::zeros(1000 * size));
-        comm.gather(&Array1::zeros(1000), all.as_mut(), 0)
+        comm.gather(&Array1::zeros(1000), &mut all, 0)
     }),
     ("all_gather", |comm| {
         let mut all = Array1::<u8>::zeros(10 * comm.size());
@@ -254,24 +254,25 @@ fn a_rank_that_leaves_early_is_named() {
 }
 
 fn different_calls_are_reported_by_all_ranks() {
-    let errors = Launch { ranks: Some(3), ..support::world() }
-        .threads(|comm| {
-            Ok(match comm.rank() {
-                0 => comm.barrier(),
-                1 => comm.broadcast(&mut arr1(&[1.0f32]), 0),
-                _ => comm.all_reduce(&arr1(&[1u8]), &mut arr1(&[0]), &Op::max()),
-            })
+    // Bodies that deal with the error keep their results.
+    let errors = Launch { ranks: Some(3), ..support::world() }.threads(|comm| {
+        Ok(match comm.rank() {
+            0 => comm.barrier(),
+            1 => comm.broadcast(&mut arr1(&[1.0f32]), 0),
+            _ => comm.all_reduce(&arr1(&[1u8]), &mut arr1(&[0]), &Op::max()),
         })
-        .unwrap_err();
-    // The world has been revoked, so the caller hears of it too, although every body returned Ok.
-    assert!(matches!(errors, Error::Ended { .. }), "{errors}");
+    });
+    for error in errors.unwrap().unwrap() {
+        assert!(matches!(error, Err(Error::Mismatch { .. } | Error::Ended { .. })), "{error:?}");
+    }
     let error = launch(3, |comm| match comm.rank() {
         0 => comm.barrier(),
         1 => comm.broadcast(&mut arr1(&[1.0f32]), 0),
         _ => comm.all_reduce(&arr1(&[1u8]), &mut arr1(&[0]), &Op::max()),
     });
     let text = error.unwrap_err().to_string();
-    for row in ["rank 0: barrier", "rank 1: broadcast, f32, root 0, 4 bytes", "rank 2: all_reduce (max), u8"]
+    for row in
+        ["rank 0: barrier", "rank 1: broadcast, f32, root 0, 1 element", "rank 2: all_reduce (max), u8"]
     {
         assert!(text.contains(row), "{text}");
     }

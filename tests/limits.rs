@@ -44,14 +44,13 @@ const FACES: &[Face] = &[
         let sweep = Sweep { workers: Some(3), ..Sweep::default() };
         let swept = sweep.run(
             Array2::zeros((30, 1)).view(),
-            1,
             || Ok(()),
             |(), row, out| {
                 out[0] = row.index as f64;
                 Ok(())
             },
         )?;
-        assert_eq!(swept.unwrap().values().sum(), 435.0);
+        assert_eq!(swept.values().sum(), 435.0);
         Ok(())
     }),
     ("scatter", || {

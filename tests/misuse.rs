@@ -140,7 +140,7 @@ fn mixed_reductions_are_right() {
 
                 let root = leased % size;
                 let mut total = (me == root).then(|| Array1::from_elem(n, f64::NAN));
-                comm.reduce(&send, total.as_mut(), &Op::sum(), root)?;
+                comm.reduce(&send, &mut total, &Op::sum(), root)?;
                 assert_eq!(total.map_or(0, |total| wrong(total.view(), 0, all)), 0, "reduce: {told}");
 
                 let mut part = Array1::from_elem(n / size, f64::NAN);
@@ -269,10 +269,10 @@ fn gather_is_not_gather_into_lease() {
             if comm.is_root() == leased_root {
                 let room = comm.alloc(200)?;
                 let room = comm.is_root().then_some((room, &[100, 100][..]));
-                comm.gather_into_lease::<u64, _, _, Ix1>(&part, room, 0).map(drop)
+                comm.gather_into_lease::<u64, _, Ix1>(&part, room, 0).map(drop)
             } else {
                 let mut all = comm.is_root().then(|| Array1::zeros(200));
-                comm.gather(&part, all.as_mut(), 0)
+                comm.gather(&part, &mut all, 0)
             }
         });
         let text = refusal(error);
@@ -718,7 +718,7 @@ fn progress_that_writes() {
         out[0] = lease.read().unwrap().view()[0] as f64;
         Ok(())
     };
-    let swept = sweep.run(Array2::zeros((40, 1)).view(), 1, || Ok(()), look);
+    let swept = sweep.run(Array2::zeros((40, 1)).view(), || Ok(()), look);
     panic!("{swept:?}");
 }
 
@@ -828,7 +828,7 @@ fn a_long_build() {
         Ok(())
     };
     let rows = Array2::zeros((4, 1));
-    let _ = Sweep { workers: Some(2), ..Sweep::default() }.run(rows.view(), 1, build, |(), _, _| Ok(()));
+    let _ = Sweep { workers: Some(2), ..Sweep::default() }.run(rows.view(), build, |(), _, _| Ok(()));
 }
 
 fn ranks_with_children() {
@@ -877,7 +877,7 @@ fn helpers_of_a_build_live_as_long_as_the_sweep() {
     };
     let rows = Array2::zeros((100, 1));
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
-    let swept = sweep.run(rows.view(), 1, build, |helper, row, out| {
+    let swept = sweep.run(rows.view(), build, |helper, row, out| {
         std::thread::sleep(Duration::from_millis(10));
         if row.index == 7 && row.attempt == 0 {
             std::process::abort();
@@ -886,7 +886,7 @@ fn helpers_of_a_build_live_as_long_as_the_sweep() {
         out[0] = f64::from(u8::from(std::fs::read_link(format!("/proc/{helper}/exe")).is_ok()));
         Ok(())
     });
-    assert_eq!(swept.unwrap().unwrap().values().sum(), 100.0);
+    assert_eq!(swept.unwrap().values().sum(), 100.0);
     assert!(marked_processes(&mark).is_empty(), "the helper outlives the sweep");
 }
 
@@ -907,7 +907,6 @@ fn no_zombies_pile_up() {
     let sweep = Sweep { workers: Some(1), ..Sweep::default() };
     let swept = sweep.run(
         rows.view(),
-        1,
         || Ok(()),
         |(), row, out| {
             Command::new("sh").args(["-c", "sleep 0.01 &"]).stdin(Stdio::null()).status().unwrap();
@@ -919,7 +918,7 @@ fn no_zombies_pile_up() {
             Ok(())
         },
     );
-    let zombies = swept.unwrap().unwrap().values()[[199, 0]];
+    let zombies = swept.unwrap().values()[[199, 0]];
     assert!(zombies <= 3.0, "{zombies} zombies");
     assert_eq!(children(std::process::id()), [""; 0]);
 }
@@ -941,7 +940,6 @@ fn launch_without_sigchld() {
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         rows.view(),
-        1,
         || Ok(()),
         |(), row, out| {
             if row.index == 3 && row.attempt == 0 {
@@ -951,7 +949,7 @@ fn launch_without_sigchld() {
             Ok(())
         },
     );
-    assert_eq!(swept.unwrap().unwrap().values().sum(), 20.0);
+    assert_eq!(swept.unwrap().values().sum(), 20.0);
 }
 
 fn ignored_sigchld() {
@@ -978,7 +976,7 @@ fn small_limit_on_files_is_named() {
     let rows = Array2::zeros((20, 1));
     for backend in [Backend::Serial, Backend::Threads, Backend::SharedMemory] {
         let sweep = Sweep { workers: Some(2), backend, ..Sweep::default() };
-        assert_says(&refusal(sweep.run(rows.view(), 1, || Ok(()), |(), _, _| Ok(()))), "ulimit -f");
+        assert_says(&refusal(sweep.run(rows.view(), || Ok(()), |(), _, _| Ok(()))), "ulimit -f");
     }
 }
 
@@ -1057,17 +1055,16 @@ fn sweeps_in_a_world_do_not_pile_up() {
     let grown = world.fork(|comm| {
         let mut early = 0;
         for round in 0..50 {
-            let swept = Sweep::default().run_in(
+            let swept = Sweep { outputs: 4096, ..Sweep::default() }.run_in(
                 comm,
                 rows.view(),
-                4096,
                 || Ok(()),
                 |(), row, out| {
                     out.fill(row.values[0]);
                     Ok(())
                 },
             )?;
-            assert!(swept.is_none_or(|swept| swept.values()[[127, 4095]] == 127.0));
+            assert!(!comm.is_root() || swept.values()[[127, 4095]] == 127.0);
             early = if round == 4 { status("VmRSS") } else { early };
         }
         Ok(status("VmRSS").saturating_sub(early) >> 10)

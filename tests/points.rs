@@ -62,7 +62,7 @@ fn work(comm: &mut Comm<'_>, array: Option<&SharedArray<u32, Ix1>>, late: bool) 
         check(sum.iter().all(|&value| value == (size * (size - 1) / 2) as f64), "all_reduce")?;
         pause();
         let mut all = comm.is_root().then(|| Array1::zeros(len * size));
-        comm.gather(&Array1::from_elem(len, rank as u32), all.as_mut(), 0)?;
+        comm.gather(&Array1::from_elem(len, rank as u32), &mut all, 0)?;
         let right = |all: Array1<u32>| all.iter().enumerate().all(|(at, &value)| value as usize == at / len);
         check(all.is_none_or(right), "gather")?;
     }
@@ -297,7 +297,6 @@ fn sweep(workers: usize, rows: usize) -> Result<()> {
     let sweep = Sweep { workers: Some(workers), ..Sweep::default() };
     let swept = sweep.run(
         parameters.view(),
-        1,
         || Ok(()),
         |(), row, out| {
             std::thread::sleep(Duration::from_micros(50));
@@ -305,7 +304,7 @@ fn sweep(workers: usize, rows: usize) -> Result<()> {
             Ok(())
         },
     )?;
-    let swept = swept.ok_or_else(|| wrong("no results on root"))?;
+    check(swept.is_root(), "results on root")?;
     let right = |(row, value): (usize, &f64)| *value == (row * 2) as f64 * (row * 2 + 1) as f64;
     check(swept.values().iter().enumerate().all(right), "the table of a sweep")
 }
@@ -316,7 +315,7 @@ fn inherited() -> Result<()> {
     let sweep = Sweep { workers: Some(2), schedule: Schedule::Static, ..Sweep::default() };
     let build = || match broken.load(Ordering::Relaxed) {
         0 => Ok(()),
-        _ => Err(Error::other("no licence free")),
+        _ => Err("no licence free".into()),
     };
     let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
         if row.index == 3 {
@@ -326,8 +325,8 @@ fn inherited() -> Result<()> {
         out[0] = row.index as f64;
         Ok(())
     };
-    let swept = sweep.run(parameters.view(), 1, build, model)?;
-    let swept = swept.ok_or_else(|| wrong("no results on root"))?;
+    let swept = sweep.run(parameters.view(), build, model)?;
+    check(swept.is_root(), "results on root")?;
     let right = |(row, value): (usize, &f64)| if row == 3 { value.is_nan() } else { *value == row as f64 };
     check(swept.values().iter().enumerate().all(right), "the table of a sweep with an heir")
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use ndarray::{Array1, Ix1, arr1};
-use phalanx::{Comm, Error, Launch, Op, Result, SharedArray};
+use phalanx::{Comm, Error, Launch, Op, RankStatus, Result, SharedArray};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ fn sum(comm: &mut Comm<'_>, way: usize) -> Result<u64> {
         }
         _ => {
             let mut all = comm.is_root().then(|| Array1::zeros(size));
-            comm.gather(&mine, all.as_mut(), 0)?;
+            comm.gather(&mine, &mut all, 0)?;
             sum[0] = all.map_or(0, |all: Array1<u64>| all.sum());
             comm.broadcast(&mut sum, 0)?;
         }
@@ -462,7 +462,7 @@ fn who_does_not_come_is_ended_at_the_deadline() {
         }
         let error = comm.barrier().unwrap_err();
         let text = error.to_string();
-        let told = matches!(&error, Error::Timeout { missing, .. } if missing[0].rank == 1 && missing[0].state == "stopped");
+        let told = matches!(&error, Error::Timeout { missing, .. } if missing[0].rank == 1 && missing[0].status == RankStatus::Stopped);
         assert!(told || matches!(error, Error::Ended { .. }), "{text}");
         comm.shrink()?;
         sum(comm, 0)

@@ -112,8 +112,8 @@ fn call(comm: &mut Comm<'_>, round: usize) -> Result<()> {
     comm.barrier()?;
     comm.broadcast(&mut same, round % size)?;
     comm.all_gather(&mine, &mut all)?;
-    comm.gather(&mine, (rank == 0).then_some(&mut all), 0)?;
-    comm.scatter((rank == 0).then_some(&all), &mut same, 0)?;
+    comm.gather(&mine, &mut (rank == 0).then_some(&mut all), 0)?;
+    comm.scatter(&(rank == 0).then_some(&all), &mut same, 0)?;
     comm.all_reduce(&mine, &mut same, &Op::sum())?;
     comm.scan(&mine, &mut same, &Op::max())?;
     comm.reduce_scatter(&Array1::<u64>::zeros(len * size), &mut same, &Op::sum())?;
@@ -226,7 +226,6 @@ fn scribbles_over_a_sweep() {
         let sweep = Sweep { workers: Some(3), ..Sweep::default() };
         let ended = sweep.run(
             parameters.view(),
-            1,
             || Ok(()),
             |(), row, out| {
                 if row.index % 7 == 3 {
@@ -243,7 +242,6 @@ fn scribbles_over_a_sweep() {
             Err(error) => judge(seed, &error),
             // Whatever there is can be looked at.
             Ok(swept) => {
-                let swept = swept.unwrap();
                 (0..swept.rows()).for_each(|row| drop(format!("{:?}", swept.outcome(row))));
             }
         }

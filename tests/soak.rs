@@ -303,7 +303,7 @@ fn step(comm: &mut Comm<'_>, seed: u64, step: u64) -> Result<bool> {
         }
         2 => {
             let mut got = (rank == root).then(|| Array1::zeros(len * size));
-            comm.gather(&of(rank, len), got.as_mut(), root)?;
+            comm.gather(&of(rank, len), &mut got, root)?;
             got.is_none_or(|got| got == all(len))
         }
         3 => {
@@ -314,12 +314,12 @@ fn step(comm: &mut Comm<'_>, seed: u64, step: u64) -> Result<bool> {
         4 => {
             let whole = (rank == root).then(|| all(len));
             let mut got = Array1::zeros(len);
-            comm.scatter(whole.as_ref(), &mut got, root)?;
+            comm.scatter(&whole, &mut got, root)?;
             got == of(rank, len)
         }
         5 => {
             let mut got = (rank == root).then(|| Array1::zeros(len));
-            comm.reduce(&of(rank, len), got.as_mut(), &Op::sum(), root)?;
+            comm.reduce(&of(rank, len), &mut got, &Op::sum(), root)?;
             got.is_none_or(|got| got == sums(size, len))
         }
         6 => {
@@ -522,7 +522,7 @@ fn be_a_caller(seed: u64, size: usize) {
                     std::thread::sleep(Duration::from_micros(300));
                     Ok(())
                 };
-                sweep.run(parameters.view(), 1, || Ok(()), model).map(drop)
+                sweep.run(parameters.view(), || Ok(()), model).map(drop)
             }
             2 => phalanx::launch(2, |_| phalanx::launch(2, |comm| comm.barrier()).map(drop)).map(drop),
             _ => phalanx::launch(size, |comm| {

@@ -95,10 +95,7 @@ const ALL_REDUCE: Collective = Collective {
 
 const GATHER: Collective = Collective {
     name: "gather",
-    run: |comm, mine, out| {
-        let out = if comm.is_root() { Some(out) } else { None };
-        comm.gather(mine, out, 0)
-    },
+    run: |comm, mine, out| comm.gather(mine, out, 0),
     before: |_, size, _| Array1::zeros(size * LEN),
     after: |rank, size, round| match rank {
         0 => (0..size).flat_map(|peer| values(peer, round)).collect(),
@@ -206,10 +203,9 @@ fn answer(parameter: f64, out: &mut [f64]) {
 /// The sweep of one run, from its caller's view.
 fn sweep(board: &Board, first: bool) {
     let parameters = Array2::from_shape_fn((ROWS, 1), |(row, _)| row as f64);
-    let sweep = Sweep { workers: Some(2), ..Sweep::default() };
+    let sweep = Sweep { outputs: LEN, workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         parameters.view(),
-        LEN,
         || Ok(0),
         |calls, row, out| {
             model(board, first, calls, row, out);
@@ -217,7 +213,7 @@ fn sweep(board: &Board, first: bool) {
         },
     );
     let wrong = match swept {
-        Ok(Some(swept)) => wrong_in(board, &swept, parameters.view()),
+        Ok(swept) => wrong_in(board, &swept, parameters.view()),
         other => vec![format!("the caller got {other:?}")],
     };
     board.report(wrong.is_empty(), wrong.join("; "));

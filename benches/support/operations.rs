@@ -307,15 +307,13 @@ fn sum_parts<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
 }
 
 fn gather<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
-    let mut room = state.recv.view_mut();
-    let room = comm.is_root().then_some(&mut room);
-    comm.gather(&state.send.view(), room, 0)
+    comm.gather(&state.send.view(), &mut state.recv.view_mut(), 0)
 }
 
 fn gather_into_lease<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
     let counts = &state.counts[..];
     let all = if state.fresh {
-        comm.gather_to_lease(&state.send.view(), comm.is_root().then_some(counts), 0)?
+        comm.gather_to_lease(&state.send.view(), counts, 0)?
     } else {
         let room = if comm.is_root() { Some((state.recv.take_lease()?, counts)) } else { None };
         comm.gather_into_lease(&state.send.view(), room, 0)?
@@ -387,14 +385,13 @@ fn sweep<'w>(state: &mut State<'w>, comm: &mut Comm<'w>) -> Result<()> {
     let swept = Sweep::default().run_in(
         comm,
         parameters,
-        1,
         || Ok(()),
         |(), row, out| {
             out[0] = row.values[0];
             Ok(())
         },
     )?;
-    if let (Some(swept), true) = (swept, state.check) {
+    if swept.is_root() && state.check {
         state.recv = Array::Private(swept.values().column(0).to_owned());
     }
     Ok(())

@@ -97,18 +97,19 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         ..Sweep::default()
     };
     // Other nodes of a cluster have nothing to tell.
-    let Some(swept) = sweep(parallel, points.view(), &plant, args.fault_rate)? else { return Ok(()) };
+    let swept = sweep(parallel, points.view(), &plant, args.fault_rate)?;
+    if !swept.is_root() {
+        return Ok(());
+    }
     let first = points.slice(s![..points.nrows().min(SERIAL_ROWS), ..]);
     let serial = Sweep { backend: Backend::Serial, ..Sweep::default() };
-    let serial = sweep(serial, first, &plant, 0.0)?.map(|swept| (first.nrows(), swept.elapsed));
+    let serial = sweep(serial, first, &plant, 0.0)?;
 
     calibration();
     let table = Table { seas: &seas, points: points.view(), swept: &swept };
     let files = report::write(&args.out, table)?;
     summary::findings(table);
-    if let Some(serial) = serial {
-        summary::figures(&swept, serial);
-    }
+    summary::figures(&swept, (serial.rows(), serial.elapsed));
     for file in files {
         println!("wrote       {}", file.display());
     }
@@ -139,20 +140,24 @@ fn sweep(
     points: ArrayView2<'_, f64>,
     plant: &Plant,
     fault_rate: f64,
-) -> phalanx::Result<Option<Swept>> {
+) -> phalanx::Result<Swept> {
     let caller = std::process::id();
     let build = || Ok(plant.clone());
-    sweep.run(points, OUTPUTS.len(), build, |plant: &mut Plant, row: &Row<'_>, out: &mut [f64]| {
-        // Never the caller's own process, whatever the back end made of it.
-        if row.attempt == 0 && struck(row.index, fault_rate) && std::process::id() != caller {
-            std::process::abort();
-        }
-        let point =
-            row.values.try_into().map_err(|_| Reason::from("the row has another number of inputs"))?;
-        let outputs = plant.operate(point).map_err(|why| Reason::from(why.to_string()))?;
-        out.copy_from_slice(&outputs);
-        Ok(())
-    })
+    Sweep { outputs: OUTPUTS.len(), ..sweep }.run(
+        points,
+        build,
+        |plant: &mut Plant, row: &Row<'_>, out: &mut [f64]| {
+            // Never the caller's own process, whatever the back end made of it.
+            if row.attempt == 0 && struck(row.index, fault_rate) && std::process::id() != caller {
+                std::process::abort();
+            }
+            let point =
+                row.values.try_into().map_err(|_| Reason::from("the row has another number of inputs"))?;
+            let outputs = plant.operate(point).map_err(|why| Reason::from(why.to_string()))?;
+            out.copy_from_slice(&outputs);
+            Ok(())
+        },
+    )
 }
 
 /// Whether chance, fixed by the index, picks a row out of a share `rate` of them.

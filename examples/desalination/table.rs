@@ -41,7 +41,7 @@ impl<'a> Table<'a> {
             Outcome::Infeasible(text) => Cow::Owned(text),
             Outcome::Panicked(text) => Cow::Owned(format!("the model panicked: {text}")),
             Outcome::Died(text) => Cow::Owned(format!("the worker died: {text}")),
-            Outcome::NotDone(text) => Cow::Owned(format!("not done: {text}")),
+            other => Cow::Owned(other.to_string()),
         }
     }
 

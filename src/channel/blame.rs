@@ -1,10 +1,11 @@
 //! Blame: which error a failure of a slot is, to its peers and to the caller, and what a slot is known to do.
 
-use crate::channel::call::operation;
+use crate::channel::call::{line, operation};
 use crate::channel::group::Board;
+use crate::channel::line::Line;
 use crate::channel::slot::Status;
 use crate::channel::slots::Slots;
-use crate::error::{Death, Error, Place, RankState};
+use crate::error::{Death, Error, Place, RankState, RankStatus};
 use crate::os::process;
 use crate::os::procfs;
 use crate::sync::atomic::Ordering;
@@ -21,16 +22,18 @@ impl Slots {
     pub(crate) fn state(&self, rank: usize, board: Option<usize>) -> RankState {
         let (slot, number) = (self.slot(rank), self.number(rank));
         let pid = slot.pid();
-        let state = match slot.alive.load(Ordering::Acquire) {
-            LEFT => "left",
-            FAILED => "failed",
-            0 => "not started",
-            alive if wait::is_gone(alive) => "dead",
+        let status = match slot.alive.load(Ordering::Acquire) {
+            LEFT => RankStatus::Left,
+            FAILED => RankStatus::Failed,
+            0 => RankStatus::NotStarted,
+            alive if wait::is_gone(alive) => RankStatus::Dead,
             _ => procfs::state(pid),
         };
-        let latest = board.map(|board| self.segment().place::<Board>(board).line.latest());
-        let (sequence, signature, line) = latest.unwrap_or_default();
-        RankState { rank: number, pid, state, operation: operation(signature), sequence, line }
+        let last = board.map(|board| &self.segment().place::<Board>(board).line);
+        let (sequence, signature, mark) = last.map(Line::latest).unwrap_or_default();
+        let operation = (signature != 0).then(|| operation(signature, mark));
+        let (line, file) = (line(mark), last.map(Line::file).unwrap_or_default());
+        RankState { rank: number, pid, status, operation, sequence, line, file }
     }
 
     /// As [`Slots::state`], in the communicator of all ranks of the epoch that is now.
@@ -79,7 +82,7 @@ impl Slots {
 
     /// Returns the error for a rank that has been given up.
     fn was_stopped(&self, place: Place, rank: usize) -> Error {
-        let missing = vec![RankState { state: "stopped", ..self.state_now(rank) }];
+        let missing = vec![RankState { status: RankStatus::Stopped, ..self.state_now(rank) }];
         Error::Timeout { place, missing, deadline: self.deadline.unwrap_or_default() }
     }
 

@@ -56,12 +56,38 @@ verbs! {
     Recv = 28, "recv";
     /// The other side of `SendLease`.
     RecvLease = 29, "recv_lease";
+    // Names of the API for operations that match one above: some ranks may make the one, some the other.
+    GatherVarcount = 30, "gather_varcount";
+    GatherToLease = 31, "gather_to_lease";
+    AllReduceExact = 32, "all_reduce_exact";
+    BroadcastObject = 33, "broadcast_object";
+    GatherObjects = 34, "gather_objects";
+    AllGatherObjects = 35, "all_gather_objects";
+    BroadcastValue = 36, "broadcast_value";
+    AllGatherValue = 37, "all_gather_value";
+    AllReduceValue = 38, "all_reduce_value";
+    ScanValue = 39, "scan_value";
+    OpenRows = 40, "open_rows";
 }
 
 impl Verb {
     /// As the user knows it.
     pub(crate) fn name(self) -> &'static str {
         NAMES[self as usize]
+    }
+
+    /// Returns the operation that this name of the API stands for.
+    fn operation(self) -> Verb {
+        match self {
+            Verb::GatherVarcount | Verb::GatherObjects => Verb::Gather,
+            Verb::GatherToLease => Verb::GatherShared,
+            Verb::AllReduceExact | Verb::AllReduceValue => Verb::AllReduce,
+            Verb::BroadcastObject | Verb::BroadcastValue => Verb::Broadcast,
+            Verb::AllGatherObjects | Verb::AllGatherValue => Verb::AllGather,
+            Verb::ScanValue => Verb::Scan,
+            Verb::OpenRows => Verb::Open,
+            verb => verb,
+        }
     }
 }
 
@@ -72,19 +98,26 @@ pub(crate) type Signature = [u64; 2];
 /// One call of one rank.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
+    /// The operation, which the ranks compare.
     pub(crate) verb: Verb,
+    /// Its name in the API.
+    pub(crate) name: Verb,
     pub(crate) op: OpCode,
     pub(crate) datatype: TypeTag,
     pub(crate) root: usize,
     /// The source line of the call.
     pub(crate) line: u32,
+    /// The source file of the call.
+    pub(crate) file: &'static str,
 }
 
 impl Call {
     /// A call without root or reduction, made at the caller's source line.
     #[track_caller]
     pub(crate) fn new(verb: Verb, datatype: TypeTag) -> Call {
-        Call { verb, op: OpCode::Nothing, datatype, root: 0, line: std::panic::Location::caller().line() }
+        let (at, name) = (std::panic::Location::caller(), verb);
+        let (verb, op, line, file) = (verb.operation(), OpCode::Nothing, at.line(), at.file());
+        Call { verb, name, op, datatype, root: 0, line, file }
     }
 
     /// How it is told that the ranks' digests differ.
@@ -116,24 +149,45 @@ impl Call {
     }
 
     pub(crate) fn place(&self, rank: usize, sequence: u32) -> Place {
-        Place { operation: self.verb.name(), rank, sequence }
+        Place { operation: self.name.name(), rank, sequence }
+    }
+
+    /// Returns the call's mark for reports: name and source line in a word.
+    pub(crate) fn mark(&self) -> u32 {
+        self.line.min(LINES) | (self.name as u32) << LINES.count_ones()
     }
 }
 
-/// The operation of a signature's first word, by its name in the API.
-pub(crate) fn operation(signature: u64) -> &'static str {
-    NAMES.get((signature & 0xFF) as usize).copied().unwrap_or("no operation")
+/// The bits of a mark that are the source line.
+const LINES: u32 = (1 << 24) - 1;
+
+/// Returns the source line of a mark.
+pub(crate) fn line(mark: u32) -> u32 {
+    mark & LINES
 }
 
-/// A signature in words, for the table of a mismatch.
-pub(crate) fn describe(signature: Signature, len: u64, line: u32) -> String {
-    format!("{}, source line {line}", describe_message(signature, len))
+/// Returns the name in the API of the operation in a signature's first word, or of the call that its mark names.
+pub(crate) fn operation(signature: u64, mark: u32) -> &'static str {
+    let name = |code: usize| NAMES.get(code).copied();
+    let named = (mark >> LINES.count_ones()) as usize;
+    let named = if named == 0 { None } else { name(named) };
+    named.or(name((signature & 0xFF) as usize)).unwrap_or("no operation")
+}
+
+/// Describes a call by its signature, mark and source file, for the table of a mismatch.
+pub(crate) fn describe(signature: Signature, len: u64, mark: u32, file: &str) -> String {
+    let of = if file.is_empty() { "" } else { " of " };
+    format!("{}, source line {}{of}{file}", described(signature, len, mark), line(mark))
 }
 
 /// As [`describe`], of a message, which does not say where it was sent.
 pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
+    described(signature, len, 0)
+}
+
+fn described(signature: Signature, len: u64, mark: u32) -> String {
     let [signature, identity] = signature;
-    let name = operation(signature);
+    let name = operation(signature, mark);
     let datatype = TypeTag { code: (signature >> 16) as u16, identity };
     let op = op_name((signature >> 8) as u8);
     let root = match ROOTED.iter().any(|&verb| signature & 0xFF == verb as u64) {
@@ -142,7 +196,7 @@ pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
     };
     match datatype == TypeTag::BYTES {
         true => format!("{name}{op}{root}"),
-        false => format!("{name}{op}, {}{root}, {len} bytes", datatype.name()),
+        false => format!("{name}{op}, {}{root}, {}", datatype.name(), datatype.amount(len)),
     }
 }
 
@@ -163,9 +217,12 @@ mod tests {
     #[test]
     fn names_match_codes() {
         assert!(CODES.iter().enumerate().all(|(index, &code)| usize::from(code) == index));
-        assert_eq!((CODES.len(), Verb::RecvLease as usize + 1), (NAMES.len(), NAMES.len()));
+        assert_eq!((CODES.len(), Verb::OpenRows as usize + 1), (NAMES.len(), NAMES.len()));
         assert_eq!(Verb::AllReduce.name(), "all_reduce");
         let call = Call::new(Verb::Reduce, TypeTag::of::<f64>()).root(3).op(OpCode::Sum);
-        assert!(describe(call.signature(), 8, 7).starts_with("reduce (sum), f64, root 3, 8 bytes"));
+        assert!(
+            describe(call.signature(), 8, call.mark(), "")
+                .starts_with("reduce (sum), f64, root 3, 1 element")
+        );
     }
 }

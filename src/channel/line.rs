@@ -10,12 +10,15 @@ use crate::shm::kernel;
 use crate::shm::segment::Places;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Meeting, Pace};
+use core::cell::Cell;
 use std::time::Instant;
 
 /// Words of payload that fit into a mark.
 pub(crate) const INLINE_WORDS: usize = 8;
 /// Bytes of payload that fit into a mark.
 pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
+/// Words for the path of a source file.
+const FILE_WORDS: usize = 13;
 
 shared! {
     /// The words that a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
@@ -24,8 +27,8 @@ shared! {
     struct Mark {
         /// The number of the exchange this is for. Stored last.
         sequence: AtomicU32,
-        /// The source line of the call, for reports.
-        line: AtomicU32,
+        /// The call's mark, for reports.
+        call: AtomicU32,
         /// signature (two words), len, place, target, room, digest
         head: [AtomicU64; 7],
         inline: [AtomicU64; INLINE_WORDS],
@@ -40,8 +43,10 @@ shared! {
         marks: [Mark; 2],
         /// How many peers sleep on a mark of this line.
         sleepers: AtomicU32,
-        /// The source line of the message for which the owner waits, and whether it sends or receives: for reports.
+        /// The message for which the owner waits, for reports: its operation, and above that the call's mark.
         message: AtomicU64,
+        /// The source file of the owner's last call, for reports; of a long path the end.
+        file: [AtomicU64; FILE_WORDS],
     }
 }
 #[cfg(not(loom))]
@@ -60,12 +65,12 @@ impl Line {
 
     /// The owner waits for a message of this call, or for none.
     pub(crate) fn awaits(&self, call: Option<&Call>) {
-        let word = call.map_or(0, |call| u64::from(call.line) << 32 | call.verb as u64);
+        let word = call.map_or(0, |call| u64::from(call.mark()) << 32 | call.verb as u64);
         self.message.store(word, Ordering::Relaxed);
     }
 
-    /// Returns number, signature and source line of the owner's last exchange; while it waits for a message, the number of its
-    /// next exchange, as errors have it, the message's operation and source line. For reports: a guess while the owner is at work.
+    /// Returns number, signature and mark of the owner's last exchange; while it waits for a message, the number of its
+    /// next exchange, as errors have it, the message's operation and mark. For reports: a guess while the owner is at work.
     pub(crate) fn latest(&self) -> (u32, u64, u32) {
         let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
         let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
@@ -75,7 +80,23 @@ impl Line {
             let next = numbers[usize::from(ahead)].wrapping_add(1);
             return (next, message & 0xFF, (message >> 32) as u32);
         }
-        (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.line.load(Ordering::Relaxed))
+        (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.call.load(Ordering::Relaxed))
+    }
+
+    /// Returns the source file of the owner's last call. For reports, likewise.
+    pub(crate) fn file(&self) -> String {
+        let words = self.file.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
+    }
+
+    #[cold]
+    fn tell_file(&self, path: &str) {
+        let mut words = [0u64; FILE_WORDS];
+        let start = path.ceil_char_boundary(path.len().saturating_sub(8 * FILE_WORDS));
+        let end = &path.as_bytes()[start..];
+        bytemuck::cast_slice_mut(&mut words)[..end.len()].copy_from_slice(end);
+        self.file.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
     }
 
     fn mark(&self, e: u32) -> &Mark {
@@ -118,25 +139,28 @@ pub(crate) struct Gate {
     pub(crate) pace: Pace,
     /// The number of the next exchange.
     pub(crate) next: u32,
+    /// The address of the path that the line holds.
+    file: Cell<usize>,
 }
 
 impl Gate {
     /// Member `me`; `guards` end a wait for each peer; exchanges count from `first`.
     pub(crate) fn new(lines: Places<Line>, guards: Guards, me: usize, pace: Pace, first: u32) -> Gate {
-        Gate { lines, guards, me, pace, next: first }
+        Gate { lines, guards, me, pace, next: first, file: Cell::new(0) }
     }
 
     /// [2], [3]
-    pub(crate) fn arrive(&self, line: u32, head: &Head, inline: &[u8]) {
-        self.fill(line, head, inline);
+    pub(crate) fn arrive(&self, call: &Call, head: &Head, inline: &[u8]) {
+        self.note_file(call);
+        self.fill(call.mark(), head, inline);
         point(Site::ExchangeFilled);
         self.lines[self.me].meeting(self.next).signal(self.next);
     }
 
     /// [2]
-    pub(super) fn fill(&self, line: u32, head: &Head, inline: &[u8]) {
+    pub(super) fn fill(&self, call: u32, head: &Head, inline: &[u8]) {
         let mark = self.lines[self.me].mark(self.next);
-        mark.line.store(line, Ordering::Relaxed);
+        mark.call.store(call, Ordering::Relaxed);
         let [call, datatype] = head.signature;
         let words = [call, datatype, head.len, head.place, head.target, head.room, head.digest];
         for (word, value) in mark.head.iter().zip(words) {
@@ -165,8 +189,18 @@ impl Gate {
         meeting.wait(self.guards.of(peer), self.pace, deadline, |sequence| sequence == self.next).map(drop)
     }
 
+    /// The paths of a program's files are constants: the same address is the same file.
+    fn note_file(&self, call: &Call) {
+        let address = call.file.as_ptr().addr();
+        if self.file.get() != address && !cfg!(loom) {
+            self.file.set(address);
+            self.lines[self.me].tell_file(call.file);
+        }
+    }
+
     /// This rank waits for a message of this call, or for none.
     pub(crate) fn awaits(&self, call: Option<&Call>) {
+        call.into_iter().for_each(|call| self.note_file(call));
         self.lines[self.me].awaits(call);
     }
 
@@ -175,7 +209,12 @@ impl Gate {
         self.lines[peer].mark(self.next).sequence.load(Ordering::Acquire) == self.next
     }
 
-    /// [5] what a peer said, copied once, and the source line of its call.
+    /// Returns the source file of a peer's last call.
+    pub(crate) fn file(&self, peer: usize) -> String {
+        self.lines[peer].file()
+    }
+
+    /// [5] what a peer said, copied once, and the mark of its call.
     pub(crate) fn head(&self, peer: usize) -> (Head, u32) {
         let mark = self.lines[peer].mark(self.next);
         let word = |index: usize| mark.head[index].load(Ordering::Relaxed);
@@ -187,7 +226,7 @@ impl Gate {
             room: word(5),
             digest: word(6),
         };
-        (head, mark.line.load(Ordering::Relaxed))
+        (head, mark.call.load(Ordering::Relaxed))
     }
 
     /// A payload of `len` bytes that travels in the mark, copied once.

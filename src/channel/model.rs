@@ -15,11 +15,13 @@
 
 mod directory;
 
+use crate::channel::call::{Call, Verb};
 use crate::channel::guards::Guards;
 use crate::channel::line::{Gate, Head, Line};
 use crate::channel::recovery::{Outcome, Petition, Verdict, Wish};
 use crate::channel::ring::{End, Frame, Kind, Reader, RingWords, SMALL, Writer};
 use crate::os::robust::OWNER_DIED;
+use crate::shm::datatype::TypeTag;
 use crate::shm::segment::{Placed, Places, Segment};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{self, Broken, FAILED, Guard, LEFT, Pace};
@@ -262,7 +264,7 @@ fn barrier() {
             let mut gate = world.gate(rank);
             for arrived in arrived {
                 arrived.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                gate.arrive(0, &Head::default(), &[]);
+                gate.arrive(&Call::new(Verb::Barrier, TypeTag::BYTES), &Head::default(), &[]);
                 (0..3).for_each(|peer| gate.wait_for(peer, None).unwrap());
                 assert_eq!(arrived.load(std::sync::atomic::Ordering::Relaxed), 3);
                 gate.next = gate.next.wrapping_add(1);

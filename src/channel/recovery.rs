@@ -130,8 +130,8 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     struct Asks {
         wish: AtomicU32,
-        /// The source line of the call.
-        line: AtomicU32,
+        /// The call's mark.
+        call: AtomicU32,
         value: AtomicU64,
     }
 }
@@ -214,7 +214,7 @@ impl Petition {
     pub(crate) fn describe(&self, number: u32) -> String {
         let asks = self.asks(number);
         let wish = Wish::of(asks.wish.load(Ordering::Relaxed)).map_or("nothing", Wish::name);
-        format!("{wish}, source line {}", asks.line.load(Ordering::Relaxed))
+        format!("{wish}, source line {}", crate::channel::call::line(asks.call.load(Ordering::Relaxed)))
     }
 
     fn asks(&self, number: u32) -> &Asks {
@@ -228,7 +228,7 @@ impl Petition {
         &self,
         verdict: &Verdict,
         ranks: usize,
-        (wish, value, line): (Wish, u64, u32),
+        (wish, value, mark): (Wish, u64, u32),
         ring: impl FnOnce(),
         supervised: Guard<'_>,
         deadline: Option<Instant>,
@@ -242,7 +242,7 @@ impl Petition {
         let asks = self.asks(number);
         asks.wish.store(wish as u32, Ordering::Relaxed);
         asks.value.store(value, Ordering::Relaxed);
-        asks.line.store(line, Ordering::Relaxed);
+        asks.call.store(mark, Ordering::Relaxed);
         point(Site::AskedInPart);
         self.number.store(number, Ordering::Release);
         ring();

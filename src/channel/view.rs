@@ -13,6 +13,7 @@ use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::rc::Rc;
@@ -175,6 +176,19 @@ impl<T: Element, D: Dimension> Held<T, D> {
 pub struct Parts<'w, T, D> {
     held: Held<T, D>,
     world: PhantomData<&'w ()>,
+}
+
+impl<T, D: Dimension> fmt::Debug for Parts<'_, T, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Held { dim, bounds, me, .. } = &self.held;
+        write!(f, "Parts(rows {}..{} of shape {:?})", bounds[*me], bounds[me + 1], dim.slice())
+    }
+}
+
+impl<T, D: Dimension> fmt::Debug for Whole<'_, T, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Whole(shape {:?})", self.held.dim.slice())
+    }
 }
 
 impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {

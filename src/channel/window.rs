@@ -397,7 +397,7 @@ impl Window {
         let (len, digest) = (offer.len as u64, offer.digest);
         let signature = call.signature();
         let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
-        self.gate.arrive(call.line, &head, inline);
+        self.gate.arrive(call, &head, inline);
         point(Site::ExchangeArrived);
         let deadline = self.world.plan.until();
         let mut alike = call.verb != Verb::Abort;
@@ -466,15 +466,15 @@ impl Window {
             let (rank, problem) = (self.number(peer), self.world.slots.told(self.ranks[peer]));
             self.gate.advance();
             // All have read it before that rank tells something else. Whoever dies is missed in the next call.
-            self.gate.arrive(call.line, &Head::default(), &[]);
+            self.gate.arrive(call, &Head::default(), &[]);
             let deadline = self.world.plan.until();
             let _ = (0..self.size()).try_for_each(|peer| self.gate.wait_for(peer, deadline));
             self.gate.advance();
             return Error::bad(place, format!("rank {rank}: {problem}{UNCHANGED}"));
         }
         let row = |peer| {
-            let (head, line) = self.gate.head(peer);
-            format!("  rank {}: {}\n", self.number(peer), describe(head.signature, head.len, line))
+            let ((head, mark), file) = (self.gate.head(peer), self.gate.file(peer));
+            format!("  rank {}: {}\n", self.number(peer), describe(head.signature, head.len, mark, &file))
         };
         let table = (0..self.size()).map(row).collect();
         self.end(Error::Mismatch { place, table })

@@ -61,15 +61,12 @@ impl Comm<'_> {
         call: &Call,
         (size, align): (usize, usize),
         send: Sent<'_>,
-        counts: Option<&[usize]>,
+        counts: &[usize],
     ) -> Result<Option<Block>> {
         self.check_rank(call, "root", call.root)?;
         if self.rank() != call.root {
             return self.transport.gather_shared(call, send.bytes, None).map(|()| None);
         }
-        let Some(counts) = counts else {
-            return self.refuse(call, "root did not say how many elements come from each rank");
-        };
         let total = counts.iter().fold(0usize, |sum, &count| sum.saturating_add(count));
         // First: no count is larger than what has a length in bytes.
         let Some(len) = total.checked_mul(size).filter(|&len| len <= isize::MAX as usize) else {
@@ -106,7 +103,10 @@ impl Comm<'_> {
         }
         if total != Some(room) {
             let sum = total.map_or_else(|| "more than 2^64".to_owned(), |total| total.to_string());
-            let problem = format!("the counts add up to {sum} elements, the receiving array has {room}");
+            let problem = match room {
+                0 => format!("root gave no array to receive into: the counts add up to {sum} elements"),
+                _ => format!("the counts add up to {sum} elements, the receiving array has {room}"),
+            };
             return self.refuse(call, problem);
         }
         if counts[self.rank()] != own {
@@ -125,8 +125,10 @@ impl Comm<'_> {
     pub(super) fn scatter_call(&mut self, call: &Call, send: Option<&[u8]>, recv: &mut [u8]) -> Result<()> {
         self.check_rank(call, "root", call.root)?;
         match send {
-            Some(send) if self.rank() == call.root => self.transport.scatter(call, send, recv),
-            None if self.rank() == call.root => self.refuse(call, "root gave no array to send"),
+            Some(send) if self.rank() == call.root && send.is_empty() <= recv.is_empty() => {
+                self.transport.scatter(call, send, recv)
+            }
+            _ if self.rank() == call.root => self.refuse(call, "root gave no array to send"),
             _ => self.transport.scatter(call, &[], recv),
         }
     }
@@ -155,11 +157,11 @@ impl Comm<'_> {
         self.check_rank(&call, "root", call.root)?;
         let call = call.op(fold.code);
         match recv {
-            Some(recv) if self.rank() == call.root => {
+            Some(recv) if self.rank() == call.root && (recv.count > 0 || send.count == 0) => {
                 self.check_room(&call, send.count, recv.count)?;
                 self.transport.reduce(&call, send.bytes, Some(recv.bytes), fold)
             }
-            None if self.rank() == call.root => self.refuse(&call, "root gave no array to receive into"),
+            _ if self.rank() == call.root => self.refuse(&call, "root gave no array to receive into"),
             _ => self.transport.reduce(&call, send.bytes, None, fold),
         }
     }

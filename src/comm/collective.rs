@@ -1,18 +1,19 @@
 //! The collectives of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::comm::Comm;
+use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::arena::Block;
 use crate::shm::array::{Lease, shared_layout};
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
-use ndarray::{ArrayBase, Data, DataMut, Dimension, Ix1};
+use ndarray::{Dimension, Ix1};
 
-/// A call of `verb` with elements of `T`.
+/// A call of `verb` with elements of this buffer's type.
 #[track_caller]
-fn call<T: Element>(verb: Verb) -> Call {
-    Call::new(verb, TypeTag::of::<T>())
+fn call<B: Buffer + ?Sized>(verb: Verb) -> Call {
+    Call::new(verb, TypeTag::of::<B::Elem>())
 }
 
 impl Comm<'_> {
@@ -47,16 +48,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn broadcast<T: Element, S, D>(&mut self, data: &mut ArrayBase<S, D>, root: usize) -> Result<()>
-    where
-        S: DataMut<Elem = T>,
-        D: Dimension,
-    {
-        let call = call::<T>(Verb::Broadcast).root(root);
+    pub fn broadcast<B: BufferMut + ?Sized>(&mut self, data: &mut B, root: usize) -> Result<()> {
+        let call = call::<B>(Verb::Broadcast).root(root);
         with_bytes_mut(data, |data| self.broadcast_call(&call, data.bytes))
     }
 
-    /// Collects equal parts, in rank order, in root's `recv`; the other ranks give `None`. MPI_Gather.
+    /// Collects equal parts, in rank order, in root's `recv`; that of other ranks is left alone, and may be empty: `&mut []`, or
+    /// an `Option` that is `None`. MPI_Gather.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if root's room is not size times its part, or a part has another length.
@@ -66,31 +64,26 @@ impl Comm<'_> {
     /// phalanx::launch(2, |comm| {
     ///     let part = arr1(&[comm.rank() as u16, 10]);
     ///     let mut all = comm.is_root().then(|| Array2::zeros((2, 2)));
-    ///     comm.gather(&part, all.as_mut(), 0)?;
+    ///     comm.gather(&part, &mut all, 0)?;
     ///     assert!(all.is_none_or(|all| all == arr2(&[[0, 10], [1, 10]])));
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn gather<T: Element, S, D, R, E>(
+    pub fn gather<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: Option<&mut ArrayBase<R, E>>,
+        send: &S,
+        recv: &mut R,
         root: usize,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let counts = vec![send.len(); self.size()];
-        self.gather_arrays(send, recv.map(|recv| (recv, &counts[..])), root, call::<T>(Verb::Gather))
+    ) -> Result<()> {
+        let counts = vec![send.with(<[_]>::len); if self.rank() == root { self.size() } else { 0 }];
+        self.gather_buffers(send, recv, &counts, call::<S>(Verb::Gather).root(root))
     }
 
-    /// Collects parts of any lengths, in rank order, in root's `recv`; root also says how many elements each rank
-    /// sends. The other ranks give `None`. MPI_Gatherv, without its limit of 2^31 elements.
+    /// Collects parts of any lengths, in rank order, in root's `recv`; `counts` are the numbers of elements that the ranks
+    /// send. `recv` and `counts` of other ranks are left alone, and may be empty: `&mut []`, `&[]`. MPI_Gatherv, without its
+    /// limit of 2^31 elements.
     ///
     /// Nothing is staged if a rank's part lies in shared memory (an array from [`Comm::alloc`]): root then copies it
     /// from where it lies. To have root's array written by all ranks at once see [`Comm::gather_into_lease`]; to have
@@ -103,49 +96,40 @@ impl Comm<'_> {
     /// use ndarray::{arr1, Array1};
     /// phalanx::launch(3, |comm| {
     ///     let part = Array1::from_elem(comm.rank(), comm.rank() as f64);
-    ///     let mut all = Array1::zeros(3);
-    ///     let recv = comm.is_root().then_some((&mut all, &[0, 1, 2][..]));
-    ///     comm.gather_varcount(&part, recv, 0)?;
-    ///     assert!(!comm.is_root() || all == arr1(&[1.0, 2.0, 2.0]));
+    ///     match comm.is_root() {
+    ///         true => {
+    ///             let mut all = Array1::zeros(3);
+    ///             comm.gather_varcount(&part, &mut all, &[0, 1, 2], 0)?;
+    ///             assert_eq!(all, arr1(&[1.0, 2.0, 2.0]));
+    ///         }
+    ///         false => comm.gather_varcount(&part, &mut [], &[], 0)?,
+    ///     }
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn gather_varcount<T: Element, S, D, R, E>(
+    pub fn gather_varcount<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: Option<(&mut ArrayBase<R, E>, &[usize])>,
+        send: &S,
+        recv: &mut R,
+        counts: &[usize],
         root: usize,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        self.gather_arrays(send, recv, root, call::<T>(Verb::Gather))
+    ) -> Result<()> {
+        self.gather_buffers(send, recv, counts, call::<S>(Verb::GatherVarcount).root(root))
     }
 
-    fn gather_arrays<T: Element, S, D, R, E>(
+    fn gather_buffers<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: Option<(&mut ArrayBase<R, E>, &[usize])>,
-        root: usize,
+        send: &S,
+        recv: &mut R,
+        counts: &[usize],
         call: Call,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let (call, size) = (call.root(root), size_of::<T>());
-        with_bytes(send, |send| match recv {
-            Some((recv, counts)) if self.rank() == root => {
-                with_bytes_mut(recv, |recv| self.gather_call(&call, size, send, Some((recv, counts))))
-            }
-            _ => self.gather_call(&call, size, send, None),
+    ) -> Result<()> {
+        let size = size_of::<S::Elem>();
+        with_bytes(send, |send| match self.rank() == call.root {
+            true => with_bytes_mut(recv, |recv| self.gather_call(&call, size, send, Some((recv, counts)))),
+            false => self.gather_call(&call, size, send, None),
         })
     }
 
@@ -168,18 +152,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn gather_into_lease<T: Element, S, D, E>(
+    pub fn gather_into_lease<T: Element, S: Buffer<Elem = T> + ?Sized, E: Dimension>(
         &mut self,
-        send: &ArrayBase<S, D>,
+        send: &S,
         recv: Option<(Lease<T, E>, &[usize])>,
         root: usize,
-    ) -> Result<Option<Lease<T, E>>>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::GatherShared).root(root);
+    ) -> Result<Option<Lease<T, E>>> {
+        let call = call::<S>(Verb::GatherShared).root(root);
         let (parts, dim) = match recv {
             Some((recv, counts)) => {
                 let room = recv.view().len();
@@ -192,8 +171,8 @@ impl Comm<'_> {
         block.zip(dim).map(|(block, dim)| Lease::received(block, dim)).transpose()
     }
 
-    /// As [`Comm::gather_into_lease`], into a shared array that is made for it: root gives only how many elements come from
-    /// each rank. Memory of arrays that were dropped is used again, as it is: a new result every call costs neither page
+    /// As [`Comm::gather_into_lease`], into a shared array that is made for it: root gives only the numbers of elements that
+    /// the ranks send (`counts` of other ranks are not read). Memory of arrays that were dropped is used again, as it is: a new result every call costs neither page
     /// faults nor zeroing.
     ///
     /// # Errors
@@ -204,7 +183,7 @@ impl Comm<'_> {
     /// phalanx::launch(2, |comm| {
     ///     for round in 0..10 {
     ///         let part = Array1::from_elem(2, comm.rank() + round);
-    ///         let all = comm.gather_to_lease(&part, comm.is_root().then_some(&[2, 2][..]), 0)?;
+    ///         let all = comm.gather_to_lease(&part, &[2, 2], 0)?;
     ///         assert!(all.is_none_or(|all| all.view() == arr1(&[round, round, 1 + round, 1 + round])));
     ///     }
     ///     Ok(())
@@ -212,17 +191,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn gather_to_lease<T: Element, S, D>(
+    pub fn gather_to_lease<T: Element, S: Buffer<Elem = T> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        counts: Option<&[usize]>,
+        send: &S,
+        counts: &[usize],
         root: usize,
-    ) -> Result<Option<Lease<T, Ix1>>>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-    {
-        let (call, layout) = (call::<T>(Verb::GatherShared).root(root), shared_layout::<T>());
+    ) -> Result<Option<Lease<T, Ix1>>> {
+        let (call, layout) = (call::<S>(Verb::GatherToLease).root(root), shared_layout::<T>());
         let block = with_bytes(send, |send| self.gather_made_call(&call, layout, send, counts))?;
         let dim = |block: &Block| Ix1(block.bytes().len() / layout.0);
         block.map(|block| (dim(&block), block)).map(|(dim, block)| Lease::received(block, dim)).transpose()
@@ -244,25 +219,19 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_gather<T: Element, S, D, R, E>(
+    pub fn all_gather<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::AllGather);
+        send: &S,
+        recv: &mut R,
+    ) -> Result<()> {
+        let call = call::<S>(Verb::AllGather);
         with_bytes(send, |send| {
             with_bytes_mut(recv, |recv| self.all_gather_call(&call, send.bytes, recv.bytes))
         })
     }
 
-    /// Deals root's `send` out in rank order: each rank gets as many elements as its `recv` has room for. The other
-    /// ranks give `None`. MPI_Scatter, MPI_Scatterv.
+    /// Deals root's `send` out in rank order: each rank gets as many elements as its `recv` has room for. That of other ranks
+    /// is not read, and may be empty: `&[]`, or an `Option` that is `None`. MPI_Scatter, MPI_Scatterv.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if the rooms do not add up to what root has.
@@ -272,29 +241,23 @@ impl Comm<'_> {
     /// phalanx::launch(2, |comm| {
     ///     let all = comm.is_root().then(|| arr1(&[1, 2, 3]));
     ///     let mut part = Array1::zeros(comm.rank() + 1);
-    ///     comm.scatter(all.as_ref(), &mut part, 0)?;
+    ///     comm.scatter(&all, &mut part, 0)?;
     ///     assert_eq!(part, if comm.is_root() { arr1(&[1]) } else { arr1(&[2, 3]) });
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn scatter<T: Element, S, D, R, E>(
+    pub fn scatter<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: Option<&ArrayBase<S, D>>,
-        recv: &mut ArrayBase<R, E>,
+        send: &S,
+        recv: &mut R,
         root: usize,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::Scatter).root(root);
-        with_bytes_mut(recv, |recv| match send.filter(|_| self.rank() == root) {
-            Some(send) => with_bytes(send, |send| self.scatter_call(&call, Some(send.bytes), recv.bytes)),
-            None => self.scatter_call(&call, None, recv.bytes),
+    ) -> Result<()> {
+        let call = call::<S>(Verb::Scatter).root(root);
+        with_bytes_mut(recv, |recv| match self.rank() == root {
+            true => with_bytes(send, |send| self.scatter_call(&call, Some(send.bytes), recv.bytes)),
+            false => self.scatter_call(&call, None, recv.bytes),
         })
     }
 
@@ -316,18 +279,12 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_to_all<T: Element, S, D, R, E>(
+    pub fn all_to_all<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::AllToAll);
+        send: &S,
+        recv: &mut R,
+    ) -> Result<()> {
+        let call = call::<S>(Verb::AllToAll);
         with_bytes(send, |send| with_bytes_mut(recv, |recv| self.all_to_all_call(&call, send, recv)))
     }
 }

@@ -1,12 +1,13 @@
 //! Messages between two ranks.
 
 use crate::channel::call::{Call, Verb};
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
+use crate::comm::Comm;
+use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
-use ndarray::{ArrayBase, Data, DataMut, Dimension, IntoDimension};
+use ndarray::{Dimension, IntoDimension};
 
 impl Comm<'_> {
     /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
@@ -32,12 +33,8 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn send<T: Element, S, D>(&mut self, message: &ArrayBase<S, D>, to: usize) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-    {
-        let call = Call::new(Verb::Send, TypeTag::of::<T>());
+    pub fn send<S: Buffer + ?Sized>(&mut self, message: &S, to: usize) -> Result<()> {
+        let call = Call::new(Verb::Send, TypeTag::of::<S::Elem>());
         with_bytes(message, |message| self.send_call(&call, to, message.bytes))
     }
 
@@ -59,12 +56,8 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn recv<T: Element, S, D>(&mut self, message: &mut ArrayBase<S, D>, from: usize) -> Result<()>
-    where
-        S: DataMut<Elem = T>,
-        D: Dimension,
-    {
-        let call = Call::new(Verb::Recv, TypeTag::of::<T>());
+    pub fn recv<B: BufferMut + ?Sized>(&mut self, message: &mut B, from: usize) -> Result<()> {
+        let call = Call::new(Verb::Recv, TypeTag::of::<B::Elem>());
         with_bytes_mut(message, |message| self.recv_call(&call, from, message.bytes))
     }
 

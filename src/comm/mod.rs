@@ -1,6 +1,6 @@
 //! *Who?* The communicator: types at the door, bytes inside.
 
-mod buffer;
+pub(crate) mod buffer;
 mod bytes;
 mod collective;
 pub(crate) mod exact;
@@ -18,15 +18,13 @@ pub(crate) mod shm;
 pub(crate) mod solo;
 pub(crate) mod transport;
 mod untyped;
+mod value;
 pub(crate) mod views;
 
 use crate::channel::call::{Call, Verb};
 use crate::error::{Error, Place, Result};
 use crate::shm::arena::Block;
 use crate::shm::datatype::TypeTag;
-use crate::shm::element::{Element, bytes_of, fill_bytes};
-use buffer::{Room, Sent};
-use ndarray::{ArrayBase, Data, DataMut, Dimension};
 use solo::Solo;
 use std::fmt;
 use std::marker::PhantomData;
@@ -237,7 +235,7 @@ impl<'w> Comm<'w> {
         if send == recv {
             return Ok(());
         }
-        self.refuse(call, format!("{send} elements to send, {recv} to receive: they must be as many"))
+        self.refuse(call, format!("send has {send} elements, recv has {recv}; the lengths must be equal"))
     }
 
     /// `Ok` if a block lies in this world and is this rank's.
@@ -282,35 +280,3 @@ impl Drop for Lent {
 /// What is wrong with a lease from elsewhere.
 const FOREIGN: &str =
     "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";
-
-/// The bytes of an array's elements in logical order: where they lie if contiguous, else packed.
-#[inline]
-fn with_bytes<S, D, R>(array: &ArrayBase<S, D>, f: impl FnOnce(Sent<'_>) -> R) -> R
-where
-    S: Data<Elem: Element>,
-    D: Dimension,
-{
-    let count = array.len();
-    match array.as_slice() {
-        Some(elements) => f(Sent { bytes: bytes_of(elements), count }),
-        None => f(Sent { bytes: bytes_of(&array.iter().copied().collect::<Vec<_>>()), count }),
-    }
-}
-
-/// Lets `f` write the bytes of an array's elements in logical order: where they lie if contiguous, else unpacked on
-/// success.
-#[inline]
-fn with_bytes_mut<S, D, R>(array: &mut ArrayBase<S, D>, f: impl FnOnce(Room<'_>) -> Result<R>) -> Result<R>
-where
-    S: DataMut<Elem: Element>,
-    D: Dimension,
-{
-    let count = array.len();
-    if let Some(elements) = array.as_slice_mut() {
-        return fill_bytes(elements, |bytes| f(Room { bytes, count }));
-    }
-    let mut packed: Vec<_> = array.iter().copied().collect();
-    let result = fill_bytes(&mut packed, |bytes| f(Room { bytes, count }))?;
-    array.iter_mut().zip(packed).for_each(|(element, value)| *element = value);
-    Ok(result)
-}

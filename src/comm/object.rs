@@ -34,7 +34,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn broadcast_object<T: Serialize + DeserializeOwned>(&mut self, object: T, root: usize) -> Result<T> {
-        let call = Call::new(Verb::Broadcast, TypeTag::of_object::<T>()).root(root);
+        let call = Call::new(Verb::BroadcastObject, TypeTag::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
         let packed = (self.rank() == root).then(|| Packed::new(&object));
         let mut count = (packed.as_ref().map_or(0, Packed::count) as u64).to_ne_bytes();
@@ -71,7 +71,7 @@ impl Comm<'_> {
         object: &T,
         root: usize,
     ) -> Result<Option<Vec<T>>> {
-        let call = Call::new(Verb::Gather, TypeTag::of_object::<T>()).root(root);
+        let call = Call::new(Verb::GatherObjects, TypeTag::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
         let mine = Packed::new(object);
         let counts = self.lens(&call, &mine)?;
@@ -99,7 +99,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn all_gather_objects<T: Serialize + DeserializeOwned>(&mut self, object: &T) -> Result<Vec<T>> {
-        let call = Call::new(Verb::AllGather, TypeTag::of_object::<T>());
+        let call = Call::new(Verb::AllGatherObjects, TypeTag::of_object::<T>());
         let mine = Packed::new(object);
         let counts = self.lens(&call, &mine)?;
         let mut all = self.room_for(&call, &counts)?;

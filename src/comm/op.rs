@@ -14,6 +14,7 @@ use crate::shm::kernel::{self, Operands, Store};
 use crate::shm::reduction::{
     Arithmetic, Bits, FoldLoop, OpCode, Ordered, Reducible, Reduction, arithmetic, bits, ordered,
 };
+use std::fmt;
 use std::ops::Range;
 
 /// A reduction over elements of type `T`.
@@ -34,7 +35,15 @@ pub struct Op<'f, T> {
     kernel: Kernel<'f, T>,
 }
 
-/// Tells what is folded in any order from what is not.
+impl<T> fmt::Debug for Op<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, fast) =
+            (OpCode::name_of(self.code as u8).unwrap_or_default(), if self.fast { ", fast" } else { "" });
+        write!(f, "Op({name}{fast})")
+    }
+}
+
+/// Digest bit of reductions that may be reordered.
 const FAST: u64 = 1;
 
 /// See [`kernel::fold`].

@@ -143,7 +143,7 @@ impl Comm<'_> {
     /// phalanx::launch(2, |comm| {
     ///     comm.barrier()?;
     ///     let me = &comm.state()[comm.rank()];
-    ///     assert_eq!((me.pid, me.state, me.operation), (std::process::id(), "running", "barrier"));
+    ///     assert_eq!((me.pid, me.status, me.operation), (std::process::id(), phalanx::RankStatus::Running, Some("barrier")));
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())

@@ -1,65 +1,57 @@
 //! The reductions of [`Comm`].
 
 use crate::channel::call::{Call, Verb};
+use crate::comm::Comm;
+use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
 use crate::comm::exact::ExactSum;
 use crate::comm::op::Op;
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::Lease;
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
 use crate::shm::reduction::OpCode;
-use ndarray::{ArrayBase, ArrayView1, ArrayViewMut1, Data, DataMut, Dimension};
+use ndarray::Dimension;
 
 /// Elements that are summed exactly in one step, and up to how many bytes of all ranks everyone sums them all.
 const EXACT_BLOCK: usize = 1 << 17;
 const EXACT_SHORT: usize = 16 << 10;
 
-/// A call of `verb` with elements of `T`.
+/// A call of `verb` with elements of this buffer's type.
 #[track_caller]
-fn call<T: Element>(verb: Verb) -> Call {
-    Call::new(verb, TypeTag::of::<T>())
+fn call<B: Buffer + ?Sized>(verb: Verb) -> Call {
+    Call::new(verb, TypeTag::of::<B::Elem>())
 }
 
 impl Comm<'_> {
-    /// Folds the ranks' vectors, element by element in rank order, into root's `recv`. The other ranks give `None`.
-    /// MPI_Reduce; the result has the same bits in every run.
+    /// Folds the ranks' vectors, element by element in rank order, into root's `recv`; that of other ranks is left alone, and
+    /// may be empty (`&mut []`, or an `Option` that is `None`). The result has the same bits in every run. MPI_Reduce.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
     ///
     /// ```
-    /// use ndarray::{arr1, Array1};
     /// use phalanx::Op;
     /// phalanx::launch(3, |comm| {
-    ///     let mut product = comm.is_root().then(|| Array1::zeros(1));
-    ///     comm.reduce(&arr1(&[comm.rank() as u64 + 1]), product.as_mut(), &Op::prod(), 0)?;
-    ///     assert!(product.is_none_or(|product| product[0] == 6));
+    ///     let mut product = 0;
+    ///     comm.reduce(&(comm.rank() as u64 + 1), &mut product, &Op::prod(), 0)?;
+    ///     assert_eq!(product, if comm.is_root() { 6 } else { 0 });
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn reduce<T: Element, S, D, R, E>(
+    pub fn reduce<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: Option<&mut ArrayBase<R, E>>,
-        op: &Op<'_, T>,
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
         root: usize,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::Reduce).root(root);
+    ) -> Result<()> {
+        let call = call::<S>(Verb::Reduce).root(root);
         op.with_fold(|fold| {
-            with_bytes(send, |send| match recv {
-                Some(recv) if self.rank() == root => {
-                    with_bytes_mut(recv, |recv| self.reduce_call(call, send, Some(recv), fold))
-                }
-                _ => self.reduce_call(call, send, None, fold),
+            with_bytes(send, |send| match self.rank() == root {
+                true => with_bytes_mut(recv, |recv| self.reduce_call(call, send, Some(recv), fold)),
+                false => self.reduce_call(call, send, None, fold),
             })
         })
     }
@@ -88,19 +80,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_reduce<T: Element, S, D, R, E>(
+    pub fn all_reduce<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-        op: &Op<'_, T>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::AllReduce);
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
+    ) -> Result<()> {
+        let call = call::<S>(Verb::AllReduce);
         op.with_fold(|fold| {
             with_bytes(send, |send| with_bytes_mut(recv, |recv| self.all_reduce_call(call, send, recv, fold)))
         })
@@ -125,18 +111,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_reduce_into_lease<T: Element, S, D, E>(
+    pub fn all_reduce_into_lease<T: Element, S: Buffer<Elem = T> + ?Sized, E: Dimension>(
         &mut self,
-        send: &ArrayBase<S, D>,
+        send: &S,
         recv: Lease<T, E>,
         op: &Op<'_, T>,
-    ) -> Result<Lease<T, E>>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let (call, room) = (call::<T>(Verb::AllReduceShared), recv.view().len());
+    ) -> Result<Lease<T, E>> {
+        let (call, room) = (call::<S>(Verb::AllReduceShared), recv.view().len());
         let (block, dim) = recv.into_parts();
         let block = op.with_fold(|fold| {
             with_bytes(send, |send| self.reduce_shared_call(call, send, (block, room), fold))
@@ -161,19 +142,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn reduce_scatter<T: Element, S, D, R, E>(
+    pub fn reduce_scatter<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-        op: &Op<'_, T>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::ReduceScatter);
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
+    ) -> Result<()> {
+        let call = call::<S>(Verb::ReduceScatter);
         op.with_fold(|fold| {
             with_bytes(send, |send| {
                 with_bytes_mut(recv, |recv| self.reduce_scatter_call(call, send, recv, fold))
@@ -197,19 +172,13 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn scan<T: Element, S, D, R, E>(
+    pub fn scan<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-        op: &Op<'_, T>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        self.scan_arrays(send, recv, op, call::<T>(Verb::Scan))
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
+    ) -> Result<()> {
+        self.scan_arrays(send, recv, op, call::<S>(Verb::Scan))
     }
 
     /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is. MPI_Exscan.
@@ -228,34 +197,22 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn exclusive_scan<T: Element, S, D, R, E>(
+    pub fn exclusive_scan<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-        op: &Op<'_, T>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        self.scan_arrays(send, recv, op, call::<T>(Verb::ExclusiveScan))
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
+    ) -> Result<()> {
+        self.scan_arrays(send, recv, op, call::<S>(Verb::ExclusiveScan))
     }
 
-    fn scan_arrays<T: Element, S, D, R, E>(
+    fn scan_arrays<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-        op: &Op<'_, T>,
+        send: &S,
+        recv: &mut R,
+        op: &Op<'_, S::Elem>,
         call: Call,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
+    ) -> Result<()> {
         op.with_fold(|fold| {
             with_bytes(send, |send| with_bytes_mut(recv, |recv| self.scan_call(call, send, recv, fold)))
         })
@@ -280,61 +237,42 @@ impl Comm<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_reduce_exact<T: ExactSum, S, D, R, E>(
+    pub fn all_reduce_exact<S: Buffer<Elem: ExactSum> + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let call = call::<T>(Verb::AllReduce).op(OpCode::Exact);
-        self.exact_call(&call, send, recv)
+        send: &S,
+        recv: &mut R,
+    ) -> Result<()> {
+        let call = call::<S>(Verb::AllReduceExact).op(OpCode::Exact);
+        send.with(|send| recv.with_mut(|recv| self.exact_call(&call, send, recv)))
     }
 
     /// See [`Comm::all_reduce_exact`].
-    pub(super) fn exact_call<T: ExactSum, S, D, R, E>(
-        &mut self,
-        call: &Call,
-        send: &ArrayBase<S, D>,
-        recv: &mut ArrayBase<R, E>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        R: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
+    pub(super) fn exact_call<T: ExactSum>(&mut self, call: &Call, send: &[T], recv: &mut [T]) -> Result<()> {
         self.check_room(call, send.len(), recv.len())?;
         self.transport.rendezvous(call, send.len() as u64)?;
         let (n, ranks) = (send.len(), self.size());
-        let (mut values, mut sums) = (send.iter().copied(), recv.iter_mut());
         let nothing = T::exact_sum(std::iter::empty());
         for start in (0..n).step_by(EXACT_BLOCK) {
             let len = EXACT_BLOCK.min(n - start);
             let short = len * ranks * size_of::<T>() <= EXACT_SHORT;
             // Each gets all operands of all elements, or of its slice.
             let (slice, parts) = if short { (len, 1) } else { (len.div_ceil(ranks), ranks) };
-            let mut mine: Vec<T> = values.by_ref().take(len).collect();
+            let mut mine = send[start..start + len].to_vec();
             mine.resize(slice * parts, nothing);
             let mut all = vec![nothing; slice * ranks];
-            let (from, mut to) = (ArrayView1::from(&mine), ArrayViewMut1::from(&mut all));
             if short {
-                self.all_gather(&from, &mut to)?
+                self.all_gather(&mine, &mut all)?
             } else {
-                self.all_to_all(&from, &mut to)?
+                self.all_to_all(&mine, &mut all)?
             }
             let sum_at = |at: usize| T::exact_sum((0..ranks).map(|rank| all[rank * slice + at]));
             let summed: Vec<T> = (0..slice).map(sum_at).collect();
             if short {
                 mine = summed;
             } else {
-                self.all_gather(&ArrayView1::from(&summed), &mut ArrayViewMut1::from(&mut mine))?;
+                self.all_gather(&summed, &mut mine)?;
             }
-            (&mut sums).take(len).zip(mine).for_each(|(sum, value)| *sum = value);
+            recv[start..start + len].copy_from_slice(&mine[..len]);
         }
         Ok(())
     }

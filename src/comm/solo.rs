@@ -8,7 +8,7 @@ use crate::comm::local::Local;
 use crate::comm::mailbox::Mailbox;
 use crate::comm::op::Fold;
 use crate::comm::transport::{Control, Folds, Messages, Moves, Recovers, Splits, Transport};
-use crate::error::{Error, RankState, Result};
+use crate::error::{Error, RankState, RankStatus, Result};
 use crate::os::inherit::Access;
 use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
@@ -100,7 +100,15 @@ impl Recovers for Solo {
     fn states(&self) -> Vec<RankState> {
         let sequence = self.calls;
         let pid = std::process::id();
-        vec![RankState { rank: 0, pid, state: "running", operation: "nothing", sequence, line: 0 }]
+        vec![RankState {
+            rank: 0,
+            pid,
+            status: RankStatus::Running,
+            operation: None,
+            sequence,
+            line: 0,
+            file: String::new(),
+        }]
     }
 
     fn ask(&mut self, _call: &Call, _wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {

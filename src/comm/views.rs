@@ -2,9 +2,10 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::view::{Open, Parts, Whole};
+use crate::comm::Comm;
+use crate::comm::buffer::{Buffer, with_bytes, with_bytes_mut};
 use crate::comm::local::FORKED;
 use crate::comm::op::Op;
-use crate::comm::{Comm, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
@@ -12,7 +13,7 @@ use crate::shm::arena::{Block, Fill};
 use crate::shm::array::{Lease, SharedArray, byte_len};
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
-use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
+use ndarray::{Dimension, IntoDimension};
 
 impl<'w> Comm<'w> {
     /// A zeroed array of `shape` in this rank's shared heap: collectives move it without staging, and it can be handed
@@ -190,7 +191,7 @@ impl<'w> Comm<'w> {
         array: &'a SharedArray<T, D>,
         rows: &[usize],
     ) -> Result<Parts<'a, T, D>> {
-        self.open_call(array, rows, Call::new(Verb::Open, TypeTag::of::<T>()))
+        self.open_call(array, rows, Call::new(Verb::OpenRows, TypeTag::of::<T>()))
     }
 
     fn open_call<'a, T: Element, D: Dimension>(
@@ -253,17 +254,12 @@ impl<'w> Comm<'w> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn all_reduce_parts<'a, T: Element, S, D, E>(
+    pub fn all_reduce_parts<'a, T: Element, S: Buffer<Elem = T> + ?Sized, E: Dimension>(
         &mut self,
-        send: &ArrayBase<S, D>,
+        send: &S,
         mut result: Parts<'a, T, E>,
         op: &Op<'_, T>,
-    ) -> Result<Whole<'a, T, E>>
-    where
-        S: Data<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
+    ) -> Result<Whole<'a, T, E>> {
         let call = Call::new(Verb::AllReduceParts, TypeTag::of::<T>());
         if let Err(error) = self.check_group(&call, result.group()) {
             result.quarantine();
@@ -273,14 +269,16 @@ impl<'w> Comm<'w> {
             let call = call.op(fold.code);
             let shape = result.shape().slice();
             let (total, row) = (shape.iter().product::<usize>(), shape[1..].iter().product::<usize>());
-            if total != send.len() {
-                let problem =
-                    format!("{} elements to send, {total} in the result: they must be as many", send.len());
-                return self.refuse(&call, problem);
-            }
             let rows = result.bounds().windows(2).map(|bound| bound[1] - bound[0]);
             let counts: Vec<usize> = rows.map(|rows| rows * row * size_of::<T>()).collect();
             with_bytes(send, |send| {
+                if total != send.count {
+                    let problem = format!(
+                        "send has {} elements, the result {total}; the lengths must be equal",
+                        send.count
+                    );
+                    return self.refuse(&call, problem);
+                }
                 with_bytes_mut(&mut result.view_mut(), |recv| {
                     self.transport.reduce_scatter(&call, send.bytes, &counts, recv.bytes, fold)
                 })

@@ -106,7 +106,7 @@ impl Mapping {
         let file = lent().map_err(|error| Error::System {
             call: "open",
             need: format!("{path}, memory that a neighbour on this host shares"),
-            reason: error.to_string(),
+            source: crate::error::Source::new(error),
             hint: "; processes of one host must see each other: one user, one container, no ptrace restriction (yama); or give \
                    each a node of its own with the back end \"mpi\"",
         })?;

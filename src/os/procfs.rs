@@ -1,5 +1,6 @@
 //! Tells what /proc lists of processes and threads: states, names, numbers, children.
 
+use crate::error::RankStatus;
 use crate::os::fault::{Site, sys};
 use core::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
@@ -8,16 +9,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Returns the state of a process, as the kernel lists it.
-pub(crate) fn state(pid: u32) -> &'static str {
+pub(crate) fn state(pid: u32) -> RankStatus {
     match letter(&pid.to_string()) {
-        Some('R') => "running",
-        Some('S' | 'D' | 'I') => "sleeping",
-        Some('T' | 't') => "stopped",
-        Some('Z') => "zombie",
-        Some('X') => "dead",
+        Some('R') => RankStatus::Running,
+        Some('S' | 'D' | 'I') => RankStatus::Sleeping,
+        Some('T' | 't') => RankStatus::Stopped,
+        Some('Z') => RankStatus::Zombie,
+        Some('X') => RankStatus::Dead,
         // There may be no /proc.
-        None if nix::sys::signal::kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) => "dead",
-        Some(_) | None => "unknown",
+        None if nix::sys::signal::kill(Pid::from_raw(pid as i32), None) == Err(Errno::ESRCH) => {
+            RankStatus::Dead
+        }
+        Some(_) | None => RankStatus::Unknown,
     }
 }
 

@@ -433,6 +433,12 @@ pub struct SharedArray<T, D> {
     mine: Block,
 }
 
+impl<T: Element, D: Dimension> std::fmt::Debug for SharedArray<T, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharedArray(shape {:?})", self.shape())
+    }
+}
+
 impl<T: Element, D: Dimension> SharedArray<T, D> {
     /// A zeroed array of `shape`, row-major. Untouched pages cost nothing.
     ///

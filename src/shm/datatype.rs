@@ -185,6 +185,15 @@ impl TypeTag {
         usize::from(self.code) < BUILT_IN.len() && self != Datatype::Bool.tag()
     }
 
+    /// Describes how much so many bytes are: in elements, where their size is known.
+    pub(crate) fn amount(self, bytes: u64) -> String {
+        match Datatype::from_code(self.code).map(|datatype| bytes / datatype.size() as u64) {
+            Some(1) => "1 element".to_owned(),
+            Some(count) => format!("{count} elements"),
+            None => format!("{bytes} bytes"),
+        }
+    }
+
     /// Returns the type's name for messages, from what a signature holds.
     pub(crate) fn name(self) -> String {
         match BUILT_IN.get(usize::from(self.code)) {

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// How a world is started. Fields have sensible defaults:
+/// The options of a world. Later versions may add options: name those that matter, and take the others from
+/// `..Launch::default()`.
 ///
 /// ```
 /// use phalanx::Launch;
@@ -19,17 +20,18 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// How many ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available processor
-    /// (by affinity and cgroup quota). More ranks than processors work.
+    /// The number of ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available processor
+    /// (by affinity and cgroup quota). There may be more ranks than processors.
     pub ranks: Option<usize>,
-    /// Where they run: forked on this node, or, if an MPI launcher has started this program, on all processes of its job
-    /// (with the feature `mpi`). See [`Backend`].
+    /// Where forked ranks run: on this node, or, if an MPI launcher has started this program, on all processes of its job
+    /// (with the feature `mpi`). [`Launch::fork`] refuses the back ends without processes, [`Launch::threads`] all but
+    /// those with threads. See [`Backend`].
     pub backend: Backend,
     /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory, or, where address
     /// space is limited (`ulimit -v`), the ranks' equal shares of half of what is left. Only what is used costs memory.
     pub heap: Option<usize>,
-    /// How long a call may wait for the other ranks, and a rank be stopped by a signal; `None`: for ever, as long as they
-    /// live. Time in which all are stopped (Ctrl-Z) does not count.
+    /// The longest time that a call may wait for the other ranks, or a signal may stop a rank; `None`: no limit, as long as
+    /// they live. Time in which all are stopped (Ctrl-Z) does not count.
     pub deadline: Option<Duration>,
     /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
     /// by [`Comm::shrink`] or [`Comm::respawn`]. If they do neither before they return, the world has failed. Not on threads.
@@ -125,6 +127,13 @@ impl Launch {
         R: Serialize + DeserializeOwned + 'static,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
     {
+        if let Backend::Serial | Backend::Threads = self.backend {
+            let problem = format!(
+                "`fork` on the back end \"{}\": it makes processes; leave the back end open, or call `threads`",
+                self.backend
+            );
+            return Err(Error::option("launch", problem));
+        }
         executor::fork(&self.options()?, &body)
     }
 
@@ -146,11 +155,16 @@ impl Launch {
         R: Send,
         F: for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
     {
-        if self.recover {
-            return Err(Error::option(
-                "launch",
-                "a thread that dies takes all with it: `recover` needs `fork`",
-            ));
+        let problem = match self {
+            Launch { recover: true, .. } => "a thread that dies takes all with it: `recover` needs `fork`",
+            Launch { tag_output: true, .. } => {
+                "threads print as their process does: `tag_output` needs `fork`"
+            }
+            Launch { backend: Backend::Auto | Backend::Threads, .. } => "",
+            _ => "`threads` on another back end: leave the back end open, or call `fork`",
+        };
+        if !problem.is_empty() {
+            return Err(Error::option("launch", problem));
         }
         executor::threads(&self.options()?, &body).map(Some)
     }

@@ -2,7 +2,7 @@
 //! switches.
 
 use bytemuck::{Pod, Zeroable};
-use ndarray::{Array1, ArrayViewMut1};
+use ndarray::Array1;
 use phalanx::{Comm, Element, Op, Result};
 
 /// What differs from rank to rank, from element to element, and at both ends of an element.
@@ -93,13 +93,13 @@ fn calls<T: Aligned>(comm: &mut Comm<'_>, len: usize) -> Result<()> {
     comm.broadcast(&mut data, root)?;
     assert_eq!(data, of(root, len));
     let mut all = room(if is_root { len * ranks } else { 0 });
-    comm.gather(&mine, is_root.then_some(&mut all), root)?;
+    comm.gather(&mine, &mut is_root.then_some(&mut all), root)?;
     assert!(!is_root || all == of_all(len));
     let mut all = room(len * ranks);
     comm.all_gather(&mine, &mut all)?;
     assert_eq!(all, of_all(len));
     let mut part = room(len);
-    comm.scatter(is_root.then_some(&all), &mut part, root)?;
+    comm.scatter(&is_root.then_some(&all), &mut part, root)?;
     assert_eq!(part, mine);
     let mut turned = room(len * ranks);
     comm.all_to_all(&of(rank, len * ranks), &mut turned)?;
@@ -109,10 +109,9 @@ fn calls<T: Aligned>(comm: &mut Comm<'_>, len: usize) -> Result<()> {
     comm.all_reduce(&mine, &mut sum, &op)?;
     assert_eq!(sum, folded(ranks, len));
     let mut sum = room(len);
-    let to: Option<&mut ArrayViewMut1<'_, T>> = None;
     match is_root {
-        true => comm.reduce(&mine, Some(&mut sum), &op, root)?,
-        false => comm.reduce(&mine, to, &op, root)?,
+        true => comm.reduce(&mine, &mut sum, &op, root)?,
+        false => comm.reduce(&mine, &mut [], &op, root)?,
     }
     assert!(!is_root || sum == folded(ranks, len));
     let mut part = room(len);

@@ -71,25 +71,25 @@ const WRONG: &[Wrong] = wrong! {
     "broadcast: lengths": Between, "broadcast", "lengths",
         |comm, it, out| comm.broadcast(&mut out.slice_mut(ndarray::s![usize::from(it.bad)..]), it.root);
     "gather: root": Own, "gather", "root 9",
-        |comm, it, out| comm.gather(&three(), comm.is_root().then_some(out), if it.bad { 9 } else { 0 });
+        |comm, it, out| comm.gather(&three(), &mut comm.is_root().then_some(out), if it.bad { 9 } else { 0 });
     "gather: no array at root": Root, "gather", "root gave no array",
-        |comm, it, out| comm.gather(&three(), (!it.bad).then_some(out), it.root);
+        |comm, it, out| comm.gather(&three(), &mut (!it.bad).then_some(out), it.root);
     "gather: too small": Root, "gather", "the receiving array has",
-        |comm, it, out| comm.gather(&three(), Some(&mut out.slice_mut(ndarray::s![..1])), it.root);
+        |comm, it, out| comm.gather(&three(), &mut out.slice_mut(ndarray::s![..1]), it.root);
     "gather: lengths": Between, "gather", "not the lengths that the ranks send",
-        |comm, it, out| comm.gather(&three().slice(ndarray::s![usize::from(it.bad)..]), (comm.rank() == it.root).then_some(out), it.root);
-    "gather_varcount: too few counts": Root, "gather", "counts given for",
-        |comm, it, out| comm.gather_varcount(&three(), Some((out, &[3; 7])), it.root);
-    "gather_varcount: sum": Root, "gather", "add up to",
-        |comm, it, out| comm.gather_varcount(&three(), Some((out, &vec![4; comm.size()])), it.root);
-    "gather_varcount: sum overflows": Root, "gather", "add up to",
-        |comm, it, out| comm.gather_varcount(&three(), Some((out, &vec![usize::MAX; comm.size()])), it.root);
-    "gather_varcount: own count": Root, "gather", "its count says",
-        |comm, it, out| comm.gather_varcount(&arr1(&[1.0]), Some((out, &vec![3; comm.size()])), it.root);
-    "gather_varcount: counts are not what ranks send": Between, "gather", "not the lengths",
+        |comm, it, out| comm.gather(&three().slice(ndarray::s![usize::from(it.bad)..]), &mut (comm.rank() == it.root).then_some(out), it.root);
+    "gather_varcount: too few counts": Root, "gather_varcount", "counts given for",
+        |comm, it, out| comm.gather_varcount(&three(), out, &[3; 7], it.root);
+    "gather_varcount: sum": Root, "gather_varcount", "add up to",
+        |comm, it, out| comm.gather_varcount(&three(), out, &vec![4; comm.size()], it.root);
+    "gather_varcount: sum overflows": Root, "gather_varcount", "add up to",
+        |comm, it, out| comm.gather_varcount(&three(), out, &vec![usize::MAX; comm.size()], it.root);
+    "gather_varcount: own count": Root, "gather_varcount", "its count says",
+        |comm, it, out| comm.gather_varcount(&arr1(&[1.0]), out, &vec![3; comm.size()], it.root);
+    "gather_varcount: counts are not what ranks send": Between, "gather_varcount", "not the lengths",
         |comm, it, out| {
-            let recv = (comm.rank() == it.root).then_some((out, &[3, 3, 3][..]));
-            comm.gather_varcount(&three().slice(ndarray::s![usize::from(it.bad)..]), recv, it.root)
+            let mut recv = (comm.rank() == it.root).then_some(out);
+            comm.gather_varcount(&three().slice(ndarray::s![usize::from(it.bad)..]), &mut recv, &[3, 3, 3], it.root)
         };
     "gather_into_lease: sum": Root, "gather_into_lease", "add up to",
         |comm, it, _out| {
@@ -97,41 +97,41 @@ const WRONG: &[Wrong] = wrong! {
             comm.gather_into_lease(&three(), Some((room, &vec![3; comm.size()])), it.root).map(drop)
         };
     "gather_into_lease: no array at root": Root, "gather_into_lease", "root gave no array",
-        |comm, it, _out| comm.gather_into_lease::<f64, _, _, Ix1>(&three(), None, it.root).map(drop);
-    "gather_to_lease: own count": Root, "gather_into_lease", "its count says",
-        |comm, it, _out| comm.gather_to_lease(&arr1(&[1.0]), Some(&vec![3; comm.size()]), it.root).map(drop);
-    "gather_to_lease: sum overflows": Root, "gather_into_lease", "count",
-        |comm, it, _out| comm.gather_to_lease(&three(), Some(&vec![usize::MAX; comm.size()]), it.root).map(drop);
-    "gather_to_lease: no counts at root": Root, "gather_into_lease", "did not say how many",
-        |comm, it, _out| comm.gather_to_lease(&three(), None, it.root).map(drop);
+        |comm, it, _out| comm.gather_into_lease::<f64, _, Ix1>(&three(), None, it.root).map(drop);
+    "gather_to_lease: own count": Root, "gather_to_lease", "its count says",
+        |comm, it, _out| comm.gather_to_lease(&arr1(&[1.0]), &vec![3; comm.size()], it.root).map(drop);
+    "gather_to_lease: sum overflows": Root, "gather_to_lease", "count",
+        |comm, it, _out| comm.gather_to_lease(&three(), &vec![usize::MAX; comm.size()], it.root).map(drop);
+    "gather_to_lease: no counts at root": Root, "gather_to_lease", "0 counts given for",
+        |comm, it, _out| comm.gather_to_lease(&three(), &[], it.root).map(drop);
     "all_gather: too small": Between, "all_gather", "do not add up",
         |comm, it, out| comm.all_gather(&three(), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..]));
     "scatter: root": Own, "scatter", "root 9",
-        |comm, it, out| comm.scatter(Some(&three()), out, if it.bad { 9 } else { 0 });
+        |comm, it, out| comm.scatter(&three(), out, if it.bad { 9 } else { 0 });
     "scatter: no array at root": Root, "scatter", "root gave no array",
-        |comm, it, out| comm.scatter((!it.bad).then_some(&three()), out, it.root);
+        |comm, it, out| comm.scatter(&(!it.bad).then_some(&three()), out, it.root);
     "scatter: rooms do not add up": Between, "scatter", "does not add up",
         |comm, it, out| {
             let send = Array1::zeros(out.len() * comm.size());
-            comm.scatter(Some(&send), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..]), it.root)
+            comm.scatter(&send, &mut out.slice_mut(ndarray::s![usize::from(it.bad)..]), it.root)
         };
     "reduce: root": Own, "reduce", "root 9",
         |comm, it, out| {
             let mut out = out.slice_mut(ndarray::s![..3]);
-            comm.reduce(&three(), comm.is_root().then_some(&mut out), &Op::sum(), if it.bad { 9 } else { 0 })
+            comm.reduce(&three(), &mut comm.is_root().then_some(&mut out), &Op::sum(), if it.bad { 9 } else { 0 })
         };
     "reduce: no array at root": Root, "reduce", "root gave no array",
-        |comm, it, out| comm.reduce(&three(), (!it.bad).then_some(out), &Op::sum(), it.root);
-    "reduce: room": Root, "reduce", "as many",
-        |comm, it, out| comm.reduce(&three(), Some(&mut out.slice_mut(ndarray::s![..2])), &Op::sum(), it.root);
-    "all_reduce: room": Own, "all_reduce", "as many",
+        |comm, it, out| comm.reduce(&three(), &mut (!it.bad).then_some(out), &Op::sum(), it.root);
+    "reduce: room": Root, "reduce", "the lengths must be equal",
+        |comm, it, out| comm.reduce(&three(), &mut out.slice_mut(ndarray::s![..2]), &Op::sum(), it.root);
+    "all_reduce: room": Own, "all_reduce", "the lengths must be equal",
         |comm, it, out| comm.all_reduce(&three(), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..3]), &Op::sum());
     "all_reduce: lengths": Between, "all_reduce", "different lengths",
         |comm, it, out| {
             let len = 3 - usize::from(it.bad);
             comm.all_reduce(&three().slice(ndarray::s![..len]), &mut out.slice_mut(ndarray::s![..len]), &Op::sum())
         };
-    "all_reduce_into_lease: room": Own, "all_reduce_into_lease", "as many",
+    "all_reduce_into_lease: room": Own, "all_reduce_into_lease", "the lengths must be equal",
         |comm, it, _out| {
             let room = comm.alloc::<f64, _>(3 - usize::from(it.bad))?;
             comm.all_reduce_into_lease(&three(), room, &Op::sum()).map(drop)
@@ -142,28 +142,28 @@ const WRONG: &[Wrong] = wrong! {
             let room = comm.alloc::<f64, _>(len)?;
             comm.all_reduce_into_lease(&three().slice(ndarray::s![..len]), room, &Op::sum()).map(drop)
         };
-    "reduce_scatter: room": Own, "reduce_scatter", "as many",
+    "reduce_scatter: room": Own, "reduce_scatter", "the lengths must be equal",
         |comm, it, out| {
             let send = Array1::zeros(3 * comm.size() + usize::from(it.bad));
             comm.reduce_scatter(&send, &mut out.slice_mut(ndarray::s![..3]), &Op::sum())
         };
-    "scan: room": Own, "scan", "as many",
+    "scan: room": Own, "scan", "the lengths must be equal",
         |comm, it, out| comm.scan(&three(), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..3]), &Op::max());
     "scan: lengths": Between, "scan", "different lengths",
         |comm, it, out| {
             let len = 3 - usize::from(it.bad);
             comm.scan(&three().slice(ndarray::s![..len]), &mut out.slice_mut(ndarray::s![..len]), &Op::max())
         };
-    "exclusive_scan: room": Own, "exclusive_scan", "as many",
+    "exclusive_scan: room": Own, "exclusive_scan", "the lengths must be equal",
         |comm, it, out| comm.exclusive_scan(&three(), &mut out.slice_mut(ndarray::s![usize::from(it.bad)..3]), &Op::max());
-    "all_to_all: room": Own, "all_to_all", "as many",
+    "all_to_all: room": Own, "all_to_all", "the lengths must be equal",
         |comm, it, out| comm.all_to_all(&Array1::zeros(3 * comm.size() + usize::from(it.bad)), out);
     "all_to_all: lengths": Between, "all_to_all", "different amounts",
         |comm, it, out| {
             let len = if it.bad { 3 } else { 6 };
             comm.all_to_all(&Array1::zeros(len), &mut out.slice_mut(ndarray::s![..len]))
         };
-    "all_reduce_parts: room": Own, "all_reduce_parts", "as many",
+    "all_reduce_parts: room": Own, "all_reduce_parts", "the lengths must be equal",
         |comm, it, _out| {
             let part = comm.parts(Ix1(1))?;
             comm.all_reduce_parts(&Array1::<f64>::zeros(comm.size() + usize::from(it.bad)), part, &Op::sum()).map(drop)
@@ -181,21 +181,21 @@ const WRONG: &[Wrong] = wrong! {
             drop(first);
             comm.open(it.array).map(drop)
         };
-    "open_rows: sum": Own, "open", "do not split",
+    "open_rows: sum": Own, "open_rows", "do not split",
         |comm, it, _out| comm.open_rows(it.array, &vec![if it.bad { 4 } else { 9 / comm.size() }; comm.size()]).map(drop);
-    "open_rows: too few": Own, "open", "do not split",
+    "open_rows: too few": Own, "open_rows", "do not split",
         |comm, it, _out| comm.open_rows(it.array, if it.bad { &[9, 0] } else { &[9, 0, 0][..comm.size()] }).map(drop);
-    "open_rows: splits": Between, "open", "different arrays or splits",
+    "open_rows: splits": Between, "open_rows", "different arrays or splits",
         |comm, it, _out| comm.open_rows(it.array, &[3, if it.bad { 2 } else { 3 }, if it.bad { 4 } else { 3 }]).map(drop);
-    "broadcast_object: root": Own, "broadcast", "root 9",
+    "broadcast_object: root": Own, "broadcast_object", "root 9",
         |comm, it, _out| comm.broadcast_object(1, if it.bad { 9 } else { 0 }).map(drop);
-    "broadcast_object: secret": Root, "broadcast", "its Serialize says: a secret",
+    "broadcast_object: secret": Root, "broadcast_object", "its Serialize says: a secret",
         |comm, it, _out| comm.broadcast_object(Secret(it.bad), it.root).map(drop);
-    "gather_objects: root": Own, "gather", "root 9",
+    "gather_objects: root": Own, "gather_objects", "root 9",
         |comm, it, _out| comm.gather_objects(&1, if it.bad { 9 } else { 0 }).map(drop);
-    "gather_objects: secret": Own, "gather", "its Serialize says: a secret",
+    "gather_objects: secret": Own, "gather_objects", "its Serialize says: a secret",
         |comm, it, _out| comm.gather_objects(&Secret(it.bad), 0).map(drop);
-    "all_gather_objects: secret": Own, "all_gather", "its Serialize says: a secret",
+    "all_gather_objects: secret": Own, "all_gather_objects", "its Serialize says: a secret",
         |comm, it, _out| comm.all_gather_objects(&Secret(it.bad)).map(drop);
 };
 

@@ -26,7 +26,7 @@ fn into_lease(comm: &mut Comm<'_>) -> Result<()> {
 }
 
 fn gather<const ROOT: usize>(comm: &mut Comm<'_>) -> Result<()> {
-    comm.gather(&three(), (comm.rank() == ROOT).then_some(&mut Array1::zeros(9)), ROOT)
+    comm.gather(&three(), &mut (comm.rank() == ROOT).then_some(&mut Array1::zeros(9)), ROOT)
 }
 
 fn reduce(comm: &mut Comm<'_>, op: &Op<'_, f64>) -> Result<()> {
@@ -54,7 +54,7 @@ const DIFFERENT: &[Twins] = &[
     ),
     (
         "broadcast, u8",
-        "broadcast, objects",
+        "broadcast_object, objects",
         |comm| comm.broadcast(&mut Array1::<u8>::zeros(8), 0),
         |comm| comm.broadcast_object(0u8, 0).map(drop),
     ),
@@ -69,7 +69,7 @@ const DIFFERENT: &[Twins] = &[
     (
         "reduce (sum)",
         "all_reduce (sum)",
-        |comm| comm.reduce(&three(), comm.is_root().then_some(&mut three()), &Op::sum(), 0),
+        |comm| comm.reduce(&three(), &mut comm.is_root().then_some(&mut three()), &Op::sum(), 0),
         |comm| reduce(comm, &Op::sum()),
     ),
     (

@@ -27,7 +27,7 @@ pub fn reduce<T: Operand>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let is_root = rank == at.root;
     for (op, oracle) in ops::<T>(at) {
         let mut recv = Buffer::junk(comm, at.recv, at.len)?;
-        comm.reduce(&send.view(), is_root.then_some(&mut recv.view_mut()), &op, at.root)?;
+        comm.reduce(&send.view(), &mut is_root.then_some(&mut recv.view_mut()), &op, at.root)?;
         recv.check(&if is_root { folded(&brought, oracle) } else { T::junk(at.len) });
     }
     send.check(&brought[rank]);
@@ -185,7 +185,7 @@ pub fn after_noise(back: Back) {
                 comm.all_reduce(&mine, &mut all, &Op::and())?;
                 assert_eq!(all, expected);
                 let mut all = Array1::from_elem(800_000, false);
-                comm.reduce(&mine, comm.is_root().then_some(&mut all), &Op::and(), 0)?;
+                comm.reduce(&mine, &mut comm.is_root().then_some(&mut all), &Op::and(), 0)?;
                 assert!(!comm.is_root() || all == expected);
             }
             Ok(())

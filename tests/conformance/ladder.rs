@@ -51,7 +51,7 @@ pub fn gather(back: Back) {
             let mut recv = Array1::zeros(if is_root { n } else { 0 });
             let mut into = |comm: &mut Comm<'_>, send: &ndarray::ArrayView1<'_, f64>| {
                 recv.fill(0.0);
-                comm.gather_varcount(send, is_root.then_some((&mut recv, &counts[..])), ROOT)?;
+                comm.gather_varcount(send, &mut is_root.then_some(&mut recv), &counts[..], ROOT)?;
                 let right = |(at, &x): (usize, &f64)| {
                     x == usize::from(at >= n / 4) as f64 + usize::from(at >= n / 4 + n / 2) as f64
                 };
@@ -170,7 +170,7 @@ pub fn others(back: Back) {
             copies.push(copied(comm, |comm| comm.broadcast(&mut lease.view_mut(), ROOT))?);
             for whole in [whole.view(), lease.view()] {
                 let third = whole.slice(ndarray::s![..n / RANKS]);
-                copies.push(copied(comm, |comm| comm.scatter(is_root.then_some(&whole), &mut part, ROOT))?);
+                copies.push(copied(comm, |comm| comm.scatter(&is_root.then_some(&whole), &mut part, ROOT))?);
                 copies.push(copied(comm, |comm| comm.all_gather(&third, &mut recv))?);
                 copies.push(copied(comm, |comm| comm.all_to_all(&whole, &mut recv))?);
             }

@@ -52,7 +52,12 @@ fn mixed(comm: &mut Comm<'_>) -> Result<()> {
         comm.send_lease(lease, (rank + 1) % size)?;
         let lease = comm.recv_lease::<f64, _>(len, (rank + size - 1) % size)?;
         let mut folded = Array1::zeros(len);
-        comm.reduce(&lease.view(), (rank == turn % size).then_some(&mut folded), &Op::max(), turn % size)?;
+        comm.reduce(
+            &lease.view(),
+            &mut (rank == turn % size).then_some(&mut folded),
+            &Op::max(),
+            turn % size,
+        )?;
         assert!(rank != turn % size || folded.iter().all(|&x| x == (size - 1 + turn) as f64));
     }
     Ok(())
@@ -92,7 +97,7 @@ pub fn beyond_4_gib() {
             false => marks.iter().for_each(|&at| long[at] = value(at)),
         }
         let mut all = Array1::<u8>::zeros(if comm.is_root() { N + 3 } else { 0 });
-        comm.gather_varcount(&long, comm.is_root().then_some((&mut all, &counts[..])), 0)?;
+        comm.gather_varcount(&long, &mut comm.is_root().then_some(&mut all), &counts[..], 0)?;
         if comm.is_root() {
             assert_eq!(all.iter().take(3).copied().collect::<Vec<_>>(), [9; 3]);
             assert!(marks.iter().all(|&at| all[3 + at] == value(at)));

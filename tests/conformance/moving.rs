@@ -23,7 +23,7 @@ pub fn gather<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let all = T::all(&counts);
     let mut recv = Buffer::junk(comm, at.recv, all.len())?;
     let is_root = rank == at.root;
-    comm.gather(&send.view(), is_root.then_some(&mut recv.view_mut()), at.root)?;
+    comm.gather(&send.view(), &mut is_root.then_some(&mut recv.view_mut()), at.root)?;
     recv.check(&if is_root { all } else { T::junk(all.len()) });
     send.check(&T::data(rank, at.len));
     Ok(())
@@ -35,7 +35,7 @@ pub fn gather_varcount<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
     let all = T::all(&counts);
     let mut recv = Buffer::junk(comm, at.recv, all.len())?;
     let is_root = rank == at.root;
-    comm.gather_varcount(&send.view(), is_root.then_some((&mut recv.view_mut(), &counts[..])), at.root)?;
+    comm.gather_varcount(&send.view(), &mut is_root.then_some(&mut recv.view_mut()), &counts[..], at.root)?;
     recv.check(&if is_root { all } else { T::junk(all.len()) });
     Ok(())
 }
@@ -47,9 +47,7 @@ pub fn gather_into_lease<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> 
     let room = if rank == at.root { Some((comm.alloc::<T, _>(all.len())?, &counts[..])) } else { None };
     let gathered = comm.gather_into_lease(&send.view(), room, at.root)?;
     // What the second call is given may be what the first has left.
-    for gathered in
-        [gathered, comm.gather_to_lease(&send.view(), (rank == at.root).then_some(&counts), at.root)?]
-    {
+    for gathered in [gathered, comm.gather_to_lease(&send.view(), &counts, at.root)?] {
         assert_eq!(gathered.is_some(), rank == at.root);
         if let Some(gathered) = gathered {
             same(gathered.view().as_slice().expect("contiguous"), &all);
@@ -77,7 +75,7 @@ pub fn scatter<T: Sample>(comm: &mut Comm<'_>, at: &At) -> Result<()> {
         let count = counts[comm.rank()];
         let mut recv = Buffer::junk(comm, at.recv, count)?;
         let is_root = comm.rank() == at.root;
-        comm.scatter(is_root.then_some(&send.view()), &mut recv.view_mut(), at.root)?;
+        comm.scatter(&is_root.then_some(&send.view()), &mut recv.view_mut(), at.root)?;
         recv.check(&T::data(comm.rank(), count));
     }
     Ok(())
@@ -346,9 +344,9 @@ pub fn zero_sized(comm: &mut Comm<'_>) -> Result<()> {
     let (size, is_root) = (comm.size(), comm.is_root());
     let mut all = Array1::from_elem(5 * size, ());
     let part = Array1::from_elem(5, ());
-    comm.gather(&part, is_root.then_some(&mut all), 0)?;
+    comm.gather(&part, &mut is_root.then_some(&mut all), 0)?;
     comm.all_gather(&part, &mut all)?;
-    comm.scatter(is_root.then_some(&all), &mut part.clone(), 0)?;
+    comm.scatter(&is_root.then_some(&all), &mut part.clone(), 0)?;
     comm.all_to_all(&all.clone(), &mut all)?;
     comm.broadcast(&mut all, 0)?;
     comm.all_reduce(&part, &mut part.clone(), &phalanx::Op::user(|(), ()| ()))?;

@@ -105,14 +105,14 @@ pub fn views(back: Back) {
             let is_root = comm.rank() == root;
             cut.with(comm, |comm, mut part| {
                 let mut recv = ndarray::Array1::zeros(all.len());
-                comm.gather_varcount(&part, is_root.then_some((&mut recv, &counts[..])), root)?;
+                comm.gather_varcount(&part, &mut is_root.then_some(&mut recv), &counts[..], root)?;
                 if is_root {
                     same(&recv.to_vec(), &all);
                 }
                 comm.all_gather(&part, &mut recv)?;
                 same(&recv.to_vec(), &all);
                 part.fill(0);
-                comm.scatter(is_root.then_some(&recv), &mut part, root)?;
+                comm.scatter(&is_root.then_some(&recv), &mut part, root)?;
                 same(&part.iter().copied().collect::<Vec<_>>(), &cut.values(comm.rank()));
                 Ok(())
             })

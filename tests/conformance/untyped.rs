@@ -71,12 +71,12 @@ impl<T: Named> Pair<'_, T> {
         let run_typed = |comm: &mut Comm<'_>| {
             let mut recv = Array1::from(T::junk(self.count));
             typed(comm, &send, &mut recv)?;
-            Result::Ok(Shifted::new(recv.as_slice().expect("contiguous"), 0))
+            Result::<_>::Ok(Shifted::new(recv.as_slice().expect("contiguous"), 0))
         };
         let run_untyped = |comm: &mut Comm<'_>, shift: usize| {
             let mut recv = Shifted::new(&T::junk(self.count), shift);
             untyped(comm, Shifted::new(self.send, shift).bytes(), recv.bytes())?;
-            Result::Ok(recv)
+            Result::<_>::Ok(recv)
         };
         let mut expected = run_typed(comm)?;
         for shift in [0, 1] {
@@ -122,13 +122,13 @@ fn moving<T: Named>(comm: &mut Comm<'_>, len: usize, root: usize) -> Result<()> 
     )?;
     gathered.check(
         comm,
-        |comm, send, recv| comm.gather(send, is_root.then_some(recv), root),
+        |comm, send, recv| comm.gather(send, &mut is_root.then_some(recv), root),
         |comm, send, recv| comm.gather_bytes(send, is_root.then_some(recv), datatype, root),
     )?;
     let counts = vec![len; size];
     gathered.check(
         comm,
-        |comm, send, recv| comm.gather_varcount(send, is_root.then_some((recv, &counts[..])), root),
+        |comm, send, recv| comm.gather_varcount(send, &mut is_root.then_some(recv), &counts[..], root),
         |comm, send, recv| {
             comm.gather_varcount_bytes(send, is_root.then_some((recv, &counts[..])), datatype, root)
         },
@@ -140,7 +140,7 @@ fn moving<T: Named>(comm: &mut Comm<'_>, len: usize, root: usize) -> Result<()> 
     )?;
     Pair { send: &all, count: len }.check(
         comm,
-        |comm, send, recv| comm.scatter(is_root.then_some(send), recv, root),
+        |comm, send, recv| comm.scatter(&is_root.then_some(send), recv, root),
         |comm, send, recv| comm.scatter_bytes(is_root.then_some(send), recv, datatype, root),
     )?;
     Pair { send: &all, count: len * size }.check(
@@ -173,7 +173,7 @@ fn folding<T: Named>(comm: &mut Comm<'_>, len: usize, root: usize) -> Result<()>
         let one = Pair { send: &mine, count: len };
         one.check(
             comm,
-            |comm, send, recv| comm.reduce(send, is_root.then_some(recv), op, root),
+            |comm, send, recv| comm.reduce(send, &mut is_root.then_some(recv), op, root),
             |comm, send, recv| comm.reduce_bytes(send, is_root.then_some(recv), datatype, reduction, root),
         )?;
         one.check(

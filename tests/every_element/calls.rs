@@ -48,11 +48,11 @@ fn joined<T: Sample>(counts: &[usize], number: u64, index: usize) -> T {
 fn gather<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
     let send = Strip::<T>::mine(comm, &at, at.len)?;
     if !at.is_root() {
-        comm.gather(&send.view(), None::<&mut ArrayViewMut1<'_, T>>, at.root)?;
+        comm.gather(&send.view(), &mut [], at.root)?;
         return nothing();
     }
     let mut recv = Strip::new(comm, &at, 1, at.len * at.ranks)?;
-    comm.gather(&send.view(), Some(&mut recv.view_mut()), at.root)?;
+    comm.gather(&send.view(), &mut recv.view_mut(), at.root)?;
     Ok(Box::new(move || {
         recv.holds("gather", &at, |index| T::value(index / at.len, at.number, index % at.len))
     }))
@@ -62,11 +62,11 @@ fn gather_varcount<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'
     let counts = counts(&at);
     let send = Strip::<T>::mine(comm, &at, counts[at.rank])?;
     if !at.is_root() {
-        comm.gather_varcount(&send.view(), None::<(&mut ArrayViewMut1<'_, T>, &[usize])>, at.root)?;
+        comm.gather_varcount(&send.view(), &mut [], &[], at.root)?;
         return nothing();
     }
     let mut recv = Strip::new(comm, &at, 1, counts.iter().sum())?;
-    comm.gather_varcount(&send.view(), Some((&mut recv.view_mut(), &counts[..])), at.root)?;
+    comm.gather_varcount(&send.view(), &mut recv.view_mut(), &counts[..], at.root)?;
     Ok(Box::new(move || recv.holds("gather_varcount", &at, |index| joined(&counts, at.number, index))))
 }
 
@@ -101,7 +101,7 @@ fn scatter<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
     let value = |index| T::value(at.root, at.number, index);
     let send = if at.is_root() { Some(Strip::of(comm, &at, 0, total, value)?) } else { None };
     let mut recv = Strip::new(comm, &at, 1, counts[at.rank])?;
-    comm.scatter(send.as_ref().map(Strip::view).as_ref(), &mut recv.view_mut(), at.root)?;
+    comm.scatter(&send.as_ref().map(Strip::view), &mut recv.view_mut(), at.root)?;
     let first: usize = counts[..at.rank].iter().sum();
     Ok(Box::new(move || recv.holds("scatter", &at, |index| T::value(at.root, at.number, first + index))))
 }
@@ -119,11 +119,11 @@ fn all_to_all<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
 fn reduce<'w, T: Sample>(comm: &mut Comm<'w>, at: At) -> Result<Check<'w>> {
     let send = Strip::<T>::mine(comm, &at, at.len)?;
     if !at.is_root() {
-        comm.reduce(&send.view(), None::<&mut ArrayViewMut1<'_, T>>, &Op::sum(), at.root)?;
+        comm.reduce(&send.view(), &mut [], &Op::sum(), at.root)?;
         return nothing();
     }
     let mut recv = Strip::new(comm, &at, 1, at.len)?;
-    comm.reduce(&send.view(), Some(&mut recv.view_mut()), &Op::sum(), at.root)?;
+    comm.reduce(&send.view(), &mut recv.view_mut(), &Op::sum(), at.root)?;
     Ok(Box::new(move || recv.holds("reduce", &at, |index| folded(at.ranks, at.number, index))))
 }
 

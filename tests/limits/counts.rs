@@ -65,7 +65,6 @@ fn descriptors_of_the_supervisor() {
     let mark = support::mark();
     let swept = sweep.run(
         rows.view(),
-        1,
         || Ok(()),
         |(), row, _| {
             if row.index == 3 {
@@ -86,7 +85,7 @@ fn descriptors_of_the_supervisor() {
         },
     );
     // The other worker goes on, dies of the same row, and is not replaced either; nor are those of another crew.
-    let swept = swept.unwrap().unwrap();
+    let swept = swept.unwrap();
     let text = format!("{:?}", (0..40).map(|row| swept.outcome(row)).collect::<Vec<_>>());
     assert!(text.contains("could not be replaced") && text.contains("ulimit -n"), "{text}");
     let others = (0..40).filter(|&row| row != 3);
@@ -183,7 +182,7 @@ fn addresses_of_threads() {
     let rows = Array2::zeros((400, 1));
     let swept = some(&|| {
         let sweep = Sweep { workers: Some(64), backend: Backend::Threads, ..Sweep::default() };
-        let swept = sweep.run(rows.view(), 1, || Ok(()), |(), _, _| Ok(())).unwrap().unwrap();
+        let swept = sweep.run(rows.view(), || Ok(()), |(), _, _| Ok(())).unwrap();
         swept.counts().to_string()
     });
     assert_eq!(swept, "400 done");

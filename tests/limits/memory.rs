@@ -182,7 +182,6 @@ fn memory_for_a_row() {
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((30, 1)).view(),
-        1,
         || Ok(()),
         |(), row, out| {
             if row.index == 11 {
@@ -192,7 +191,7 @@ fn memory_for_a_row() {
             Ok(())
         },
     );
-    let swept = swept.unwrap().unwrap();
+    let swept = swept.unwrap();
     let Outcome::Died(text) = swept.outcome(11) else { panic!("{:?}", swept.outcome(11)) };
     assert!(text.contains("memory"), "{text}");
     assert_eq!(swept.values().iter().filter(|value| **value == 1.0).count(), 29);

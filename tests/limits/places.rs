@@ -142,7 +142,6 @@ fn a_bit_of_everything() {
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((50, 1)).view(),
-        1,
         || Ok(()),
         |(), row, out| {
             if row.index == 7 && row.attempt == 0 {
@@ -152,7 +151,7 @@ fn a_bit_of_everything() {
             Ok(())
         },
     );
-    assert_eq!(swept.unwrap().unwrap().values().sum(), 50.0);
+    assert_eq!(swept.unwrap().values().sum(), 50.0);
     worlds_in_worlds();
 }
 
@@ -312,7 +311,6 @@ fn grandchildren_of_a_killed_worker_die() {
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((20, 1)).view(),
-        1,
         || Ok(()),
         |(), row, out| {
             if row.index == 3 && row.attempt == 0 {
@@ -331,7 +329,7 @@ fn grandchildren_of_a_killed_worker_die() {
             Ok(())
         },
     );
-    assert_eq!(swept.unwrap().unwrap().values().sum(), 20.0);
+    assert_eq!(swept.unwrap().values().sum(), 20.0);
     assert_eq!(marks.iter().map(|mark| marked_processes(mark).len()).sum::<usize>(), 0);
     assert_eq!(holdings(), before);
 }

@@ -43,7 +43,7 @@ fn rounds(comm: &mut Comm<'_>, rounds: usize) -> Result<()> {
         comm.broadcast(&mut copy, root)?;
         assert!(copy.iter().all(|&x| x == (root + 1) as f64));
         let mut all = (rank == root).then(|| Array1::zeros(len * size));
-        comm.gather(&mine, all.as_mut(), root)?;
+        comm.gather(&mine, &mut all, root)?;
         assert!(all.is_none_or(|all| all.iter().enumerate().all(|(at, &x)| x == (at / len + 1) as f64)));
         let mut all = Array1::zeros(size);
         comm.all_to_all(&Array1::from_elem(size, rank as u64), &mut all)?;
@@ -78,14 +78,13 @@ fn eight_ranks_on_one_processor() {
     let sweep = Sweep { workers: Some(8), ..Sweep::default() };
     let swept = sweep.run(
         Array2::zeros((5000, 1)).view(),
-        1,
         || Ok(()),
         |(), row, out| {
             out[0] = row.index as f64;
             Ok(())
         },
     );
-    assert_eq!(swept.unwrap().unwrap().values().sum(), (4999 * 2500) as f64);
+    assert_eq!(swept.unwrap().values().sum(), (4999 * 2500) as f64);
 }
 
 /// The ranks have counted their processors before they lose them.
@@ -118,7 +117,7 @@ fn one_rank_with_little_processor_time() {
     assert_eq!(slow.unwrap(), Some(vec![0, 1, 2]));
     let sweep = Sweep { workers: Some(2), ..Sweep::default() };
     let build = || Ok(());
-    let swept = sweep.run(Array2::zeros((60, 1)).view(), 1, build, |(), row, out| {
+    let swept = sweep.run(Array2::zeros((60, 1)).view(), build, |(), row, out| {
         if row.index == 0 {
             group.enter();
         }
@@ -126,7 +125,7 @@ fn one_rank_with_little_processor_time() {
         std::thread::sleep(Duration::from_millis(1));
         Ok(())
     });
-    assert_eq!(swept.unwrap().unwrap().values().sum(), 60.0, "each row once");
+    assert_eq!(swept.unwrap().values().sum(), 60.0, "each row once");
 }
 
 /// The supervisor, too.
@@ -180,7 +179,7 @@ fn sixty_four_workers_that_sleep_cost_next_to_nothing() {
         Ok(())
     };
     let sweep = Sweep { workers: Some(WORKERS), ..Sweep::default() };
-    let swept = sweep.run(rows.view(), 1, || Ok(()), model).unwrap().unwrap();
+    let swept = sweep.run(rows.view(), || Ok(()), model).unwrap();
     let share = swept.values()[[0, 0]];
     println!("64 workers, all asleep: {:.2} % of a processor", 100.0 * share);
     assert!(share > 0.0 && share < 0.01, "{share}");

@@ -7,7 +7,7 @@ use super::{
 use crate::support::launch;
 use ndarray::{Ix1, arr1};
 use phalanx::{
-    Backend, Error, Granularity, Lease, ParallelManager, Result, SharedArray, create_parallel_manager,
+    Backend, Error, Granularity, Lease, ParallelManager, Reason, Result, SharedArray, create_parallel_manager,
 };
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ fn error_names_worker_samples_and_text() {
     for backend in BACKENDS {
         let mut manager = manager(backend, 3, Granularity::PerSample);
         let picky = |x: &[f64], (): &mut ()| match x[0] {
-            x if x < 0.0 => Err(Error::other(format!("square root of {x}"))),
+            x if x < 0.0 => Err(format!("square root of {x}").into()),
             x => Ok(x.sqrt()),
         };
         let scattered = manager.scatter(|| Ok(()), picky, &[1.0, 4.0, -9.0, 16.0]).unwrap();
@@ -90,11 +90,14 @@ fn failed_build_is_told() {
     for backend in BACKENDS {
         for granularity in GRANULARITIES {
             let mut manager = manager(backend, 2, granularity);
-            let scattered =
-                manager.scatter(|| -> Result<()> { panic!("no licence") }, |_: &[u8], ()| Ok(()), &[1, 2, 3]);
+            let scattered = manager.scatter(
+                || -> Result<(), Reason> { panic!("no licence") },
+                |_: &[u8], ()| Ok(()),
+                &[1, 2, 3],
+            );
             let error = manager.gather(scattered.unwrap()).unwrap_err();
             assert!(task_error(&error).2.starts_with("do_build panicked: no licence ("), "{error}");
-            let refuse = || Err::<(), _>(Error::other("licence expired"));
+            let refuse = || Err::<(), _>("licence expired".into());
             let scattered = manager.scatter(refuse, |_: &[u8], ()| Ok(()), &[1, 2, 3]).unwrap();
             let error = manager.gather(scattered).unwrap_err();
             assert_eq!(task_error(&error).2, "do_build returned an error: licence expired");
@@ -130,7 +133,7 @@ fn failure_ends_the_others_soon() {
         manager.stop_at_failure = true;
         let fail_fifth = |x: &[u64], (): &mut ()| {
             std::thread::sleep(Duration::from_millis(20));
-            if x[0] == 5 { Err(Error::other("fifth")) } else { Ok(()) }
+            if x[0] == 5 { Err("fifth".into()) } else { Ok(()) }
         };
         let scattered = manager.scatter(|| Ok(()), fail_fifth, &samples).unwrap();
         let error = manager.gather(scattered).unwrap_err();
@@ -330,7 +333,7 @@ fn nothing_is_left_behind() {
         let scattered = manager.scatter(
             || Ok(()),
             |x: &[i32], ()| {
-                if fail && x[0] == 2 { Err(Error::other("no")) } else { Lease::<u8, Ix1>::zeros(10) }
+                if fail && x[0] == 2 { Err("no".into()) } else { Ok(Lease::<u8, Ix1>::zeros(10)?) }
             },
             &[1, 2, 3],
         );

@@ -386,7 +386,7 @@ fn results_from_local_tree_are_ones_own() {
 
 fn build_and_execute_and_actor() {
     assert_eq!(build_and_execute(|| Ok(3), |x: &[i32], n: &mut i32| Ok(x.len() as i32 * *n), &[1, 2]), Ok(6));
-    let refused = build_and_execute(|| Err::<(), _>(Error::other("no licence")), |_: &[u8], ()| Ok(()), &[]);
+    let refused = build_and_execute(|| Err::<(), _>("no licence".into()), |_: &[u8], ()| Ok(()), &[]);
     assert_eq!(refused, Err(Error::other("no licence")));
     let keep = |x: &[i32], seen: &mut Vec<i32>| {
         seen.extend(x);
@@ -422,7 +422,7 @@ fn nested_managers() {
     let sums: Vec<i32> =
         manager.gather(scattered).unwrap().into_iter().map(|local| local.results.0).collect();
     assert_eq!(sums, [60, 180]);
-    let of_ranks = launch(2, |comm| inner(&[comm.rank() as i32], &mut ()).map(|(sum, _)| sum));
+    let of_ranks = launch(2, |comm| Ok(inner(&[comm.rank() as i32], &mut ())?.0));
     assert_eq!(of_ranks.unwrap().unwrap(), [30, 60]);
 }
 

@@ -30,7 +30,7 @@ fn a_fan_out_is_root_and_alone() {
         let mut manager = manager(backend, 3, Granularity::PerWorker);
         let most = if backend == Backend::Serial { 1 } else { 3 };
         assert_eq!((manager.is_root_process(), manager.get_rank()), (true, 0));
-        assert_eq!(manager.number_of_worker_processes(), most);
+        assert_eq!((manager.number_of_worker_processes(), manager.max_workers()), (1, most));
         let scattered = manager.scatter(|| Ok(()), |_: &[u8], ()| Ok(()), &[1, 2]).unwrap();
         assert_eq!(manager.number_of_worker_processes(), most.min(2), "as many as there was work for");
         manager.gather(scattered).unwrap();
@@ -136,12 +136,11 @@ fn gather_arrays_of_any_length_and_type() {
         let rank = manager.get_rank();
         let mine = Array1::from_elem(2 - rank, rank as f64);
         let mut all = Array1::from_elem(3, -1.0);
-        let recv = manager.is_root_process().then_some((&mut all, &[2, 1, 0][..]));
-        manager.gather_arrays_to_root(&mine, recv)?;
+        manager.gather_arrays_to_root(&mine, (&mut all, &[2, 1, 0]))?;
         assert_eq!(all, if rank == 0 { arr1(&[0.0, 0.0, 1.0]) } else { arr1(&[-1.0; 3]) });
         let mut flags = Array1::from_elem(3, false);
         // What the others give to receive into is not used.
-        manager.gather_arrays_to_root(&arr1(&[rank != 1]), Some((&mut flags, &[1, 1, 1])))?;
+        manager.gather_arrays_to_root(&arr1(&[rank != 1]), (&mut flags, &[1, 1, 1]))?;
         assert_eq!(flags, if rank == 0 { arr1(&[true, false, true]) } else { arr1(&[false; 3]) });
         Ok(())
     })
@@ -153,8 +152,7 @@ fn gather_arrays_into_too_little_room_is_an_error_on_all() {
         ends_badly(3, |comm| {
             let mut manager = ParallelManager::with_peers(comm);
             let mut all = Array1::from_elem(5, -1.0);
-            let recv = manager.is_root_process().then_some((&mut all, &sizes[..]));
-            let error = manager.gather_arrays_to_root(&arr1(&[1.0, 1.0]), recv).unwrap_err();
+            let error = manager.gather_arrays_to_root(&arr1(&[1.0, 1.0]), (&mut all, &sizes)).unwrap_err();
             assert!(matches!(error, Error::BadArgument { .. }), "{error}");
             assert_eq!(all, Array1::from_elem(5, -1.0), "no output was written");
             Ok(())
@@ -167,9 +165,9 @@ fn gather_arrays_of_other_types_is_an_error_on_all() {
         let mut manager = ParallelManager::with_peers(comm);
         let mut all = Array1::from_elem(3, -1.0);
         let gathered = match manager.get_rank() {
-            0 => manager.gather_arrays_to_root(&arr1(&[1.0f64]), Some((&mut all, &[1, 1, 1]))),
-            1 => manager.gather_arrays_to_root(&arr1(&[1.0f32]), None::<(&mut Array1<f32>, &[usize])>),
-            _ => manager.gather_arrays_to_root(&arr1(&[1i64]), None::<(&mut Array1<i64>, &[usize])>),
+            0 => manager.gather_arrays_to_root(&arr1(&[1.0f64]), (&mut all, &[1, 1, 1])),
+            1 => manager.gather_arrays_to_root(&arr1(&[1.0f32]), (&mut [], &[])),
+            _ => manager.gather_arrays_to_root(&arr1(&[1i64]), (&mut [], &[])),
         };
         let error = gathered.unwrap_err();
         assert!(matches!(error, Error::Mismatch { .. } | Error::Ended { .. }), "{error}");
@@ -239,9 +237,9 @@ fn alone_every_exchange_is_a_copy() {
     assert_eq!(manager.sync_pyobject_with_peers(Some("x".to_owned())).unwrap(), Some("x".to_owned()));
     assert_eq!(manager.combine_data_with_peers(&7).unwrap(), [7]);
     let (mut all, mut short) = (Array1::zeros(2), Array1::zeros(1));
-    manager.gather_arrays_to_root(&data, Some((&mut all, &[2]))).unwrap();
+    manager.gather_arrays_to_root(&data, (&mut all, &[2])).unwrap();
     assert_eq!(all, data);
-    assert!(manager.gather_arrays_to_root(&data, Some((&mut short, &[2]))).is_err());
+    assert!(manager.gather_arrays_to_root(&data, (&mut short, &[2])).is_err());
     let mut sum = Array1::zeros(1);
     manager.sum_values_and_sync(&arr0(3), &mut sum).unwrap();
     assert_eq!(sum[0], 3);
@@ -270,8 +268,7 @@ fn program_of_peers_gives_the_serial_table() {
             let sizes = manager.combine_data_with_peers(&mine.len())?;
             assert_eq!(sizes.iter().sum::<usize>() as i64, total[0]);
             let mut all = Array1::zeros(total[0] as usize);
-            let recv = manager.is_root_process().then_some((&mut all, &sizes[..]));
-            manager.gather_arrays_to_root(&mine, recv)?;
+            manager.gather_arrays_to_root(&mine, (&mut all, &sizes))?;
             manager.sync_array_with_peers(&mut all)?;
             solved = solved.into_iter().chain(all).collect();
         }

@@ -172,10 +172,13 @@ impl Call {
         };
         let root = if verb.has_root() { format!(", root {}", self.root) } else { String::new() };
         let data = match verb.has_data() {
-            true => format!(", {elements}{root}, {} bytes", 8 * self.sends(rank, size)),
+            true => {
+                let count = 8 * self.sends(rank, size) / if elements == "f32" { 4 } else { 8 };
+                format!(", {elements}{root}, {count} element{}", if count == 1 { "" } else { "s" })
+            }
             false => root,
         };
-        format!("  rank {rank}: {name}{reduction}{data}, source line {line}\n")
+        format!("  rank {rank}: {name}{reduction}{data}, source line {line} of tests/mismatch/call.rs\n")
     }
 
     /// Makes the call.
@@ -217,10 +220,10 @@ impl Call {
         match self.verb {
             Verb::Barrier => (line!(), comm.barrier()),
             Verb::Broadcast => (line!(), comm.broadcast(&mut recv, root)),
-            Verb::Gather => (line!(), comm.gather(&send, at_root.then_some(&mut recv), root)),
+            Verb::Gather => (line!(), comm.gather(&send, &mut at_root.then_some(&mut recv), root)),
             Verb::AllGather => (line!(), comm.all_gather(&send, &mut recv)),
-            Verb::Scatter => (line!(), comm.scatter(at_root.then_some(&send), &mut recv, root)),
-            Verb::Reduce => (line!(), comm.reduce(&send, at_root.then_some(&mut recv), &op, root)),
+            Verb::Scatter => (line!(), comm.scatter(&at_root.then_some(&send), &mut recv, root)),
+            Verb::Reduce => (line!(), comm.reduce(&send, &mut at_root.then_some(&mut recv), &op, root)),
             Verb::AllReduce => (line!(), comm.all_reduce(&send, &mut recv, &op)),
             Verb::AllToAll => (line!(), comm.all_to_all(&send, &mut recv)),
         }

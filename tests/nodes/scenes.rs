@@ -3,8 +3,8 @@
 use crate::elements::mix;
 use ndarray::{Array1, Array2, ArrayView1, Ix1, arr1};
 use phalanx::{
-    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, Result, Row, Schedule, SharedArray, Sweep,
-    create_parallel_manager,
+    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, RankStatus, Result, Row, Schedule,
+    SharedArray, Sweep, create_parallel_manager,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ pub fn fast_sums(comm: &mut Comm<'_>) -> Result<()> {
         let root = len % comm.size();
         let mut recv = Array1::from_elem(len, -1.0);
         let is_root = comm.rank() == root;
-        comm.reduce(&send, is_root.then_some(&mut recv), &Op::sum().fast(), root)?;
+        comm.reduce(&send, &mut is_root.then_some(&mut recv), &Op::sum().fast(), root)?;
         assert!(!is_root || recv == want, "fast, to {root}, {len}");
         let send = send.mapv(|value| 1.0 / (value + 0.7));
         let mut recv = Array1::zeros(len);
@@ -105,8 +105,7 @@ pub fn wrong_arguments(comm: &mut Comm<'_>) -> Result<()> {
         // Refused by root before anyone knows what the others bring, which differs within nodes.
         let (mine, counts) = (Array1::from_elem(comm.rank(), 1u8), vec![1; comm.size()]);
         let mut all = Array1::zeros(comm.size() + 1);
-        let recv = (comm.rank() == who).then_some((&mut all, &counts[..]));
-        comm.gather_varcount(&mine, recv, who).expect_err("counts that do not fit");
+        comm.gather_varcount(&mine, &mut all, &counts, who).expect_err("counts that do not fit");
         comm.barrier()?;
     }
     Ok(())
@@ -116,7 +115,7 @@ pub fn wrong_arguments(comm: &mut Comm<'_>) -> Result<()> {
 pub fn states(comm: &mut Comm<'_>) -> Result<()> {
     let states = comm.state();
     let mine = states.iter().find(|state| state.rank == comm.rank()).expect("this rank");
-    assert_eq!((mine.pid, mine.state), (std::process::id(), "running"));
+    assert_eq!((mine.pid, mine.status), (std::process::id(), RankStatus::Running));
     assert!(states.is_sorted_by(|one, next| one.rank + 1 == next.rank), "{states:?}");
     comm.barrier()
 }
@@ -284,7 +283,7 @@ fn until(comm: &mut Comm<'_>, op: &Op<'_, f64>, bomb: &Bomb) -> Result<()> {
         comm.all_reduce(&Array1::from_elem(len, comm.rank() as f64), &mut sum, op)?;
         bomb.tick();
         let mut all = comm.is_root().then(|| Array1::zeros(len * comm.size()));
-        comm.gather(&sum, all.as_mut(), 0)?;
+        comm.gather(&sum, &mut all, 0)?;
         if round == 0 && comm.is_root() {
             println!("under way");
         }
@@ -313,41 +312,60 @@ fn sweep(launch: &Launch, bomb: &Bomb) -> Result<()> {
         out[0] = row.values[0];
         Ok(())
     };
-    sweep.run(rows.view(), 1, || Ok(()), model).map(|_| println!("nothing happened"))
+    sweep.run(rows.view(), || Ok(()), model).map(|_| println!("nothing happened"))
 }
 
-/// The workers of the second process panic, and then cannot build: others do what it has not done.
+/// The workers of one process cannot build, from the start or after a panic each: the others do what it has not done, be it
+/// root's or another one.
 fn rows_left(launch: &Launch) -> Result<()> {
-    const ROWS: usize = 2000;
+    for victim in ["1", "0"] {
+        for schedule in [Schedule::Dynamic, Schedule::Static] {
+            for at_once in [false, true] {
+                rows_left_by(launch, victim, schedule, at_once)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rows_left_by(launch: &Launch, victim: &str, schedule: Schedule, at_once: bool) -> Result<()> {
+    const ROWS: usize = 500;
     let number = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok());
-    let is_second = number.as_deref() == Some("1");
+    let is_victim = number.as_deref() == Some(victim);
     let broken = std::env::temp_dir().join(format!("phalanx-nodes-{}", std::process::id()));
-    let build = || if broken.exists() { Err(Error::other("no licence")) } else { Ok(()) };
+    if is_victim && at_once {
+        std::fs::write(&broken, "")?;
+    }
+    let build = || if broken.exists() { Err("no licence".into()) } else { Ok(()) };
     let model = |(): &mut (), row: &Row<'_>, out: &mut [f64]| {
         std::thread::sleep(Duration::from_millis(1));
-        if is_second {
-            std::fs::write(&broken, "").map_err(|error| error.to_string())?;
+        if is_victim {
+            std::fs::write(&broken, "")?;
             panic!("out of salt");
         }
         out[0] = row.index as f64;
         Ok(())
     };
-    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, ..Sweep::default() };
+    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, schedule, ..Sweep::default() };
     let rows = Array2::from_elem((ROWS, 1), 1.0);
-    let swept = sweep.run(rows.view(), 1, build, model);
+    let swept = sweep.run(rows.view(), build, model);
     let _ = std::fs::remove_file(&broken);
-    let Some(swept) = swept? else { return Ok(()) };
-    let counts = swept.counts();
-    assert!(counts.panicked > 0 && counts.panicked < ROWS / 4, "{swept:?}");
-    assert_eq!(counts.done + counts.panicked, ROWS, "{swept:?}");
+    let swept = swept?;
+    if !swept.is_root() {
+        return Ok(());
+    }
+    let (counts, told) =
+        (swept.counts(), format!("{swept:?}, {schedule:?}, process {victim}, at once: {at_once}"));
+    assert!((counts.panicked == 0) == at_once && counts.panicked < ROWS / 4, "{told}");
+    assert_eq!(counts.done + counts.panicked, ROWS, "{told}");
     for row in 0..ROWS {
         match swept.outcome(row) {
             Outcome::Done => assert_eq!(swept.values()[[row, 0]], row as f64),
             Outcome::Panicked(why) => assert!(why.starts_with("out of salt"), "{why}"),
-            other => panic!("{other:?}"),
+            other => panic!("{other:?}: {told}"),
         }
     }
-    println!("{swept:?}");
+    println!("{told}");
     Ok(())
 }
 
@@ -370,12 +388,12 @@ fn rows_panic(launch: &Launch) -> Result<()> {
         progress: Some(progress),
         ..Sweep::default()
     };
-    let swept = sweep.run(rows.view(), 1, || Ok(()), model)?;
+    let swept = sweep.run(rows.view(), || Ok(()), model)?;
     let heard: Vec<_> = heard.take().iter().map(|progress| (progress.done, progress.workers)).collect();
-    let Some(swept) = swept else {
-        assert!(heard.is_empty(), "only root tells");
+    if !swept.is_root() {
+        assert!(heard.is_empty() && swept.rows() == 0, "only root tells");
         return Ok(());
-    };
+    }
     for (row, values) in rows.outer_iter().enumerate() {
         let got = swept.values()[[row, 0]];
         match swept.outcome(row) {
@@ -407,7 +425,8 @@ fn deal(launch: &Launch) -> Result<()> {
         let schedule = [Schedule::Static, Schedule::Dynamic][round % 2];
         let sweep = Sweep { workers: launch.ranks, backend: launch.backend, schedule, ..Sweep::default() };
         let start = Instant::now();
-        if let Some(swept) = sweep.run(rows.view(), 1, || Ok(()), model)? {
+        let swept = sweep.run(rows.view(), || Ok(()), model)?;
+        if swept.is_root() {
             assert!(swept.values().column(0).iter().enumerate().all(|(row, &value)| value == row as f64));
             times[round % 2].push(start.elapsed().as_secs_f64());
         }
@@ -440,7 +459,8 @@ fn idle(launch: &Launch) -> Result<()> {
         Ok(())
     };
     let sweep = Sweep { workers: launch.ranks, backend: launch.backend, ..Sweep::default() };
-    if let Some(swept) = sweep.run(rows.view(), 1, || Ok(()), model)? {
+    let swept = sweep.run(rows.view(), || Ok(()), model)?;
+    if swept.is_root() {
         let percent = swept.values()[[0, 0]] / SECONDS * 100.0;
         println!("{} workers, all but one idle: {percent:.2} % of a processor", swept.workers.len());
     }
@@ -517,7 +537,7 @@ fn large(launch: &Launch) -> Result<()> {
         let mine = Array1::from_shape_fn(brings(rank), |at| byte(rank, at));
         let counts: Vec<usize> = (0..size).map(brings).collect();
         let mut all = Array1::<u8>::zeros(if comm.is_root() { 2 * EACH } else { 0 });
-        comm.gather_varcount(&mine, comm.is_root().then_some((&mut all, &counts[..])), 0)?;
+        comm.gather_varcount(&mine, &mut comm.is_root().then_some(&mut all), &counts[..], 0)?;
         let wrong = |rank: usize| {
             let part = &all.as_slice().expect("contiguous")[if rank == 0 { 0 } else { EACH }..][..EACH];
             part.iter().enumerate().position(|(at, &got)| got != byte(rank, at))
@@ -572,9 +592,9 @@ fn mixed(launch: &Launch) -> Result<()> {
             out[0] = row.values[0] * round as f64;
             Ok(())
         };
-        let swept = sweep.run(rows.view(), 1, || Ok(()), model)?;
-        assert_eq!(sums.is_some(), swept.is_some());
-        if let Some((sums, swept)) = sums.zip(swept) {
+        let swept = sweep.run(rows.view(), || Ok(()), model)?;
+        assert_eq!(sums.is_some(), swept.is_root());
+        if let Some(sums) = sums {
             assert!(sums.iter().all(|&sum| sum == round * sums.len() as u64), "{sums:?}");
             assert_eq!(swept.values(), rows * round as f64);
         }
@@ -593,7 +613,8 @@ fn nested(launch: &Launch) -> Result<()> {
             Ok(())
         };
         let sweep = Sweep { workers: Some(2), ..Sweep::default() };
-        let swept = sweep.run(rows.view(), 1, || Ok(()), model)?.expect("a rank is root of its own sweep");
+        let swept = sweep.run(rows.view(), || Ok(()), model)?;
+        assert!(swept.is_root(), "a rank is root of its own sweep");
         assert_eq!(swept.values(), rows);
         let mut manager = create_parallel_manager("auto", 2)?;
         let scattered = manager.scatter(|| Ok(()), |x: &[u64], ()| Ok(x.iter().sum::<u64>()), &[1, 2, 3])?;
@@ -622,8 +643,9 @@ fn nested(launch: &Launch) -> Result<()> {
         Ok(())
     })?;
     let mut once = false;
-    let progress: Box<dyn FnMut(&Progress)> = Box::new(|_| {
-        if !std::mem::replace(&mut once, true) {
+    // The last call is after the end.
+    let progress: Box<dyn FnMut(&Progress)> = Box::new(|progress| {
+        if !std::mem::replace(&mut once, true) || progress.done == progress.rows {
             alone().expect("root may sweep in its progress");
         }
     });
@@ -633,11 +655,11 @@ fn nested(launch: &Launch) -> Result<()> {
         std::thread::sleep(Duration::from_millis(3));
         Ok(())
     };
-    sweep.run(rows.view(), 1, || Ok(()), model)?;
+    sweep.run(rows.view(), || Ok(()), model)?;
     // Managers beside each other, and a sweep of all meanwhile.
     let managers = [create_parallel_manager("auto", 1)?, create_parallel_manager("auto", 1)?];
     let sweep = Sweep { workers: launch.ranks, ..Sweep::default() };
-    let root = sweep.run(rows.view(), 1, || Ok(()), model)?.is_some();
+    let root = sweep.run(rows.view(), || Ok(()), model)?.is_root();
     for mut manager in managers {
         assert_eq!(manager.is_root_process(), root);
         let size = manager.number_of_worker_processes();
@@ -833,8 +855,7 @@ fn manager() -> Result<()> {
     assert_eq!(sum, arr1(&[(size * (size - 1) / 2) as u64, size as u64, 0]));
     let counts: Vec<usize> = (1..=size).collect();
     let mut all = Array1::zeros(size * (size + 1) / 2);
-    let recv = manager.is_root_process().then_some((&mut all, &counts[..]));
-    manager.gather_arrays_to_root(&Array1::from_elem(rank + 1, rank as f64), recv)?;
+    manager.gather_arrays_to_root(&Array1::from_elem(rank + 1, rank as f64), (&mut all, &counts))?;
     if manager.is_root_process() {
         assert_eq!(all[all.len() - 1], (size - 1) as f64);
         println!("1 passed, 0 failed, 0 skipped");

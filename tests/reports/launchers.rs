@@ -94,7 +94,7 @@ fn everything(backend: Backend) -> [Result<()>; 3] {
     let rows = Array2::<f64>::zeros((4, 1));
     let launched = Launch { ranks: Some(2), backend, ..Launch::default() }.fork(|comm| comm.barrier());
     let sweep = Sweep { workers: Some(2), backend, ..Sweep::default() };
-    let swept = sweep.run(rows.view(), 1, || Ok(()), |(), _, _| Ok(()));
+    let swept = sweep.run(rows.view(), || Ok(()), |(), _, _| Ok(()));
     [launched.map(drop), swept.map(drop), ParallelManager::new(backend, 2).map(drop)]
 }
 

@@ -248,14 +248,13 @@ fn limited_addresses() {
         let sweep = Sweep { workers: Some(4), ..Sweep::default() };
         let swept = sweep.run(
             table.view(),
-            1,
             || Ok(()),
             |(), row, out| {
                 out[0] = row.values[0];
                 Ok(())
             },
         );
-        assert_eq!(swept.unwrap().unwrap().values().sum(), 499_500.0);
+        assert_eq!(swept.unwrap().values().sum(), 499_500.0);
         let mut manager = create_parallel_manager("multiprocessing", 4).unwrap();
         let square = |samples: &[f64], _: &mut ()| {
             let mut out = Lease::<f64, Ix1>::zeros(10_000)?;
@@ -273,7 +272,7 @@ fn limited_addresses() {
 
 fn a_manager_with_small_heaps() {
     let mut manager = create_parallel_manager("multiprocessing", 2).unwrap();
-    let lease = |samples: &[usize], _: &mut ()| Lease::<u8, Ix1>::zeros(samples[0] * MIB);
+    let lease = |samples: &[usize], _: &mut ()| Ok(Lease::<u8, Ix1>::zeros(samples[0] * MIB)?);
     manager.heap = Some(16 * MIB);
     let scattered = manager.scatter(|| Ok(()), lease, &[1, 2]).unwrap();
     assert_eq!(manager.gather(scattered).unwrap()[1].results.shape(), [2 * MIB]);

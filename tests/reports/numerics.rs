@@ -45,7 +45,7 @@ fn folds<T: Bits + PartialEq + Debug>(
         comm.all_reduce(&mine, &mut all, op)?;
         assert_eq!(all, want(0..ranks), "all_reduce");
         let mut one = room();
-        comm.reduce(&mine, (rank == 0).then_some(&mut one), op, 0)?;
+        comm.reduce(&mine, &mut (rank == 0).then_some(&mut one), op, 0)?;
         assert_eq!(one, if rank == 0 { want(0..ranks) } else { room() }, "reduce");
         let lease = comm.alloc::<T, Ix1>(Ix1(len))?;
         let lease = comm.all_reduce_into_lease(&mine, lease, op)?;

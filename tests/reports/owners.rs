@@ -70,14 +70,13 @@ fn parts_of_a_rank_are_not_its_ranks() {
         let whole = published.view();
         let swept = Sweep { workers: Some(2), ..Sweep::default() }.run(
             Array2::zeros((4, 1)).view(),
-            1,
             || Ok(()),
             |(), row, out| {
                 out[0] = whole[row.index] as f64;
                 Ok(())
             },
         )?;
-        assert_eq!(swept.unwrap().values().iter().copied().collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);
+        assert_eq!(swept.values().iter().copied().collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);
         comm.barrier()
     })
     .unwrap();
@@ -155,7 +154,6 @@ fn a_child_of_a_model_does_not_work_on() {
         let rows = Array2::<f64>::zeros((40, 1));
         let swept = Sweep { workers: Some(2), backend, ..Sweep::default() }.run(
             rows.view(),
-            1,
             || Ok(()),
             |(), row, out| {
                 out[0] = 1.0;
@@ -168,7 +166,7 @@ fn a_child_of_a_model_does_not_work_on() {
                 Ok(())
             },
         );
-        let swept = swept.unwrap().unwrap();
+        let swept = swept.unwrap();
         assert_eq!(
             (swept.counts().done, swept.workers.iter().map(|worker| worker.rows).sum::<u64>()),
             (40, 40)

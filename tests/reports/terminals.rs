@@ -160,7 +160,7 @@ fn is_helper() -> bool {
 
 fn sweep<T>(
     rows: usize,
-    build: impl Fn() -> phalanx::Result<T> + Sync,
+    build: impl Fn() -> phalanx::Result<T, Reason> + Sync,
     model: impl Fn(&mut T, usize) -> Result<f64, Reason> + Sync,
 ) -> phalanx::Swept {
     let table = Array2::zeros((rows, 1));
@@ -169,7 +169,7 @@ fn sweep<T>(
         out[0] = model(state, row.index)?;
         Ok(())
     };
-    sweep.run(table.view(), 1, build, run).unwrap().unwrap()
+    sweep.run(table.view(), build, run).unwrap()
 }
 
 /// By every way to start ranks or workers: runs `work` in them, which returns true if all is well.
@@ -557,7 +557,10 @@ fn a_stopped_rank_is_named_after_the_deadline() {
     });
     let error = error.unwrap_err();
     let Error::Timeout { missing, .. } = &error else { panic!("{error}") };
-    assert!(missing.len() == 1 && missing[0].rank == 1 && missing[0].state == "stopped", "{error}");
+    assert!(
+        missing.len() == 1 && missing[0].rank == 1 && missing[0].status == phalanx::RankStatus::Stopped,
+        "{error}"
+    );
     assert!(error.to_string().contains("rank 1 (process "), "{error}");
 }
 
@@ -591,7 +594,7 @@ fn named_and_continued(case: &str, who: &str) {
     let mut caller = support::case(case).env(MARK, support::mark()).stderr(Stdio::piped()).spawn().unwrap();
     let process = await_line(&mut caller, &format!("{who} (process "));
     assert!(process.contains("stopped") && process.contains("kill -CONT"), "{process}");
-    let pid = process.split(')').next().unwrap().parse().unwrap();
+    let pid = process.split(' ').next().unwrap().parse().unwrap();
     kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     assert!(caller.wait().unwrap().success());
 }
@@ -624,11 +627,11 @@ fn helper_stops_in_build() {
         };
         let rows = ndarray::Array2::<f64>::zeros((1, 1));
         let swept = phalanx::Sweep { workers: Some(1), ..phalanx::Sweep::default() };
-        let swept = swept.run(rows.view(), 1, build, |(), _, out| {
+        let swept = swept.run(rows.view(), build, |(), _, out| {
             out[0] = 1.0;
             Ok(())
         });
-        assert_eq!(swept.unwrap().unwrap().counts().done, 1);
+        assert_eq!(swept.unwrap().counts().done, 1);
     }
 }
 
@@ -690,7 +693,7 @@ fn helper_drops() {
     if is_helper() {
         let rows = ndarray::Array2::<f64>::zeros((3, 1));
         let sweep = phalanx::Sweep { workers: Some(2), ..phalanx::Sweep::default() };
-        let _ = sweep.run(rows.view(), 1, || Ok(Solver), |_, _, _| Ok(()));
+        let _ = sweep.run(rows.view(), || Ok(Solver), |_, _, _| Ok(()));
     }
 }
 

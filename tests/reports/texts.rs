@@ -47,8 +47,8 @@ fn told(fails: Failing) -> Vec<(String, String)> {
     told.push(("launch".to_owned(), launch(2, |_| done(fails)).unwrap_err().to_string()));
     let threads = Launch { ranks: Some(2), ..Launch::default() }.threads(|_| done(fails));
     told.push(("launch on threads".to_owned(), threads.unwrap_err().to_string()));
-    let build = Sweep { workers: Some(2), ..Sweep::default() };
-    let built = build.run(Array2::zeros((2, 0)).view(), 0, || done(fails), |(), _, _| Ok(()));
+    let build = Sweep { outputs: 0, workers: Some(2), ..Sweep::default() };
+    let built = build.run(Array2::zeros((2, 0)).view(), || done(fails), |(), _, _| Ok(()));
     told.push(("build".to_owned(), built.unwrap_err().to_string()));
     let texts = launch(2, |comm| Ok(inside(comm, fails)));
     told.extend(texts.unwrap().unwrap().concat().into_iter().map(|text| ("inside".to_owned(), text)));
@@ -59,9 +59,10 @@ fn told(fails: Failing) -> Vec<(String, String)> {
 
 fn inside(comm: &mut Comm<'_>, fails: Failing) -> Vec<String> {
     let rows = Array2::zeros((3, 0));
-    let swept = Sweep::default().run_in(comm, rows.view(), 0, || Ok(()), |(), _, _| done(fails)).unwrap();
-    let mut texts: Vec<String> =
-        swept.iter().flat_map(|swept| (0..3).map(|row| format!("{:?}", swept.outcome(row)))).collect();
+    let swept = Sweep { outputs: 0, ..Sweep::default() }
+        .run_in(comm, rows.view(), || Ok(()), |(), _, _| done(fails))
+        .unwrap();
+    let mut texts: Vec<String> = (0..swept.rows()).map(|row| format!("{:?}", swept.outcome(row))).collect();
     let mut manager = ParallelManager::with_peers(comm);
     let scattered = manager.scatter(|| Ok(()), |_, ()| done(fails), &[1, 2]).unwrap();
     texts.push(manager.gather(scattered).unwrap_err().to_string());
@@ -71,9 +72,8 @@ fn inside(comm: &mut Comm<'_>, fails: Failing) -> Vec<String> {
 /// The texts of the rows of a sweep that panicked.
 fn swept(backend: Backend, model: &(dyn Fn(usize) + Sync)) -> Vec<String> {
     let rows = Array2::<f64>::zeros((3, 1));
-    let sweep = Sweep { workers: Some(1), backend, ..Sweep::default() };
-    let swept =
-        sweep.run(rows.view(), 0, || Ok(()), |(), row, _| done(|| model(row.index))).unwrap().unwrap();
+    let sweep = Sweep { outputs: 0, workers: Some(1), backend, ..Sweep::default() };
+    let swept = sweep.run(rows.view(), || Ok(()), |(), row, _| done(|| model(row.index))).unwrap();
     let text = |row| match swept.outcome(row) {
         Outcome::Panicked(text) => text.to_string(),
         Outcome::Done => String::new(),
@@ -165,7 +165,7 @@ fn panics_have_a_text_under_hooks_of_the_program() {
         let rows = Array2::zeros((3, 0));
         let before = HEARD.load(Ordering::Relaxed);
         let sweep = Sweep { backend: Backend::Serial, ..Sweep::default() };
-        sweep.run(rows.view(), 0, || Ok(()), |(), _, _| panic!("pivot is zero"))?;
+        sweep.run(rows.view(), || Ok(()), |(), _, _| panic!("pivot is zero"))?;
         Ok(HEARD.load(Ordering::Relaxed) - before)
     });
     assert_eq!(heard.unwrap().unwrap(), [3, 3]);
@@ -203,7 +203,7 @@ fn hooks_are_put_back() {
         let progress = |_: &phalanx::Progress| panic!("enough");
         let sweep =
             Sweep { backend: Backend::Serial, progress: Some(Box::new(progress)), ..Sweep::default() };
-        let _ = sweep.run(Array2::zeros((1, 0)).view(), 0, || Ok(()), |(), _, _| Ok(()));
+        let _ = sweep.run(Array2::zeros((1, 0)).view(), || Ok(()), |(), _, _| Ok(()));
     });
     assert_eq!(*ended.unwrap_err().downcast::<&str>().unwrap(), "enough");
     assert_eq!(HEARD.load(Ordering::Relaxed), 2);
@@ -340,9 +340,8 @@ fn tables_beyond_the_address_space_are_refused() {
     for (rows, outputs) in [(1, usize::MAX / 8), (1, 1 << 60), (0, usize::MAX), (2, (1 << 60) - 64)] {
         for backend in [phalanx::Backend::Serial, phalanx::Backend::Threads, phalanx::Backend::SharedMemory] {
             let table = ndarray::Array2::<f64>::zeros((rows, 1));
-            let sweep = phalanx::Sweep { workers: Some(2), backend, ..phalanx::Sweep::default() };
-            let text =
-                sweep.run(table.view(), outputs, || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
+            let sweep = phalanx::Sweep { outputs, workers: Some(2), backend, ..phalanx::Sweep::default() };
+            let text = sweep.run(table.view(), || Ok(()), |(), _, _| Ok(())).unwrap_err().to_string();
             assert!(text.contains(&format!("{rows} rows of {outputs} outputs")), "{text}");
         }
     }
@@ -368,7 +367,7 @@ fn reasons_that_fit_are_whole() {
         let sweep = Sweep { backend: Backend::SharedMemory, workers: Some(4), ..Sweep::default() };
         let text = |row: usize| format!("{row:04096}");
         let model = |(): &mut (), row: &phalanx::Row<'_>, _: &mut [f64]| Err(text(row.index).into());
-        let swept = sweep.run(table.view(), 1, || Ok(()), model).unwrap().unwrap();
+        let swept = sweep.run(table.view(), || Ok(()), model).unwrap();
         let whole = |row: usize| swept.outcome(row) == Outcome::Infeasible(text(row));
         assert!((0..rows).all(whole));
     }

@@ -67,12 +67,12 @@ fn calls<T: Element>(comm: &mut Comm<'_>, value: T, number: usize) -> Result<()>
     match number {
         0 => comm.broadcast(&mut Array1::from_elem(4, value), 0),
         1 => comm.all_gather(&one, &mut room),
-        2 => comm.gather_varcount(&one, comm.is_root().then_some((&mut room, &counts[..])), 0),
+        2 => comm.gather_varcount(&one, &mut comm.is_root().then_some(&mut room), &counts[..], 0),
         3 => comm.all_to_all(&Array1::from_elem(8, value), &mut room),
         4 => comm.parts::<T, _>(4).map(drop),
-        5 => comm.gather_to_lease(&one, comm.is_root().then_some(&counts[..]), 0).map(drop),
+        5 => comm.gather_to_lease(&one, &counts[..], 0).map(drop),
         6 => comm.scatter(
-            comm.is_root().then_some(&Array1::from_elem(8, value)),
+            &comm.is_root().then_some(&Array1::from_elem(8, value)),
             &mut Array1::from_elem(4, value),
             0,
         ),
@@ -151,8 +151,7 @@ fn valid_elements_of_checked_types_pass() {
         part.view_mut()[1] = true;
         let whole = part.publish(comm)?;
         assert_eq!(whole.view().iter().filter(|&&flag| flag).count(), 2);
-        let all =
-            comm.gather_to_lease(&Array1::from_elem(2, true), comm.is_root().then_some(&[2, 2][..]), 0)?;
+        let all = comm.gather_to_lease(&Array1::from_elem(2, true), &[2, 2][..], 0)?;
         assert!(all.is_none_or(|all| all.view().iter().all(|&flag| flag)));
         let mut lease = comm.alloc::<bool, _>(3)?;
         lease.view_mut()[2] = true;

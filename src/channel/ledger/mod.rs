@@ -18,7 +18,7 @@ use crate::os::mapping::{HUGE, PAGE};
 use crate::shm::arena::Block;
 use crate::shm::segment::Segment;
 use layout::Front;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ impl Ledger {
     }
 
     /// Frees the tasks that were abandoned; says whether there were any.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn reopen(&self) -> bool {
         let left = self.records().iter().filter(|record| record.state() == State::Failed(Cause::NotReached));
         left.map(|record| record.free(record.died())).count() > 0
@@ -235,7 +235,7 @@ fn behind(layout: &Layout) -> usize {
 }
 
 /// How tasks travel to the ledger of another node.
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 impl Ledger {
     /// Returns the records of these tasks.
     pub(crate) fn words_of(&self, tasks: Range<usize>) -> Vec<[u64; 8]> {
@@ -432,6 +432,101 @@ mod tests {
         assert_eq!((finished.count(None), finished.count(Some(Cause::NotReached))), (1, 2));
         assert_eq!(finished.failure(0), Some((Cause::NotReached, "nobody left".to_owned())));
         assert!(bytemuck::cast_slice::<u8, f64>(finished.rows())[4..].iter().all(|value| value.is_nan()));
+    }
+
+    #[test]
+    fn tasks_that_died_are_freed_with_one_attempt_more() {
+        let ledger = Ledger::new(4, &numbers(1), 0).unwrap();
+        let mut left = ledger.claim(0, 5).unwrap();
+        left.row().fill(0xAA);
+        let asked = std::cell::RefCell::new(Vec::new());
+        let verdict = |slot, died| {
+            asked.borrow_mut().push((slot, died));
+            (died == 2).then(|| "it kills".to_owned())
+        };
+        ledger.release(0..4, verdict);
+        let mut again = ledger.claim(0, 6).unwrap();
+        assert_eq!(again.attempt, 1);
+        again.clear();
+        assert!(again.row().iter().all(|&byte| byte == 0), "what the dead had written is gone");
+        ledger.release(0..4, verdict);
+        assert_eq!(*asked.borrow(), [(5, 1), (6, 2)]);
+        assert_eq!(ledger.state(0), State::Failed(Cause::Died));
+        assert_eq!(ledger.text(0), "it kills");
+        ledger.claim(1, 0).unwrap().finish(Some(Cause::Refused), &Facts::default());
+        ledger.claim(2, 0).unwrap().finish(None, &Facts::default());
+        assert_eq!((ledger.tried(), ledger.finished(0..4)), (3, 3));
+        ledger.abandon(0..4, "nobody left");
+        assert_eq!((ledger.tried(), ledger.finished(0..4)), (3, 4));
+        assert_eq!(ledger.record(3).facts().input, 3);
+    }
+
+    #[test]
+    fn abandoned_tasks_are_freed_again() {
+        let ledger = Ledger::new(3, &numbers(1), 0).unwrap();
+        ledger.claim(0, 0).unwrap().finish(None, &Facts::default());
+        assert!(!ledger.reopen(), "none was abandoned");
+        drop(ledger.claim(1, 3));
+        ledger.release(1..2, |_, _| None);
+        ledger.abandon(0..3, "nobody left");
+        assert!(ledger.claim(2, 0).is_none());
+        assert!(ledger.reopen());
+        assert!(!ledger.reopen(), "none is left");
+        assert_eq!([0, 1, 2].map(|task| ledger.state(task)), [State::Done, State::Free, State::Free]);
+        assert_eq!([1, 2].map(|task| ledger.claim(task, 0).unwrap().attempt), [1, 0], "deaths still count");
+    }
+
+    #[test]
+    fn finished_tasks_travel_to_another_ledger() {
+        let [from, to] = [0, 1].map(|_| Ledger::new(4, &numbers(2), 0).unwrap());
+        for task in 1..3 {
+            let mut claim = from.claim(task, 7).unwrap();
+            bytemuck::cast_slice_mut(claim.row()).copy_from_slice(&[task as f64, 0.5]);
+            claim.finish(None, &Facts { worker: 7, input: 40 + task as u64, ..Facts::default() });
+        }
+        Texts::default().place(from.log(), "another, before it", || 1);
+        fail(from.claim(3, 7), &from, &mut Texts::default(), "too salty", 1);
+        let (sent, received) = (from.rows_at(1..4), to.rows_at(1..4));
+        assert_eq!((sent.1.len(), &sent.1), (3 * 16, &received.1));
+        let bytes = |(segment, place): &(&Arc<Segment>, Range<usize>)| {
+            segment.bytes(place.start, place.len()).unwrap().as_ptr()
+        };
+        // SAFETY: both in bounds, of as many bytes, in two segments; one thread.
+        unsafe { core::ptr::copy_nonoverlapping(bytes(&sent), bytes(&received), 3 * 16) };
+        let here = Texts::default().place(to.log(), "longer than the other, too salty", || 1);
+        let places = BTreeMap::from([(from.record(3).facts().text, here)]);
+        for (task, words) in (1..4).zip(from.words_of(1..4)) {
+            to.adopt(task, words, (5, 30), &places).unwrap();
+        }
+        assert_eq!(
+            (to.state(0), to.state(1), to.state(3)),
+            (State::Free, State::Done, State::Failed(Cause::Refused))
+        );
+        assert_eq!(to.row(2).map(bytemuck::cast_slice::<u8, f64>), Some(&[2.0, 0.5][..]));
+        assert!((0..4).all(|task| to.is_sound(task)));
+        assert_eq!((to.record(1).facts().worker, to.record(2).facts().input), (32, 42));
+        assert_eq!(to.text(3), "longer than the other, too salty");
+        // A row that is not what was committed is refused.
+        let other = Ledger::new(4, &numbers(2), 0).unwrap();
+        let refused = other.adopt(1, from.words_of(1..2)[0], (5, 30), &places);
+        assert!(matches!(refused, Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn bytes_follow_on_a_page_boundary() {
+        let ledger = Ledger::new(3, &numbers(1), 3 << 20).unwrap();
+        let (segment, at) = ledger.behind();
+        assert!(at >= ledger.layout.len() && at.is_multiple_of(PAGE) && segment.len() >= at + (3 << 20));
+    }
+
+    #[test]
+    fn a_ledger_must_fit_its_place() {
+        let segment = Segment::new(1).unwrap();
+        let layout = |base| Layout::new(base, 3, &numbers(1), Memory::Dense).unwrap();
+        let last = (0..segment.len()).step_by(PAGE).rfind(|&base| layout(base).end <= segment.len()).unwrap();
+        assert!(Ledger::format(&segment, &layout(last)).is_ok());
+        assert!(Ledger::format(&segment, &layout(last + PAGE)).is_err());
+        assert!(Ledger::format(&segment, &layout(segment.len())).is_err());
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Record {
     }
 
     /// How many workers have died on a task that is free or failed.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn died(&self) -> u32 {
         self.owner().1
     }
@@ -255,7 +255,7 @@ impl Record {
     }
 
     /// Returns all words, as they travel to another ledger.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn words(&self) -> [u64; 8] {
         let state = self.state.load(Ordering::Acquire);
         let Facts { digest, input, start, end, text, worker, peak } = self.facts();
@@ -264,14 +264,14 @@ impl Record {
     }
 
     /// Returns the place of the text, in the other ledger, of a record that has travelled.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn place_in(words: [u64; 8]) -> u64 {
         words[6]
     }
 
     /// Takes over what became of a task in another ledger, with the place of its text, and the number of its worker, in this one.
     /// The row must be there; says whether it is sound.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
         let [state, checksum, digest, input, start, end, text, ends] = words;
         let (worker, peak) = (ends as u32, (ends >> 32) as u32);
@@ -326,6 +326,22 @@ mod tests {
         record.free(2);
         assert_eq!((record.is_free(), record.state(), record.claim(3)), (true, State::Free, Some(2)));
         assert_eq!(record.state(), State::Owned { slot: 3, attempt: 2 });
+    }
+
+    #[test]
+    fn a_finished_record_keeps_who_tried_it_how_often() {
+        let record = fresh();
+        assert_eq!((record.claim(5), record.take_over(5, 0x1_0009)), (Some(0), Some(1)));
+        record.publish(Some(Cause::Died), &Facts { worker: 9, peak: 3, ..Facts::default() }, &[]);
+        assert_eq!(record.died(), 1);
+        let words = record.words();
+        assert_eq!((words[0], words[7]), (word(FAILED, Cause::Died as u8, 1, 0x1_0009), 9 | 3 << 32));
+        let other = fresh();
+        assert!(other.adopt(words, 8, |worker| worker + 1, &[]));
+        assert_eq!(other.facts(), Facts { worker: 10, peak: 3, text: 8, ..record.facts() });
+        assert_eq!((other.state(), other.died()), (State::Failed(Cause::Died), 1));
+        other.begin(77);
+        assert_eq!((other.facts().start, other.died()), (77, 1));
     }
 
     #[test]

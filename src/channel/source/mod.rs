@@ -8,7 +8,7 @@ use crate::os::descriptor::Bell;
 use crate::os::topology;
 use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::Ordering;
-#[cfg(feature = "mpi")]
+#[cfg(any(feature = "mpi", test))]
 use crate::sync::wait::heavy_fence;
 use crate::sync::wait::{Pace, light_fence};
 use std::ops::Range;
@@ -58,7 +58,7 @@ impl Source {
     }
 
     /// The same, with a bell for a producer that sleeps while it waits for [`Source::is_hungry`].
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn with_bell(self) -> Result<Source> {
         Ok(Source { bell: Some(Arc::new(Bell::new()?)), ..self })
     }
@@ -69,7 +69,7 @@ impl Source {
     }
 
     /// Says whether the producer may sleep until its bell rings: it may not while another stretch can be granted.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn doze(&self) -> bool {
         self.words().drowsy.store(1, Ordering::Relaxed);
         // Its story is that of an eventcount: either the worker that takes the last of a stretch sees this word, or the stretch
@@ -78,7 +78,7 @@ impl Source {
     }
 
     /// The producer is awake again.
-    #[cfg(feature = "mpi")]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn wake(&self) {
         self.words().drowsy.store(0, Ordering::Relaxed);
     }
@@ -180,7 +180,7 @@ impl Source {
         self.words().round.load(Ordering::Acquire)
     }
 
-    /// Forgets parts and who was given up, for another crew. Only when no process works.
+    /// Forgets parts and who was given up, and lets more be granted, for another crew. Only when no process works.
     pub(crate) fn reset(&self) {
         for worker in self.workers() {
             worker.enter(&(0..0));
@@ -189,6 +189,7 @@ impl Source {
             worker.go_on();
         }
         self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
+        self.words().open();
     }
 }
 
@@ -260,6 +261,7 @@ mod tests {
         assert_eq!((source.finished(), worker.busy()), (1, 5));
         source.worker(0).finish(6);
         assert_eq!((source.finished(), worker.busy()), (2, 5));
+        source.close();
         source.reset();
         assert_eq!(source.round(), 0);
         source.begin_round(3);
@@ -293,6 +295,30 @@ mod tests {
         assert_eq!(meanwhile(|| source.wait(&[1]), || source.close()), ((), true));
         let halted = Source::new(1).unwrap();
         assert_eq!(meanwhile(|| halted.wait(&[]), || halted.halt()), ((), true));
+    }
+
+    #[test]
+    fn who_takes_the_last_of_a_stretch_rings_for_a_producer_that_dozes() {
+        use nix::poll::{PollFd, PollFlags, poll};
+        use std::os::fd::AsFd;
+        let source = Source::new(1).unwrap().with_bell().unwrap();
+        let rung = || {
+            let bell = source.bell().unwrap();
+            let ready = poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], 0u8).unwrap();
+            bell.still();
+            ready == 1
+        };
+        assert!(!source.doze(), "a stretch can be granted");
+        source.wake();
+        assert!(source.grant(0..2) && source.grant(5..7) && !source.is_hungry());
+        assert!(matches!(source.take(0, |_| 1), Next::Part(_)) && !rung(), "it is awake");
+        assert!(source.doze());
+        assert!(matches!(source.take(0, |_| 1), Next::Part(_)) && rung());
+        assert!(source.is_hungry() && !source.doze());
+        source.wake();
+        assert!(matches!(source.take(0, |_| 2), Next::Part(_)) && !rung());
+        assert!(source.grant(8..12) && source.grant(20..21) && source.doze());
+        assert!(matches!(source.take(0, |_| 1), Next::Part(_)) && !rung(), "some of the stretch is left");
     }
 
     #[test]

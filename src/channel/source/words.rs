@@ -179,6 +179,11 @@ impl Words {
         }
     }
 
+    /// Lets more be granted. Only when no process works.
+    pub(super) fn open(&self) {
+        self.closed.word.store(0, Ordering::Release);
+    }
+
     /// [P3] without the second half: for the model checker to find.
     #[cfg(all(loom, test))]
     pub(crate) fn close_untold(&self) {

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::os::inherit::note_nowhere;
 use crate::os::launcher::Launcher;
 use crate::os::robust;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// Is this process a rank of a world over nodes, or of a manager of the job?
@@ -19,7 +20,28 @@ pub(crate) fn in_world() -> bool {
 
 /// Is this the body of such a rank, or a callback? What it starts the other processes do not.
 pub(crate) fn in_rank() -> bool {
-    Mpi::joined().is_some_and(Mpi::is_in_body)
+    CALLBACKS.get() > 0 || Mpi::joined().is_some_and(Mpi::is_in_body)
+}
+
+thread_local! {
+    /// Functions of the user's that are being called.
+    static CALLBACKS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// While it lives, the process calls a function of the user's that the other processes do not call, or not at the same time.
+pub(crate) struct Callback(());
+
+impl Callback {
+    pub(crate) fn enter() -> Callback {
+        CALLBACKS.set(CALLBACKS.get() + 1);
+        Callback(())
+    }
+}
+
+impl Drop for Callback {
+    fn drop(&mut self) {
+        CALLBACKS.set(CALLBACKS.get() - 1);
+    }
 }
 
 /// The job with its size, which some launchers tell nobody but MPI. One of a single process is none.

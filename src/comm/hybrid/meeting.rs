@@ -104,7 +104,7 @@ impl Hybrid {
         }
         let uniform = mine.windows(2).all(|pair| pair[0] == pair[1]);
         let ([verb, datatype], [len, digest]) = (call.signature(), mine[0]);
-        let words = [verb, u64::from(call.line), u64::from(uniform), len, digest, datatype, 0, 0];
+        let words = [verb, u64::from(call.mark()), u64::from(uniform), len, digest, datatype, 0, 0];
         record[..8].copy_from_slice(&words);
         let met = self.tell(call, record, &mine)?;
         self.compare(call, &met.records)?;
@@ -162,7 +162,7 @@ impl Hybrid {
             return Ok(());
         }
         let what =
-            |node: usize| describe(signature(&records[node]), records[node][3], records[node][1] as u32);
+            |node: usize| describe(signature(&records[node]), records[node][3], records[node][1] as u32, "");
         let nodes: Vec<usize> = (0..records.len()).collect();
         let row = |nodes: &[usize]| {
             let nodes = nodes[0]..nodes[nodes.len() - 1] + 1;

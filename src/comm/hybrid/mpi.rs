@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "foreign functions")]
 
 use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Source};
 use crate::os::launcher::{Launcher, launcher};
 use crate::os::process;
 use crate::os::procfs;
@@ -74,7 +74,7 @@ fn code(call: &'static str, code: i32) -> Result<()> {
         code => Err(Error::System {
             call,
             need: "a message between processes of the job".to_owned(),
-            reason: format!("MPI's error {code}"),
+            source: Source::new(format!("MPI's error {code}")),
             hint: "; look at what the launcher and the other hosts say",
         }),
     }

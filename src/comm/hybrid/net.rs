@@ -245,17 +245,25 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     match told.iter().position(|theirs| of(theirs) != [step as u64, number]) {
         None => Ok(contexts.into_iter().map(u32::from_ne_bytes).max().unwrap_or(1)),
         Some(other) => {
-            let name = |[step, number]: [u64; 2]| {
-                let name = ["nothing", "exits", "launches", "sweeps", "makes a parallel manager"];
-                format!("{} ({number})", name.get(step as usize).unwrap_or(&"nothing"))
+            let name = |step: u64| {
+                let names = ["does nothing", "exits", "launches", "sweeps", "makes a parallel manager"];
+                names.get(step as usize).copied().unwrap_or(names[0])
             };
-            let problem = format!(
-                "process {} of the job {}, process {other} {}: all processes must run the same program with the same arguments",
-                net.me,
-                name([step as u64, number]),
-                name(of(&told[other]))
-            );
-            Err(Error::option("job", problem))
+            let [theirs, _] = of(&told[other]);
+            let (me, mine) = (net.me, step as u64);
+            let differ = if theirs == mine {
+                let with = match step {
+                    Step::Sweep => "other parameters, outputs, schedule, seed or attempts",
+                    Step::Exit | Step::Launch | Step::Manager => {
+                        "another back end, or another number of ranks"
+                    }
+                };
+                format!("process {other} of the job {} with {with} than process {me}", name(mine))
+            } else {
+                format!("process {me} of the job {}, process {other} {}", name(mine), name(theirs))
+            };
+            let must = "all processes must run the same program with the same arguments";
+            Err(Error::option("job", format!("{differ}: {must}")))
         }
     }
 }

@@ -34,7 +34,7 @@ impl Recovers for Shm {
             clock().checked_add(patience.checked_mul(2)?.checked_add(Duration::from_secs(10))?)
         });
         let decision = world
-            .ask(rank, (wish, value, call.line), deadline)
+            .ask(rank, (wish, value, call.mark()), deadline)
             .map_err(|broken| self.unanswered(call, broken))?;
         let ranks = self.window.ranks();
         let gone = (0..ranks.len()).filter(|&member| !decision.agreed.contains(&ranks[member])).collect();

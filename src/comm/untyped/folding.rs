@@ -8,7 +8,6 @@ use crate::comm::op::{Fold, Operation};
 use crate::error::Result;
 use crate::shm::datatype::{Datatype, LARGEST_ALIGN};
 use crate::shm::reduction::OpCode;
-use ndarray::{ArrayView1, ArrayViewMut1};
 
 impl Comm<'_> {
     /// Folds the ranks' elements, one by one in rank order, into root's `recv`; the other ranks give `None`:
@@ -197,7 +196,7 @@ impl Comm<'_> {
                     with_aligned_mut(recv, align_of::<$type>(), |recv| {
                         let send: &[$type] = bytemuck::cast_slice(send.bytes);
                         let recv: &mut [$type] = bytemuck::cast_slice_mut(recv.bytes);
-                        self.exact_call(&call, &ArrayView1::from(send), &mut ArrayViewMut1::from(recv))
+                        self.exact_call(&call, send, recv)
                     })
                 })
             };

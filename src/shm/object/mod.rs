@@ -35,7 +35,7 @@ use std::fmt;
 
 /// A value that cannot travel: its type, why, and what helps.
 pub(crate) fn refusal<T>(why: impl fmt::Display) -> Error {
-    Error::Other(format!("a value of type {} cannot travel between ranks: {why}", std::any::type_name::<T>()))
+    Error::other(format!("a value of type {} cannot travel between ranks: {why}", std::any::type_name::<T>()))
 }
 
 /// Writes `value`, and reads it back: the bytes, and the value as it will arrive.

@@ -72,7 +72,7 @@ impl serde::de::Error for Why {
 
 impl From<Why> for Error {
     fn from(why: Why) -> Error {
-        Error::Other(format!("a value could not be carried between ranks: {why}"))
+        Error::other(format!("a value could not be carried between ranks: {why}"))
     }
 }
 

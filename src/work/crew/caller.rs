@@ -97,7 +97,7 @@ impl Crew {
             if let Some(signal) = held.caught() {
                 self.end_for(signal.as_str());
                 drop(held);
-                return Err(Error::Interrupted { signal: signal.as_str() });
+                return Err(Error::Interrupted { signal: signal as i32 });
             }
             if over {
                 break;
@@ -128,6 +128,10 @@ impl Crew {
     fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<bool> {
         match (self.words.closed(), self.words.culprit()) {
             (Some(COLD), _) => return Ok(false),
+            // A call failed, and every body has dealt with that.
+            (Some(_), Some(_)) if (0..self.words.count()).all(|rank| self.words.slot(rank).has_left()) => {
+                return Ok(true);
+            }
             (Some(_), Some(culprit)) => return Err(self.words.failure_of(culprit)),
             (Some(0), None) => return Ok(true),
             _ => {}

@@ -1,5 +1,6 @@
 //! Processes that a signal or a debugger has stopped.
 
+use crate::os::launcher::host;
 use crate::os::process::Process;
 use std::io::Write;
 use std::time::Duration;
@@ -37,10 +38,10 @@ impl Stopped {
 }
 
 pub(super) fn tell_stopped(name: &str, process: &Process, patience: Duration) {
-    let pid = process.pid();
+    let (pid, host) = (process.pid(), host());
     let _ = writeln!(
         std::io::stderr(),
-        "phalanx: {name} (process {pid}) has been stopped for {patience:?}, by a signal or a debugger; `kill -CONT {pid}` \
+        "phalanx: {name} (process {pid} on {host}) has been stopped for {patience:?}, by a signal or a debugger; `kill -CONT {pid}` \
          continues it"
     );
 }

@@ -78,10 +78,10 @@ impl<S> Zygote<'_, S> {
                     let passed = unix_time().saturating_sub(Duration::from_nanos(since));
                     format!(
                         "worker {rank} (process {}, {}): at task {task} for {passed:.1?}",
-                        state.pid, state.state
+                        state.pid, state.status
                     )
                 }
-                Some(None) => format!("worker {rank} (process {}, {}): at no task", state.pid, state.state),
+                Some(None) => format!("worker {rank} (process {}, {}): at no task", state.pid, state.status),
             };
             let _ = writeln!(std::io::stderr(), "phalanx: {line}");
         }

@@ -22,6 +22,7 @@ use std::str::FromStr;
 /// assert_eq!(Backend::SharedMemory.to_string(), "shared-memory");
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Backend {
     /// Whatever suits the machine: forked processes; those of a job, if this is one of them.
     #[default]
@@ -51,7 +52,7 @@ impl Backend {
         #[cfg(feature = "mpi")]
         if nodes::in_rank() {
             let problem = format!(
-                "the back end {:?} joins the processes of the job, which a rank cannot do for the others: a rank starts workers                  of its own, by \"auto\" or \"shared-memory\"",
+                "the back end {:?} joins the processes of the job, which a rank cannot do for the others: a rank starts workers of its own, by \"auto\" or \"shared-memory\"",
                 self.to_string()
             );
             return if named { Err(refused(problem)) } else { Ok(None) };

@@ -83,7 +83,7 @@ pub(crate) fn run_in<W: Work, R>(
         if !new.is_empty() && left.contains(&true) && unfinished() {
             // Others had left before they could inherit.
             source.reset();
-            source.grant(0..tasks);
+            Dealing::Dynamic.offer(&source, 0..tasks);
             source.begin_round(round);
         }
         comm.arrive(&call)?;

@@ -8,13 +8,15 @@
 //! [2] lets its workers take the stretch                  (its own node's stretches it grants itself)
 //! [3] an empty Grant: closes; its workers end; Done      serves until all nodes are done
 //! [4] sends its stretches, records, rows, texts          receives rows where they stay, and takes the records over
+//! [5] ends, or begins another round at [1]               a last Grant: is anything left that some node would do?
 //! ```
 //!
-//! Every task is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks are done
-//! by its successor or its neighbours. Tasks that a node has not done because all its workers were given up are done by root's
-//! workers at the end. A node that dies ends the job.
+//! In a round every task is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks
+//! are done by its successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt out
+//! again in another round, to all nodes whose workers were not given up, or have finished something. A node that dies ends the
+//! job.
 
-use crate::channel::ledger::{Ledger, State, Texts};
+use crate::channel::ledger::{Cause, Ledger, State, Texts};
 use crate::channel::source::Source;
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
@@ -28,6 +30,7 @@ use crate::work::executor::worker::{Dealing, Work};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
 const PARTS: usize = 2;
@@ -48,8 +51,20 @@ enum Say {
     Going = 1,
     /// It needs more tasks.
     Hungry,
-    /// All its tasks are done, and it knows that there are no more: the last that it says.
+    /// All its tasks are done, and it knows that there are no more. This and the next two are the last that it says.
     Done,
+    /// It has left tasks, and would do more.
+    Left,
+    /// It has left tasks, and would do none.
+    Spent,
+}
+
+impl Say {
+    fn of(word: u64) -> Option<Say> {
+        [Say::Going, Say::Hungry, Say::Done, Say::Left, Say::Spent]
+            .into_iter()
+            .find(|&say| say as u64 == word)
+    }
 }
 
 /// What one process of the job knows of the whole.
@@ -66,14 +81,15 @@ struct Coordinator {
     mine: Vec<Range<usize>>,
     /// There are no more for it.
     ended: bool,
-    /// All tasks were dealt out from the start.
-    dealt: bool,
     /// Why its workers were given up, if they were.
     why: Option<String>,
-    /// In root: the first task that nobody has been granted; how many each node has finished; those nodes that are done.
-    next: usize,
+    /// In root: the tasks that nobody has been granted; how many each node has finished; those nodes that are done, with their
+    /// last words.
+    pool: Vec<Range<usize>>,
     finished: Vec<u64>,
-    done: Vec<usize>,
+    done: Vec<(usize, Say)>,
+    /// In root: what the workers of each node have done.
+    reports: Vec<Vec<Done>>,
     /// Elsewhere: an answer is due; when root was last told something, and how many tasks were done.
     waiting: bool,
     told: (Instant, u64),
@@ -91,16 +107,18 @@ pub(super) fn run<W: Work + Sync>(
     Mpi::may_fork(executor.options.operation)?;
     let (each, tasks, digest) =
         (executor.options.workers, executor.ledger.tasks(), executor.work.digest_of_all());
+    // By how often a task is tried its outcome may differ, and that must not depend on where it is.
+    let digest = xxh3_64(bytemuck::cast_slice(&[digest, u64::from(executor.options.policy.attempts)]));
     (executor.options.first, executor.of) = (job.rank * each, job.size * each);
     let shared = executor.shared();
     let begin = match shared.dealing {
         Dealing::Fixed => Begin { mine: shared.stretch(0).start..shared.stretch(each - 1).end, next: None },
         _ => Begin::of(tasks, job),
     };
-    if shared.dealing == Dealing::Fixed {
+    executor.source = executor.source.clone().with_bell()?;
+    if executor.options.dealing == Dealing::Fixed {
         executor.source.close();
     } else {
-        executor.source = executor.source.clone().with_bell()?;
         executor.source.grant(begin.mine.clone());
     }
     let mut lookout = Lookout {
@@ -113,30 +131,48 @@ pub(super) fn run<W: Work + Sync>(
         coordinator: None,
         failed: None,
     };
-    let round = executor.forked(watch, &mut |watch| lookout.look(watch));
-    let round = match (round, lookout.failed.take()) {
-        (Ok(round), None) => round,
-        (Err(error), _) | (_, Some(error)) => {
-            fatal(&error);
-            return Err(error);
+    let mut last = Say::Done;
+    loop {
+        if last != Say::Spent {
+            last = work(executor, &mut lookout, watch).inspect_err(fatal)?;
         }
-    };
-    executor.count(&round.replaced);
-    let abandoned = round.given_up.clone().or_else(|| executor.reason());
-    let collected = lookout.coordinator().and_then(|coordinator| {
-        let own =
-            abandoned.is_none_or(|why| coordinator.give_up(&why, |tasks| executor.release(tasks, &round)));
-        Ok((own, coordinator.collect(executor.done(), watch)?))
-    });
-    let (own, Some(mut done)) = collected.inspect_err(fatal)? else { return Ok(None) };
-    if own && executor.ledger.reopen() {
-        // Workers were given up: root's do the tasks that those have left.
-        executor.options.dealing = Dealing::Dynamic;
-        executor.source.reset();
-        executor.rounds(0..tasks, watch)?;
-        done.splice(..each, executor.done());
+        let coordinator = lookout.coordinator().inspect_err(fatal)?;
+        match coordinator.collect(executor.done(), last, watch).inspect_err(fatal)? {
+            Verdict::End(done) => return Ok(done),
+            Verdict::Again => {
+                executor.ledger.reopen();
+                executor.source.reset();
+                // Whoever can work does what is left.
+                executor.options.dealing = Dealing::Dynamic;
+                coordinator.begin_again(last == Say::Spent);
+            }
+        }
     }
-    Ok(Some(done))
+}
+
+/// Runs the workers of a round. Returns the last words of this node.
+fn work<W: Work + Sync>(
+    executor: &mut Executor<'_, W>,
+    lookout: &mut Lookout,
+    watch: &mut Watch<'_>,
+) -> Result<Say> {
+    let before = executor.source.finished();
+    let round = executor.forked(watch, &mut |watch| lookout.look(watch))?;
+    if let Some(error) = lookout.failed.take() {
+        return Err(error);
+    }
+    executor.count(&round.replaced);
+    let Some(why) = round.given_up.clone().or_else(|| executor.reason()) else { return Ok(Say::Done) };
+    lookout.coordinator()?.give_up(&why, |tasks| executor.release(tasks, &round))?;
+    Ok(if executor.source.finished() > before { Say::Left } else { Say::Spent })
+}
+
+/// How a round of all nodes ends.
+enum Verdict {
+    /// With what the workers of all have done, in root.
+    End(Option<Vec<Done>>),
+    /// Tasks are left, and some nodes would do them.
+    Again,
 }
 
 /// The tasks that are dealt before the processes of a job know each other: joining takes as long as a short sweep.
@@ -233,7 +269,7 @@ impl Coordinator {
             );
             return Err(Error::option("sweep", problem));
         }
-        let next = begin.next.unwrap_or(ledger.tasks());
+        let pool = begin.next.map(|next| next..ledger.tasks()).into_iter().collect();
         Ok(Coordinator {
             mpi,
             _part,
@@ -244,11 +280,11 @@ impl Coordinator {
             workers,
             mine: Some(begin.mine).into_iter().filter(|mine| !mine.is_empty()).collect(),
             ended,
-            dealt: ended,
             why: None,
-            next,
+            pool,
             finished: vec![0; nodes],
             done: Vec::new(),
+            reports: vec![Vec::new(); nodes],
             waiting: false,
             told: (Instant::now(), 0),
             nap: SHORT_NAP,
@@ -286,11 +322,13 @@ impl Coordinator {
 
     /// Returns a stretch of what is left.
     fn ration(&mut self, node: usize) -> Range<usize> {
-        let left = self.ledger.tasks() - self.next;
+        let left: usize = self.pool.iter().map(Range::len).sum();
         let workers = self.workers[node];
-        let share = left * workers / (PARTS * self.all);
-        let stretch = self.next..self.next + share.max(workers).min(left);
-        self.next = stretch.end;
+        let share = (left * workers / (PARTS * self.all)).max(workers);
+        let Some(run) = self.pool.last_mut() else { return 0..0 };
+        let stretch = run.start..run.start + share.min(run.len());
+        run.start = stretch.end;
+        self.pool.retain(|run| !run.is_empty());
         stretch
     }
 
@@ -310,14 +348,16 @@ impl Coordinator {
             self.net.recv_all(bytemuck::bytes_of_mut(&mut words), node, Tag::Ask, &always)?;
             let [say, finished] = words;
             self.finished[node] = finished;
-            if say == Say::Hungry as u64 {
-                let stretch = self.ration(node);
-                let words = [stretch.start as u64, stretch.end as u64];
-                self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)?;
-            } else if say == Say::Done as u64 {
-                self.done.push(node);
+            let say = Say::of(say).ok_or(Error::Corrupt { what: "a message of another node" })?;
+            match say {
+                Say::Going => {}
+                Say::Hungry => {
+                    let stretch = self.ration(node);
+                    self.grant(node, [stretch.start as u64, stretch.end as u64])?;
+                }
+                Say::Done | Say::Left | Say::Spent => self.done.push((node, say)),
             }
-            moved |= say != Say::Going as u64;
+            moved |= say != Say::Going;
         }
         while !self.ended && self.source.is_hungry() {
             let stretch = self.ration(0);
@@ -345,11 +385,14 @@ impl Coordinator {
         Ok(moved)
     }
 
-    /// Workers of this node were given up: what it still gets, and what is left, others do; `release` frees what died. Says
-    /// whether some here would.
-    fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> bool {
-        let before = self.ledger.tried();
-        let answered = self.await_answer().is_ok();
+    fn grant(&self, node: usize, words: [u64; 2]) -> Result<()> {
+        self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)
+    }
+
+    /// Workers of this node were given up: another round does what it still gets, and what it has left; `release` frees what
+    /// died.
+    fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> Result<()> {
+        self.await_answer()?;
         self.ended = true;
         self.source.close();
         self.why = Some(why.to_owned());
@@ -357,7 +400,15 @@ impl Coordinator {
             release(part.clone());
             self.ledger.abandon(part.clone(), why);
         }
-        answered && before > 0
+        Ok(())
+    }
+
+    /// Readies another round. `spent`: this node has no workers for it.
+    fn begin_again(&mut self, spent: bool) {
+        (self.ended, self.waiting, self.why) = (spent, false, None);
+        self.mine.clear();
+        self.done.clear();
+        (self.nap, self.quiet) = (SHORT_NAP, Instant::now());
     }
 
     /// Takes the answer that is due, if one is.
@@ -377,12 +428,39 @@ impl Coordinator {
         self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
     }
 
-    /// [4]
-    fn collect(&mut self, done: Vec<Done>, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {
-        match self.net.me {
-            0 => self.receive(done, watch).map(Some),
-            _ => self.say(Say::Done).and_then(|()| self.send(done)).map(|()| None),
+    /// [4], [5]
+    fn collect(&mut self, done: Vec<Done>, last: Say, watch: &mut Watch<'_>) -> Result<Verdict> {
+        if self.net.me == 0 {
+            self.reports[0] = done;
+            self.receive(watch)?;
+            return self.judge(last);
         }
+        self.say(last)?;
+        self.send(done)?;
+        let since = Instant::now();
+        while self.net.arrived(Tag::Grant)?.is_none() {
+            std::thread::sleep((since.elapsed() / 100).clamp(SHORT_NAP, LONGEST_NAP));
+        }
+        let mut again = [0u64; 2];
+        self.net.recv_all(bytemuck::bytes_of_mut(&mut again), 0, Tag::Grant, &always)?;
+        Ok(if again[0] == 0 { Verdict::End(None) } else { Verdict::Again })
+    }
+
+    /// [5] of root.
+    fn judge(&mut self, own: Say) -> Result<Verdict> {
+        let words = || self.done.iter().map(|&(_, say)| say).chain([own]);
+        let would = words().any(|say| say != Say::Spent);
+        // Not looked at without need: each look at a record makes its page.
+        if words().any(|say| say != Say::Done) && would {
+            let is_left = |&task: &usize| self.ledger.state(task) == State::Failed(Cause::NotReached);
+            let left: Vec<usize> = (0..self.ledger.tasks()).filter(is_left).collect();
+            let runs = left.chunk_by(|&task, &next| task + 1 == next);
+            // They are granted from the last on.
+            self.pool = runs.rev().map(|run| run[0]..run[run.len() - 1] + 1).collect();
+        }
+        let again = !self.pool.is_empty();
+        (1..self.net.size()).try_for_each(|node| self.grant(node, [u64::from(again), 0]))?;
+        Ok(if again { Verdict::Again } else { Verdict::End(Some(self.reports.concat())) })
     }
 
     fn send(&mut self, done: Vec<Done>) -> Result<()> {
@@ -418,14 +496,12 @@ impl Coordinator {
     }
 
     /// From each node when it is done, while others still work.
-    fn receive(&mut self, own: Vec<Done>, watch: &mut Watch<'_>) -> Result<Vec<Done>> {
-        let mut workers = vec![Vec::new(); self.net.size()];
-        workers[0] = own;
+    fn receive(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let mut texts = Texts::default();
         let mut next = 0;
         while next + 1 < self.net.size() {
             let nap = self.coordinate(watch)?;
-            let Some(&node) = self.done.get(next) else {
+            let Some(&(node, _)) = self.done.get(next) else {
                 std::thread::sleep(nap.unwrap_or(SHORT_NAP));
                 continue;
             };
@@ -444,14 +520,12 @@ impl Coordinator {
             }
             let worker =
                 |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
-            workers[node] = done.into_iter().map(worker).collect();
+            self.reports[node] = done.into_iter().map(worker).collect();
         }
-        if !self.dealt {
-            // No node has asked for these: all workers were given up.
-            let why = self.why.as_deref().unwrap_or("no worker is left on any node");
-            self.ledger.abandon(self.next..self.ledger.tasks(), why);
-        }
-        Ok(workers.concat())
+        // No node has asked for these: all workers were given up.
+        let why = self.why.as_deref().unwrap_or("no worker is left on any node");
+        self.pool.drain(..).for_each(|run| self.ledger.abandon(run, why));
+        Ok(())
     }
 
     /// A stretch of another node: its rows to where they stay. `places`: of the texts of its failed tasks here, by those there.

@@ -54,9 +54,12 @@ impl Placement {
 fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>) -> Result<usize> {
     match requested(operation, wanted)? {
         Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => Ok(workers / job.size),
+        Some(0) => {
+            Err(Error::option(operation, format!("0 workers; a {operation} has at least 1 for each process")))
+        }
         Some(workers) => {
             let problem = format!(
-                "{workers} workers on {} processes: ask for a multiple, or start one process a node and ask for none",
+                "{workers} workers on {} processes: ask for a multiple, or start one process per node and leave the number open",
                 job.size
             );
             Err(Error::option(operation, problem))

@@ -105,8 +105,8 @@ where
         let results = threads.into_iter().map(|thread| thread.join().ok().flatten());
         results.chain([None]).take(world.ranks()).collect()
     });
-    match (world.slots.culprit(), results.into_iter().collect::<Option<Vec<R>>>()) {
-        (None, Some(results)) => Ok(results),
-        (culprit, _) => Err(world.slots.failure_of(culprit.unwrap_or(0))),
+    match results.into_iter().collect::<Option<Vec<R>>>() {
+        Some(results) => Ok(results),
+        None => Err(world.slots.failure_of(world.slots.culprit().unwrap_or(0))),
     }
 }

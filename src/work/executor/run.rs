@@ -1,5 +1,7 @@
 //! A run from begin to end, where the placement says.
 
+#[cfg(feature = "mpi")]
+use crate::comm::hybrid::job::Callback;
 use crate::error::Result;
 use crate::os::process;
 #[cfg(feature = "mpi")]
@@ -32,8 +34,10 @@ pub(crate) fn workers_can_read(bytes: &[u8]) -> bool {
     process::children_can_read(range.start.addr()..range.end.addr())
 }
 
-/// Calls a function of the user's, which may fork: a child that returns from it is not this process.
+/// Calls a function of the user's, which is alone with what it starts, in a job too. It may fork: a child that returns from it is not this process.
 pub(crate) fn called<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "mpi")]
+    let _alone = Callback::enter();
     let process = process::incarnation();
     let result = f();
     if process != process::incarnation() {

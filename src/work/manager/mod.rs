@@ -7,7 +7,7 @@ mod tasks;
 #[cfg(feature = "mpi")]
 use crate::comm::hybrid::job::JobComm;
 use crate::comm::{Comm, solo::Solo};
-use crate::error::{Error, Place, Result};
+use crate::error::{Error, Place, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
     Dealing, Executor, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
@@ -31,7 +31,7 @@ pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
 ///
 /// ```
 /// let mut manager = phalanx::create_parallel_manager("ConcurrentFutures", 2)?;
-/// assert_eq!((manager.number_of_worker_processes(), manager.is_root_process()), (2, true));
+/// assert_eq!((manager.max_workers(), manager.is_root_process()), (2, true));
 /// let error = phalanx::create_parallel_manager("abacus", 2).unwrap_err();
 /// assert!(error.to_string().contains("auto, serial, threads, shared-memory"));
 /// # Ok::<(), phalanx::Error>(())
@@ -118,7 +118,7 @@ enum Group<'c, 'w> {
         placement: Placement,
         /// At most this many workers.
         limit: usize,
-        /// As many as the last scatter had work for.
+        /// As many as the last scatter had work for; 1 before it.
         workers: usize,
     },
 }
@@ -169,7 +169,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// ```
     /// use phalanx::{Backend, ParallelManager};
     /// let manager = ParallelManager::new(Backend::Threads, 4)?;
-    /// assert_eq!(manager.number_of_worker_processes(), 4);
+    /// assert_eq!(manager.max_workers(), 4);
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn new(backend: Backend, workers: usize) -> Result<ParallelManager<'c, 'w>> {
@@ -185,7 +185,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
         let limit = if placement == Placement::Serial { 1 } else { workers };
         let comm = Comm::over(Box::new(Solo::new(Some(0))?));
-        Ok(ParallelManager::of(Group::FanOut { comm, placement, limit, workers: limit }))
+        Ok(ParallelManager::of(Group::FanOut { comm, placement, limit, workers: 1 }))
     }
 
     fn of(group: Group<'c, 'w>) -> ParallelManager<'c, 'w> {
@@ -263,12 +263,13 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         self.comm().rank()
     }
 
-    /// How many run samples: the ranks of the world; of a fan-out at most so many, and after a scatter as many as there
-    /// was work for (1 for an empty list, for which none is started).
+    /// Returns the number of processes that share the work: the ranks of the world. A fan-out has no peers: before its first
+    /// scatter this is 1, so that a program which divides its work by this number does all of it; after a scatter it is the
+    /// number of workers that the scatter had work for (1 for an empty list).
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("shared-memory", 8)?;
-    /// assert_eq!(manager.number_of_worker_processes(), 8);
+    /// assert_eq!((manager.number_of_worker_processes(), manager.max_workers()), (1, 8));
     /// let scattered = manager.scatter(|| Ok(()), |_: &[f64], ()| Ok(()), &[1.0, 2.0])?;
     /// assert_eq!(manager.number_of_worker_processes(), 2);
     /// manager.gather(scattered)?;
@@ -277,6 +278,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     pub fn number_of_worker_processes(&self) -> usize {
         match &self.group {
             Group::FanOut { workers, .. } => *workers,
+            _ => self.comm().size(),
+        }
+    }
+
+    /// Returns the most workers that a scatter starts; the ranks of the world, if it has peers.
+    pub fn max_workers(&self) -> usize {
+        match &self.group {
+            Group::FanOut { limit, .. } => *limit,
             _ => self.comm().size(),
         }
     }
@@ -319,18 +328,15 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// ```
     pub fn scatter<P, S, R>(
         &mut self,
-        do_build: impl Fn() -> Result<S> + Sync,
-        do_execute: impl Fn(&[P], &mut S) -> Result<R> + Sync,
+        do_build: impl Fn() -> Result<S, Reason> + Sync,
+        do_execute: impl Fn(&[P], &mut S) -> Result<R, Reason> + Sync,
         all_parameters: &[P],
     ) -> Result<Scattered<P, R>>
     where
         P: Clone + Serialize + Sync,
         R: Serialize + DeserializeOwned + Send,
     {
-        let most = match &self.group {
-            Group::FanOut { limit, .. } => *limit,
-            _ => self.comm().size(),
-        };
+        let most = self.max_workers();
         self.scatters += 1;
         let mut deal = Deal::new(all_parameters.len(), most, self.granularity);
         deal.number = self.scatters;

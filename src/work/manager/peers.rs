@@ -1,10 +1,10 @@
 //! What those who run the same program exchange: WaterTAP's names for collectives with root 0.
 
+use crate::comm::buffer::{Buffer, BufferMut};
 use crate::comm::op::Op;
 use crate::error::Result;
-use crate::work::executor::{Arithmetic, Element};
+use crate::work::executor::Arithmetic;
 use crate::work::manager::ParallelManager;
-use ndarray::{Array1, ArrayBase, Data, DataMut, Dimension};
 use serde::{Serialize, de::DeserializeOwned};
 
 impl ParallelManager<'_, '_> {
@@ -39,11 +39,7 @@ impl ParallelManager<'_, '_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn sync_array_with_peers<T: Element, S, D>(&mut self, data: &mut ArrayBase<S, D>) -> Result<()>
-    where
-        S: DataMut<Elem = T>,
-        D: Dimension,
-    {
+    pub fn sync_array_with_peers<B: BufferMut + ?Sized>(&mut self, data: &mut B) -> Result<()> {
         self.comm_mut().broadcast(data, 0)
     }
 
@@ -81,8 +77,9 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().all_gather_objects(data)
     }
 
-    /// Collects everyone's array, of any length, in rank order in root's; root also says how many elements come from
-    /// each rank. The others give `None`. Any element type, any number of elements.
+    /// Collects everyone's array, of any length, in rank order in root's. `recvbuf_spec` is root's array with the numbers of
+    /// elements that the ranks send; that of the others is left alone, and may be empty: `(&mut [], &[])`. Any element type,
+    /// any number of elements.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if the sizes do not add up to root's array, are not what ranks send, or
@@ -94,57 +91,47 @@ impl ParallelManager<'_, '_> {
     ///     let mut manager = phalanx::ParallelManager::with_peers(comm);
     ///     let solved = Array1::from_elem(1 + manager.get_rank(), true);
     ///     let mut all = Array1::from_elem(3, false);
-    ///     let recv = manager.is_root_process().then_some((&mut all, &[1, 2][..]));
-    ///     manager.gather_arrays_to_root(&solved, recv)?;
+    ///     manager.gather_arrays_to_root(&solved, (&mut all, &[1, 2]))?;
     ///     assert_eq!(all, Array1::from_elem(3, manager.is_root_process()));
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn gather_arrays_to_root<T: Element, S, D, V, E>(
+    pub fn gather_arrays_to_root<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
-        sendbuf: &ArrayBase<S, D>,
-        recvbuf_spec: Option<(&mut ArrayBase<V, E>, &[usize])>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        V: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        self.comm_mut().gather_varcount(sendbuf, recvbuf_spec, 0)
+        sendbuf: &S,
+        recvbuf_spec: (&mut R, &[usize]),
+    ) -> Result<()> {
+        let (recvbuf, counts) = recvbuf_spec;
+        self.comm_mut().gather_varcount(sendbuf, recvbuf, counts, 0)
     }
 
-    /// Sums everyone's array, element by element in rank order, into everyone's `recvbuf`, which has as many elements: a
-    /// number is an array of no dimension, or of one element. The same bits on every rank and in every run.
+    /// Sums everyone's array (or number), element by element in rank order, into everyone's `recvbuf`, which has as many
+    /// elements. The result has the same bits on every rank and in every run.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths or element types differ.
     ///
     /// ```
-    /// use ndarray::{arr0, arr1};
     /// phalanx::launch(3, |comm| {
     ///     let mut manager = phalanx::ParallelManager::with_peers(comm);
-    ///     let mut solved = arr1(&[0]);
-    ///     manager.sum_values_and_sync(&arr0(manager.get_rank() as i64 + 1), &mut solved)?;
-    ///     assert_eq!(solved[0], 1 + 2 + 3);
+    ///     let mut solved = 0;
+    ///     manager.sum_values_and_sync(&(manager.get_rank() as i64 + 1), &mut solved)?;
+    ///     assert_eq!(solved, 1 + 2 + 3);
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn sum_values_and_sync<T: Arithmetic, S, D, V, E>(
+    pub fn sum_values_and_sync<
+        S: Buffer<Elem: Arithmetic> + ?Sized,
+        R: BufferMut<Elem = S::Elem> + ?Sized,
+    >(
         &mut self,
-        sendbuf: &ArrayBase<S, D>,
-        recvbuf: &mut ArrayBase<V, E>,
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        V: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
+        sendbuf: &S,
+        recvbuf: &mut R,
+    ) -> Result<()> {
         self.comm_mut().all_reduce(sendbuf, recvbuf, &Op::sum())
     }
 
@@ -163,21 +150,24 @@ impl ParallelManager<'_, '_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     #[track_caller]
-    pub fn sum_lists_and_sync<T: Arithmetic, S, D, V, E>(
+    pub fn sum_lists_and_sync<S: Buffer<Elem: Arithmetic>, R: BufferMut<Elem = S::Elem>>(
         &mut self,
-        sendbufs: &[ArrayBase<S, D>],
-        recvbufs: &mut [ArrayBase<V, E>],
-    ) -> Result<()>
-    where
-        S: Data<Elem = T>,
-        V: DataMut<Elem = T>,
-        D: Dimension,
-        E: Dimension,
-    {
-        let values: Array1<T> = sendbufs.iter().flatten().copied().collect();
-        let mut sums: Array1<T> = recvbufs.iter().flatten().copied().collect();
+        sendbufs: &[S],
+        recvbufs: &mut [R],
+    ) -> Result<()> {
+        let (mut values, mut sums) = (Vec::new(), Vec::new());
+        sendbufs.iter().for_each(|buffer| buffer.with(|elements| values.extend_from_slice(elements)));
+        recvbufs.iter().for_each(|buffer| buffer.with(|elements| sums.extend_from_slice(elements)));
         self.comm_mut().all_reduce(&values, &mut sums, &Op::sum())?;
-        recvbufs.iter_mut().flatten().zip(sums).for_each(|(value, sum)| *value = sum);
+        let mut sums = &sums[..];
+        for buffer in recvbufs {
+            buffer.with_mut(|elements| {
+                let (own, others) = sums.split_at(elements.len());
+                elements.copy_from_slice(own);
+                sums = others;
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! A forked worker packs a result into its heap, and the row of the task says where it lies: a result is whole or not there,
 //! whenever the worker is killed. In the caller's own process results are handed over, changed as if they had been packed.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use crate::work::executor::{
     Cause, Column, LONGEST, Ledger, Left, Out, Place, Scalar, State, Task, Work, carried, caught,
 };
@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::sync::mpsc::Sender;
 use xxhash_rust::xxh3::xxh3_64;
 
-type Build<'a, S> = &'a (dyn Fn() -> Result<S> + Sync);
-type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R> + Sync);
+type Build<'a, S> = &'a (dyn Fn() -> Result<S, Reason> + Sync);
+type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R, Reason> + Sync);
 
 /// A result of a task, or the text of a failure that is too long for the log.
 pub(super) type Kept<R> = (usize, std::result::Result<R, String>);

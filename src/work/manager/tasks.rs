@@ -1,6 +1,6 @@
 //! What is scattered: samples dealt to tasks.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -17,6 +17,7 @@ use std::ops::Range;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Granularity {
     /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3 workers: 214,
     /// 213 and 213). With fewer samples than workers, one a sample.
@@ -142,8 +143,8 @@ pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub fn build_and_execute<P, S, R>(
-    do_build: impl FnOnce() -> Result<S>,
-    do_execute: impl Fn(&[P], &mut S) -> Result<R>,
+    do_build: impl FnOnce() -> Result<S, Reason>,
+    do_execute: impl Fn(&[P], &mut S) -> Result<R, Reason>,
     local_parameters: &[P],
 ) -> Result<R> {
     ParallelActor::new(do_build, do_execute)?.execute(local_parameters)
@@ -176,12 +177,15 @@ impl<S, E> ParallelActor<S, E> {
     ///
     /// ```
     /// use phalanx::{Error, ParallelActor};
-    /// let refused = ParallelActor::new(|| Err::<(), _>(Error::other("no licence")), |_: &[f64], ()| Ok(()));
+    /// let refused = ParallelActor::new(|| Err::<(), _>("no licence".into()), |_: &[f64], ()| Ok(()));
     /// assert_eq!(refused.err(), Some(Error::other("no licence")));
     /// ```
-    pub fn new<P, R>(do_build: impl FnOnce() -> Result<S>, do_execute: E) -> Result<ParallelActor<S, E>>
+    pub fn new<P, R>(
+        do_build: impl FnOnce() -> Result<S, Reason>,
+        do_execute: E,
+    ) -> Result<ParallelActor<S, E>>
     where
-        E: Fn(&[P], &mut S) -> Result<R>,
+        E: Fn(&[P], &mut S) -> Result<R, Reason>,
     {
         Ok(ParallelActor { state: do_build()?, do_execute })
     }
@@ -201,9 +205,9 @@ impl<S, E> ParallelActor<S, E> {
     /// ```
     pub fn execute<P, R>(&mut self, local_parameters: &[P]) -> Result<R>
     where
-        E: Fn(&[P], &mut S) -> Result<R>,
+        E: Fn(&[P], &mut S) -> Result<R, Reason>,
     {
-        (self.do_execute)(local_parameters, &mut self.state)
+        Ok((self.do_execute)(local_parameters, &mut self.state)?)
     }
 }
 

@@ -4,7 +4,7 @@ mod report;
 mod row;
 
 use crate::comm::Comm;
-use crate::error::{Error, Result};
+use crate::error::{Error, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
     Column, Dealing, Executor, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
@@ -12,10 +12,11 @@ use crate::work::executor::{
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
 use row::Rows;
+use std::fmt;
 use std::time::Instant;
 
 pub use report::{Counts, Outcome, Progress, Swept, WorkerStats};
-pub use row::{Reason, Row};
+pub use row::Row;
 
 /// How rows are dealt to workers.
 ///
@@ -25,6 +26,7 @@ pub use row::{Reason, Row};
 /// assert_ne!(sweep.schedule, Schedule::default());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Schedule {
     /// Each worker takes the next rows when it is ready for them, fewer at a time towards the end.
     #[default]
@@ -33,27 +35,28 @@ pub enum Schedule {
     Static,
 }
 
-/// The sweep, ready to run.
+/// The options of a sweep, ready to run. Later versions may add options: name those that matter, and take the others from
+/// `..Sweep::default()`.
 ///
 /// ```
 /// use ndarray::array;
 /// use phalanx::Sweep;
 /// let parameters = array![[1.0, 2.0], [3.0, 4.0], [5.0, -1.0]];
 /// let swept = Sweep { workers: Some(2), ..Sweep::default() }
-///     .run(parameters.view(), 1, || Ok(10.0), |scale, row, out| {
+///     .run(parameters.view(), || Ok(10.0), |scale, row, out| {
 ///         if row.values[1] < 0.0 {
 ///             return Err("negative".into());
 ///         }
 ///         out[0] = *scale * row.values[0] + row.values[1];
 ///         Ok(())
-///     })?
-///     .expect("this process is root");
+///     })?;
 /// assert_eq!(swept.values()[[1, 0]], 34.0);
 /// assert_eq!(swept.outcome(2), phalanx::Outcome::Infeasible("negative".into()));
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-#[derive(Default)]
 pub struct Sweep<'p> {
+    /// The number of outputs per row; 1 by default.
+    pub outputs: usize,
     /// How many workers on all nodes; `None`: as `PHALANX_RANKS` says, else one per available processor (one per process,
     /// if an MPI launcher has started several on a host). No more than rows start.
     pub workers: Option<usize>,
@@ -70,7 +73,8 @@ pub struct Sweep<'p> {
     pub attempts: Option<u32>,
     /// Where the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
-    /// Called in root's process about ten times a second, and at the end; rows of other nodes are known a little later.
+    /// Called in root's process about ten times per second, and at the end; rows of other nodes are known a little later, and
+    /// while MPI starts (until all processes of the job have joined) there are no calls.
     /// It must not write to shared arrays that were made before (the workers may be reading them): that ends the program,
     /// with a line that says so.
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
@@ -78,12 +82,47 @@ pub struct Sweep<'p> {
     pub allow_threads: bool,
 }
 
+impl Default for Sweep<'_> {
+    fn default() -> Self {
+        Sweep {
+            outputs: 1,
+            workers: None,
+            backend: Backend::default(),
+            schedule: Schedule::default(),
+            cold: false,
+            attempts: None,
+            seed: 0,
+            progress: None,
+            allow_threads: false,
+        }
+    }
+}
+
+impl fmt::Debug for Sweep<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, progress, allow_threads } =
+            self;
+        f.debug_struct("Sweep")
+            .field("outputs", outputs)
+            .field("workers", workers)
+            .field("backend", backend)
+            .field("schedule", schedule)
+            .field("cold", cold)
+            .field("attempts", attempts)
+            .field("seed", seed)
+            .field("progress", &progress.as_ref().map(|_| "a function"))
+            .field("allow_threads", allow_threads)
+            .finish()
+    }
+}
+
 impl Sweep<'_> {
-    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of `outputs` numbers.
+    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of [`outputs`](Sweep::outputs)
+    /// numbers.
     ///
-    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs (zero, or anything, when
-    /// it is called). A row for which it returns a [`Reason`] or panics becomes NaN, with the text; after a panic the
-    /// state is built anew. A worker that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in
+    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs; before that they hold
+    /// unspecified numbers. A row for which it returns a [`Reason`] or panics becomes NaN, and keeps the text; after a panic
+    /// the state is built anew. `?` turns any error that can be displayed into a `Reason`. A worker that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in
     /// all. Texts are kept up to 4096 bytes and end in `...` where they were cut: earlier if the table has more than
     /// 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts that they do not fit together; which ones
     /// depends on the order in which they come.
@@ -98,8 +137,9 @@ impl Sweep<'_> {
     /// nothing but its row (and what `build` made).
     ///
     /// On the processes of a job ([`Backend`]) all call this with the same table: each forks its share of the workers and claims
-    /// rows from root, in shrinking stretches. Root gets the results, the others `None`. A rank, or `progress`, that sweeps
-    /// does so alone, with workers of its own.
+    /// rows from root, in shrinking stretches. Root gets the results; on the others [`Swept::is_root`] is false, and there
+    /// are no rows. A rank, or `progress`, that sweeps does so alone, with workers of its own. A process that ends without its
+    /// first such call is waited for, as MPI_Init does.
     ///
     /// # Errors
     /// If no worker was asked for, the table does not fit into the address space, or workers cannot be started (threads are
@@ -116,7 +156,7 @@ impl Sweep<'_> {
     /// };
     /// for backend in [Backend::Serial, Backend::SharedMemory] {
     ///     let sweep = Sweep { backend, workers: Some(2), ..Sweep::default() };
-    ///     let swept = sweep.run(rows.view(), 1, || Ok(()), square)?.expect("on one node every caller is root");
+    ///     let swept = sweep.run(rows.view(), || Ok(()), square)?;
     ///     assert_eq!(swept.values()[[30, 0]], 900.0);
     /// }
     /// # Ok::<(), phalanx::Error>(())
@@ -124,30 +164,31 @@ impl Sweep<'_> {
     pub fn run<S>(
         mut self,
         parameters: ArrayView2<'_, f64>,
-        outputs: usize,
-        build: impl Fn() -> Result<S> + Sync,
-        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason> + Sync,
-    ) -> Result<Option<Swept>> {
+        build: impl Fn() -> Result<S, Reason> + Sync,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason> + Sync,
+    ) -> Result<Swept> {
         let start = Instant::now();
         let rows = parameters.nrows();
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
         let policy = self.policy()?;
         let parameters = inheritable(&parameters)?;
-        let work = self.work(parameters.view(), outputs, &build, &model);
+        let work = self.work(parameters.view(), &build, &model);
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
         let mut watcher = Watcher::new(self.progress.take(), rows, start);
         let wanted = watcher.is_wanted();
         let mut tick = |workers: usize, done: u64| watcher.look(workers, done);
-        let mut executor = Executor::new(&work, options, (rows, &columns(outputs)))?;
+        let mut executor = Executor::new(&work, options, (rows, &columns(self.outputs)))?;
         let ledger = executor.ledger().clone();
-        let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else { return Ok(None) };
+        let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else {
+            return Ok(Swept::elsewhere(self.outputs, start.elapsed()));
+        };
         // Workers' counts may lack a row that one finished before it died.
         watcher.tell(done.len(), ledger.tried() as u64);
         ledger.finish();
-        Swept::new(ledger, start.elapsed(), done).map(Some)
+        Swept::new(ledger, start.elapsed(), done)
     }
 
     fn policy(&self) -> Result<Policy> {
@@ -161,18 +202,13 @@ impl Sweep<'_> {
         }
     }
 
-    fn work<'a, B, M>(
-        &self,
-        parameters: ArrayView2<'a, f64>,
-        outputs: usize,
-        build: &'a B,
-        model: &'a M,
-    ) -> Rows<'a, B, M> {
-        Rows { parameters, outputs, dealing: self.dealing(), seed: self.seed, build, model }
+    fn work<'a, B, M>(&self, parameters: ArrayView2<'a, f64>, build: &'a B, model: &'a M) -> Rows<'a, B, M> {
+        Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, build, model }
     }
 
     /// As [`Sweep::run`], inside a world: its ranks are the workers, all call this together, with the same parameters.
-    /// Root gets the results, the others `None`. `workers`, `backend` and `progress` are not used.
+    /// Root gets the results; on the others [`Swept::is_root`] is false. `workers`, `backend` and `progress` are not used. The
+    /// ranks must share memory: on several nodes sweep in the communicator of each ([`Comm::split_nodes`]).
     ///
     /// # Errors
     /// As all collectives of the world; a rank that dies ends the world. As [`Sweep::run`] otherwise.
@@ -182,11 +218,11 @@ impl Sweep<'_> {
     /// use phalanx::Sweep;
     /// phalanx::launch(2, |comm| {
     ///     let parameters = Array2::from_shape_fn((100, 1), |(row, _)| row as f64);
-    ///     let swept = Sweep::default().run_in(comm, parameters.view(), 1, || Ok(()), |(), row, out| {
+    ///     let swept = Sweep::default().run_in(comm, parameters.view(), || Ok(()), |(), row, out| {
     ///         out[0] = row.values[0].sqrt();
     ///         Ok(())
     ///     })?;
-    ///     assert!(swept.is_none_or(|swept| swept.values()[[81, 0]] == 9.0));
+    ///     assert!(!swept.is_root() || swept.values()[[81, 0]] == 9.0);
     ///     Ok(())
     /// })?;
     /// # Ok::<(), phalanx::Error>(())
@@ -196,20 +232,20 @@ impl Sweep<'_> {
         &self,
         comm: &mut Comm<'_>,
         parameters: ArrayView2<'_, f64>,
-        outputs: usize,
-        build: impl Fn() -> Result<S>,
-        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
-    ) -> Result<Option<Swept>> {
+        build: impl Fn() -> Result<S, Reason>,
+        model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
+    ) -> Result<Swept> {
         let start = Instant::now();
         let (parameters, policy) = match standard(&parameters) {
             Ok(parameters) => (parameters, self.policy()),
             Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
         };
-        let (rows, columns) = (parameters.nrows(), columns(outputs));
-        let work = self.work(parameters.view(), outputs, &build, &model);
-        run_in(comm, &work, (policy, self.dealing()), (rows, &columns), |ledger, done| {
+        let (rows, columns) = (parameters.nrows(), columns(self.outputs));
+        let work = self.work(parameters.view(), &build, &model);
+        let swept = run_in(comm, &work, (policy, self.dealing()), (rows, &columns), |ledger, done| {
             Swept::new(ledger, start.elapsed(), done)
-        })
+        })?;
+        Ok(swept.unwrap_or_else(|| Swept::elsewhere(self.outputs, start.elapsed())))
     }
 }
 

@@ -1,8 +1,8 @@
-//! What a sweep tells: how far it has come, what became of its rows.
+//! The report of a sweep: how far it has come, and what became of its rows.
 
 use crate::error::{Error, Result};
 use crate::work::executor::{Cause, Done, Finished, Ledger, called};
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 ///
 /// ```
 /// use phalanx::{Progress, Sweep};
-/// let watch = |progress: &Progress| eprintln!("{} of {}", progress.done, progress.rows);
+/// let watch = |progress: &Progress| {
+///     eprint!("\r{} of {} rows, {:.0} rows/s", progress.done, progress.rows, progress.rate());
+/// };
 /// let sweep = Sweep { progress: Some(Box::new(watch)), workers: Some(2), ..Sweep::default() };
 /// let rows = ndarray::Array2::zeros((10, 1));
-/// sweep.run(rows.view(), 0, || Ok(()), |(), _, _| Ok(()))?;
+/// sweep.run(rows.view(), || Ok(()), |(), _, _| Ok(()))?;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Progress {
     /// Rows in all.
     pub rows: u64,
@@ -24,76 +27,74 @@ pub struct Progress {
     pub done: u64,
     /// Time since the sweep began.
     pub elapsed: Duration,
-    /// Workers.
+    /// The number of workers.
     pub workers: usize,
 }
 
 impl Progress {
-    /// Rows per second so far.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
-    /// assert_eq!(progress.rate(), 5.0);
-    /// ```
+    /// Returns the rows finished per second so far.
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    /// Time to the end at this rate, once there is one.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// let progress = phalanx::Progress { rows: 100, done: 25, elapsed: Duration::from_secs(5), workers: 2 };
-    /// assert_eq!(progress.eta(), Some(Duration::from_secs(15)));
-    /// ```
+    /// Returns the time that the other rows will take at this rate, once a row is finished.
     pub fn eta(&self) -> Option<Duration> {
         let left = self.rows.saturating_sub(self.done) as f64 / self.rate();
         Duration::try_from_secs_f64(left).ok()
     }
 }
 
-/// What became of a row.
+/// The outcome of a row.
 ///
 /// ```
+/// use phalanx::{Outcome, Sweep};
 /// let rows = ndarray::array![[4.0], [-4.0]];
-/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+/// let swept = Sweep { workers: Some(2), ..Sweep::default() }.run(rows.view(), || Ok(()), |(), row, out| {
+///     if row.values[0] < 0.0 {
+///         return Err("negative".into());
+///     }
 ///     out[0] = row.values[0].sqrt();
-///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-/// };
-/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-/// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
-/// assert_eq!(swept.outcome(1), phalanx::Outcome::Infeasible("negative".into()));
+///     Ok(())
+/// })?;
+/// for row in 0..swept.rows() {
+///     match swept.outcome(row) {
+///         Outcome::Done => println!("row {row}: {}", swept.values()[[row, 0]]),
+///         failed => println!("row {row}: {failed}"),
+///     }
+/// }
+/// assert_eq!(swept.outcome(1).to_string(), "infeasible: negative");
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
-    /// It has a result.
+    /// The row has a result.
     Done,
-    /// The model said that there is no answer, and why.
+    /// The model said that there is no answer; its [`Reason`](crate::Reason).
     Infeasible(String),
     /// The model panicked, with this text.
     Panicked(String),
-    /// Every worker that tried died; how.
+    /// Every worker that tried the row died; how.
     Died(String),
-    /// No worker was left to try it, and why.
+    /// No worker was left to try the row; why.
     NotDone(String),
 }
 
-/// How many rows have ended how.
-///
-/// ```
-/// let rows = ndarray::array![[4.0], [-4.0]];
-/// let model = |(): &mut (), row: &phalanx::Row<'_>, _: &mut [f64]| match row.values[0] {
-///     x if x < 0.0 => Err("negative".into()),
-///     _ => Ok(()),
-/// };
-/// let swept = phalanx::Sweep::default().run(rows.view(), 1, || Ok(()), model)?.expect("this process is root");
-/// assert_eq!(swept.counts(), phalanx::Counts { done: 1, infeasible: 1, ..Default::default() });
-/// # Ok::<(), phalanx::Error>(())
-/// ```
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Done => f.write_str("done"),
+            Outcome::Infeasible(text) => write!(f, "infeasible: {text}"),
+            Outcome::Panicked(text) => write!(f, "panicked: {text}"),
+            Outcome::Died(text) => write!(f, "died: {text}"),
+            Outcome::NotDone(text) => write!(f, "not done: {text}"),
+        }
+    }
+}
+
+/// The number of rows per outcome: see [`Swept::counts`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// Rows that have a result.
     pub done: usize,
@@ -108,7 +109,7 @@ pub struct Counts {
 }
 
 impl fmt::Display for Counts {
-    /// Names the kinds that there are: `990 done, 10 infeasible`.
+    /// Names the outcomes that occurred: `990 done, 10 infeasible`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} done", self.done)?;
         let others = [
@@ -124,61 +125,55 @@ impl fmt::Display for Counts {
     }
 }
 
-/// What one worker did.
-///
-/// ```
-/// let rows = ndarray::array![[4.0], [-4.0]];
-/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-///     out[0] = row.values[0].sqrt();
-///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-/// };
-/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-/// assert_eq!(swept.workers.iter().map(|worker| worker.rows).sum::<u64>(), 2);
-/// # Ok::<(), phalanx::Error>(())
-/// ```
+/// The work of one worker: see [`Swept::workers`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerStats {
     /// Rows finished.
     pub rows: u64,
     /// Time spent in the model.
     pub busy: Duration,
-    /// How often the worker's process was replaced.
+    /// The number of times that the worker's process was replaced.
     pub replaced: u32,
 }
 
 /// The results of a sweep, in the order of its rows.
 ///
 /// ```
-/// let rows = ndarray::array![[4.0], [-4.0]];
-/// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-/// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+/// use phalanx::{Outcome, Sweep};
+/// let rows = ndarray::array![[4.0], [-4.0], [9.0]];
+/// let swept = Sweep { workers: Some(2), ..Sweep::default() }.run(rows.view(), || Ok(()), |(), row, out| {
+///     if row.values[0] < 0.0 {
+///         return Err("negative".into());
+///     }
 ///     out[0] = row.values[0].sqrt();
-///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-/// };
-/// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-/// assert_eq!(swept.values()[[0, 0]], 2.0);
+///     Ok(())
+/// })?;
+/// assert_eq!((swept.rows(), swept.counts().to_string()), (3, "2 done, 1 infeasible".into()));
+/// assert!(swept.values()[[0, 0]] == 2.0 && swept.values()[[1, 0]].is_nan());
+/// assert_eq!(swept.outcome(1), Outcome::Infeasible("negative".into()));
+/// assert_eq!(swept.workers.iter().map(|worker| worker.rows).sum::<u64>(), 3);
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Swept {
-    table: Finished,
-    /// From start to end, workers' start included.
+    /// Root's.
+    table: Option<Finished>,
+    /// Numbers per row.
+    outputs: usize,
+    /// Time from start to end, the start of the workers included.
     pub elapsed: Duration,
-    /// Per worker.
+    /// The work of each worker; in a process that is not root, none.
     pub workers: Vec<WorkerStats>,
 }
 
 impl fmt::Debug for Swept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Swept({} rows of {} by {} workers in {:?}: {})",
-            self.rows(),
-            self.outputs(),
-            self.workers.len(),
-            self.elapsed,
-            self.counts()
-        )
+        let Swept { table, outputs, elapsed, workers } = self;
+        if table.is_none() {
+            return write!(f, "Swept(root has the rows)");
+        }
+        let (rows, workers, counts) = (self.rows(), workers.len(), self.counts());
+        write!(f, "Swept({rows} rows of {outputs} by {workers} workers in {elapsed:?}: {counts})")
     }
 }
 
@@ -186,103 +181,77 @@ impl Swept {
     /// Checks that every row is what was committed, and that one was tried.
     pub(super) fn new(ledger: Ledger, elapsed: Duration, done: Vec<Done>) -> Result<Swept> {
         let table = Finished::new(ledger)?;
-        let rows = table.tasks();
+        let (rows, outputs) = (table.tasks(), table.row_len() / size_of::<f64>());
         if rows > 0 && table.count(Some(Cause::NotReached)) == rows {
             let text = table.failure(0).map(|(_, text)| text).unwrap_or_default();
             return Err(Error::Start { text });
         }
         let stats = |Done { tasks, busy, replaced }| WorkerStats { rows: tasks, busy, replaced };
-        Ok(Swept { table, elapsed, workers: done.into_iter().map(stats).collect() })
+        let workers = done.into_iter().map(stats).collect();
+        Ok(Swept { table: Some(table), outputs, elapsed, workers })
     }
 
-    /// Numbers of a row.
-    fn outputs(&self) -> usize {
-        self.table.row_len() / size_of::<f64>()
+    /// Returns the report of a process that is not root.
+    pub(super) fn elsewhere(outputs: usize, elapsed: Duration) -> Swept {
+        Swept { table: None, outputs, elapsed, workers: Vec::new() }
     }
 
-    /// How many rows there are.
+    /// Tells whether this process has the rows. Only root has them: every caller on one node, rank 0 of a world
+    /// ([`Sweep::run_in`](crate::Sweep::run_in)), and one process of a job over several nodes.
     ///
     /// ```
-    /// let rows = ndarray::array![[4.0], [-4.0]];
-    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-    ///     out[0] = row.values[0].sqrt();
-    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-    /// };
-    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-    /// assert_eq!(swept.rows(), 2);
+    /// use phalanx::Sweep;
+    /// let roots = phalanx::launch(2, |comm| {
+    ///     let rows = ndarray::array![[1.0], [2.0], [3.0]];
+    ///     let swept = Sweep::default().run_in(comm, rows.view(), || Ok(()), |(), _, _| Ok(()))?;
+    ///     assert_eq!(swept.rows(), if swept.is_root() { 3 } else { 0 });
+    ///     Ok(swept.is_root())
+    /// })?;
+    /// assert_eq!(roots, Some(vec![true, false]));
     /// # Ok::<(), phalanx::Error>(())
     /// ```
+    pub fn is_root(&self) -> bool {
+        self.table.is_some()
+    }
+
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
-        self.table.tasks()
+        self.table.as_ref().map_or(0, Finished::tasks)
     }
 
-    /// How many rows have a result, and how many have none, by outcome.
-    ///
-    /// ```
-    /// let rows = ndarray::array![[4.0], [-4.0]];
-    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-    ///     out[0] = row.values[0].sqrt();
-    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-    /// };
-    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-    /// assert_eq!(swept.counts().to_string(), "1 done, 1 infeasible");
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
+    /// Returns the number of rows per outcome.
     pub fn counts(&self) -> Counts {
+        let count = |cause| self.table.as_ref().map_or(0, |table| table.count(cause));
         Counts {
-            done: self.table.count(None),
-            infeasible: self.table.count(Some(Cause::Refused)),
-            panicked: self.table.count(Some(Cause::Panicked)),
-            died: self.table.count(Some(Cause::Died)),
-            not_done: self.table.count(Some(Cause::NotReached)),
+            done: count(None),
+            infeasible: count(Some(Cause::Refused)),
+            panicked: count(Some(Cause::Panicked)),
+            died: count(Some(Cause::Died)),
+            not_done: count(Some(Cause::NotReached)),
         }
     }
 
-    /// The results, a row for each row of parameters, where the workers wrote them. Rows without result are NaN.
-    ///
-    /// # Panics
-    /// Never: a sweep ends when all rows are finished.
-    ///
-    /// ```
-    /// let rows = ndarray::array![[4.0], [-4.0]];
-    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-    ///     out[0] = row.values[0].sqrt();
-    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-    /// };
-    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-    /// assert!(swept.values()[[0, 0]] == 2.0 && swept.values()[[1, 0]].is_nan());
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
+    /// Returns the results where the workers wrote them: one row per row of parameters. Rows without a result are NaN;
+    /// [`outcome`](Swept::outcome) says why.
+    #[expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the table has this shape")]
     pub fn values(&self) -> ArrayView2<'_, f64> {
-        #[expect(clippy::expect_used, reason = "documented: the table has this shape")]
-        ArrayView2::from_shape(
-            (self.rows(), self.outputs()),
-            if self.rows() == 0 { &[] } else { bytemuck::cast_slice(self.table.rows()) },
-        )
-        .expect("length fits shape")
+        let table = self.table.as_ref().filter(|table| table.tasks() > 0);
+        let numbers = table.map_or(&[][..], |table| bytemuck::cast_slice(table.rows()));
+        ArrayView2::from_shape((self.rows(), self.outputs), numbers).unwrap()
     }
 
-    /// What became of a row.
+    /// Returns the results as an array of its own, and gives the shared memory back.
+    pub fn into_values(self) -> Array2<f64> {
+        self.values().to_owned()
+    }
+
+    /// Returns the outcome of a row.
     ///
     /// # Panics
-    /// If there is no such row.
-    ///
-    /// ```
-    /// let rows = ndarray::array![[4.0], [-4.0]];
-    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-    ///     out[0] = row.values[0].sqrt();
-    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-    /// };
-    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-    /// assert_eq!(swept.outcome(0), phalanx::Outcome::Done);
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
+    /// If there is no such row; in a process that is not root there is none.
     pub fn outcome(&self, row: usize) -> Outcome {
-        match self.table.failure(row) {
+        assert!(row < self.rows(), "row {row} of {}", self.rows());
+        match self.table.as_ref().and_then(|table| table.failure(row)) {
             None => Outcome::Done,
             Some((Cause::Refused, text)) => Outcome::Infeasible(text),
             Some((Cause::Panicked, text)) => Outcome::Panicked(text),
@@ -291,19 +260,7 @@ impl Swept {
         }
     }
 
-    /// The busiest worker's time over the mean: 1 is perfect balance.
-    ///
-    /// ```
-    /// let rows = ndarray::array![[4.0], [-4.0]];
-    /// let sweep = phalanx::Sweep { workers: Some(2), ..Default::default() };
-    /// let root = |(): &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
-    ///     out[0] = row.values[0].sqrt();
-    ///     if out[0].is_nan() { Err("negative".into()) } else { Ok(()) }
-    /// };
-    /// let swept = sweep.run(rows.view(), 1, || Ok(()), root)?.expect("on one node every caller is root");
-    /// assert!(swept.imbalance() >= 1.0);
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
+    /// Returns the busiest worker's time over the mean: 1 is perfect balance.
     pub fn imbalance(&self) -> f64 {
         let busy = self.workers.iter().map(|worker| worker.busy.as_secs_f64());
         let mean = busy.clone().sum::<f64>() / self.workers.len().max(1) as f64;

@@ -1,7 +1,7 @@
 //! Rows of parameters, and the model that is evaluated at each.
 
 use crate::comm::seed::seed;
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 use crate::work::executor::{Dealing, Out, Task, Work};
 use ndarray::ArrayView2;
 use std::borrow::Cow;
@@ -10,10 +10,11 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 /// One row of parameters, as the model sees it.
 ///
 /// ```
-/// let row = phalanx::Row { index: 3, values: &[35.0, 60.0], attempt: 0, seed: phalanx::seed(0, 3) };
-/// assert_eq!(row.values[1], 60.0);
+/// let row = phalanx::Row::new(3, &[35.0, 60.0]);
+/// assert_eq!((row.index, row.values[1], row.attempt), (3, 60.0, 0));
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Row<'a> {
     /// Its number in the table.
     pub index: usize,
@@ -26,24 +27,16 @@ pub struct Row<'a> {
     pub seed: u64,
 }
 
-/// Why a model has no answer for a row: the row becomes NaN, with this text.
-///
-/// ```
-/// use phalanx::Reason;
-/// assert_eq!(Reason::from("too salty"), Reason::from(String::from("too salty")));
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason(String);
-
-impl From<&str> for Reason {
-    fn from(text: &str) -> Reason {
-        Reason(text.to_owned())
-    }
-}
-
-impl From<String> for Reason {
-    fn from(text: String) -> Reason {
-        Reason(text)
+impl<'a> Row<'a> {
+    /// Makes a row by hand, to call a model outside a sweep: first attempt, and the seed that row `index` has in a sweep
+    /// with seed 0.
+    ///
+    /// ```
+    /// let model = |row: &phalanx::Row<'_>| row.values[0] / row.values[1];
+    /// assert_eq!(model(&phalanx::Row::new(0, &[6.0, 3.0])), 2.0);
+    /// ```
+    pub fn new(index: usize, values: &'a [f64]) -> Row<'a> {
+        Row { index, values, attempt: 0, seed: seed(0, index) }
     }
 }
 
@@ -67,19 +60,19 @@ impl<B, M> Rows<'_, B, M> {
 
 impl<S, B, M> Work for Rows<'_, B, M>
 where
-    B: Fn() -> Result<S>,
-    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> std::result::Result<(), Reason>,
+    B: Fn() -> Result<S, Reason>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
 {
     type State = S;
 
     fn build(&self) -> Result<S> {
-        (self.build)()
+        (self.build)().map_err(Error::from)
     }
 
-    fn run(&self, state: &mut S, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String> {
+    fn run(&self, state: &mut S, task: Task, out: &mut Out<'_>) -> Result<(), String> {
         let (index, attempt) = (task.number, task.attempt);
         let row = Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) };
-        (self.model)(state, &row, bytemuck::cast_slice_mut(out.row)).map_err(|Reason(text)| text)
+        (self.model)(state, &row, bytemuck::cast_slice_mut(out.row)).map_err(Reason::into_text)
     }
 
     fn digest(&self, row: usize) -> u64 {

@@ -1,137 +1,28 @@
-//! The one error: who, in which operation, why, and what to do about it.
+//! The one error: which rank, in which operation, why, and what to do about it.
+
+mod place;
+mod reason;
 
 use nix::errno::Errno;
+use place::signal_name;
 use std::borrow::Cow;
 use std::fmt;
 
-/// What every fallible call of this crate returns.
-pub type Result<T> = std::result::Result<T, Error>;
+pub use place::{Death, Place, RankState, RankStatus};
+pub use reason::{Reason, Source};
 
-/// How a process ended, as the kernel told it.
+/// The result of this crate's calls; with a second parameter that of functions which return another error.
 ///
 /// ```
-/// assert_eq!(phalanx::Death::Signal(9).to_string(), "signal 9, SIGKILL");
+/// fn mean(numbers: &[f64]) -> phalanx::Result<f64, phalanx::Reason> {
+///     if numbers.is_empty() {
+///         return Err("no numbers".into());
+///     }
+///     Ok(numbers.iter().sum::<f64>() / numbers.len() as f64)
+/// }
+/// assert_eq!(mean(&[]).unwrap_err().text(), "no numbers");
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
-    /// By `exit`, with this status. Leaving without having returned from the body is a death even with status 0.
-    Exit(i32),
-    /// By this signal.
-    Signal(i32),
-    /// By the kernel, for want of memory: its cgroup's limit was reached.
-    Oom,
-    /// It runs another program: it called `exec`.
-    Exec,
-    /// By SIGSEGV, at a touch of shared memory that came with the fork and is not the process's to touch.
-    Inherited {
-        /// It may be read, and was written.
-        readable: bool,
-    },
-    /// The kernel has not told yet.
-    Unknown,
-}
-
-impl fmt::Display for Death {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Death::Exit(code) => write!(f, "exit status {code}"),
-            Death::Signal(number) => match nix::sys::signal::Signal::try_from(*number) {
-                Ok(signal) => write!(f, "signal {number}, {}", signal.as_str()),
-                Err(_) => write!(f, "signal {number}"),
-            },
-            Death::Oom => write!(
-                f,
-                "killed by the kernel for want of memory; fewer ranks, smaller arrays, or a higher limit (memory cgroup)"
-            ),
-            Death::Exec => {
-                f.write_str("it became another program (exec); start that as a process of its own (Command)")
-            }
-            Death::Inherited { readable: true } => write!(
-                f,
-                "signal 11, SIGSEGV: it wrote to shared memory of its caller, which it may only read; write to memory of its \
-                 own, or to a SharedArray by Comm::open"
-            ),
-            Death::Inherited { readable: false } => write!(
-                f,
-                "signal 11, SIGSEGV: it touched shared memory that is not for it: of a world of which it is no rank, or of a \
-                 caller that goes on meanwhile (scatter); copy what it needs (to_owned) before the workers start"
-            ),
-            Death::Unknown => write!(f, "cause not known yet"),
-        }
-    }
-}
-
-/// Where a call failed: shown as `gather (call 17 of rank 2)`, or as `sweep` where no communicator is part of it.
-///
-/// ```
-/// let place = phalanx::Place { operation: "gather", rank: 2, sequence: 17 };
-/// assert_eq!(place.to_string(), "gather (call 17 of rank 2)");
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// The operation, by its name in the API.
-    pub operation: &'static str,
-    /// The rank that reports, in the communicator it called; [`Place::NOBODY`] if the caller of a world or a sweep does.
-    pub rank: usize,
-    /// The number of the communicator's exchange, counted alike on all its ranks.
-    pub sequence: u32,
-}
-
-impl Place {
-    /// The `rank` of a place outside all communicators.
-    pub const NOBODY: usize = usize::MAX;
-
-    /// A place outside all communicators.
-    pub(crate) fn outside(operation: &'static str) -> Place {
-        Place { operation, rank: Place::NOBODY, sequence: 0 }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.rank {
-            Place::NOBODY => f.write_str(self.operation),
-            rank => write!(f, "{} (call {} of rank {rank})", self.operation, self.sequence),
-        }
-    }
-}
-
-/// What is known of a rank from outside: for reports and watchdogs.
-///
-/// ```
-/// let states = phalanx::launch(2, |comm| {
-///     comm.barrier()?;
-///     Ok(comm.state()[1].to_string())
-/// })?;
-/// assert!(states.expect("root")[0].contains("barrier"));
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankState {
-    /// Its number in the world.
-    pub rank: usize,
-    /// Its process.
-    pub pid: u32,
-    /// `running`, `sleeping`, `stopped`, `zombie`, `dead`, `left`, `failed`, `not started` or `unknown`.
-    pub state: &'static str,
-    /// Its last collective call in this communicator, or the message that it waits for. (Other messages leave no trace.)
-    pub operation: &'static str,
-    /// The number of that call, as its errors have it, and its source line.
-    pub sequence: u32,
-    /// See `sequence`.
-    pub line: u32,
-}
-
-impl fmt::Display for RankState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RankState { rank, pid, state, operation, sequence, line } = self;
-        write!(f, "rank {rank} (process {pid}) is {state}; ")?;
-        match *operation {
-            "nothing" => f.write_str("it has made no call"),
-            _ => write!(f, "last call: {operation} ({sequence}), source line {line}"),
-        }
-    }
-}
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong. The message says what happened, where, and what to do next.
 ///
@@ -233,15 +124,15 @@ pub enum Error {
         /// The call.
         place: Place,
     },
-    /// The kernel refused.
-    #[error("{call} failed, needed {need}: {reason}{hint}")]
+    /// The kernel, or MPI, refused. If the kernel gave a number, the source is a [`std::io::Error`].
+    #[error("{call} failed, needed {need}: {source}{hint}")]
     System {
         /// The call.
         call: &'static str,
         /// What it was to give.
         need: String,
-        /// The kernel's reason.
-        reason: String,
+        /// The reason.
+        source: Source,
         /// What to change, if anything is known to help.
         hint: &'static str,
     },
@@ -258,10 +149,10 @@ pub enum Error {
     },
     /// A signal asked the program to end while workers ran; they have been ended. Seen only if the program goes on, as
     /// after a signal that it blocks.
-    #[error("{signal}: interrupted; the workers have been ended, and what they had not returned is lost")]
+    #[error("{}: interrupted; the workers have been ended, and what they had not returned is lost", signal_name(*signal))]
     Interrupted {
-        /// Which.
-        signal: &'static str,
+        /// The signal's number.
+        signal: i32,
     },
     /// The workers could not be started. What had been started was ended.
     #[error("the workers could not be started: {text}")]
@@ -309,9 +200,32 @@ pub enum Error {
         /// Why: a panic's text, the error returned, how the worker died.
         text: String,
     },
-    /// An error of the user's own, to be carried to the caller: see [`Error::other`].
+    /// An error of the user's own: see [`Error::other`]. The source is that error, unless it has come from another process:
+    /// then it is its text.
     #[error("{0}")]
-    Other(String),
+    Other(#[source] Source),
+}
+
+/// What an [`Error`] is about: see [`Error::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An argument or an option does not fit. Nothing was changed.
+    Argument,
+    /// The ranks made different calls.
+    Mismatch,
+    /// A rank, or the supervisor of the workers, is gone or has failed: this world is over, or to be shrunk.
+    Peer,
+    /// The deadline passed.
+    Timeout,
+    /// The kernel, MPI or a limit stands in the way, or threads that run.
+    System,
+    /// A signal asked the program to end.
+    Interrupted,
+    /// Shared memory was overwritten.
+    Corrupt,
+    /// A function of the user's own failed.
+    User,
 }
 
 impl fmt::Debug for Error {
@@ -322,14 +236,46 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// Wraps an error of the user's own, so that `?` works in a body.
+    /// Wraps an error or a text of the user's own, for a body to return: `.map_err(Error::other)?`.
     ///
     /// ```
     /// let error = phalanx::Error::other("the model diverged");
     /// assert_eq!(error.to_string(), "the model diverged");
+    /// let sums = phalanx::launch(2, |_| "12".parse::<u32>().map_err(phalanx::Error::other))?;
+    /// assert_eq!(sums, Some(vec![12; 2]));
+    /// # Ok::<(), phalanx::Error>(())
     /// ```
-    pub fn other(text: impl fmt::Display) -> Error {
-        Error::Other(text.to_string())
+    pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Other(Source::new(error))
+    }
+
+    /// Returns what the error is about, for programs that go on differently by kind.
+    ///
+    /// ```
+    /// use phalanx::ErrorKind;
+    /// let refused = phalanx::launch(0, |_| Ok(())).unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::Argument);
+    /// let failed = phalanx::launch(1, |_| -> phalanx::Result<()> { panic!("diverged") }).unwrap_err();
+    /// assert_eq!(failed.kind(), ErrorKind::User);
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::BadArgument { .. } => ErrorKind::Argument,
+            Error::Mismatch { .. } => ErrorKind::Mismatch,
+            Error::PeerDied { .. }
+            | Error::PeerFailed { .. }
+            | Error::PeerLeft { .. }
+            | Error::Ended { .. }
+            | Error::Stale { .. }
+            | Error::Supervisor { .. } => ErrorKind::Peer,
+            Error::Timeout { .. } => ErrorKind::Timeout,
+            Error::System { .. } | Error::Threads { .. } | Error::Start { .. } => ErrorKind::System,
+            Error::Interrupted { .. } => ErrorKind::Interrupted,
+            Error::Corrupt { .. } => ErrorKind::Corrupt,
+            Error::Panicked { .. } | Error::Returned { .. } | Error::Task { .. } | Error::Other(_) => {
+                ErrorKind::User
+            }
+        }
     }
 
     pub(crate) fn bad(place: Place, problem: impl Into<String>) -> Error {
@@ -357,14 +303,15 @@ impl Error {
             }
             _ => "",
         };
-        Error::System { call, need: need.to_owned(), reason: errno.desc().to_owned(), hint }
+        let source = Source::new(std::io::Error::from(errno));
+        Error::System { call, need: need.to_owned(), source, hint }
     }
 
     pub(crate) fn no_memory(call: &'static str, need: usize, left: u64) -> Error {
         Error::System {
             call,
             need: format!("{need} bytes"),
-            reason: format!("the memory cgroup has {left} left"),
+            source: Source::new(format!("the memory cgroup has {left} left")),
             hint: "; fewer ranks, smaller arrays, or a higher limit on memory (cgroup)",
         }
     }
@@ -373,7 +320,7 @@ impl Error {
         Error::System {
             call,
             need: format!("{need} bytes"),
-            reason: reason.to_owned(),
+            source: Source::new(reason),
             hint: "; free arrays, or give the world a larger `heap`",
         }
     }
