@@ -606,6 +606,7 @@ mod tests {
             let [here, there] =
                 [0, 3 * PAGE].map(|base| Layout::new(base, tasks, &numbers(outputs), Memory::Dense).unwrap());
             assert_eq!(here.len(), there.len(), "wherever it lies");
+            assert_eq!((here.zeroed(), there.zeroed()), (here.rows, here.rows), "all but rows and texts");
         }
         let error = Layout::new(0, usize::MAX / 8, &numbers(4), Memory::Sparse).unwrap_err().to_string();
         assert!(error.contains("rows of 4 outputs fits into no address space"), "{error}");
