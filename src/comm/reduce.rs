@@ -32,7 +32,7 @@ impl Comm<'_> {
     /// ```
     /// use phalanx::Op;
     /// phalanx::launch(3, |comm| {
-    ///     let mut product = 0;
+    ///     let mut product = 0u64;
     ///     comm.reduce(&(comm.rank() as u64 + 1), &mut product, &Op::prod(), 0)?;
     ///     assert_eq!(product, if comm.is_root() { 6 } else { 0 });
     ///     Ok(())

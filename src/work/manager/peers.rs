@@ -116,7 +116,7 @@ impl ParallelManager<'_, '_> {
     /// ```
     /// phalanx::launch(3, |comm| {
     ///     let mut manager = phalanx::ParallelManager::with_peers(comm);
-    ///     let mut solved = 0;
+    ///     let mut solved = 0i64;
     ///     manager.sum_values_and_sync(&(manager.get_rank() as i64 + 1), &mut solved)?;
     ///     assert_eq!(solved, 1 + 2 + 3);
     ///     Ok(())
