@@ -16,17 +16,17 @@
 //!                                                   [e] let go of each ring of the list that was never found in [b]
 //! ```
 //!
-//! A writer that reads CLOSED in [2] or [3] keeps its ring to itself: nobody will read it.
+//! A writer that reads CLOSED in \[2] or \[3] keeps its ring to itself: nobody will read it.
 //!
-//! *What is found is complete.* [3] releases what [1] and [2] have written. Compare-exchanges of other writers continue its
+//! *What is found is complete.* \[3] releases what \[1] and \[2] have written. Compare-exchanges of other writers continue its
 //! release sequence, so a reader that acquires any later `newest` sees the words of all rings in the list.
 //!
-//! *No ring is missed.* A writer pushes its first frame after [4]. If [a] sees the count of [4], then [b] sees the list of
-//! [3]. If it does not, the count changes after [a], so [c] does not sleep, or is woken, and the reader looks again. It looks
+//! *No ring is missed.* A writer pushes its first frame after \[4]. If \[a] sees the count of \[4], then \[b] sees the list of
+//! \[3]. If it does not, the count changes after \[a], so \[c] does not sleep, or is woken, and the reader looks again. It looks
 //! once more for each ring that others publish meanwhile, so at most as often as there are members.
 //!
-//! *A death is only a death.* A writer that dies before [3] has published nothing. Between [3] and [4] its ring is in the
-//! list, without a frame; those behind it in the list are found all the same, and whoever waits for it, in [c] or for its
+//! *A death is only a death.* A writer that dies before \[3] has published nothing. Between \[3] and \[4] its ring is in the
+//! list, without a frame; those behind it in the list are found all the same, and whoever waits for it, in \[c] or for its
 //! first stamp, is told of the death. A reader that dies leaves its directory as it is: writers go on publishing to it until
 //! they learn of the death.
 //!
@@ -84,7 +84,7 @@ impl Directory {
         Meeting { word: &self.published, sleepers: &self.sleepers }
     }
 
-    /// [2]-[4]: publishes the ring at `place`, which `sender` has made. False if nobody will read it.
+    /// \[2]-\[4]: publishes the ring at `place`, which `sender` has made. False if nobody will read it.
     pub(crate) fn publish(&self, place: u64, link: &Link, sender: usize) -> bool {
         let listed = self.list(place, link, sender);
         if listed {
@@ -95,7 +95,7 @@ impl Directory {
         listed
     }
 
-    /// [2], [3]
+    /// \[2], \[3]
     pub(super) fn list(&self, place: u64, link: &Link, sender: usize) -> bool {
         link.sender.store(sender as u32, Ordering::Relaxed);
         let mut newest = self.newest.load(Ordering::Relaxed);
@@ -110,7 +110,7 @@ impl Directory {
         false
     }
 
-    /// [a]-[c]: waits until `peer`, one of `size` members, has published its ring; returns the ring's place. `link` gives
+    /// \[a]-\[c]: waits until `peer`, one of `size` members, has published its ring; returns the ring's place. `link` gives
     /// the words at a place, if a ring may lie there.
     pub(crate) fn wait_for<'a>(
         &self,
@@ -129,7 +129,7 @@ impl Directory {
         }
     }
 
-    /// [b]: the place of the ring of `peer`, if it is in the list.
+    /// \[b]: the place of the ring of `peer`, if it is in the list.
     fn find<'a>(
         &self,
         peer: usize,
@@ -144,7 +144,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// [d], [e]: no more rings are published; calls `release` with place and sender of each that was.
+    /// \[d], \[e]: no more rings are published; calls `release` with place and sender of each that was.
     pub(crate) fn close<'a>(
         &self,
         size: usize,

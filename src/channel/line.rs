@@ -1,6 +1,6 @@
 //! Flag lines: what each rank says to its peers in an exchange, and how they wait for it.
 //!
-//! Steps [2] to [4] of an exchange (window.rs) without payloads: what the model checker exercises.
+//! Steps \[2] to \[4] of an exchange (window.rs) without payloads: what the model checker exercises.
 
 use crate::channel::call::{Call, Signature};
 use crate::channel::guards::Guards;
@@ -131,7 +131,7 @@ pub(crate) const IN_MARK: u64 = 1;
 /// `Head::place`: it is in the cell. Any larger value is the offset of exposed memory.
 pub(crate) const IN_CELL: u64 = 2;
 
-/// [2]-[4]: a rank among the lines of a communicator.
+/// \[2]-\[4]: a rank among the lines of a communicator.
 pub(crate) struct Gate {
     lines: Places<Line>,
     guards: Guards,
@@ -149,7 +149,7 @@ impl Gate {
         Gate { lines, guards, me, pace, next: first, file: Cell::new(0) }
     }
 
-    /// [2], [3]
+    /// \[2], \[3]
     pub(crate) fn arrive(&self, call: &Call, head: &Head, inline: &[u8]) {
         self.note_file(call);
         self.fill(call.mark(), head, inline);
@@ -157,7 +157,7 @@ impl Gate {
         self.lines[self.me].meeting(self.next).signal(self.next);
     }
 
-    /// [2]
+    /// \[2]
     pub(super) fn fill(&self, call: u32, head: &Head, inline: &[u8]) {
         let mark = self.lines[self.me].mark(self.next);
         mark.call.store(call, Ordering::Relaxed);
@@ -182,7 +182,7 @@ impl Gate {
         kernel::fetch_to_write(&mark.inline);
     }
 
-    /// [4] for one peer; the mark's contents may be read afterwards.
+    /// \[4] for one peer; the mark's contents may be read afterwards.
     #[inline]
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
@@ -214,7 +214,7 @@ impl Gate {
         self.lines[peer].file()
     }
 
-    /// [5] what a peer said, copied once, and the mark of its call.
+    /// \[5] what a peer said, copied once, and the mark of its call.
     pub(crate) fn head(&self, peer: usize) -> (Head, u32) {
         let mark = self.lines[peer].mark(self.next);
         let word = |index: usize| mark.head[index].load(Ordering::Relaxed);

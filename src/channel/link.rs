@@ -15,10 +15,10 @@
 //! The caller sleeps on one eventcount, which all others tell.
 //!
 //! *A ring has one writer and one reader.* The caller readies a slot's rings for another process when it has seen its life,
-//! which the zygote counts after the kernel has told the death of the one before. The new process touches neither before [a].
+//! which the zygote counts after the kernel has told the death of the one before. The new process touches neither before \[a].
 //!
 //! *What was said is heard, before the death.* A life is looked at before the ring: if it is another, all that the process
-//! has ever said is in its ring, and [4] comes when that is empty. A message whose end is missing was not said. *What was
+//! has ever said is in its ring, and \[4] comes when that is empty. A message whose end is missing was not said. *What was
 //! posted may not have been taken*: the caller, which learns of the death, knows what it has posted.
 //!
 //! *Nobody waits for one who waits for him.* The caller never waits in a ring: while it has no room to post it hears what is
@@ -141,14 +141,14 @@ impl Links {
         Ok(Links { heard: Placed::new(&segment, heard), links: (0..count).map(link).collect(), guards })
     }
 
-    /// [z]: the zygote is about to fork a process for the slot, or the kernel has told it of that process's death.
+    /// \[z]: the zygote is about to fork a process for the slot, or the kernel has told it of that process's death.
     pub(crate) fn turn(&self, slot: usize) {
         self.turn_untold(slot);
         point(Site::LifeTurned);
         self.heard.events().tell();
     }
 
-    /// [z] without the second half: only the model checker leaves it at that.
+    /// \[z] without the second half: only the model checker leaves it at that.
     pub(super) fn turn_untold(&self, slot: usize) {
         // Release: after all that the zygote knows.
         self.links[slot].words.life.fetch_add(1, Ordering::Release);
@@ -160,7 +160,7 @@ impl Links {
         Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0, more: false }
     }
 
-    /// [a]: returns the ends of the process that fills the slot, when the caller has readied them.
+    /// \[a]: returns the ends of the process that fills the slot, when the caller has readied them.
     pub(crate) fn join(&self, slot: usize) -> std::result::Result<Process, Broken> {
         let link = &self.links[slot];
         let life = link.life();
@@ -168,7 +168,7 @@ impl Links {
         Ok(self.hurry(slot))
     }
 
-    /// [a] without waiting: only the model checker begins here.
+    /// \[a] without waiting: only the model checker begins here.
     pub(super) fn hurry(&self, slot: usize) -> Process {
         let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
         let reader = Reader::new(link.end(&link.down, caller));
@@ -251,7 +251,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// [2]: posts a message to the process that fills a slot, as the caller knows it. Returns when all of it is in the ring.
+    /// \[2]: posts a message to the process that fills a slot, as the caller knows it. Returns when all of it is in the ring.
     /// False if that process is gone, or goes meanwhile, or when there is no room and it is `over`.
     pub(crate) fn post(&mut self, slot: usize, message: &[u8], over: impl Fn() -> bool) -> bool {
         // The caller has still to be told that the process it knows is gone.
@@ -292,7 +292,7 @@ impl Caller {
         true
     }
 
-    /// [3]: waits for the next event. None when nothing has happened and it is `over`, which is looked at now and then.
+    /// \[3]: waits for the next event. None when nothing has happened and it is `over`, which is looked at now and then.
     ///
     /// # Errors
     /// If a process has overwritten what stands between it and the caller; once for each process.
@@ -360,7 +360,7 @@ impl Caller {
         })
     }
 
-    /// [1]
+    /// \[1]
     fn ready(&mut self, slot: usize, life: u32) {
         let link = &self.links.links[slot];
         link.down.0.prepare(0);
@@ -398,7 +398,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// [b]: waits for the next message.
+    /// \[b]: waits for the next message.
     ///
     /// # Errors
     /// [`Broken`] if the caller is gone; [`Error::Corrupt`] if something was overwritten.
@@ -412,7 +412,7 @@ impl Process {
         }
     }
 
-    /// [c]: says something to the caller. Returns when all of it is in the ring.
+    /// \[c]: says something to the caller. Returns when all of it is in the ring.
     ///
     /// # Errors
     /// [`Broken`] if the caller is gone.

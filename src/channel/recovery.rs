@@ -12,10 +12,10 @@
 //!                                                   [4] the decision; signal decided += 1
 //! ```
 //!
-//! A rank that is forked in [3] may ask before [4]: its petition comes with the number of that decision, and it waits for
+//! A rank that is forked in \[3] may ask before \[4]: its petition comes with the number of that decision, and it waits for
 //! it first, so it is never answered by the decision that made it.
 //!
-//! *A half is unused when it is readied.* In [1] every rank of epoch `e` has asked, so it is in no call of `e`, or it is
+//! *A half is unused when it is readied.* In \[1] every rank of epoch `e` has asked, so it is in no call of `e`, or it is
 //! dead; and it had left epoch `e - 1`, whose half this was, before it entered `e`. Ranks that said LEFT or FAILED touch
 //! their slot only.
 //!
@@ -177,13 +177,13 @@ impl Verdict {
         self.decided.load(Ordering::Acquire).wrapping_add(1)
     }
 
-    /// [2] Who belongs to the epoch, and its number.
+    /// \[2] Who belongs to the epoch, and its number.
     pub(crate) fn begin(&self, epoch: u32, members: &[usize]) {
         self.epoch.store(epoch, Ordering::Relaxed);
         write(&self.members, members);
     }
 
-    /// [4] of the zygote.
+    /// \[4] of the zygote.
     pub(crate) fn decide(&self, number: u32, outcome: Outcome, value: u64, agreed: &[usize]) {
         self.outcome.store(outcome.word(), Ordering::Relaxed);
         self.value.store(value, Ordering::Relaxed);
@@ -223,7 +223,7 @@ impl Petition {
 }
 
 impl Petition {
-    /// [1]-[4] of a rank among `ranks`: asks through `ring`; the wait ends with the zygote, by `supervised`.
+    /// \[1]-\[4] of a rank among `ranks`: asks through `ring`; the wait ends with the zygote, by `supervised`.
     pub(crate) fn ask(
         &self,
         verdict: &Verdict,

@@ -272,7 +272,7 @@ impl Writer {
             && (total <= SMALL || self.end_of(len) - self.returned <= self.end.room as u64)
     }
 
-    /// [1]-[3] for one frame.
+    /// \[1]-\[3] for one frame.
     pub(crate) fn push(
         &mut self,
         frame: Frame,
@@ -364,7 +364,7 @@ impl Reader {
         self.end.room / 4
     }
 
-    /// [1]: waits for the next frame, without taking it.
+    /// \[1]: waits for the next frame, without taking it.
     pub(crate) fn peek(&self, deadline: Option<Instant>) -> std::result::Result<Result<Frame>, Broken> {
         let end = &self.end;
         let stamp = end.next.wrapping_add(1);
@@ -381,7 +381,7 @@ impl Reader {
         Ok(Ok(Frame { kind, signature: [call, datatype], total, at }))
     }
 
-    /// [2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.
+    /// \[2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.
     pub(crate) fn read(&self, frame: &Frame, rest: &mut [u8]) -> Result<usize> {
         let corrupt = || Error::Corrupt { what: "a message's frame" };
         match frame.kind {
@@ -408,7 +408,7 @@ impl Reader {
         }
     }
 
-    /// [3]: done with the frame.
+    /// \[3]: done with the frame.
     pub(crate) fn advance(&mut self) {
         point(Site::RingRead);
         self.end.next = self.end.next.wrapping_add(1);

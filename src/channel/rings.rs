@@ -74,7 +74,7 @@ impl Rings {
         Ok(self.writers[to].get_or_insert_with(|| unreachable!("made just now")))
     }
 
-    /// [1]-[4]
+    /// \[1]-\[4]
     fn make(&self, to: usize, pace: Pace, heap: &mut Heap) -> Result<Writer> {
         let (at, hold) = match self.room {
             Some(room) => (room + (to - usize::from(to > self.me)) * self.layout.len, None),
@@ -116,7 +116,7 @@ impl Rings {
         self.readers[from].get_or_insert_with(|| unreachable!("found when its frame was peeked"))
     }
 
-    /// [a]-[c]
+    /// \[a]-\[c]
     fn find(
         &self,
         from: usize,
@@ -150,7 +150,7 @@ impl Rings {
 }
 
 impl Drop for Rings {
-    /// [d], [e]
+    /// \[d], \[e]
     fn drop(&mut self) {
         // A process that inherited them by fork looks at nothing; the world's own go with their half.
         if self.process != process::incarnation() || self.room.is_some() {

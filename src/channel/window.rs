@@ -12,11 +12,11 @@
 //! ```
 //!
 //! *Nothing is overwritten while it is read.* A rank writes mark and cell `e & 1` again in exchange `e + 2`, which it
-//! begins after [4] of `e + 1`: every peer has signalled `e + 1` and has therefore finished [5] of `e`. So two marks and
+//! begins after \[4] of `e + 1`: every peer has signalled `e + 1` and has therefore finished \[5] of `e`. So two marks and
 //! two cells by parity suffice, and there is no exit barrier (DeepSpeed's symmetric form, MPICH's release_gather cells).
 //! Numbers compare for equality: a peer's mark holds `e - 2` or `e`, never more, so wrapping around is harmless.
 //!
-//! *Exposed memory* is read by peers until they signal the closing exchange [6]. Its owner returns `Ok` only after that.
+//! *Exposed memory* is read by peers until they signal the closing exchange \[6]. Its owner returns `Ok` only after that.
 //! If the closing exchange fails, peers may still be reading or writing: readers test the revoked word after the
 //! closing exchange and return an error rather than what they read; a target is quarantined by whoever gave it.
 #![expect(unsafe_code, reason = "cells and exposed memory as slices, under the protocol above")]
@@ -86,13 +86,13 @@ pub(crate) struct Window {
     process: u32,
     /// See `World::group`.
     group: u64,
-    /// [5]: heads of the exchange under way.
+    /// \[5]: heads of the exchange under way.
     heads: Vec<Head>,
     /// They all say the same length and digest.
     same: bool,
     /// One of them exposes memory or opens some to be written.
     open: bool,
-    /// The next exchange is the closing one [6] of the last.
+    /// The next exchange is the closing one \[6] of the last.
     unclosed: bool,
 }
 
@@ -222,7 +222,7 @@ impl Window {
         self.gate.next
     }
 
-    /// My staging for the next exchange [1]: peers have finished with what it held.
+    /// My staging for the next exchange \[1]: peers have finished with what it held.
     pub(crate) fn cell(&mut self) -> &mut [u8] {
         let at = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: my own cell, mapped and borrowed exclusively; peers read this parity only between my signal of an
@@ -236,7 +236,7 @@ impl Window {
         self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
     }
 
-    /// One exchange: [2]-[5], then `look` at what the peers brought, then [6] if needed.
+    /// One exchange: \[2]-\[5], then `look` at what the peers brought, then \[6] if needed.
     ///
     /// Returns when this rank may change what it offered. Every rank of the communicator must make this call; on an
     /// error of any rank all get one.
@@ -302,7 +302,7 @@ impl Window {
         }
     }
 
-    /// [6]
+    /// \[6]
     fn close(&mut self, call: &Call) -> Result<()> {
         point(Site::ExchangeClosing);
         self.meet(call, &Offer::default())?;
@@ -383,7 +383,7 @@ impl Window {
         }
     }
 
-    /// [2]-[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
+    /// \[2]-\[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
     fn meet(&mut self, call: &Call, offer: &Offer<'_>) -> Result<()> {
         point(Site::ExchangeBegin);
         self.not_revoked(call)?;

@@ -69,7 +69,7 @@ pub(crate) fn fetch_to_write<T>(place: &T) {
     let _ = place;
 }
 
-/// As [`copy`], to be followed by [`order`].
+/// As [`copy()`], to be followed by [`order`].
 pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     match store {
         Store::Cached => copy::cached(dst, src),

@@ -11,9 +11,9 @@
 //!                                                 [d] sleepers -= 1; from the top
 //! ```
 //!
-//! *No wake-up is lost.* If fence [2] comes before fence [b], the look in [c] sees the change of [1]. Otherwise [3] sees
-//! the sleeper of [a] and moves the count, before the waiter has read its key (then the look in [c], which follows that
-//! acquire, sees [1]) or after (then the sleep does not begin, or ends). A teller that is killed between [1] and [3] leaves
+//! *No wake-up is lost.* If fence \[2] comes before fence \[b], the look in \[c] sees the change of \[1]. Otherwise \[3] sees
+//! the sleeper of \[a] and moves the count, before the waiter has read its key (then the look in \[c], which follows that
+//! acquire, sees \[1]) or after (then the sleep does not begin, or ends). A teller that is killed between \[1] and \[3] leaves
 //! the waiter to its slice; so does a count of sleepers left behind by a waiter that died, which costs superfluous wakes.
 
 use crate::os::fault::{Site, point};
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// A sleep lasts no longer where every teller's change is seen by its fence.
 const SLICE: Duration = Duration::from_secs(2);
-/// Nor so long where fence [b] is not to be had: a wake-up may be lost.
+/// Nor so long where fence \[b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
 
 /// The two words of an eventcount, which lie in shared memory.
@@ -36,7 +36,7 @@ pub(crate) struct EventCount<'a> {
 }
 
 impl EventCount<'_> {
-    /// [2], [3]: wakes those who wait, if there are any.
+    /// \[2], \[3]: wakes those who wait, if there are any.
     pub(crate) fn tell(self) {
         light_fence();
         if self.sleepers.load(Ordering::Relaxed) != 0 {

@@ -10,16 +10,16 @@
 //!                                          [d] sleepers -= 1; look at alive, revoked, word; again from the top
 //! ```
 //!
-//! *No wake-up is lost.* Either fence [2] comes first, then the waiter's read in [c] sees the word of [1] and does not
-//! sleep; or fence [b] comes first, then [3] sees the count of [a] and wakes. Without the fences both may read old
+//! *No wake-up is lost.* Either fence \[2] comes first, then the waiter's read in \[c] sees the word of \[1] and does not
+//! sleep; or fence \[b] comes first, then \[3] sees the count of \[a] and wakes. Without the fences both may read old
 //! values (the store buffer), and the waiter sleeps until its slice ends: `models/flagline.pml` shows it.
 //! A count left behind by a waiter that died costs superfluous wakes, nothing else.
 //!
 //! *The fences are asymmetric* (membarrier(2); Dice, Huang, Yang 2001). A signal must not wait until its store is seen:
-//! that is a cache line's way to the other side, as long as the whole exchange. So fence [2] keeps only the compiler from
-//! reordering, and fence [b] makes every processor that runs a rank execute a barrier: some microseconds, before a sleep
-//! that costs ten times as many. A process that cannot take part in this fences in full in [2]; one that cannot call for
-//! it in [b] sleeps shortly.
+//! that is a cache line's way to the other side, as long as the whole exchange. So fence \[2] keeps only the compiler from
+//! reordering, and fence \[b] makes every processor that runs a rank execute a barrier: some microseconds, before a sleep
+//! that costs ten times as many. A process that cannot take part in this fences in full in \[2]; one that cannot call for
+//! it in \[b] sleeps shortly.
 
 use crate::os::deadline::{Watch, clock};
 use crate::os::fault::{Site, point};
@@ -141,7 +141,7 @@ pub(crate) enum Broken {
 /// A sleep never lasts longer. A death wakes one sleeper, who tells the others, and the zygote tells all; should both be
 /// lost in turn (killed between two lines: `models/flagline.pml`), this bounds the delay.
 const SLICE: Duration = Duration::from_millis(100);
-/// Nor so long where fence [b] is not to be had: a wake-up may be lost.
+/// Nor so long where fence \[b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
 /// While spinning, look at the revoked word this often (pauses).
 const LOOK: u32 = 64;
@@ -155,19 +155,19 @@ pub(crate) struct Meeting<'a> {
 }
 
 impl Meeting<'_> {
-    /// [1]-[3]: stores `value` and wakes whoever sleeps.
+    /// \[1]-\[3]: stores `value` and wakes whoever sleeps.
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
         self.announce();
     }
 
-    /// [1]-[3] for a word that counts, and that several add to.
+    /// \[1]-\[3] for a word that counts, and that several add to.
     pub(crate) fn add_one(&self) {
         self.word.fetch_add(1, Ordering::Release);
         self.announce();
     }
 
-    /// [2], [3]
+    /// \[2], \[3]
     fn announce(&self) {
         light_fence();
         point(Site::Stored);
@@ -232,7 +232,7 @@ impl Meeting<'_> {
         }
     }
 
-    /// [a]-[d]: sleeps once, until woken or the slice has passed.
+    /// \[a]-\[d]: sleeps once, until woken or the slice has passed.
     fn sleep(&self, guard: Guard<'_>, slice: Duration, ready: &impl Fn(u32) -> bool) {
         self.sleepers.fetch_add(1, Ordering::Relaxed);
         point(Site::Drowsy);
@@ -302,7 +302,7 @@ mod machine {
         HEEDS.store(OTHERS_HEED.load(Ordering::Relaxed) && heed_barriers(), Ordering::Relaxed);
     }
 
-    /// [2]
+    /// \[2]
     #[inline]
     pub(crate) fn light_fence() {
         match HEEDS.load(Ordering::Relaxed) {
@@ -311,7 +311,7 @@ mod machine {
         }
     }
 
-    /// [b]; false if others' stores may still be on their way.
+    /// \[b]; false if others' stores may still be on their way.
     pub(crate) fn heavy_fence() -> bool {
         fence(Ordering::SeqCst);
         !OTHERS_HEED.load(Ordering::Relaxed) || barrier_everywhere()

@@ -115,7 +115,7 @@ impl Ledger {
         Log { words, used: &front.log_used }
     }
 
-    /// [1]: a free task becomes `slot`'s, which has noted it.
+    /// \[1]: a free task becomes `slot`'s, which has noted it.
     pub(crate) fn claim(&self, task: usize, slot: u32) -> Option<Claim<'_>> {
         let record = self.record(task);
         let attempt = record.claim(slot)?;
@@ -342,21 +342,21 @@ pub(crate) struct Claim<'l> {
 }
 
 impl Claim<'_> {
-    /// [2]: the row, to write. It begins on a boundary of 8 bytes.
+    /// \[2]: the row, to write. It begins on a boundary of 8 bytes.
     pub(crate) fn row(&mut self) -> &mut [u8] {
         let at = self.ledger.row_at(self.task);
         // SAFETY: in bounds; the task's state names this slot, the slot has one process, and that one Claim.
         unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.ledger.layout.row) }
     }
 
-    /// [2]: makes the row zero, if others may have written there: they died, or used the memory before.
+    /// \[2]: makes the row zero, if others may have written there: they died, or used the memory before.
     pub(crate) fn clear(&mut self) {
         if self.attempt > 0 || self.ledger.block.is_some() {
             self.row().fill(0);
         }
     }
 
-    /// [2]: makes the row that of a task without result: NaN where that exists, zero elsewhere.
+    /// \[2]: makes the row that of a task without result: NaN where that exists, zero elsewhere.
     pub(crate) fn blank(&mut self) {
         let ledger = self.ledger;
         let row = self.row();
@@ -376,7 +376,7 @@ impl Claim<'_> {
         }
     }
 
-    /// [3]: done, or, `Some`, failed.
+    /// \[3]: done, or, `Some`, failed.
     pub(crate) fn finish(mut self, cause: Option<Cause>, facts: &Facts) {
         point(Site::RowWritten);
         let record = self.record;
@@ -466,7 +466,7 @@ mod tests {
         let ledger = Ledger::new(3, &numbers(1), 0).unwrap();
         ledger.claim(0, 0).unwrap().finish(None, &Facts::default());
         assert!(!ledger.reopen(), "none was abandoned");
-        drop(ledger.claim(1, 3));
+        assert!(ledger.claim(1, 3).is_some());
         ledger.release(1..2, |_, _| None);
         ledger.abandon(0..3, "nobody left");
         assert!(ledger.claim(2, 0).is_none());

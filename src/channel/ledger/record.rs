@@ -8,8 +8,8 @@
 //! [3] write the other words of the record; store state: done or failed (release)
 //! ```
 //!
-//! *No task is lost and none is done twice.* The state word alone decides who owns a task. A claimer that dies before [1]
-//! leaves it free, in a stretch that its successor or an heir goes through again. One that dies after [1] leaves its number:
+//! *No task is lost and none is done twice.* The state word alone decides who owns a task. A claimer that dies before \[1]
+//! leaves it free, in a stretch that its successor or an heir goes through again. One that dies after \[1] leaves its number:
 //! only a process that the kernel's report of that death permits takes the task up ([1']), so two processes never write
 //! one row. A slot owns at most one unfinished task, and has noted which. (Claims by `fetch_add` with a later note lose
 //! tasks: `models/ledger.pml`.)
@@ -150,7 +150,7 @@ impl Record {
         self.state.load(Ordering::Relaxed) & 0xFF == FREE
     }
 
-    /// [1]: returns the attempt that `slot` now makes, if it got the task.
+    /// \[1]: returns the attempt that `slot` now makes, if it got the task.
     pub(crate) fn claim(&self, slot: u32) -> Option<u32> {
         // Release: the note of [0] is there when the word is. Acquire: what an earlier owner wrote before it was freed.
         let owned = |attempt: u32| word(OWNED, 0, attempt, slot);
@@ -193,7 +193,7 @@ impl Record {
         self.start.store(start, Ordering::Relaxed);
     }
 
-    /// [3]: the owner's last act; `None`: done.
+    /// \[3]: the owner's last act; `None`: done.
     pub(crate) fn publish(&self, cause: Option<Cause>, facts: &Facts, row: &[u8]) {
         let (_, attempt, slot) = self.owner();
         let state = match cause {

@@ -17,16 +17,16 @@
 //! [T5] stay until all others are through, or given up and inherited by this worker; else [H1], or [T1]
 //! ```
 //!
-//! *No task is lost.* A worker notes a part before it takes it ([T1], [T2]), so every task that has left a stretch is
+//! *No task is lost.* A worker notes a part before it takes it (\[T1], \[T2]), so every task that has left a stretch is
 //! either finished, or in the noted part of a worker from the task that it is at. Its successor, forked after the kernel
-//! has reported the death, goes through that part again; if the worker died before [T2], the part is still in the stretch
+//! has reported the death, goes through that part again; if the worker died before \[T2], the part is still in the stretch
 //! as well, and whoever takes it there finds what is done. A worker that is given up leaves its part to heirs: those that
 //! find nothing else go through the parts of all who were given up. Who runs a task is for the ledger to decide: a part is
 //! only where to look.
 //!
-//! *No task is left while a worker lives that was not given up.* When one leaves ([T5]) every other has nothing under way:
+//! *No task is left while a worker lives that was not given up.* When one leaves (\[T5]) every other has nothing under way:
 //! it is through, or this worker has gone through its part after its end. A task that was found owned there belongs to an
-//! heir, which was not through when it claimed it ([H1] comes before [H2]). It is through again, and the task done, or it
+//! heir, which was not through when it claimed it (\[H1] comes before \[H2]). It is through again, and the task done, or it
 //! was given up in its turn, and is inherited, too. *All come to leave*: of the last two that write `through` one at least
 //! sees the other's (fence), and tells; who gives up tells, and so does the zygote, should that one be killed before.
 //!
@@ -122,7 +122,7 @@ impl Words {
         EventCount { count: &self.count, sleepers: &self.sleepers }
     }
 
-    /// [P1], [P2]: lets workers take these tasks. False if both stretches are still open and it continues neither.
+    /// \[P1], \[P2]: lets workers take these tasks. False if both stretches are still open and it continues neither.
     pub(crate) fn grant(&self, tasks: &Range<usize>) -> bool {
         let fill = |word: &AtomicU64| {
             let open = word.load(Ordering::Relaxed);
@@ -142,7 +142,7 @@ impl Words {
         granted
     }
 
-    /// [T1], [T2]: takes a part of what is granted, as much as `chunk` makes of the number of tasks in the stretch.
+    /// \[T1], \[T2]: takes a part of what is granted, as much as `chunk` makes of the number of tasks in the stretch.
     pub(crate) fn take(&self, worker: &WorkerWords, chunk: &impl Fn(usize) -> usize) -> Next {
         // Before the stretches: what was granted before it closed is seen. Acquire: pairs with the Release of `close`.
         let closed = self.closed.word.load(Ordering::Acquire) != 0;
@@ -171,7 +171,7 @@ impl Words {
         if closed || self.is_halted() { Next::Nothing } else { Next::Later }
     }
 
-    /// [P3]. Said again it wakes nobody.
+    /// \[P3]. Said again it wakes nobody.
     pub(crate) fn close(&self) {
         if self.closed.word.load(Ordering::Relaxed) == 0 {
             self.closed.word.store(1, Ordering::Release);
@@ -217,14 +217,14 @@ impl Words {
         self.news().wait(Pace::ASLEEP, look);
     }
 
-    /// [T4], [T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something yet. Says whether
+    /// \[T4], \[T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something yet. Says whether
     /// there is.
     pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize], pace: Pace) -> bool {
         self.end(workers, me, Ordering::SeqCst);
         self.remain(workers, me, known, pace)
     }
 
-    /// [T5]
+    /// \[T5]
     pub(in crate::channel) fn remain(
         &self,
         workers: &[WorkerWords],
@@ -242,7 +242,7 @@ impl Words {
         self.news().wait(pace, look)
     }
 
-    /// [T4], with a fence of this order: only the model checker tries another one.
+    /// \[T4], with a fence of this order: only the model checker tries another one.
     pub(in crate::channel) fn end(&self, workers: &[WorkerWords], me: usize, order: Ordering) {
         workers[me].finish_part();
         point(Site::Through);
@@ -270,7 +270,7 @@ impl Words {
 }
 
 impl WorkerWords {
-    /// [T1]: notes that the worker, which owns no unfinished task, begins a part.
+    /// \[T1]: notes that the worker, which owns no unfinished task, begins a part.
     pub(crate) fn enter(&self, part: &Range<usize>) {
         // In this order (Release), so that a worker that dies here leaves an empty part, or a whole one.
         self.end.store(0, Ordering::Release);
@@ -278,14 +278,14 @@ impl WorkerWords {
         self.end.store(part.end as u64, Ordering::Release);
     }
 
-    /// [T4]: notes that the worker has found nothing more to do. Not before its part is empty: a successor would go through
+    /// \[T4]: notes that the worker has found nothing more to do. Not before its part is empty: a successor would go through
     /// that again, while others take it to be through.
     fn finish_part(&self) {
         self.end.store(0, Ordering::Release);
         self.through.store(1, Ordering::Release);
     }
 
-    /// [H1]: notes that the worker has something to do again.
+    /// \[H1]: notes that the worker has something to do again.
     pub(crate) fn go_on(&self) {
         // Release, as are the stores that follow: none is seen without this one.
         self.through.store(0, Ordering::Release);

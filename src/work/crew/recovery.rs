@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_secs(1);
 
 impl<S> Zygote<'_, S> {
-    /// [1]-[4], if all that can ask have asked.
+    /// \[1]-\[4], if all that can ask have asked.
     pub(super) fn decide(&mut self, world: &World, state: &mut Option<S>) {
         if let Some(bell) = world.bell() {
             bell.still();
@@ -68,7 +68,7 @@ impl<S> Zygote<'_, S> {
         point(Site::ZygoteDecided);
     }
 
-    /// [2], [3]: all ranks that have not `asked` are forked again, or none.
+    /// \[2], \[3]: all ranks that have not `asked` are forked again, or none.
     fn respawn(&mut self, world: &World, asked: &[usize], state: &mut Option<S>) -> Outcome {
         let all: Vec<usize> = (0..self.words.count()).collect();
         let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();

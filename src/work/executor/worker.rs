@@ -223,7 +223,7 @@ impl<W: Work> Worker<'_, '_, W> {
         }
     }
 
-    /// [H1], [H2] of words.rs: goes through the parts of workers that were given up, of which `known` were gone through
+    /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `known` were gone through
     /// before; says whether there were others.
     fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
         let Shared { source, dealing, .. } = *self.shared;
