@@ -1,6 +1,6 @@
 //! Windows: ranks expose, peers look, one epoch per exchange. A barrier is an exchange of nothing.
 //!
-//! Each rank owns one [`Line`]; all read all. An exchange with number `e`, by each rank:
+//! Each rank owns one `Line`; all read all. An exchange with number `e`, by each rank:
 //!
 //! ```text
 //! [1] payload into my cell `e & 1`, or inline into my mark `e & 1`, or none (it lies exposed in shared memory)

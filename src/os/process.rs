@@ -227,7 +227,7 @@ pub(crate) enum Fork {
     Child,
 }
 
-/// Forks. Call it only where [`threads`] has one entry, or the child may wait for a lock that nobody holds any more.
+/// Forks. Call it only where `threads` has one entry, or the child may wait for a lock that nobody holds any more.
 ///
 /// What a child needs is there before it begins: a descriptor to watch it by, and `prctl` to bind it to its parent.
 pub(crate) fn fork(kind: Child) -> Result<Fork> {
