@@ -40,6 +40,10 @@ pub trait Buffer: sealed::Read {
     /// The type of the elements.
     type Elem: Element;
 
+    /// Returns the number of elements.
+    #[doc(hidden)]
+    fn count(&self) -> usize;
+
     /// Lets `f` read the elements, where they lie if they lie next to each other, else in a copy.
     #[doc(hidden)]
     fn with<R>(&self, f: impl FnOnce(&[Self::Elem]) -> R) -> R;
@@ -64,6 +68,10 @@ mod sealed {
 impl<S: Data<Elem: Element>, D: Dimension> sealed::Read for ArrayBase<S, D> {}
 impl<S: Data<Elem: Element>, D: Dimension> Buffer for ArrayBase<S, D> {
     type Elem = S::Elem;
+
+    fn count(&self) -> usize {
+        self.len()
+    }
 
     #[inline]
     fn with<R>(&self, f: impl FnOnce(&[S::Elem]) -> R) -> R {
@@ -91,6 +99,10 @@ impl<T: Element, D: Dimension> sealed::Read for Lease<T, D> {}
 impl<T: Element, D: Dimension> Buffer for Lease<T, D> {
     type Elem = T;
 
+    fn count(&self) -> usize {
+        self.view().len()
+    }
+
     fn with<R>(&self, f: impl FnOnce(&[T]) -> R) -> R {
         self.view().with(f)
     }
@@ -108,6 +120,10 @@ macro_rules! slices {
         impl<T: Element, $($generic)*> sealed::Read for $type {}
         impl<T: Element, $($generic)*> Buffer for $type {
             type Elem = T;
+
+            fn count(&self) -> usize {
+                self.len()
+            }
 
             #[inline]
             fn with<R>(&self, f: impl FnOnce(&[T]) -> R) -> R {
@@ -136,6 +152,10 @@ macro_rules! numbers {
         impl Buffer for $type {
             type Elem = $type;
 
+            fn count(&self) -> usize {
+                1
+            }
+
             #[inline]
             fn with<R>(&self, f: impl FnOnce(&[$type]) -> R) -> R {
                 f(core::slice::from_ref(self))
@@ -155,6 +175,10 @@ datatypes!(numbers);
 impl<B: Buffer> sealed::Read for Option<B> {}
 impl<B: Buffer> Buffer for Option<B> {
     type Elem = B::Elem;
+
+    fn count(&self) -> usize {
+        self.as_ref().map_or(0, B::count)
+    }
 
     fn with<R>(&self, f: impl FnOnce(&[B::Elem]) -> R) -> R {
         match self {
@@ -177,6 +201,10 @@ impl<B: Buffer + ?Sized> sealed::Read for &B {}
 impl<B: Buffer + ?Sized> Buffer for &B {
     type Elem = B::Elem;
 
+    fn count(&self) -> usize {
+        (**self).count()
+    }
+
     fn with<R>(&self, f: impl FnOnce(&[B::Elem]) -> R) -> R {
         (**self).with(f)
     }
@@ -185,6 +213,10 @@ impl<B: Buffer + ?Sized> Buffer for &B {
 impl<B: Buffer + ?Sized> sealed::Read for &mut B {}
 impl<B: Buffer + ?Sized> Buffer for &mut B {
     type Elem = B::Elem;
+
+    fn count(&self) -> usize {
+        (**self).count()
+    }
 
     fn with<R>(&self, f: impl FnOnce(&[B::Elem]) -> R) -> R {
         (**self).with(f)

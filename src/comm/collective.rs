@@ -77,7 +77,7 @@ impl Comm<'_> {
         recv: &mut R,
         root: usize,
     ) -> Result<()> {
-        let counts = vec![send.with(<[_]>::len); if self.rank() == root { self.size() } else { 0 }];
+        let counts = vec![send.count(); if self.rank() == root { self.size() } else { 0 }];
         self.gather_buffers(send, recv, &counts, call::<S>(Verb::Gather).root(root))
     }
 

@@ -177,10 +177,22 @@ impl Ledger {
 
     /// Finishes those of these tasks that are not finished, without result. Only when the processes that have worked on them
     /// are gone.
-    pub(crate) fn abandon(&self, tasks: Range<usize>, why: &str) {
+    pub(crate) fn abandon(&self, tasks: impl Iterator<Item = usize>, why: &str) {
         let left: Vec<usize> = tasks.filter(|&task| !self.state(task).is_finished()).collect();
         let text = Texts::default().place(self.log(), why, || left.len());
         left.into_iter().for_each(|task| self.fail(task, Cause::NotReached, text));
+    }
+
+    /// Makes these tasks free, on each of which so many workers have died elsewhere.
+    #[cfg(any(feature = "mpi", test))]
+    pub(crate) fn free(&self, tasks: Range<usize>, died: u32) {
+        tasks.for_each(|task| self.record(task).free(died));
+    }
+
+    /// Returns how many workers have died on a task that is free or failed.
+    #[cfg(any(feature = "mpi", test))]
+    pub(crate) fn died(&self, task: usize) -> u32 {
+        self.record(task).died()
     }
 
     /// Frees the tasks that were abandoned; says whether there were any.
@@ -473,7 +485,9 @@ mod tests {
         assert!(ledger.reopen());
         assert!(!ledger.reopen(), "none is left");
         assert_eq!([0, 1, 2].map(|task| ledger.state(task)), [State::Done, State::Free, State::Free]);
-        assert_eq!([1, 2].map(|task| ledger.claim(task, 0).unwrap().attempt), [1, 0], "deaths still count");
+        assert_eq!((ledger.died(1), ledger.died(2)), (1, 0));
+        ledger.free(2..3, 2);
+        assert_eq!([1, 2].map(|task| ledger.claim(task, 0).unwrap().attempt), [1, 2], "deaths still count");
     }
 
     #[test]

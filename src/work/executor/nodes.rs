@@ -11,7 +11,7 @@
 //! [5] ends, or begins another round at [1]               a last Grant: is anything left that some node would do?
 //! ```
 //!
-//! In a round every task is granted once. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks
+//! In a round every task is granted once, with the number of workers that have died on it in earlier ones. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks
 //! are done by its successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt out
 //! again in another round, to all nodes whose workers were not given up, or have finished something. A node that dies ends the
 //! job.
@@ -43,6 +43,9 @@ const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(2);
 /// The longest nap after a long quiet time: a nap takes at most a hundredth of that time.
 const LONGEST_NAP: Duration = Duration::from_millis(50);
+
+/// The first word of a Grant that is a verdict on the round: no stretch begins there.
+const VERDICT: u64 = u64::MAX;
 
 /// What a node tells root, with the number of its tasks that are done.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,9 +86,9 @@ struct Coordinator {
     ended: bool,
     /// Why its workers were given up, if they were.
     why: Option<String>,
-    /// In root: the tasks that nobody has been granted; how many each node has finished; those nodes that are done, with their
-    /// last words.
-    pool: Vec<Range<usize>>,
+    /// In root: the tasks that nobody has been granted, with the number of workers that have died on each of a run; how many
+    /// tasks each node has finished; those nodes that are done, with their last words.
+    pool: Vec<(Range<usize>, u32)>,
     finished: Vec<u64>,
     done: Vec<(usize, Say)>,
     /// In root: what the workers of each node have done.
@@ -132,9 +135,9 @@ pub(super) fn run<W: Work + Sync>(
         failed: None,
     };
     let mut last = Say::Done;
-    loop {
+    for round in 1.. {
         if last != Say::Spent {
-            last = work(executor, &mut lookout, watch).inspect_err(fatal)?;
+            last = work(executor, &mut lookout, watch, round == 1).inspect_err(fatal)?;
         }
         let coordinator = lookout.coordinator().inspect_err(fatal)?;
         match coordinator.collect(executor.done(), last, watch).inspect_err(fatal)? {
@@ -148,6 +151,7 @@ pub(super) fn run<W: Work + Sync>(
             }
         }
     }
+    Err(Error::Corrupt { what: "the number of rounds" })
 }
 
 /// Runs the workers of a round. Returns the last words of this node.
@@ -155,16 +159,22 @@ fn work<W: Work + Sync>(
     executor: &mut Executor<'_, W>,
     lookout: &mut Lookout,
     watch: &mut Watch<'_>,
+    is_first: bool,
 ) -> Result<Say> {
-    let before = executor.source.finished();
-    let round = executor.forked(watch, &mut |watch| lookout.look(watch))?;
+    let round = match executor.forked(watch, &mut |watch| lookout.look(watch)) {
+        // Others may get on, and have what was done.
+        Err(error @ (Error::Threads { .. } | Error::System { .. })) if !is_first => {
+            lookout.coordinator()?.give_up(&error.to_string(), |_| ())?;
+            return Ok(Say::Spent);
+        }
+        round => round?,
+    };
     if let Some(error) = lookout.failed.take() {
         return Err(error);
     }
     executor.count(&round.replaced);
     let Some(why) = round.given_up.clone().or_else(|| executor.reason()) else { return Ok(Say::Done) };
-    lookout.coordinator()?.give_up(&why, |tasks| executor.release(tasks, &round))?;
-    Ok(if executor.source.finished() > before { Say::Left } else { Say::Spent })
+    lookout.coordinator()?.give_up(&why, |tasks| executor.release(tasks, &round))
 }
 
 /// How a round of all nodes ends.
@@ -269,7 +279,7 @@ impl Coordinator {
             );
             return Err(Error::option("sweep", problem));
         }
-        let pool = begin.next.map(|next| next..ledger.tasks()).into_iter().collect();
+        let pool = begin.next.map(|next| (next..ledger.tasks(), 0)).into_iter().collect();
         Ok(Coordinator {
             mpi,
             _part,
@@ -320,22 +330,25 @@ impl Coordinator {
         NEWS.max(Duration::from_millis(self.net.size() as u64))
     }
 
-    /// Returns a stretch of what is left.
-    fn ration(&mut self, node: usize) -> Range<usize> {
-        let left: usize = self.pool.iter().map(Range::len).sum();
+    /// Returns a stretch of what is left, with the number of workers that have died on each of its tasks.
+    fn ration(&mut self, node: usize) -> (Range<usize>, u32) {
+        let left: usize = self.pool.iter().map(|(run, _)| run.len()).sum();
         let workers = self.workers[node];
         let share = (left * workers / (PARTS * self.all)).max(workers);
-        let Some(run) = self.pool.last_mut() else { return 0..0 };
-        let stretch = run.start..run.start + share.min(run.len());
+        let Some((run, died)) = self.pool.last_mut() else { return (0..0, 0) };
+        let (stretch, died) = (run.start..run.start + share.min(run.len()), *died);
         run.start = stretch.end;
-        self.pool.retain(|run| !run.is_empty());
-        stretch
+        self.pool.retain(|(run, _)| !run.is_empty());
+        (stretch, died)
     }
 
-    fn granted(&mut self, stretch: Range<usize>) {
+    fn granted(&mut self, stretch: Range<usize>, died: u32) {
         if stretch.is_empty() {
             self.ended = true;
             return self.source.close();
+        }
+        if died > 0 {
+            self.ledger.free(stretch.clone(), died);
         }
         self.source.grant(stretch.clone());
         self.mine.push(stretch);
@@ -352,16 +365,16 @@ impl Coordinator {
             match say {
                 Say::Going => {}
                 Say::Hungry => {
-                    let stretch = self.ration(node);
-                    self.grant(node, [stretch.start as u64, stretch.end as u64])?;
+                    let (stretch, died) = self.ration(node);
+                    self.grant(node, [stretch.start as u64, stretch.end as u64, u64::from(died)])?;
                 }
                 Say::Done | Say::Left | Say::Spent => self.done.push((node, say)),
             }
             moved |= say != Say::Going;
         }
         while !self.ended && self.source.is_hungry() {
-            let stretch = self.ration(0);
-            self.granted(stretch);
+            let (stretch, died) = self.ration(0);
+            self.granted(stretch, died);
             moved = true;
         }
         self.finished[0] = self.source.finished();
@@ -385,22 +398,28 @@ impl Coordinator {
         Ok(moved)
     }
 
-    fn grant(&self, node: usize, words: [u64; 2]) -> Result<()> {
+    /// Sends a stretch with the number of deaths, or [`VERDICT`].
+    fn grant(&self, node: usize, words: [u64; 3]) -> Result<()> {
         self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)
     }
 
     /// Workers of this node were given up: another round does what it still gets, and what it has left; `release` frees what
-    /// died.
-    fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> Result<()> {
+    /// died. Returns the last words of this node.
+    fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> Result<Say> {
         self.await_answer()?;
         self.ended = true;
         self.source.close();
         self.why = Some(why.to_owned());
-        for part in &self.mine {
-            release(part.clone());
-            self.ledger.abandon(part.clone(), why);
-        }
-        Ok(())
+        let finished: usize = self.mine.iter().map(|part| self.ledger.finished(part.clone())).sum();
+        self.mine.iter().for_each(|part| release(part.clone()));
+        let all: usize = self.mine.iter().map(|part| self.ledger.finished(part.clone())).sum();
+        let is_done = all == self.mine.iter().map(Range::len).sum::<usize>();
+        self.ledger.abandon(self.mine.iter().cloned().flatten(), why);
+        Ok(match finished {
+            _ if is_done => Say::Done,
+            0 => Say::Spent,
+            _ => Say::Left,
+        })
     }
 
     /// Readies another round. `spent`: this node has no workers for it.
@@ -414,9 +433,13 @@ impl Coordinator {
     /// Takes the answer that is due, if one is.
     fn await_answer(&mut self) -> Result<()> {
         if std::mem::take(&mut self.waiting) {
-            let mut words = [0u64; 2];
+            let mut words = [0u64; 3];
             self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
-            self.granted(words[0] as usize..words[1] as usize);
+            let [start, end, died] = words;
+            if start > end || end > self.ledger.tasks() as u64 {
+                return Err(Error::Corrupt { what: "the stretch of a node" });
+            }
+            self.granted(start as usize..end as usize, died as u32);
         }
         Ok(())
     }
@@ -435,15 +458,23 @@ impl Coordinator {
             self.receive(watch)?;
             return self.judge(last);
         }
+        if self.waiting {
+            // The workers ended before they were to.
+            return Err(Error::Corrupt { what: "the source of a node" });
+        }
         self.say(last)?;
         self.send(done)?;
         let since = Instant::now();
         while self.net.arrived(Tag::Grant)?.is_none() {
             std::thread::sleep((since.elapsed() / 100).clamp(SHORT_NAP, LONGEST_NAP));
         }
-        let mut again = [0u64; 2];
-        self.net.recv_all(bytemuck::bytes_of_mut(&mut again), 0, Tag::Grant, &always)?;
-        Ok(if again[0] == 0 { Verdict::End(None) } else { Verdict::Again })
+        let mut words = [0u64; 3];
+        self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+        match words {
+            [VERDICT, 0, _] => Ok(Verdict::End(None)),
+            [VERDICT, 1, _] => Ok(Verdict::Again),
+            _ => Err(Error::Corrupt { what: "the verdict on a round" }),
+        }
     }
 
     /// [5] of root.
@@ -454,12 +485,13 @@ impl Coordinator {
         if words().any(|say| say != Say::Done) && would {
             let is_left = |&task: &usize| self.ledger.state(task) == State::Failed(Cause::NotReached);
             let left: Vec<usize> = (0..self.ledger.tasks()).filter(is_left).collect();
-            let runs = left.chunk_by(|&task, &next| task + 1 == next);
+            let died = |task: usize| self.ledger.died(task);
+            let runs = left.chunk_by(|&task, &next| task + 1 == next && died(task) == died(next));
             // They are granted from the last on.
-            self.pool = runs.rev().map(|run| run[0]..run[run.len() - 1] + 1).collect();
+            self.pool = runs.rev().map(|run| (run[0]..run[run.len() - 1] + 1, died(run[0]))).collect();
         }
         let again = !self.pool.is_empty();
-        (1..self.net.size()).try_for_each(|node| self.grant(node, [u64::from(again), 0]))?;
+        (1..self.net.size()).try_for_each(|node| self.grant(node, [VERDICT, u64::from(again), 0]))?;
         Ok(if again { Verdict::Again } else { Verdict::End(Some(self.reports.concat())) })
     }
 
@@ -524,7 +556,7 @@ impl Coordinator {
         }
         // No node has asked for these: all workers were given up.
         let why = self.why.as_deref().unwrap_or("no worker is left on any node");
-        self.pool.drain(..).for_each(|run| self.ledger.abandon(run, why));
+        self.ledger.abandon(self.pool.drain(..).flat_map(|(run, _)| run), why);
         Ok(())
     }
 
