@@ -125,7 +125,7 @@ pub fn views_are_refused(comm: &mut Comm<'_>) -> Result<()> {
     if comm.split_nodes()?.size() == comm.size() {
         return Ok(());
     }
-    let error = comm.parts::<f64, _>(3).err().expect("two nodes");
+    let error = comm.parts::<f64, _>(3).expect_err("two nodes");
     assert!(error.to_string().contains("split_nodes"), "{error}");
     comm.barrier()
 }
