@@ -23,7 +23,7 @@ const CASES: &[Case] = &[
     // Collectives.
     ("mixed_reductions_are_right", mixed_reductions_are_right),
     ("wrong_on_all_ranks_keeps_them_in_step", wrong_on_all_ranks_keeps_them_in_step),
-    ("a_panic_in_a_reduction_ends_the_world", a_panic_in_a_reduction_ends_the_world),
+    ("a_panic_in_a_reduction_ends_the_calls", a_panic_in_a_reduction_ends_the_world),
     ("gather_is_not_gather_into_lease", gather_is_not_gather_into_lease),
     ("user_functions_must_be_the_same", user_functions_must_be_the_same),
     // Arrays of the caller.
@@ -192,7 +192,7 @@ fn wrong_on_all_ranks_keeps_them_in_step() {
     }
 }
 
-fn a_panic_in_a_reduction_ends_the_world() {
+fn a_panic_in_a_reduction_ends_the_calls() {
     type Reduction = fn(&mut Comm<'_>, usize, &Op<'_, u64>) -> Result<(Array1<u64>, u64)>;
     let reductions: [Reduction; 4] = [
         // The panic comes while a peer may write into this rank's array: what is allocated next is not that one.
@@ -252,7 +252,8 @@ fn a_panic_in_a_reduction_ends_the_world() {
                 Ok(())
             });
             let verdicts = verdicts.view();
-            assert!(ended.is_err(), "reduction {number} of {n}: {verdicts}");
+            // Every body has dealt with the failure.
+            ended.unwrap_or_else(|error| panic!("reduction {number} of {n}: {verdicts}: {error}"));
             assert!(
                 !verdicts.iter().any(|&verdict| verdict == wrong_data),
                 "reduction {number} of {n}: {verdicts}"
