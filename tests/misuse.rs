@@ -23,7 +23,7 @@ const CASES: &[Case] = &[
     // Collectives.
     ("mixed_reductions_are_right", mixed_reductions_are_right),
     ("wrong_on_all_ranks_keeps_them_in_step", wrong_on_all_ranks_keeps_them_in_step),
-    ("a_panic_in_a_reduction_ends_the_calls", a_panic_in_a_reduction_ends_the_world),
+    ("a_panic_in_a_reduction_ends_the_calls", a_panic_in_a_reduction_ends_the_calls),
     ("gather_is_not_gather_into_lease", gather_is_not_gather_into_lease),
     ("user_functions_must_be_the_same", user_functions_must_be_the_same),
     // Arrays of the caller.
