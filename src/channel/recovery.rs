@@ -25,6 +25,7 @@
 //! *Handles of earlier epochs fail for ever*: the revoked word never again equals their `clean` value (until 2^21
 //! recoveries have passed).
 
+use crate::channel::call::line;
 use crate::os::fault::{Site, point};
 use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -214,7 +215,7 @@ impl Petition {
     pub(crate) fn describe(&self, number: u32) -> String {
         let asks = self.asks(number);
         let wish = Wish::of(asks.wish.load(Ordering::Relaxed)).map_or("nothing", Wish::name);
-        format!("{wish}, source line {}", crate::channel::call::line(asks.call.load(Ordering::Relaxed)))
+        format!("{wish}, source line {}", line(asks.call.load(Ordering::Relaxed)))
     }
 
     fn asks(&self, number: u32) -> &Asks {

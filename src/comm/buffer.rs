@@ -1,8 +1,9 @@
 //! Buffers of calls: the values that a call reads and writes, as bytes with a number of elements.
 
+use crate::channel::call::{Call, Verb};
 use crate::error::Result;
 use crate::shm::array::Lease;
-use crate::shm::datatype::datatypes;
+use crate::shm::datatype::{TypeTag, datatypes};
 use crate::shm::element::{Element, bytes_of, fill_bytes};
 use ndarray::{ArrayBase, Data, DataMut, Dimension};
 
@@ -240,6 +241,12 @@ pub(super) struct Sent<'a> {
 pub(super) struct Room<'a> {
     pub(super) bytes: &'a mut [u8],
     pub(super) count: usize,
+}
+
+/// Returns a call of `verb` with elements of this buffer's type.
+#[track_caller]
+pub(super) fn call<B: Buffer + ?Sized>(verb: Verb) -> Call {
+    Call::new(verb, TypeTag::of::<B::Elem>())
 }
 
 /// Lets `f` read a buffer as bytes.

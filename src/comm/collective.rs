@@ -2,19 +2,13 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
-use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
+use crate::comm::buffer::{Buffer, BufferMut, call, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::arena::Block;
 use crate::shm::array::{Lease, shared_layout};
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
 use ndarray::{Dimension, Ix1};
-
-/// A call of `verb` with elements of this buffer's type.
-#[track_caller]
-fn call<B: Buffer + ?Sized>(verb: Verb) -> Call {
-    Call::new(verb, TypeTag::of::<B::Elem>())
-}
 
 impl Comm<'_> {
     /// Returns when every rank has called it. MPI_Barrier.

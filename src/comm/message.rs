@@ -2,7 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
-use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
+use crate::comm::buffer::{Buffer, BufferMut, call, with_bytes, with_bytes_mut};
 use crate::error::Result;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::datatype::TypeTag;
@@ -34,7 +34,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn send<S: Buffer + ?Sized>(&mut self, message: &S, to: usize) -> Result<()> {
-        let call = Call::new(Verb::Send, TypeTag::of::<S::Elem>());
+        let call = call::<S>(Verb::Send);
         with_bytes(message, |message| self.send_call(&call, to, message.bytes))
     }
 
@@ -57,7 +57,7 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn recv<B: BufferMut + ?Sized>(&mut self, message: &mut B, from: usize) -> Result<()> {
-        let call = Call::new(Verb::Recv, TypeTag::of::<B::Elem>());
+        let call = call::<B>(Verb::Recv);
         with_bytes_mut(message, |message| self.recv_call(&call, from, message.bytes))
     }
 

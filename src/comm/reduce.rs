@@ -2,12 +2,11 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
-use crate::comm::buffer::{Buffer, BufferMut, with_bytes, with_bytes_mut};
+use crate::comm::buffer::{Buffer, BufferMut, call, with_bytes, with_bytes_mut};
 use crate::comm::exact::ExactSum;
 use crate::comm::op::Op;
 use crate::error::Result;
 use crate::shm::array::Lease;
-use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
 use crate::shm::reduction::OpCode;
 use ndarray::Dimension;
@@ -15,12 +14,6 @@ use ndarray::Dimension;
 /// Elements that are summed exactly in one step, and up to how many bytes of all ranks everyone sums them all.
 const EXACT_BLOCK: usize = 1 << 17;
 const EXACT_SHORT: usize = 16 << 10;
-
-/// A call of `verb` with elements of this buffer's type.
-#[track_caller]
-fn call<B: Buffer + ?Sized>(verb: Verb) -> Call {
-    Call::new(verb, TypeTag::of::<B::Elem>())
-}
 
 impl Comm<'_> {
     /// Folds the ranks' vectors, element by element in rank order, into root's `recv`; that of other ranks is left alone, and
@@ -178,7 +171,7 @@ impl Comm<'_> {
         recv: &mut R,
         op: &Op<'_, S::Elem>,
     ) -> Result<()> {
-        self.scan_arrays(send, recv, op, call::<S>(Verb::Scan))
+        self.scan_buffers(send, recv, op, call::<S>(Verb::Scan))
     }
 
     /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is. MPI_Exscan.
@@ -203,10 +196,10 @@ impl Comm<'_> {
         recv: &mut R,
         op: &Op<'_, S::Elem>,
     ) -> Result<()> {
-        self.scan_arrays(send, recv, op, call::<S>(Verb::ExclusiveScan))
+        self.scan_buffers(send, recv, op, call::<S>(Verb::ExclusiveScan))
     }
 
-    fn scan_arrays<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
+    fn scan_buffers<S: Buffer + ?Sized, R: BufferMut<Elem = S::Elem> + ?Sized>(
         &mut self,
         send: &S,
         recv: &mut R,

@@ -2,8 +2,8 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
-use crate::comm::buffer::{with_bytes, with_bytes_mut};
-use crate::comm::op::Op;
+use crate::comm::buffer::{Room, Sent, with_bytes, with_bytes_mut};
+use crate::comm::op::{Fold, Op};
 use crate::error::Result;
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
@@ -61,15 +61,8 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn all_reduce_value<T: Element>(&mut self, value: T, op: &Op<'_, T>) -> Result<T> {
-        let (call, mut result) = (Call::new(Verb::AllReduceValue, TypeTag::of::<T>()), value);
-        op.with_fold(|fold| {
-            with_bytes(from_ref(&value), |value| {
-                with_bytes_mut(from_mut(&mut result), |result| {
-                    self.all_reduce_call(call, value, result, fold)
-                })
-            })
-        })?;
-        Ok(result)
+        let call = Call::new(Verb::AllReduceValue, TypeTag::of::<T>());
+        fold_value(value, op, |value, result, fold| self.all_reduce_call(call, value, result, fold))
     }
 
     /// Folds the values of ranks 0 to this one in rank order, and returns the result. [`Comm::scan`] of one element.
@@ -86,12 +79,22 @@ impl Comm<'_> {
     /// ```
     #[track_caller]
     pub fn scan_value<T: Element>(&mut self, value: T, op: &Op<'_, T>) -> Result<T> {
-        let (call, mut result) = (Call::new(Verb::ScanValue, TypeTag::of::<T>()), value);
-        op.with_fold(|fold| {
-            with_bytes(from_ref(&value), |value| {
-                with_bytes_mut(from_mut(&mut result), |result| self.scan_call(call, value, result, fold))
-            })
-        })?;
-        Ok(result)
+        let call = Call::new(Verb::ScanValue, TypeTag::of::<T>());
+        fold_value(value, op, |value, result, fold| self.scan_call(call, value, result, fold))
     }
+}
+
+/// Returns what `fold` makes of one element.
+fn fold_value<T: Element>(
+    value: T,
+    op: &Op<'_, T>,
+    fold: impl FnOnce(Sent<'_>, Room<'_>, &Fold<'_>) -> Result<()>,
+) -> Result<T> {
+    let mut result = value;
+    op.with_fold(|by| {
+        with_bytes(from_ref(&value), |value| {
+            with_bytes_mut(from_mut(&mut result), |result| fold(value, result, by))
+        })
+    })?;
+    Ok(result)
 }

@@ -206,7 +206,7 @@ pub enum Error {
     Other(#[source] Source),
 }
 
-/// What an [`Error`] is about: see [`Error::kind`].
+/// Names the kind of an [`Error`]: see [`Error::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -249,7 +249,7 @@ impl Error {
         Error::Other(Source::new(error))
     }
 
-    /// Returns what the error is about, for programs that go on differently by kind.
+    /// Returns the kind of the error, for programs that go on differently by kind.
     ///
     /// ```
     /// use phalanx::ErrorKind;

@@ -100,7 +100,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is known of a rank from outside: for reports and watchdogs.
+/// Describes a rank as it is seen from outside, for reports and watchdogs.
 ///
 /// ```
 /// let states = phalanx::launch(2, |comm| {

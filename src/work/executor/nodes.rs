@@ -134,10 +134,10 @@ pub(super) fn run<W: Work + Sync>(
         coordinator: None,
         failed: None,
     };
-    let mut last = Say::Done;
-    for round in 1.. {
+    let (mut last, mut is_first) = (Say::Done, true);
+    loop {
         if last != Say::Spent {
-            last = work(executor, &mut lookout, watch, round == 1).inspect_err(fatal)?;
+            last = work(executor, &mut lookout, watch, is_first).inspect_err(fatal)?;
         }
         let coordinator = lookout.coordinator().inspect_err(fatal)?;
         match coordinator.collect(executor.done(), last, watch).inspect_err(fatal)? {
@@ -150,8 +150,8 @@ pub(super) fn run<W: Work + Sync>(
                 coordinator.begin_again(last == Say::Spent);
             }
         }
+        is_first = false;
     }
-    Err(Error::Corrupt { what: "the number of rounds" })
 }
 
 /// Runs the workers of a round. Returns the last words of this node.
