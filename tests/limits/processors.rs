@@ -2,10 +2,8 @@
 
 use super::{Case, adopt, all_works, holdings};
 use crate::group::Group;
-use crate::support::launch;
+use crate::support::{launch, on_one_processor};
 use ndarray::{Array1, Array2, arr1};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use phalanx::{Comm, Launch, Op, Result, Sweep};
 use std::time::{Duration, Instant};
 
@@ -16,16 +14,6 @@ pub const CASES: &[Case] = cases! {
     all_with_little_processor_time
     sixty_four_workers_that_sleep_cost_next_to_nothing
 };
-
-/// Leaves this process, and its future children, the first of its processors.
-fn pin() {
-    let own = Pid::from_raw(0);
-    let allowed = sched_getaffinity(own).unwrap();
-    let first = (0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu).unwrap()).unwrap();
-    let mut only = CpuSet::new();
-    only.set(first).unwrap();
-    sched_setaffinity(own, &only).unwrap();
-}
 
 /// Every collective, many times, with checked results.
 fn rounds(comm: &mut Comm<'_>, rounds: usize) -> Result<()> {
@@ -61,7 +49,7 @@ fn rounds(comm: &mut Comm<'_>, rounds: usize) -> Result<()> {
 
 fn eight_ranks_on_one_processor() {
     adopt();
-    pin();
+    on_one_processor().unwrap();
     all_works();
     let before = holdings();
     launch(8, |comm| rounds(comm, 16)).unwrap();
@@ -91,7 +79,7 @@ fn eight_ranks_on_one_processor() {
 fn pinned_when_under_way() {
     launch(8, |comm| {
         rounds(comm, 3)?;
-        pin();
+        on_one_processor().unwrap();
         rounds(comm, 8)
     })
     .unwrap();

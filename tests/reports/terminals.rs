@@ -22,7 +22,7 @@ pub const CASES: &[Case] = cases! {
     the_terminal_is_read_in_the_background
     stopped_jobs_stop_and_go_on stopped_builds_stop_and_go_on stopped_worlds_in_ranks_stop_and_go_on
     time_while_stopped_is_not_waited the_tree_stopped_by_force_has_not_waited
-    ctrl_c_ends_the_job quit_ends_the_job interrupts_that_are_handled_end_nothing
+    ctrl_c_ends_the_job ctrl_c_at_the_first_moment_is_told quit_ends_the_job interrupts_that_are_handled_end_nothing
     a_stopped_rank_is_named_after_the_deadline a_stopped_rank_is_named_without_deadline a_stopped_worker_is_named
     a_stopped_supervisor_is_named signals_end_a_caller_whose_reader_sleeps helper_tags helper_drops a_destructor_does_not_keep_the_caller a_supervisor_that_is_stopped_does_not_keep_the_caller a_stopped_supervisor_is_ended_after_the_deadline helper_stops_in_build
     handlers_are_inherited a_signal_amid_a_fork_is_not_lost ignored_signals_stay_ignored blocked_signals_stay_blocked
@@ -30,7 +30,7 @@ pub const CASES: &[Case] = cases! {
     closed_standard_streams_stay_closed a_rung_bell_is_no_success lost_descriptors_are_named
     solvers_end_with_the_group solvers_of_a_dead_root_end
     helper_prints helper_sets helper_reads helper_reads_elsewhere helper_works helper_builds helper_nests helper_waits
-    helper_handles_interrupts helper_computes helper_scatters helper_solvers helper_questions
+    helper_handles_interrupts helper_computes helper_scatters helper_solvers helper_interrupts helper_questions
 };
 
 /// Longer than anything takes that does not hang.
@@ -493,6 +493,40 @@ fn ctrl_c_ends_the_job() {
         terminal.press("echo status $?\n");
         terminal.see("status 130");
         terminal.job_is_gone();
+    }
+}
+
+fn helper_interrupts() {
+    if is_helper() {
+        // The tests may have been started with it ignored.
+        // SAFETY: no handler code.
+        unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigDfl) }.unwrap();
+        let done = launch(1, |_| {
+            killpg(nix::unistd::getpgrp(), Signal::SIGINT).unwrap();
+            std::thread::sleep(Duration::from_secs(1000));
+            Ok(())
+        });
+        println!("done: {done:?}");
+    }
+}
+
+/// The caller may not wait yet when its workers run: callers that share a processor often do not.
+fn ctrl_c_at_the_first_moment_is_told() {
+    support::on_one_processor().unwrap();
+    for _ in 0..20 {
+        let start = |_| {
+            let mut caller = support::case("helper_interrupts");
+            caller.env(MARK, support::mark()).process_group(0).stdout(Stdio::null()).stderr(Stdio::piped());
+            caller.spawn().unwrap()
+        };
+        let callers: Vec<_> = (0..6).map(start).collect();
+        for caller in callers {
+            let told = caller.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&told.stderr);
+            assert!(text.contains("SIGINT: the worker has been ended"), "{told:?}");
+            let signal = std::os::unix::process::ExitStatusExt::signal(&told.status);
+            assert_eq!(signal, Some(Signal::SIGINT as i32), "{told:?}");
+        }
     }
 }
 

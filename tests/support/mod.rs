@@ -8,6 +8,7 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 use phalanx::{Comm, Launch, Result};
@@ -67,6 +68,15 @@ where
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
     Launch { ranks: Some(ranks), ..world() }.fork(body)
+}
+
+/// Leaves this process, and its future children, the first of its processors.
+pub fn on_one_processor() -> nix::Result<()> {
+    let own = Pid::from_raw(0);
+    let allowed = sched_getaffinity(own)?;
+    let mut only = CpuSet::new();
+    only.set((0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu) == Ok(true)).unwrap_or(0))?;
+    sched_setaffinity(own, &only)
 }
 
 /// The number of ranks asked for, if any.

@@ -29,6 +29,8 @@ pub(crate) struct Crew {
     caller: u32,
     /// The zygote runs `build`.
     warm: bool,
+    /// Until the caller waits, where it does so at once: signals, from before the fork on.
+    held: Option<HeldSignals>,
 }
 
 impl Crew {
@@ -45,10 +47,12 @@ impl Crew {
         }
         let (caller, bell) = (Process::this()?, Bell::new()?);
         let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };
+        let held = (!job.beside && !job.led).then(HeldSignals::hold);
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
                 let (zygote, caller) = (Some(zygote), process::incarnation());
-                Ok(Crew { words: words.clone(), zygote, bell, output, caller, warm: job.build.is_some() })
+                let warm = job.build.is_some();
+                Ok(Crew { words: words.clone(), zygote, bell, output, caller, warm, held })
             }
             Fork::Child => {
                 fault::play(Role::Zygote);
@@ -75,7 +79,7 @@ impl Crew {
         tick: &mut dyn FnMut() -> Option<Duration>,
     ) -> Result<bool> {
         let Some(zygote) = &self.zygote else { return Ok(true) };
-        let held = HeldSignals::hold();
+        let held = self.held.take().unwrap_or_else(HeldSignals::hold);
         let mut guard = Guard::new(self.words.deadline);
         let mut most = LOOK;
         loop {
@@ -115,12 +119,12 @@ impl Crew {
     fn end_for(&mut self, signal: &str) {
         self.end();
         self.output.iter_mut().for_each(|output| _ = output.forward(true));
-        let workers = self.words.count();
+        let ended = match self.words.count() {
+            1 => "the worker has been ended; nothing is left of it".to_owned(),
+            workers => format!("the {workers} workers have been ended; nothing is left of them"),
+        };
         // Without a terminal left there is nobody to tell.
-        let _ = writeln!(
-            std::io::stderr(),
-            "phalanx: {signal}: the {workers} workers have been ended; nothing is left of them"
-        );
+        let _ = writeln!(std::io::stderr(), "phalanx: {signal}: {ended}");
     }
 
     /// Says what has become of a crew that has ended. The zygote's own last word counts: a caller that ignores SIGCHLD is not
