@@ -93,8 +93,8 @@ impl Line {
     #[cold]
     fn tell_file(&self, path: &str) {
         let mut words = [0u64; FILE_WORDS];
-        let start = path.ceil_char_boundary(path.len().saturating_sub(8 * FILE_WORDS));
-        let end = &path.as_bytes()[start..];
+        let mut cut = path.len().saturating_sub(8 * FILE_WORDS)..path.len();
+        let end = &path.as_bytes()[cut.find(|&at| path.is_char_boundary(at)).unwrap_or(path.len())..];
         bytemuck::cast_slice_mut(&mut words)[..end.len()].copy_from_slice(end);
         self.file.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
     }

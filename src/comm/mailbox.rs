@@ -44,10 +44,16 @@ impl Mailbox {
 
     /// Removes and returns the oldest message, if it is an array of the datatype and length of the call.
     pub(crate) fn recv_block(&mut self, call: &Call, place: Place, len: usize) -> Result<Block> {
-        let fits = |mail: &mut Mail| matches!(mail, Mail::Block(signature, block) if *signature == call.signature() && block.bytes().len() == len);
-        match self.0.pop_front_if(fits) {
-            Some(Mail::Block(_, block)) => Ok(block),
-            _ => Err(Error::bad(place, "the next message to itself is no such array, or there is none")),
+        match self.0.pop_front() {
+            Some(Mail::Block(signature, block))
+                if signature == call.signature() && block.bytes().len() == len =>
+            {
+                Ok(block)
+            }
+            other => {
+                other.into_iter().for_each(|mail| self.0.push_front(mail));
+                Err(Error::bad(place, "the next message to itself is no such array, or there is none"))
+            }
         }
     }
 }

@@ -338,6 +338,12 @@ impl From<ndarray::ShapeError> for Error {
     }
 }
 
+/// The longest start of a text that has at most `room` bytes.
+pub(crate) fn start_of(text: &str, room: usize) -> &str {
+    let end = (0..=room.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// Ends a text that was cut.
 const CUT: &str = "...";
 
@@ -347,7 +353,7 @@ pub(crate) fn shortened(text: &str, room: usize) -> Cow<'_, str> {
         return text.into();
     }
     match room.checked_sub(CUT.len()) {
-        Some(room) => [&text[..text.floor_char_boundary(room)], CUT].concat().into(),
+        Some(room) => [start_of(text, room), CUT].concat().into(),
         None => "".into(),
     }
 }

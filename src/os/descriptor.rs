@@ -184,7 +184,8 @@ pub(crate) fn descriptors() -> Option<BTreeSet<(OsString, PathBuf)>> {
         .flatten()
         .filter_map(|entry| Some((entry.file_name(), std::fs::read_link(entry.path()).ok()?)));
     let is_listing = |to: &Path| to.starts_with("/proc") && to.ends_with("fd");
-    let shared =
-        |(_, to): &(OsString, PathBuf)| !is_listing(to) && !HARMLESS.iter().any(|&harmless| to == harmless);
+    let shared = |(_, to): &(OsString, PathBuf)| {
+        !is_listing(to) && !HARMLESS.iter().any(|&harmless| to == Path::new(harmless))
+    };
     Some(open.filter(shared).collect())
 }

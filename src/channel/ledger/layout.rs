@@ -13,7 +13,7 @@
 
 use crate::channel::ledger::log::{LONGEST, SHARE};
 use crate::channel::ledger::record::Record;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, start_of};
 use crate::os::mapping::{HUGE, PAGE};
 use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
@@ -203,7 +203,7 @@ impl Layout {
     fn described(&self) -> Vec<Described> {
         let describe = |(column, offset): &(Column, usize)| {
             let mut name = [0; NAME];
-            let known = &column.name.as_bytes()[..column.name.floor_char_boundary(NAME)];
+            let known = start_of(&column.name, NAME).as_bytes();
             name[..known.len()].copy_from_slice(known);
             let (scalar, count, offset) = (column.scalar as u32, column.count as u64, *offset as u64);
             Described { name, scalar, count, offset }

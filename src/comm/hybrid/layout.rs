@@ -1,5 +1,6 @@
 //! Which ranks of a communicator are on which node. Known to all.
 
+use crate::error::start_of;
 use crate::os::launcher::host;
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ pub(super) fn introduction(size: usize) -> [u8; INTRODUCTION] {
     let mut record = [0; INTRODUCTION];
     record[..8].copy_from_slice(&(size as u64).to_ne_bytes());
     let name = host();
-    let name = &name.as_bytes()[..name.floor_char_boundary(NAME)];
+    let name = start_of(&name, NAME).as_bytes();
     record[8..8 + name.len()].copy_from_slice(name);
     record
 }

@@ -91,7 +91,7 @@ fn aborts(panic: &PanicHookInfo<'_>) -> bool {
     // Others, and the standard library's own, have the place of whoever called what panicked.
     let raised_by_language = |place: &Location<'_>| place.file().ends_with("library/core/src/panicking.rs");
     let violated = |text: &str| text.contains("precondition(s) violated");
-    panic.location().is_some_and(raised_by_language) || panic.payload_as_str().is_some_and(violated)
+    panic.location().is_some_and(raised_by_language) || literal(panic.payload()).is_some_and(violated)
 }
 
 /// The hook that stands for [`Listening`] threads.
@@ -176,12 +176,15 @@ const NO_TEXT: &str = "a panic whose value is no text";
 
 /// The text of a panic's payload.
 fn text(payload: &(dyn Any + Send)) -> Option<String> {
-    let literal = || payload.downcast_ref::<&str>().map(ToString::to_string);
-    let formatted = || payload.downcast_ref::<String>().cloned();
     let error =
         || payload.downcast_ref::<Box<dyn std::error::Error + Send + Sync>>().map(ToString::to_string);
     let own = || payload.downcast_ref::<Error>().map(ToString::to_string);
-    literal().or_else(formatted).or_else(error).or_else(own)
+    literal(payload).map(str::to_owned).or_else(error).or_else(own)
+}
+
+/// The text of a payload that is one, as `panic!` makes it.
+fn literal(payload: &(dyn Any + Send)) -> Option<&str> {
+    payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 /// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the process that calls

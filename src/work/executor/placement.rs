@@ -22,9 +22,10 @@ pub(crate) enum Placement {
 impl Placement {
     /// Decides for a back end.
     pub(crate) fn of(backend: Backend, operation: &'static str) -> Result<Placement> {
-        let job = backend.job(operation)?;
+        if let Some(job) = backend.job(operation)? {
+            return Ok(Placement::Job { job, flat: backend == Backend::Mpi });
+        }
         Ok(match backend {
-            _ if let Some(job) = job => Placement::Job { job, flat: backend == Backend::Mpi },
             Backend::Serial => Placement::Serial,
             Backend::Threads => Placement::Threads,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => Placement::Forked,
