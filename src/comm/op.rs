@@ -11,9 +11,7 @@ use crate::error::{Error, Result};
 use crate::shm::datatype::{Datatype, datatypes};
 use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands, Store};
-use crate::shm::reduction::{
-    Arithmetic, Bits, FoldLoop, OpCode, Ordered, Reducible, Reduction, arithmetic, bits, ordered,
-};
+use crate::shm::reduction::{Arithmetic, Bits, FoldLoop, OpCode, Ordered, Reducible, Reduction};
 use std::fmt;
 use std::ops::Range;
 
@@ -66,7 +64,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn sum() -> Self {
-        Op::built_in(Reduction::Sum, arithmetic)
+        Op::built_in(Reduction::Sum)
     }
 
     /// The product. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
@@ -82,7 +80,7 @@ impl<T: Arithmetic> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn prod() -> Self {
-        Op::built_in(Reduction::Prod, arithmetic)
+        Op::built_in(Reduction::Prod)
     }
 }
 
@@ -100,7 +98,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn min() -> Self {
-        Op::built_in(Reduction::Min, ordered)
+        Op::built_in(Reduction::Min)
     }
 
     /// The greatest. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
@@ -116,7 +114,7 @@ impl<T: Ordered> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn max() -> Self {
-        Op::built_in(Reduction::Max, ordered)
+        Op::built_in(Reduction::Max)
     }
 }
 
@@ -134,7 +132,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn and() -> Self {
-        Op::built_in(Reduction::And, bits)
+        Op::built_in(Reduction::And)
     }
 
     /// Logical or: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
@@ -150,7 +148,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn or() -> Self {
-        Op::built_in(Reduction::Or, bits)
+        Op::built_in(Reduction::Or)
     }
 
     /// Bitwise and.
@@ -166,7 +164,7 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_and() -> Self {
-        Op::built_in(Reduction::BitAnd, bits)
+        Op::built_in(Reduction::BitAnd)
     }
 
     /// Bitwise or.
@@ -182,7 +180,15 @@ impl<T: Bits> Op<'_, T> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn bit_or() -> Self {
-        Op::built_in(Reduction::BitOr, bits)
+        Op::built_in(Reduction::BitOr)
+    }
+}
+
+impl<T: Reducible> Op<'_, T> {
+    /// Returns a reduction that the class of elements has.
+    fn built_in(reduction: Reduction) -> Self {
+        let fold = T::fold_loop(reduction).unwrap_or_else(|| unreachable!("a reduction of this class"));
+        Op { code: reduction.into(), id: 0, fast: false, kernel: Kernel::BuiltIn(fold) }
     }
 }
 
@@ -238,12 +244,6 @@ impl<'f, T: Element> Op<'f, T> {
         if self.code == OpCode::User { self } else { Op { fast: true, id: FAST, ..self } }
     }
 
-    /// The reduction, by the loops of the class of elements that has it.
-    fn built_in(reduction: Reduction, loops: fn(Reduction) -> Option<FoldLoop<T>>) -> Self {
-        let fold = loops(reduction).unwrap_or_else(|| unreachable!("a reduction of this class"));
-        Op { code: reduction.into(), id: 0, fast: false, kernel: Kernel::BuiltIn(fold) }
-    }
-
     /// Hands the reduction of bytes to `f`.
     pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
         let apply = |bytes: Operands<'_, u8>| {
@@ -273,7 +273,7 @@ impl<'f, T: Element> Op<'f, T> {
                 store: bytes.store,
             };
             match &self.kernel {
-                Kernel::BuiltIn(kernel) => kernel(operands),
+                Kernel::BuiltIn(FoldLoop(kernel)) => kernel(operands),
                 Kernel::User(kernel) => kernel(operands),
             }
             Ok(())

@@ -5,9 +5,6 @@ use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands};
 use num_complex::Complex;
 
-/// The loop that folds elements of one type.
-pub(crate) type FoldLoop<T> = fn(Operands<'_, T>);
-
 /// Declares the reductions. A code is part of the signatures that ranks compare, and of what bindings store: it never
 /// changes. For each class of elements, a function returns the loops of the reductions that the class has.
 macro_rules! reductions {
@@ -77,11 +74,10 @@ macro_rules! reductions {
 
         $(
             /// Returns the loop of a reduction, if elements of this class have it.
-            pub(crate) fn $loops<T: $class>(reduction: Reduction) -> Option<FoldLoop<T>> {
+            fn $loops<T: $class>(reduction: Reduction) -> Option<FoldLoop<T>> {
                 match reduction {
                     $(Reduction::$name => {
-                        let fold: FoldLoop<T> = |operands| kernel::fold(operands, $fold);
-                        Some(fold)
+                        Some(FoldLoop(|operands| kernel::fold(operands, $fold)))
                     })*
                     _ => None,
                 }
@@ -153,12 +149,6 @@ impl OpCode {
     }
 }
 
-/// Elements of built-in types, and the loops of the reductions that they have.
-pub(crate) trait Reducible: Element {
-    /// Returns the loop of a reduction, if these elements have it.
-    fn fold_loop(reduction: Reduction) -> Option<FoldLoop<Self>>;
-}
-
 macro_rules! folds {
     ($($name:ident = $code:literal, $text:literal, $rust:literal, $type:ty;)*) => {
         impl Reduction {
@@ -185,7 +175,7 @@ datatypes!(folds);
 /// adds::<usize>();
 /// adds::<num_complex::Complex<f64>>();
 /// ```
-pub trait Arithmetic: Element + sealed::Sealed {
+pub trait Arithmetic: Reducible {
     #[doc(hidden)]
     fn plus(self, other: Self) -> Self;
     #[doc(hidden)]
@@ -198,7 +188,7 @@ pub trait Arithmetic: Element + sealed::Sealed {
 /// fn compares<T: phalanx::Ordered>() {}
 /// compares::<f32>();
 /// ```
-pub trait Ordered: Element + sealed::Sealed {
+pub trait Ordered: Reducible {
     #[doc(hidden)]
     fn least(self, other: Self) -> Self;
     #[doc(hidden)]
@@ -212,7 +202,7 @@ pub trait Ordered: Element + sealed::Sealed {
 /// has_bits::<bool>();
 /// has_bits::<u64>();
 /// ```
-pub trait Bits: Element + sealed::Sealed {
+pub trait Bits: Reducible {
     #[doc(hidden)]
     fn is_true(self) -> bool;
     #[doc(hidden)]
@@ -224,12 +214,23 @@ pub trait Bits: Element + sealed::Sealed {
 }
 
 mod sealed {
-    pub trait Sealed {}
+    use super::{Element, Operands, Reduction};
+
+    /// The loop that folds elements of one type.
+    #[derive(Clone, Copy, Debug)]
+    pub struct FoldLoop<T>(pub(crate) fn(Operands<'_, T>));
+
+    /// Elements of built-in types, and the loops of the reductions that they have. The loops of a type are compiled with
+    /// this crate, once: not in each program, and again in each of its crates.
+    pub trait Reducible: Element {
+        /// Returns the loop of a reduction, if these elements have it.
+        fn fold_loop(reduction: Reduction) -> Option<FoldLoop<Self>>;
+    }
 }
+pub(crate) use sealed::{FoldLoop, Reducible};
 
 macro_rules! integers {
     ($($int:ty)*) => {$(
-        impl sealed::Sealed for $int {}
         impl Arithmetic for $int {
             fn plus(self, other: Self) -> Self { self.wrapping_add(other) }
             fn times(self, other: Self) -> Self { self.wrapping_mul(other) }
@@ -239,6 +240,7 @@ macro_rules! integers {
             fn greatest(self, other: Self) -> Self { self.max(other) }
         }
         impl Reducible for $int {
+            #[inline(never)]
             fn fold_loop(reduction: Reduction) -> Option<FoldLoop<$int>> {
                 arithmetic(reduction).or_else(|| ordered(reduction)).or_else(|| bits(reduction))
             }
@@ -255,7 +257,6 @@ integers!(i8 i16 i32 i64 i128 isize u8 u16 u32 u64 u128 usize);
 
 macro_rules! floats {
     ($($float:ty)*) => {$(
-        impl sealed::Sealed for $float {}
         impl Arithmetic for $float {
             fn plus(self, other: Self) -> Self { self + other }
             fn times(self, other: Self) -> Self { self * other }
@@ -265,12 +266,13 @@ macro_rules! floats {
             fn greatest(self, other: Self) -> Self { if self >= other || self.is_nan() { self } else { other } }
         }
         impl Reducible for $float {
+            #[inline(never)]
             fn fold_loop(reduction: Reduction) -> Option<FoldLoop<$float>> {
                 arithmetic(reduction).or_else(|| ordered(reduction))
             }
         }
-        impl sealed::Sealed for Complex<$float> {}
         impl Reducible for Complex<$float> {
+            #[inline(never)]
             fn fold_loop(reduction: Reduction) -> Option<FoldLoop<Complex<$float>>> {
                 arithmetic(reduction)
             }
@@ -282,9 +284,8 @@ macro_rules! floats {
     )*};
 }
 floats!(f32 f64);
-
-impl sealed::Sealed for bool {}
 impl Reducible for bool {
+    #[inline(never)]
     fn fold_loop(reduction: Reduction) -> Option<FoldLoop<bool>> {
         bits(reduction)
     }

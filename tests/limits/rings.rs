@@ -7,7 +7,8 @@ use std::time::Duration;
 
 pub const CASES: &[crate::Case] = cases! {
     all_pairs_talk_reader_first all_pairs_talk_writer_first
-    splits_take_space_in_proportion_to_their_ranks messages_need_no_room_in_a_full_heap rings_of_splits_are_let_go
+    splits_take_space_in_proportion_to_their_ranks splits_that_fail_take_nothing messages_need_no_room_in_a_full_heap
+    rings_of_splits_are_let_go
 };
 
 /// Bytes of a message: none, in the slot, just not, the ring's store full, many times that.
@@ -132,6 +133,28 @@ fn messages_need_no_room_in_a_full_heap() {
             }
         }
         talk(comm, Late::Writer)
+    });
+    done.unwrap();
+}
+
+/// A rank without room fails the split for all; what the others had made for it is free again.
+fn splits_that_fail_take_nothing() {
+    let world = Launch { ranks: Some(3), heap: Some(16 << 20), ..crate::support::world() };
+    let done = world.fork(|comm| {
+        let mut held = Vec::new();
+        for len in [1 << 20, 1 << 10] {
+            while comm.rank() == 1
+                && let Ok(lease) = comm.alloc::<u8, _>(len)
+            {
+                held.push(lease);
+            }
+        }
+        for _ in 0..50 {
+            assert!(comm.split(Some(0), 0).is_err());
+        }
+        drop(held);
+        comm.alloc::<u8, _>(12 << 20).map(drop)?;
+        comm.split(Some(0), 0)?.unwrap().barrier()
     });
     done.unwrap();
 }

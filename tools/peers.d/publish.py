@@ -10,6 +10,8 @@ import figures
 from contenders import CLASSES, ROOT, VENV, WORK
 
 PAGE = ROOT / "docs" / "performance.md"
+# What stands below this line is left as it is.
+BY_HAND = "<!-- by hand from here on -->"
 
 
 def matplotlib(wheels):
@@ -78,6 +80,12 @@ def bandwidths(memory):
         yield f"GB/s, {cores} cores, {figures.size_name(size)}", found
 
 
+def renewed(old, figures):
+    """The page with new figures, and what was written by hand below them."""
+    _, mark, kept = old.partition(BY_HAND)
+    return figures + mark + kept
+
+
 def page(seen, verdicts, points, skipped, versions, memory, command):
     """docs/performance.md, with every target beside its figure, missed ones too."""
     pictures = PAGE.with_suffix("")
@@ -92,7 +100,8 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
              ("load when this was written", f"{os.getloadavg()[2]:.1f} over a quarter of an hour"),
              ("placement", figures.places(seen))]
     others = list(figures.other_rows(seen))
-    PAGE.write_text("\n".join([
+    old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else BY_HAND + "\n"
+    PAGE.write_text(renewed(old, "\n".join([
         "# Performance", "",
         "Written by `tools/peers --publish`, which installs the peers and measures all of them on your machine; the method stands in",
         "its first lines. Times are medians over rounds, ratios are taken within a round; `~` marks ratios of times from different",
@@ -108,5 +117,5 @@ def page(seen, verdicts, points, skipped, versions, memory, command):
         "## Figures", "", *shown, "", figures.table(figures.HEAD, figures.rows(seen, CLASSES)), "",
         *([figures.table(figures.OTHER_HEAD, others), ""] if others else []),
         *(["## Not measured", "", *(f"- {who}: {why}" for who, why in skipped.items()), ""] if skipped else []),
-    ]), encoding="utf-8")
+    ])), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")

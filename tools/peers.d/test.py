@@ -8,6 +8,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import model
+import publish
 from contenders import CLASSES, COMMON, HERE, PEERS, TUNINGS
 from figures import Case, Figures, Point, Target, count, disagreements, judge, parse, parse_yardstick, read, target_rows, targets, write
 
@@ -161,6 +162,12 @@ def a_model_finds_the_costs_that_made_its_points():
 
 def a_model_leaves_out_what_would_be_negative():
     assert [round(factor, 9) for factor in model.solve([[1, 0], [1, 1], [1, 2]], [3, 2, 1])] == [2, 0]
+
+
+def what_was_written_by_hand_stays():
+    old = f"old figures\n{publish.BY_HAND}\n## Method\n"
+    assert publish.renewed(old, "new figures\n") == f"new figures\n{publish.BY_HAND}\n## Method\n"
+    assert publish.BY_HAND in publish.PAGE.read_text(encoding="utf-8")
 
 
 def main():

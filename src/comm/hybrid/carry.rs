@@ -1,17 +1,29 @@
-//! Carries a plan of moves out, batch by batch.
+//! Answers how the pieces of a plan get to their places: batch by batch, of which each is one exchange of the
+//! node and the messages between leaders meanwhile.
 //!
 //! ```text
-//! [1] an exchange of the node: whoever sends shows its pieces of batch b (in its cell, or where they lie), the leader
-//!     what has come for batch b - 1
-//! [2] the leader begins to send what goes to other nodes, from where its ranks show it, and to receive what comes
-//! [3] meanwhile all copy what their neighbours show, and what came for b - 1
+//! [1] an exchange of the node: the senders show their pieces of batch b (in their cells, or in place), the
+//!     leader its area, with its own pieces of batch b and the pieces received for batch b - 1
+//! [2] the leader begins to send what goes to other nodes, from where its ranks show it, and to receive
+//! [3] meanwhile all copy what their neighbours show, and what was received for batch b - 1
 //! [4] the leader waits for what it has begun, passing on what is for all nodes; then the next batch
 //! ```
 //!
-//! Data for a leader itself is received in place: a gather to rank 0 is received where it stays. Data for all ranks travels
-//! from node to node in a ring, so that each node receives it once and sends it once. The messages from one node to the next
-//! are in the order of the list, own pieces first, then those passed on by distance of their origin: so both sides know what
-//! comes, and no node waits for what waits for it.
+//! Within a node pieces are copied straight from where they are shown. To another node they are sent from
+//! there, and copied out of the receiving node's area one batch later: by the ranks that want them, while the
+//! leader is busy with the next messages. A piece for a leader itself is received in place: a gather to rank
+//! 0 is received where it stays. (A leader's own pieces for its neighbours are copied into its area first.)
+//!
+//! *A ring for pieces that all want.* They travel from node to node, so that each node receives each once and
+//! sends it at most once. The messages from one node to the next are in the order of the list, own pieces
+//! first, then those passed on, by distance of their origin: so both sides know the order. A node passes on
+//! what it has received without waiting for its own sends, so no node waits for one that waits for it.
+//!
+//! *Nothing is overwritten while it is read.* The area has two halves, used by batches in turn. The half of
+//! batch b is read in its exchange (the leader's own pieces) and in the next one (received pieces). The
+//! leader writes to it again for batch b + 2: its own pieces after all have arrived at the exchange of b + 1,
+//! received ones after all have arrived at that of b + 2. Pieces that a leader sends from other ranks' cells
+//! and memory have been sent when it arrives at the next exchange (\[4]), and no rank writes there before.
 
 use super::Hybrid;
 use super::layout::Layout;
@@ -29,10 +41,20 @@ use crate::shm::kernel::Store;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// A leader's memory, for two batches in turn: pieces of its own that its neighbours read, and what has come.
+/// A leader's memory, which its node reads: two halves for batches in turn, each with pieces of its own and
+/// with pieces that it has received. Chunks of reductions have other places in it: see traffic.rs.
+///
+/// ```text
+/// 0                own      pieces of the leader, batches of parity 0
+/// own              come     received pieces, batches of parity 0
+/// own + come       own      likewise, of parity 1
+/// 2 own + come     come
+/// ```
 pub(super) struct Area {
     pub(super) block: Block,
+    /// Bytes for the leader's own pieces of a batch: those of a cell.
     own: usize,
+    /// Bytes for the pieces received in a batch.
     come: usize,
 }
 
@@ -44,7 +66,7 @@ impl Area {
         Ok(Area { block, own, come })
     }
 
-    /// Returns where a batch of this parity has its own pieces, and what has come for it.
+    /// Returns where a batch of this parity has the leader's own pieces, and those received for it.
     fn places(&self, parity: usize) -> (Range<usize>, Range<usize>) {
         let at = parity * (self.own + self.come);
         (at..at + self.own, at + self.own..at + self.own + self.come)
@@ -60,19 +82,19 @@ struct Batch {
     parity: usize,
     /// The pieces in which this node takes part.
     pieces: Vec<Piece>,
-    /// Pieces of the batch before, which have come to this node's area.
+    /// Pieces of the batch before, which were received in this node's area.
     late: Vec<Piece>,
-    /// Nothing follows, not even pieces that come late.
+    /// No exchange follows: this is the last batch, and leaves nothing in the area to be copied.
     end: bool,
 }
 
 /// The pieces that this rank gets in a batch, with their places.
 struct Arrivals<'p, 'r> {
-    /// Shown in this node now.
+    /// Shown in this node now: \[3].
     copies: Vec<(&'p Piece, &'r mut [u8])>,
-    /// Come to the area for the batch before.
+    /// Received in the area for the batch before: \[3].
     late: Vec<(&'p Piece, &'r mut [u8])>,
-    /// Received in place by the leader.
+    /// Received in place by the leader: \[2], \[4].
     direct: Vec<(Piece, &'r mut [u8])>,
 }
 
@@ -81,7 +103,8 @@ impl Batch {
         self.layout.node_of(rank) == self.layout.node
     }
 
-    /// Returns this rank's pieces that other ranks of this node read, or its leader for other nodes.
+    /// Returns this rank's pieces that must be shown: those that other ranks of this node read, or its leader
+    /// for other nodes. A leader sends its own pieces to other nodes straight from its `send`.
     fn shows(&self) -> Vec<Piece> {
         let alone = self.layout.ranks(self.layout.node).len() == 1;
         let is_read = |of: Move| {
@@ -91,7 +114,8 @@ impl Batch {
         self.pieces.iter().copied().filter(|piece| is_read(piece.of)).collect()
     }
 
-    /// Finds the place of everything that this rank gets now.
+    /// Finds the place in `recv` of every piece that this rank gets now. All are borrowed at the same time:
+    /// while some are being received, others are copied.
     fn arrivals<'p, 'r>(&'p self, recv: &'r mut [u8]) -> Result<Arrivals<'p, 'r>> {
         let comes = |of: Move| self.is_here(of.from) || (self.leads && self.layout.is_direct(of));
         let now = self.pieces.iter().filter(|piece| piece.of.is_for(self.me) && comes(piece.of));
@@ -111,7 +135,8 @@ impl Batch {
         Ok(Arrivals { copies, late: placed.collect(), direct })
     }
 
-    /// Returns a piece that a rank of this node sends.
+    /// Returns a piece that a rank of this node sends, where it is shown: to be copied by its neighbours, or
+    /// sent by its leader.
     fn shown<'a>(&self, seen: &Seen<'a>, piece: &Piece, send: &'a [u8]) -> Result<&'a [u8]> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         let (of, len) = (piece.of, piece.of.len);
@@ -120,7 +145,7 @@ impl Batch {
         }
         let from = self.layout.local(of.from).ok_or_else(corrupt)?;
         let found = match seen.payload(from)? {
-            // The leader's area.
+            // The leader shows its area, another rank its whole contribution.
             Shown::Exposed(bytes) if from == 0 => bytes.get(self.parity * (bytes.len() / 2) + piece.shown..),
             Shown::Exposed(bytes) => bytes.get(of.at..),
             Shown::Staged(cell) => cell.get(piece.shown..),
@@ -129,7 +154,8 @@ impl Batch {
         found.and_then(|found| found.get(..len)).ok_or_else(corrupt)
     }
 
-    /// Returns a piece that came to this node's area for the batch before. `own`: bytes of the leader's own pieces.
+    /// Returns a piece that was received in this node's area for the batch before, so in its other half.
+    /// `own`: bytes of the leader's own pieces there.
     fn came<'a>(&self, seen: &Seen<'a>, piece: &Piece, own: usize) -> Result<&'a [u8]> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         match seen.payload(0)? {
@@ -141,7 +167,9 @@ impl Batch {
         }
     }
 
-    /// [2], [4] of the leader, which copies in between: see [`Batch::arrivals`].
+    /// \[2]-\[4] of the leader. `at` finds the pieces that it sends; those for itself are received at the
+    /// places in `direct`, all others in `come`, its area's half for this batch. `copy` is \[3], made while
+    /// messages are under way.
     fn exchange<'a>(
         &self,
         net: &Net,
@@ -153,7 +181,7 @@ impl Batch {
     ) -> Result<()> {
         let (single, mut by_distance) = self.places_of_area(come)?;
         let mut ordered: Vec<(Piece, &mut [u8])> = direct.into_iter().chain(single).collect();
-        // Messages of one node come in the order of the list.
+        // One node's messages of a tag arrive in the order in which it sends them, which is that of the list.
         ordered.sort_by_key(|(piece, _)| piece.number);
         let mut sends = self.begin_sends(net, at)?;
         let mut receives = Vec::new();
@@ -166,7 +194,8 @@ impl Batch {
         net.wait(&mut sends, watch)
     }
 
-    /// Returns the places in this node's area of pieces for one rank, and of those for all, by distance of their origin.
+    /// Returns the places in this node's area of pieces for one rank, and of those for all, by distance of
+    /// their origin: the first are received in any order, the others one distance after the other.
     #[expect(clippy::type_complexity, reason = "two lists of places")]
     fn places_of_area<'a>(
         &self,
@@ -186,7 +215,8 @@ impl Batch {
         Ok((single, by_distance))
     }
 
-    /// [2] Begins to send the pieces of this node's ranks: to the one node that gets a piece, or to the next in the ring.
+    /// \[2] Begins to send the pieces of this node's ranks: to the one node that gets a piece, or to the next
+    /// in the ring. They are borrowed where their ranks show them until they have been sent.
     fn begin_sends<'a>(&self, net: &Net, at: &dyn Fn(&Piece) -> Result<&'a [u8]>) -> Result<Vec<Flight<'a>>> {
         let mut sends = Vec::new();
         for piece in self.pieces.iter().filter(|piece| self.is_here(piece.of.from)) {
@@ -202,7 +232,12 @@ impl Batch {
         Ok(sends)
     }
 
-    /// [4] Receives what is for all from the node before, and passes it on unless the next node has sent it.
+    /// \[4] Receives what is for all from the node before, and passes it on unless the next node has sent it
+    /// itself.
+    ///
+    /// In the order of distance: the node before sends its own pieces first (distance 1), then those that it
+    /// has received with distance 1 (distance 2 here), and so on. The sends that are begun here are waited
+    /// for only at the end, so a node whose successor is late still receives.
     fn pass_on<'a>(
         &self,
         net: &Net,
@@ -219,6 +254,7 @@ impl Batch {
             }
             net.wait(&mut coming, watch)?;
             drop(coming);
+            // The node before the sender is the last one of the ring that gets the piece.
             if distance + 1 < nodes {
                 for place in places.iter() {
                     sends.push(net.send(place, self.next(), Tag::Passed)?);
@@ -235,7 +271,9 @@ impl Batch {
 }
 
 impl Hybrid {
-    /// Carries out moves from everyone's `send` to everyone's `recv`, as many at a time as fit into cells and areas.
+    /// Carries out moves from everyone's `send` to everyone's `recv`, as many at a time as fit into cells and
+    /// areas. All ranks of all nodes call this with the same moves; see the head of this file for the steps
+    /// of a batch.
     pub(super) fn transfer(
         &mut self,
         call: &Call,
@@ -249,13 +287,14 @@ impl Hybrid {
         loop {
             let pieces = layout.batch(&mut moves, self.room);
             let more = moves.peek().is_some();
-            // Alike on all ranks of the node.
+            // This node has nothing to do in the batch. Its ranks all see that, and make no exchange.
             if pieces.is_empty() && late.is_empty() {
                 match more {
                     true => continue,
                     false => break,
                 }
             }
+            // Pieces received in the area are copied in one more exchange, though no batch may be left.
             let end = !more && pieces.iter().all(|piece| piece.come.is_none());
             let (me, leads) = (self.rank(), self.net.is_some());
             let batch = Batch { layout: Rc::clone(&layout), me, leads, parity, pieces, late, end };
@@ -266,10 +305,13 @@ impl Hybrid {
                 break;
             }
         }
+        // The list ended with moves in which this node has no part, after a batch that expected another
+        // exchange.
         if unclosed { self.close(call) } else { Ok(()) }
     }
 
-    /// [1]-[4]
+    /// \[1]-\[4] Makes the exchange of one batch. Each exchange closes the one before: what is shown stays
+    /// lent until all ranks of the node have arrived at the next.
     fn carry(&mut self, call: &Call, batch: &Batch, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let store = Store::best(2 * recv.len(), self.node.size());
         let (len, payload) = self.show(&batch.shows(), send, batch.parity);
@@ -303,7 +345,9 @@ impl Hybrid {
         step.map_err(|error| self.failed(call, error))
     }
 
-    /// Shows the pieces to the node, one behind the other, or where they lie; the leader all of its area.
+    /// \[1] Shows the pieces to the node: in place, if `send` is in shared memory, else in the cell, one
+    /// after the other. The leader copies its own into its area and shows all of that, which has the received
+    /// pieces too.
     fn show<'a>(&mut self, shows: &[Piece], send: &'a [u8], parity: usize) -> (usize, Payload<'a>) {
         let local = Rc::clone(self.node.local());
         let copy = |room: &mut [u8]| {

@@ -1,17 +1,31 @@
-//! Long operands, chunk by chunk along their routes.
+//! Answers how long operands are reduced over nodes: cut into chunks, which travel from node to node along
+//! their routes (route.rs) as in a pipeline.
 //!
-//! Rounds count alike everywhere. A chunk is at its next node two rounds later: in round t its slices are folded, in t + 1
-//! they are known to be complete, and sent. Each round is one exchange of the node:
+//! At each node of its route a chunk is folded with the operands of that node: what was received from the
+//! node before is the first operand, and each rank of the node folds one slice of the chunk. The last node
+//! has the total, which travels on to all nodes that want it. Only leaders communicate, but all ranks fold.
+//!
+//! Rounds count alike on all nodes. A chunk is at its next node two rounds later: its slices are folded in
+//! round t, known to be complete in round t + 1, and sent then. Each round is one exchange of the node:
 //!
 //! ```text
-//! [1] the leader waits for what comes for this round: a partial fold, a total
-//! [2] the exchange: all show their operands of the chunk that is folded now, the leader what has come
-//! [3] the leader begins to send what was folded in the round before, to pass the total on, and to receive for the next
-//! [4] all fold their slices, to where the leader sends from, and copy the totals out
+//! [1] the leader waits for what it receives for this round: a partial fold, a total
+//! [2] the exchange: all show their operands of the chunk that is folded now; the leader shows its area,
+//!     with what was received, and what was folded in the round before
+//! [3] the leader begins to send what was folded in the round before, to pass the received total on, and to
+//!     receive for the next round
+//! [4] all fold their slices, to the place in the area from which the leader will send, and copy totals out
 //! ```
 //!
-//! A place of the leader's area is used again only when what is under way from it has come, and when all ranks have
-//! signalled a later exchange than the one in which they read it.
+//! *Messages overlap the folds*: those begun in \[3] are waited for in \[1] of the next round, or when their
+//! place is needed.
+//!
+//! *A place of the area is used again* when the message from it has been sent, and when all ranks have
+//! arrived at a later exchange than the one in which they read it: traffic.rs has the places one by one.
+//!
+//! A rank's operand is read in place if it is in shared memory. Else it is staged in the rank's cell, chunk
+//! by chunk; the leader's is copied into its area, as a rank shows one place at a time, and the area is what
+//! it must show.
 
 use super::Hybrid;
 use super::net::Watch;
@@ -30,12 +44,14 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// A chunk is no longer: on a link of 10 Gbit/s it takes 0.2 ms, some times a message's way.
+/// The longest chunk: on a link of 10 Gbit/s it takes 0.2 ms, several times a message's way.
 const CHUNK: usize = 256 << 10;
-/// Nor shorter, if there is more than one.
+/// The shortest chunk, if there is more than one.
 pub(super) const LEAST: usize = 32 << 10;
-/// In between: a pipeline of n / c chunks that is filled and emptied costs (n / c + f) (c / B + o), the least for the root of
-/// n o B / f. Of 1 Gbit/s this is 0.7 KiB, of 100 Gbit/s 5 (o: 0.1 ms, 10 us).
+/// Between the two, a chunk has as many bytes as the root of this times the bytes of the vector. A pipeline
+/// of n / c chunks takes (n / c + f) (c / B + o): f rounds to fill and empty it, bandwidth B, overhead o per
+/// message. That is least for c = sqrt(n o B / f). (o B / f is 0.7 KiB for 1 Gbit/s and o = 0.1 ms, 5 KiB for
+/// 100 Gbit/s and 10 us.)
 const WORTH: usize = 1 << 10;
 /// A reduction that is cut into chunks, as one rank sees it.
 pub(super) struct Chunked<'c> {
@@ -48,23 +64,24 @@ pub(super) struct Chunked<'c> {
     /// This rank of its node, and the number of the node's ranks.
     pub(super) me: usize,
     pub(super) ranks: usize,
+    /// How totals are written to the receiver's buffer.
     pub(super) store: Store,
 }
 
 impl<'c> Chunked<'c> {
-    /// Returns the bytes of a chunk in every operand.
+    /// Returns the place of a chunk in every operand, and in the result.
     pub(super) fn range(&self, index: usize) -> Range<usize> {
         index * self.chunk..((index + 1) * self.chunk).min(self.send.len())
     }
 
-    /// Returns the bytes of a chunk of `len` bytes that this rank folds.
+    /// Returns the place in a chunk of `len` bytes of the slice that this rank folds.
     fn slice(&self, len: usize) -> Range<usize> {
         let units = len.div_ceil(self.unit);
         let bound = |rank: usize| (units * rank / self.ranks * self.unit).min(len);
         bound(self.me)..bound(self.me + 1)
     }
 
-    /// Returns the first `len` bytes of a place of the leader's area.
+    /// Returns the first `len` bytes of a place of the leader's area: see traffic.rs.
     pub(super) fn place(&self, place: usize, len: usize) -> Range<usize> {
         place * self.chunk..place * self.chunk + len
     }
@@ -77,7 +94,9 @@ impl<'c> Chunked<'c> {
         Operands { seen, me: self.me, send: self.send, start, place: operand(round) * self.chunk }
     }
 
-    /// [4] Folds this rank's slice of a chunk onto what has come from the node before.
+    /// \[4] Folds this rank's slice of a chunk: what was received from the node before, if there is one, then
+    /// the operands of this node's ranks. The slices of the ranks are disjoint parts of one place in the
+    /// leader's area.
     fn fold_slice(
         &self,
         epoch: &mut Epoch<'_>,
@@ -100,7 +119,9 @@ impl<'c> Chunked<'c> {
         self.fold.in_rank_order(dst, None, Store::Cached, self.ranks + first, part)
     }
 
-    /// [4] Copies the totals out that are known in a round: the one that has come, and the one folded in the round before.
+    /// \[4] Copies the totals out that are known in a round: the one that was received, and the one that this
+    /// node has folded in the round before, whose slices are complete since all ranks have arrived at this
+    /// exchange.
     fn take_totals(
         &self,
         operands: &Operands<'_>,
@@ -124,14 +145,14 @@ pub(super) struct Operands<'s> {
     seen: Seen<'s>,
     me: usize,
     send: &'s [u8],
-    /// Where the chunk that is shown begins in everyone's operand.
+    /// Where the chunk that is shown begins in all operands.
     start: usize,
-    /// Where it lies in the leader's area.
+    /// Where the leader's operand of it begins in the area.
     place: usize,
 }
 
 impl<'s> Operands<'s> {
-    /// Returns the bytes `range` of a rank's operand.
+    /// Returns the bytes `range` of a rank's operand, counted from the beginning of the vector.
     pub(super) fn of(&self, rank: usize, range: Range<usize>) -> Result<&'s [u8]> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         if rank == self.me {
@@ -147,7 +168,7 @@ impl<'s> Operands<'s> {
         found.ok_or_else(corrupt)
     }
 
-    /// Returns a place of the leader's area.
+    /// Returns these bytes of the leader's area, as it shows it.
     pub(super) fn area(&self, place: Range<usize>) -> Result<&'s [u8]> {
         match self.seen.payload(0)? {
             Shown::Exposed(area) => {
@@ -159,11 +180,8 @@ impl<'s> Operands<'s> {
 }
 
 impl Hybrid {
-    /// Folds chunk by chunk along the routes.
-    ///
-    /// A chunk travels from node to node; at each, every rank folds its slice of the node's operands onto what has come.
-    /// The node that completes it has the total, which travels on to all nodes that want it. See the head of this file
-    /// for the steps of a round.
+    /// Folds chunk by chunk along the routes: see the head of this file for the steps of a round. All ranks
+    /// of all nodes call this; `to` says which nodes want the result, `recv` is where this rank does.
     pub(super) fn fold_chunks(
         &mut self,
         call: &Call,
@@ -181,11 +199,14 @@ impl Hybrid {
         let (mut round, mut unclosed) = (Round::default(), false);
         for number in 0..route.rounds() {
             round = round.next(&route, number);
-            // The deadline is that of each round: a long vector may take longer.
+            // The deadline counts for each round: a long vector may take longer.
             let watch = self.node.window_ref().watch(*call);
             if let Some(traffic) = &mut traffic {
+                // [1]
                 let arrived = begun.and_then(|()| traffic.arrive(number, &watch));
                 arrived.map_err(|error| self.failed(call, error))?;
+                // A round in which no rank reads or writes the area has no exchange, and the leader goes
+                // ahead to receive for the next one.
                 begun = match round.is_idle() {
                     true => traffic.expect(number + 1, &route, &watch),
                     false => Ok(()),
@@ -197,13 +218,15 @@ impl Hybrid {
                 unclosed = true;
             }
         }
+        // The area is free for the next call when the last messages from it have been sent, and all have read
+        // it.
         let watch = self.node.window_ref().watch(*call);
         let rest = traffic.map_or(Ok(()), |traffic| traffic.finish(&watch));
         rest.map_err(|error| self.failed(call, error))?;
         if unclosed { self.close(call) } else { Ok(()) }
     }
 
-    /// [2]-[4]
+    /// \[2]-\[4] Makes the exchange of one round. Each closes the one before.
     fn fold_round(
         &mut self,
         call: &Call,
@@ -220,6 +243,8 @@ impl Hybrid {
         let offer = Offer { len, payload, target, ..Offer::default() };
         let step = self.node.window().exchange_then(call, offer, |epoch| {
             let operands = chunked.operands(epoch.seen, round.number, mine.start);
+            // [3] All have arrived: the slices of the round before are complete, and nobody reads what it
+            // read then.
             if let Some(traffic) = traffic {
                 traffic.depart(&round)?;
                 traffic.expect(round.number + 1, route, watch)?;
@@ -235,10 +260,10 @@ impl Hybrid {
         step.map_err(|error| self.failed(call, error))
     }
 
-    /// Cuts a reduction into chunks, or says on all ranks that an element is too large for one.
+    /// Cuts a reduction into chunks. If an element is too large for one, all ranks compute the same and fail.
     fn chunked<'c>(&self, call: &Call, send: &'c [u8], fold: &'c Fold<'c>) -> Result<Chunked<'c>> {
         let (n, unit, most) = (send.len(), unit(fold.size), self.longest_chunk());
-        // On a ring two groups of chunks are under way.
+        // On a ring two groups of chunks, each with one per node, are under way: with fewer, nodes are idle.
         let best = (n.saturating_mul(WORTH)).isqrt().min(n / (2 * self.layout.nodes()));
         let chunk = best.clamp(LEAST.min(most), most).max(unit.min(most)) / unit * unit;
         if chunk == 0 {
@@ -250,20 +275,22 @@ impl Hybrid {
         Ok(Chunked { send, fold, chunk, unit, me, ranks, store: Store::best(2 * n, ranks) })
     }
 
-    /// Returns the bytes of a chunk for which the area of every leader has all places.
+    /// Returns the bytes of the longest chunk of which the area of every leader has all places. The same on
+    /// all ranks.
     pub(super) fn longest_chunk(&self) -> usize {
         let least_area = 2 * (self.room + COME);
         CHUNK.min(self.room).min(least_area / PLACES)
     }
 
-    /// Returns the leader's messages, of which none is under way.
+    /// Returns the messages of a leader, of which none is under way yet; none in other ranks.
     pub(super) fn traffic(&self, n: usize, chunk: usize) -> Option<Traffic> {
         let (net, area) = (self.net.clone()?, self.area.as_ref()?);
         let segment = Arc::clone(&self.node.local().segment);
         Some(Traffic::new(net, segment, area.block.offset(), (n, chunk)))
     }
 
-    /// Shows a stretch of an operand to the node: where it lies, or in the cell.
+    /// \[2] Shows a stretch of an operand to the node: in place, if it is in shared memory, else in this
+    /// rank's cell. The cell is free: its readers have arrived at a later exchange.
     pub(super) fn operand<'a>(&mut self, send: &'a [u8], range: Range<usize>) -> Payload<'a> {
         let local = Rc::clone(self.node.local());
         if range.is_empty() {
@@ -276,7 +303,8 @@ impl Hybrid {
         Payload::Staged
     }
 
-    /// Shows the operand of a chunk to the node; the leader its area, with the operand in it, for all to read and write.
+    /// \[2] Shows the operand of a chunk to the node. The leader copies it into its area, unless nobody else
+    /// reads it, and shows the area, which it also opens: all ranks write the slices that they fold there.
     pub(super) fn show_operand<'a>(
         &mut self,
         send: &'a [u8],

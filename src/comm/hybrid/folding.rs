@@ -1,20 +1,32 @@
-//! Reductions over nodes.
+//! Answers how operands of ranks on several nodes become one. The way depends on the length, the number of
+//! ranks and the order of the fold, which all ranks know after the meeting:
 //!
-//! *Short* operands travel in the records of the meeting; those up to [`WHOLE`] are told by every leader to every other:
-//! each rank then folds all for itself. (A function of the user's, which might give other bits on other hosts, is folded by
-//! rank 0, which tells all.)
+//! | operands | between nodes | folded by |
+//! | --- | --- | --- |
+//! | short: up to INLINE bytes, and a record | in the records of the meeting | each rank, all of them |
+//! | up to [`WHOLE`] bytes together | every leader tells every other (Bruck) | each rank, all of them |
+//! | middling, in any order | slices to their leaders, totals from them to all | each leader, its slice |
+//! | long | in chunks from node to node | each rank, its slice of each chunk |
 //!
-//! *Middling* ones, if the order does not matter: each leader folds a slice, which the others send to it, and tells them
-//! (Rabenseifner 2004, with direct messages): as many bytes as a ring, in few steps.
+//! *In rank order* every operand of every rank goes into the first two ways: the left fold over the ranks has
+//! the same bits however these are spread over nodes. A *fast* fold, whose order does not matter, first folds
+//! within each node, so that one operand per node travels.
 //!
-//! *Long* ones are cut into chunks, each with a route from node to node. A node folds a chunk onto what came from the node
-//! before, each of its ranks a slice, and hands it on; the last has the total, which travels on to all who want it.
+//! *Middling* is Rabenseifner's algorithm (2004) with direct messages instead of halving: as many bytes as a
+//! ring, in few steps.
+//!
+//! *Long* operands have a route from node to node (route.rs). A node folds a chunk onto what it has received
+//! from the node before, and sends it on; the last has the total, which travels on to all nodes that want it
+//! (chunks.rs).
 //!
 //! ```text
-//! ordered   fold 0 1 .. k-1, total k-2 .. 0         the left fold over the ranks: the same bits however ranks lie on nodes
-//! fast      chunk s of k: fold s+1 .. s, total s+1 .. s-1    a ring (Patarasuk and Yuan 2009): each link carries 2 (k-1)/k n
+//! ordered   fold 0 1 .. k-1, total k-2 .. 0                 the left fold over the ranks
+//! fast      chunk s of k: fold s+1 .. s, total s+1 .. s-1   a ring (Patarasuk and Yuan 2009), on which each
+//!                                                           link carries 2 (k-1)/k n bytes
 //! ```
-//! See chunks.rs.
+//!
+//! *A function of the user's* may give other bits on other hosts (libm does). Where each rank would fold for
+//! itself, rank 0 folds instead, and tells all: [`Hybrid::fold_told`].
 
 use super::Hybrid;
 use super::chunks::LEAST;
@@ -33,14 +45,18 @@ use crate::shm::element::ALIGN;
 use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 
-/// Everyone folds everything, up to this number of bytes of all nodes (fast) or ranks (ordered) together.
+/// Every rank folds everything, up to this number of bytes of all nodes (fast) or ranks (ordered) together.
 const WHOLE: usize = 64 << 10;
-/// Fast ones up to this length go in one slice per node: a ring would have many short steps.
+/// Fast folds up to this length go in one slice per node: a ring would have many short steps.
 const AT_ONCE: usize = 16 << 20;
 
 impl Folds for Hybrid {
+    /// Chooses the way by what all ranks know: see the head of this file. Whether operands are carried in the
+    /// records is chosen before the meeting, by the own length; ranks whose lengths differ fail in it, before
+    /// they look at records.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         let (n, nodes) = (send.len(), self.layout.nodes());
+        // A record has the operands of all ranks of a node, or one fold of them.
         let of_node = if fold.fast { 1 } else { self.layout.largest() };
         let carried = (1..=INLINE).contains(&n) && n * of_node <= CARRIED;
         let met = self.meet_to_fold(call, send, fold, carried)?;
@@ -48,6 +64,7 @@ impl Folds for Hybrid {
             return Err(self.differ(call, &met, UNLIKE));
         }
         let parts = if fold.fast { nodes } else { self.size() };
+        // Not for a single root, as all nodes are told the totals; nor where a ring has chunks enough.
         let sliced = fold.fast
             && n < 2 * nodes * LEAST
             && n <= AT_ONCE
@@ -69,10 +86,12 @@ impl Folds for Hybrid {
         }
     }
 
+    /// As [`Folds::reduce`]: ranks of a node do not write to each other's blocks.
     fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
         self.reduce(call, send, Some(recv.bytes_mut()), fold)
     }
 
+    /// Reduces to all ranks, in private memory, and keeps this rank's part.
     fn reduce_scatter(
         &mut self,
         call: &Call,
@@ -81,6 +100,7 @@ impl Folds for Hybrid {
         recv: &mut [u8],
         fold: &Fold<'_>,
     ) -> Result<()> {
+        // The meeting of the reduction does not compare the counts.
         let digest = digest_of(counts.iter().copied(), fold.id);
         self.meet_alike(call, (send.len(), digest), UNLIKE)?;
         let start: usize = counts[..self.rank()].iter().sum();
@@ -91,6 +111,7 @@ impl Folds for Hybrid {
         Ok(())
     }
 
+    /// A pipeline of nodes, whatever the length: see scan.rs.
     fn scan(
         &mut self,
         call: &Call,
@@ -105,13 +126,14 @@ impl Folds for Hybrid {
 }
 
 impl Hybrid {
-    /// Meets; short operands are carried in the records: each, or their fold if the order does not matter.
+    /// Meets. If operands are `carried`, the leader puts those of its node into the record, one after the
+    /// other, or their fold if the order does not matter.
     fn meet_to_fold(&mut self, call: &Call, send: &[u8], fold: &Fold<'_>, carried: bool) -> Result<Met> {
         let n = send.len();
         let payload = if carried { send } else { &[] };
         self.meet(call, (n, fold.id), payload, |shown, room| match carried {
             false => Ok(()),
-            // Found by all when they have met.
+            // All ranks find that out when they have met; until then there is nothing to fold.
             true if shown.iter().any(|operand| operand.len() != n) => Ok(()),
             true if fold.fast => {
                 let mut sum = Aligned::zeroed(fold, n)?;
@@ -127,10 +149,11 @@ impl Hybrid {
         })
     }
 
-    /// Folds what the records carry.
+    /// Folds what the records carry: one operand per node, or one per rank in rank order.
     fn fold_carried(&mut self, call: &Call, met: &Met, recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
         let n = recv.len();
         let parts = if fold.fast { self.layout.nodes() } else { self.size() };
+        // Elements must be aligned for the fold, which bytes of a record need not be.
         let mut all = Aligned::zeroed(fold, parts * n)?;
         for (part, place) in all.bytes_mut().chunks_exact_mut(n).enumerate() {
             let (node, at) = match fold.fast {
@@ -145,7 +168,13 @@ impl Hybrid {
         self.fold_told(call, all.bytes(), recv, fold)
     }
 
-    /// Everyone gets everything, or a fold of each node's, and folds.
+    /// Gives every rank all operands, or one fold per node, and lets each fold them.
+    ///
+    /// 1. An exchange of the node: all show their operands; the leader copies them, or their fold, to the
+    ///    place of its node in `all`.
+    /// 2. The leaders tell each other their parts of `all`: log2 of the number of nodes steps.
+    /// 3. A broadcast in the node of all operands.
+    /// 4. Every rank that wants the result folds.
     fn fold_whole(
         &mut self,
         call: &Call,
@@ -187,10 +216,11 @@ impl Hybrid {
         recv.map_or(Ok(()), |recv| self.fold_told(call, all, recv, fold))
     }
 
-    /// Folds operands that all ranks have been told: each for itself, unless that might give them other bits. Then the first
-    /// one does, and tells the others.
+    /// Folds operands that all ranks have been told: each for itself, unless that might give them different
+    /// bits. Then rank 0 does, and its result goes to the other leaders, and from each to its node.
     fn fold_told(&mut self, call: &Call, operands: &[u8], recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
         let n = recv.len();
+        // Where ranks get different parts, or only one gets a result, there is nothing to agree on.
         let for_all = fold.depends_on_host() && matches!(call.verb, Verb::AllReduce | Verb::AllReduceShared);
         if !for_all || self.rank() == 0 {
             fold_all(fold, recv, operands.len() / n, |part| &operands[part * n..(part + 1) * n])?;
@@ -198,6 +228,8 @@ impl Hybrid {
         if !for_all {
             return Ok(());
         }
+        // An all-gather to which only node 0, whose leader is rank 0, brings something: a broadcast in log2
+        // steps.
         let mut sizes = vec![0; self.layout.nodes()];
         sizes[0] = n;
         self.leading(call, |net, watch| net.all_gather(recv, &sizes, watch))?;
@@ -205,10 +237,17 @@ impl Hybrid {
         told.map_err(|error| self.failed(call, error))
     }
 
-    /// Each leader folds its slice of what all nodes have folded, and tells the others.
+    /// Folds in one slice per node (a reduce-scatter and an all-gather of leaders):
+    /// 1. The node folds to its leader.
+    /// 2. Each leader sends every other its slice of that, and receives its own slice from all, at the same
+    ///    time.
+    /// 3. It folds what it has received, and has the total of its slice.
+    /// 4. The leaders tell each other their totals.
+    /// 5. A broadcast in the node.
     fn fold_slices(&mut self, call: &Call, send: &[u8], recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
         let (n, nodes, node) = (send.len(), self.layout.nodes(), self.layout.node);
         let (local, leads) = (Call { root: 0, ..*call }, self.net.is_some());
+        // 1.
         if self.node.size() == 1 {
             kernel::copy(recv, send, Store::Cached);
         } else {
@@ -219,6 +258,8 @@ impl Hybrid {
         let bound = |node: usize| (n.div_ceil(unit) * node / nodes * unit).min(n);
         let slice_of = |node: usize| bound(node)..bound(node + 1);
         self.leading(call, |net, watch| {
+            // 2. Receives are begun before all sends, in private memory: a place per node, on a boundary for
+            //    elements.
             let mine = slice_of(node);
             let stride = mine.len().next_multiple_of(ALIGN).max(ALIGN);
             let (mut came, mut sum) =
@@ -237,26 +278,31 @@ impl Hybrid {
             }
             net.wait(&mut flights, watch)?;
             drop(flights);
+            // 3. In the order of the nodes, the own slice among them.
             fold_all(fold, sum.bytes_mut(), nodes, |part| match part == node {
                 true => &recv[mine.clone()],
                 false => &came.bytes()[part * stride..][..mine.len()],
             })?;
             kernel::copy(&mut recv[mine], sum.bytes(), Store::Cached);
+            // 4.
             let sizes: Vec<usize> = (0..nodes).map(|node| slice_of(node).len()).collect();
             net.all_gather(recv, &sizes, watch)
         })?;
+        // 5.
         let shared = self.node.broadcast(&local, recv);
         shared.map_err(|error| self.failed(call, error))
     }
 }
 
-/// Private memory for elements of a reduction.
+/// Private memory for elements of a reduction, on their boundary.
 struct Aligned {
     bytes: Box<[u8]>,
+    /// The part that is aligned.
     place: Range<usize>,
 }
 
 impl Aligned {
+    /// Allocates `len` bytes. An error, not the end of the program, if there is no such memory.
     fn zeroed(fold: &Fold<'_>, len: usize) -> Result<Aligned> {
         let align = fold.align.max(ALIGN);
         let bytes = bytemuck::allocation::try_zeroed_slice_box::<u8>(len.saturating_add(align));
@@ -274,7 +320,7 @@ impl Aligned {
     }
 }
 
-/// `recv = operand(0) op operand(1) op ...`
+/// Folds `count` operands, each as long as `recv`: `recv = operand(0) op operand(1) op ...`
 fn fold_all<'a>(
     fold: &Fold<'_>,
     recv: &mut [u8],

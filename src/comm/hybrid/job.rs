@@ -1,4 +1,7 @@
-//! The job: the processes that a launcher has started, and what this one is in it.
+//! Answers what this process is in its job, the processes that a launcher has started: whether it is in a
+//! world of theirs at the moment, and how it enters and leaves one. The processes of a job must all do the
+//! same; a process that does something alone (a rank's body, a callback) must not involve the others in it,
+//! and one that ends must not leave them waiting.
 
 use super::mpi::{Mpi, Part};
 use super::net::{Net, Step, end_job, step};
@@ -13,25 +16,28 @@ use crate::os::robust;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Is this process a rank of a world over nodes, or of a manager of the job?
+/// Returns whether this process is a rank of a world over nodes, or of a manager of the job.
 pub(crate) fn in_world() -> bool {
     Mpi::joined().is_some_and(Mpi::is_busy)
 }
 
-/// Is this the body of such a rank, or a callback? What it starts the other processes do not.
+/// Returns whether this is the body of such a rank, or a callback. The other processes do not start what it
+/// starts.
 pub(crate) fn in_rank() -> bool {
     CALLBACKS.get() > 0 || Mpi::joined().is_some_and(Mpi::is_in_body)
 }
 
 thread_local! {
-    /// Functions of the user's that are being called.
+    /// The number of the user's functions that this thread is calling, one inside the other.
     static CALLBACKS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// While it lives, the process calls a function of the user's that the other processes do not call, or not at the same time.
+/// While it lives, the process calls a function of the user's that the other processes do not call, or not at
+/// the same time.
 pub(crate) struct Callback(());
 
 impl Callback {
+    /// Marks the beginning of such a call.
     pub(crate) fn enter() -> Callback {
         CALLBACKS.set(CALLBACKS.get() + 1);
         Callback(())
@@ -44,7 +50,8 @@ impl Drop for Callback {
     }
 }
 
-/// The job with its size, which some launchers tell nobody but MPI. One of a single process is none.
+/// Returns the job with its size, which some launchers tell nobody but MPI: this process joins it to learn
+/// that. A job of a single process is none.
 pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     match job {
         Some(job) if job.size == 0 => {
@@ -64,16 +71,20 @@ pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     }
 }
 
-/// This process is part of a world over nodes: should the program exit before that ends, the others are not left waiting.
+/// While it lives, this process is part of a world over nodes: should the program exit before the world ends,
+/// the job is ended, and the others are not left waiting.
 pub(crate) struct InWorld(#[expect(dead_code, reason = "ends with the world")] Part);
 
 impl InWorld {
+    /// Enters a world as one of its ranks.
     pub(crate) fn enter(mpi: &'static Mpi) -> InWorld {
         InWorld(mpi.take_part(true))
     }
 }
 
 impl Drop for InWorld {
+    /// The process lives on, the world's memory may not: the kernel, and the handler of faults, must write
+    /// there no more.
     fn drop(&mut self) {
         robust::announce_no_death();
         note_nowhere();
@@ -86,30 +97,32 @@ pub(crate) fn fatal<R>(mpi: &Mpi, error: Error) -> Result<R> {
     Err(error)
 }
 
-/// A communicator of all processes of the job, for a program that is not the body of a launch. All make it and drop it
-/// together: nobody is left waiting for one that has gone on.
+/// A communicator of all processes of the job, for a program that is not the body of a launch. All make it
+/// and drop it together: nobody is left waiting for one that has gone on.
 pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
     seats: Seats,
-    /// The kernel follows this process through its slot's word in `seats`.
+    /// The kernel marks the death of this process in its slot's word in `seats`.
     is_followed: bool,
     /// Dropped last.
     _part: Part,
 }
 
 impl<'w> JobComm<'w> {
+    /// Makes the communicator. All processes of the job call this. From its first step on a failure ends the
+    /// job: the others are in the same call, and would wait.
     pub(crate) fn new(flat: bool) -> Result<JobComm<'w>> {
         let mpi = Mpi::join()?;
         let all = Net::job(mpi);
         let made = step(&all, Step::Manager, u64::from(flat))
             .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
         let seats = made.or_else(|error| fatal(mpi, error))?;
-        // The kernel marks one death only: that of the first manager's rank.
+        // The kernel marks a death in one word per thread: that of the first manager's slot.
         let is_followed = !mpi.is_busy();
         seats.world.slots.enter(seats.local, is_followed);
         let _part = mpi.take_part(false);
-        // A second manager, beside this one, has another.
+        // A second manager beside this one must get another context.
         mpi.use_contexts(seats.contexts.get());
         let comm = seats.comm(mpi, Rc::new(Local::lasting(&seats.world, seats.local)));
         Ok(JobComm { comm: comm.or_else(|error| fatal(mpi, error))?, mpi, seats, is_followed, _part })
@@ -123,6 +136,8 @@ impl std::fmt::Debug for JobComm<'_> {
 }
 
 impl Drop for JobComm<'_> {
+    /// Meets the other processes, which must drop theirs too. If this one cannot, because it panics or a call
+    /// has failed, it ends the job instead.
     fn drop(&mut self) {
         let left = match std::thread::panicking() {
             true => Err(Error::option("ParallelManager", "the program panicked")),
@@ -133,7 +148,8 @@ impl Drop for JobComm<'_> {
         }
         self.mpi.use_contexts(self.seats.contexts.get());
         if self.is_followed {
-            // The word's memory goes with the last array out of this world.
+            // The word is unmapped with the last array of this world; the kernel must not write there any
+            // more.
             robust::announce_no_death();
             note_nowhere();
         }

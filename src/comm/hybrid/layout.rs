@@ -1,4 +1,6 @@
-//! Which ranks of a communicator are on which node. Known to all.
+//! Answers which ranks of a communicator are on which node. All ranks have the same layout, computed from
+//! what the leaders tell each other when the communicator is made; so each can compute what every other one
+//! does.
 
 use crate::error::start_of;
 use crate::os::launcher::host;
@@ -6,7 +8,8 @@ use std::ops::Range;
 
 /// Bytes of a host's name that nodes tell each other.
 const NAME: usize = 64;
-/// Bytes that a node's leader tells the others when a communicator is made: the number of its ranks, its host's name.
+/// Bytes that a node's leader tells the others when a communicator is made: the number of its ranks, its
+/// host's name.
 pub(super) const INTRODUCTION: usize = 8 + NAME;
 
 /// Returns the introduction of this node, with `size` ranks.
@@ -22,8 +25,9 @@ pub(super) fn introduction(size: usize) -> [u8; INTRODUCTION] {
 /// The nodes of a communicator, and the ranks of each.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    /// First rank of each node; the number of all at the end.
+    /// First rank of each node; at the end the number of all ranks.
     pub(super) firsts: Vec<usize>,
+    /// The host of each node, for errors.
     pub(super) hosts: Vec<String>,
     /// This rank's node.
     pub(super) node: usize,
@@ -32,8 +36,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout that the nodes' introductions, in order, make. `numbers` are the ranks' in the world, if they are
-    /// not all of it.
+    /// Returns the layout that the nodes' introductions, in order, make. `numbers` are the ranks' in the
+    /// world, if they are not all of it.
     pub(super) fn new(introductions: &[u8], node: usize, numbers: Option<Vec<usize>>) -> Layout {
         let (mut firsts, mut hosts) = (vec![0], Vec::new());
         for record in introductions.chunks(INTRODUCTION) {

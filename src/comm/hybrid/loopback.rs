@@ -1,11 +1,15 @@
-//! A wire inside one process, for tests: the processes of the job are threads.
+//! Answers how a transport over nodes is tested without MPI: a wire inside one process, in which the
+//! processes of the job are threads.
 //!
-//! Messages are queued per sender, receiver and tag, and numbered in the order in which their sends begin; receives are
-//! numbered likewise, and number n takes message n. One lock guards all queues.
+//! Messages are queued per sender, receiver and tag, and numbered in the order in which their sends begin;
+//! receives are numbered likewise, and number n takes message n. One lock guards all queues.
 //!
-//! A short message is copied when its send begins, and the send has completed at once (MPI's eager protocol). A longer one,
-//! see [`Loopback::job`], completes when it has been received, and its bytes are read no earlier than that if they lie in a
-//! segment: a protocol that relies on the library's buffers waits for ever, and one that writes too early is found out.
+//! A short message is copied when its send begins, and the send has completed at once (MPI's eager protocol).
+//! A longer one, see [`Loopback::job`], completes when it has been received, and its bytes are read no
+//! earlier than that if they lie in a segment: a protocol that relies on the library's buffers waits for
+//! ever, and one that writes too early is found out.
+//!
+//! A message is moved by its receiver, in [`Pending::test`]; nothing happens between calls, as with MPI.
 
 use super::wire::{Flight, Leave, Pending, Wire};
 use crate::error::{Error, Result};
@@ -34,8 +38,8 @@ struct Job {
 
 /// The queues of a job while one thread uses them.
 ///
-/// The lock orders the threads, but ThreadSanitizer does not see the standard library's atomics. It sees this counter,
-/// which each holder reads first (acquire) and increments last (release).
+/// The lock orders the threads, but ThreadSanitizer does not see the standard library's atomics. It sees this
+/// counter, which each holder reads first (acquire) and increments last (release).
 struct Held<'j> {
     lines: MutexGuard<'j, Lines>,
     sections: &'j AtomicU32,
@@ -94,8 +98,8 @@ pub(super) struct Loopback {
 }
 
 impl Loopback {
-    /// Returns the processes of a new job. They live as long as the program, as the access to MPI does. Sends of more than
-    /// `eager` bytes complete when they are received.
+    /// Returns the processes of a new job. They live as long as the program, as the access to MPI does. Sends
+    /// of more than `eager` bytes complete when they are received.
     pub(super) fn job(size: usize, eager: usize) -> Vec<&'static Loopback> {
         let job = Arc::new(Job { size, eager, lines: Lock::default(), sections: AtomicU32::new(0) });
         let process = |rank| -> &'static Loopback {
@@ -142,7 +146,7 @@ impl Loopback {
         }
     }
 
-    /// Puts a message into its queue.
+    /// Puts a message into its queue. The send has completed when the message is not there any more.
     fn begin_send(&'static self, bytes: Bytes, len: usize, to: usize, tag: i32) -> Result<Flight<'static>> {
         assert!(to < self.job.size && (0..=self.largest_tag()).contains(&tag), "to {to}, tag {tag}");
         let line = (self.rank, to, tag);
@@ -164,6 +168,7 @@ impl Loopback {
         Ok(Flight::new(Received { wire: self, line, number, room, completed: false }))
     }
 
+    /// Ends the process's part in the job, after a flight was dropped too early or the job was aborted.
     fn silence(&self) {
         self.silenced.store(1, Ordering::Relaxed);
     }
@@ -190,6 +195,8 @@ impl Wire for Loopback {
         self.contexts.load(Ordering::Relaxed)
     }
 
+    /// Copies the bytes, however long: nobody can change what is borrowed. Only the completion is that of a
+    /// long message.
     fn send<'b>(&'static self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
         self.begin_send(Bytes::Copied(bytes.to_vec()), bytes.len(), to, tag)
     }
@@ -198,6 +205,7 @@ impl Wire for Loopback {
         self.begin_recv(Room::Lent(bytes), from, tag)
     }
 
+    /// Reads a long message only when it is received: a protocol that writes there too early fails its test.
     fn send_at(
         &'static self,
         segment: &Arc<Segment>,
@@ -252,6 +260,7 @@ struct Sent {
 }
 
 impl Pending for Sent {
+    /// A long message has been sent when its receiver has taken it out of the queue.
     fn test(&mut self) -> Result<bool> {
         if !self.completed {
             let lines = self.wire.lines()?;
@@ -286,6 +295,7 @@ struct Received<'b> {
 }
 
 impl Pending for Received<'_> {
+    /// Moves the message of this receive's number, if it is there; one of another length is an error.
     fn test(&mut self) -> Result<bool> {
         if self.completed {
             return Ok(true);

@@ -1,10 +1,23 @@
-//! The meeting of all ranks of a communicator over several nodes, at the beginning of each call.
+//! Answers whether all ranks of all nodes make the same call, with arguments that fit: the meeting at the
+//! beginning of each call.
 //!
 //! ```text
 //! [1] an exchange of the node's window: all see what their neighbours call, with lengths and digests
-//! [2] leaders tell each other: one record per node; a second one with every rank's words if a node's differ
-//! [3] a broadcast in the node: all ranks have all records, compare them, and come to the same conclusion
+//! [2] leaders tell each other: one record per node; if the ranks of any node differ in length or digest, a
+//!     second message with every rank's words
+//! [3] a broadcast in the node after each message: all ranks have all records, and compare them
 //! ```
+//!
+//! A record has a fixed length, so leaders need not announce it. Two words stand for a whole node if its
+//! ranks say the same; only where they do not is a list told that grows with the number of ranks.
+//! Contributions of a few bytes travel in the record, so that such a call needs no other message.
+//!
+//! *No output is written before \[3].* Every rank of every node has the same records then: either all go on,
+//! or all return the same error, and nobody has to be told about it.
+//!
+//! *Wrong arguments of one rank.* It aborts the exchange \[1] of its node, whose leader tells the others a
+//! record that says so in \[2]. They tell their nodes in \[3]. The node that aborted takes no part in \[3],
+//! or in a second message.
 
 use super::Hybrid;
 use super::layout::Layout;
@@ -13,13 +26,21 @@ use crate::channel::window::{Offer, Payload, Shown, UNCHANGED};
 use crate::comm::transport::{Control, Moves};
 use crate::error::{Error, Result, shortened};
 
-/// Bytes of payload that travel in a record.
+/// Bytes of payload that travel in a record: two cache lines.
 pub(super) const CARRIED: usize = 128;
-/// A node's words in a meeting: verb and root, line, whether its ranks say the same, length, digest, datatype; then, on a
-/// line of its own, what is carried.
+/// A node's words in a meeting.
+///
+/// ```text
+/// 0    the call: operation, reduction, datatype's code, root (Call::signature)
+/// 1    the call's mark, for reports
+/// 2    1 if all ranks of the node say the same length and digest
+/// 3    length, 4  digest: those of the node's first rank
+/// 5    the datatype's identity (Call::signature)
+/// 8    what is carried; of a node that aborts the text of its error, as many bytes as word 3 says
+/// ```
 type Record = [u64; 8 + CARRIED / 8];
 
-/// Returns the signature in a record.
+/// Returns the signature in a record, by which the nodes' calls are compared.
 fn signature(record: &Record) -> Signature {
     [record[0], record[5]]
 }
@@ -64,8 +85,8 @@ fn is_abort(record: &Record) -> bool {
 }
 
 impl Hybrid {
-    /// [1]-[3] Meets all ranks. `payload` is shown in the node, up to [`INLINE`](crate::channel::line::INLINE) bytes; from what its ranks
-    /// show, `carry` makes what the node's record carries.
+    /// \[1]-\[3] Meets all ranks. `payload`, up to [`INLINE`](crate::channel::line::INLINE) bytes, is shown
+    /// in the node. In the leader, `carry` makes the payload of the node's record from what the ranks show.
     pub(super) fn meet(
         &mut self,
         call: &Call,
@@ -79,6 +100,7 @@ impl Hybrid {
         let offer = Offer { len, digest, payload: payload_of, target: None };
         let mut record: Record = [0; 8 + CARRIED / 8];
         let mut mine = vec![[0u64; 2]; self.node.size()];
+        // [1]
         let shown = self.node.window().exchange(call, offer, |epoch| {
             let seen = epoch.seen;
             for (peer, words) in mine.iter_mut().enumerate() {
@@ -102,6 +124,7 @@ impl Hybrid {
         if let Err(error) = shown {
             return Err(self.failed(call, error));
         }
+        // All ranks fill the record, though only the leader's is told: the others overwrite theirs in [3].
         let uniform = mine.windows(2).all(|pair| pair[0] == pair[1]);
         let ([verb, datatype], [len, digest]) = (call.signature(), mine[0]);
         let words = [verb, u64::from(call.mark()), u64::from(uniform), len, digest, datatype, 0, 0];
@@ -117,13 +140,14 @@ impl Hybrid {
         if met.alike() { Ok(()) } else { Err(self.differ(call, &met, problem)) }
     }
 
-    /// Makes the last exchange of a call: whoever shows memory keeps it until all have read it.
+    /// Makes the last exchange of a call whose exchanges each close the one before: this rank may change what
+    /// it showed when all ranks of the node have arrived here.
     pub(super) fn close(&mut self, call: &Call) -> Result<()> {
         let closed = self.node.window().exchange(call, Offer::default(), |_| Ok(()));
         closed.map_err(|error| self.failed(call, error))
     }
 
-    /// [2], [3] Returns the records of all nodes, and all ranks' words if those of a node differ.
+    /// \[2], \[3] Returns the records of all nodes, and all ranks' words if those of a node differ.
     fn tell(&mut self, call: &Call, record: Record, mine: &[[u64; 2]]) -> Result<Met> {
         let nodes = self.layout.nodes();
         let mut records = vec![record; nodes];
@@ -133,13 +157,16 @@ impl Hybrid {
             Ok(())
         });
         told?;
+        // The node's root is its leader, whatever rank is the root of the call.
         let local = Call { root: 0, ..*call };
         let shared = self.node.broadcast(&local, bytemuck::cast_slice_mut(records.as_mut_slice()));
         shared.map_err(|error| self.failed(call, error))?;
-        // A node that has aborted has gone on already.
+        // A node that has aborted has told its record and returned: it takes no part in a second message.
         if records.iter().all(|record| record[2] == 1) || records.iter().any(is_abort) {
             return Ok(Met { words: None, records });
         }
+        // All nodes get here, as all have the same records, and know from the layout how many words each node
+        // tells.
         let mut all = vec![[0; 2]; self.size()];
         all[self.layout.ranks(self.layout.node)].copy_from_slice(mine);
         let sizes: Vec<usize> = (0..nodes).map(|node| 16 * self.layout.ranks(node).len()).collect();
@@ -149,7 +176,9 @@ impl Hybrid {
         Ok(Met { words: Some(all), records })
     }
 
-    /// Fails unless all nodes call the same, and none has aborted.
+    /// Fails unless all nodes call the same, and none has aborted. All ranks find the same in the same
+    /// records. An abort is an error of this call; different calls end the job, as its ranks have lost each
+    /// other.
     fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
         if let Some(node) = records.iter().position(is_abort) {
@@ -182,7 +211,8 @@ impl Hybrid {
         Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
     }
 
-    /// Tells the other nodes that the arguments of one of this node's ranks were wrong.
+    /// \[2] of a leader whose node has aborted: tells the other nodes that the arguments of one of its ranks
+    /// were wrong. They wait for its record, and must get one of the usual length.
     pub(super) fn aborted(&self, call: &Call, error: Error) -> Error {
         let Some(net) = &self.net else { return error };
         let mut record: Record = [0; 8 + CARRIED / 8];

@@ -1,4 +1,13 @@
-//! Messages between ranks of different nodes: from process to process, where both are processes of the job.
+//! Answers how one rank sends to one other, wherever both are. On one node the message goes through shared
+//! memory (comm/shm/message.rs). Between nodes it goes straight from process to process, past the leaders:
+//! this needs every rank to be a process of the job, which forked workers are not.
+//!
+//! A message between nodes is two: a head, with its signature and length, and its bytes. The receiver reads
+//! the head first. If the message is not the one that it asks for, the head is kept (here) and the bytes stay
+//! (in MPI), for a later call.
+//!
+//! A sender waits until MPI has taken all bytes, which may be when they have been received. A wait also ends
+//! if a rank of the own node is gone, and at the deadline (`Window::watch`).
 
 use super::Hybrid;
 use super::net::{Net, Tag};
@@ -8,24 +17,26 @@ use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
 
-/// Signature, bytes, and whether it is an array that changes hands.
+/// The head of a message: signature (two words), bytes, and whether it is an array that changes hands.
 type Head = [u64; 4];
 
-/// The way from each rank to each, if every rank is a process of the job; heads of messages that have come but were not
-/// what was asked for.
+/// The messages between nodes of one rank.
 pub(super) struct Letters {
+    /// All ranks, if every one is a process of the job.
     pub(super) net: Option<Net>,
+    /// For each rank the head of its next message, if it was received and the bytes were not.
     heads: Vec<Option<Head>>,
 }
 
 impl Letters {
+    /// Returns the messages of a communicator of `size` ranks: none yet.
     pub(super) fn new(net: Option<Net>, size: usize) -> Letters {
         Letters { net, heads: vec![None; size] }
     }
 }
 
 impl Hybrid {
-    /// The way to a rank of another node.
+    /// Returns the way to a rank of another node, or the error that there is none.
     fn net_to(&self, call: &Call, peer: usize) -> Result<Net> {
         self.letters.net.clone().ok_or_else(|| {
             let place = call.place(self.rank(), self.calls);
@@ -38,6 +49,8 @@ impl Hybrid {
         })
     }
 
+    /// Sends head and bytes to a rank of another node. Messages of one tag arrive in the order sent, so the
+    /// receiver finds the bytes behind their head.
     fn post(&mut self, call: &Call, to: usize, message: &[u8], array: bool) -> Result<()> {
         let net = self.net_to(call, to)?;
         let watch = self.node.window_ref().watch(*call);
@@ -49,7 +62,8 @@ impl Hybrid {
         sent.map_err(|error| self.failed(call, error))
     }
 
-    /// The next message from a rank, if it is what is asked for; else it stays to be received.
+    /// Waits for the head of the next message from a rank, which must be the one that is asked for; else the
+    /// message stays to be received. Returns the way by which its bytes arrive.
     fn head(&mut self, call: &Call, from: usize, len: usize, array: bool) -> Result<Net> {
         let net = self.net_to(call, from)?;
         let watch = self.node.window_ref().watch(*call);
@@ -75,6 +89,7 @@ impl Hybrid {
         Err(Error::bad(call.place(self.rank(), self.calls), problem))
     }
 
+    /// Receives head and bytes from a rank of another node.
     fn take(&mut self, call: &Call, from: usize, message: &mut [u8], array: bool) -> Result<()> {
         let net = self.head(call, from, message.len(), array)?;
         let watch = self.node.window_ref().watch(*call);
@@ -100,6 +115,7 @@ impl Messages for Hybrid {
         }
     }
 
+    /// Hands the block over within a node; to another node sends its bytes, and drops it.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         match self.layout.local(to) {
             Some(to) => self.node.send_block(call, to, block).map_err(|error| self.placed(call, error)),
@@ -107,10 +123,13 @@ impl Messages for Hybrid {
         }
     }
 
+    /// Takes up a block within a node; from another node receives its bytes into a new block of this rank's
+    /// heap.
     fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if let Some(from) = self.layout.local(from) {
             return self.node.recv_block(call, from, len).map_err(|error| self.placed(call, error));
         }
+        // The head before the memory: if the heap is full, the message stays to be received.
         self.head(call, from, len, true)?;
         let mut block = self.node.local().heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
         self.take(call, from, block.bytes_mut(), true)?;

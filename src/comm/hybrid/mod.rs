@@ -1,11 +1,26 @@
-//! A transport made of two: the ranks of each node share memory, and one process per node does the communication between nodes.
+//! Answers how bytes travel between ranks on several nodes: the ranks of a node share memory (comm/shm), and
+//! one process per node, its leader, does the communication between nodes.
 //!
-//! Ranks are numbered node by node. The leader of a node is its local rank 0. Every collective begins with a meeting
-//! (meeting.rs), in whose records short contributions travel. Everything else is cut into pieces, which all ranks enumerate
-//! alike, so nobody announces anything: see plan.rs, carry.rs and chunks.rs. Nothing crosses the network twice.
+//! Ranks are numbered node by node. The leader of a node is its local rank 0. A leader sends straight from
+//! the memory where the ranks of its node show their data, and receives into memory that they read, its area;
+//! or in place, if the data is for itself.
 //!
-//! A failure ends the job: the leader of the node where it is found prints it and calls MPI_Abort. Only wrong arguments,
-//! which are told to all before any output is written, leave the communicator usable.
+//! | file | answers |
+//! | --- | --- |
+//! | meeting.rs | do all ranks call the same, with lengths that fit? Every collective begins with it |
+//! | moving.rs, plan.rs, carry.rs | collectives that move: a list of moves, cut into pieces, batch by batch |
+//! | folding.rs | reductions: the way depends on the length |
+//! | chunks.rs, route.rs, traffic.rs, scan.rs | long operands, chunk by chunk from node to node |
+//! | message.rs | messages between two ranks |
+//! | split.rs, layout.rs, seats.rs, job.rs | which ranks and processes there are, and where |
+//! | net.rs, wire.rs, mpi.rs | messages between processes; loopback.rs stands in for MPI in tests |
+//!
+//! Contributions of a few bytes travel in the records of the meeting. All others are cut into pieces, which
+//! all ranks enumerate alike from the lengths told there, so that no message has to announce another. No
+//! piece crosses the same link twice.
+//!
+//! *A failure ends the job*: the leader of the node where it is found prints it and calls MPI_Abort. Only
+//! wrong arguments, which are told to all before any output is written, leave the communicator usable.
 
 mod carry;
 mod chunks;
@@ -50,11 +65,12 @@ pub(crate) struct Hybrid {
     /// In the leader: the other leaders.
     net: Option<Net>,
     layout: Rc<Layout>,
-    /// Bytes that every rank can show at a time.
+    /// Bytes that every rank can show at a time: a cell of the largest node, where cells are smallest. The
+    /// same on all ranks, as plans are computed from it.
     room: usize,
     /// Calls so far, alike on all ranks.
     calls: u32,
-    /// The leader's memory for what comes and goes.
+    /// In the leader: memory that its node reads, for its own pieces and for those that it receives.
     area: Option<Area>,
     letters: Letters,
     ways: Ways,
@@ -66,15 +82,20 @@ pub(crate) struct Ways {
     pub(crate) leaders: Vec<usize>,
     /// All ranks of the communicator, if every one is a process of the job.
     pub(crate) everyone: Option<Net>,
-    /// The first number that no communicator has as context, as far as this rank knows.
+    /// The first number that no communicator has as context, as far as this rank knows. Communicators that
+    /// were split off each other share the count.
     pub(crate) contexts: Rc<Cell<u32>>,
-    /// There are more ranks on this machine than processors. The leader knows.
+    /// There are more ranks on this machine than processors. The leader knows, and tells its node.
     pub(crate) crowded: bool,
 }
 
 impl Hybrid {
-    /// Returns the communicator of the ranks of a node and, by its leader's net, those of other nodes. All ranks of all nodes
-    /// call this. `numbers` are theirs in the world, if they are not all of it.
+    /// Returns the communicator of the ranks of a node and, by its leader's net, those of other nodes. All
+    /// ranks of all nodes call this. `numbers` are theirs in the world, if they are not all of it.
+    ///
+    /// 1. The leaders tell each other the sizes and hosts of their nodes.
+    /// 2. Each tells its node: first the length of that list and the number of this node, then the list.
+    /// 3. All ranks compute the same layout from it.
     pub(crate) fn new(
         mut node: Shm,
         net: Option<Net>,
@@ -102,19 +123,24 @@ impl Hybrid {
         Ok(Hybrid { node, net, layout, room, calls: 0, area, letters, ways })
     }
 
-    /// In the leader: `f`, whose failure is the job's.
+    /// Runs `f` in the leader, with a watch that ends its waits if a rank of this node is gone; a failure
+    /// ends the job. The other ranks go on at once, and wait for the leader in the next exchange of the node.
     fn leading(&mut self, call: &Call, f: impl FnOnce(&Net, net::Watch<'_>) -> Result<()>) -> Result<()> {
         let Some(net) = &self.net else { return Ok(()) };
         let watch = self.node.window_ref().watch(*call);
         f(net, &watch).map_err(|error| self.failed(call, error))
     }
 
-    /// Ends the job after a failed step of a call, unless the failure is wrong arguments: those the leader tells the
-    /// others, who are in a meeting.
+    /// Ends the job after a failed step of a call, unless the failure is wrong arguments: those the leader
+    /// tells the other leaders, who wait for its record in a meeting. Returns the error for this rank's
+    /// caller.
+    ///
+    /// A rank that is no leader only returns the error. Its node's epoch has ended, or ends when its body
+    /// returns the error: the leader then finds that out in its next wait, and ends the job.
     fn failed(&mut self, call: &Call, error: Error) -> Error {
         let error = self.placed(call, error);
         let Some(net) = &self.net else { return error };
-        // A process that this rank has forked is not the job's.
+        // A process that this rank has forked must not end the job.
         if !self.node.local().is_own() {
             return error;
         }
@@ -125,7 +151,8 @@ impl Hybrid {
         error
     }
 
-    /// A node's error, from a call of this communicator.
+    /// Returns an error of the node's transport as one of this communicator: with its rank and its number of
+    /// the call.
     fn placed(&self, call: &Call, error: Error) -> Error {
         let place = call.place(self.rank(), self.calls);
         match error {
@@ -174,12 +201,15 @@ impl Control for Hybrid {
         self.calls
     }
 
+    /// Releases first the node's ranks, which are in the first exchange of a meeting, then by its leader the
+    /// other nodes.
     fn abort(&mut self, call: &Call, error: Error) -> Error {
         self.calls = self.calls.wrapping_add(1);
         let error = self.node.abort(call, error);
         self.failed(call, error)
     }
 
+    /// A meeting and nothing more: it returns when all ranks of all nodes have arrived.
     fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.meet_alike(call, (0, digest), call.differs())?;
         Ok(Agreed::alone())

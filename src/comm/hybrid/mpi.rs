@@ -1,11 +1,18 @@
-//! The wire over MPI: bytes from process to process, under way until they have come. The only file that names rsmpi.
+//! Answers how bytes get from process to process by MPI: the wire of a job ([`Wire`]). The only file that
+//! names rsmpi.
 //!
-//! rsmpi's safe face ends what is under way with a scope; here sends and receives of an exchange are begun in one place
-//! and completed in another, from shared memory, so its foreign functions are used directly. One thread of a process
-//! speaks (MPI_THREAD_FUNNELED): the one that joined the job.
+//! rsmpi's safe face waits for all requests at the end of a scope. Here sends and receives of an exchange are
+//! begun in one place and completed in another, from shared memory, so its foreign functions are used
+//! directly. One thread of a process calls MPI (MPI_THREAD_FUNNELED): the one that joined the job.
 //!
-//! A request that is dropped before it has completed silences this process: MPI moves bytes only inside its calls, and
-//! there are none any more, so nothing is written into memory that is no longer lent. See [`Flight`].
+//! *Borrowed bytes.* A message is between MPI_Isend or MPI_Irecv and the MPI_Test that says that it has
+//! completed. Its bytes are borrowed by a [`Flight`], or lie in a segment that it keeps mapped. A flight that
+//! is dropped earlier silences this process, which calls MPI no more except to abort the job. This relies on
+//! MPI moving bytes only inside its calls: nothing is written to memory that is no longer lent then.
+//!
+//! *The life of a process in its job*: [`Mpi::join`] at its first call that needs the others, once;
+//! [`Mpi::take_part`] for each world, sweep or manager; at exit [`finalise`], after all have met there
+//! ([`Wire::at_exit`]), if this library has initialised MPI.
 #![expect(unsafe_code, reason = "foreign functions")]
 
 use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
@@ -28,24 +35,30 @@ use std::time::Duration;
 /// This process's place in its job.
 #[derive(Debug)]
 pub(crate) struct Mpi {
+    /// A duplicate of MPI_COMM_WORLD: its messages are never taken for the program's.
     comm: ffi::MPI_Comm,
     bytes: ffi::MPI_Datatype,
     pub(crate) rank: usize,
     pub(crate) size: usize,
+    /// The thread that joined the job.
     thread: ThreadId,
-    /// Initialised by this library, not by the program.
+    /// MPI was initialised by this library, not by the program.
     ours: bool,
+    /// The process that joined: see `process::incarnation`.
     process: u32,
-    /// Not 0: something was given up while it was under way.
+    /// Not 0: a message was given up while it was under way, or the job is being ended. MPI is not called any
+    /// more.
     silenced: AtomicU32,
-    /// Worlds, sweeps and managers of the job that this process is part of.
+    /// The number of worlds, sweeps and managers of the job that this process is part of.
     parts: AtomicU32,
-    /// Those of them in which it now runs what is one process's alone: a rank's body, root's progress.
+    /// The number of those in which it now runs code that is one process's alone: a rank's body, root's
+    /// progress.
     bodies: AtomicU32,
     /// The first context that no communicator of this process has had.
     contexts: AtomicU32,
     /// The largest tag that a message may have.
     largest_tag: i32,
+    /// The number of the process that joined, for [`finalise`].
     pid: u32,
 }
 
@@ -67,7 +80,7 @@ const ABORTING: u32 = 2;
 /// The exit status of an aborted job.
 const FAILURE: i32 = 1;
 
-/// The error for a code that a function of MPI returned.
+/// Turns the code that a function of MPI returned into a result.
 fn code(call: &'static str, code: i32) -> Result<()> {
     match code {
         0 => Ok(()),
@@ -85,13 +98,14 @@ impl Mpi {
     pub(crate) fn join() -> Result<&'static Mpi> {
         if JOINED.get().is_none() {
             let joined = Mpi::initialise()?;
-            // Only this thread gets here while nothing is set: MPI_Init refuses a second.
+            // Nobody else can have set it: `initialise` succeeds in the main thread only.
             let _ = JOINED.set(joined);
         }
         let joined = JOINED.get().ok_or_else(|| Error::option("MPI", "it could not be joined"))?;
         joined.check().map(|()| joined)
     }
 
+    /// Initialises MPI, unless the program has, and takes this process's place.
     fn initialise() -> Result<Mpi> {
         if !process::is_main_thread() {
             return Err(Error::option(
@@ -114,6 +128,7 @@ impl Mpi {
         code("MPI_Comm_size", unsafe { ffi::MPI_Comm_size(comm, &raw mut size) })?;
         // SAFETY: a constant of the library.
         let bytes = unsafe { ffi::RSMPI_UINT8_T };
+        // An MPI that does not know this launcher makes every process a job of its own.
         let differs = |job: &Launcher| ![0, size as usize].contains(&job.size);
         if let Some(job) = launcher().filter(differs) {
             let problem = format!(
@@ -145,7 +160,8 @@ impl Mpi {
         })
     }
 
-    /// Refuses to fork ranks where the program has initialised MPI: they would inherit half of what it has open.
+    /// Fails where ranks must not be forked because the program has initialised MPI: they would inherit half
+    /// of what it has open.
     pub(crate) fn may_fork(operation: &'static str) -> Result<()> {
         let is_foreign = match JOINED.get() {
             Some(joined) => !joined.ours,
@@ -159,7 +175,8 @@ impl Mpi {
         Ok(())
     }
 
-    /// `Ok` where this process may speak.
+    /// Fails where MPI must not be called: in a forked child, in another thread, and once the process was
+    /// silenced.
     fn check(&self) -> Result<()> {
         if self.process != process::incarnation() {
             return Err(Error::option("MPI", "a forked worker is no process of the job"));
@@ -173,6 +190,7 @@ impl Mpi {
         }
     }
 
+    /// Begins a message from or to a place of a segment, which stays mapped as long as the flight lives.
     fn at(
         &'static self,
         segment: &Arc<Segment>,
@@ -184,15 +202,18 @@ impl Mpi {
         let at = segment
             .bytes(place.start, place.len())
             .ok_or(Error::Corrupt { what: "the plan of a transfer" })?;
-        // SAFETY: mapped as long as the flight holds the segment; shared memory, which other processes write at any time: who
-        // must not meanwhile is the caller's protocol.
+        // SAFETY: mapped as long as the flight holds the segment; shared memory, which other processes write
+        // at any time: that nobody does so meanwhile is for the caller's protocol to ensure.
         let mut request = unsafe { self.begin(at.as_ptr(), place.len(), sends, peer, tag) }?;
         request.segment = Some(Arc::clone(segment));
         Ok(Flight::new(request))
     }
 
+    /// Begins a message; it is under way until its request has completed.
+    ///
     /// # Safety
-    /// The bytes stay what they are, or nobody else's, until the request has completed or is dropped.
+    /// Until the request has completed or is dropped, nobody writes the bytes if they are sent, and nobody
+    /// uses them if they are received.
     unsafe fn begin<'b>(
         &'static self,
         at: *mut u8,
@@ -215,29 +236,32 @@ impl Mpi {
         began.map(|()| Request { mpi: self, request, completed: false, segment: None, _bytes: PhantomData })
     }
 
-    /// Contexts below this one have been used.
+    /// Notes that contexts below this one have been used.
     pub(crate) fn use_contexts(&self, below: u32) {
         self.contexts.fetch_max(below, Ordering::Relaxed);
     }
 
-    /// Is this process part of a world, a sweep or a manager of the job? The program must not exit then.
+    /// Returns whether this process is part of a world, a sweep or a manager of the job. The program must not
+    /// exit then.
     pub(crate) fn is_busy(&self) -> bool {
         self.parts.load(Ordering::Relaxed) != 0
     }
 
-    /// Does it run what the other processes do not, or not at the same time: the body of a rank, a sweep's progress?
+    /// Returns whether it runs code that the other processes do not run, or not at the same time: the body of
+    /// a rank, a sweep's progress.
     pub(crate) fn is_in_body(&self) -> bool {
         self.bodies.load(Ordering::Relaxed) != 0
     }
 
-    /// This process is part of something of the job's while the [`Part`] lives. `body`: see [`Mpi::is_in_body`].
+    /// Makes this process part of a world, sweep or manager of the job while the [`Part`] lives. `body`: see
+    /// [`Mpi::is_in_body`].
     pub(crate) fn take_part(&'static self, body: bool) -> Part {
         self.parts.fetch_add(1, Ordering::Relaxed);
         self.bodies.fetch_add(u32::from(body), Ordering::Relaxed);
         Part { mpi: self, body }
     }
 
-    /// This process's place in its job, if it has joined one.
+    /// Returns this process's place in its job, if it has joined one.
     pub(crate) fn joined() -> Option<&'static Mpi> {
         JOINED.get()
     }
@@ -314,9 +338,10 @@ impl Wire for Mpi {
         }
         // In one write: other processes print there too.
         let _ = std::io::stderr().write_all(text.as_bytes());
-        // It may end this process by exit: see `finalise`.
+        // MPI_Abort may end this process by exit, which calls `finalise`: that must do nothing then.
         self.silenced.store(1, Ordering::Relaxed);
-        // MPICH's own handlers may then wait for processes that wait for this one: whatever happens, it does not live on.
+        // MPICH's own exit handlers may wait for processes that wait for this one: in any case an alarm ends
+        // it.
         // SAFETY: the usual end of a process by this signal.
         unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
         // SAFETY: sets a timer.
@@ -330,12 +355,12 @@ impl Wire for Mpi {
     }
 }
 
-/// Initialises the library, unless the program has; returns whether it had not.
-/// How long a process naps between looks while the others join.
+/// Time between looks while the others join.
 const NAP: Duration = Duration::from_micros(50);
 
-/// Makes a communicator of the same processes: all processes of the job come here in their first call. Workers that were
-/// forked before have work already, and meanwhile get the processors.
+/// Makes a communicator of the same processes: all processes of the job do so in their first call, so this
+/// waits for the slowest. It sleeps meanwhile: workers that were forked before have work already, and get the
+/// processors.
 fn duplicate(world: ffi::MPI_Comm) -> Result<ffi::MPI_Comm> {
     let mut comm = world;
     // SAFETY: constants of the library.
@@ -353,7 +378,9 @@ fn duplicate(world: ffi::MPI_Comm) -> Result<ffi::MPI_Comm> {
     }
 }
 
+/// Initialises the library, unless the program has; returns whether it had not.
 fn begin() -> Result<bool> {
+    // The program's threads: those that MPI starts in its initialisation are not counted among them.
     let (ours, threads) = (!is_initialised()?, procfs::threads());
     let mut provided = 0;
     // SAFETY: a constant of the library.
@@ -387,7 +414,7 @@ fn begin() -> Result<bool> {
     Ok(ours)
 }
 
-/// The largest tag that this MPI has; each has those up to [`EVERYWHERE`].
+/// Returns the largest tag that this MPI has; each has those up to [`EVERYWHERE`].
 fn largest_tag(world: ffi::MPI_Comm) -> Result<i32> {
     let (mut tag, mut flag) = (null_mut::<i32>(), 0);
     // SAFETY: initialised; writes the flag, and if it is set the address of a number of the library's.
@@ -424,7 +451,7 @@ fn null_request() -> ffi::MPI_Request {
     unsafe { ffi::RSMPI_REQUEST_NULL }
 }
 
-/// Called when the program exits.
+/// Called when the program exits: finalises MPI when all processes of the job have met there.
 extern "C" fn finalise() {
     // Not in a child, nor while the job is being ended.
     let speaks = |mpi: &&Mpi| mpi.pid == process::pid() && mpi.silenced.load(Ordering::Relaxed) == 0;
@@ -461,6 +488,8 @@ impl Pending for Request<'_> {
 }
 
 impl Drop for Request<'_> {
+    /// A message that is still under way silences the process, and its segment stays mapped for good: see the
+    /// head of this file.
     fn drop(&mut self) {
         if !self.completed {
             self.mpi.silenced.store(1, Ordering::Relaxed);

@@ -1,4 +1,13 @@
-//! The nodes of a communicator, each represented by one process of the job: messages, records told to all, waits.
+//! Answers how some processes of a job tell each other things: the leaders of a communicator's nodes, or all
+//! processes. Each is a node here, known by its place in a list.
+//!
+//! - Messages between two of them, of any length, told apart by a tag, and by the communicator's context from
+//!   those of other communicators.
+//! - Records told by all to all ([`Net::tell`], [`Net::all_gather`]): Bruck's algorithm, in log2 of the
+//!   number of nodes steps.
+//! - Waits ([`Patience`]): MPI wakes nobody, so a wait looks, yields, and in the end sleeps between looks.
+//!   Every wait has a watch, by which it also ends if something has happened that makes it vain.
+//! - The steps that all processes of a job must take together ([`step`]), and the end of the job.
 
 use super::wire::{Flight, LARGEST, Wire};
 use crate::error::{Error, Result};
@@ -12,7 +21,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The purpose of a message. Messages between two nodes of one communicator and of one tag arrive in the order sent.
+/// The purpose of a message. Messages between two nodes of one communicator and of one tag arrive in the
+/// order sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Tag {
@@ -35,11 +45,11 @@ pub(crate) enum Tag {
     Grant,
 }
 const TAGS: i32 = 16;
-/// So many communicators of more than one node can be made in a program, if its MPI has so many tags (2^24: MPICH has 2^28,
-/// Open MPI 2^31, some providers of libfabric 2^20).
+/// The number of communicators of more than one node that can be made in a program, if its MPI has enough
+/// tags (2^24: MPICH has 2^28, Open MPI 2^31, some providers of libfabric 2^20).
 const CONTEXTS: i32 = 1 << 20;
 
-/// Contexts of which all tags are within the largest one.
+/// Returns the number of contexts of which all tags are within the largest one.
 fn contexts(largest_tag: i32) -> i32 {
     (largest_tag / TAGS).min(CONTEXTS)
 }
@@ -47,31 +57,36 @@ fn contexts(largest_tag: i32) -> i32 {
 /// The whole job's own context: see [`leave_job`].
 const JOB: i32 = 0;
 
-/// Nodes that talk: each by one process of the job.
+/// Nodes that communicate, each by one process of the job.
 #[derive(Clone)]
 pub(crate) struct Net {
     wire: &'static dyn Wire,
-    /// The process that speaks for each node.
+    /// The process of each node.
     processes: Rc<[usize]>,
     /// This node's number.
     pub(crate) me: usize,
+    /// A part of all tags, which no other communicator of these processes has.
     context: i32,
     /// See [`Patience`].
     looks: u32,
 }
 
-/// Ends a wait early: with the error that makes it vain.
+/// Called again and again during a wait; an error makes the wait vain, and ends it.
 pub(crate) type Watch<'a> = &'a dyn Fn() -> Result<()>;
 
 impl Net {
-    /// All processes of the job.
+    /// Returns the net of all processes of the job; registers the step that all of them take when the program
+    /// exits.
     pub(crate) fn job(wire: &'static dyn Wire) -> Net {
         wire.at_exit(leave_job);
         Net { wire, processes: (0..wire.size()).collect(), me: wire.rank(), context: JOB, looks: LOOKS }
     }
 
-    /// These processes, of which this is the `me`-th; `context` tells their messages from others'.
-    /// `crowded`: others need this processor meanwhile.
+    /// Returns the net of these processes, of which this is the `me`-th; `context` tells their messages from
+    /// others'. `crowded`: other processes need this processor while this one waits.
+    ///
+    /// # Errors
+    /// If this MPI has too few tags for the context.
     pub(crate) fn new(
         wire: &'static dyn Wire,
         processes: Vec<usize>,
@@ -108,7 +123,7 @@ impl Net {
         self.processes.len()
     }
 
-    /// The process that speaks for a node.
+    /// Returns the process of a node, by its number in the job.
     pub(crate) fn process(&self, node: usize) -> usize {
         self.processes[node]
     }
@@ -145,13 +160,14 @@ impl Net {
         self.wire.recv(bytes, self.processes[from], self.context * TAGS + tag as i32)
     }
 
-    /// A node whose message of this tag can be received at once.
+    /// Returns a node whose message of this tag can be received at once, if there is one.
     pub(crate) fn arrived(&self, tag: Tag) -> Result<Option<usize>> {
         let process = self.wire.probe(self.context * TAGS + tag as i32)?;
         Ok(process.and_then(|process| self.processes.iter().position(|&other| other == process)))
     }
 
-    /// Waits until all have come.
+    /// Waits until all messages have been sent, or received. After an error some are still under way:
+    /// dropping them silences the wire ([`Flight`]), so the job must end.
     pub(crate) fn wait(&self, flights: &mut [Flight<'_>], watch: Watch<'_>) -> Result<()> {
         let mut patience = Patience { looks: 0, spins: self.looks, since: None };
         for flight in flights {
@@ -162,7 +178,8 @@ impl Net {
         Ok(())
     }
 
-    /// Sends and receives any amount, in messages that MPI can count.
+    /// Sends any amount, in messages that MPI can count, each when the one before has been sent. The receiver
+    /// asks for as many bytes by [`Net::recv_all`], and so for the same messages.
     pub(crate) fn send_all(&self, bytes: &[u8], to: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
         for part in bytes.chunks(LARGEST) {
             self.wait(&mut [self.send(part, to, tag)?], watch)?;
@@ -170,7 +187,7 @@ impl Net {
         Ok(())
     }
 
-    /// See [`Net::send_all`].
+    /// Receives any amount: see [`Net::send_all`].
     pub(crate) fn recv_all(&self, bytes: &mut [u8], from: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
         for part in bytes.chunks_mut(LARGEST) {
             self.wait(&mut [self.recv(part, from, tag)?], watch)?;
@@ -178,14 +195,19 @@ impl Net {
         Ok(())
     }
 
-    /// Everyone's part, in order of the nodes, `sizes` long, to everyone: each node's is at its place in `all` when it
-    /// calls this, all are afterwards. Bruck et al. 1997: in step s from those 2^s further on, what they have so far.
+    /// Gives every node's part, in order of the nodes and `sizes` long, to all nodes: each node's own part is
+    /// at its place in `all` when it calls this, all parts are afterwards.
+    ///
+    /// Bruck et al. 1997. After step s a node has the parts of 2^(s+1) nodes: its own, and those of the nodes
+    /// that follow it. In step s it receives what the node 2^s further on has so far, and sends what itself
+    /// has to the node 2^s before. The last step takes only what is missing.
     pub(crate) fn all_gather(&self, all: &mut [u8], sizes: &[usize], watch: Watch<'_>) -> Result<()> {
         let (nodes, me) = (self.size(), self.me);
         if nodes == 1 {
             return Ok(());
         }
-        // Turned, so that what one has is one stretch: mine, then those behind me.
+        // A copy that begins with the own part: what this node has is one stretch then, and so is what it
+        // sends.
         let size = |step: usize| sizes[(me + step) % nodes];
         let start: usize = sizes[..me].iter().sum();
         let mut turned = vec![0; all.len()];
@@ -197,19 +219,21 @@ impl Net {
             let going: usize = (0..take).map(size).sum();
             let (mine, rest) = turned.split_at_mut(bytes);
             let (to, from) = ((me + nodes - have) % nodes, (me + have) % nodes);
+            // Both at once, the receive first: no node waits for one that has not begun to receive.
             let mut flights =
                 [self.recv(&mut rest[..coming], from, Tag::Told)?, self.send(&mine[..going], to, Tag::Told)?];
             self.wait(&mut flights, watch)?;
             have += take;
             bytes += coming;
         }
+        // Back into the order of the nodes.
         let tail = all.len() - start;
         kernel::copy(&mut all[start..], &turned[..tail], Store::Cached);
         kernel::copy(&mut all[..start], &turned[tail..], Store::Cached);
         Ok(())
     }
 
-    /// Everyone's record, in order of the nodes.
+    /// Tells this node's record to all, and returns those of all, in order of the nodes.
     pub(crate) fn tell<const N: usize>(&self, record: [u8; N], watch: Watch<'_>) -> Result<Vec<[u8; N]>> {
         let mut all = vec![[0; N]; self.size()];
         all[self.me] = record;
@@ -218,7 +242,7 @@ impl Net {
     }
 }
 
-/// Waits for nobody but the other nodes.
+/// The watch of a wait that nothing but its messages ends (or the end of the job).
 pub(crate) fn always() -> Result<()> {
     Ok(())
 }
@@ -233,10 +257,11 @@ pub(crate) enum Step {
     Manager,
 }
 
-/// All processes of the job take the same step, with the same number (the way, a digest of rows ...). Returns the first
-/// context that none of them has used.
+/// Makes sure that all processes of the job take the same step, with the same number (the way, a digest of
+/// rows ...). Returns the first context that none of them has used. All compare the same words: if one
+/// differs, all fail.
 pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
-    // Some MPIs start threads with the first messages.
+    // Some MPIs start threads with the first messages; a later fork must not be refused for their sake.
     let (contexts, told) = procfs::vouching(|| -> Result<_> {
         let contexts = net.tell(net.wire.contexts().to_ne_bytes(), &always)?;
         Ok((contexts, net.tell(bytemuck::cast([step as u64, number]), &always)?))
@@ -276,8 +301,9 @@ pub(crate) fn end_job(wire: &dyn Wire, error: &Error) {
     }
 }
 
-/// Meets the other processes when the program exits, so that none leaves the job before all do. Returns whether MPI may be
-/// finalised.
+/// Meets the other processes when the program exits, so that none leaves the job before all do. If this one
+/// is still part of a world, or the others do something else, the job is ended: they would wait for it for
+/// ever. Returns whether MPI may be finalised.
 fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     let left = match busy {
         false => step(&Net::job(wire), Step::Exit, 0),
@@ -286,7 +312,8 @@ fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     left.inspect_err(|error| end_job(wire, error)).is_ok()
 }
 
-/// The wait of a process for another node: it looks, then lets others run, and in the end sleeps between looks.
+/// The wait of a process for another node: it looks, then lets others run, and in the end sleeps between
+/// looks.
 struct Patience {
     looks: u32,
     /// Looks before it lets others run.
@@ -294,14 +321,17 @@ struct Patience {
     since: Option<Instant>,
 }
 
-/// Looks while others need this processor. (Three leaders that spin on two processors: 11.5 ms a sum; that yield: 0.4 to 1.1.)
+/// Looks while others need this processor. (A sum by three leaders on two processors takes 11.5 ms if they
+/// spin, 0.4 to 1.1 ms if they yield.)
 const LOOKS: u32 = 10;
-/// After so long without news it sleeps between looks: for a hundredth of the time that it has waited, between these two.
+/// After this time without news it sleeps between looks: for a hundredth of the time that it has waited,
+/// within these limits.
 const AWAKE: Duration = Duration::from_millis(2);
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(50);
 
 impl Patience {
+    /// Passes the time until the next look, and asks the watch now and then: it costs more than a look.
     fn pause(&mut self, watch: Watch<'_>) -> Result<()> {
         self.looks += 1;
         if self.looks.is_multiple_of(16) {

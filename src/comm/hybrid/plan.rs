@@ -1,19 +1,28 @@
-//! The plan of a collective that moves: which pieces go where in which batch. All ranks enumerate the same list, so nobody
-//! announces anything. Pure arithmetic; carry.rs carries it out.
+//! Answers which pieces of a collective that moves go where, and in which batch. Pure arithmetic on lengths
+//! that all ranks know; carry.rs carries it out.
+//!
+//! A collective is a list of [`Move`]s, which all ranks enumerate in the same order (moving.rs). It is cut
+//! into batches. Each is the longest beginning of the rest of the list that fits into the cell of every rank
+//! that sends and into the area of every node that receives (and has at most [`MOST`] moves).
+//!
+//! All ranks compute all limits, also those of nodes in which they are not: so every batch has the same moves
+//! everywhere, and each side of a message knows that it is sent, and how long it is, without a word from the
+//! other. A node keeps only the pieces in which it takes part, and skips batches in which it has none.
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
 use std::iter::Peekable;
 use std::ops::Range;
 
-/// Room in a node's area for what comes in a batch.
+/// Bytes of a node's area for the pieces that it receives in a batch.
 pub(super) const COME: usize = 1 << 20;
-/// No piece is longer: on a link of 100 Gbit/s it takes 20 us, as long as a message's way.
+/// Longest piece: on a link of 100 Gbit/s it takes 20 us, as long as a message's way.
 pub(super) const PIECE: usize = 256 << 10;
-/// Pieces of a batch on all nodes.
+/// Largest number of pieces in a batch, of all nodes.
 const MOST: usize = 1 << 14;
 
-/// Bytes `at..at + len` of what `from` sends, for the place from `to_at` on of what `to` receives; of all others, if none.
+/// One stretch of bytes on its way: bytes `at..at + len` of the contribution of `from`, to the place from
+/// `to_at` on in the buffer of `to`; if that is none, in the buffers of all ranks but `from`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Move {
     pub(super) from: usize,
@@ -34,36 +43,39 @@ impl Move {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub(super) of: Move,
-    /// Its number in the batch.
+    /// Its number in the batch: the order of messages between two nodes.
     pub(super) number: usize,
-    /// Where its sender shows it, behind what else it shows.
+    /// Its offset in what its sender shows in the batch: its pieces, one after the other.
     pub(super) shown: usize,
-    /// Where it comes to in this node's area, if it comes there.
+    /// Its offset in this node's area, if it is received there.
     pub(super) come: Option<usize>,
 }
 
 impl Layout {
-    /// Returns the nodes other than its own that a move comes to.
+    /// Returns the nodes that receive a move: those of its receivers, without its sender's, which needs no
+    /// message.
     pub(super) fn nodes_to(&self, of: Move) -> impl Iterator<Item = usize> {
         let (from, to) = (self.node_of(of.from), of.to.map(|to| self.node_of(to)));
         (0..self.nodes()).filter(move |&node| node != from && to.is_none_or(|to| to == node))
     }
 
-    /// Returns whether a move goes straight to its place in the leader of the node it comes to.
+    /// Returns whether a move is received at its place: its only receiver is the leader of another node than
+    /// its sender's. Such a move takes no room in an area, and no copy.
     pub(super) fn is_direct(&self, of: Move) -> bool {
         of.to.is_some_and(|to| {
             self.leader(self.node_of(to)) == to && self.node_of(of.from) != self.node_of(to)
         })
     }
 
-    /// Returns the number of nodes that a move has passed when it comes here.
+    /// Returns how many nodes this one is behind a move's sender in the ring of nodes; 0 in the sender's own.
     pub(super) fn distance(&self, of: Move) -> usize {
         (self.node + self.nodes() - self.node_of(of.from)) % self.nodes()
     }
 
-    /// Takes the next moves that fit into everyone's cell and every node's area, and returns those in which this node takes
-    /// part.
+    /// Takes the next moves that fit into every cell (of `cell` bytes) and every node's area, and returns
+    /// those in which this node takes part. One move always fits: no piece is longer than a cell or an area.
     pub(super) fn batch(&self, moves: &mut Peekable<impl Iterator<Item = Move>>, cell: usize) -> Vec<Piece> {
+        // Bytes that each rank shows, and that each node receives in its area, in this batch so far.
         let (mut shown, mut come) = (vec![0; self.size()], vec![0; self.nodes()]);
         let (mut batch, mut number) = (Vec::new(), 0);
         while let Some(&of) = moves.peek().filter(|_| number < MOST) {
@@ -93,7 +105,8 @@ impl Layout {
     }
 }
 
-/// Returns disjoint parts of a buffer, in the order given.
+/// Returns disjoint parts of a buffer, in the order given, all to be written at the same time. Parts that
+/// overlap, or reach beyond the end, are an error.
 pub(super) fn carve<'a>(mut rest: &'a mut [u8], parts: &[Range<usize>]) -> Result<Vec<&'a mut [u8]>> {
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|&part| parts[part].start);

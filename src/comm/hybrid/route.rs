@@ -1,7 +1,21 @@
-//! The routes of chunks through the nodes: where each is in which round. Pure arithmetic, the same on all ranks; what is done
-//! there is folding.rs's.
+//! Answers where each chunk of a long reduction is in which round. Pure arithmetic, the same on all ranks;
+//! chunks.rs does the work.
+//!
+//! With k nodes, chunk c is
+//!
+//! | fold | folded at node | in round | its total is received at | in round |
+//! | --- | --- | --- | --- | --- |
+//! | ordered | i = 0, 1 .. k-1 | c + 2 i | i = k-2 .. 0, if all want it | c + 2 (k-1) + 2 (k-1-i) |
+//! | | | | the node that wants it | c + 2 k |
+//! | fast | (c + 1 + h) mod k, h = 0 .. k-1 | r + 2 h | (c + 1 + h) mod k, h = 0 .. k-2 | r + 2 k + 2 h |
+//!
+//! On the ring of the fast fold (Patarasuk and Yuan 2009) chunks go in groups of k, which start at k
+//! different nodes: in every round each node folds one. Two groups are under way in alternate rounds, as a
+//! chunk needs two rounds per node: group g begins in round r = 2 k floor(g / 2) + g mod 2.
+//!
+//! Each step of a chunk is two rounds after the one before, so that a message has a whole round to arrive.
 
-/// The ways of chunks through the nodes.
+/// The routes of all chunks, as one node sees them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Route {
     pub(super) nodes: usize,
@@ -21,20 +35,20 @@ pub(super) enum Wanted {
     By(usize),
 }
 
-/// The part of a node in a chunk's way, in one round.
+/// The part of a node in a chunk's route, in one round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stop {
     pub(super) chunk: usize,
-    /// The node it comes from, if it does.
+    /// The node from which it is received; none where the route begins.
     pub(super) from: Option<usize>,
-    /// The node it goes to next, if it does.
+    /// The node to which it is sent next; none where the route ends.
     pub(super) next: Option<usize>,
-    /// The fold is complete here, or was before.
+    /// The fold is complete here, or was before: a total leaves this node, not a partial fold.
     pub(super) total: bool,
 }
 
 impl Route {
-    /// The chunk that this node folds in a round.
+    /// Returns the chunk that this node folds in a round.
     pub(super) fn folds(&self, round: usize) -> Option<Stop> {
         let (k, i) = (self.nodes, self.node);
         match self.to {
@@ -56,7 +70,8 @@ impl Route {
         }
     }
 
-    /// The chunk whose total comes to this node in a round.
+    /// Returns the chunk whose total this node receives for a round. A node that has folded the total itself
+    /// receives none.
     pub(super) fn comes(&self, round: usize) -> Option<Stop> {
         let (k, i) = (self.nodes, self.node);
         match self.to {
@@ -78,8 +93,8 @@ impl Route {
         }
     }
 
-    /// On a ring, k chunks are folded at once, one at each node, and two such groups in alternate rounds: the chunk at this
-    /// node in a round, and how many nodes it has passed.
+    /// Returns the chunk that is at this node of the ring in a round, and how many nodes it has passed (h in
+    /// the table above).
     fn ring(&self, round: usize) -> Option<(usize, usize)> {
         let (k, turn) = (self.nodes, round % (2 * self.nodes));
         let (group, hop) = (round / (2 * k) * 2 + turn % 2, turn / 2);
@@ -102,8 +117,9 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Follows all chunks from node to node: each is folded once by every node, in an allowed order, and its total comes
-    /// once to everyone who wants it; nothing is received before the round after which it was sent.
+    /// Follows all chunks from node to node: each is folded once by every node, in an allowed order, and its
+    /// total is received once by every node that wants it; each message is sent in an earlier round than the
+    /// one for which it is received.
     #[test]
     fn every_chunk_is_folded_by_all_and_comes_to_all_who_want_it() {
         for nodes in 2..7 {

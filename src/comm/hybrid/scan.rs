@@ -1,4 +1,17 @@
-//! Scans over nodes, chunk by chunk: a pipeline in the order of the ranks.
+//! Answers how scans work over nodes: a pipeline in the order of the nodes, chunk by chunk.
+//!
+//! ```text
+//! [1] the leader receives the fold of all operands of the nodes before this one
+//! [2] the exchange: all show their operands of the chunk, the leader its area with what it has received
+//! [3] the leader folds what it has received and all operands of its node, and sends that to the next node
+//! [4] each rank folds what was received, and the operands of its node's ranks up to its own, into its `recv`
+//! ```
+//!
+//! \[3] is before \[4], so that the next node can begin. The received fold is always the first operand: the
+//! fold goes over all ranks from the left, however they are spread over nodes.
+//!
+//! Places of the leader's area are those of traffic.rs. A fold is received for round t where that of t - 2
+//! was: all ranks have arrived at the exchange of t - 1 before \[1] of t, and so have read it.
 
 use super::Hybrid;
 use super::chunks::Chunked;
@@ -14,7 +27,8 @@ use crate::shm::kernel::Store;
 use std::ops::Range;
 
 impl Hybrid {
-    /// Scans chunk by chunk: each node folds its operands onto what has come from the nodes before, and hands the sum on.
+    /// Scans chunk by chunk: each node folds its operands onto the fold of the nodes before, and sends that
+    /// on.
     pub(super) fn scan_chunks(
         &mut self,
         call: &Call,
@@ -38,10 +52,7 @@ impl Hybrid {
         if send.is_empty() { Ok(()) } else { self.close(call) }
     }
 
-    /// One chunk of a scan.
-    ///
-    /// The leader receives the fold of all nodes before, and all show their operands. Each rank folds what has come and the
-    /// operands up to its own; the leader also folds all of them, for the next node, and sends that on.
+    /// \[1]-\[4] of one chunk, whose result is `recv`.
     fn scan_round(
         &mut self,
         call: &Call,
@@ -54,12 +65,14 @@ impl Hybrid {
         let (first, last) = (usize::from(node > 0), node + 1 == self.layout.nodes());
         let watch = self.node.window_ref().watch(*call);
         let traffic = self.traffic(chunked.send.len(), chunked.chunk);
+        // [1]
         if let Some(traffic) = traffic.as_ref().filter(|_| node > 0) {
             let place = traffic.place(partial(round), range.len());
             let came = traffic.net.recv_at(&traffic.segment, place, node - 1, Tag::Partial);
             let came = came.and_then(|flight| traffic.land(Some(flight), &watch));
             came.map_err(|error| self.failed(call, error))?;
         }
+        // [2]
         let place = operand(round) * chunked.chunk;
         let (len, payload, target) = self.show_operand(chunked.send, range.clone(), place);
         let offer = Offer { len, payload, target, ..Offer::default() };
@@ -70,6 +83,8 @@ impl Hybrid {
                 None => Ok(&come[within]),
                 Some(rank) => operands.of(rank, range.start + within.start..range.start + within.end),
             };
+            // [3] One place is enough: only the leader uses it, and the message from it has been sent at the
+            // end.
             if let Some(traffic) = traffic.filter(|_| !last) {
                 let [dst] = epoch.opened([0], chunked.place(folded(0), range.len()))?;
                 fold.in_rank_order(dst, None, Store::Cached, chunked.ranks + first, part)?;
@@ -77,6 +92,7 @@ impl Hybrid {
                 let flight = traffic.net.send_at(&traffic.segment, place, node + 1, Tag::Partial)?;
                 traffic.land(Some(flight), &watch)?;
             }
+            // [4] An exclusive scan leaves rank 0 of all nodes nothing to fold.
             let count = first + chunked.me + usize::from(inclusive);
             if count > 0 {
                 fold.in_rank_order(recv, None, Store::Cached, count, part)?;

@@ -1,7 +1,14 @@
-//! Seats: on which nodes the processes of a job are, and which ranks they become.
+//! Answers on which nodes the processes of a job are, and which ranks they become.
 //!
-//! Processes that can map each other's memory make a node. Ranks are numbered node by node, in the order of the nodes' first
-//! processes: process 0 is rank 0.
+//! Processes that can map each other's memory make a node. Ranks are numbered node by node, in the order of
+//! the nodes' first processes: process 0 is rank 0.
+//!
+//! ```text
+//! [1] all processes tell each other what identifies their node; all compute the same nodes and ranks
+//! [2] on each node, the first process makes the world, and sends the words by which others find its memory
+//! [3] the others map that memory, and say so
+//! [4] the first one waits for that: until then it keeps the file open that leads to the memory
+//! ```
 
 use super::mpi::Mpi;
 use super::net::{Net, Tag, always};
@@ -20,22 +27,26 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Where the processes of a job are, and the world of this one's node.
 pub(crate) struct Seats {
+    /// The memory that the processes of this node share.
     pub(crate) world: World,
-    /// This process in its node.
+    /// This process's rank in its node.
     pub(crate) local: usize,
+    /// Its rank among all.
     pub(crate) rank: usize,
     /// Processes of each node.
     pub(crate) nodes: Vec<Vec<usize>>,
     /// All processes in the order of ranks.
     pub(crate) order: Vec<usize>,
+    /// There are more ranks on this machine than processors.
     pub(crate) crowded: bool,
-    /// The context of the communicator of all, and the first one behind those of all split off it.
+    /// The context of the communicator of all, and the first that neither it nor one split off it has.
     pub(crate) context: u32,
     pub(crate) contexts: Rc<Cell<u32>>,
 }
 
 impl Seats {
-    /// Processes that can map each other's memory make a node; its first one makes the world that the others join.
+    /// \[1]-\[4] Finds this process's place; all processes of the job call this. `flat`: each is a node of
+    /// its own, so that all data goes through messages.
     pub(crate) fn find(all: &Net, plan: Plan, flat: bool, context: u32) -> Result<Seats> {
         let key = if flat { all.me as u64 } else { neighbourhood() };
         let keys = all.tell(key.to_ne_bytes(), &always)?;
@@ -56,6 +67,7 @@ impl Seats {
         let plan = Plan { ranks: node.len(), crowded: Some(crowded), ..plan };
         let world = match (node.len(), local) {
             (1, _) => World::new(plan)?,
+            // [2], [4]
             (_, 0) => {
                 let (world, invitation) = World::lent(plan)?;
                 for &other in &node[1..] {
@@ -67,6 +79,7 @@ impl Seats {
                 }
                 world
             }
+            // [3]
             _ => {
                 let mut words = [0; 5];
                 all.recv_all(bytemuck::bytes_of_mut(&mut words), node[0], Tag::Letter, &always)?;
@@ -81,7 +94,7 @@ impl Seats {
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
     }
 
-    /// The communicator of all processes.
+    /// Returns the communicator of all processes: over shared memory alone if all are on one node.
     pub(crate) fn comm<'w>(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'w>> {
         let shm = Shm::new(&self.world, self.local, seat)?;
         if self.nodes.len() == 1 {
@@ -100,14 +113,22 @@ impl Seats {
     }
 }
 
-/// The same for processes that can map each other's memory: one kernel, one view of its processes, one user.
+/// Returns a number that is the same for processes that can map each other's memory: they have one kernel,
+/// one view of its processes, and one user.
 fn neighbourhood() -> u64 {
     xxh3_64(format!("{} {} {}", host(), kernel(), process_space()).as_bytes())
 }
 
-/// Are there more ranks on this machine than processors that they may run on? All processes ask together, each for so many
-/// ranks: a process may be bound to one processor, and several hosts may be containers of one machine.
+/// Returns whether there are more ranks on this machine than processors that they may run on. All processes
+/// of the job ask together, each for its number of ranks: a process may be bound to one processor, and
+/// several hosts may be containers of one machine.
+///
+/// It is crowded if all its ranks are more than the processors of all masks together, or the ranks confined
+/// to this process's mask more than those of the mask, or the ranks of this host more than the cgroup quota
+/// allows.
 pub(crate) fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
+    // The record: kernel (which tells machines apart), host (containers), ranks, and the processors of this
+    // process's mask.
     let [kernel, host] = [kernel(), host()].map(|name| xxh3_64(name.as_bytes()));
     let mine = topology::affinity();
     let mut record = [0u64; 24];
@@ -119,7 +140,7 @@ pub(crate) fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
         let (ranks, mask) = (theirs[2] as usize, &theirs[3..]);
         here += ranks;
         in_host += if theirs[1] == host { ranks } else { 0 };
-        // They have no other processors than this process.
+        // Ranks that may use no other processors than this process may.
         confined += if mask.iter().zip(&mine).all(|(theirs, mine)| theirs & !mine == 0) { ranks } else { 0 };
         union.iter_mut().zip(mask).for_each(|(word, theirs)| *word |= theirs);
     }

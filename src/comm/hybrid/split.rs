@@ -1,4 +1,20 @@
-//! Communicators split off one over several nodes.
+//! Answers how some ranks of a communicator over nodes get one of their own.
+//!
+//! ```text
+//! [1] all-gather   colour, key and first free context of every rank: all compute the same groups
+//! [2] each rank    finds whether a group would need a leader that cannot communicate; all find the same
+//! [3] each node    splits its part of each group off in shared memory (comm/shm/split.rs)
+//! [4] each member  of a group on one node has its communicator now; else it computes which ranks lead the
+//!                  group's nodes, and makes a transport over them (Hybrid::new)
+//! ```
+//!
+//! *Numbers follow the keys*, and a transport over nodes numbers its ranks node by node. If the order that is
+//! asked for goes to and fro between nodes (the group is *woven*), each rank of it stands for a node of its
+//! own, and all of them are leaders.
+//!
+//! *Messages are told apart* by a context, a number that is a part of their tags. Each rank knows the first
+//! that it has not used; the largest of these is one that none of them has used. Groups of one split have the
+//! same: they have no rank in common.
 
 use super::layout::Layout;
 use super::net::Net;
@@ -9,8 +25,10 @@ use crate::comm::transport::{Control, Moves, Splits, Transport};
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
-/// The requests of all ranks in a split: whether they name a colour, the colour, the key, and the first free context.
+/// The requests of all ranks in a split: what they told each other in \[1].
 struct Asked {
+    /// For each rank: whether it names a colour, the colour, the key, and the first context that is free to
+    /// it.
     all: Vec<[u64; 4]>,
     layout: Rc<Layout>,
 }
@@ -21,7 +39,7 @@ struct Group {
     members: Vec<usize>,
     /// The nodes in the order of the members, each once if a node's members follow each other.
     nodes: Vec<usize>,
-    /// The order goes to and fro between nodes: each rank stands for itself.
+    /// The order goes to and fro between nodes: each rank stands for a node of its own.
     woven: bool,
 }
 
@@ -50,7 +68,8 @@ impl Asked {
         }
     }
 
-    /// Returns a rank that would have to lead a node of its group, and is no process of the job. All ranks find the same.
+    /// \[2] Returns a rank that would have to lead a node of its group, and cannot communicate. `everyone`:
+    /// every rank is a process of the job; else only leaders of this communicator are.
     fn mute(&self, everyone: bool) -> Option<usize> {
         let named = (0..self.all.len()).filter(|&rank| self.all[rank][0] == 1);
         named.into_iter().find(|&rank| {
@@ -61,37 +80,43 @@ impl Asked {
         })
     }
 
-    /// Returns a context that no communicator of one of the ranks has.
+    /// Returns a context that no communicator of any of the ranks has.
     fn context(&self) -> u32 {
         self.all.iter().map(|words| words[3]).max().unwrap_or(0) as u32
     }
 }
 
 impl Splits for Hybrid {
-    /// All ranks learn what all ask for. Then each node splits its own part, and a group on several nodes gets a leader in
-    /// each. Where the order asked for goes to and fro between nodes, each rank of the group stands for itself.
+    /// See the head of this file for the steps.
     fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
+        // [1]
         let mine =
             [u64::from(colour.is_some()), colour.unwrap_or(0), key, u64::from(self.ways.contexts.get())];
         let mut all = vec![[0u64; 4]; self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;
         let asked = Asked { all, layout: Rc::clone(&self.layout) };
         self.ways.contexts.set(asked.context() + 1);
+        // [2] Before any node has begun to build: all ranks return this error, and the communicator stays
+        // usable.
         if let Some(rank) = asked.mute(self.ways.everyone.is_some()) {
             return Err(self.cannot_lead(call, rank));
         }
+        // [3] A colour within the node for each part: a group's first member names it, or a rank that stands
+        // for itself.
         let (me, group) = (self.rank(), asked.group(self.rank()));
         let local = colour.map(|_| if group.woven { 2 * me as u64 + 1 } else { 2 * group.members[0] as u64 });
         let Some(mut node) = self.split_node(call, local, key)? else { return Ok(None) };
         if self.ways.crowded {
             node.window().be_patient();
         }
+        // [4]
         if group.nodes.len() == 1 {
             return Ok(Some(Box::new(node)));
         }
-        let (net, ways) = self.ways_of(&asked, &group)?;
         let numbers = group.members.iter().map(|&member| self.layout.numbers[member]).collect();
-        Ok(Some(Box::new(Hybrid::new(node, net, ways, Some(numbers))?)))
+        let built = self.ways_of(&asked, &group);
+        let built = built.and_then(|(net, ways)| Hybrid::new(node, net, ways, Some(numbers)));
+        Ok(Some(Box::new(built.map_err(|error| self.unfinished(error))?)))
     }
 }
 
@@ -107,18 +132,23 @@ impl Hybrid {
         Error::bad(call.place(self.rank(), self.calls), problem)
     }
 
-    /// Splits this node's part. A failure ends the job: other nodes may have gone on to build theirs.
+    /// \[3] Splits this node's part.
     fn split_node(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
-        self.node.split_off(call, colour, key).map_err(|error| {
-            let error = self.node.window().end(error);
-            if let Some(net) = &self.net {
-                net.end_job(&error);
-            }
-            error
-        })
+        self.node.split_off(call, colour, key).map_err(|error| self.unfinished(error))
     }
 
-    /// Returns this rank's ways in a group over several nodes, and in a leader that to the other leaders.
+    /// Ends the job after a failure in \[3] or \[4]: other ranks may have the communicator already, and would wait for
+    /// this one in its first call. A rank that is no leader ends its node's epoch, by which its leader learns of it.
+    fn unfinished(&mut self, error: Error) -> Error {
+        let error = self.node.window().end(error);
+        if let Some(net) = &self.net {
+            net.end_job(&error);
+        }
+        error
+    }
+
+    /// \[4] Returns this rank's ways in a group over several nodes, and in a leader that to the other
+    /// leaders.
     fn ways_of(&self, asked: &Asked, group: &Group) -> Result<(Option<Net>, Ways)> {
         let (me, context, crowded) = (self.rank(), asked.context(), self.ways.crowded);
         let process = |&rank: &usize| match &self.ways.everyone {

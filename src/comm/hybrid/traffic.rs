@@ -1,4 +1,22 @@
-//! The rounds of a node while chunks travel, and the messages that its leader has under way: see chunks.rs.
+//! Answers where chunks are in the leader's area, and which of its messages are under way: the leader's side
+//! of the rounds of chunks.rs, whose steps are cited here.
+//!
+//! ```text
+//! places, of round t   written                                 read                             again
+//! 2  leader's operand  before the exchange of t                by ranks, [4] of t               t + 2
+//! 2  partial fold      by a message, [3] of t - 1 to [1] of t  by ranks, [4] of t               t + 1, [3]
+//! 3  total             likewise                                by ranks, [4] of t;              t + 2, [3]
+//!                                                              by a message, from [3] of t
+//! 4  folded chunk      by ranks, [4] of t                      by a message, from [3] of t + 1; t + 4, [4]
+//!                                                              a total by ranks, [4] of t + 1
+//! ```
+//!
+//! *Ranks are done with a place* that they read in the exchange of round t when they have arrived at a later
+//! exchange. There is one in round t + 1, if only for that ([`Round::is_idle`]): the leader writes the place
+//! no earlier than \[3] of that round.
+//!
+//! *Messages are done with a place* when they have been sent: the leader waits for that before it receives a
+//! total there again (`expect`), and before ranks fold there again (`arrive`).
 
 use super::net::{Net, Tag, Watch};
 use super::route::{Route, Stop};
@@ -10,10 +28,12 @@ use std::sync::Arc;
 
 /// Places for folded chunks: one is written, one is complete, the others are under way.
 const FOLDED: usize = 4;
-/// Places for totals: one is read, one comes, one is being passed on. (With two, a node that waits until a total has been
-/// passed on before it expects the next would wait for a node that does the same: all around the ring.)
+/// Places for totals: one is read, one is being received, one is being passed on. (With two, a node would
+/// wait until a total has been passed on before it receives the next one, and so would the node that it
+/// passes it to: all around the ring.)
 const TOTALS: usize = 3;
-/// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded ones.
+/// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded
+/// chunks.
 pub(super) const PLACES: usize = 4 + TOTALS + FOLDED;
 
 /// Returns the place of the leader's operand in a round.
@@ -21,12 +41,12 @@ pub(super) fn operand(round: usize) -> usize {
     round % 2
 }
 
-/// Returns the place of the partial fold that comes for a round.
+/// Returns the place of the partial fold that is received for a round.
 pub(super) fn partial(round: usize) -> usize {
     2 + round % 2
 }
 
-/// Returns the place of the total that comes for a round.
+/// Returns the place of the total that is received for a round.
 pub(super) fn total(round: usize) -> usize {
     4 + round % TOTALS
 }
@@ -42,11 +62,11 @@ pub(super) struct Round {
     pub(super) number: usize,
     /// The chunk that is folded now.
     pub(super) folds: Option<Stop>,
-    /// The chunk whose total has come for this round.
+    /// The chunk whose total was received for this round.
     pub(super) comes: Option<Stop>,
     /// The chunk that was folded in the round before.
     pub(super) folded: Option<Stop>,
-    /// A total came for the round before: peers may still be reading it.
+    /// A total was received for the round before: ranks may still be reading it.
     came: bool,
 }
 
@@ -57,13 +77,15 @@ impl Round {
         Round { number, folds, comes, folded: self.folds, came: self.comes.is_some() }
     }
 
-    /// Returns whether the ranks of the node have nothing to do.
+    /// Returns whether the round needs no exchange: the ranks of the node neither read nor write the area in
+    /// it, and have not done so in the round before.
     pub(super) fn is_idle(&self) -> bool {
         self.folds.is_none() && self.comes.is_none() && self.folded.is_none() && !self.came
     }
 }
 
-/// The messages that a leader has under way.
+/// The messages that a leader has under way. They are from and to shared memory, which no borrow can protect
+/// while ranks use other places of it: the table above does.
 pub(super) struct Traffic {
     pub(super) net: Net,
     pub(super) segment: Arc<Segment>,
@@ -72,14 +94,17 @@ pub(super) struct Traffic {
     /// Bytes of the operand, and of a chunk.
     n: usize,
     chunk: usize,
+    /// Being received for the next round.
     partial: Option<Flight<'static>>,
     total: Option<Flight<'static>>,
+    /// Being sent from each place of totals, and of folded chunks.
     passed: [Option<Flight<'static>>; TOTALS],
     folded: [Option<Flight<'static>>; FOLDED],
 }
 
 impl Traffic {
-    /// Returns no messages yet, of a leader whose area begins at `base` of the segment and has places for chunks.
+    /// Returns no messages yet, of a leader whose area begins at `base` of the segment and has places for
+    /// chunks.
     pub(super) fn new(net: Net, segment: Arc<Segment>, base: usize, (n, chunk): (usize, usize)) -> Traffic {
         let (passed, folded) = (std::array::from_fn(|_| None), std::array::from_fn(|_| None));
         Traffic { net, segment, base, n, chunk, partial: None, total: None, passed, folded }
@@ -96,12 +121,13 @@ impl Traffic {
         ((chunk + 1) * self.chunk).min(self.n) - chunk * self.chunk
     }
 
-    /// Waits for a message.
+    /// Waits until a message has been sent or received, if there is one.
     pub(super) fn land(&self, flight: Option<Flight<'static>>, watch: Watch<'_>) -> Result<()> {
         flight.map_or(Ok(()), |flight| self.net.wait(&mut [flight], watch))
     }
 
-    /// [1] Waits for what comes for a round, and until the place that it folds to is free.
+    /// \[1] Waits for what is received for a round, and until the place to which the ranks fold in it has
+    /// been sent from.
     pub(super) fn arrive(&mut self, round: usize, watch: Watch<'_>) -> Result<()> {
         let (partial, total) = (self.partial.take(), self.total.take());
         self.land(partial, watch)?;
@@ -110,7 +136,8 @@ impl Traffic {
         self.land(folded, watch)
     }
 
-    /// [3] Begins to send the chunk folded in the round before, and to pass on the total that has come.
+    /// \[3] Begins to send the chunk folded in the round before, and to pass on the total that was received
+    /// for this one.
     pub(super) fn depart(&mut self, round: &Round) -> Result<()> {
         if let Some((stop, next)) = round.folded.and_then(|stop| Some((stop, stop.next?))) {
             let before = round.number - 1;
@@ -126,7 +153,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// [3] Begins to receive what comes for a round.
+    /// \[3] of the round before: begins to receive for a round.
     pub(super) fn expect(&mut self, round: usize, route: &Route, watch: Watch<'_>) -> Result<()> {
         if let Some((from, chunk)) = route.folds(round).and_then(|stop| Some((stop.from?, stop.chunk))) {
             let place = self.place(partial(round), self.len(chunk));

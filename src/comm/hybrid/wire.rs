@@ -1,8 +1,9 @@
-//! The interface to messages between the processes of a job. One file implements it per library: mpi.rs for MPI, loopback.rs
-//! for tests, whose processes are threads.
+//! Answers what the engine needs of a message-passing library: the interface to messages between the
+//! processes of a job. One file implements it per library: mpi.rs for MPI, loopback.rs for tests, whose
+//! processes are threads.
 //!
-//! Between two processes the messages of one tag arrive in the order sent, and the n-th receive that was begun gets the n-th
-//! message. A receive asks for exactly as many bytes as the message has.
+//! Between two processes the messages of one tag arrive in the order sent, and the n-th receive that was
+//! begun gets the n-th message. A receive asks for exactly as many bytes as the message has.
 
 use crate::error::Result;
 use crate::shm::segment::Segment;
@@ -14,8 +15,8 @@ pub(crate) const LARGEST: usize = 1 << 30;
 
 /// One process's access to the messages of its job; it lives as long as the program.
 ///
-/// Every method that returns a `Result` fails in a process that may not communicate: a forked child, a thread other than
-/// the one that joined the job, or a process of which a [`Flight`] was dropped too early.
+/// Every method that returns a `Result` fails in a process that may not communicate: a forked child, a thread
+/// other than the one that joined the job, or a process of which a [`Flight`] was dropped too early.
 pub(crate) trait Wire {
     /// Returns this process's number in the job, from 0.
     fn rank(&self) -> usize;
@@ -29,8 +30,8 @@ pub(crate) trait Wire {
     /// Returns whether the calling process is the one that joined the job, not a child that it has forked.
     fn is_own(&self) -> bool;
 
-    /// Returns the first context that no communicator of this process has used: messages of an earlier world are never
-    /// taken for those of a later one.
+    /// Returns the first context that no communicator of this process has used: messages of an earlier world
+    /// are never taken for those of a later one.
     fn contexts(&self) -> u32;
 
     /// Begins to send `bytes` to process `to`.
@@ -48,7 +49,8 @@ pub(crate) trait Wire {
         tag: i32,
     ) -> Result<Flight<'static>>;
 
-    /// Begins to receive into the bytes at `place` of a segment. Nobody uses them until the flight has completed.
+    /// Begins to receive into the bytes at `place` of a segment. Nobody uses them until the flight has
+    /// completed.
     fn recv_at(
         &'static self,
         segment: &Arc<Segment>,
@@ -67,14 +69,14 @@ pub(crate) trait Wire {
     fn at_exit(&self, leave: Leave);
 }
 
-/// Takes leave of the job's other processes; `busy`: this one is still part of a world. Returns whether the library may be
-/// shut down.
+/// Takes leave of the job's other processes; `busy`: this one is still part of a world. Returns whether the
+/// library may be shut down.
 pub(crate) type Leave = fn(wire: &'static dyn Wire, busy: bool) -> bool;
 
 /// One message under way; its bytes stay borrowed until it has completed.
 ///
-/// A flight that is dropped earlier (after an error) silences its wire: the process communicates no more, so nothing is
-/// written to memory that is no longer borrowed. The job ends then in any case.
+/// A flight that is dropped earlier (after an error) silences its wire: the process communicates no more, so
+/// nothing is written to memory that is no longer borrowed. The job ends then in any case.
 #[must_use = "bytes are under way until the flight has completed"]
 pub(crate) struct Flight<'b>(Box<dyn Pending + 'b>);
 

@@ -1,4 +1,25 @@
-//! Reductions, folded in rank order: by everyone for itself if short, else movement-avoiding (YHCCL, SC'23).
+//! Answers how the operands of several ranks become one: reductions and scans of one node, folded in rank
+//! order.
+//!
+//! No partial result travels from rank to rank, as in a tree or a ring: every rank reads the operands where
+//! their owners show them. The calls differ in which rank folds which part:
+//!
+//! | call | each rank folds | exchanges |
+//! | --- | --- | --- |
+//! | reduce, short or middling | all operands whole, for itself | 1 |
+//! | reduce, long | its slices of all operands; it copies the others (slices.rs) | 1 per chunk, and 1 |
+//! | reduce into shared memory | its slices of all operands, which it writes to all ranks | 1 per chunk |
+//! | reduce_scatter | its part of all operands | 1 per section |
+//! | scan | the operands of the ranks up to its own | 1 per chunk |
+//!
+//! An exchange more closes what is read or written in shared memory (channel/window.rs).
+//!
+//! *Ranks that disagree find out together.* The way follows from the length of the operand alone. Ranks that
+//! give different lengths choose different ways, but each way begins with an exchange whose heads hold length
+//! and fold: all ranks compare the same heads, and fail before any of them writes output.
+//!
+//! A fold may call a function of the user's, which may panic amid an exchange: the window then ends the
+//! epoch.
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
@@ -14,12 +35,15 @@ use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 use std::rc::Rc;
 
-/// Up to this many bytes (for two ranks; less for more) every rank folds everything: one exchange instead of two.
-/// With two ranks, 256 KiB is where slicing begins to win (PERFORMANCE: 9.2 us flat, 11 us sliced at 256 KiB).
+/// Up to this many bytes (for two ranks; less for more) every rank folds everything: one exchange instead of
+/// two. For two ranks slicing begins to win here (PERFORMANCE, at 256 KiB: 9.2 us flat, 11 us sliced).
 const FLAT: usize = 256 << 10;
 impl Folds for Shm {
-    /// Short operands travel in the heads of one exchange, middling ones are staged: every rank folds all of them. Of long
-    /// ones each rank folds a slice, and collects the others: see slices.rs.
+    /// Chooses the way by the length of the operand.
+    ///
+    /// Up to [`INLINE`] bytes, it travels in the mark with the head. Up to [`FLAT`] (less for more ranks) and
+    /// a cell, it is shown whole: every rank reads all operands, but in a single exchange. A longer one is
+    /// sliced: each rank reads about as many bytes as one operand has, of all operands and of the result.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         if send.len() <= INLINE {
             self.fold_inline(call, send, recv, fold)
@@ -30,8 +54,17 @@ impl Folds for Shm {
         }
     }
 
-    /// Each rank folds its slice of every chunk, block by block, and writes each block to the memory that all ranks have
-    /// opened. Operands in shared memory are read in place, in one exchange; of the others a cell at a time is staged.
+    /// Folds to memory that all ranks have opened: each rank writes its slice of the result to every `recv`.
+    ///
+    /// In each exchange:
+    /// 1. Every rank shows its operand, in place or the next chunk of it in its cell, and names `recv` as the
+    ///    target.
+    /// 2. Every rank folds its slice of the chunk, block by block, and writes each block to all targets
+    ///    (slices.rs, [`Spread`]). The slices are disjoint, so no two ranks write the same byte.
+    /// 3. The next exchange, or the closing one after the last chunk, tells every owner that its target is
+    ///    written and its operand read.
+    ///
+    /// If all operands are in shared memory one exchange serves for the whole vector.
     fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
         let (n, local) = (send.len(), Rc::clone(&self.local));
         let chunk = self.fitting(call, self.window.member().cell, fold.size)?;
@@ -55,9 +88,11 @@ impl Folds for Shm {
             let offer = Offer { len: n, digest: fold.id, payload, target };
             at = self.window.exchange_then(call, offer, |epoch| {
                 alike(call, epoch)?;
+                // A single operand that is staged limits the step to a chunk. All ranks see the same heads.
                 let all_exposed = (0..epoch.seen.size()).all(|peer| epoch.seen.is_exposed(peer));
                 let end = if all_exposed { n } else { staged.end };
                 spread.write(epoch, at..end, &local)?;
+                // The exchange of the next chunk closes this one: `send` and `recv` stay lent until then.
                 Ok((end, if end < n { Then::Follows } else { Then::Close }))
             })?;
             if at == n {
@@ -66,8 +101,11 @@ impl Folds for Shm {
         }
     }
 
-    /// Each rank shows its operand, and folds its own part of all operands. Staged operands are shown a section per rank at a
-    /// time, so that all ranks fold at once.
+    /// Folds this rank's part of all operands straight into `recv`: one rank reads each byte of an operand.
+    ///
+    /// Every rank shows its operand: in the mark, in place, or staged a section per rank at a time
+    /// ([`Shm::sections`]), so that all ranks have something to fold in every exchange. If no rank stages,
+    /// one exchange is enough.
     fn reduce_scatter(
         &mut self,
         call: &Call,
@@ -87,6 +125,7 @@ impl Folds for Shm {
             let offer = Offer { len: send.len(), digest, payload, target: None };
             let done = self.window.exchange(call, offer, |epoch| {
                 alike(call, epoch)?;
+                // If nobody stages, the part can be folded to its end now; else this round's section of it.
                 let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
                 let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
                 let range = round.min(to)..to;
@@ -96,6 +135,8 @@ impl Folds for Shm {
                     let whole = mine + block.start..mine + block.end;
                     match &payloads[rank] {
                         _ if rank == me => Ok(&send[whole]),
+                        // The section of this rank begins with the byte at `round` of its part, as
+                        // `recv[range]` does.
                         Shown::Staged(cell) => Ok(&cell[me * section..][block]),
                         shown => part(shown, 0, whole),
                     }
@@ -109,7 +150,10 @@ impl Folds for Shm {
         Ok(())
     }
 
-    /// Each rank shows its operand, chunk by chunk if it is staged, and folds those of the ranks up to its own.
+    /// Folds the operands of the ranks up to this one, chunk by chunk.
+    ///
+    /// Every rank shows its operand, and reads those of the ranks before it. There is no chain of partial
+    /// results: the last rank reads all operands, but nobody waits for the fold of another one.
     fn scan(
         &mut self,
         call: &Call,
@@ -143,7 +187,8 @@ impl Folds for Shm {
 }
 
 impl Shm {
-    /// Folds operands that travel in the marks: every rank all of them.
+    /// Folds operands that travel in the marks: every rank that has a `recv` folds all of them. Each mark is
+    /// copied once out of shared memory before it is used.
     fn fold_inline(
         &mut self,
         call: &Call,
@@ -159,7 +204,8 @@ impl Shm {
             let Some(recv) = recv else { return Ok(()) };
             for rank in 0..epoch.seen.size() {
                 let inline;
-                // This rank's own is not read back from the mark, whose line is on its way to the peers.
+                // This rank's own operand is not read back from its mark, whose line is on its way to the
+                // peers.
                 let operand = if rank == me {
                     send
                 } else {
@@ -167,6 +213,7 @@ impl Shm {
                     inline.bytes()
                 };
                 match rank {
+                    // Also a single operand goes through the fold: a logical operation makes a truth of it.
                     0 if epoch.seen.size() == 1 => fold.one(recv, operand)?,
                     0 => recv.copy_from_slice(operand),
                     _ => fold.onto(recv, operand)?,
@@ -176,7 +223,8 @@ impl Shm {
         })
     }
 
-    /// Folds operands that are shown whole: every rank all of them.
+    /// Folds operands that are shown whole, in place or in a cell: every rank that has a `recv` folds them
+    /// all.
     fn fold_whole(
         &mut self,
         call: &Call,
@@ -197,7 +245,8 @@ impl Shm {
         })
     }
 
-    /// Returns the bytes of whole elements that go through `room` at a time, or the error, on all ranks, that none does.
+    /// Returns how many bytes of whole elements go through `room` at a time. If not one element does, tells
+    /// the peers and fails; as they compute the same, all ranks fail.
     pub(super) fn fitting(&mut self, call: &Call, room: usize, element: usize) -> Result<usize> {
         match room / unit(element) * unit(element) {
             0 => {

@@ -1,4 +1,18 @@
-//! Messages between two ranks, over their ring.
+//! Answers how one rank sends to one other: over the ring from the first to the second (channel/ring.rs),
+//! which is made at the first send.
+//!
+//! | message | travels | copies |
+//! | --- | --- | --- |
+//! | of bytes | in frames: a few bytes in the frame itself, else in pieces through the ring's store | 2 |
+//! | an array of this rank's heap | as one frame with its place; the memory changes hands | 0 |
+//! | to itself | through a mailbox in private memory | 2; an array none |
+//!
+//! The sender waits while the ring is full, the receiver while it is empty. Both waits end with the peer's
+//! death, with the epoch, or at the deadline. A message whose end has not been written when its sender dies
+//! is not received.
+//!
+//! A receiver looks at a frame before it takes it (`peek`): a message of another kind or length stays in the
+//! ring, and a later call can receive it.
 
 use crate::channel::call::{Call, describe_message};
 use crate::channel::ring::{Frame, Kind};
@@ -9,14 +23,19 @@ use crate::shm::arena::Block;
 use std::time::Instant;
 
 impl Shm {
+    /// Returns when a call that begins now stops waiting.
     fn deadline(&self) -> Option<Instant> {
         self.window.world().plan.until()
     }
 
-    /// The next frame from a peer, which must be of this call's kind; it stays in the ring.
+    /// Waits for the next frame from a peer, which must be of this call's kind; it stays in the ring.
+    ///
+    /// The wait is for the frame before all else: one that has arrived is received, also if its sender has
+    /// left since or the epoch has ended.
     fn frame(&mut self, call: &Call, from: usize) -> Result<Frame> {
         self.window.is_own(call)?;
         let deadline = self.deadline();
+        // Reports of this rank say what it waits for: see `Line::awaits`.
         self.window.awaits(Some(call));
         let peeked = self.rings.peek(from, self.window.pace(), deadline);
         self.window.awaits(None);
@@ -32,11 +51,14 @@ impl Shm {
 }
 
 impl Messages for Shm {
+    /// Copies the message into the ring, as it gets room there. Returns when the last frame is in the ring,
+    /// received or not: so a long message waits for its receiver, a short one mostly does not.
     fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         if to == self.rank() {
             self.mail.send(call, message);
             return Ok(());
         }
+        // The ring may have room, so that no wait would find out that the epoch is over.
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
         let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
@@ -47,12 +69,15 @@ impl Messages for Shm {
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
+    /// Copies the message out of the ring, piece by piece; each piece that is taken gives the sender room for
+    /// another.
     fn recv(&mut self, call: &Call, from: usize, message: &mut [u8]) -> Result<()> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
             return self.mail.recv(call, place, message);
         }
         let mut frame = self.frame(call, from)?;
+        // Every frame names the length of the whole message: a wrong one is found before any is taken.
         if frame.kind == Kind::Array || frame.total != message.len() as u64 {
             let problem = format!(
                 "the sender's next message has {} bytes, the room {}; it stays to be received",
@@ -75,6 +100,8 @@ impl Messages for Shm {
         Ok(())
     }
 
+    /// Hands the block over: sets it off, so that nobody holds it, and sends its place, by which the receiver
+    /// takes it up. Only bytes of the frame are copied.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         if to == self.rank() {
             self.mail.send_block(call, block);
@@ -84,6 +111,8 @@ impl Messages for Shm {
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
         let deadline = self.deadline();
         let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
+        // Before the frame is in the ring: its receiver may be quicker than this rank's next line. From here
+        // on dropping `block` counts nothing down; if the frame cannot be sent, its memory is not used again.
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));
         }
@@ -92,6 +121,8 @@ impl Messages for Shm {
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
+    /// Takes up the block whose place is in the next frame. It stays in the sender's heap, which uses its
+    /// memory again when this rank has dropped it.
     fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
@@ -106,6 +137,7 @@ impl Messages for Shm {
             return Err(self.wrong(call, problem));
         }
         let block = Block::take_up(&self.local.segment, frame.at as usize, frame.total as usize);
+        // Also if the place is wrong: the frame could not be received by any other call either.
         self.rings.reader(from).advance();
         block
     }

@@ -1,8 +1,26 @@
-//! Collectives of one node, each a sentence over exchanges of a window.
+//! Answers how bytes travel between ranks that share a segment: each collective is a few exchanges of a
+//! window (channel/window.rs).
 //!
-//! A contribution of up to 72 bytes travels in the flag line; one that lies in shared memory is read where it is; any
-//! other is staged through double-buffered cells, chunk by chunk (MPICH's release_gather). Reductions are
-//! movement-avoiding (YHCCL, SC'23): each rank folds its slice straight from all sources, then all read the slices.
+//! In an exchange every rank shows its contribution; then each peer copies, or folds, the bytes that it needs
+//! out of the place where they are shown: no rank relays for another. [`Shm::payload`] chooses the place:
+//!
+//! | contribution | where peers read it | copies |
+//! | --- | --- | --- |
+//! | up to [`INLINE`] bytes | in the owner's mark, with the head of the call | into the mark, out of it |
+//! | longer, in shared memory | in place, until a further exchange closes this one | out of there |
+//! | longer, in private memory | in one of the owner's two cells, chunk by chunk | into the cell, out of it |
+//!
+//! The cells are MPICH's release_gather: used in turn by parity of the exchange, so that a rank fills one
+//! while its peers still read the other, without a barrier between chunks. A reader that folds saves the copy
+//! out of the cell.
+//!
+//! | file | collectives |
+//! | --- | --- |
+//! | moving.rs | broadcast, gather, scatter, all-gather (over pull.rs), all-to-all |
+//! | folding.rs | reductions and scans; long reductions in slices.rs (movement-avoiding: YHCCL, SC'23) |
+//! | message.rs | messages between two ranks, over rings |
+//! | split.rs | communicators of some of the ranks |
+//! | recovery.rs | the communicator after a death |
 
 mod folding;
 mod message;
@@ -38,12 +56,14 @@ pub(crate) struct Shm {
     rings: Rings,
     mail: Mailbox,
     local: Rc<Local>,
-    /// The members' words of a communicator that was split off; they lie in the heaps until all members have let go.
+    /// This rank's holds on the members' words of a communicator that was split off. The words are blocks of
+    /// the members' heaps, which are used again only when every member has dropped its hold. Empty in the
+    /// world's own communicator, whose words have a place in the world's layout.
     _shares: Vec<Block>,
 }
 
 impl Shm {
-    /// The communicator of all ranks of the epoch of `world` that is now, as `rank` sees it.
+    /// Returns the communicator of all ranks of the current epoch of `world`, as `rank` sees it.
     pub(crate) fn new(world: &World, rank: usize, local: Rc<Local>) -> Result<Shm> {
         let verdict = world.verdict_words();
         let window = Window::of_world(world, rank, verdict.epoch(), verdict.members(world.ranks()))?;
@@ -67,7 +87,11 @@ impl Shm {
         &self.window
     }
 
-    /// Returns the best way to show `shown`; if that is the cell, copies a chunk from `at` on into it.
+    /// Returns the best way to show `shown` in the next exchange; if that is the cell, copies a chunk from
+    /// `at` on into it. The other ways show all of it.
+    ///
+    /// The cell is free to be written: its last readers used it two exchanges ago, and this rank has seen all
+    /// of them arrive at the exchange after that one.
     #[inline]
     fn payload<'a>(&mut self, call: &Call, shown: &'a [u8], at: usize, chunk: usize) -> Result<Payload<'a>> {
         Ok(if shown.is_empty() {
@@ -77,7 +101,8 @@ impl Shm {
         } else if let Some(offset) = self.local.segment.locate(shown) {
             Payload::exposed(offset, shown)
         } else {
-            // A process that was forked by the rank may not write its cell.
+            // A process that was forked by the rank may not write its cell. The exchange would find that out
+            // as well, but only after this copy.
             self.window.is_own(call)?;
             let cell = self.window.cell();
             let chunk = &shown[at..shown.len().min(at + chunk)];
@@ -113,6 +138,8 @@ impl Control for Shm {
         self.window.abort(call, error)
     }
 
+    /// One exchange that shows nothing: a barrier whose heads carry the digests, so that all ranks find a
+    /// difference at the same time.
     fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
             true => Ok(epoch.seen.agreed()),
@@ -122,7 +149,10 @@ impl Control for Shm {
 }
 
 impl Shm {
-    /// Shows `send`, which consists of a block for each rank: a section of each block from `round` on if staged.
+    /// Shows `send`, which consists of a block for each rank, bounded by `starts`. If it must be staged, a
+    /// cell holds one section per rank: `section` bytes of each block from `round` on. All peers then find
+    /// the next bytes of their block in the same exchange, and none waits until the blocks before its own
+    /// have passed through the cell.
     fn sections<'a>(
         &mut self,
         call: &Call,
@@ -142,12 +172,15 @@ impl Shm {
         Ok(Payload::Staged)
     }
 
+    /// Returns the error for a wrong argument of this rank. It tells nobody: see [`Control::abort`].
     fn wrong(&self, call: &Call, problem: impl Into<String>) -> Error {
         Error::bad(call.place(self.rank(), self.window.sequence()), problem)
     }
 }
 
-/// The bytes `range` of a contribution of which `shown` shows all, or the stretch that begins at `at`.
+/// Returns the bytes `range` of a peer's contribution, of which `shown` shows all, or, if it is staged, the
+/// stretch that begins at `at`. Heads are read from shared memory, which any rank can overwrite: a range
+/// outside of what is shown is an error, not a panic.
 fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a [u8]> {
     let part = match shown {
         Shown::Nothing => range.is_empty().then_some(&[][..]),
@@ -158,16 +191,18 @@ fn part<'a>(shown: &'a Shown<'_>, at: usize, range: Range<usize>) -> Result<&'a 
     part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
 }
 
-/// Returns what the peers show, and nothing for this rank, whose own is not read back from shared memory.
+/// Returns what each of `ranks` shows, and nothing for this rank: its own contribution is in its own memory,
+/// and is not read back from shared memory.
 fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a>>> {
     ranks.map(|peer| if peer == seen.me() { Ok(Shown::Nothing) } else { seen.payload(peer) }).collect()
 }
 
+/// Returns a digest of lengths in their order: ranks compare one word of the head instead of a list.
 pub(crate) fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
     lens.fold(seed, |digest, len| xxh3_64_with_seed(&(len as u64).to_le_bytes(), digest))
 }
 
-/// Prefix sums, from 0 to the total.
+/// Returns the prefix sums, from 0 to the total: where each part begins, and where the last one ends.
 pub(crate) fn starts_of(counts: &[usize]) -> Vec<usize> {
     let sums = counts.iter().scan(0, |sum, &count| {
         *sum += count;

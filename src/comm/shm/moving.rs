@@ -1,4 +1,21 @@
-//! Collectives that move: each a pull from what the peers show.
+//! Answers how contributions reach the ranks that want them, unchanged: every receiver pulls.
+//!
+//! | call | who shows | who reads what |
+//! | --- | --- | --- |
+//! | broadcast | root, its data | all others, all of it |
+//! | gather | all but root, their parts | root, all parts |
+//! | gather into shared memory | root, its block | nobody: each rank writes its part to its place there |
+//! | all-gather | all, their parts | all, the parts of all peers |
+//! | scatter | root, all parts | each rank, its own part |
+//! | all-to-all | all, their blocks | each rank, its block from every peer |
+//!
+//! Data goes straight from the memory where it is shown to its place in the receiver's buffer: one copy if it
+//! is in shared memory already, two if its owner stages it (pull.rs) or puts it into its mark. Places are
+//! computed from the lengths and digests in the heads of the call, which are the same on all ranks: if they
+//! do not fit each other, every rank finds that out, and copies nothing.
+//!
+//! Copies are streamed past the caches where the call moves more than these hold. They are ordered before the
+//! call returns: if the receiver's buffer is in shared memory, peers may read it after a later call.
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
@@ -14,7 +31,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 impl Moves for Shm {
-    /// Root shows its data, in place or piece by piece; every other rank copies it from there.
+    /// Root shows its data, in place or piece by piece; every other rank copies it from there to its `data`.
+    /// All read the same bytes at the same time: there is no tree, as memory serves all readers.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();
         let alike = |seen: &Seen<'_>| match seen.alike() {
@@ -34,7 +52,11 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// All ranks but root show their parts; root copies each to its place, and its own part while the others stage theirs.
+    /// All ranks but root show their parts; root copies each to its place. Its own part it copies between the
+    /// exchanges, while the others stage theirs: hence [`Eager::Short`], which shows nothing of a long part
+    /// with the first heads.
+    ///
+    /// Root's head has the digest of the lengths that it expects, so all ranks learn whether they send those.
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
         let check = |seen: &Seen<'_>| gather_agrees(call, seen);
         let Some((recv, counts)) = recv else {
@@ -52,8 +74,12 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// One exchange, in which root opens its block; every rank then writes its own part to its place, at the end of which the
-    /// exchange tells root that all have.
+    /// Gathers with one copy of each part, made by its owner, all at the same time:
+    /// 1. An exchange, in which root names its block as the target.
+    /// 2. Every rank, root included, copies its part into the block, behind those of the ranks before it. The
+    ///    lengths in the heads say where that is, so the parts are disjoint.
+    /// 3. The closing exchange: when all have arrived, all parts are written (each rank orders its own before
+    ///    it arrives), and root may use its block.
     fn gather_shared(
         &mut self,
         call: &Call,
@@ -68,6 +94,7 @@ impl Moves for Shm {
         let local = Rc::clone(&self.local);
         self.window.exchange(call, offer, |epoch| {
             gather_agrees(call, &epoch.seen)?;
+            // A rank that sends nothing needs no place.
             if !send.is_empty() {
                 let before = epoch.seen.before_me()?;
                 let [to] = epoch.opened([call.root], before..before.saturating_add(send.len()))?;
@@ -78,10 +105,12 @@ impl Moves for Shm {
         })
     }
 
-    /// Every rank shows its part, and copies those of all peers. The heads of the call tell where each part lies.
+    /// Every rank shows its part, and copies those of all peers, and its own, to `recv`. The heads have the
+    /// parts' lengths, from which each rank computes their places; and as digests the rooms, which must be
+    /// the sum of the parts on every rank.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
-        // Lengths are known only when the heads are seen: `check` comes before the first piece.
+        // Filled by `check`, which runs when the heads are seen and before the first piece is copied.
         let starts = RefCell::new(Vec::new());
         let check = |seen: &Seen<'_>| {
             let lens = (0..seen.size()).map(|peer| seen.len(peer));
@@ -105,9 +134,11 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// Root shows all parts; every rank copies its own, whose place follows from the lengths in the heads of the call.
+    /// Root shows all parts, one after the other; every rank copies its own. The digests of the heads are the
+    /// lengths that the ranks want, from which each computes where its part begins.
     fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root, room) = (self.rank(), call.root, recv.len());
+        // Where this rank's part begins. Set by `check`, before the first piece is copied.
         let start = Cell::new(0);
         let check = |seen: &Seen<'_>| {
             let wants = |ranks: Range<usize>| {
@@ -124,6 +155,7 @@ impl Moves for Shm {
         let store = Store::best(2 * room, self.size());
         let share = Share { head: (len, room as u64), shown, own: shown, eager: Eager::Piece };
         self.pull_all(call, &share, check, |local, peer, at, bytes| {
+            // A piece is a stretch of all parts: copy what it has of this rank's, if anything.
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
@@ -135,8 +167,12 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// Every rank shows its blocks, and copies the one for itself from each peer. Staged blocks are shown a section each at
-    /// a time: a cell has a section for every rank, so that all ranks copy at once.
+    /// Every rank shows its blocks, and copies the one for itself from each peer.
+    ///
+    /// Not a pull of pull.rs: its pieces follow each other, so that only one peer at a time would find its
+    /// bytes in a cell. Here a cell has a section for every rank ([`Shm::sections`]), and all copy at once,
+    /// one section of each block per round. A rank whose blocks are short or in shared memory shows all in
+    /// round 0, and nothing in the others.
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);
@@ -168,6 +204,7 @@ impl Moves for Shm {
                         };
                         local.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
                     }
+                    // All ranks see the same heads: the rounds end everywhere if nobody stages.
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },
             )?;
@@ -179,7 +216,8 @@ impl Moves for Shm {
     }
 }
 
-/// Root has said which lengths it expects; everyone sees whether they are the ranks'.
+/// Fails, on all ranks alike, unless the ranks send what root expects: its digest must be that of their
+/// lengths.
 fn gather_agrees(call: &Call, seen: &Seen<'_>) -> Result<()> {
     let lens = digest_of((0..seen.size()).map(|peer| seen.len(peer)), 0);
     match lens == seen.digest(call.root) {

@@ -1,7 +1,23 @@
-//! The exchange under all collectives that move: each rank shows its contribution, and pulls from what its peers show.
+//! Answers how contributions of any length pass through cells of a fixed one: the exchanges under broadcast,
+//! gather, scatter and all-gather. Each rank shows its contribution, and pulls from what its peers show.
 //!
-//! With the heads of the call, a contribution that is short, or lies in shared memory, is shown whole. Of the others a first
-//! piece is staged, or nothing; the rest follows piece by piece, one exchange each, and all ranks that stage do so at once.
+//! ```text
+//! [1] first exchange    heads with all lengths; contributions that are short or in shared memory, whole;
+//!                       of the others a first piece, or nothing (`Eager`), in their owners' cells
+//! [2] after it          all check the heads, which are the same on every rank, and pull what is shown
+//! [3] more exchanges    each with the next piece of all contributions that are not complete, in the other
+//!                       cells; peers pull it, while its owner stages the one after it
+//! ```
+//!
+//! The ranks that stage, and the length of the longest of their contributions, follow from the heads of \[1].
+//! Therefore all ranks make equally many exchanges, and no head of \[3] has to announce anything.
+//!
+//! *A piece is not overwritten while it is read*: pieces alternate between the two cells, as the exchanges
+//! do. An owner stages piece `k + 2` after all have arrived at the exchange of piece `k + 1`, and so have
+//! pulled piece `k`.
+//!
+//! *A contribution in shared memory* is read at \[2], and closed by the window before \[3] begins: its owner
+//! keeps it lent until then.
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
@@ -11,11 +27,12 @@ use crate::comm::transport::Control;
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
-/// Bytes staged at a time by calls that only move. Until the first piece has come the receivers are idle, and pieces of this
-/// length stay in the second-level cache; but each costs one more exchange. (Gathering 1 MiB from one peer on a Xeon, us: 243
-/// by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
+/// Bytes staged at a time by calls that only move. Receivers are idle until the first piece is staged, and
+/// pieces of this length stay in the second-level cache; but each costs one more exchange. (Gathering 1 MiB
+/// from one peer on a Xeon takes 243 us by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
 pub(super) const CHUNK: usize = 64 << 10;
-/// Up to this length a contribution is staged at once: announcing it before does not pay.
+/// Up to this length a contribution is staged for the first exchange: to announce it in one exchange and to
+/// show it in the next does not pay.
 const SHORT: usize = 8 << 10;
 /// Number of pieces of a long contribution after the first, unless they would be longer than [`LONG_CHUNK`].
 const PIECES: usize = 16;
@@ -30,15 +47,17 @@ pub(super) struct Share<'a> {
     pub(super) shown: &'a [u8],
     /// The bytes that this rank itself gets of its contribution: all, or nothing.
     pub(super) own: &'a [u8],
+    /// The same on all ranks of a call: receivers compute from it how much of a piece there is.
     pub(super) eager: Eager,
 }
 
 /// The part of a staged contribution that goes with the head of a call.
 #[derive(Clone, Copy)]
 pub(super) enum Eager {
-    /// A first piece: nobody has anything else to do.
+    /// A first piece: receivers have nothing else to do until then.
     Piece,
-    /// All of a short contribution and nothing of others: their receiver can copy its own part meanwhile.
+    /// All of a short contribution and nothing of a longer one: its receiver copies its own part while that
+    /// is staged.
     Short,
 }
 
@@ -53,7 +72,7 @@ impl Eager {
     }
 }
 
-/// The ranks that did not show all at once; the same on all ranks.
+/// The ranks that did not show all of their contribution in the first exchange; the same on all ranks.
 #[derive(Default)]
 struct Stagers {
     ranks: Vec<usize>,
@@ -62,9 +81,11 @@ struct Stagers {
 }
 
 impl Shm {
-    /// Pulls all contributions: calls `pull` with the number of a rank, a place in its contribution and the bytes there, in
-    /// one or more pieces, for each peer and for this rank's own part. `check` compares the heads before the first piece,
-    /// and again before the others.
+    /// Pulls all contributions: calls `pull` with the number of a rank, a place in its contribution and the
+    /// bytes there, in one or more pieces, for each peer and for this rank's own part.
+    ///
+    /// `check` compares the heads before the first piece is pulled, and again before each other one: they are
+    /// read from shared memory anew, and places are computed from them.
     pub(super) fn pull_all(
         &mut self,
         call: &Call,
@@ -76,7 +97,7 @@ impl Shm {
         self.pull_rest(call, share, &stagers, &check, &mut pull)
     }
 
-    /// Pulls what the peers show with the heads of the call.
+    /// \[1], \[2] Pulls what the peers show with the heads of the call. Returns who shows more.
     fn pull_first(
         &mut self,
         call: &Call,
@@ -112,8 +133,8 @@ impl Shm {
         Ok(stagers)
     }
 
-    /// Pulls what is left of the contributions that are staged, and this rank's own part meanwhile: one piece ahead of the
-    /// peers, which stage theirs in that time.
+    /// \[3] Pulls what is left of the contributions that are staged, and this rank's own part between the
+    /// exchanges: one piece ahead of the peers, which stage theirs in that time.
     fn pull_rest(
         &mut self,
         call: &Call,
@@ -125,8 +146,10 @@ impl Shm {
         let (me, local, cell) = (self.rank(), Rc::clone(&self.local), self.window.member().cell);
         let Share { head: (len, digest), shown, own, eager } = *share;
         let piece = (stagers.longest / PIECES).clamp(CHUNK, LONG_CHUNK).min(cell);
+        // All that stage have shown as much of a long contribution as `eager` says.
         let (mut at, mut own_at) = (eager.first_of(usize::MAX, cell), 0);
         while at < stagers.longest {
+            // Before this rank arrives at the exchange: the peers stage meanwhile.
             let end = own.len().min(own_at.max(at) + piece);
             if own_at < end {
                 pull(&local, me, own_at, &own[own_at..end]);
@@ -141,6 +164,7 @@ impl Shm {
                     let rest = epoch.seen.len(peer) - at;
                     match epoch.seen.payload(peer)? {
                         Shown::Staged(staged) => pull(&local, peer, at, &staged[..rest.min(piece)]),
+                        // It has staged before: this head is not the one that it wrote.
                         _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
                     }
                 }
@@ -148,6 +172,7 @@ impl Shm {
             })?;
             at += piece;
         }
+        // The own part is longer than those that are staged, or nobody stages.
         if own_at < own.len() {
             pull(&local, me, own_at, &own[own_at..]);
         }

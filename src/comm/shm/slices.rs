@@ -1,8 +1,30 @@
-//! Long reductions of one node, movement-avoiding (YHCCL, SC'23): each rank folds its slice straight from all operands.
+//! Answers how a long vector is reduced with few bytes moved: movement-avoiding (YHCCL, SC'23). Each rank
+//! folds one slice of the vector straight from all operands, and nobody stages a partial result for others to
+//! fold on.
 //!
-//! A vector is folded chunk by chunk, one exchange a chunk: in exchange `k` every rank shows its operand of chunk `k` (as far
-//! as others need it) and its slice of the result of chunk `k - 1`; then it folds its slice of chunk `k` into its next cell,
-//! and collects chunk `k - 1`.
+//! [`Sliced`] has results in private memory. The vector is cut into chunks, one exchange per chunk and one
+//! more; each chunk is cut into one slice per rank. A cell holds both parts that a rank shows:
+//!
+//! ```text
+//! 0 ..           this rank's slice of the result of chunk k - 1, read by all peers
+//! room ..        this rank's operand of chunk k, without its own slice: each peer reads its slice of it
+//! ```
+//!
+//! ```text
+//! before exchange k   [1] stage the operand of chunk k in the cell of exchange k, if in private memory
+//! in exchange k       [2] fold the own slice of chunk k from all operands, to `recv` and to the other cell
+//!                     [3] copy the peers' slices of chunk k - 1 from their cells of exchange k to `recv`
+//! ```
+//!
+//! *No cell is overwritten while it is read.* \[2] writes the front of the cell of exchange `k + 1`, and \[1]
+//! of the next chunk its back. It is the cell of exchange `k - 1` too, in which peers read it last; all have
+//! arrived at exchange `k` before \[2] begins, so they are done with it. \[3] runs one exchange after \[2],
+//! because a slice is known to be complete when its owner has arrived at the next exchange.
+//!
+//! A rank reads its slices, n / size bytes, of each operand: n bytes of all operands together. Then it copies
+//! the other slices of the result, n (size - 1) / size bytes.
+//!
+//! [`Spread`] has results in shared memory: \[2] writes to all ranks at once, and \[3] is not needed.
 
 use crate::channel::call::Call;
 use crate::channel::window::{Epoch, Offer, Payload, Seen, Then};
@@ -17,7 +39,7 @@ use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Bytes folded before they are written to all: they stay in the first-level cache.
+/// Bytes folded before they are written to all ranks: they stay in the first-level cache meanwhile.
 const BLOCK: usize = 16 << 10;
 
 /// A reduction to private memory, cut into chunks and slices.
@@ -26,8 +48,9 @@ struct Sliced<'c> {
     fold: &'c Fold<'c>,
     me: usize,
     size: usize,
-    /// Bytes of which slices are multiples.
+    /// Bytes of which slices are multiples: see [`unit`].
     unit: usize,
+    /// Bytes of a chunk; the last one may be shorter.
     chunk: usize,
     /// Bytes at the beginning of a cell for a slice of the result; a chunk of the operand follows.
     room: usize,
@@ -35,7 +58,9 @@ struct Sliced<'c> {
 }
 
 impl<'c> Sliced<'c> {
+    /// Cuts a cell of `cell` bytes, which holds two units at least, into the two parts that a rank shows.
     fn new(send: &'c [u8], fold: &'c Fold<'c>, (me, size): (usize, usize), cell: usize) -> Sliced<'c> {
+        // A slice is one part in `size` of a chunk, rounded up: the cell is divided in the ratio 1 to `size`.
         let unit = unit(fold.size);
         let units = cell / unit;
         let chunk = units * size / (size + 1) * unit;
@@ -48,7 +73,7 @@ impl<'c> Sliced<'c> {
         self.send.len().div_ceil(self.chunk)
     }
 
-    /// Returns the bytes of a chunk that a rank folds.
+    /// Returns the place in the vector of the slice of a chunk that a rank folds.
     fn slice(&self, chunk: usize, rank: usize) -> Range<usize> {
         let range = chunk * self.chunk..((chunk + 1) * self.chunk).min(self.send.len());
         let units = range.len().div_ceil(self.unit);
@@ -56,16 +81,19 @@ impl<'c> Sliced<'c> {
         bound(rank)..bound(rank + 1)
     }
 
-    /// Returns the bytes `range` of a rank's operand, of which the chunk is shown.
+    /// Returns the bytes `range` of a rank's operand, counted from the beginning of the vector. A peer shows
+    /// all of it, or the chunk in its cell; this rank's own is read from `send`.
     fn operand<'s>(&self, seen: &Seen<'s>, chunk: usize, rank: usize, range: Range<usize>) -> Result<&'s [u8]>
     where
         'c: 's,
     {
+        // The chunk begins `room` bytes behind the beginning of the cell.
         let skipped = (chunk * self.chunk) as isize - self.room as isize;
         if rank == self.me { Ok(&self.send[range]) } else { seen.part(rank, skipped, range) }
     }
 
-    /// Stages the parts of a chunk that others fold.
+    /// \[1] Copies the parts of a chunk that others fold into this rank's cell; nobody else reads its own
+    /// slice.
     fn stage(&self, chunk: usize, cell: &mut [u8], local: &Local) {
         for slice in (0..self.size).filter(|&peer| peer != self.me).map(|peer| self.slice(chunk, peer)) {
             let at = slice.start - chunk * self.chunk + self.room;
@@ -74,7 +102,8 @@ impl<'c> Sliced<'c> {
         point(Site::ExchangeStaged);
     }
 
-    /// Folds this rank's slice of a chunk into its next cell, and to its place in `recv`.
+    /// \[2] Folds this rank's slice of a chunk into its next cell and, in the same pass, to its place in
+    /// `recv`. The cell is read by peers soon, so it stays in the caches; `recv` may be streamed past them.
     fn fold_slice(&self, epoch: &mut Epoch<'_>, chunk: usize, recv: Option<&mut [u8]>) -> Result<()> {
         let (seen, mine) = (epoch.seen, self.slice(chunk, self.me));
         let next = &mut epoch.next_cell[..mine.len()];
@@ -90,7 +119,7 @@ impl<'c> Sliced<'c> {
         }
     }
 
-    /// Copies the slices that the peers have folded of a chunk.
+    /// \[3] Copies the slices that the peers have folded of a chunk from the fronts of their cells.
     fn collect(&self, seen: &Seen<'_>, chunk: usize, recv: &mut [u8], local: &Local) {
         for peer in (0..self.size).filter(|&peer| peer != self.me) {
             let slice = self.slice(chunk, peer);
@@ -101,8 +130,9 @@ impl<'c> Sliced<'c> {
 }
 
 impl Shm {
-    /// Folds chunk by chunk, each rank its slices: see the head of this file. Two ranks whose operands lie in shared memory
-    /// fold all of both instead: reading all costs two ranks no more.
+    /// Folds chunk by chunk, each rank its slices: see the head of this file. Two ranks whose operands are
+    /// both in shared memory fold all of both instead, in one exchange: in slices they would read as many
+    /// bytes.
     pub(super) fn fold_sliced(
         &mut self,
         call: &Call,
@@ -115,6 +145,7 @@ impl Shm {
         self.fitting(call, cell / 2, fold.size)?;
         let (size, sliced) = (self.size(), Sliced::new(send, fold, (self.rank(), self.size()), cell));
         let (chunks, exposed) = (sliced.chunks(), local.segment.locate(send));
+        // Step k folds chunk k and collects chunk k - 1: the last one only collects.
         for step in 0..=chunks {
             let payload = match exposed {
                 Some(offset) if step < chunks => Payload::exposed(offset, send),
@@ -129,6 +160,7 @@ impl Shm {
             let done = self.window.exchange_then(call, offer, |epoch| {
                 alike(call, epoch)?;
                 let seen = epoch.seen;
+                // Both ranks see both heads, so both leave the loop here.
                 if size == 2 && (0..size).all(|peer| seen.is_exposed(peer)) {
                     if let Some(recv) = recv {
                         let part = |rank, range| sliced.operand(&seen, 0, rank, range);
@@ -142,26 +174,28 @@ impl Shm {
                 if let Some(recv) = recv.filter(|_| step > 0) {
                     sliced.collect(&seen, step - 1, recv, &local);
                 }
-                // Operands in shared memory have been read when the last slices are shown.
+                // The next step is the closing exchange of operands in shared memory: at the last step, which
+                // shows slices only, all operands have been read. It exposes nothing and needs no closing.
                 Ok((false, if step < chunks { Then::Follows } else { Then::Close }))
             })?;
             if done {
                 break;
             }
         }
+        // If `recv` is in shared memory, peers may read it after a later exchange: order what was streamed.
         kernel::order(sliced.store);
         Ok(())
     }
 }
 
-/// A reduction to memory that all ranks have opened.
+/// A reduction to memory that all ranks have opened: `Folds::reduce_shared` shows the operands and targets.
 pub(super) struct Spread<'c> {
     send: &'c [u8],
     fold: &'c Fold<'c>,
     me: usize,
     size: usize,
     unit: usize,
-    /// Bytes folded before they are written to all.
+    /// Bytes folded before they are written to all ranks.
     block: usize,
     store: Store,
 }
@@ -179,7 +213,8 @@ impl<'c> Spread<'c> {
         Spread { send, fold, me, size, unit, block, store: Store::best(2 * send.len(), size) }
     }
 
-    /// Returns the bytes `range` of a rank's operand, which is shown from `at` on.
+    /// Returns the bytes `range` of a rank's operand, counted from the beginning of the vector; if it is
+    /// staged, the cell begins with byte `at`.
     fn operand<'s>(&self, seen: &Seen<'s>, at: usize, rank: usize, range: Range<usize>) -> Result<&'s [u8]>
     where
         'c: 's,
@@ -187,7 +222,12 @@ impl<'c> Spread<'c> {
         if rank == self.me { Ok(&self.send[range]) } else { seen.part(rank, at as isize, range) }
     }
 
-    /// Folds this rank's slice of a chunk, and writes it to all ranks.
+    /// Folds this rank's slice of a chunk, and writes it to the targets of all ranks.
+    ///
+    /// Two ranks fold straight to both targets in one pass. More fold a block into this rank's next cell,
+    /// which serves as scratch and stays in the first-level cache, and copy it from there to each target. The
+    /// cell is free: its last readers have arrived at this exchange, and the next chunk is staged there only
+    /// after this one.
     pub(super) fn write(&self, epoch: &mut Epoch<'_>, chunk: Range<usize>, local: &Local) -> Result<()> {
         let units = chunk.len().div_ceil(self.unit);
         let bound = |rank: usize| (chunk.start + units * rank / self.size * self.unit).min(chunk.end);
@@ -219,10 +259,11 @@ impl<'c> Spread<'c> {
     }
 }
 
-/// Describes operands of a reduction that do not fit each other.
+/// Describes operands of a reduction that do not fit each other, in the error of all ranks.
 pub(crate) const UNLIKE: &str = "the ranks give vectors of different lengths, or other functions";
 
-/// Fails unless all ranks give equally many bytes and the same function.
+/// Fails unless all ranks give equally many bytes and the same function. Every rank finds that out from the
+/// heads of the same exchange, before it writes any output.
 pub(super) fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
     match epoch.seen.alike() {
         true => Ok(()),
@@ -230,7 +271,8 @@ pub(super) fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
     }
 }
 
-/// Returns the bytes of whole elements that make whole cache lines where possible.
+/// Returns the bytes of which slices are multiples: a cache line if it holds whole elements (ranks then write
+/// different lines of memory that begins on a line), else one element.
 pub(crate) fn unit(element: usize) -> usize {
     if element > 0 && ALIGN.is_multiple_of(element) { ALIGN } else { element.max(1) }
 }

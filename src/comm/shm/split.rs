@@ -1,4 +1,21 @@
-//! Communicators split off another: their words lie in the members' heaps.
+//! Answers how some ranks of a communicator get one of their own, without a supervisor: MPI_Comm_split, over
+//! two all-gathers of the parent.
+//!
+//! ```text
+//! [1] all-gather    colour and key of every rank: all compute the same members, in the same order
+//! [2] each member   allocates its cells in its own heap, the first one also the boards of all; readies the
+//!                   boards; counts every member as a holder of its blocks
+//! [3] all-gather    the places of these blocks, and the number by which the first member knows this split
+//! [4] each member   joins the blocks of the others, and makes its window over them
+//! ```
+//!
+//! *No word is used before it is ready.* A board is prepared in \[2], before its owner arrives at \[3], which
+//! all members wait for before \[4].
+//!
+//! *No word is used after it is given back.* A block counts as many holders as there are members; each lets
+//! go of it when it drops the communicator, and the heap of its owner uses it again after the last one has.
+//!
+//! Ranks without a colour take part in both all-gathers, and get nothing.
 
 use crate::channel::call::Call;
 use crate::channel::group::{Board, Member, Share};
@@ -19,8 +36,9 @@ impl Splits for Shm {
 }
 
 impl Shm {
-    /// See [`Splits::split`].
+    /// See [`Splits::split`], and the head of this file for the steps.
     pub(crate) fn split_off(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
+        // [1] Whether a colour is named is a word of its own: ranks without one form no group with colour 0.
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
         let mut all = vec![0u64; 3 * self.size()];
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;
@@ -28,17 +46,28 @@ impl Shm {
         let mut members: Vec<usize> = (0..self.size()).filter(same).collect();
         members.sort_by_key(|&rank| (all[3 * rank + 2], rank));
         let me = members.iter().position(|&rank| rank == self.rank()).unwrap_or(0);
+        // [2] A rank whose heap is full ends the call for all: the others wait in [3], where they get its
+        // error.
         let member = Member::new(members.len());
         let made = colour.map(|_| self.make_share(&member, members.len(), me == 0)).transpose();
         let made = made.map_err(|error| self.abort(call, error))?;
+        // [3] Of the serial numbers only the first member's counts. No other split that it is first of has
+        // this one, so the communicator's number (`World::group`) is unique in the epoch.
         let serial = self.local.splits.get() + 1;
         self.local.splits.set(serial);
         let at = |block: &Option<Block>| block.as_ref().map_or(0, |block| block.offset() as u64);
         let place =
             made.as_ref().map_or([0; 3], |(cells, boards)| [cells.offset() as u64, at(boards), serial]);
         let mut places = vec![[0u64; 3]; self.size()];
-        self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places))?;
+        let told = self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places));
+        if told.is_err() && self.window.not_revoked(call).is_ok() {
+            // A rank has ended the call, so nobody goes on to join: what this rank has made is its own again.
+            let made = made.iter().flat_map(|(cells, boards)| boards.iter().chain([cells]));
+            made.for_each(|block| block.share(1));
+        }
+        told?;
         let Some((cells, boards)) = made else { return Ok(None) };
+        // [4] The holds that this rank was counted for in [2], one per block.
         let segment = &self.local.segment;
         let join = |place: u64, len| Block::join(segment, place as usize, len);
         let [_, first_board, serial] = places[members[0]];
@@ -59,8 +88,11 @@ impl Shm {
         Ok(Some(Shm::over(window, Rc::clone(&self.local), shares)))
     }
 
-    /// This rank's cells in a communicator of `size`, and for the `first` of its members the boards of all; readied and
-    /// shared. Cells that nobody uses have no memory.
+    /// \[2] Returns this rank's cells in a communicator of `size` ranks, and for the `first` of its members
+    /// the boards of all; readied, and held by all members.
+    ///
+    /// Boards are one block: a rank that reads those of all others maps few page tables (group.rs). Cells are
+    /// sparse: those that nobody uses have no memory.
     fn make_share(&self, member: &Member, size: usize, first: bool) -> Result<(Block, Option<Block>)> {
         let (segment, sequence) = (&self.local.segment, self.window.world().plan.first_sequence);
         let make = |len| self.local.heap.borrow_mut().alloc(len, PAGE, Fill::Sparse);

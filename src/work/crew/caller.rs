@@ -1,4 +1,14 @@
-//! The caller's handle of a crew: opens it, waits for it, ends it.
+//! Answers how a caller opens a crew, waits for it and ends it.
+//!
+//! *Opening* forks the zygote and returns; a crew that is never waited for is ended when it is dropped.
+//!
+//! *Waiting* is one poll on the zygote's pidfd, on the pipes of what slots print, on a bell of the work's,
+//! and on a bell that signals ring. The outcome is read from shared memory when the zygote has ended: its
+//! exit code, its last word, and the slot that failed first. A caller that ignores SIGCHLD is not told by the
+//! kernel how its children end.
+//!
+//! *Signals* that ask the program to end (SIGINT, SIGTERM, SIGHUP), where it has left them to the kernel, are
+//! held back while it waits: the caller ends its crew first, so that nothing is left of it, and then itself.
 
 use crate::channel::slots::Slots;
 use crate::error::{Death, Error, Result};
@@ -16,25 +26,32 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// While something waits to be printed, the caller tries again this often.
+/// The time after which the caller tries again to print what waits for that.
 const PRINTING: Duration = Duration::from_millis(50);
 
 /// A running crew. Dropping it ends its processes.
 pub(crate) struct Crew {
     words: Slots,
+    /// None once it has ended and was collected.
     zygote: Option<Process>,
+    /// Rung to end the crew.
     bell: Bell,
     output: Option<Output>,
-    /// The caller: a child that inherits the crew by fork and drops it ends nothing.
+    /// The process that opened it: a child that inherits the crew by fork and drops it ends nothing.
     caller: u32,
     /// The zygote runs `build`.
     warm: bool,
-    /// Until the caller waits, where it does so at once: signals, from before the fork on.
+    /// Signals that are held back from before the fork on, until the caller waits. None where it does other
+    /// things first.
     held: Option<HeldSignals>,
 }
 
 impl Crew {
     /// Forks the zygote; returns while it builds and forks the slots.
+    ///
+    /// # Errors
+    /// If this process runs other threads, and `allow_threads` is false; if the kernel refuses a descriptor
+    /// or a process.
     pub(crate) fn open<S>(
         words: &Slots,
         job: &Job<'_, S>,
@@ -45,8 +62,11 @@ impl Crew {
         if procfs::is_threaded(&threads) && !allow_threads {
             return Err(Error::Threads { operation, threads: threads[1..].join(", ") });
         }
+        // All that the zygote inherits is made before the fork.
         let (caller, bell) = (Process::this()?, Bell::new()?);
         let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };
+        // Before the fork as well: a signal that arrives before the caller waits ends the crew in the same
+        // way.
         let held = (!job.beside && !job.led).then(HeldSignals::hold);
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
@@ -61,18 +81,25 @@ impl Crew {
         }
     }
 
-    /// Is this the process that has opened it?
+    /// Returns whether this is the process that has opened it.
     pub(crate) fn is_callers(&self) -> bool {
         self.caller == process::incarnation()
     }
 
-    /// Waits until all slots have ended; the first failure, if there was one. If the zygote found that it cannot keep
-    /// what `build` made (`Ok(false)`), nothing has run: open the crew again, cold.
+    /// Waits until all slots have ended. Returns false if the zygote found that it cannot keep what `build`
+    /// made: nothing has run then, and the crew is to be opened again, cold.
+    ///
+    /// # Errors
+    /// The first failure of a slot; if the zygote died, or a signal has asked the program to end.
     pub(crate) fn wait(&mut self) -> Result<bool> {
         self.wait_with(None, &mut || None)
     }
 
-    /// As [`Crew::wait`], calling `tick` again and again: as soon as `call` is rung, or the time has passed that it said last.
+    /// Waits as [`Crew::wait`] does, calling `tick` again and again: as soon as `call` is rung, or the time
+    /// has passed that it said last.
+    ///
+    /// Each turn: look after the zygote; `tick`; sleep until something happens; forward what slots have
+    /// printed; then see whether that was all, or a signal was caught.
     pub(crate) fn wait_with(
         &mut self,
         call: Option<&Bell>,
@@ -81,23 +108,27 @@ impl Crew {
         let Some(zygote) = &self.zygote else { return Ok(true) };
         let held = self.held.take().unwrap_or_else(HeldSignals::hold);
         let mut guard = Guard::new(self.words.deadline);
+        // The longest sleep.
         let mut most = LOOK;
         loop {
             guard.look(zygote);
+            // Before `tick` looks for the reason of the call: another call rings again.
             call.iter().for_each(|bell| bell.still());
             let slice = tick().map_or(most, |slice| slice.min(most));
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
-            // After its last word the zygote may still drop what was built: signals end that, too.
+            // Its end, not its last word: after that the zygote may still drop what was built, and signals
+            // end that, too. (If its descriptor was closed by the program, the last word must do.)
             let ended = descriptor::poll(&sources, slice)[0]
                 || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
+            // All has ended well: a signal that was caught meanwhile is raised when `held` is dropped.
             if over && self.words.culprit().is_none() {
                 break;
             }
-            // A rank that the same signal has ended is no failure of its own.
+            // Before a failure is reported: a rank that the same signal has ended is no failure of its own.
             if let Some(signal) = held.caught() {
                 self.end_for(signal.as_str());
                 drop(held);
@@ -115,7 +146,8 @@ impl Crew {
         self.outcome(lost, guard.gave_up, death)
     }
 
-    /// A signal has asked this program to end.
+    /// Ends the crew because a signal has asked this program to end, prints what it had to say, and says that
+    /// it has ended.
     fn end_for(&mut self, signal: &str) {
         self.end();
         self.output.iter_mut().for_each(|output| _ = output.forward(true));
@@ -127,12 +159,15 @@ impl Crew {
         let _ = writeln!(std::io::stderr(), "phalanx: {signal}: {ended}");
     }
 
-    /// Says what has become of a crew that has ended. The zygote's own last word counts: a caller that ignores SIGCHLD is not
-    /// told how its children end.
+    /// Returns the outcome of a crew that has ended: the zygote's own last word counts, or, if it has left
+    /// none, its `death`.
+    ///
+    /// `lost`: no descriptor led to it any more. `gave_up`: it was killed because it had been stopped for too
+    /// long.
     fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<bool> {
         match (self.words.closed(), self.words.culprit()) {
             (Some(COLD), _) => return Ok(false),
-            // A call failed, and every body has dealt with that.
+            // A call failed, and every body has dealt with that and returned.
             (Some(_), Some(_)) if (0..self.words.count()).all(|rank| self.words.slot(rank).has_left()) => {
                 return Ok(true);
             }
@@ -140,6 +175,8 @@ impl Crew {
             (Some(0), None) => return Ok(true),
             _ => {}
         }
+        // The zygote has failed or died. The kernel kills its slots: nothing may be left of the crew when
+        // this returns.
         self.words.outlast_slots();
         let code = self.words.closed();
         let unstarted = || (0..self.words.count()).all(|rank| self.words.slot(rank).generation() == 0);
@@ -157,19 +194,24 @@ impl Crew {
     }
 }
 
-/// Watches for a zygote that is stopped: in a world with a deadline it is ended.
+/// Watches for a zygote that is stopped, and looks after nobody: it is named, and in a world with a deadline
+/// ended.
 struct Guard {
     deadline: Option<Duration>,
     stopped: Stopped,
+    /// When it last looked.
     looked: Instant,
+    /// It has ended the zygote.
     gave_up: bool,
 }
 
 impl Guard {
+    /// Returns the guard of a wait that begins now.
     fn new(deadline: Option<Duration>) -> Guard {
         Guard { deadline, stopped: Stopped::default(), looked: Instant::now(), gave_up: false }
     }
 
+    /// Looks at the zygote, at most once per [`LOOK`].
     fn look(&mut self, zygote: &Process) {
         let passed = self.looked.elapsed();
         if passed <= LOOK {
@@ -195,6 +237,9 @@ impl Drop for Crew {
 
 impl Crew {
     /// Ends its processes; returns when they are gone.
+    ///
+    /// The zygote is asked first: it ends also what slots have started, which nobody else can. If it does not
+    /// end (it is stopped, say), it is killed; the kernel then kills the slots.
     fn end(&mut self) {
         if let Some(zygote) = self.zygote.take().filter(|_| self.is_callers()) {
             self.bell.ring();
@@ -206,13 +251,15 @@ impl Crew {
                 }
                 zygote.reap(true);
             }
+            // It has left no last word, so it has not waited for its slots.
             if self.words.closed().is_none() {
                 self.words.outlast_slots();
             }
         }
     }
 
-    /// Ends a zygote to which no descriptor leads any more.
+    /// Ends a zygote to which no descriptor leads any more: by a word in shared memory, at which it looks now
+    /// and then, and in the end by its number.
     fn end_unwatched(&self, zygote: &Process) -> Death {
         self.words.dismiss();
         let until = Instant::now() + Duration::from_secs(2);

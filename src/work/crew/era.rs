@@ -1,24 +1,28 @@
-//! What a zygote has decided in a world that recovers.
+//! Answers what a zygote has decided so far in a world that recovers: in its own memory, which no rank can
+//! overwrite.
 
 use std::time::{Duration, Instant};
 
-/// What a zygote has decided so far. The same stands in shared memory, for the ranks to read.
+/// The zygote's decisions so far. `Verdict` (channel/recovery.rs) has the same in shared memory, for the
+/// ranks to read.
 pub(super) struct Era {
+    /// The number of the epoch that lasts now.
     pub(super) epoch: u32,
     /// The ranks of the epoch.
     pub(super) members: Vec<usize>,
-    /// How many decisions there were.
+    /// The number of decisions made.
     pub(super) decided: u32,
     /// When a rank first asked for the next one.
     pub(super) asked_since: Option<Instant>,
 }
 
 impl Era {
+    /// Returns the first epoch of a world: all ranks, no decision.
     pub(super) fn first(ranks: usize) -> Era {
         Era { epoch: 0, members: (0..ranks).collect(), decided: 0, asked_since: None }
     }
 
-    /// All have stood still for so long.
+    /// Moves the deadline of those who have not asked by the time that all processes were stopped.
     pub(super) fn postpone(&mut self, stood: Duration) {
         self.asked_since = self.asked_since.map(|at| at + stood);
     }

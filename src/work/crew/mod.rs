@@ -1,4 +1,5 @@
-//! The crew: a zygote that forks slots, supervises them and, if told to, replaces the dead.
+//! Answers how processes that work are made and kept: the crew, a zygote that forks slots, supervises them
+//! and, if told to, replaces the dead.
 //!
 //! ```text
 //! caller (the user's main; no rank)
@@ -7,15 +8,28 @@
 //!     └ slot 1 ...
 //! ```
 //!
-//! | who dies | who learns it, how | what happens |
+//! A slot can be forked again at any time because the zygote stays single-threaded, and keeps the state that
+//! slots inherit as `build` made it, whatever the caller does meanwhile. The life of a crew, by files:
+//!
+//! ```text
+//! [1] caller.rs      the caller forks the zygote
+//! [2] zygote.rs      the zygote builds what slots inherit, enters a group of its own, and forks the slots
+//! [3] zygote.rs      each slot enters (its death is known from then on), runs the body, leaves or fails
+//! [4] supervise.rs   the zygote learns how slots end: it revokes, or forks again, or decides (recovery.rs)
+//! [5] zygote.rs      it ends whatever is left below it, and stores its exit code in shared memory
+//! [6] caller.rs      the caller, which forwards meanwhile what slots print (output.rs), reads the outcome
+//! ```
+//!
+//! | dead or stopped | noticed by | consequence |
 //! | --- | --- | --- |
-//! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again; in a world that recovers, as the ranks ask |
-//! | slot, by being stopped | zygote, once a second | a line names it; the end, if the world has a deadline |
+//! | slot | peers by the robust word, zygote by pidfd | revoke, or fork again; or as the ranks ask |
+//! | slot, stopped | zygote, once a second | a line names it; the end, if the world has a deadline |
 //! | zygote | slots by pdeathsig, caller by pidfd | slots die, the caller gets an error |
 //! | caller | zygote by pidfd | slots and their orphans are killed, the zygote leaves |
-//! | caller, by being stopped (Ctrl-Z) | zygote, five times a second | slots are stopped, and continued with the caller |
+//! | caller, stopped (Ctrl-Z) | zygote, five times a second | slots are stopped, and continued with it |
 //!
-//! Who belongs to which process group decides what a terminal does to whom: see DESIGN.md, "Terminals and signals".
+//! The process groups of these processes decide what a terminal does to each: see DESIGN.md, "Terminals and
+//! signals".
 
 mod caller;
 mod era;

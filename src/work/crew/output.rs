@@ -1,4 +1,15 @@
-//! What the slots print, line by line, with the rank in front: through a pipe per slot and stream, which the caller reads.
+//! Answers how the output of slots reaches the caller's streams in whole lines, with the rank in front.
+//!
+//! ```text
+//! slot     prints to its standard output and error, which are pipes: one per slot and stream
+//! caller   [1] reads what is in the pipes, without waiting
+//!          [2] cuts it into lines; the beginning of a line that has no end yet waits for the rest
+//!          [3] prints whole lines as fast as they are taken; others wait in memory
+//! ```
+//!
+//! *Nobody waits for ever.* The caller must look after its zygote and signals too, so it waits for the reader
+//! of its output only for a moment at a time. While too much waits to be printed it reads no more; pipes
+//! fill, and slots that print wait. When the slots have ended, it prints what is left.
 
 use crate::error::Result;
 use crate::os::descriptor::{self, Pipe};
@@ -7,8 +18,8 @@ use std::time::Duration;
 
 /// A line longer than this is broken. While more than this waits to be printed, slots that print wait, too.
 const LONGEST: usize = 1 << 20;
-/// How long the caller waits for whoever reads what it prints before it looks after other things: while slots run, and when
-/// there are none left.
+/// The time for which the caller waits for the reader of its output before it looks after other things: while
+/// slots run, and when there are none left.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
 /// The standard output and error of the slots.
@@ -19,37 +30,40 @@ pub(super) struct Output {
     waiting: [Vec<u8>; 2],
 }
 
+/// One stream of a slot.
 struct Stream {
     pipe: Pipe,
-    /// What has come since the last line ended.
+    /// The beginning of a line whose end has not been read yet.
     unfinished: Vec<u8>,
 }
 
 impl Output {
+    /// Makes the pipes, before the zygote is forked: it and its slots inherit them.
     pub(super) fn open(ranks: usize) -> Result<Output> {
         let stream = || -> Result<Stream> { Ok(Stream { pipe: Pipe::new()?, unfinished: Vec::new() }) };
         let slots = (0..ranks).map(|_| Ok([stream()?, stream()?])).collect::<Result<_>>()?;
         Ok(Output { slots, waiting: [Vec::new(), Vec::new()] })
     }
 
-    /// In a slot: what it prints from now on goes through its pipes.
+    /// Sends what this process, a slot's, prints from now on through its pipes.
     pub(super) fn enter(&self, rank: usize) {
         let [out, err] = &self.slots[rank];
         descriptor::print_to(&out.pipe, &err.pipe);
     }
 
-    /// In the caller: what ends a wait early.
+    /// Returns the pipes that end a wait of the caller early: those that it would read now.
     pub(super) fn sources(&self) -> impl Iterator<Item = &dyn AsFd> {
         let streams = self.slots.iter().flat_map(|streams| streams.iter().zip(&self.waiting));
         streams.filter(|(_, waiting)| waiting.len() <= LONGEST).map(|(stream, _)| &stream.pipe as &dyn AsFd)
     }
 
-    /// In the caller: prints the whole lines that have come, at the `end` also what has not ended, as far as somebody takes
-    /// them; returns whether that was all.
+    /// \[1]-\[3] in the caller: reads, and prints whole lines as far as they are taken; at the `end`, when no
+    /// slot is left, also a line without an end. Returns whether nothing is left.
     pub(super) fn forward(&mut self, end: bool) -> bool {
         let mut read = true;
         for (rank, streams) in self.slots.iter_mut().enumerate() {
             for (stream, waiting) in streams.iter_mut().zip(&mut self.waiting) {
+                // A stream that is not read now may have more.
                 read &= waiting.len() <= LONGEST;
                 if waiting.len() <= LONGEST {
                     waiting.extend(stream.lines(rank, end));
@@ -64,6 +78,8 @@ impl Output {
 }
 
 impl Stream {
+    /// \[1], \[2] Reads the pipe until it is empty, or enough was read for now; returns whole lines, marked
+    /// with the rank.
     fn lines(&mut self, rank: usize, end: bool) -> Vec<u8> {
         let mut lines = Vec::new();
         loop {
@@ -74,6 +90,7 @@ impl Stream {
                 lines.extend([format!("[{rank}] ").as_bytes(), line].concat());
                 rest = behind;
             }
+            // Too long for a line; or nothing follows.
             if rest.len() > LONGEST || (end && !more && !rest.is_empty()) {
                 lines.extend([format!("[{rank}] ").as_bytes(), rest, b"\n"].concat());
                 rest = &[];

@@ -1,15 +1,23 @@
-//! Panics of what users have given, as texts.
+//! Answers what a panic of the user's code was, and where: as a text, for errors and records.
 //!
-//! The text is the payload's. Where it happened only a panic hook is told, so one stands while something runs that is
-//! [`caught`], over the hook that it found, which it puts back:
+//! The text is the payload's. The place is told to the panic hook only: this file installs a hook of its own
+//! while something runs that is [`caught`], over the one that it finds, which it puts back.
 //!
 //! | the hook that was found | a panic inside `caught` | any other |
 //! | --- | --- | --- |
-//! | the standard library's | is told by whoever called `caught`: not printed | printed |
+//! | the standard library's | not printed: the caller of `caught` has its text | printed |
 //! | the program's own | goes to it, too | goes to it |
 //!
-//! A program that sets its own hook meanwhile keeps it: the text has no place then. A panic that nobody will catch, because
-//! the process is about to abort, is printed with those before it.
+//! ```text
+//! [1] caught      the first of a process that listens installs the hook (Standing)
+//! [2] the panic   the hook notes text and place in the thread that panics (SEEN); see the table
+//! [3] caught      compares the payload with what was noted last, which may be another panic, that the code
+//!                 has caught itself; if they are the same, it knows the place
+//! [4] caught      the last one puts the former hook back
+//! ```
+//!
+//! A program that sets its own hook meanwhile keeps it: the text has no place then. A panic that nobody will
+//! catch, because the process is about to abort, is printed with those before it.
 
 use crate::error::Error;
 use crate::os::process;
@@ -25,17 +33,18 @@ use std::thread::panicking;
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
 
 thread_local! {
-    /// Is this thread inside [`caught`]?
+    /// This thread is inside [`caught`].
     static CATCHING: Cell<bool> = const { Cell::new(false) };
-    /// How many [`Listening`] this thread has.
+    /// The number of [`Listening`] values of this thread.
     static LISTENING: Cell<u32> = const { Cell::new(0) };
-    /// Has [`SEEN`] something? Looking at it costs more than all else that [`caught`] does.
+    /// [`SEEN`] has something. A flag of its own, as to look there costs more than all else that [`caught`]
+    /// does.
     static ANY_SEEN: Cell<bool> = const { Cell::new(false) };
     /// The last two panics of this thread since [`caught`] began: the second may be the end of both.
     static SEEN: RefCell<[Option<Seen>; 2]> = const { RefCell::new([None, None]) };
 }
 
-/// What the hook was told of a panic.
+/// A panic, as the hook was told of it.
 struct Seen {
     kind: TypeId,
     text: Option<String>,
@@ -59,7 +68,8 @@ impl Former {
         Former { hook, is_default }
     }
 
-    /// What is done at a panic of any thread.
+    /// \[2] Hears of a panic of any thread: notes it if that thread's [`caught`] will tell it, else passes it
+    /// to the former hook.
     fn hear(&self, panic: &PanicHookInfo<'_>) {
         let told_later = CATCHING.get() && !cfg!(panic = "abort");
         if told_later && !aborts(panic) {
@@ -85,20 +95,21 @@ impl Former {
     }
 }
 
-/// Is this the last panic of the process? (`PanicHookInfo::can_unwind` is not stable.) The language raises these where a
-/// panic must not pass: out of a destructor while another unwinds, out of a foreign function.
+/// Returns whether this is the last panic of the process. (`PanicHookInfo::can_unwind` is not stable.) The
+/// language raises these where a panic must not pass: out of a destructor while another unwinds, out of a
+/// foreign function.
 fn aborts(panic: &PanicHookInfo<'_>) -> bool {
-    // Others, and the standard library's own, have the place of whoever called what panicked.
+    // Other panics, also of the standard library, have the place of the caller of what panicked.
     let raised_by_language = |place: &Location<'_>| place.file().ends_with("library/core/src/panicking.rs");
     let violated = |text: &str| text.contains("precondition(s) violated");
     panic.location().is_some_and(raised_by_language) || literal(panic.payload()).is_some_and(violated)
 }
 
-/// The hook that stands for [`Listening`] threads.
+/// The hook of this file, which is installed while threads are [`Listening`].
 struct Standing {
-    /// How many they are.
+    /// The number of these threads.
     threads: usize,
-    /// Its address, and what it stands over; it may have been replaced meanwhile.
+    /// Its address, and the hook that it has replaced; it may have been replaced itself meanwhile.
     ours: Option<(usize, Arc<Former>)>,
 }
 
@@ -108,8 +119,10 @@ type Lock<T> = std::sync::Mutex<T>;
 static STANDING: Lock<Standing> = Lock::new(Standing { threads: 0, ours: None });
 
 impl Standing {
+    /// \[1] A thread begins to listen: installs the hook, unless it is.
     fn begin(&mut self) {
-        // A thread that panics may not change hooks.
+        // A thread that panics may not change hooks. If the last one to end was such a thread, the hook is
+        // still installed: it is replaced.
         if !panicking() && (self.threads == 0 || self.ours.is_none()) {
             let former = self.remove().unwrap_or_else(|| Arc::new(Former::take()));
             let heard = Arc::clone(&former);
@@ -120,24 +133,28 @@ impl Standing {
         self.threads += 1;
     }
 
+    /// \[4] A thread listens no more: after the last one puts the former hook back.
     fn end(&mut self) {
         self.threads -= 1;
-        // Else it stays until the next end, as good as not there.
+        // If this thread panics the hook stays until the next end. It passes all on, as nobody is inside
+        // `caught`.
         if self.threads == 0 && !panicking() {
             match self.remove().map(Arc::try_unwrap) {
                 Some(Ok(former)) if !former.is_default => set_hook(former.hook),
                 Some(Err(former)) => set_hook(Box::new(move |panic| (former.hook)(panic))),
-                // The standard library's stands since ours was removed.
+                // The standard library's has been in force since ours was removed; or the program has set
+                // another one.
                 _ => {}
             }
         }
     }
 
-    /// Removes our hook, if it is in force; what it stood over.
+    /// Removes the hook of this file, if it is in force, and returns the one that it has replaced.
     fn remove(&mut self) -> Option<Arc<Former>> {
         let (ours, former) = self.ours.take()?;
         let now = take_hook();
-        // While ours exists nothing else has its address.
+        // The hook holds the former one. While it exists nothing else has its address; if it does not, an
+        // equal address is another hook's.
         let exists = Arc::strong_count(&former) > 1;
         if exists && address(&now) == ours {
             return Some(former);
@@ -147,6 +164,7 @@ impl Standing {
     }
 }
 
+/// Returns the address by which a hook is known again.
 fn address(hook: &Hook) -> usize {
     std::ptr::from_ref(&**hook).cast::<()>().addr()
 }
@@ -155,6 +173,7 @@ fn address(hook: &Hook) -> usize {
 pub(crate) struct Listening(PhantomData<*const ()>);
 
 impl Listening {
+    /// Begins to listen. A worker does so for its whole life, so that the hook is not changed for each task.
     pub(crate) fn new() -> Listening {
         if LISTENING.replace(LISTENING.get() + 1) == 0 {
             STANDING.lock().unwrap_or_else(PoisonError::into_inner).begin();
@@ -174,7 +193,7 @@ impl Drop for Listening {
 
 const NO_TEXT: &str = "a panic whose value is no text";
 
-/// The text of a panic's payload.
+/// Returns the text of a panic's payload, if it is a text or an error.
 fn text(payload: &(dyn Any + Send)) -> Option<String> {
     let error =
         || payload.downcast_ref::<Box<dyn std::error::Error + Send + Sync>>().map(ToString::to_string);
@@ -182,16 +201,17 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
     literal(payload).map(str::to_owned).or_else(error).or_else(own)
 }
 
-/// The text of a payload that is one, as `panic!` makes it.
+/// Returns the text of a payload that is one, as `panic!` makes it.
 fn literal(payload: &(dyn Any + Send)) -> Option<&str> {
     payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
-/// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the process that calls
-/// this returns from it, not one that `f` has forked.
+/// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the
+/// process that calls this returns from it, not one that `f` has forked.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
     let process = process::incarnation();
     let _listening = Listening::new();
+    // Calls may be nested: what the outer one has seen is put aside until this one is done.
     let outer = (CATCHING.replace(true), if ANY_SEEN.replace(false) { Some(SEEN.take()) } else { None });
     let result = catch_unwind(AssertUnwindSafe(f));
     if process != process::incarnation() {
@@ -201,6 +221,7 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
     }
     CATCHING.set(outer.0);
     let any = ANY_SEEN.replace(outer.1.is_some());
+    // The last panic of this call; the outer one's are put back.
     let last = match (any, outer.1) {
         (false, None) => None,
         (_, before) => SEEN.replace(before.unwrap_or_default())[0].take(),
@@ -209,14 +230,14 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
         let (kind, text) = ((*payload).type_id(), text(&*payload));
         // Dropping a payload may panic again, here where nobody catches it.
         core::mem::forget(payload);
-        // Not one that `f` has caught itself.
+        // [3] Not the place of another panic, which `f` has caught itself.
         let place = last.filter(|seen| (seen.kind, &seen.text) == (kind, &text)).map(|seen| seen.place);
         let text = text.unwrap_or_else(|| NO_TEXT.to_owned());
         place.map_or_else(|| text.clone(), |place| format!("{text} ({place})"))
     })
 }
 
-/// The text of a failure; if it may be that a rank has tried to read the terminal, with what to do about that.
+/// Returns the text of a failure; if a rank may have tried to read the terminal, with the remedy.
 pub(crate) fn explained(text: String) -> String {
     match text.contains("Input/output error") && signal::is_kept_off_terminal() {
         true => {

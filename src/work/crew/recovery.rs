@@ -1,4 +1,10 @@
-//! The zygote decides what the ranks ask for: see channel/recovery.rs for the protocol.
+//! Answers what the ranks of a world get that ask for agree, shrink or respawn: the zygote's side of the
+//! protocol in channel/recovery.rs, whose steps are cited here.
+//!
+//! The zygote is the one decider, so a decision is one store of its. It decides when nobody is left whose
+//! petition could still arrive: every rank of the epoch has asked, or has said its last word, or its process
+//! is known to be gone. A rank that does neither, though its peers hold it for dead or a deadline has passed,
+//! is killed first; the decision waits for its end.
 
 use crate::channel::recovery::{Outcome, Wish};
 use crate::channel::world::World;
@@ -9,12 +15,14 @@ use crate::sync::wait::is_gone;
 use crate::work::crew::zygote::Zygote;
 use std::time::{Duration, Instant};
 
-/// A rank that has said its last word has this long to end.
+/// The time that the process of a rank has to end after its last word, if a respawn waits for it.
 const LINGER: Duration = Duration::from_secs(1);
 
 impl<S> Zygote<'_, S> {
-    /// \[1]-\[4], if all that can ask have asked.
+    /// \[1]-\[4], if all ranks that can ask have asked; called again and again, whenever one rings or ends.
     pub(super) fn decide(&mut self, world: &World, state: &mut Option<S>) {
+        // Before petitions are read: a rank rings after it has written its own, so a ring that is silenced
+        // here was for one that is seen below.
         if let Some(bell) = world.bell() {
             bell.still();
         }
@@ -29,20 +37,23 @@ impl<S> Zygote<'_, S> {
         };
         let wishes: Vec<_> = asked.iter().filter_map(|&rank| wish(rank)).collect();
         let since = *self.era.asked_since.get_or_insert_with(Instant::now);
+        // [1] The processes for which this decision waits.
         let awaited: Vec<usize> = match first {
-            // Whoever it was of: no slot is filled twice.
+            // All that have not asked, also of earlier epochs: a slot must be empty before it is filled
+            // again.
             Some(Wish::Respawn) => {
                 let running = |rank: &usize| self.slots[*rank].is_some() && !asked.contains(rank);
                 (0..self.words.count()).filter(running).collect()
             }
-            // Who has spoken its last word asks for nothing.
+            // Not those that have said their last word: they will not ask.
             _ => silent.into_iter().filter(|&rank| !self.words.slot(rank).has_spoken()).collect(),
         };
         if !awaited.is_empty() {
             let late = self.words.deadline.is_some_and(|patience| since.elapsed() > patience);
             for &rank in &awaited {
                 let alive = self.words.slot(rank).alive.load(Ordering::Acquire);
-                // Its peers hold it for dead (it has called exec, say), or it does not come to its end.
+                // Its peers hold it for dead (it has called exec, say), or it does not end after its last
+                // word.
                 let over = alive & OWNER_DIED != 0 || (is_gone(alive) && since.elapsed() > LINGER);
                 if let Some(slot) = self.slots[rank].as_ref().filter(|_| late || over) {
                     slot.process.kill();
@@ -50,9 +61,12 @@ impl<S> Zygote<'_, S> {
             }
             return;
         }
+        // Before anyone is forked: the petition of a new process is cleared to this number, and its first is
+        // for the next.
         self.era.decided = number;
         self.era.asked_since = None;
         let value = wishes.iter().fold(u64::MAX, |all, (_, value)| all & value);
+        // [2], [3] An epoch begins only if all wish the same. Else nothing changes, and all are told.
         let outcome = match first {
             Some(wish) if wishes.iter().all(|&(other, _)| other == Some(wish)) => match wish {
                 Wish::Agree => Outcome::Granted,
@@ -64,11 +78,17 @@ impl<S> Zygote<'_, S> {
             },
             _ => Outcome::Mismatch,
         };
+        // [4]
         world.verdict_words().decide(number, outcome, value, &asked);
         point(Site::ZygoteDecided);
     }
 
-    /// \[2], \[3]: all ranks that have not `asked` are forked again, or none.
+    /// \[2], \[3] Forks all ranks that have not `asked` again, or none.
+    ///
+    /// 1. A rank that has returned cannot be forked again: nothing changes.
+    /// 2. The gone ranks' alive words are cleared, and the new epoch begins, with all ranks as members.
+    /// 3. The gone ranks are forked, one after the other; each begins in the new epoch.
+    /// 4. If one cannot be, those that were are ended, and another epoch begins, of the ranks that asked.
     fn respawn(&mut self, world: &World, asked: &[usize], state: &mut Option<S>) -> Outcome {
         let all: Vec<usize> = (0..self.words.count()).collect();
         let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();
@@ -76,11 +96,12 @@ impl<S> Zygote<'_, S> {
         if let Some(&rank) = gone.iter().find(left) {
             return Outcome::Left(rank);
         }
-        // The first that is forked must not take the others for dead.
+        // The first that is forked waits for the others, whose words would still say that they are dead.
         gone.iter().for_each(|&rank| self.words.slot(rank).vacate());
         self.begin_epoch(world, all);
         for &rank in &gone {
             let Err(error) = self.start(rank, state, 0, 0) else { continue };
+            // Ranks that were not forked count as dead from now on, and so do those that are ended here.
             for &rank in &gone {
                 if let Some(slot) = self.slots[rank].take() {
                     slot.process.kill();
@@ -89,7 +110,8 @@ impl<S> Zygote<'_, S> {
                 }
                 self.words.slot(rank).bury();
             }
-            // Those who asked have not entered the epoch: nobody is in it.
+            // Nobody is in a call of an earlier epoch: the ranks that asked wait for this decision, and those
+            // that were forked into the failed epoch are gone.
             self.begin_epoch(world, asked.to_vec());
             self.words.unstarted(rank, &error.to_string());
             return Outcome::Unstarted(rank);
@@ -97,6 +119,7 @@ impl<S> Zygote<'_, S> {
         Outcome::Granted
     }
 
+    /// \[2] Begins the next epoch, in shared memory and in the zygote's own.
     fn begin_epoch(&mut self, world: &World, members: Vec<usize>) {
         self.era.epoch = self.era.epoch.wrapping_add(1);
         world.begin_epoch(self.era.epoch, &members);

@@ -1,28 +1,31 @@
-//! Processes that a signal or a debugger has stopped.
+//! Answers how long a process has been stopped, by a signal or a debugger. The kernel tells no one, so that a
+//! supervisor looks now and then; a stopped process holds up all that wait for it, as if it were dead, but no
+//! robust word says so.
 
 use crate::os::launcher::host;
 use crate::os::process::Process;
 use std::io::Write;
 use std::time::Duration;
 
-/// How often a supervisor looks whether those that it watches are stopped.
+/// The shortest time between two looks of a supervisor.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
-/// A look costs some 50 us: so many are taken per second, and more slots are looked at less often.
+/// The number of looks per second, each of which costs some 50 us: more slots are looked at less often.
 const LOOKS: usize = 16;
-/// A slot that is stopped for longer is named, in a world without a deadline.
+/// In a world without a deadline, a process that is stopped for longer is named on standard error.
 pub(super) const STOPPED: Duration = Duration::from_secs(10);
 
-/// How often a supervisor of so many looks whether they are stopped.
+/// Returns the time between two looks of a supervisor of `watched` processes.
 pub(super) fn period(watched: usize) -> Duration {
     LOOK * watched.div_ceil(LOOKS).max(1) as u32
 }
 
-/// How long a process has been seen stopped; none if it is not.
+/// The time for which a process has been seen stopped; none if it is not.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stopped(Option<Duration>);
 
 impl Stopped {
-    /// Looks, as happens once per `period`, and so long after the last time; returns whether it is now that it has been stopped for longer than `patience`.
+    /// Looks at the process, which is done once per `period`; the last look was `passed` ago. Returns true
+    /// once per stop: at the first look that finds it stopped for `patience`.
     pub(super) fn exceeds(
         &mut self,
         patience: Duration,
@@ -30,13 +33,14 @@ impl Stopped {
         (passed, period): (Duration, Duration),
     ) -> bool {
         let before = self.0;
-        // While nobody looked nothing is known.
+        // The supervisor may have been stopped as well: of a long time without a look little counts.
         let stopped = || before.map_or(Duration::ZERO, |before| before + passed.min(2 * period));
         self.0 = process.is_held().then(stopped);
         self.0.is_some_and(|stopped| stopped >= patience) && before.is_none_or(|before| before < patience)
     }
 }
 
+/// Says on standard error which process is stopped, and how to continue it: its peers only seem to hang.
 pub(super) fn tell_stopped(name: &str, process: &Process, patience: Duration) {
     let (pid, host) = (process.pid(), host());
     let _ = writeln!(

@@ -1,4 +1,14 @@
-//! The zygote at work: it learns how slots end, replaces them if told to, and stands still with its caller.
+//! Answers what the zygote does while slots run: it learns how they end, tells the others or forks them
+//! again, and stands still with its caller.
+//!
+//! The zygote sleeps in one poll, on the pidfds of its slots and of the caller, and on bells: it wakes for an
+//! end at once. After [`GLANCE`] at the latest it looks for states of which the kernel tells nobody, such as
+//! a caller or a slot that is stopped.
+//!
+//! *A death is told in this order* (`bury`): what the dead process has started is killed while its number is
+//! still its own; the process is collected; how it died is recorded; then its alive word is marked and its
+//! peers are woken. They find the record. The kernel has marked the word before in most cases (the robust
+//! list), and peers that are quicker than the record wait for it for a moment (channel/blame.rs).
 
 use crate::error::Death;
 use crate::os::clock::unix_time;
@@ -16,20 +26,24 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// After the first failure the other slots get this long to end by themselves; their results are void.
+/// The time that the other slots have after the first failure to end by themselves; their results are void.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often the zygote looks whether the caller is stopped, and how long it sleeps if nobody calls it.
+/// The time between two looks whether the caller is stopped; the zygote sleeps no longer.
 const GLANCE: Duration = Duration::from_millis(200);
 
 impl<S> Zygote<'_, S> {
     /// Supervises the slots until all have ended, or the caller has; returns the zygote's exit status.
     pub(super) fn supervise(&mut self, state: &mut Option<S>) -> i32 {
+        // When slots are ended after the first failure.
         let mut ending: Option<Instant> = None;
         while self.slots.iter().any(Option::is_some) {
+            // While all stood still no deadline passed.
             let stood = self.stand_with_caller();
             ending = ending.map(|at| at + stood);
             self.era.postpone(stood);
             self.name_stopped();
+            // Sleep until the caller or a slot has ended, or someone rings. The order of the sources is used
+            // below.
             let running: Vec<usize> =
                 (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
@@ -39,21 +53,26 @@ impl<S> Zygote<'_, S> {
             if signal::asked() {
                 self.tell_states();
             }
+            // The caller has ended, or wants the crew to end. This is asked before ended slots are looked at,
+            // so that none of them is forked again.
             if spoken[0] || spoken[1] || self.words.is_dismissed() {
                 return RUNG;
             }
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
                 self.bury(rank, state);
             }
+            // Orphans of slots are this process's children, and would stay zombies.
             let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
             process::reap_others(&slots);
+            // After deaths were noted: a decision may have waited for them.
             if let Policy::Recover(world) = self.job.policy {
                 self.decide(world, state);
             } else if self.words.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
                 if let Some(culprit) = self.words.culprit().filter(|_| self.job.led) {
-                    // Rank 0 has made no call since: other nodes wait for its word.
+                    // The caller is rank 0, and has made no call since, or it would have ended the job. Ranks
+                    // of other nodes wait for it: its death ends the job.
                     let verdict = self.words.failure_of(culprit);
                     let _ = writeln!(
                         std::io::stderr(),
@@ -68,7 +87,7 @@ impl<S> Zygote<'_, S> {
         0
     }
 
-    /// Says what all slots are known to do.
+    /// Says on standard error what all slots are known to do: the answer to SIGUSR1.
     fn tell_states(&self) {
         let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
         for (rank, state) in self.words.states().into_iter().enumerate() {
@@ -87,7 +106,11 @@ impl<S> Zygote<'_, S> {
         }
     }
 
-    /// While the caller is stopped, by a terminal or by whomever, so are the slots; for how long it was.
+    /// Stops the slots while the caller is stopped, by a terminal or by anyone; returns for how long.
+    ///
+    /// At first they are asked to stop as Ctrl-Z does it (SIGTSTP), so that launchers among what they have
+    /// started pass it on; then, every tenth of a second, they are stopped by force. It ends when the caller
+    /// continues, or has ended.
     fn stand_with_caller(&mut self) -> Duration {
         if self.glanced.elapsed() < GLANCE {
             return Duration::ZERO;
@@ -108,8 +131,12 @@ impl<S> Zygote<'_, S> {
         begun.elapsed()
     }
 
-    /// Says which slots have been stopped for longer than a call may wait. A world with a deadline ends then: perhaps
-    /// nobody waits for them in a call, which would tell.
+    /// Looks at each slot, once per period: says which have been stopped for longer than a call may wait. A
+    /// world with a deadline ends then, though perhaps nobody waits for them in a call, which would find that
+    /// out.
+    ///
+    /// For workers, who have no peers that wait for them, it also notes those that have left, and ends those
+    /// that have become another program.
     fn name_stopped(&mut self) {
         let (passed, period) = (self.looked.elapsed(), period(self.slots.len()));
         if passed < period {
@@ -125,7 +152,8 @@ impl<S> Zygote<'_, S> {
                 }
                 continue;
             };
-            // The peers of a rank would find it out.
+            // It has called exec: the kernel has marked its word, but the process lives. The peers of a rank
+            // find that out (`Slots::blame`); a worker has none.
             if workers && self.words.slot(rank).is_dead() && procfs::is_another_program(slot.process.pid()) {
                 self.words.slot(rank).note_exec();
                 slot.process.kill();
@@ -144,17 +172,19 @@ impl<S> Zygote<'_, S> {
         }
     }
 
-    /// A slot's process has ended: note how, and revoke or fork again.
+    /// Notes how a slot's process has ended, and revokes the epoch or forks it again: see the head of this
+    /// file for the order.
     fn bury(&mut self, rank: usize, state: &mut Option<S>) {
         let Some(slot) = self.slots[rank].take() else { return };
         point(Site::ZygoteBurying);
+        // Its children are in its group; root's are in the caller's, where nobody else's orphans are.
         slot.process.kill_group();
         if self.is_root(rank) {
             let running = self.slots.iter().flatten().chain([&slot]);
             process::end_orphans(self.group, &running.map(|slot| slot.process.pid()).collect::<Vec<_>>());
         }
         let Some(death) = slot.process.reap(false) else {
-            // A debugger has it first.
+            // A debugger is told of the end first, and has not let go of it.
             std::thread::sleep(Duration::from_millis(1));
             self.slots[rank] = Some(slot);
             return;
@@ -164,14 +194,16 @@ impl<S> Zygote<'_, S> {
         let epoch = self.era.epoch;
         self.words.slot(rank).bury();
         if self.words.slot(rank).has_spoken() {
-            // It may have been killed before it could tell the others.
+            // A rank that fails says so, then revokes its epoch: it may have been killed in between.
             return self.words.revoke_failed(rank);
         }
         let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
         if labour.is_given_up(rank) {
-            // It may have been killed before it could tell the others.
+            // It has given itself up, and may have been killed before it could wake those that wait for its
+            // work.
             return labour.give_up(rank);
         }
+        // Deaths in a row count only if none of the processes has begun a task: else the slot gets somewhere.
         let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
         let again = if labour.again(deaths) { self.start(rank, state, deaths, begun) } else { Ok(()) };
@@ -190,7 +222,7 @@ impl<S> Zygote<'_, S> {
         }
     }
 
-    /// A kill by the kernel for want of memory is told from others by its count.
+    /// Tells a kill by the kernel for want of memory from others, by the kernel's count of such kills.
     fn explained(&mut self, death: Death) -> Death {
         if death != Death::Signal(KILL) {
             return death;
@@ -199,7 +231,8 @@ impl<S> Zygote<'_, S> {
         if self.oom_kills > before { Death::Oom } else { death }
     }
 
-    /// Nothing below this process survives it.
+    /// Ends all slots and everything that they have started: all are killed first, so that they end at the
+    /// same time, then collected; then the orphans, which become this process's children.
     pub(super) fn end_all(&mut self) {
         for slot in self.slots.iter().flatten() {
             slot.process.kill();

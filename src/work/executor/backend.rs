@@ -9,10 +9,11 @@ use std::str::FromStr;
 
 /// Where the workers of a sweep run.
 ///
-/// A program is one process of a job if a launcher says so in the environment: `mpirun` and `mpiexec` of the MPIs, `srun` (in a
-/// step of several tasks; a batch script is alone), `prun`, `flux run`, `jsrun`, `aprun`. Then [`Auto`](Self::Auto) joins the
-/// other processes, or is refused where the program was built without the feature `mpi`, for each process would do all the
-/// work. With `PHALANX_LAUNCHER=none` in the environment each does, and nothing is joined.
+/// A program is one process of a job if a launcher says so in the environment: `mpirun` and `mpiexec` of the
+/// MPIs, `srun` (in a step of several tasks; a batch script is alone), `prun`, `flux run`, `jsrun`, `aprun`.
+/// Then [`Auto`](Self::Auto) joins the other processes, or is refused where the program was built without the
+/// feature `mpi`, for each process would do all the work. With `PHALANX_LAUNCHER=none` in the environment
+/// each does, and nothing is joined.
 ///
 /// A rank, or what a sweep calls in its caller, joins nothing: what it starts is its own, on forked workers.
 ///
@@ -33,16 +34,16 @@ pub enum Backend {
     Threads,
     /// Forked processes that share memory: a model may crash, leak, or keep global state.
     SharedMemory,
-    /// The processes that an MPI launcher has started, and what they fork: those of a node share memory, one a node speaks
-    /// for it. Needs the feature `mpi`.
+    /// The processes that an MPI launcher has started, and what they fork: those of a node share memory, one
+    /// a node speaks for it. Needs the feature `mpi`.
     Hybrid,
     /// The same, but all that ranks exchange goes through MPI.
     Mpi,
 }
 
 impl Backend {
-    /// The job whose processes are to be used, if a launcher has started this program as part of one. Not in a rank, which
-    /// is alone with what it starts.
+    /// The job whose processes are to be used, if a launcher has started this program as part of one. Not in
+    /// a rank, which is alone with what it starts.
     pub(crate) fn job(self, operation: &'static str) -> Result<Option<Launcher>> {
         let (named, refused) =
             (matches!(self, Backend::Hybrid | Backend::Mpi), |problem| Error::option(operation, problem));

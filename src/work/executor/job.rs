@@ -35,7 +35,8 @@ enum Way {
     Crews { each: usize, processes: usize },
 }
 
-/// How `asked` ranks come from the processes of a job. Only what this process knows decides: MPI is not there yet.
+/// How `asked` ranks come from the processes of a job. Only what this process knows decides: MPI is not there
+/// yet.
 fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
     let Launcher { size, local, .. } = job;
     match asked {
@@ -194,8 +195,8 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     collect(&everyone, world, mine, with_root, take).or_else(|error| fatal(mpi, error))
 }
 
-/// All ranks' results to process 0, which takes them in the order of the net. `with_root`: this process shares memory with
-/// it. Is this process 0?
+/// All ranks' results to process 0, which takes them in the order of the net. `with_root`: this process
+/// shares memory with it. Is this process 0?
 fn collect(net: &Net, world: &World, mine: Vec<Vec<u8>>, with_root: bool, take: Take<'_>) -> Result<bool> {
     if !with_root && mine.iter().any(|bytes| carries_leases(bytes)) {
         let problem = "a result that holds a Lease came from another node than root's, where nobody can read it: return an \

@@ -15,8 +15,8 @@ use crate::work::executor::running::reason;
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::sync::Arc;
 
-/// Does `tasks` tasks on all ranks of `comm`, which all call this together. On root `then` gets the ledger, with what each
-/// rank has done, and says what becomes of it.
+/// Does `tasks` tasks on all ranks of `comm`, which all call this together. On root `then` gets the ledger,
+/// with what each rank has done, and says what becomes of it.
 ///
 /// ```text
 /// [1] all agree on the tasks, by digest; root's heap holds ledger and source

@@ -6,8 +6,8 @@
 //! | [`Placement::Threads`] | threads of this process | takes the program along |
 //! | [`Placement::Forked`] | slots of a crew | is replaced, and its task tried again |
 //!
-//! A run has rounds. When workers were given up and tasks are left, those tasks are freed for a new set of workers, as long
-//! as the last set finished something.
+//! A run has rounds. When workers were given up and tasks are left, those tasks are freed for a new set of
+//! workers, as long as the last set finished something.
 
 mod backend;
 mod body;

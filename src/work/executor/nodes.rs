@@ -1,4 +1,5 @@
-//! An executor on the processes of a job: each forks its workers, which take tasks from what root has granted their node.
+//! An executor on the processes of a job: each forks its workers, which take tasks from what root has granted
+//! their node.
 //!
 //! ```text
 //! node                                                   root
@@ -11,10 +12,11 @@
 //! [5] ends, or begins another round at [1]               a last Grant: is anything left that some node would do?
 //! ```
 //!
-//! In a round every task is granted once, with the number of workers that have died on it in earlier ones. Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks
-//! are done by its successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt out
-//! again in another round, to all nodes whose workers were not given up, or have finished something. A node that dies ends the
-//! job.
+//! In a round every task is granted once, with the number of workers that have died on it in earlier ones.
+//! Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks are done by its
+//! successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt
+//! out again in another round, to all nodes whose workers were not given up, or have finished something. A
+//! node that dies ends the job.
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
 use crate::channel::source::Source;
@@ -32,13 +34,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share of what is left.
+/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share
+/// of what is left.
 const PARTS: usize = 2;
-/// This part of all tasks is dealt before the processes know each other: not more, as some may have more workers than others.
+/// This part of all tasks is dealt before the processes know each other: not more, as some may have more
+/// workers than others.
 const FIRST: usize = 8;
-/// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a second in all.
+/// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a
+/// second in all.
 const NEWS: Duration = Duration::from_millis(100);
-/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20 us.)
+/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20
+/// us.)
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(2);
 /// The longest nap after a long quiet time: a nap takes at most a hundredth of that time.
@@ -54,7 +60,8 @@ enum Say {
     Going = 1,
     /// It needs more tasks.
     Hungry,
-    /// All its tasks are done, and it knows that there are no more. This and the next two are the last that it says.
+    /// All its tasks are done, and it knows that there are no more. This and the next two are the last that
+    /// it says.
     Done,
     /// It has left tasks, and would do more.
     Left,
@@ -86,8 +93,8 @@ struct Coordinator {
     ended: bool,
     /// Why its workers were given up, if they were.
     why: Option<String>,
-    /// In root: the tasks that nobody has been granted, with the number of workers that have died on each of a run; how many
-    /// tasks each node has finished; those nodes that are done, with their last words.
+    /// In root: the tasks that nobody has been granted, with the number of workers that have died on each of
+    /// a run; how many tasks each node has finished; those nodes that are done, with their last words.
     pool: Vec<(Range<usize>, u32)>,
     finished: Vec<u64>,
     done: Vec<(usize, Say)>,
@@ -185,7 +192,8 @@ enum Verdict {
     Again,
 }
 
-/// The tasks that are dealt before the processes of a job know each other: joining takes as long as a short sweep.
+/// The tasks that are dealt before the processes of a job know each other: joining takes as long as a short
+/// sweep.
 #[derive(Clone, Debug)]
 struct Begin {
     /// Those of this process.
@@ -403,8 +411,8 @@ impl Coordinator {
         self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)
     }
 
-    /// Workers of this node were given up: another round does what it still gets, and what it has left; `release` frees what
-    /// died. Returns the last words of this node.
+    /// Workers of this node were given up: another round does what it still gets, and what it has left;
+    /// `release` frees what died. Returns the last words of this node.
     fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> Result<Say> {
         self.await_answer()?;
         self.ended = true;
@@ -560,7 +568,8 @@ impl Coordinator {
         Ok(())
     }
 
-    /// A stretch of another node: its rows to where they stay. `places`: of the texts of its failed tasks here, by those there.
+    /// A stretch of another node: its rows to where they stay. `places`: of the texts of its failed tasks
+    /// here, by those there.
     fn adopt(&self, node: usize, stretch: Range<usize>, places: &BTreeMap<u64, u64>) -> Result<()> {
         if stretch.start > stretch.end || stretch.end > self.ledger.tasks() {
             return Err(Error::Corrupt { what: "the stretches of a node" });

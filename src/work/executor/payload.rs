@@ -1,7 +1,7 @@
 //! Results of any length: a worker puts them into its heap, and the row says where.
 //!
-//! They lie one after the other in shelves of a fixed size; a larger one has a block of its own. Shelves are the caller's
-//! once the worker has left them: the heap never uses them again.
+//! They lie one after the other in shelves of a fixed size; a larger one has a block of its own. Shelves are
+//! the caller's once the worker has left them: the heap never uses them again.
 
 use crate::error::{Error, Result};
 use crate::shm::arena::{Block, Fill};
@@ -31,7 +31,8 @@ impl Payloads {
         Payloads { segment, shelf: None }
     }
 
-    /// Keeps a value for the caller, with the leases in it. The value is forgotten: its leases are the caller's.
+    /// Keeps a value for the caller, with the leases in it. The value is forgotten: its leases are the
+    /// caller's.
     ///
     /// # Errors
     /// If it cannot be written, or would arrive as another value.

@@ -15,7 +15,8 @@ pub(crate) enum Placement {
     Threads,
     /// Slots of a crew.
     Forked,
-    /// The processes of a job, and the slots of the crews that they fork. `flat`: all that ranks exchange goes through MPI.
+    /// The processes of a job, and the slots of the crews that they fork. `flat`: all that ranks exchange
+    /// goes through MPI.
     Job { job: Launcher, flat: bool },
 }
 
@@ -69,7 +70,8 @@ fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>)
     }
 }
 
-/// Returns how many ranks there shall be: as asked for, as the environment says, or one per available processor.
+/// Returns how many ranks there shall be: as asked for, as the environment says, or one per available
+/// processor.
 pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
     Ok(requested(operation, ranks)?.unwrap_or_else(topology::cpus))
 }

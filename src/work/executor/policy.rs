@@ -41,7 +41,8 @@ impl Policy {
         Ok(Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false })
     }
 
-    /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried again.
+    /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried
+    /// again.
     pub(super) fn verdict(&self, died: u32, death: impl Fn() -> Death) -> Option<String> {
         (died >= self.attempts).then(|| match self.attempts {
             1 => format!("its worker died by {}", death()),
@@ -54,7 +55,8 @@ impl Policy {
         deaths < self.restarts
     }
 
-    /// Returns how long to wait before the next build, after so many that failed in a row; `None`: there is none.
+    /// Returns how long to wait before the next build, after so many that failed in a row; `None`: there is
+    /// none.
     pub(super) fn pause(&self, failed: u32) -> Option<Duration> {
         (failed < self.builds).then(|| PAUSE * 10u32.pow((failed - 1).min(6)))
     }

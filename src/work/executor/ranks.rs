@@ -1,7 +1,7 @@
 //! Ranks: one body per slot, each with a communicator of all.
 //!
-//! A forked rank leaves its result packed in its heap, where the caller reads it once all have ended; a thread hands it over
-//! as it is.
+//! A forked rank leaves its result packed in its heap, where the caller reads it once all have ended; a
+//! thread hands it over as it is.
 
 use crate::channel::world::World;
 use crate::comm::Comm;
@@ -23,8 +23,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::rc::Rc;
 use std::thread::Builder;
 
-/// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; on the processes of a job that do not
-/// have rank 0 `None`.
+/// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; on the processes of
+/// a job that do not have rank 0 `None`.
 pub(crate) fn fork<R, F>(options: &RankOptions, body: &F) -> Result<Option<Vec<R>>>
 where
     R: Serialize + DeserializeOwned,

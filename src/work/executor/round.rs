@@ -51,8 +51,8 @@ pub(crate) struct Options {
 
 /// Told while workers work how far they have come.
 pub(crate) struct Watch<'a> {
-    /// Called at least ten times a second, with the number of workers and of tasks that are finished, on all nodes; it may call
-    /// a function of the user's.
+    /// Called at least ten times a second, with the number of workers and of tasks that are finished, on all
+    /// nodes; it may call a function of the user's.
     pub(crate) tick: &'a mut dyn FnMut(usize, u64),
     pub(crate) wanted: bool,
 }
@@ -115,8 +115,8 @@ impl<'a, W: Work> Executor<'a, W> {
         done(&self.source, &self.replaced)
     }
 
-    /// Runs the forked workers of one round. `look` is called again and again while they work, after the time that it said
-    /// last, or when they call for more.
+    /// Runs the forked workers of one round. `look` is called again and again while they work, after the time
+    /// that it said last, or when they call for more.
     pub(super) fn forked(
         &mut self,
         watch: &mut Watch<'_>,
@@ -151,7 +151,8 @@ impl<'a, W: Work> Executor<'a, W> {
         self.replaced.iter_mut().zip(replaced).for_each(|(all, more)| *all += more);
     }
 
-    /// Frees what the workers of a round have left unfinished, or finishes it, where too many have died on it.
+    /// Frees what the workers of a round have left unfinished, or finishes it, where too many have died on
+    /// it.
     pub(super) fn release(&self, tasks: Range<usize>, round: &Round) {
         let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
         self.ledger.release(tasks, |slot, died| self.options.policy.verdict(died, || death(slot)));
@@ -162,8 +163,8 @@ impl<'a, W: Work> Executor<'a, W> {
         reason(&self.source, &self.ledger)
     }
 
-    /// Forks the workers; returns while they work. `beside`: the caller goes on meanwhile. `heap`: bytes for the results of
-    /// each that do not fit into rows, as a world has them.
+    /// Forks the workers; returns while they work. `beside`: the caller goes on meanwhile. `heap`: bytes for
+    /// the results of each that do not fit into rows, as a world has them.
     fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
         let Options { operation, workers, cold, allow_threads, .. } = self.options;
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
@@ -221,8 +222,8 @@ pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
 }
 
 impl<W: Work + Sync> Executor<'_, W> {
-    /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up, and new ones
-    /// would get on.
+    /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up,
+    /// and new ones would get on.
     pub(super) fn rounds(&mut self, tasks: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
         // Not counted: each look at a record makes its page.
         let mut before = self.source.finished() as usize;
@@ -295,7 +296,8 @@ impl<W: Work + Sync> Executor<'_, W> {
             while watch.wanted && all_ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 (watch.tick)(self.options.workers, self.source.finished());
             }
-            // One by one: the scope's own end orders nothing that a tool could see. (None panics: all is caught.)
+            // One by one: the scope's own end orders nothing that a tool could see. (None panics: all is
+            // caught.)
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
     }

@@ -11,8 +11,8 @@ use crate::work::executor::round::{Done, Executor, Watch};
 use crate::work::executor::worker::Work;
 
 impl<W: Work + Sync> Executor<'_, W> {
-    /// Does all tasks; those that no worker was left to try are finished without result. Returns what each worker has done, of
-    /// all nodes; on the processes of a job that are not root `None`.
+    /// Does all tasks; those that no worker was left to try are finished without result. Returns what each
+    /// worker has done, of all nodes; on the processes of a job that are not root `None`.
     pub(crate) fn run(&mut self, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {
         match self.options.placement {
             #[cfg(feature = "mpi")]
@@ -34,7 +34,8 @@ pub(crate) fn workers_can_read(bytes: &[u8]) -> bool {
     process::children_can_read(range.start.addr()..range.end.addr())
 }
 
-/// Calls a function of the user's, which is alone with what it starts, in a job too. It may fork: a child that returns from it is not this process.
+/// Calls a function of the user's, which is alone with what it starts, in a job too. It may fork: a child
+/// that returns from it is not this process.
 pub(crate) fn called<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "mpi")]
     let _alone = Callback::enter();

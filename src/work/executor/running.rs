@@ -22,8 +22,8 @@ impl Running {
         &self.ledger
     }
 
-    /// Waits until the workers have ended. Returns the payloads that they have left, and why tasks were not done, if that
-    /// is known.
+    /// Waits until the workers have ended. Returns the payloads that they have left, and why tasks were not
+    /// done, if that is known.
     ///
     /// # Errors
     /// If this process has not started them, or their supervisor died.

@@ -13,7 +13,8 @@ use crate::work::executor::policy::Policy;
 use std::ops::Range;
 use std::time::Duration;
 
-/// A part of tasks that is taken at once shall take no longer, so that the last ones are spread over all workers.
+/// A part of tasks that is taken at once shall take no longer, so that the last ones are spread over all
+/// workers.
 const PART_TIME: Duration = Duration::from_millis(20);
 /// Memory is measured no more often.
 const MEASURING: u64 = 10_000_000;
@@ -35,7 +36,8 @@ pub(crate) trait Work {
     /// Returns the digest of all that must be the same in all processes that work together.
     fn digest_of_all(&self) -> u64;
 
-    /// Keeps more of the text of a failed task than the log does, where the row says. By default the row is blank.
+    /// Keeps more of the text of a failed task than the log does, where the row says. By default the row is
+    /// blank.
     fn keep(&self, _cause: Cause, _text: &str, _out: &mut Out<'_>) {}
 }
 
@@ -109,8 +111,8 @@ impl<W> Shared<'_, W> {
         start..start + lens[slot]
     }
 
-    /// How many tasks to take next: a share of what is left (guided self-scheduling, Polychronopoulos and Kuck 1987),
-    /// within the time that one part shall take.
+    /// How many tasks to take next: a share of what is left (guided self-scheduling, Polychronopoulos and
+    /// Kuck 1987), within the time that one part shall take.
     fn part(&self, words: &WorkerWords, left: usize) -> usize {
         if self.dealing == Dealing::Singly {
             return 1;
@@ -126,7 +128,8 @@ impl<W> Shared<'_, W> {
 
 /// What a worker keeps from task to task.
 enum State<'s, S> {
-    /// Made before the fork, for all workers: they share what it has outside of its memory, so none of them drops it.
+    /// Made before the fork, for all workers: they share what it has outside of its memory, so none of them
+    /// drops it.
     Inherited(&'s mut S),
     Own(S),
     /// To be built: at first, and when a panic has left it half changed.
@@ -141,8 +144,8 @@ enum End {
     Over,
 }
 
-/// Lives the life of worker `slot`: what its predecessor left, if it `replaces` one, then tasks as they are dealt, then what
-/// those left that were given up. `tick` is called after each part.
+/// Lives the life of worker `slot`: what its predecessor left, if it `replaces` one, then tasks as they are
+/// dealt, then what those left that were given up. `tick` is called after each part.
 pub(crate) fn live<W: Work>(
     shared: &Shared<'_, W>,
     slot: usize,
@@ -223,8 +226,8 @@ impl<W: Work> Worker<'_, '_, W> {
         }
     }
 
-    /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `known` were gone through
-    /// before; says whether there were others.
+    /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `known` were
+    /// gone through before; says whether there were others.
     fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
         let Shared { source, dealing, .. } = *self.shared;
         let given_up = source.given_up().into_iter().map(|(slot, _)| slot);
@@ -299,8 +302,8 @@ impl<W: Work> Worker<'_, '_, W> {
         Ok(())
     }
 
-    /// Builds the state, if there is none. A server that is busy, say, gets some time. `task`: the one that is free, and
-    /// would be next.
+    /// Builds the state, if there is none. A server that is busy, say, gets some time. `task`: the one that
+    /// is free, and would be next.
     fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
         for failed in 1.. {
             if !matches!(self.state, State::None) {

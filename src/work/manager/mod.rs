@@ -20,14 +20,17 @@ use tasks::{Deal, Gathered, Outcome, Outcomes, share};
 
 pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
 
-/// A manager by the name of its back end, in any case: `auto`, `serial`, `threads`, `shared-memory`, and the names that
-/// WaterTAP's users know (`concurrentfutures`, `multiprocessing`, `ray`, ...), which all mean forked workers.
+/// A manager by the name of its back end, in any case: `auto`, `serial`, `threads`, `shared-memory`, and the
+/// names that WaterTAP's users know (`concurrentfutures`, `multiprocessing`, `ray`, ...), which all mean
+/// forked workers.
 ///
-/// As there, `multiprocessing` and `ray` deal one sample at a time ([`Granularity::PerSample`]), the others a stretch to
-/// each worker. Inside [`launch`](crate::launch()) the ranks are the workers: [`ParallelManager::with_peers`].
+/// As there, `multiprocessing` and `ray` deal one sample at a time ([`Granularity::PerSample`]), the others a
+/// stretch to each worker. Inside [`launch`](crate::launch()) the ranks are the workers:
+/// [`ParallelManager::with_peers`].
 ///
 /// # Errors
-/// If the name is not known (the error lists those that are) or not in this build, or the number is zero or too large.
+/// If the name is not known (the error lists those that are) or not in this build, or the number is zero or
+/// too large.
 ///
 /// ```
 /// let mut manager = phalanx::create_parallel_manager("ConcurrentFutures", 2)?;
@@ -52,10 +55,10 @@ pub fn create_parallel_manager(
 ///
 /// It is one of two things:
 /// - *A fan-out* ([`create_parallel_manager`], [`ParallelManager::new`]), used by a program that runs once.
-///   [`scatter`](Self::scatter) starts workers, which work while the caller goes on; [`gather`](Self::gather) waits for
-///   them. The caller is root, alone: what it exchanges with its peers it exchanges with itself.
-/// - *Peers* ([`ParallelManager::with_peers`]), used by every rank of a world. Each runs its share; all other operations
-///   are collectives, which all ranks must call in the same order.
+///   [`scatter`](Self::scatter) starts workers, which work while the caller goes on; [`gather`](Self::gather)
+///   waits for them. The caller is root, alone: what it exchanges with its peers it exchanges with itself.
+/// - *Peers* ([`ParallelManager::with_peers`]), used by every rank of a world. Each runs its share; all other
+///   operations are collectives, which all ranks must call in the same order.
 ///
 /// ```
 /// let mut manager = phalanx::create_parallel_manager("shared-memory", 3)?;
@@ -87,19 +90,21 @@ pub fn create_parallel_manager(
 /// })?;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-/// What differs from WaterTAP's: ranks are real peers, and every rank's failure reaches all; `do_build` takes no
-/// keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty list gives no
-/// results; nobody is ever called without a sample.
+/// What differs from WaterTAP's: ranks are real peers, and every rank's failure reaches all; `do_build` takes
+/// no keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty
+/// list gives no results; nobody is ever called without a sample.
 #[derive(Debug)]
 pub struct ParallelManager<'c, 'w> {
     group: Group<'c, 'w>,
     /// How samples are dealt to tasks. All ranks of a world must agree.
     pub granularity: Granularity,
-    /// How many forked workers may die on a task before it is given up; `None`: three. With 1 none is run again.
+    /// How many forked workers may die on a task before it is given up; `None`: three. With 1 none is run
+    /// again.
     pub attempts: Option<u32>,
     /// Run no other task when one has failed: for programs that have no use for the others.
     pub stop_at_failure: bool,
-    /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
+    /// Fork although this process runs other threads: see
+    /// [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
     /// Address space for each worker's results, in bytes: see [`Launch::heap`](crate::Launch::heap).
     pub heap: Option<usize>,
@@ -123,7 +128,8 @@ enum Group<'c, 'w> {
     },
 }
 
-/// What [`ParallelManager::scatter`] has begun: to be given to [`ParallelManager::gather`]. Dropping it ends the workers.
+/// What [`ParallelManager::scatter`] has begun: to be given to [`ParallelManager::gather`]. Dropping it ends
+/// the workers.
 ///
 /// Each scatter has its own, so that no gather sees another one's results, and none comes before its scatter:
 ///
@@ -159,12 +165,13 @@ impl<P, R> fmt::Debug for Scattered<P, R> {
 impl<'c, 'w> ParallelManager<'c, 'w> {
     /// A fan-out over at most `workers` workers. [`Backend::Serial`] has one, whatever the number.
     ///
-    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job are the workers, as with upstream's
-    /// MPI back end, and peers of each other: all make the manager, call it and drop it together; `workers` does not matter.
-    /// That of a rank is a fan-out over workers of its own.
+    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job are the
+    /// workers, as with upstream's MPI back end, and peers of each other: all make the manager, call it and
+    /// drop it together; `workers` does not matter. That of a rank is a fan-out over workers of its own.
     ///
     /// # Errors
-    /// If the number is zero or too large, or a launcher has started several processes of a program without the feature `mpi`.
+    /// If the number is zero or too large, or a launcher has started several processes of a program without
+    /// the feature `mpi`.
     ///
     /// ```
     /// use phalanx::{Backend, ParallelManager};
@@ -203,9 +210,9 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
 
     /// A manager of the ranks of `comm`: each of them makes one.
     ///
-    /// Each rank runs its share of a scattered list in the call of [`scatter`](Self::scatter): its stretch, as
-    /// numpy's `array_split` cuts the list, whatever the granularity. A rank for which no sample is left runs nothing
-    /// and contributes no [`LocalResults`].
+    /// Each rank runs its share of a scattered list in the call of [`scatter`](Self::scatter): its stretch,
+    /// as numpy's `array_split` cuts the list, whatever the granularity. A rank for which no sample is left
+    /// runs nothing and contributes no [`LocalResults`].
     ///
     /// ```
     /// use phalanx::{Granularity, ParallelManager};
@@ -263,9 +270,10 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         self.comm().rank()
     }
 
-    /// Returns the number of processes that share the work: the ranks of the world. A fan-out has no peers: before its first
-    /// scatter this is 1, so that a program which divides its work by this number does all of it; after a scatter it is the
-    /// number of workers that the scatter had work for (1 for an empty list).
+    /// Returns the number of processes that share the work: the ranks of the world. A fan-out has no peers:
+    /// before its first scatter this is 1, so that a program which divides its work by this number does all
+    /// of it; after a scatter it is the number of workers that the scatter had work for (1 for an empty
+    /// list).
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("shared-memory", 8)?;
@@ -290,29 +298,32 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as [`granularity`](Self::granularity) says.
+    /// Starts `do_execute` on all of `all_parameters`, dealt to the workers as
+    /// [`granularity`](Self::granularity) says.
     ///
-    /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that state.
-    /// Both see what the caller has made so far, by reference: nothing is sent but results, alike on every back end
-    /// ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples are `Serialize` so that peers can
-    /// compare their lists, for which sets in them must have an order: `BTreeSet`, not `HashSet`. Samples that are not
-    /// `Serialize`, such as models or handles, are scattered by their index in a list that `do_execute` captures.) Nobody is
-    /// called without a sample: workers that are more than samples are not started, and for an empty list none is.
+    /// `do_build` makes a worker's state, once, when its first task comes; `do_execute` gets samples and that
+    /// state. Both see what the caller has made so far, by reference: nothing is sent but results, alike on
+    /// every back end ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples
+    /// are `Serialize` so that peers can compare their lists, for which sets in them must have an order:
+    /// `BTreeSet`, not `HashSet`. Samples that are not `Serialize`, such as models or handles, are scattered
+    /// by their index in a list that `do_execute` captures.) Nobody is called without a sample: workers that
+    /// are more than samples are not started, and for an empty list none is.
     ///
-    /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big results
-    /// come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller then holds it, and
-    /// workers of a later scatter cannot look into it. (Numbers in a `Vec` are serialised one by one, some 20 ns each in all.) A worker
-    /// that dies is replaced and its task run again, [`attempts`](Self::attempts) times in all.
-    /// *Serial*, *threads* and *peers* run the tasks in this call.
+    /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big
+    /// results come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller
+    /// then holds it, and workers of a later scatter cannot look into it. (Numbers in a `Vec` are serialised
+    /// one by one, some 20 ns each in all.) A worker that dies is replaced and its task run again,
+    /// [`attempts`](Self::attempts) times in all. *Serial*, *threads* and *peers* run the tasks in this call.
     ///
-    /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure)); after a panic
-    /// the worker builds anew, and one that cannot build ends. `gather` tells.
+    /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure));
+    /// after a panic the worker builds anew, and one that cannot build ends. `gather` tells.
     ///
     /// Another scatter may begin before the first is gathered: each has its own workers.
     ///
     /// # Errors
-    /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked: threads are
-    /// running, no memory, too many processes. Failures of the functions are reported by `gather`.
+    /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked:
+    /// threads are running, no memory, too many processes. Failures of the functions are reported by
+    /// `gather`.
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("multiprocessing", 2)?;
@@ -341,7 +352,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         let mut deal = Deal::new(all_parameters.len(), most, self.granularity);
         deal.number = self.scatters;
         let policy = Policy::new("scatter", "do_build", self.attempts)?;
-        // Workers read a copy: they may not look into the caller's shared memory, which it may change meanwhile.
+        // Workers read a copy: they may not look into the caller's shared memory, which it may change
+        // meanwhile.
         let parameters = all_parameters.to_vec();
         let (rank, size) = (self.comm().rank(), self.comm().size());
         let (placement, mine) = match &mut self.group {
@@ -404,14 +416,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A collective of
-    /// peers; all get all results.
+    /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A
+    /// collective of peers; all get all results.
     ///
     /// # Errors
-    /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of the panic or
-    /// error, or how the worker died. What the others gave is lost then: see [`gather_finished`](Self::gather_finished). As
-    /// all collectives, if a rank is gone, or the ranks scattered different lists. If workers could not be started, or their
-    /// supervisor died.
+    /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of
+    /// the panic or error, or how the worker died. What the others gave is lost then: see
+    /// [`gather_finished`](Self::gather_finished). As all collectives, if a rank is gone, or the ranks
+    /// scattered different lists. If workers could not be started, or their supervisor died.
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("ray", 2)?;
@@ -445,8 +457,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// As [`gather`](Self::gather), but keeps what was finished: the results of the tasks that have one, in the order of
-    /// the samples, and for each of the others an [`Error::Task`], in that order too. Of
+    /// As [`gather`](Self::gather), but keeps what was finished: the results of the tasks that have one, in
+    /// the order of the samples, and for each of the others an [`Error::Task`], in that order too. Of
     /// [`Granularity::PerSample`] a sample that fails costs nothing but itself.
     ///
     /// # Errors
@@ -520,8 +532,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok((deal, deal.sort(parameters, run), why))
     }
 
-    /// Those of the results, as `gather` returned them, that this process answers for: on a rank its own, in a fan-out
-    /// all.
+    /// Those of the results, as `gather` returned them, that this process answers for: on a rank its own, in
+    /// a fan-out all.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {

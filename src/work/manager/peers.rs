@@ -77,13 +77,13 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().all_gather_objects(data)
     }
 
-    /// Collects everyone's array, of any length, in rank order in root's. `recvbuf_spec` is root's array with the numbers of
-    /// elements that the ranks send; that of the others is left alone, and may be empty: `(&mut [], &[])`. Any element type,
-    /// any number of elements.
+    /// Collects everyone's array, of any length, in rank order in root's. `recvbuf_spec` is root's array with
+    /// the numbers of elements that the ranks send; that of the others is left alone, and may be empty:
+    /// `(&mut [], &[])`. Any element type, any number of elements.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if the sizes do not add up to root's array, are not what ranks send, or
-    /// element types differ.
+    /// As all collectives; and on all ranks if the sizes do not add up to root's array, are not what ranks
+    /// send, or element types differ.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -107,8 +107,8 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().gather_varcount(sendbuf, recvbuf, counts, 0)
     }
 
-    /// Sums everyone's array (or number), element by element in rank order, into everyone's `recvbuf`, which has as many
-    /// elements. The result has the same bits on every rank and in every run.
+    /// Sums everyone's array (or number), element by element in rank order, into everyone's `recvbuf`, which
+    /// has as many elements. The result has the same bits on every rank and in every run.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths or element types differ.
@@ -135,8 +135,8 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().all_reduce(sendbuf, recvbuf, &Op::sum())
     }
 
-    /// As [`sum_values_and_sync`](Self::sum_values_and_sync), for a list of arrays at once: the elements of all of them,
-    /// one behind the other, are as many in both lists.
+    /// As [`sum_values_and_sync`](Self::sum_values_and_sync), for a list of arrays at once: the elements of
+    /// all of them, one behind the other, are as many in both lists.
     ///
     /// # Errors
     /// As [`sum_values_and_sync`](Self::sum_values_and_sync).

@@ -1,7 +1,8 @@
 //! What a worker does with samples, and how what it returns reaches the caller.
 //!
-//! A forked worker packs a result into its heap, and the row of the task says where it lies: a result is whole or not there,
-//! whenever the worker is killed. In the caller's own process results are handed over, changed as if they had been packed.
+//! A forked worker packs a result into its heap, and the row of the task says where it lies: a result is
+//! whole or not there, whenever the worker is killed. In the caller's own process results are handed over,
+//! changed as if they had been packed.
 
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::{
@@ -99,7 +100,8 @@ pub(super) enum Results<R> {
 }
 
 impl<R: DeserializeOwned> Results<R> {
-    /// Returns the outcomes of all tasks of a ledger that were run, by number; `first` is the number of its first.
+    /// Returns the outcomes of all tasks of a ledger that were run, by number; `first` is the number of its
+    /// first.
     pub(super) fn outcomes(mut self, ledger: &Ledger, first: usize) -> Result<Vec<(usize, Outcome<R>)>> {
         let mut outcomes = Vec::new();
         for task in 0..ledger.tasks() {

@@ -4,7 +4,8 @@ use crate::error::{Error, Reason, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one [`LocalResults`].
+/// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one
+/// [`LocalResults`].
 ///
 /// ```
 /// use phalanx::{Backend, Granularity, ParallelManager};
@@ -19,12 +20,12 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Granularity {
-    /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3 workers: 214,
-    /// 213 and 213). With fewer samples than workers, one a sample.
+    /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3
+    /// workers: 214, 213 and 213). With fewer samples than workers, one a sample.
     #[default]
     PerWorker,
-    /// One task a sample. A worker takes the next one when it is ready for it, and keeps from sample to sample what it
-    /// has built. (The ranks of a world have their stretch from the start: see
+    /// One task a sample. A worker takes the next one when it is ready for it, and keeps from sample to
+    /// sample what it has built. (The ranks of a world have their stretch from the start: see
     /// [`with_peers`](crate::ParallelManager::with_peers).)
     PerSample,
 }
@@ -41,8 +42,8 @@ pub enum Granularity {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LocalResults<P, R> {
-    /// The number of the task: with [`Granularity::PerWorker`] that of the worker, with [`Granularity::PerSample`] that
-    /// of the sample in the scattered list.
+    /// The number of the task: with [`Granularity::PerWorker`] that of the worker, with
+    /// [`Granularity::PerSample`] that of the sample in the scattered list.
     pub process_number: usize,
     /// The samples that it was called with.
     pub parameters: Vec<P>,
@@ -66,8 +67,8 @@ pub(crate) struct Outcomes<R> {
     pub(crate) why: Option<Error>,
 }
 
-/// What a scatter has given: one [`LocalResults`] per task that has a result, in order; the failures of others, in order; and
-/// the tasks that were not run.
+/// What a scatter has given: one [`LocalResults`] per task that has a result, in order; the failures of
+/// others, in order; and the tasks that were not run.
 pub(crate) struct Gathered<P, R> {
     pub(crate) results: Vec<LocalResults<P, R>>,
     pub(crate) failures: Vec<Error>,
@@ -81,7 +82,8 @@ pub(crate) struct Deal {
     pub(crate) tasks: usize,
     /// The manager's scatters, counted: peers gather what one of them has begun.
     pub(crate) number: u64,
-    /// The digest of the samples, among peers: each puts its own samples beside the results that the others return.
+    /// The digest of the samples, among peers: each puts its own samples beside the results that the others
+    /// return.
     pub(crate) digest: u64,
 }
 
@@ -121,8 +123,8 @@ impl Deal {
     }
 }
 
-/// The `part`-th of `parts` stretches of `total`, as numpy's `array_split` cuts them: the first `total % parts` are one
-/// longer.
+/// The `part`-th of `parts` stretches of `total`, as numpy's `array_split` cuts them: the first
+/// `total % parts` are one longer.
 pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
     let start = |part: usize| part * (total / parts) + part.min(total % parts);
     start(part)..start(part + 1)

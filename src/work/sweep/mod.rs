@@ -1,4 +1,12 @@
-//! The sweep: a model evaluated at every row of a table of parameters.
+//! Answers what a parameter sweep is to its user: a model evaluated at every row of a table of parameters.
+//! Workers, and what becomes of their failures, are the executor's; this face makes a sweep of it.
+//!
+//! ```text
+//! [1] the table, in standard layout, where workers can read it; copied only if it is not
+//! [2] an executor with one task per row (row.rs), and a row for its outputs in the ledger
+//! [3] workers claim rows, evaluate the model, and write outputs in place; `progress` is told meanwhile
+//! [4] the ledger is the result: root reads rows and outcomes where the workers wrote them (report.rs)
+//! ```
 
 mod report;
 mod row;
@@ -18,7 +26,7 @@ use std::time::Instant;
 pub use report::{Counts, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
 
-/// How rows are dealt to workers.
+/// The way in which rows are dealt to workers.
 ///
 /// ```
 /// use phalanx::{Schedule, Sweep};
@@ -35,8 +43,8 @@ pub enum Schedule {
     Static,
 }
 
-/// The options of a sweep, ready to run. Later versions may add options: name those that matter, and take the others from
-/// `..Sweep::default()`.
+/// The options of a sweep, ready to run. Later versions may add options: name those that matter, and take the
+/// others from `..Sweep::default()`.
 ///
 /// ```
 /// use ndarray::array;
@@ -57,28 +65,31 @@ pub enum Schedule {
 pub struct Sweep<'p> {
     /// The number of outputs per row; 1 by default.
     pub outputs: usize,
-    /// How many workers on all nodes; `None`: as `PHALANX_RANKS` says, else one per available processor (one per process,
-    /// if an MPI launcher has started several on a host). No more than rows start.
+    /// The number of workers on all nodes; `None`: as `PHALANX_RANKS` says, else one per available processor
+    /// (one per process, if an MPI launcher has started several on a host). No more workers start than there
+    /// are rows.
     pub workers: Option<usize>,
     /// Where they run.
     pub backend: Backend,
-    /// How rows are dealt out.
+    /// The way in which rows are dealt out.
     pub schedule: Schedule,
-    /// Build the model in every worker instead of once for all (forked workers inherit what was built, copy-on-write).
-    /// A build that leaves threads or descriptors behind (a pipe to a solver, a socket, an open file) is made in every
-    /// worker anyway: see [what must be known about forks](crate::forks).
+    /// Builds the state in every worker instead of once for all (forked workers inherit what was built,
+    /// copy-on-write). A build that leaves threads or descriptors behind (a pipe to a solver, a socket, an
+    /// open file) is made in every worker anyway: see [what must be known about forks](crate::forks).
     pub cold: bool,
-    /// How many workers may die on a row before it is given up; `None`: three; 65,535 are the most. With 1 no row is tried
-    /// again.
+    /// The number of workers that may die on a row before it is given up; `None`: three; 65,535 are the most.
+    /// With 1 no row is tried again.
     pub attempts: Option<u32>,
     /// Where the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
-    /// Called in root's process about ten times per second, and at the end; rows of other nodes are known a little later, and
-    /// while MPI starts (until all processes of the job have joined) there are no calls.
-    /// It must not write to shared arrays that were made before (the workers may be reading them): that ends the program,
-    /// with a line that says so.
+    /// Called in root's process about ten times per second, and at the end; rows of other nodes are known a
+    /// little later, and while MPI starts (until all processes of the job have joined) there are no calls.
+    ///
+    /// It must not write to shared arrays that were made before (the workers may be reading them): that ends
+    /// the program, with a line that says so.
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
-    /// Fork although this process runs other threads: see [`Launch::allow_threads`](crate::Launch::allow_threads).
+    /// Forks although this process runs other threads: see
+    /// [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
 }
 
@@ -117,34 +128,43 @@ impl fmt::Debug for Sweep<'_> {
 }
 
 impl Sweep<'_> {
-    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of [`outputs`](Sweep::outputs)
-    /// numbers.
+    /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of
+    /// [`outputs`](Sweep::outputs) numbers.
     ///
-    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs; before that they hold
-    /// unspecified numbers. A row for which it returns a [`Reason`] or panics becomes NaN, and keeps the text; after a panic
-    /// the state is built anew. `?` turns any error that can be displayed into a `Reason`. A worker that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in
-    /// all. Texts are kept up to 4096 bytes and end in `...` where they were cut: earlier if the table has more than
-    /// 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts that they do not fit together; which ones
-    /// depends on the order in which they come.
+    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs; before that
+    /// they hold unspecified numbers.
     ///
-    /// A state that was built once for all workers is dropped once, when all rows are done; one that a worker has built
-    /// for itself is dropped there. A destructor that panics costs nothing. A worker whose state cannot be built three times
-    /// in a row, or that dies five times in a row between rows, is given up, and its rows are done by the others. If no
-    /// worker is left others are started, unless the last ones have finished no row: then the rows that are left are
-    /// [`Outcome::NotDone`].
+    /// # Rows without a result
+    /// A row for which the model returns a [`Reason`] or panics becomes NaN, and keeps the text; after a
+    /// panic the state is built anew. `?` turns any error that can be displayed into a `Reason`. A worker
+    /// that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in all.
     ///
-    /// Results do not depend on the back end, the number of workers or their timing, if the model's answer depends on
-    /// nothing but its row (and what `build` made).
+    /// Texts are kept up to 4096 bytes and end in `...` where they were cut. They are cut earlier if the
+    /// table has more than 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts
+    /// that they do not fit together; it depends on the order in which they are written which ones are.
     ///
-    /// On the processes of a job ([`Backend`]) all call this with the same table: each forks its share of the workers and claims
-    /// rows from root, in shrinking stretches. Root gets the results; on the others [`Swept::is_root`] is false, and there
-    /// are no rows. A rank, or `progress`, that sweeps does so alone, with workers of its own. A process that ends without its
-    /// first such call is waited for, as MPI_Init does.
+    /// # States
+    /// A state that was built once for all workers is dropped once, when all rows are done; one that a worker
+    /// has built for itself is dropped there. A destructor that panics costs nothing. A worker whose state
+    /// cannot be built three times in a row, or that dies five times in a row between rows, is given up, and
+    /// its rows are done by the others. If no worker is left others are started, unless the last ones have
+    /// finished no row: then the rows that are left are [`Outcome::NotDone`].
+    ///
+    /// Results do not depend on the back end, the number of workers or their timing, if the model's answer
+    /// depends on nothing but its row (and on the state that `build` made).
+    ///
+    /// # Over nodes
+    /// On the processes of a job ([`Backend`]) all call this with the same table: each forks its share of the
+    /// workers and claims rows from root, in shrinking stretches. Root gets the results; on the others
+    /// [`Swept::is_root`] is false, and there are no rows. A rank, or `progress`, that sweeps does so alone,
+    /// with workers of its own. A process that ends without its first such call is waited for, as MPI_Init
+    /// does.
     ///
     /// # Errors
-    /// If no worker was asked for, the table does not fit into the address space, or workers cannot be started (threads are
-    /// running, a limit). If no row was tried, because `build` fails or workers die in it. If the supervisor of the workers
-    /// died, or a signal has ended the program.
+    /// - If no worker was asked for, the table does not fit into the address space, or workers cannot be
+    ///   started (threads are running, a limit).
+    /// - If no row was tried, because `build` fails or workers die in it.
+    /// - If the supervisor of the workers died, or a signal has ended the program.
     ///
     /// ```
     /// use ndarray::Array2;
@@ -169,6 +189,7 @@ impl Sweep<'_> {
     ) -> Result<Swept> {
         let start = Instant::now();
         let rows = parameters.nrows();
+        // Options are checked before anything is made.
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
         let policy = self.policy()?;
@@ -182,19 +203,22 @@ impl Sweep<'_> {
         let mut tick = |workers: usize, done: u64| watcher.look(workers, done);
         let mut executor = Executor::new(&work, options, (rows, &columns(self.outputs)))?;
         let ledger = executor.ledger().clone();
+        // Nothing is returned in the processes of a job that are not root.
         let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else {
             return Ok(Swept::elsewhere(self.outputs, start.elapsed()));
         };
-        // Workers' counts may lack a row that one finished before it died.
+        // The last report counts records: workers' counts may lack a row that one finished before it died.
         watcher.tell(done.len(), ledger.tried() as u64);
         ledger.finish();
         Swept::new(ledger, start.elapsed(), done)
     }
 
+    /// Returns how often rows, workers and builds that fail are tried again.
     fn policy(&self) -> Result<Policy> {
         Policy::new("sweep", "build", self.attempts)
     }
 
+    /// Returns the schedule as the executor knows it.
     fn dealing(&self) -> Dealing {
         match self.schedule {
             Schedule::Dynamic => Dealing::Dynamic,
@@ -202,13 +226,15 @@ impl Sweep<'_> {
         }
     }
 
+    /// Returns the rows of a table as tasks of the executor.
     fn work<'a, B, M>(&self, parameters: ArrayView2<'a, f64>, build: &'a B, model: &'a M) -> Rows<'a, B, M> {
         Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, build, model }
     }
 
-    /// As [`Sweep::run`], inside a world: its ranks are the workers, all call this together, with the same parameters.
-    /// Root gets the results; on the others [`Swept::is_root`] is false. `workers`, `backend` and `progress` are not used. The
-    /// ranks must share memory: on several nodes sweep in the communicator of each ([`Comm::split_nodes`]).
+    /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all call this
+    /// together, with the same parameters. Root gets the results; on the others [`Swept::is_root`] is false.
+    /// `workers`, `backend` and `progress` are not used. The ranks must share memory: on several nodes sweep
+    /// in the communicator of each ([`Comm::split_nodes`]).
     ///
     /// # Errors
     /// As all collectives of the world; a rank that dies ends the world. As [`Sweep::run`] otherwise.
@@ -236,6 +262,8 @@ impl Sweep<'_> {
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
     ) -> Result<Swept> {
         let start = Instant::now();
+        // A rank that has no memory for its copy must still make the call, or the others would wait for it:
+        // it brings no rows, and an error where its policy would be, which all ranks return.
         let (parameters, policy) = match standard(&parameters) {
             Ok(parameters) => (parameters, self.policy()),
             Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
@@ -249,21 +277,24 @@ impl Sweep<'_> {
     }
 }
 
-/// The columns of a table of so many outputs.
+/// Returns the columns of a table with this number of outputs per row.
 fn columns(outputs: usize) -> [Column; 1] {
     [Column::new("outputs", Scalar::F64, outputs)]
 }
 
-/// Parameters in standard layout where workers can read them: in place, unless that is memory of a running world.
+/// Returns the parameters in standard layout where workers can read them: in place, unless that is memory of
+/// a running world.
 fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> Result<CowArray<'a, f64, Ix2>> {
     let parameters = standard(parameters)?;
+    // A child may not touch a running world's memory (os/inherit.rs): workers get a private copy of it.
     Ok(match workers_can_read(bytemuck::cast_slice(parameters.as_slice().unwrap_or_default())) {
         true => parameters,
         false => parameters.into_owned().into(),
     })
 }
 
-/// Parameters in standard layout: a view of few numbers may be of more rows than there is memory for.
+/// Returns the parameters in standard layout. A view of few numbers may have more rows than there is memory
+/// for (a broadcast one): a copy that does not fit is an error, not the end of the program.
 fn standard<'a>(parameters: &'a ArrayView2<'_, f64>) -> Result<CowArray<'a, f64, Ix2>> {
     if parameters.is_standard_layout() {
         return Ok(parameters.view().into());

@@ -1,4 +1,8 @@
-//! The report of a sweep: how far it has come, and what became of its rows.
+//! Answers how many rows of a sweep are finished, and what became of each.
+//!
+//! Results are not copied: [`Swept`] holds the ledger in which workers have written them, and its views lead
+//! into that shared memory. A row without a result is NaN there; its record has the cause, and the text's
+//! place in the ledger's log.
 
 use crate::error::{Error, Result};
 use crate::work::executor::{Cause, Done, Finished, Ledger, called};
@@ -6,7 +10,7 @@ use ndarray::{Array2, ArrayView2};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How far a sweep has come.
+/// The progress of a sweep.
 ///
 /// ```
 /// use phalanx::{Progress, Sweep};
@@ -74,9 +78,9 @@ pub enum Outcome {
     Infeasible(String),
     /// The model panicked, with this text.
     Panicked(String),
-    /// Every worker that tried the row died; how.
+    /// Every worker that tried the row died; the text says how.
     Died(String),
-    /// No worker was left to try the row; why.
+    /// No worker was left to try the row; the text says why.
     NotDone(String),
 }
 
@@ -156,7 +160,7 @@ pub struct WorkerStats {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Swept {
-    /// Root's.
+    /// The results, in root; none elsewhere.
     table: Option<Finished>,
     /// Numbers per row.
     outputs: usize,
@@ -182,6 +186,7 @@ impl Swept {
     pub(super) fn new(ledger: Ledger, elapsed: Duration, done: Vec<Done>) -> Result<Swept> {
         let table = Finished::new(ledger)?;
         let (rows, outputs) = (table.tasks(), table.row_len() / size_of::<f64>());
+        // No row was tried: the sweep has not started, and the first row's text is the reason of all.
         if rows > 0 && table.count(Some(Cause::NotReached)) == rows {
             let text = table.failure(0).map(|(_, text)| text).unwrap_or_default();
             return Err(Error::Start { text });
@@ -196,8 +201,8 @@ impl Swept {
         Swept { table: None, outputs, elapsed, workers: Vec::new() }
     }
 
-    /// Tells whether this process has the rows. Only root has them: every caller on one node, rank 0 of a world
-    /// ([`Sweep::run_in`](crate::Sweep::run_in)), and one process of a job over several nodes.
+    /// Tells whether this process has the rows. Only root has them: every caller on one node, rank 0 of a
+    /// world ([`Sweep::run_in`](crate::Sweep::run_in)), and one process of a job over several nodes.
     ///
     /// ```
     /// use phalanx::Sweep;
@@ -231,8 +236,8 @@ impl Swept {
         }
     }
 
-    /// Returns the results where the workers wrote them: one row per row of parameters. Rows without a result are NaN;
-    /// [`outcome`](Swept::outcome) says why.
+    /// Returns the results where the workers wrote them: one row per row of parameters. Rows without a result
+    /// are NaN; [`outcome`](Swept::outcome) says why.
     #[expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the table has this shape")]
     pub fn values(&self) -> ArrayView2<'_, f64> {
         let table = self.table.as_ref().filter(|table| table.tasks() > 0);
@@ -268,15 +273,17 @@ impl Swept {
     }
 }
 
-/// Tells the user's function how far a sweep has come.
+/// Tells the user's function how many rows are finished.
 pub(super) struct Watcher<'p> {
     progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     rows: u64,
     start: Instant,
+    /// When the function was called last.
     last: Instant,
 }
 
 impl<'p> Watcher<'p> {
+    /// Returns the watcher of a sweep of `rows` rows that began at `start`.
     pub(super) fn new(
         progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
         rows: usize,
@@ -285,13 +292,15 @@ impl<'p> Watcher<'p> {
         Watcher { progress, rows: rows as u64, start, last: start }
     }
 
-    /// Is there a function to tell?
+    /// Returns whether there is a function to tell.
     pub(super) fn is_wanted(&self) -> bool {
         self.progress.is_some()
     }
 
-    /// Tells it, ten times a second.
+    /// Tells it, if that is due: ten times per second.
     pub(super) fn look(&mut self, workers: usize, done: u64) {
+        // The executor calls every 100 ms, or more often: a call that is a little early must not wait for the
+        // next.
         if self.last.elapsed() >= Duration::from_millis(95) {
             self.last = Instant::now();
             self.tell(workers, done);

@@ -1,4 +1,8 @@
-//! Rows of parameters, and the model that is evaluated at each.
+//! Answers what one task of a sweep is: a row of parameters, at which the model is evaluated.
+//!
+//! The parameters are read where the caller has them; the outputs are written to the ledger's row. A row is
+//! known by a digest of its parameters, all rows together by one digest, by which ranks and processes find
+//! out whether they sweep the same.
 
 use crate::comm::seed::seed;
 use crate::error::{Error, Reason, Result};
@@ -20,16 +24,17 @@ pub struct Row<'a> {
     pub index: usize,
     /// Its parameters.
     pub values: &'a [f64],
-    /// How many workers have died on it.
+    /// The number of workers that have died on it.
     pub attempt: u32,
-    /// A number for its random numbers to start from, which no other row has: [`seed`](crate::seed())`(sweep.seed, index)`.
-    /// The same on every back end, for every number of workers, and at every attempt.
+    /// A number for its random numbers to start from, which no other row has:
+    /// [`seed`](crate::seed())`(sweep.seed, index)`. The same on every back end, for every number of workers,
+    /// and at every attempt.
     pub seed: u64,
 }
 
 impl<'a> Row<'a> {
-    /// Makes a row by hand, to call a model outside a sweep: first attempt, and the seed that row `index` has in a sweep
-    /// with seed 0.
+    /// Makes a row by hand, to call a model outside a sweep: first attempt, and the seed that row `index` has
+    /// in a sweep with seed 0.
     ///
     /// ```
     /// let model = |row: &phalanx::Row<'_>| row.values[0] / row.values[1];
@@ -52,6 +57,7 @@ pub(super) struct Rows<'a, B, M> {
 }
 
 impl<B, M> Rows<'_, B, M> {
+    /// Returns the parameters of a row.
     fn values(&self, row: usize) -> &[f64] {
         let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
         &all[row * columns..(row + 1) * columns]
@@ -79,6 +85,7 @@ where
         xxh3_64(bytemuck::cast_slice(&canonical(self.values(row))))
     }
 
+    /// Digests all that decides about results: the seed, the table, and how it is dealt.
     fn digest_of_all(&self) -> u64 {
         let mut digest = Xxh3::with_seed(self.seed);
         let [rows, outputs] = [self.parameters.nrows() as u64, self.outputs as u64];
@@ -89,7 +96,8 @@ where
     }
 }
 
-/// The numbers, with one NaN for all: ranks that compute the same table may differ in the bits of a NaN.
+/// Returns the numbers, with one NaN for all NaNs: ranks that compute the same table may differ in the bits
+/// of a NaN.
 fn canonical(numbers: &[f64]) -> Cow<'_, [f64]> {
     if numbers.iter().any(|number| number.is_nan()) {
         return numbers.iter().map(|&number| if number.is_nan() { f64::NAN } else { number }).collect();

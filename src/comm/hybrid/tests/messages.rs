@@ -7,8 +7,8 @@ use crate::comm::op::Op;
 use crate::error::{Error, Result};
 use ndarray::arr1;
 
-/// Runs `exchange` for each pair of ranks with the other's number, in the order of the lower and then the higher rank; the
-/// lower one is told to begin.
+/// Runs `exchange` for each pair of ranks with the other's number, in the order of the lower and then the
+/// higher rank; the lower one is told to begin.
 fn pairs(comm: &mut Comm<'_>, exchange: impl Fn(&mut Comm<'_>, usize, bool) -> Result<()>) -> Result<()> {
     for low in 0..comm.size() {
         for high in low + 1..comm.size() {

@@ -1,5 +1,5 @@
-//! Worlds over nodes inside one process: each node is a world of its own, each rank a thread, and the messages between
-//! nodes go through a [`Loopback`].
+//! Worlds over nodes inside one process: each node is a world of its own, each rank a thread, and the
+//! messages between nodes go through a [`Loopback`].
 
 mod failing;
 mod folding;
@@ -62,7 +62,8 @@ impl Job {
         jobs.map(move |(nodes, eager)| Job { nodes, everyone, eager })
     }
 
-    /// Runs `body` on every rank; returns what came of each, and the text with which the job was aborted, if it was.
+    /// Runs `body` on every rank; returns what came of each, and the text with which the job was aborted, if
+    /// it was.
     fn run<R: Send>(
         self,
         body: impl for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
@@ -96,7 +97,8 @@ impl Job {
         results.into_iter().map(|result| result.unwrap_or_else(|error| panic!("{self:?}: {error}"))).collect()
     }
 
-    /// Runs the body of one rank. A failure ends its node's world, and the job if the rank is a process of it.
+    /// Runs the body of one rank. A failure ends its node's world, and the job if the rank is a process of
+    /// it.
     fn run_rank<R>(
         self,
         world: &World,
