@@ -21,6 +21,8 @@ const CASES: &[Case] = &[
     ("calls_after_a_failure_fail_at_once", calls_after_a_failure_fail_at_once),
     ("a_rank_that_leaves_early_is_named", a_rank_that_leaves_early_is_named),
     ("different_calls_are_reported_by_all_ranks", different_calls_are_reported_by_all_ranks),
+    ("a_first_cause_outlives_its_rank", a_first_cause_outlives_its_rank),
+    ("errors_whose_text_fails_end_the_world", errors_whose_text_fails_end_the_world),
     ("deadline_names_the_missing_rank", deadline_names_the_missing_rank),
     ("a_stopped_rank_is_not_dead", a_stopped_rank_is_not_dead),
     ("threads_at_launch_are_refused_by_name", threads_at_launch_are_refused_by_name),
@@ -275,6 +277,42 @@ fn different_calls_are_reported_by_all_ranks() {
         ["rank 0: barrier", "rank 1: broadcast, f32, root 0, 1 element", "rank 2: all_reduce (max), u8"]
     {
         assert!(text.contains(row), "{text}");
+    }
+}
+
+/// All have dealt with the mismatch and do not return in time: the mismatch is the failure, not that they are killed.
+fn a_first_cause_outlives_its_rank() {
+    let error = launch(3, |comm| {
+        let refused = if comm.rank() == 1 { comm.barrier() } else { comm.broadcast(&mut arr1(&[1]), 0) };
+        assert!(refused.is_err());
+        std::thread::sleep(Duration::from_secs(1000));
+        Ok(())
+    });
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::Ended { .. }), "{error}");
+    assert!(error.to_string().contains("do not agree on this call"), "{error}");
+}
+
+#[derive(Debug)]
+struct Untold;
+
+impl std::fmt::Display for Untold {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Err(std::fmt::Error)
+    }
+}
+
+impl std::error::Error for Untold {}
+
+fn errors_whose_text_fails_end_the_world() {
+    let body = |comm: &mut Comm<'_>| match comm.rank() {
+        1 => Err(Error::other(Untold)),
+        _ => comm.barrier(),
+    };
+    let world = || Launch { ranks: Some(2), ..support::world() };
+    for error in [world().fork(body).unwrap_err(), world().threads(body).unwrap_err()] {
+        assert!(matches!(error, Error::Panicked { rank: 1, .. }), "{error}");
+        assert!(error.to_string().contains("Display implementation"), "{error}");
     }
 }
 

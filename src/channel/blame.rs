@@ -94,6 +94,7 @@ impl Slots {
             Status::Unstarted => Error::Start { text },
             Status::Panicked if slot.has_spoken() => Error::Panicked { rank: number, text },
             Status::Returned if slot.has_spoken() => Error::Returned { rank: number, text },
+            Status::Late => Error::Ended { place, rank: number, text: self.told(rank) },
             Status::Done if slot.has_spoken() => Error::Ended { place, rank: number, text: self.told(rank) },
             _ => self.blame(place, rank),
         }

@@ -59,12 +59,14 @@ pub(crate) enum Status {
     Stopped,
     /// It panicked in the middle of an exchange; the panic may still be caught.
     Unwinding,
+    /// It ended the world, has told why, and did not return in time: it was killed.
+    Late,
 }
 
 impl Status {
     fn of(word: u32) -> Status {
-        use Status::{Done, Panicked, Returned, Running, Stopped, Unstarted, Unwinding};
-        let known = [Done, Panicked, Returned, Unstarted, Stopped, Unwinding];
+        use Status::{Done, Late, Panicked, Returned, Running, Stopped, Unstarted, Unwinding};
+        let known = [Done, Panicked, Returned, Unstarted, Stopped, Unwinding, Late];
         known.into_iter().find(|&status| status as u32 == word).unwrap_or(Running)
     }
 }

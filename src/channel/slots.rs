@@ -261,6 +261,15 @@ impl Slots {
         self.revoke(self.epoch(), rank);
     }
 
+    /// The first culprit, if it lives, has not returned in time, and will be killed: what it has told stays the failure.
+    pub(crate) fn note_late(&self, culprit: usize) {
+        let slot = self.slot(culprit);
+        let lives = !wait::is_gone(slot.alive.load(Ordering::Acquire));
+        if lives && matches!(slot.status(), Status::Running | Status::Unwinding) {
+            slot.set_status(Status::Late);
+        }
+    }
+
     /// Ends the epoch of a rank that has said FAILED, and was perhaps killed before it could do so.
     pub(crate) fn revoke_failed(&self, rank: usize) {
         let slot = self.slot(rank);

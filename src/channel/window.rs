@@ -282,7 +282,8 @@ impl Window {
         closed.map(|()| result)
     }
 
-    /// Tells the peers that this rank has found its own arguments wrong; returns the error to return.
+    /// Tells the peers that this rank has found its own arguments wrong, or has no room for what the call makes. Returns
+    /// the error to return: on all ranks a [`Error::BadArgument`], after which the communicator can be used.
     pub(crate) fn abort(&mut self, call: &Call, error: Error) -> Error {
         let abort = Call { verb: Verb::Abort, ..*call };
         let problem = match &error {
@@ -298,7 +299,10 @@ impl Window {
             Err(other @ (Error::PeerDied { .. } | Error::PeerFailed { .. } | Error::PeerLeft { .. })) => {
                 other
             }
-            _ => error,
+            _ => match error {
+                Error::BadArgument { .. } => error,
+                _ => Error::BadArgument { place: call.place(self.gate.me, self.sequence()), problem },
+            },
         }
     }
 

@@ -218,13 +218,14 @@ pub enum ErrorKind {
     Peer,
     /// The deadline passed.
     Timeout,
-    /// The kernel, MPI or a limit stands in the way, or threads that run.
+    /// The kernel, MPI or a limit stands in the way, or threads that run. Also where workers did not start, for whatever
+    /// reason: their `build` failed, perhaps.
     System,
     /// A signal asked the program to end.
     Interrupted,
     /// Shared memory was overwritten.
     Corrupt,
-    /// A function of the user's own failed.
+    /// A function of the user's own failed: also a body that returned the error of a call, whose text it then has.
     User,
 }
 

@@ -36,8 +36,7 @@ pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
     let fits = nonzero.is_some_and(|count| isize::try_from(count).is_ok());
     let count = fits.then(|| dim.slice().iter().product::<usize>());
     let bytes = count.and_then(|count| count.checked_mul(size)).filter(|&bytes| bytes <= isize::MAX as usize);
-    let unusable =
-        || Error::no_space("allocating a shared array", usize::MAX, "its shape overflows the address space");
+    let unusable = || Error::option("allocating a shared array", "its shape overflows the address space");
     bytes.ok_or_else(unusable)
 }
 

@@ -11,6 +11,9 @@ use crate::sync::atomic::{AtomicU32, AtomicU64};
 /// All integers (`usize` among them), `f32`, `f64`, `bool`, [`Complex`](num_complex::Complex) of floats, arrays of these, and the user's own
 /// structs that derive bytemuck's `Pod` and `Zeroable` are elements. A `bool` is checked on arrival.
 ///
+/// Elements without a size, as `()`, have no bytes to move: calls take them and do not compare how many there are; shared
+/// arrays of them do not compile.
+///
 /// ```
 /// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 /// #[repr(C)]

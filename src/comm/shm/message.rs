@@ -65,8 +65,9 @@ impl Messages for Shm {
         self.window.awaits(Some(call));
         let sent = writer.send(call.signature(), message, deadline);
         self.window.awaits(None);
+        sent.map_err(|broken| self.window.broken(call, to, broken))?;
         self.local.count(message.len());
-        sent.map_err(|broken| self.window.broken(call, to, broken))
+        Ok(())
     }
 
     /// Copies the message out of the ring, piece by piece; each piece that is taken gives the sender room for
@@ -117,7 +118,9 @@ impl Messages for Shm {
             return Err(self.wrong(call, "others hold this array too"));
         }
         let frame = Frame { kind: Kind::Array, signature: call.signature(), total, at };
+        self.window.awaits(Some(call));
         let sent = writer.push(frame, &[], deadline);
+        self.window.awaits(None);
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 

@@ -81,6 +81,7 @@ impl<S> Zygote<'_, S> {
                     );
                     self.caller.kill();
                 }
+                self.words.culprit().iter().for_each(|&culprit| self.words.note_late(culprit));
                 return 0;
             }
         }

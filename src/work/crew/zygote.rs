@@ -248,15 +248,16 @@ fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&
     point(Site::SlotEntering);
     words.enter(rank, true);
     point(Site::SlotEntered);
-    let result = caught(|| (job.body)(rank, inherited));
+    // The text of an error is the user's own code, too.
+    let result = caught(|| (job.body)(rank, inherited).map_err(|error| error.to_string()));
     let code = match result {
         Ok(Ok(result)) => {
             point(Site::SlotReturned);
             words.leave(rank, result);
             0
         }
-        Ok(Err(error)) => {
-            words.fail(rank, false, &explained(error.to_string()));
+        Ok(Err(text)) => {
+            words.fail(rank, false, &explained(text));
             1
         }
         Err(text) => {

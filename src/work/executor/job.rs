@@ -162,7 +162,11 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
 fn told<T>(rank: usize, outcome: std::result::Result<Result<T>, String>) -> Result<T> {
     match outcome {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::Returned { rank, text: error.to_string() }),
+        // The text of an error is the user's own code, too.
+        Ok(Err(error)) => Err(match caught(|| error.to_string()) {
+            Ok(text) => Error::Returned { rank, text },
+            Err(text) => Error::Panicked { rank, text },
+        }),
         Err(text) => Err(Error::Panicked { rank, text }),
     }
 }

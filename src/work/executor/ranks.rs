@@ -83,12 +83,14 @@ where
     let run = |rank: usize| {
         world.slots.enter(rank, false);
         let local = Rc::new(Local::new(&world, rank));
-        match caught(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, local)?)))) {
+        // The text of an error is the user's own code, too.
+        let run = || body(&mut Comm::over(Box::new(Shm::new(&world, rank, local)?)));
+        match caught(|| run().map_err(|error| error.to_string())) {
             Ok(Ok(result)) => {
                 world.slots.leave(rank, (0, 0));
                 return Some(result);
             }
-            Ok(Err(error)) => world.slots.fail(rank, false, &error.to_string()),
+            Ok(Err(text)) => world.slots.fail(rank, false, &text),
             Err(text) => world.slots.fail(rank, true, &text),
         }
         None

@@ -311,7 +311,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big
     /// results come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller
-    /// then holds it, and workers of a later scatter cannot look into it. (Numbers in a `Vec` are serialised
+    /// then holds it, and workers of a later scatter cannot look into it. (Peers refuse a `Lease`: they gather by
+    /// [`gather_arrays_to_root`](Self::gather_arrays_to_root).) (Numbers in a `Vec` are serialised
     /// one by one, some 20 ns each in all.) A worker that dies is replaced and its task run again,
     /// [`attempts`](Self::attempts) times in all. *Serial*, *threads* and *peers* run the tasks in this call.
     ///

@@ -237,7 +237,8 @@ impl Sweep<'_> {
     /// in the communicator of each ([`Comm::split_nodes`]).
     ///
     /// # Errors
-    /// As all collectives of the world; a rank that dies ends the world. As [`Sweep::run`] otherwise.
+    /// As all collectives of the world; a rank that dies ends the world. [`Error::BadArgument`] on all ranks, which can go
+    /// on, if options do not fit or `build` failed on one of them.
     ///
     /// ```
     /// use ndarray::Array2;
