@@ -79,6 +79,7 @@ mod guide {
         failures: "../docs/guide/failures.md";
         nodes: "../docs/guide/nodes.md";
         from_parallel_manager: "../docs/guide/from-parallel-manager.md";
+        from_mpi: "../docs/guide/from-mpi.md";
         readme: "../README.md";
     }
 }

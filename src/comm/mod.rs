@@ -168,7 +168,7 @@ impl<'w> Comm<'w> {
     }
 
     /// Splits the communicator: ranks that name the same `colour` get a new one together, in the order of their `key`s,
-    /// then ranks; who names `None` gets none. MPI_Comm_split.
+    /// then ranks; a rank that names `None` gets none. MPI_Comm_split.
     ///
     /// # Errors
     /// As all collectives; and if a rank's heap has no room for the new communicator's words.

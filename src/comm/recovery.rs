@@ -125,7 +125,7 @@ impl Comm<'_> {
         Ok(Agreement { value, gone })
     }
 
-    /// How often the world had recovered when this communicator was made: 0 at first.
+    /// Returns how often the world had recovered when this communicator was made: 0 at first.
     ///
     /// ```
     /// assert_eq!(phalanx::Comm::solo()?.epoch(), 0);

@@ -211,8 +211,9 @@ impl Comm<'_> {
         })
     }
 
-    /// The sums over all ranks, as if with infinite precision and rounded once: they do not depend on how many ranks there
-    /// are, in what order they add, or how they lie on nodes. (Those of [`Comm::all_reduce`] depend on the number of ranks,
+    /// Computes the sums of the operands of all ranks, as if with infinite precision and rounded once: they do not depend
+    /// on the order of the ranks, or on how they lie on nodes, nor on how many ranks bring the same numbers. (What a rank
+    /// has summed before, to make its operand, was rounded there.) (Those of [`Comm::all_reduce`] depend on the number of ranks,
     /// and nothing else.) Everyone sends each rank its part of the elements, which that rank sums and tells all: as much
     /// as a rank sends in a ring, but over several nodes nothing is summed on the way.
     ///
