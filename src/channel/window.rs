@@ -222,12 +222,19 @@ impl Window {
         self.gate.next
     }
 
-    /// My staging for the next exchange \[1]: peers have finished with what it held.
-    pub(crate) fn cell(&mut self) -> &mut [u8] {
+    /// Returns this rank's staging for the next exchange \[1]: peers have finished with what it held.
+    ///
+    /// Not after an exchange has failed: it has not advanced, and a peer for which it succeeded may still read this very
+    /// cell. Nor in a process that this rank has forked, which the exchange would refuse as well, but only afterwards.
+    ///
+    /// # Errors
+    /// As the exchange itself.
+    pub(crate) fn cell(&mut self, call: &Call) -> Result<&mut [u8]> {
+        self.not_revoked(call)?;
         let at = self.cell_address(self.gate.me, self.gate.next);
         // SAFETY: my own cell, mapped and borrowed exclusively; peers read this parity only between my signal of an
-        // exchange of this parity and their signal of the next one, which I have waited for.
-        unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.member.cell) }
+        // exchange of this parity and their signal of the next one, which I have waited for: no exchange has failed.
+        Ok(unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.member.cell) })
     }
 
     #[expect(clippy::expect_used, reason = "places and layout are fixed when the window is made")]
@@ -672,5 +679,23 @@ impl Agreed {
     /// A world of one rank always agrees.
     pub(crate) fn alone() -> Agreed {
         Agreed(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::channel::world::Plan;
+    use crate::shm::datatype::TypeTag;
+
+    /// A peer for which the exchange succeeded may still read it.
+    #[test]
+    fn a_cell_is_not_written_after_an_exchange_has_failed() {
+        let world = World::new(Plan { ranks: 2, ..Plan::default() }).unwrap();
+        let call = Call::new(Verb::Barrier, TypeTag::BYTES);
+        let mut window = Window::of_world(&world, 0, 0, vec![0, 1]).unwrap();
+        window.cell(&call).unwrap().fill(7);
+        window.revoke("a call has failed");
+        assert!(window.cell(&call).is_err());
     }
 }

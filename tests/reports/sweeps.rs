@@ -561,13 +561,19 @@ fn a_worker_that_becomes_another_program_is_replaced() {
         if row.index == 3 {
             return Err(Command::new("sleep").arg("3000").exec().to_string().into());
         }
+        if row.index == 7 {
+            std::process::abort();
+        }
         Ok(())
     };
-    let sweep = Sweep { attempts: Some(1), ..sweep(Backend::SharedMemory, 2) };
+    let sweep = Sweep { attempts: Some(1), ..sweep(Backend::SharedMemory, 1) };
     let swept = sweep.run(table(20).view(), || Ok(()), model).unwrap();
-    let Outcome::Died(text) = swept.outcome(3) else { panic!("{swept:?}") };
-    assert!(text.contains("exec"), "{text}");
-    assert_eq!(lost(&swept), [3]);
+    // Each row has the death of its own process.
+    for (row, says) in [(3, "exec"), (7, "SIGABRT")] {
+        let Outcome::Died(text) = swept.outcome(row) else { panic!("{swept:?}") };
+        assert!(text.contains(says), "{text}");
+    }
+    assert_eq!(lost(&swept), [3, 7]);
 }
 
 fn workers_that_all_give_up_lose_nothing_that_was_done() {

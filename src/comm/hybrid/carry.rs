@@ -314,7 +314,8 @@ impl Hybrid {
     /// lent until all ranks of the node have arrived at the next.
     fn carry(&mut self, call: &Call, batch: &Batch, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let store = Store::best(2 * recv.len(), self.node.size());
-        let (len, payload) = self.show(&batch.shows(), send, batch.parity);
+        let shown = self.show(call, &batch.shows(), send, batch.parity);
+        let (len, payload) = shown.map_err(|error| self.failed(call, error))?;
         let (net, area, own) = (self.net.clone(), &mut self.area, self.node.window().member().cell);
         let watch = self.node.window_ref().watch(*call);
         let local = Rc::clone(self.node.local());
@@ -348,7 +349,13 @@ impl Hybrid {
     /// \[1] Shows the pieces to the node: in place, if `send` is in shared memory, else in the cell, one
     /// after the other. The leader copies its own into its area and shows all of that, which has the received
     /// pieces too.
-    fn show<'a>(&mut self, shows: &[Piece], send: &'a [u8], parity: usize) -> (usize, Payload<'a>) {
+    fn show<'a>(
+        &mut self,
+        call: &Call,
+        shows: &[Piece],
+        send: &'a [u8],
+        parity: usize,
+    ) -> Result<(usize, Payload<'a>)> {
         let local = Rc::clone(self.node.local());
         let copy = |room: &mut [u8]| {
             for piece in shows {
@@ -360,16 +367,16 @@ impl Hybrid {
             let (own, _) = area.places(parity);
             copy(&mut area.block.bytes_mut()[own]);
             let len = area.block.bytes().len();
-            return (len, Payload::exposed(area.block.offset(), &[]));
+            return Ok((len, Payload::exposed(area.block.offset(), &[])));
         }
         if shows.is_empty() {
-            return (0, Payload::Nothing);
+            return Ok((0, Payload::Nothing));
         }
         if let Some(offset) = local.segment.locate(send) {
-            return (send.len(), Payload::exposed(offset, send));
+            return Ok((send.len(), Payload::exposed(offset, send)));
         }
-        let cell = self.node.window().cell();
+        let cell = self.node.window().cell(call)?;
         copy(cell);
-        (cell.len(), Payload::Staged)
+        Ok((cell.len(), Payload::Staged))
     }
 }

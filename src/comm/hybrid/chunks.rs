@@ -238,7 +238,7 @@ impl Hybrid {
     ) -> Result<()> {
         let mine = round.folds.map_or(0..0, |stop| chunked.range(stop.chunk));
         let place = operand(round.number) * chunked.chunk;
-        let (len, payload, target) = self.show_operand(chunked.send, mine.clone(), place);
+        let (len, payload, target) = self.show_operand(call, chunked.send, mine.clone(), place)?;
         let local = Rc::clone(self.node.local());
         let offer = Offer { len, payload, target, ..Offer::default() };
         let step = self.node.window().exchange_then(call, offer, |epoch| {
@@ -291,36 +291,44 @@ impl Hybrid {
 
     /// \[2] Shows a stretch of an operand to the node: in place, if it is in shared memory, else in this
     /// rank's cell. The cell is free: its readers have arrived at a later exchange.
-    pub(super) fn operand<'a>(&mut self, send: &'a [u8], range: Range<usize>) -> Payload<'a> {
+    pub(super) fn operand<'a>(
+        &mut self,
+        call: &Call,
+        send: &'a [u8],
+        range: Range<usize>,
+    ) -> Result<Payload<'a>> {
         let local = Rc::clone(self.node.local());
         if range.is_empty() {
-            return Payload::Nothing;
+            return Ok(Payload::Nothing);
         }
         if let Some(offset) = local.segment.locate(send) {
-            return Payload::exposed(offset, send);
+            return Ok(Payload::exposed(offset, send));
         }
-        local.copy(&mut self.node.window().cell()[..range.len()], &send[range], Store::Cached);
-        Payload::Staged
+        match self.node.window().cell(call) {
+            Ok(cell) => local.copy(&mut cell[..range.len()], &send[range], Store::Cached),
+            Err(error) => return Err(self.failed(call, error)),
+        }
+        Ok(Payload::Staged)
     }
 
     /// \[2] Shows the operand of a chunk to the node. The leader copies it into its area, unless nobody else
     /// reads it, and shows the area, which it also opens: all ranks write the slices that they fold there.
     pub(super) fn show_operand<'a>(
         &mut self,
+        call: &Call,
         send: &'a [u8],
         range: Range<usize>,
         place: usize,
-    ) -> (usize, Payload<'a>, Option<(usize, usize)>) {
+    ) -> Result<(usize, Payload<'a>, Option<(usize, usize)>)> {
         let local = Rc::clone(self.node.local());
         let alone = self.node.size() == 1;
         let Some(area) = &mut self.area else {
-            let payload = self.operand(send, range);
-            return (send.len(), payload, None);
+            return Ok((send.len(), self.operand(call, send, range)?, None));
         };
         if !alone {
             local.copy(&mut area.block.bytes_mut()[place..place + range.len()], &send[range], Store::Cached);
         }
         let (offset, len) = (area.block.offset(), area.block.bytes().len());
-        (len, Payload::exposed(offset, &[]), Some((offset, len)))
+        Ok((len, Payload::exposed(offset, &[]), Some((offset, len))))
     }
 }

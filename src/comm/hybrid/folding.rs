@@ -190,7 +190,7 @@ impl Hybrid {
         let own: usize = sizes[..self.layout.node].iter().sum();
         let own = &mut all[own..own + sizes[self.layout.node]];
         let leads = self.net.is_some();
-        let payload = self.operand(send, 0..n);
+        let payload = self.operand(call, send, 0..n)?;
         let offer = Offer { len: n, payload, ..Offer::default() };
         let shown = self.node.window().exchange(call, offer, |epoch| {
             if !leads {

@@ -74,7 +74,7 @@ impl Hybrid {
         }
         // [2]
         let place = operand(round) * chunked.chunk;
-        let (len, payload, target) = self.show_operand(chunked.send, range.clone(), place);
+        let (len, payload, target) = self.show_operand(call, chunked.send, range.clone(), place)?;
         let offer = Offer { len, payload, target, ..Offer::default() };
         let step = self.node.window().exchange_then(call, offer, |epoch| {
             let operands = chunked.operands(epoch.seen, round, range.start);

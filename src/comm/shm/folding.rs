@@ -78,8 +78,7 @@ impl Folds for Shm {
                 _ if n == 0 => Payload::Nothing,
                 Some(offset) => Payload::exposed(offset, send),
                 None => {
-                    self.window.is_own(call)?;
-                    let cell = &mut self.window.cell()[..staged.len()];
+                    let cell = &mut self.window.cell(call)?[..staged.len()];
                     local.copy(cell, &send[staged.clone()], Store::Cached);
                     point(Site::ExchangeStaged);
                     Payload::Staged

@@ -48,7 +48,7 @@ struct Sliced<'c> {
     fold: &'c Fold<'c>,
     me: usize,
     size: usize,
-    /// Bytes of which slices are multiples: see [`unit`].
+    /// Bytes of which slices are multiples: see [`unit()`].
     unit: usize,
     /// Bytes of a chunk; the last one may be shorter.
     chunk: usize,
@@ -152,8 +152,7 @@ impl Shm {
                 _ => Payload::Staged,
             };
             if step < chunks && exposed.is_none() {
-                self.window.is_own(call)?;
-                sliced.stage(step, self.window.cell(), &local);
+                sliced.stage(step, self.window.cell(call)?, &local);
             }
             let offer = Offer { len: send.len(), digest: fold.id, payload, target: None };
             let mut recv = recv.as_deref_mut();

@@ -4,8 +4,8 @@
 //!
 //! *Waiting* is one poll on the zygote's pidfd, on the pipes of what slots print, on a bell of the work's,
 //! and on a bell that signals ring. The outcome is read from shared memory when the zygote has ended: its
-//! exit code, its last word, and the slot that failed first. A caller that ignores SIGCHLD is not told by the
-//! kernel how its children end.
+//! exit code, and the slot that failed first. A caller that ignores SIGCHLD is not told by the kernel how
+//! its children end.
 //!
 //! *Signals* that ask the program to end (SIGINT, SIGTERM, SIGHUP), where it has left them to the kernel, are
 //! held back while it waits: the caller ends its crew first, so that nothing is left of it, and then itself.
@@ -118,8 +118,8 @@ impl Crew {
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
-            // Its end, not its last word: after that the zygote may still drop what was built, and signals
-            // end that, too. (If its descriptor was closed by the program, the last word must do.)
+            // Its end, not its stored exit code: after that the zygote may still drop what was built, and
+            // signals end that, too. (If the program has closed its descriptor, the code must do.)
             let ended = descriptor::poll(&sources, slice)[0]
                 || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
@@ -159,8 +159,8 @@ impl Crew {
         let _ = writeln!(std::io::stderr(), "phalanx: {signal}: {ended}");
     }
 
-    /// Returns the outcome of a crew that has ended: the zygote's own last word counts, or, if it has left
-    /// none, its `death`.
+    /// Returns the outcome of a crew that has ended: the exit code that the zygote has stored counts, or,
+    /// if it has stored none, its `death`.
     ///
     /// `lost`: no descriptor led to it any more. `gave_up`: it was killed because it had been stopped for too
     /// long.
@@ -251,7 +251,7 @@ impl Crew {
                 }
                 zygote.reap(true);
             }
-            // It has left no last word, so it has not waited for its slots.
+            // It has stored no exit code, so it has not waited for its slots.
             if self.words.closed().is_none() {
                 self.words.outlast_slots();
             }

@@ -2,7 +2,7 @@
 //! protocol in channel/recovery.rs, whose steps are cited here.
 //!
 //! The zygote is the one decider, so a decision is one store of its. It decides when nobody is left whose
-//! petition could still arrive: every rank of the epoch has asked, or has said its last word, or its process
+//! petition could still arrive: every rank of the epoch has asked, or has left or failed, or its process
 //! is known to be gone. A rank that does neither, though its peers hold it for dead or a deadline has passed,
 //! is killed first; the decision waits for its end.
 
@@ -15,7 +15,7 @@ use crate::sync::wait::is_gone;
 use crate::work::crew::zygote::Zygote;
 use std::time::{Duration, Instant};
 
-/// The time that the process of a rank has to end after its last word, if a respawn waits for it.
+/// The time that the process of a rank has to end after it has left or failed, if a respawn waits for it.
 const LINGER: Duration = Duration::from_secs(1);
 
 impl<S> Zygote<'_, S> {
@@ -45,7 +45,7 @@ impl<S> Zygote<'_, S> {
                 let running = |rank: &usize| self.slots[*rank].is_some() && !asked.contains(rank);
                 (0..self.words.count()).filter(running).collect()
             }
-            // Not those that have said their last word: they will not ask.
+            // Not those that have left or failed: they will not ask.
             _ => silent.into_iter().filter(|&rank| !self.words.slot(rank).has_spoken()).collect(),
         };
         if !awaited.is_empty() {

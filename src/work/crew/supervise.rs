@@ -156,7 +156,7 @@ impl<S> Zygote<'_, S> {
             // It has called exec: the kernel has marked its word, but the process lives. The peers of a rank
             // find that out (`Slots::blame`); a worker has none.
             if workers && self.words.slot(rank).is_dead() && procfs::is_another_program(slot.process.pid()) {
-                self.words.slot(rank).note_exec();
+                slot.is_another = true;
                 slot.process.kill();
                 continue;
             }
@@ -190,7 +190,9 @@ impl<S> Zygote<'_, S> {
             self.slots[rank] = Some(slot);
             return;
         };
-        self.words.slot(rank).record_death(self.explained(death));
+        let death = if slot.is_another { Death::Exec } else { self.explained(death) };
+        // The words of a worker keep the death of the last process, for the one that takes over its task.
+        self.words.slot(rank).record_death(death, !matches!(self.job.policy, Policy::Replace(_)));
         point(Site::ZygoteRecorded);
         let epoch = self.era.epoch;
         self.words.slot(rank).bury();
@@ -206,7 +208,7 @@ impl<S> Zygote<'_, S> {
         }
         // Deaths in a row count only if none of the processes has begun a task: else the slot gets somewhere.
         let begun = labour.begun(rank);
-        let deaths = if begun == slot.begun { slot.deaths + 1 } else { 1 };
+        let deaths = if begun == slot.begun { slot.deaths + 1 } else { 0 };
         let again = if labour.again(deaths) { self.start(rank, state, deaths, begun) } else { Ok(()) };
         if self.slots[rank].is_none() {
             let why = again.err().map_or_else(
@@ -240,7 +242,7 @@ impl<S> Zygote<'_, S> {
         }
         for (rank, slot) in self.slots.iter().enumerate() {
             if let Some(death) = slot.as_ref().and_then(|slot| slot.process.reap(true)) {
-                self.words.slot(rank).record_death(death);
+                self.words.slot(rank).record_death(death, !matches!(self.job.policy, Policy::Replace(_)));
             }
         }
         process::end_all_children();

@@ -1,20 +1,32 @@
 //! Answers how the processes of a crew begin and end: the zygote's life around its supervision, and a slot's.
 //!
+//! The *zygote* is the process that a caller forks so that it forks, and supervises, the processes that
+//! work: ranks or workers. A *slot* is the numbered place of one of these; when its process has died, the
+//! zygote may fork another one into it.
+//!
 //! ```text
 //! zygote                                                      slot
-//! [1] adopt orphans; the kernel marks its death from now on
-//! [2] die with the caller: while it builds it cannot listen
-//! [3] build; cold if that left threads or descriptors behind
-//! [4] outlive the caller's thread; enter an own group         [a] die with the zygote
+//! [1] adopt orphans; register a robust futex word, which
+//!     the kernel marks when this process dies
+//! [2] die with the caller (pdeathsig): while it runs `build`
+//!     it cannot poll the caller's pidfd
+//! [3] build; if that left threads or descriptors behind, end
+//!     cold: the caller opens the crew again without a build,
+//!     and each slot builds for itself
+//! [4] outlive the caller's thread, which undoes [2]; enter a
+//!     process group of its own                                [a] die with the zygote
 //! [5] fork the slots ───────────────────────────────────────→ [b] enter a group; take the program's handlers
-//! [6] supervise until all have ended (supervise.rs)           [c] enter the slot: the kernel marks its death
+//! [6] supervise until all have ended (supervise.rs)           [c] enter the slot: register its robust word
 //! [7] end whatever is left below this process                 [d] run the body
-//! [8] store the exit code: its last word                      [e] leave, or fail with a text; _exit
+//! [8] store the exit code, which the caller reads             [e] leave, or fail with a text; _exit
 //! [9] drop what was built; _exit
 //! ```
 //!
-//! Both are copies of the caller, and none of them may return into the caller's code: panics are caught, and
-//! a process ends by `_exit`, so that neither destructors nor exit handlers of the program run in it.
+//! Both processes are copies of the caller, down to its stack. If one of them returned from here, it would
+//! go on with the caller's program, as a second caller. So panics are caught, and a process ends by `_exit`,
+//! which runs neither destructors nor exit handlers of the program.
+//!
+//! Each `point` is a fault point, where tests let a process die or pause (os/fault.rs).
 
 use crate::channel::slots::Slots;
 use crate::error::Result;
@@ -40,41 +52,50 @@ use std::time::Instant;
 pub(super) struct Zygote<'a, S> {
     pub(super) words: &'a Slots,
     pub(super) job: &'a Job<'a, S>,
+    /// The caller, watched by its pidfd from \[4] on.
     pub(super) caller: Process,
-    /// The caller's process group.
+    /// The caller's process group, which root enters again: see [`Zygote::is_root`].
     pub(super) group: u32,
-    /// The program's handling of signals, which slots get back.
+    /// What the program does about the signals that the zygote handles otherwise (a handler, to ignore them,
+    /// the default). Slots do that again.
     pub(super) program: Dispositions,
     /// Rung by the caller when the crew is to end.
     pub(super) bell: Bell,
+    /// The pipes of what slots print, if the caller marks each line with the rank.
     pub(super) output: Option<Output>,
     /// The process of each slot; none where it has ended, was not started, or is the caller.
     pub(super) slots: Vec<Option<Slot>>,
-    /// When it last looked whether the caller is stopped.
+    /// When it last looked whether the caller is stopped: by SIGSTOP, or by job control as Ctrl-Z does it.
     pub(super) glanced: Instant,
-    /// When it last looked whether slots are stopped.
+    /// When it last looked whether slots are stopped, in one of these ways or by a debugger.
     pub(super) looked: Instant,
     /// See `topology::oom_kills`, as last seen.
     pub(super) oom_kills: u64,
     /// Its decisions in a world that recovers: see recovery.rs.
     pub(super) era: Era,
-    /// The first slot that was not forked again, though its death meant nothing, and why. The others go on.
+    /// The first worker slot that was left empty, and why: it could not be forked, or its processes died too
+    /// often. The other workers go on, so the caller hears of it when they have ended.
     pub(super) given_up: Option<(usize, String)>,
 }
 
 /// The process of a slot.
 pub(super) struct Slot {
     pub(super) process: Process,
-    /// Deaths in a row in this slot, before this process, without a task begun.
+    /// The number of processes of this slot that died in a row before this one was forked. Only the first of
+    /// them may have begun a task. A worker slot is given up when this number gets too high.
     pub(super) deaths: u32,
-    /// Tasks begun in this slot when this process was forked.
+    /// The number of tasks that all processes of this slot had begun when this one was forked. If it is the
+    /// same when this one dies, this one has begun none.
     pub(super) begun: u64,
     /// The time for which it has been seen stopped.
     pub(super) stopped: Stopped,
+    /// The supervisor has found that it called `exec`, and has killed it.
+    pub(super) is_another: bool,
 }
 
 impl<'a, S> Zygote<'a, S> {
-    /// Makes the zygote, in the process that has just been forked for it.
+    /// Makes the zygote, in the process that has just been forked for it. From here on this process handles
+    /// signals as a supervisor does.
     pub(super) fn new(
         words: &'a Slots,
         job: &'a Job<'a, S>,
@@ -87,7 +108,9 @@ impl<'a, S> Zygote<'a, S> {
             words,
             job,
             caller,
+            // Still the caller's: this process leaves it at [4].
             group: process::group(),
+            // Changes this process's handling of signals, and returns the program's.
             program: Dispositions::supervise(),
             bell,
             output,
@@ -102,24 +125,35 @@ impl<'a, S> Zygote<'a, S> {
 
     /// Lives the zygote's life, \[1]-\[9].
     pub(super) fn live(mut self) -> ! {
+        // [1] What slots start and leave behind when they die becomes a child of this process, which ends it.
         process::adopt_orphans();
+        // Removes what an MPI launcher has left in the environment, which `build` and slots inherit: no
+        // program that they start may join the MPI job in the place of this job's process.
         launcher::leave_job();
+        // Registers the robust futex word: the zygote's death ends the waits for its decisions.
         self.words.supervise();
         point(Site::ZygoteBegun);
-        // [2] It runs the user's `build`, and cannot listen for the caller's end meanwhile.
+        // [2] While `build` runs, which is the user's, nobody polls the caller's pidfd.
         if !process::die_with_parent(self.caller.pid()) {
+            // Slot 0 stands for all of them.
             self.words.unstarted(0, "the caller is gone, or prctl(PR_SET_PDEATHSIG) is not allowed here");
             self.words.close(1);
             process::leave(1);
         }
+        // Made in [3], and kept here so that every way to [9] drops it, also that of a panic.
         let mut state = None;
+        // [3]-[6] Not by `caught`, which keeps a panic's text for an error instead of printing it; that is
+        // used for `build`. Of any other panic nobody reads the text: the hook prints it, and the exit code
+        // is 1.
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise(&mut state))).unwrap_or(1);
-        // [7] before [8]: when the code is read, nothing writes to results any more.
+        // [7] before [8]: when the caller reads the code, nothing writes to results any more.
         self.end_all();
+        // [8]
         self.words.close(code);
         point(Site::ZygoteClosed);
-        // [9] After the last word: a destructor that crashes takes no result along. Without a caller nobody
-        // waits for it, or could end it.
+        // [9] after [8]: a destructor that crashes takes no result along. Destructors are the user's code, so
+        // [2] is done again for them. If the caller is gone they do not run: nobody waits for them, or could
+        // end one that hangs.
         if !process::die_with_parent(self.caller.pid()) {
             core::mem::forget(state);
         } else if let Err(text) = caught(|| drop(state)) {
@@ -128,36 +162,52 @@ impl<'a, S> Zygote<'a, S> {
         process::leave(code)
     }
 
-    /// \[3]-\[6] Builds, forks the slots and supervises them; returns the zygote's exit code.
+    /// \[3]-\[6] Builds, forks the slots and supervises them. Returns the zygote's exit code, and what was
+    /// built in `state`.
     fn start_and_supervise(&mut self, state: &mut Option<S>) -> i32 {
+        // [3]
         if let Some(build) = self.job.build {
             let before = descriptor::descriptors();
-            match caught(build) {
+            // The text of an error is the user's own code, too.
+            match caught(|| build().map_err(|error| error.to_string())) {
                 Ok(Ok(built)) => *state = Some(built),
-                Ok(Err(error)) => return self.cannot_start(0, &format!("build returned an error: {error}")),
+                Ok(Err(text)) => return self.cannot_start(0, &format!("build returned an error: {text}")),
                 Err(text) => return self.cannot_start(0, &format!("build panicked: {text}")),
             }
-            // A list that cannot be read counts as descriptors left behind.
+            // A fork copies only the thread that calls it: locks that others hold stay locked in the slots,
+            // and threads that the state needs are missing. Descriptors are shared: one pipe, connection or
+            // place in a file for all slots.
+            //
+            // A list that cannot be read makes the crew cold: the first counts as empty, so that the second
+            // has more than it; the second counts as having more.
             let before = before.unwrap_or_default();
             let shares = |after: BTreeSet<_>| after.difference(&before).next().is_some();
+            // Cold is no failure: no slot is marked as failed, and [7]-[9] follow as ever, so the state is
+            // dropped.
             if procfs::threads().len() > 1 || descriptor::descriptors().is_none_or(shares) {
                 return COLD;
             }
         }
-        // From here on the caller's end is noticed by its pidfd. The kernel would kill this process with the
-        // thread that forked it, which may end before the caller does.
+        // [4] Undoes [2]: supervision polls the caller's pidfd. By [2] the kernel would kill this process
+        // when the thread that forked it ends, and the caller may outlive that thread.
         process::outlive_parent();
         // A kill of the caller's group must not kill the process that ends the slots' groups. (Not earlier:
         // processes that `build` starts must be in the caller's group.)
         process::enter_group(0);
+        // The new group is in the terminal's background, where the use of the terminal stops a process
+        // (SIGTTIN, SIGTTOU). With these signals ignored, which slots inherit, writing works and reading is
+        // an error. Root is in the caller's group, and gets the program's dispositions of both back.
         signal::keep_off_terminal();
+        // [5]
         for rank in 0..self.words.count() {
             self.slots.push(None);
-            // The caller fills this slot itself.
+            // The caller is rank 0 itself.
             if self.job.led && rank == 0 {
                 continue;
             }
-            // Ranks need each other: without one of them nothing begins. A single worker is enough.
+            // Ranks need each other: if one of them cannot be forked, those before it are ended at [7].
+            // Workers do not, so any slot of theirs but the first may stay empty. If the first cannot be
+            // forked, the crew ends as well, and the others are not tried.
             if let Err(error) = self.start(rank, state, 0, 0) {
                 let Policy::Replace(labour) = self.job.policy else {
                     return self.cannot_start(rank, &error.to_string());
@@ -165,13 +215,15 @@ impl<'a, S> Zygote<'a, S> {
                 if self.slots.iter().all(Option::is_none) {
                     return self.cannot_start(rank, &error.to_string());
                 }
-                // The others do what it would have done.
+                // Hand on its tasks: the other workers take them.
                 labour.give_up(rank);
                 self.given_up.get_or_insert((rank, format!("worker {rank} could not be started: {error}")));
             }
         }
+        // [6]
         let code = self.supervise(state);
-        // Only now: it revokes the epoch, which supervision would take for a failure that ends the others.
+        // Not earlier: `unstarted` revokes the epoch, which supervision would take for a failure that ends
+        // the other workers.
         if let Some((rank, why)) = self.given_up.take() {
             self.words.unstarted(rank, &why);
         }
@@ -179,7 +231,8 @@ impl<'a, S> Zygote<'a, S> {
         code
     }
 
-    /// Notes why a slot was not filled, for the caller's error; returns the exit code.
+    /// Notes why a slot was not filled, for the caller's error (slot 0 if `build` has failed, for all of
+    /// them). Returns the zygote's exit code.
     fn cannot_start(&self, rank: usize, why: &str) -> i32 {
         self.words.unstarted(rank, why);
         1
@@ -187,8 +240,8 @@ impl<'a, S> Zygote<'a, S> {
 
     /// \[5] Forks the process of a slot, which lives \[a]-\[e]. `deaths` and `begun`: see [`Slot`].
     ///
-    /// The slot's words are readied before: the process may look at them at once, and its peers may wait for
-    /// it.
+    /// The slot's words are readied before the fork: the new process may look at them at once, and peers may
+    /// already wait for it.
     pub(super) fn start(
         &mut self,
         rank: usize,
@@ -199,57 +252,71 @@ impl<'a, S> Zygote<'a, S> {
         let zygote = process::pid();
         let words = self.words.slot(rank);
         words.begin();
+        // In a world that recovers, the new process is a rank as it was at the start: it runs, has not died,
+        // and has asked for nothing. The others keep what the words say: a worker looks up how the one
+        // before it died, and under `End` no slot is filled twice.
         if let Policy::Recover(world) = self.job.policy {
             words.forget();
             world.petition(rank).clear(self.era.decided);
         }
         point(Site::ZygoteForking);
-        // Signals wait until the child handles them as the program does: the zygote's handlers would swallow
-        // them.
+        // Signals wait until this is dropped. The child drops it when it handles them as the program does:
+        // the zygote's handlers, which it has at first, would swallow them. The parent drops it at the end
+        // of this function.
         let deferred = signal::Deferred::new();
         match process::fork(Child::Slot)? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
+                // The child stores the same number itself at [c], before or after this. If it dies before
+                // that, reports have its number from here.
                 words.filled(process.pid());
-                self.slots[rank] = Some(Slot { process, deaths, begun, stopped: Stopped::default() });
+                self.slots[rank] =
+                    Some(Slot { process, deaths, begun, stopped: Stopped::default(), is_another: false });
                 Ok(())
             }
             Fork::Child => {
                 fault::play(Role::Rank(rank));
-                // A panic must not get back into the zygote's loop, of which this process has a copy.
+                // A panic must not get back into the zygote's loop, of which this process has a copy. It
+                // would be the engine's own: `run_slot` catches those of the body, and never returns.
                 let _ = caught(|| {
                     point(Site::SlotForked);
-                    // [a] The zygote may have died since the fork: nobody would look after this process.
+                    // [a] If the zygote has died since the fork, nobody looks after this process.
                     if !process::die_with_parent(zygote) {
                         process::leave(1);
                     }
-                    // [b] All but root lead groups of their own: what they start ends with them.
+                    // [b] This process begins in the zygote's group. Root goes back to the caller's; all
+                    // others enter groups of their own, so that what they start can be ended with them.
                     process::enter_group(if self.is_root(rank) { self.group } else { 0 });
+                    // For root also of SIGTTIN and SIGTTOU: it may use the terminal.
                     self.program.restore(self.is_root(rank));
                     drop(deferred);
+                    // If output is tagged, this process prints into pipes from here on.
                     self.output.iter().for_each(|output| output.enter(rank));
                     run_slot(self.words, self.job, rank, state.as_mut())
                 });
+                // The exit code of a Rust program that has panicked.
                 process::leave(101)
             }
         }
     }
 
-    /// Returns whether it is the rank that stays in the caller's process group, so that it can read the
-    /// terminal. (Workers are all alike.)
+    /// Returns whether it is the rank that goes back from the zygote's process group into the caller's, so
+    /// that it can read the terminal: rank 0 of a world. (Workers are all alike.)
     pub(super) fn is_root(&self, rank: usize) -> bool {
         rank == 0 && !matches!(self.job.policy, Policy::Replace(_))
     }
 }
 
 /// \[c]-\[e] Lives the life of a slot's process: enter, work, leave or fail. The inherited state is never
-/// dropped here, but in the zygote, once.
+/// dropped here; the zygote drops its own copy at \[9].
 fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&mut S>) -> ! {
     point(Site::SlotEntering);
+    // [c] `true`: as a process, whose death the kernel marks, not as a thread of the caller.
     words.enter(rank, true);
     point(Site::SlotEntered);
-    // The text of an error is the user's own code, too.
+    // [d] Inside `caught` as well: `to_string` runs the `Display` of the user's error, which may panic.
     let result = caught(|| (job.body)(rank, inherited).map_err(|error| error.to_string()));
+    // [e] The flag of `fail` says whether the body panicked, or returned an error.
     let code = match result {
         Ok(Ok(result)) => {
             point(Site::SlotReturned);
