@@ -285,6 +285,39 @@ fn the_kernel_is_called_from_its_room() {
     }
 }
 
+/// Lines of code from a function's signature to its closing brace, for each function of a file.
+fn functions(text: &str) -> Vec<(&str, usize)> {
+    let lines: Vec<&str> = code(text).filter(|line| !line.trim().is_empty()).collect();
+    let starts = lines.iter().enumerate().filter_map(|(at, line)| {
+        let declared = line.split("fn ").next().is_some_and(|before| {
+            let words = ["pub", "pub(crate)", "pub(super)", "const", "unsafe", "extern", "\"C\""];
+            line.contains("fn ") && before.split_whitespace().all(|word| words.contains(&word))
+        });
+        (declared && !line.ends_with(';')).then_some(at)
+    });
+    let long = |at: usize| {
+        let indent = lines[at].len() - lines[at].trim_start().len();
+        let closes = |line: &&str| {
+            line.len() - line.trim_start().len() == indent && line.trim_start().starts_with('}')
+        };
+        (lines[at].trim(), 1 + lines[at + 1..].iter().position(closes).map_or(0, |end| end + 1))
+    };
+    starts.map(long).collect()
+}
+
+#[test]
+fn functions_are_short() {
+    let (files, mut seen) = (sources(), 0);
+    for (name, text) in &files {
+        for (function, lines) in functions(text) {
+            seen += 1;
+            // One that ends on its first line has no closing brace of its own.
+            assert!(lines <= 60 || function.ends_with('}'), "{name}: {function} has {lines} lines");
+        }
+    }
+    assert!(seen > 1000, "the functions were found");
+}
+
 /// The pages of the repository, by their path.
 fn pages() -> Vec<std::path::PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

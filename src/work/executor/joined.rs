@@ -33,7 +33,7 @@ pub(crate) fn run_in<W: Work, R>(
     then: impl FnOnce(Ledger, Vec<Done>) -> Result<R>,
 ) -> Result<Option<R>> {
     let call = Call::new(Verb::Sweep, TypeTag::of::<f64>());
-    let (rank, workers) = (comm.rank(), comm.size());
+    let workers = comm.size();
     let policy = policy.or_else(|error| comm.refuse(&call, error.to_string()))?;
     if tasks > MOST {
         return comm.refuse(&call, format!("{tasks} rows; {MOST} are the most"));
@@ -67,31 +67,7 @@ pub(crate) fn run_in<W: Work, R>(
         clock: Clock::new(),
         death: &|_| Death::Unknown,
     };
-    let mut given_up = false;
-    // Root's: the first reason, and who was given up so far.
-    let (mut why, mut left) = (None, vec![true; workers]);
-    for round in 1.. {
-        if !given_up {
-            live(&shared, rank, None, false, Payloads::new(None), &mut || ());
-            given_up = source.worker(rank).is_given_up();
-        }
-        comm.arrive(&call)?;
-        let new = if comm.is_root() { source.given_up() } else { Vec::new() };
-        new.iter().for_each(|&(rank, _)| left[rank] = false);
-        why = why.or_else(|| reason(&source, &ledger));
-        let unfinished = || !source.is_halted() && ledger.finished(0..tasks) < tasks;
-        if !new.is_empty() && left.contains(&true) && unfinished() {
-            // Others had left before they could inherit.
-            source.reset();
-            Dealing::Dynamic.offer(&source, 0..tasks);
-            source.begin_round(round);
-        }
-        comm.arrive(&call)?;
-        if source.round() < round {
-            break;
-        }
-        shared.dealing = Dealing::Dynamic;
-    }
+    let why = rounds(comm, &call, &mut shared)?;
     let outcome = comm.is_root().then(|| {
         if let Some(why) = why {
             ledger.abandon(0..tasks, &why);
@@ -101,4 +77,37 @@ pub(crate) fn run_in<W: Work, R>(
     let outcome = outcome.transpose().or_else(|error: Error| comm.refuse(&call, error.to_string()))?;
     comm.arrive(&call)?;
     Ok(outcome)
+}
+
+/// \[3] Works until no task is left that a rank would do. On root returns why a rank has given up first, if one has.
+#[track_caller]
+fn rounds<W: Work>(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_, W>) -> Result<Option<String>> {
+    let (rank, source, ledger) = (comm.rank(), shared.source, shared.ledger);
+    let tasks = ledger.tasks();
+    let mut given_up = false;
+    // Root's: the first reason, and which ranks have not given up so far.
+    let (mut why, mut left) = (None, vec![true; comm.size()]);
+    for round in 1.. {
+        if !given_up {
+            live(shared, rank, None, false, Payloads::new(None), &mut || ());
+            given_up = source.worker(rank).is_given_up();
+        }
+        comm.arrive(call)?;
+        let new = if comm.is_root() { source.given_up() } else { Vec::new() };
+        new.iter().for_each(|&(rank, _)| left[rank] = false);
+        why = why.or_else(|| reason(source, ledger));
+        let unfinished = || !source.is_halted() && ledger.finished(0..tasks) < tasks;
+        if !new.is_empty() && left.contains(&true) && unfinished() {
+            // Others had left before they could inherit.
+            source.reset();
+            Dealing::Dynamic.offer(source, 0..tasks);
+            source.begin_round(round);
+        }
+        comm.arrive(call)?;
+        if source.round() < round {
+            break;
+        }
+        shared.dealing = Dealing::Dynamic;
+    }
+    Ok(why)
 }
