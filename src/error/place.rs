@@ -68,10 +68,12 @@ pub(super) fn signal_name(number: i32) -> Cow<'static, str> {
 /// Where a call failed: shown as `gather (call 17 of rank 2)`, or as `sweep` where no communicator is part of it.
 ///
 /// ```
-/// let place = phalanx::Place { operation: "gather", rank: 2, sequence: 17 };
+/// let mut place = phalanx::Place::default();
+/// (place.operation, place.rank, place.sequence) = ("gather", 2, 17);
 /// assert_eq!(place.to_string(), "gather (call 17 of rank 2)");
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Place {
     /// The operation, by its name in the API.
     pub operation: &'static str,
