@@ -102,13 +102,10 @@ impl Slot {
         wait::bury(&self.alive);
     }
 
-    /// Records how the slot's process ended. `first`: it is the first process of which a death is recorded, so that peers
-    /// may have noted that it became another program, which is what has ended then.
-    pub(crate) fn record_death(&self, death: Death, first: bool) {
-        if !first || self.death.load(Ordering::Relaxed) != death::encode(Death::Exec) {
-            let word = death::encode(death::explained(death, &self.fault));
-            self.death.store(word, Ordering::Release);
-        }
+    /// Records how the slot's process ended.
+    pub(crate) fn record_death(&self, death: Death) {
+        let word = death::encode(death::explained(death, &self.fault));
+        self.death.store(word, Ordering::Release);
     }
 }
 

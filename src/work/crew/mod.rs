@@ -43,4 +43,4 @@ mod zygote;
 
 pub(crate) use caller::Crew;
 pub(crate) use job::{Job, Labour, Policy};
-pub(crate) use panics::{Listening, caught, explained};
+pub(crate) use panics::{Listening, caught, explained, told};

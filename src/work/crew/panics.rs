@@ -19,7 +19,7 @@
 //! A program that sets its own hook meanwhile keeps it: the text has no place then. A panic that nobody will
 //! catch, because the process is about to abort, is printed with those before it.
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::os::process;
 use crate::os::signal;
 use std::any::{Any, TypeId};
@@ -204,6 +204,13 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
 /// Returns the text of a payload that is one, as `panic!` makes it.
 fn literal(payload: &(dyn Any + Send)) -> Option<&str> {
     payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+}
+
+/// Runs `f`, as [`caught`] does; an error becomes its text, which the user's own code makes and may panic in.
+pub(crate) fn told<R>(
+    f: impl FnOnce() -> Result<R>,
+) -> std::result::Result<std::result::Result<R, String>, String> {
+    caught(|| f().map_err(|error| error.to_string()))
 }
 
 /// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the

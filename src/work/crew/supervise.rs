@@ -21,7 +21,7 @@ use crate::os::signal::{self, KILL};
 use crate::os::topology;
 use crate::work::crew::job::{Policy, RUNG};
 use crate::work::crew::stopped::{STOPPED, period, tell_stopped};
-use crate::work::crew::zygote::Zygote;
+use crate::work::crew::zygote::{Slot, Zygote};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -81,7 +81,9 @@ impl<S> Zygote<'_, S> {
                     );
                     self.caller.kill();
                 }
-                self.words.culprit().iter().for_each(|&culprit| self.words.note_late(culprit));
+                if let Some(culprit) = self.words.culprit() {
+                    self.words.note_late(culprit);
+                }
                 return 0;
             }
         }
@@ -190,9 +192,8 @@ impl<S> Zygote<'_, S> {
             self.slots[rank] = Some(slot);
             return;
         };
-        let death = if slot.is_another { Death::Exec } else { self.explained(death) };
-        // The words of a worker keep the death of the last process, for the one that takes over its task.
-        self.words.slot(rank).record_death(death, !matches!(self.job.policy, Policy::Replace(_)));
+        let death = self.explained(death);
+        self.record(rank, &slot, death);
         point(Site::ZygoteRecorded);
         let epoch = self.era.epoch;
         self.words.slot(rank).bury();
@@ -225,6 +226,15 @@ impl<S> Zygote<'_, S> {
         }
     }
 
+    /// Records how a slot's process ended. If it had called `exec`, the other program has ended: peers of a rank may have
+    /// noted that. (Of a worker, whose words keep the death of the process before, only this process notes it.)
+    fn record(&self, rank: usize, slot: &Slot, death: Death) {
+        let words = self.words.slot(rank);
+        let is_worker = matches!(self.job.policy, Policy::Replace(_));
+        let is_another = slot.is_another || !is_worker && words.death() == Death::Exec;
+        words.record_death(if is_another { Death::Exec } else { death });
+    }
+
     /// Tells a kill by the kernel for want of memory from others, by the kernel's count of such kills.
     fn explained(&mut self, death: Death) -> Death {
         if death != Death::Signal(KILL) {
@@ -241,8 +251,10 @@ impl<S> Zygote<'_, S> {
             slot.process.kill();
         }
         for (rank, slot) in self.slots.iter().enumerate() {
-            if let Some(death) = slot.as_ref().and_then(|slot| slot.process.reap(true)) {
-                self.words.slot(rank).record_death(death, !matches!(self.job.policy, Policy::Replace(_)));
+            if let Some(slot) = slot
+                && let Some(death) = slot.process.reap(true)
+            {
+                self.record(rank, slot, death);
             }
         }
         process::end_all_children();

@@ -41,7 +41,7 @@ use crate::os::topology;
 use crate::work::crew::era::Era;
 use crate::work::crew::job::{COLD, Job, Policy};
 use crate::work::crew::output::Output;
-use crate::work::crew::panics::{caught, explained};
+use crate::work::crew::panics::{caught, explained, told};
 use crate::work::crew::stopped::Stopped;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -56,8 +56,7 @@ pub(super) struct Zygote<'a, S> {
     pub(super) caller: Process,
     /// The caller's process group, which root enters again: see [`Zygote::is_root`].
     pub(super) group: u32,
-    /// What the program does about the signals that the zygote handles otherwise (a handler, to ignore them,
-    /// the default). Slots do that again.
+    /// The program's dispositions of the signals that the zygote handles otherwise. Slots restore them.
     pub(super) program: Dispositions,
     /// Rung by the caller when the crew is to end.
     pub(super) bell: Bell,
@@ -143,7 +142,7 @@ impl<'a, S> Zygote<'a, S> {
         // Made in [3], and kept here so that every way to [9] drops it, also that of a panic.
         let mut state = None;
         // [3]-[6] Not by `caught`, which keeps a panic's text for an error instead of printing it; that is
-        // used for `build`. Of any other panic nobody reads the text: the hook prints it, and the exit code
+        // used for `build`. Nobody reads the text of any other panic: the hook prints it, and the exit code
         // is 1.
         let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise(&mut state))).unwrap_or(1);
         // [7] before [8]: when the caller reads the code, nothing writes to results any more.
@@ -169,7 +168,7 @@ impl<'a, S> Zygote<'a, S> {
         if let Some(build) = self.job.build {
             let before = descriptor::descriptors();
             // The text of an error is the user's own code, too.
-            match caught(|| build().map_err(|error| error.to_string())) {
+            match told(build) {
                 Ok(Ok(built)) => *state = Some(built),
                 Ok(Err(text)) => return self.cannot_start(0, &format!("build returned an error: {text}")),
                 Err(text) => return self.cannot_start(0, &format!("build panicked: {text}")),
@@ -315,7 +314,7 @@ fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&
     words.enter(rank, true);
     point(Site::SlotEntered);
     // [d] Inside `caught` as well: `to_string` runs the `Display` of the user's error, which may panic.
-    let result = caught(|| (job.body)(rank, inherited).map_err(|error| error.to_string()));
+    let result = told(|| (job.body)(rank, inherited));
     // [e] The flag of `fail` says whether the body panicked, or returned an error.
     let code = match result {
         Ok(Ok(result)) => {

@@ -20,7 +20,7 @@ use crate::os::launcher::Launcher;
 use crate::os::process;
 use crate::os::topology;
 use crate::shm::array::carries_leases;
-use crate::work::crew::{Crew, Job, Policy, caught};
+use crate::work::crew::{Crew, Job, Policy, told};
 use crate::work::executor::body::{Body, RankOptions, Take};
 use crate::work::executor::placement::requested;
 use std::cell::Cell;
@@ -131,7 +131,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     // The other ranks of this node look at what this process made before: it must not change meanwhile.
     let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
-    let led = caught(|| {
+    let led = as_rank(&rank, || {
         let seat = Rc::new(Local::lasting(&world, 0));
         let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
         let leaders: Vec<usize> = (0..mpi.size).collect();
@@ -143,7 +143,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         one(&world, &mut comm, &seat, body)
     });
     drop(frozen);
-    match told(rank.get(), led) {
+    match led {
         Ok(place) => world.slots.leave(0, place),
         Err(error) => return fatal(mpi, error),
     }
@@ -158,16 +158,12 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     collect(&all, &world, mine, mpi.rank == 0, take).or_else(|error| fatal(mpi, error))
 }
 
-/// What a body came to, with its rank.
-fn told<T>(rank: usize, outcome: std::result::Result<Result<T>, String>) -> Result<T> {
-    match outcome {
+/// Runs what a process of the job does as a rank; returns its failure with its `rank`, which it may find out meanwhile.
+fn as_rank<T>(rank: &Cell<usize>, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    match told(run) {
         Ok(Ok(value)) => Ok(value),
-        // The text of an error is the user's own code, too.
-        Ok(Err(error)) => Err(match caught(|| error.to_string()) {
-            Ok(text) => Error::Returned { rank, text },
-            Err(text) => Error::Panicked { rank, text },
-        }),
-        Err(text) => Err(Error::Panicked { rank, text }),
+        Ok(Err(text)) => Err(Error::Returned { rank: rank.get(), text }),
+        Err(text) => Err(Error::Panicked { rank: rank.get(), text }),
     }
 }
 
@@ -180,12 +176,12 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     let _in_world = InWorld::enter(mpi);
     let Seats { world, local, .. } = &seats;
     world.slots.enter(*local, true);
-    let ran = caught(|| {
+    let ran = as_rank(&Cell::new(seats.rank), || {
         let seat = Rc::new(Local::lasting(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
         one(world, &mut comm, &seat, body)
     });
-    let (offset, len) = match told(seats.rank, ran) {
+    let (offset, len) = match ran {
         Ok(place) => place,
         Err(error) => return fatal(mpi, error),
     };

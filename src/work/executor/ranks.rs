@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
 use crate::shm::array::{leave_packed, unpack};
-use crate::work::crew::{Crew, Job, Policy, caught};
+use crate::work::crew::{Crew, Job, Policy, told};
 use crate::work::executor::body::{Body, RankOptions, Take};
 #[cfg(feature = "mpi")]
 use crate::work::executor::job;
@@ -83,9 +83,7 @@ where
     let run = |rank: usize| {
         world.slots.enter(rank, false);
         let local = Rc::new(Local::new(&world, rank));
-        // The text of an error is the user's own code, too.
-        let run = || body(&mut Comm::over(Box::new(Shm::new(&world, rank, local)?)));
-        match caught(|| run().map_err(|error| error.to_string())) {
+        match told(|| body(&mut Comm::over(Box::new(Shm::new(&world, rank, local)?)))) {
             Ok(Ok(result)) => {
                 world.slots.leave(rank, (0, 0));
                 return Some(result);

@@ -7,7 +7,7 @@ use crate::error::{Death, Result};
 use crate::os::clock::{Clock, Reader};
 use crate::os::fault::{Site, point};
 use crate::os::topology;
-use crate::work::crew::{Listening, caught, explained};
+use crate::work::crew::{Listening, caught, explained, told};
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::policy::Policy;
 use std::ops::Range;
@@ -309,12 +309,12 @@ impl<W: Work> Worker<'_, '_, W> {
             if !matches!(self.state, State::None) {
                 break;
             }
-            let why = match caught(|| self.shared.work.build()) {
+            let why = match told(|| self.shared.work.build()) {
                 Ok(Ok(state)) => {
                     self.state = State::Own(state);
                     break;
                 }
-                Ok(Err(error)) => format!("{} returned an error: {error}", self.shared.policy.build),
+                Ok(Err(text)) => format!("{} returned an error: {text}", self.shared.policy.build),
                 Err(text) => format!("{} panicked: {text}", self.shared.policy.build),
             };
             match self.shared.policy.pause(failed) {

@@ -90,7 +90,7 @@ pub fn create_parallel_manager(
 /// })?;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-/// What differs from WaterTAP's: ranks are real peers, and every rank's failure reaches all; `do_build` takes
+/// It differs from WaterTAP's in this: ranks are real peers, and every rank's failure reaches all; `do_build` takes
 /// no keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty
 /// list gives no results; nobody is ever called without a sample.
 #[derive(Debug)]
@@ -128,8 +128,8 @@ enum Group<'c, 'w> {
     },
 }
 
-/// What [`ParallelManager::scatter`] has begun: to be given to [`ParallelManager::gather`]. Dropping it ends
-/// the workers.
+/// The tasks that [`ParallelManager::scatter`] has begun, for [`ParallelManager::gather`]. Dropping it ends the
+/// workers.
 ///
 /// Each scatter has its own, so that no gather sees another one's results, and none comes before its scatter:
 ///
@@ -422,7 +422,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     ///
     /// # Errors
     /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of
-    /// the panic or error, or how the worker died. What the others gave is lost then: see
+    /// the panic or error, or how the worker died. The results of the others are lost then: see
     /// [`gather_finished`](Self::gather_finished). As all collectives, if a rank is gone, or the ranks
     /// scattered different lists. If workers could not be started, or their supervisor died.
     ///

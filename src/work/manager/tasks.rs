@@ -67,7 +67,7 @@ pub(crate) struct Outcomes<R> {
     pub(crate) why: Option<Error>,
 }
 
-/// What a scatter has given: one [`LocalResults`] per task that has a result, in order; the failures of
+/// The results of a scatter: one [`LocalResults`] per task that has a result, in order; the failures of
 /// others, in order; and the tasks that were not run.
 pub(crate) struct Gathered<P, R> {
     pub(crate) results: Vec<LocalResults<P, R>>,
