@@ -36,18 +36,8 @@ impl Comm<'_> {
     pub fn broadcast_object<T: Serialize + DeserializeOwned>(&mut self, object: T, root: usize) -> Result<T> {
         let call = Call::new(Verb::BroadcastObject, TypeTag::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
-        let packed = (self.rank() == root).then(|| Packed::new(&object));
-        let mut count = (packed.as_ref().map_or(0, Packed::count) as u64).to_ne_bytes();
-        self.transport.broadcast(&call, &mut count)?;
-        let count = u64::from_ne_bytes(count) as usize;
-        let (mut bytes, arrived) = match packed {
-            Some(Packed { bytes, arrived }) => (bytes, arrived),
-            None => (self.room_for(&call, &[count & !REFUSED])?.into_vec(), None),
-        };
-        self.transport.broadcast(&call, &mut bytes)?;
-        if count & REFUSED != 0 {
-            return Err(self.refusal(&call, root, &bytes));
-        }
+        let (load, arrived) = if self.rank() == root { packed(&object) } else { (Load::default(), None) };
+        let bytes = self.spread(&call, load, root)?;
         arrived.map_or_else(|| read(&bytes), Ok)
     }
 
@@ -73,14 +63,8 @@ impl Comm<'_> {
     ) -> Result<Option<Vec<T>>> {
         let call = Call::new(Verb::GatherObjects, TypeTag::of_object::<T>()).root(root);
         self.check_rank(&call, "root", root)?;
-        let mine = Packed::new(object);
-        let counts = self.lens(&call, &mine)?;
-        if self.rank() != root {
-            return self.transport.gather(&call, &mine.bytes, None).map(|()| None);
-        }
-        let mut all = self.room_for(&call, &counts)?;
-        self.transport.gather(&call, &mine.bytes, Some((&mut all, &counts)))?;
-        unpack(&all, &counts).map(Some)
+        let loads = self.collect(&call, &packed(object).0, Some(root))?;
+        loads.map(|loads| unpack(&loads)).transpose()
     }
 
     /// Collects every rank's object, in rank order, on all ranks. Objects arrive as
@@ -100,21 +84,47 @@ impl Comm<'_> {
     #[track_caller]
     pub fn all_gather_objects<T: Serialize + DeserializeOwned>(&mut self, object: &T) -> Result<Vec<T>> {
         let call = Call::new(Verb::AllGatherObjects, TypeTag::of_object::<T>());
-        let mine = Packed::new(object);
-        let counts = self.lens(&call, &mine)?;
-        let mut all = self.room_for(&call, &counts)?;
-        self.transport.all_gather(&call, &mine.bytes, &mut all)?;
-        unpack(&all, &counts)
+        let loads = self.collect(&call, &packed(object).0, None)?;
+        unpack(&loads.unwrap_or_default())
+    }
+
+    /// Returns the bytes of root's object.
+    fn spread(&mut self, call: &Call, mut load: Load, root: usize) -> Result<Vec<u8>> {
+        let mut count = (load.count() as u64).to_ne_bytes();
+        self.transport.broadcast(call, &mut count)?;
+        let count = u64::from_ne_bytes(count) as usize;
+        if self.rank() != root {
+            load.bytes = self.room_for(call, &[count & !REFUSED])?.into_vec();
+        }
+        self.transport.broadcast(call, &mut load.bytes)?;
+        if count & REFUSED != 0 {
+            return Err(self.refusal(call, root, &load.bytes));
+        }
+        Ok(load.bytes)
+    }
+
+    /// Returns every rank's bytes, one behind the other, with their lengths, at root, or on all ranks; nothing on others.
+    fn collect(&mut self, call: &Call, mine: &Load, root: Option<usize>) -> Result<Option<Loads>> {
+        let counts = self.lens(call, mine)?;
+        if root.is_some_and(|root| self.rank() != root) {
+            return self.transport.gather(call, &mine.bytes, None).map(|()| None);
+        }
+        let mut all = self.room_for(call, &counts)?;
+        match root {
+            Some(_) => self.transport.gather(call, &mine.bytes, Some((&mut all, &counts)))?,
+            None => self.transport.all_gather(call, &mine.bytes, &mut all)?,
+        }
+        Ok(Some((all, counts)))
     }
 
     /// The length of every rank's object; an error on all ranks, before anything is sent, if one of them cannot travel.
-    fn lens<T>(&mut self, call: &Call, mine: &Packed<T>) -> Result<Vec<usize>> {
+    fn lens(&mut self, call: &Call, mine: &Load) -> Result<Vec<usize>> {
         let counts = self.all_counts(call, mine.count())?;
         let Some(rank) = counts.iter().position(|count| count & REFUSED != 0) else { return Ok(counts) };
         let lens: Vec<usize> =
             counts.iter().map(|count| if count & REFUSED != 0 { count & !REFUSED } else { 0 }).collect();
         let mut texts = self.room_for(call, &lens)?;
-        let text = if mine.arrived.is_none() { &mine.bytes[..] } else { &[] };
+        let text = if mine.is_refused { &mine.bytes[..] } else { &[] };
         self.transport.all_gather(call, text, &mut texts)?;
         Err(self.refusal(call, rank, &texts[..lens[rank]]))
     }
@@ -139,36 +149,38 @@ impl Comm<'_> {
 const REFUSED: usize = 1 << 63;
 
 /// What a rank contributes: its object, or why that cannot travel, for all ranks to know.
-struct Packed<T> {
+#[derive(Default)]
+struct Load {
     bytes: Vec<u8>,
-    /// The object as it will arrive.
-    arrived: Option<T>,
+    is_refused: bool,
 }
 
-impl<T: Serialize + DeserializeOwned> Packed<T> {
-    fn new(object: &T) -> Packed<T> {
-        match object::travel(object) {
-            Ok((bytes, arrived)) => Packed { bytes, arrived: Some(arrived) },
-            Err(error) => Packed { bytes: error.to_string().into_bytes(), arrived: None },
-        }
+/// The bytes of several ranks, one behind the other, and the length of each.
+type Loads = (Box<[u8]>, Vec<usize>);
+
+impl Load {
+    fn count(&self) -> usize {
+        self.bytes.len() | if self.is_refused { REFUSED } else { 0 }
     }
 }
 
-impl<T> Packed<T> {
-    fn count(&self) -> usize {
-        self.bytes.len() | if self.arrived.is_none() { REFUSED } else { 0 }
+/// Returns what a rank contributes, and its object as it will arrive.
+fn packed<T: Serialize + DeserializeOwned>(object: &T) -> (Load, Option<T>) {
+    match object::travel(object) {
+        Ok((bytes, arrived)) => (Load { bytes, is_refused: false }, Some(arrived)),
+        Err(error) => (Load { bytes: error.to_string().into_bytes(), is_refused: true }, None),
     }
 }
 
 /// Objects that lie one behind the other.
-fn unpack<T: DeserializeOwned>(all: &[u8], counts: &[usize]) -> Result<Vec<T>> {
-    let mut rest = all;
-    let mut next = |&count: &usize| {
+fn unpack<T: DeserializeOwned>((all, counts): &Loads) -> Result<Vec<T>> {
+    let (mut rest, mut objects) = (&all[..], Vec::with_capacity(counts.len()));
+    for &count in counts {
         let (object, behind) = rest.split_at(count);
+        objects.push(read(object)?);
         rest = behind;
-        read(object)
-    };
-    counts.iter().map(&mut next).collect()
+    }
+    Ok(objects)
 }
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {

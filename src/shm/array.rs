@@ -233,6 +233,19 @@ fn with_manifest<T, R>(
     manifest: Manifest,
     f: impl FnOnce() -> std::result::Result<R, Why>,
 ) -> Result<(R, Manifest)> {
+    let (mut f, mut value) = (Some(f), None);
+    let mut run = || f.take().map_or(Ok(()), |f| f().map(|made| value = Some(made)));
+    let manifest = run_with(manifest, &mut run, &object::refusal::<T>)?;
+    let value = value.ok_or(Error::Corrupt { what: "the manifest of a result" })?;
+    Ok((value, manifest))
+}
+
+/// As [`with_manifest`]: its part that is compiled once.
+fn run_with(
+    manifest: Manifest,
+    f: &mut dyn FnMut() -> std::result::Result<(), Why>,
+    refusal: &dyn Fn(Why) -> Error,
+) -> Result<Manifest> {
     struct Reset(Option<Manifest>);
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -245,9 +258,9 @@ fn with_manifest<T, R>(
     drop(reset);
     match (result, manifest) {
         (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
-        (Ok(value), Some(manifest)) => Ok((value, manifest)),
-        (Ok(_), None) => Err(Error::Corrupt { what: "the manifest of a result" }),
-        (Err(why), _) => Err(object::refusal::<T>(why)),
+        (Ok(()), Some(manifest)) => Ok(manifest),
+        (Ok(()), None) => Err(Error::Corrupt { what: "the manifest of a result" }),
+        (Err(why), _) => Err(refusal(why)),
     }
 }
 
@@ -281,8 +294,18 @@ fn pack_with<T: Serialize + DeserializeOwned>(
     copies: Option<&RefCell<Heap>>,
 ) -> Result<(Vec<u8>, Option<T>)> {
     let manifest = Manifest { copying: copies.is_some(), ..Manifest::to_write(Some(segment)) };
-    let (mut bytes, mut manifest) = with_manifest::<T, _>(manifest, || object::write(value))?;
+    let (bytes, manifest) = with_manifest::<T, _>(manifest, || object::write(value))?;
     let arrived = if manifest.leases.is_empty() { Some(object::arrival(&bytes)?) } else { None };
+    Ok((with_leases(bytes, manifest, segment, copies)?, arrived))
+}
+
+/// Returns the bytes of a value with those of its leases behind them.
+fn with_leases(
+    mut bytes: Vec<u8>,
+    mut manifest: Manifest,
+    segment: &Arc<Segment>,
+    copies: Option<&RefCell<Heap>>,
+) -> Result<Vec<u8>> {
     if let Some(heap) = copies {
         manifest.leases.iter_mut().flatten().try_for_each(|(_, lease)| lease.copy(segment, heap))?;
     }
@@ -290,7 +313,7 @@ fn pack_with<T: Serialize + DeserializeOwned>(
     let leases: Vec<Descriptor> = manifest.leases.into_iter().flatten().map(|(_, lease)| lease).collect();
     bytes.extend(object::write(&leases)?);
     bytes.extend(len.to_le_bytes());
-    Ok((bytes, arrived))
+    Ok(bytes)
 }
 
 /// The value as it arrives where [`pack`] and [`unpack`] carry it, for one that stays in this process.
@@ -312,6 +335,13 @@ fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
     let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
     let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt.clone())?;
     Ok((bytes, object::read(leases).map_err(|_| corrupt)?))
+}
+
+/// What is packed, as it is read: leases lie in `segment`.
+fn parts_to_read<'a>(segment: &Arc<Segment>, bytes: &'a [u8]) -> Result<(&'a [u8], Manifest)> {
+    let (bytes, leases) = parts(bytes)?;
+    let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
+    Ok((bytes, Manifest::to_read(leases)))
 }
 
 impl Descriptor {
@@ -346,8 +376,13 @@ pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     let (bytes, arrived) = pack_with(segment, &value, lives_on.then_some(heap))?;
     // Dropping either might end what the value stands for, a directory say, which is the receiver's now.
     core::mem::forget((value, arrived));
+    leave(heap, &bytes)
+}
+
+/// Leaves bytes in a heap; returns where they lie.
+fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
     let mut block = heap.borrow_mut().alloc(bytes.len(), ALIGN, Fill::Any)?;
-    kernel::copy(block.bytes_mut(), &bytes, Store::Cached);
+    kernel::copy(block.bytes_mut(), bytes, Store::Cached);
     let place = (block.offset(), bytes.len());
     block.leave_held();
     Ok(place)
@@ -355,9 +390,8 @@ pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
 
 /// The value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    let (bytes, leases) = parts(bytes)?;
-    let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
-    Ok(with_manifest::<T, _>(Manifest::to_read(leases), || object::read(bytes))?.0)
+    let (bytes, manifest) = parts_to_read(segment, bytes)?;
+    Ok(with_manifest::<T, _>(manifest, || object::read(bytes))?.0)
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {

@@ -60,7 +60,7 @@ impl Texts {
     /// Puts a text into the log and returns its place, 0 if there is no room. It is kept up to [`LONGEST`] bytes while an even
     /// share of what is left, for each of the tasks that are `unfinished`, is as much, or half of the log is not used; then up
     /// to that share, so that the last task has room as well.
-    pub(crate) fn place(&mut self, log: Log<'_>, text: &str, unfinished: impl FnOnce() -> usize) -> u64 {
+    pub(crate) fn place(&mut self, log: Log<'_>, text: &str, unfinished: &dyn Fn() -> usize) -> u64 {
         let text = shortened(text, LONGEST);
         if let Some(&place) = self.0.get(&*text) {
             return place;

@@ -162,7 +162,7 @@ impl Ledger {
             let State::Owned { slot, attempt } = record.state() else { continue };
             match verdict(slot, attempt + 1) {
                 None => record.free(attempt + 1),
-                Some(why) => self.fail(task, Cause::Died, Texts::default().place(self.log(), &why, || 1)),
+                Some(why) => self.fail(task, Cause::Died, Texts::default().place(self.log(), &why, &|| 1)),
             }
         }
     }
@@ -179,7 +179,7 @@ impl Ledger {
     /// are gone.
     pub(crate) fn abandon(&self, tasks: impl Iterator<Item = usize>, why: &str) {
         let left: Vec<usize> = tasks.filter(|&task| !self.state(task).is_finished()).collect();
-        let text = Texts::default().place(self.log(), why, || left.len());
+        let text = Texts::default().place(self.log(), why, &|| left.len());
         left.into_iter().for_each(|task| self.fail(task, Cause::NotReached, text));
     }
 
@@ -416,7 +416,7 @@ mod tests {
     fn fail(claim: Option<Claim<'_>>, ledger: &Ledger, texts: &mut Texts, text: &str, unfinished: usize) {
         let mut claim = claim.unwrap();
         claim.blank();
-        let text = texts.place(ledger.log(), text, || unfinished);
+        let text = texts.place(ledger.log(), text, &|| unfinished);
         claim.finish(Some(Cause::Refused), &Facts { text, ..Facts::default() });
     }
 
@@ -498,7 +498,7 @@ mod tests {
             bytemuck::cast_slice_mut(claim.row()).copy_from_slice(&[task as f64, 0.5]);
             claim.finish(None, &Facts { worker: 7, input: 40 + task as u64, ..Facts::default() });
         }
-        Texts::default().place(from.log(), "another, before it", || 1);
+        Texts::default().place(from.log(), "another, before it", &|| 1);
         fail(from.claim(3, 7), &from, &mut Texts::default(), "too salty", 1);
         let (sent, received) = (from.rows_at(1..4), to.rows_at(1..4));
         assert_eq!((sent.1.len(), &sent.1), (3 * 16, &received.1));
@@ -507,7 +507,7 @@ mod tests {
         };
         // SAFETY: both in bounds, of as many bytes, in two segments; one thread.
         unsafe { core::ptr::copy_nonoverlapping(bytes(&sent), bytes(&received), 3 * 16) };
-        let here = Texts::default().place(to.log(), "longer than the other, too salty", || 1);
+        let here = Texts::default().place(to.log(), "longer than the other, too salty", &|| 1);
         let places = BTreeMap::from([(from.record(3).facts().text, here)]);
         for (task, words) in (1..4).zip(from.words_of(1..4)) {
             to.adopt(task, words, (5, 30), &places).unwrap();
@@ -601,7 +601,7 @@ mod tests {
         let ledger = over(&layout);
         let text = |task: usize| format!("{task} ").repeat(4000);
         for dead in 0..SPARES {
-            assert_ne!(Texts::default().place(ledger.log(), &text(1000 + dead), || 200), 0);
+            assert_ne!(Texts::default().place(ledger.log(), &text(1000 + dead), &|| 200), 0);
         }
         for task in 0..200 {
             fail(ledger.claim(task, 0), &ledger, &mut Texts::default(), &text(task), 200 - task);

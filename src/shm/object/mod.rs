@@ -31,11 +31,21 @@ pub(crate) use write::write;
 
 use crate::error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
+use std::any::type_name;
 use std::fmt;
 
 /// A value that cannot travel: its type, why, and what helps.
-pub(crate) fn refusal<T>(why: impl fmt::Display) -> Error {
-    Error::other(format!("a value of type {} cannot travel between ranks: {why}", std::any::type_name::<T>()))
+pub(crate) fn refusal<T>(why: Why) -> Error {
+    refused(type_name::<T>(), &why)
+}
+
+fn refused(name: &str, why: &dyn fmt::Display) -> Error {
+    Error::other(format!("a value of type {name} cannot travel between ranks: {why}"))
+}
+
+/// As [`write`]; the error names the type.
+fn written<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    write(value).map_err(|why| refused(type_name::<T>(), &format!("its Serialize says: {why}")))
 }
 
 /// Writes `value`, and reads it back: the bytes, and the value as it will arrive.
@@ -43,31 +53,39 @@ pub(crate) fn refusal<T>(why: impl fmt::Display) -> Error {
 /// # Errors
 /// If it cannot be written or read, or if what arrives would be another value.
 pub(crate) fn travel<T: Serialize + DeserializeOwned>(value: &T) -> Result<(Vec<u8>, T)> {
-    let bytes = write(value).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
+    let bytes = written(value)?;
     let arrived = arrival(&bytes)?;
     Ok((bytes, arrived))
 }
 
 /// The value that was written, as it will arrive; an error if that would be another one. Only what serde sees is compared.
 pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let arrived: T = read(bytes).map_err(|why| unreadable(type_name::<T>(), &why))?;
+    is_same(type_name::<T>(), &written(&arrived)?, bytes)?;
+    Ok(arrived)
+}
+
+fn unreadable(name: &str, why: &Why) -> Error {
     let advice = "its Deserialize must read what its Serialize writes (`flatten`, `untagged` and internally tagged enums read \
                   no 128-bit integers); or send its parts";
-    let arrived: T = read(bytes)
-        .map_err(|why| refusal::<T>(format!("written, it cannot be read back: {why}; {advice}")))?;
-    let again = write(&arrived).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
-    if again == bytes || digest(&again) == digest(bytes) {
-        return Ok(arrived);
+    refused(name, &format!("written, it cannot be read back: {why}; {advice}"))
+}
+
+/// Returns an error unless what was written `again` is the value that `bytes` has.
+fn is_same(name: &str, again: &[u8], bytes: &[u8]) -> Result<()> {
+    if again == bytes || digest(again) == digest(bytes) {
+        return Ok(());
     }
-    Err(refusal::<T>(
-        "read back, it is another value; look for an untagged enum of which an earlier variant accepts what a later one writes \
-         (put the later one first, or use a tag), a field that is only skipped on one side, and `with` that rounds",
-    ))
+    let advice = "look for an untagged enum of which an earlier variant accepts what a later one writes \
+                  (put the later one first, or use a tag), a field that is only skipped on one side, and `with` \
+                  that rounds";
+    Err(refused(name, &format!("read back, it is another value; {advice}")))
 }
 
 /// Returns a digest that is the same for equal values in all processes of one program, and differs if elements of a list
 /// change places. (Hash sets are written as lists: equal ones may differ.)
 pub(crate) fn digest_of<T: Serialize>(value: &T) -> Result<u64> {
-    let bytes = write(value).map_err(|why| refusal::<T>(format!("its Serialize says: {why}")))?;
+    let bytes = written(value)?;
     read::Reader::new(&bytes).digest(true).map_err(refusal::<T>)
 }
 

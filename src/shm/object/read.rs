@@ -171,43 +171,81 @@ impl<'de> Reader<'de> {
     }
 }
 
-/// A scalar to its visitor.
-#[inline]
-fn visit_scalar<'de, V: Visitor<'de>>(kind: u8, bytes: &[u8], visitor: V) -> Read<V::Value> {
-    macro_rules! number {
-        ($type:ty) => {
-            <$type>::from_le_bytes(bytes.try_into().unwrap_or_default())
-        };
+macro_rules! number {
+    ($type:ty, $bytes:expr) => {
+        <$type>::from_le_bytes($bytes.try_into().unwrap_or_default())
+    };
+}
+
+/// A scalar's value.
+enum Scalar {
+    Bool(bool),
+    I8(i8),
+    I16(i16),
+    I32(i32),
+    I64(i64),
+    I128(i128),
+    U8(u8),
+    U16(u16),
+    U32(u32),
+    U64(u64),
+    U128(u128),
+    F32(f32),
+    F64(f64),
+    Char(char),
+}
+
+impl Scalar {
+    fn of(kind: u8, bytes: &[u8]) -> Read<Scalar> {
+        Ok(match kind {
+            BOOL => Scalar::Bool(bytes[0] != 0),
+            I8 => Scalar::I8(number!(i8, bytes)),
+            I16 => Scalar::I16(number!(i16, bytes)),
+            I32 => Scalar::I32(number!(i32, bytes)),
+            I64 => Scalar::I64(number!(i64, bytes)),
+            I128 => Scalar::I128(number!(i128, bytes)),
+            U8 => Scalar::U8(number!(u8, bytes)),
+            U16 => Scalar::U16(number!(u16, bytes)),
+            U32 => Scalar::U32(number!(u32, bytes)),
+            U64 => Scalar::U64(number!(u64, bytes)),
+            U128 => Scalar::U128(number!(u128, bytes)),
+            F32 => Scalar::F32(number!(f32, bytes)),
+            F64 => Scalar::F64(number!(f64, bytes)),
+            _ => {
+                let char = char::from_u32(number!(u32, bytes));
+                Scalar::Char(char.ok_or_else(|| Why("it has a char that is none".to_owned()))?)
+            }
+        })
     }
-    match kind {
-        BOOL => visitor.visit_bool(bytes[0] != 0),
-        I8 => visitor.visit_i8(number!(i8)),
-        I16 => visitor.visit_i16(number!(i16)),
-        I32 => visitor.visit_i32(number!(i32)),
-        I64 => visitor.visit_i64(number!(i64)),
-        I128 => visitor.visit_i128(number!(i128)),
-        U8 => visitor.visit_u8(number!(u8)),
-        U16 => visitor.visit_u16(number!(u16)),
-        U32 => visitor.visit_u32(number!(u32)),
-        U64 => visitor.visit_u64(number!(u64)),
-        U128 => visitor.visit_u128(number!(u128)),
-        F32 => visitor.visit_f32(number!(f32)),
-        F64 => visitor.visit_f64(number!(f64)),
-        _ => {
-            let char = char::from_u32(number!(u32));
-            visitor.visit_char(char.ok_or_else(|| Why("it has a char that is none".to_owned()))?)
+
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        match self {
+            Scalar::Bool(value) => visitor.visit_bool(value),
+            Scalar::I8(value) => visitor.visit_i8(value),
+            Scalar::I16(value) => visitor.visit_i16(value),
+            Scalar::I32(value) => visitor.visit_i32(value),
+            Scalar::I64(value) => visitor.visit_i64(value),
+            Scalar::I128(value) => visitor.visit_i128(value),
+            Scalar::U8(value) => visitor.visit_u8(value),
+            Scalar::U16(value) => visitor.visit_u16(value),
+            Scalar::U32(value) => visitor.visit_u32(value),
+            Scalar::U64(value) => visitor.visit_u64(value),
+            Scalar::U128(value) => visitor.visit_u128(value),
+            Scalar::F32(value) => visitor.visit_f32(value),
+            Scalar::F64(value) => visitor.visit_f64(value),
+            Scalar::Char(value) => visitor.visit_char(value),
         }
     }
 }
 
 /// Scalars that are asked for by their type. In a run of them nothing else need be looked at: lists are long.
 macro_rules! scalars {
-    ($($method:ident $kind:ident $width:literal;)*) => {
+    ($($method:ident $visit:ident $kind:ident $type:ty;)*) => {
         $(#[inline]
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
             if self.left > 0 && self.kind == $kind {
                 self.left -= 1;
-                return visit_scalar($kind, self.take($width)?, visitor);
+                return visitor.$visit(number!($type, self.take(size_of::<$type>())?));
             }
             self.deserialize_any(visitor)
         })*
@@ -220,14 +258,22 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
         match self.token()? {
-            Token::Scalar(kind, bytes) => visit_scalar(kind, bytes, visitor),
+            Token::Scalar(kind, bytes) => Scalar::of(kind, bytes)?.visit(visitor),
             Token::Unit => visitor.visit_unit(),
             Token::None => visitor.visit_none(),
             Token::Some => visitor.visit_some(self),
             Token::Str(text) | Token::UnitVariant(text) => visitor.visit_borrowed_str(text),
             Token::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
-            Token::Seq(count) => self.many(count, |many| visitor.visit_seq(many)),
-            Token::Map(count) => self.many(count, |many| visitor.visit_map(many)),
+            Token::Seq(count) => {
+                let mut many = Many { reader: self, left: count };
+                let value = visitor.visit_seq(&mut many)?;
+                many.end().map(|()| value)
+            }
+            Token::Map(count) => {
+                let mut many = Many { reader: self, left: count };
+                let value = visitor.visit_map(&mut many)?;
+                many.end().map(|()| value)
+            }
             // As formats for people have it: what buffers a value of unknown type knows no variants.
             Token::Variant(name) => visitor.visit_map(Named { name: Some(name), reader: self }),
         }
@@ -274,30 +320,18 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     scalars! {
-        deserialize_i32 I32 4;
-        deserialize_i64 I64 8;
-        deserialize_u8 U8 1;
-        deserialize_u32 U32 4;
-        deserialize_u64 U64 8;
-        deserialize_f32 F32 4;
-        deserialize_f64 F64 8;
+        deserialize_i32 visit_i32 I32 i32;
+        deserialize_i64 visit_i64 I64 i64;
+        deserialize_u8 visit_u8 U8 u8;
+        deserialize_u32 visit_u32 U32 u32;
+        deserialize_u64 visit_u64 U64 u64;
+        deserialize_f32 visit_f32 F32 f32;
+        deserialize_f64 visit_f64 F64 f64;
     }
 
     forward_to_deserialize_any! {
         bool i8 i16 i128 u16 u128 char str string bytes byte_buf seq tuple tuple_struct map struct
         identifier ignored_any
-    }
-}
-
-impl<'de> Reader<'de> {
-    /// Lets `visit` read `count` elements: all of them.
-    fn many<R>(&mut self, count: usize, visit: impl FnOnce(&mut Many<'_, 'de>) -> Read<R>) -> Read<R> {
-        let mut many = Many { reader: self, left: count };
-        let value = visit(&mut many)?;
-        match many.left {
-            0 => Ok(value),
-            left => Err(Why(format!("{left} elements of a sequence or map are left unread"))),
-        }
     }
 }
 
@@ -308,6 +342,14 @@ struct Many<'a, 'de> {
 }
 
 impl Many<'_, '_> {
+    /// Returns an error unless all have been read.
+    fn end(&self) -> Read<()> {
+        match self.left {
+            0 => Ok(()),
+            left => Err(Why(format!("{left} elements of a sequence or map are left unread"))),
+        }
+    }
+
     /// So much may be allocated in advance: no more elements than bytes, whatever the count says.
     fn hint(&self) -> Option<usize> {
         Some(self.left.min(self.reader.rest.len()))

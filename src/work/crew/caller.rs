@@ -52,9 +52,9 @@ impl Crew {
     /// # Errors
     /// If this process runs other threads, and `allow_threads` is false; if the kernel refuses a descriptor
     /// or a process.
-    pub(crate) fn open<S>(
+    pub(crate) fn open(
         words: &Slots,
-        job: &Job<'_, S>,
+        job: &Job<'_>,
         operation: &'static str,
         allow_threads: bool,
     ) -> Result<Crew> {
@@ -71,7 +71,7 @@ impl Crew {
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
                 let (zygote, caller) = (Some(zygote), process::incarnation());
-                let warm = job.build.is_some();
+                let warm = job.state.is_some();
                 Ok(Crew { words: words.clone(), zygote, bell, output, caller, warm, held })
             }
             Fork::Child => {

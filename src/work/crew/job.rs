@@ -13,11 +13,11 @@ pub(super) const COLD: i32 = 77;
 pub(super) const RUNG: i32 = 78;
 
 /// The order of a crew.
-pub(crate) struct Job<'a, S> {
-    /// Makes the state that all slots inherit, once, in the zygote, which drops it when they have ended.
-    pub(crate) build: Option<&'a dyn Fn() -> Result<S>>,
-    /// The work of a slot, with the state that it inherits. Returns where its result lies in the segment.
-    pub(crate) body: &'a dyn Fn(usize, Option<&mut S>) -> Result<(usize, usize)>,
+pub(crate) struct Job<'a> {
+    /// What all slots inherit.
+    pub(crate) state: Option<Inherited<'a>>,
+    /// The work of a slot. Returns where its result lies in the segment.
+    pub(crate) body: &'a dyn Fn(usize) -> Result<(usize, usize)>,
     /// The meaning of a slot's death.
     pub(crate) policy: Policy<'a>,
     /// The output of slots goes through the caller, which marks each line with the rank.
@@ -26,6 +26,16 @@ pub(crate) struct Job<'a, S> {
     pub(crate) led: bool,
     /// The caller goes on while the slots work, instead of waiting for them.
     pub(crate) beside: bool,
+}
+
+/// A state that is built once, in the zygote, before it forks the slots: each of them has its copy of the
+/// memory in which these functions keep it.
+#[derive(Clone, Copy)]
+pub(crate) struct Inherited<'a> {
+    /// Builds it.
+    pub(crate) build: &'a dyn Fn() -> Result<()>,
+    /// Drops it. Called in the zygote only, when the slots have ended.
+    pub(crate) discard: &'a dyn Fn(),
 }
 
 /// The meaning of a slot's death to the others.

@@ -42,5 +42,5 @@ mod supervise;
 mod zygote;
 
 pub(crate) use caller::Crew;
-pub(crate) use job::{Job, Labour, Policy};
+pub(crate) use job::{Inherited, Job, Labour, Policy};
 pub(crate) use panics::{Listening, caught, explained, told};

@@ -216,6 +216,13 @@ pub(crate) fn told<R>(
 /// Runs `f`; a panic becomes its text and, unless it was resumed from another thread, its place. Only the
 /// process that calls this returns from it, not one that `f` has forked.
 pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String> {
+    let (mut f, mut result) = (Some(f), None);
+    run_caught(&mut || result = f.take().map(|f| f()))?;
+    result.ok_or_else(|| NO_TEXT.to_owned())
+}
+
+/// As [`caught`]: its part that is compiled once.
+fn run_caught(f: &mut dyn FnMut()) -> std::result::Result<(), String> {
     let process = process::incarnation();
     let _listening = Listening::new();
     // Calls may be nested: what the outer one has seen is put aside until this one is done.

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 /// The time that the process of a rank has to end after it has left or failed, if a respawn waits for it.
 const LINGER: Duration = Duration::from_secs(1);
 
-impl<S> Zygote<'_, S> {
+impl Zygote<'_> {
     /// \[1]-\[4], if all ranks that can ask have asked; called again and again, whenever one rings or ends.
-    pub(super) fn decide(&mut self, world: &World, state: &mut Option<S>) {
+    pub(super) fn decide(&mut self, world: &World) {
         // Before petitions are read: a rank rings after it has written its own, so a ring that is silenced
         // here was for one that is seen below.
         if let Some(bell) = world.bell() {
@@ -74,7 +74,7 @@ impl<S> Zygote<'_, S> {
                     self.begin_epoch(world, asked.clone());
                     Outcome::Granted
                 }
-                Wish::Respawn => self.respawn(world, &asked, state),
+                Wish::Respawn => self.respawn(world, &asked),
             },
             _ => Outcome::Mismatch,
         };
@@ -89,7 +89,7 @@ impl<S> Zygote<'_, S> {
     /// 2. The gone ranks' alive words are cleared, and the new epoch begins, with all ranks as members.
     /// 3. The gone ranks are forked, one after the other; each begins in the new epoch.
     /// 4. If one cannot be, those that were are ended, and another epoch begins, of the ranks that asked.
-    fn respawn(&mut self, world: &World, asked: &[usize], state: &mut Option<S>) -> Outcome {
+    fn respawn(&mut self, world: &World, asked: &[usize]) -> Outcome {
         let all: Vec<usize> = (0..self.words.count()).collect();
         let gone: Vec<usize> = all.iter().copied().filter(|rank| !asked.contains(rank)).collect();
         let left = |&&rank: &&usize| self.words.slot(rank).has_left();
@@ -100,7 +100,7 @@ impl<S> Zygote<'_, S> {
         gone.iter().for_each(|&rank| self.words.slot(rank).vacate());
         self.begin_epoch(world, all);
         for &rank in &gone {
-            let Err(error) = self.start(rank, state, 0, 0) else { continue };
+            let Err(error) = self.start(rank, 0, 0) else { continue };
             // Ranks that were not forked count as dead from now on, and so do those that are ended here.
             for &rank in &gone {
                 if let Some(slot) = self.slots[rank].take() {

@@ -31,9 +31,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The time between two looks whether the caller is stopped; the zygote sleeps no longer.
 const GLANCE: Duration = Duration::from_millis(200);
 
-impl<S> Zygote<'_, S> {
+impl Zygote<'_> {
     /// Supervises the slots until all have ended, or the caller has; returns the zygote's exit status.
-    pub(super) fn supervise(&mut self, state: &mut Option<S>) -> i32 {
+    pub(super) fn supervise(&mut self) -> i32 {
         // When slots are ended after the first failure.
         let mut ending: Option<Instant> = None;
         while self.slots.iter().any(Option::is_some) {
@@ -59,14 +59,14 @@ impl<S> Zygote<'_, S> {
                 return RUNG;
             }
             for (&rank, _) in running.iter().zip(&spoken[2..]).filter(|(_, ended)| **ended) {
-                self.bury(rank, state);
+                self.bury(rank);
             }
             // Orphans of slots are this process's children, and would stay zombies.
             let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
             process::reap_others(&slots);
             // After deaths were noted: a decision may have waited for them.
             if let Policy::Recover(world) = self.job.policy {
-                self.decide(world, state);
+                self.decide(world);
             } else if self.words.culprit().is_some()
                 && *ending.get_or_insert_with(|| Instant::now() + GRACE) < Instant::now()
             {
@@ -177,7 +177,7 @@ impl<S> Zygote<'_, S> {
 
     /// Notes how a slot's process has ended, and revokes the epoch or forks it again: see the head of this
     /// file for the order.
-    fn bury(&mut self, rank: usize, state: &mut Option<S>) {
+    fn bury(&mut self, rank: usize) {
         let Some(slot) = self.slots[rank].take() else { return };
         point(Site::ZygoteBurying);
         // Its children are in its group; root's are in the caller's, where nobody else's orphans are.
@@ -210,7 +210,7 @@ impl<S> Zygote<'_, S> {
         // Deaths in a row count only if none of the processes has begun a task: else the slot gets somewhere.
         let begun = labour.begun(rank);
         let deaths = if begun == slot.begun { slot.deaths + 1 } else { 0 };
-        let again = if labour.again(deaths) { self.start(rank, state, deaths, begun) } else { Ok(()) };
+        let again = if labour.again(deaths) { self.start(rank, deaths, begun) } else { Ok(()) };
         if self.slots[rank].is_none() {
             let why = again.err().map_or_else(
                 || {

@@ -49,9 +49,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 /// The supervising process.
-pub(super) struct Zygote<'a, S> {
+pub(super) struct Zygote<'a> {
     pub(super) words: &'a Slots,
-    pub(super) job: &'a Job<'a, S>,
+    pub(super) job: &'a Job<'a>,
     /// The caller, watched by its pidfd from \[4] on.
     pub(super) caller: Process,
     /// The caller's process group, which root enters again: see [`Zygote::is_root`].
@@ -92,16 +92,16 @@ pub(super) struct Slot {
     pub(super) is_another: bool,
 }
 
-impl<'a, S> Zygote<'a, S> {
+impl<'a> Zygote<'a> {
     /// Makes the zygote, in the process that has just been forked for it. From here on this process handles
     /// signals as a supervisor does.
     pub(super) fn new(
         words: &'a Slots,
-        job: &'a Job<'a, S>,
+        job: &'a Job<'a>,
         caller: Process,
         bell: Bell,
         output: Option<Output>,
-    ) -> Zygote<'a, S> {
+    ) -> Zygote<'a> {
         let now = Instant::now();
         Zygote {
             words,
@@ -139,12 +139,10 @@ impl<'a, S> Zygote<'a, S> {
             self.words.close(1);
             process::leave(1);
         }
-        // Made in [3], and kept here so that every way to [9] drops it, also that of a panic.
-        let mut state = None;
         // [3]-[6] Not by `caught`, which keeps a panic's text for an error instead of printing it; that is
         // used for `build`. Nobody reads the text of any other panic: the hook prints it, and the exit code
         // is 1.
-        let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise(&mut state))).unwrap_or(1);
+        let code = catch_unwind(AssertUnwindSafe(|| self.start_and_supervise())).unwrap_or(1);
         // [7] before [8]: when the caller reads the code, nothing writes to results any more.
         self.end_all();
         // [8]
@@ -153,23 +151,22 @@ impl<'a, S> Zygote<'a, S> {
         // [9] after [8]: a destructor that crashes takes no result along. Destructors are the user's code, so
         // [2] is done again for them. If the caller is gone they do not run: nobody waits for them, or could
         // end one that hangs.
-        if !process::die_with_parent(self.caller.pid()) {
-            core::mem::forget(state);
-        } else if let Err(text) = caught(|| drop(state)) {
+        if let Some(state) = self.job.state.filter(|_| process::die_with_parent(self.caller.pid()))
+            && let Err(text) = caught(state.discard)
+        {
             let _ = writeln!(std::io::stderr(), "phalanx: dropping what `build` made panicked: {text}");
         }
         process::leave(code)
     }
 
-    /// \[3]-\[6] Builds, forks the slots and supervises them. Returns the zygote's exit code, and what was
-    /// built in `state`.
-    fn start_and_supervise(&mut self, state: &mut Option<S>) -> i32 {
+    /// \[3]-\[6] Builds, forks the slots and supervises them. Returns the zygote's exit code.
+    fn start_and_supervise(&mut self) -> i32 {
         // [3]
-        if let Some(build) = self.job.build {
+        if let Some(state) = self.job.state {
             let before = descriptor::descriptors();
             // The text of an error is the user's own code, too.
-            match told(build) {
-                Ok(Ok(built)) => *state = Some(built),
+            match told(state.build) {
+                Ok(Ok(())) => {}
                 Ok(Err(text)) => return self.cannot_start(0, &format!("build returned an error: {text}")),
                 Err(text) => return self.cannot_start(0, &format!("build panicked: {text}")),
             }
@@ -207,7 +204,7 @@ impl<'a, S> Zygote<'a, S> {
             // Ranks need each other: if one of them cannot be forked, those before it are ended at [7].
             // Workers do not, so any slot of theirs but the first may stay empty. If the first cannot be
             // forked, the crew ends as well, and the others are not tried.
-            if let Err(error) = self.start(rank, state, 0, 0) {
+            if let Err(error) = self.start(rank, 0, 0) {
                 let Policy::Replace(labour) = self.job.policy else {
                     return self.cannot_start(rank, &error.to_string());
                 };
@@ -220,7 +217,7 @@ impl<'a, S> Zygote<'a, S> {
             }
         }
         // [6]
-        let code = self.supervise(state);
+        let code = self.supervise();
         // Not earlier: `unstarted` revokes the epoch, which supervision would take for a failure that ends
         // the other workers.
         if let Some((rank, why)) = self.given_up.take() {
@@ -241,13 +238,7 @@ impl<'a, S> Zygote<'a, S> {
     ///
     /// The slot's words are readied before the fork: the new process may look at them at once, and peers may
     /// already wait for it.
-    pub(super) fn start(
-        &mut self,
-        rank: usize,
-        state: &mut Option<S>,
-        deaths: u32,
-        begun: u64,
-    ) -> Result<()> {
+    pub(super) fn start(&mut self, rank: usize, deaths: u32, begun: u64) -> Result<()> {
         let zygote = process::pid();
         let words = self.words.slot(rank);
         words.begin();
@@ -291,7 +282,7 @@ impl<'a, S> Zygote<'a, S> {
                     drop(deferred);
                     // If output is tagged, this process prints into pipes from here on.
                     self.output.iter().for_each(|output| output.enter(rank));
-                    run_slot(self.words, self.job, rank, state.as_mut())
+                    run_slot(self.words, self.job, rank)
                 });
                 // The exit code of a Rust program that has panicked.
                 process::leave(101)
@@ -308,13 +299,13 @@ impl<'a, S> Zygote<'a, S> {
 
 /// \[c]-\[e] Lives the life of a slot's process: enter, work, leave or fail. The inherited state is never
 /// dropped here; the zygote drops its own copy at \[9].
-fn run_slot<S>(words: &Slots, job: &Job<'_, S>, rank: usize, inherited: Option<&mut S>) -> ! {
+fn run_slot(words: &Slots, job: &Job<'_>, rank: usize) -> ! {
     point(Site::SlotEntering);
     // [c] `true`: as a process, whose death the kernel marks, not as a thread of the caller.
     words.enter(rank, true);
     point(Site::SlotEntered);
     // [d] Inside `caught` as well: `to_string` runs the `Display` of the user's error, which may panic.
-    let result = told(|| (job.body)(rank, inherited));
+    let result = told(|| (job.body)(rank));
     // [e] The flag of `fail` says whether the body panicked, or returned an error.
     let code = match result {
         Ok(Ok(result)) => {

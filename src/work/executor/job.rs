@@ -101,7 +101,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     Mpi::may_fork("launch")?;
     let world = World::new(plan)?;
     let contexts = Rc::new(Cell::new(0));
-    let worker = |rank: usize, _: Option<&mut ()>| {
+    let worker = |rank: usize| {
         let seat = Rc::new(Local::new(&world, rank));
         let shm = Shm::new(&world, rank, Rc::clone(&seat))?;
         let ways = Ways {
@@ -116,7 +116,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
         one(&world, &mut comm, &seat, body)
     };
     let job =
-        Job { build: None, body: &worker, policy: Policy::End, tag_output: false, led: true, beside: false };
+        Job { state: None, body: &worker, policy: Policy::End, tag_output: false, led: true, beside: false };
     // Whoever fails before it has joined leaves the others waiting: so it joins.
     let made = Crew::open(&world.slots, &job, "launch", allow_threads);
     let mpi = Mpi::join()?;

@@ -25,9 +25,9 @@ use std::sync::Arc;
 /// [4] root looks at the outcome; all arrive
 /// ```
 #[track_caller]
-pub(crate) fn run_in<W: Work, R>(
+pub(crate) fn run_in<R>(
     comm: &mut Comm<'_>,
-    work: &W,
+    work: &dyn Work,
     (policy, dealing): (Result<Policy>, Dealing),
     (tasks, columns): (usize, &[Column]),
     then: impl FnOnce(Ledger, Vec<Done>) -> Result<R>,
@@ -81,7 +81,7 @@ pub(crate) fn run_in<W: Work, R>(
 
 /// \[3] Works until no task is left that a rank would do. On root returns why a rank has given up first, if one has.
 #[track_caller]
-fn rounds<W: Work>(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_, W>) -> Result<Option<String>> {
+fn rounds(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_>) -> Result<Option<String>> {
     let (rank, source, ledger) = (comm.rank(), shared.source, shared.ledger);
     let tasks = ledger.tasks();
     let mut given_up = false;
@@ -89,7 +89,7 @@ fn rounds<W: Work>(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_, W>)
     let (mut why, mut left) = (None, vec![true; comm.size()]);
     for round in 1.. {
         if !given_up {
-            live(shared, rank, None, false, Payloads::new(None), &mut || ());
+            live(shared, rank, &mut *shared.work.hand(), false, Payloads::new(None), &mut || ());
             given_up = source.worker(rank).is_given_up();
         }
         comm.arrive(call)?;

@@ -43,4 +43,4 @@ pub(crate) use ranks::{fork, threads};
 pub(crate) use round::{Done, Executor, Options, Watch};
 pub(crate) use run::{called, workers_can_read};
 pub(crate) use running::Running;
-pub(crate) use worker::{Dealing, Out, Task, Work};
+pub(crate) use worker::{Dealing, Hand, Out, Task, Work, hand};

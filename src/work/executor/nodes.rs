@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
 use crate::work::executor::round::{Done, Executor, Watch};
-use crate::work::executor::worker::{Dealing, Work};
+use crate::work::executor::worker::Dealing;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -109,8 +109,8 @@ struct Coordinator {
 }
 
 /// Does all tasks on all nodes; root gets what the workers of all have done, in the order of nodes.
-pub(super) fn run<W: Work + Sync>(
-    executor: &mut Executor<'_, W>,
+pub(super) fn run(
+    executor: &mut Executor<'_>,
     job: Launcher,
     watch: &mut Watch<'_>,
 ) -> Result<Option<Vec<Done>>> {
@@ -162,8 +162,8 @@ pub(super) fn run<W: Work + Sync>(
 }
 
 /// Runs the workers of a round. Returns the last words of this node.
-fn work<W: Work + Sync>(
-    executor: &mut Executor<'_, W>,
+fn work(
+    executor: &mut Executor<'_>,
     lookout: &mut Lookout,
     watch: &mut Watch<'_>,
     is_first: bool,
@@ -552,7 +552,7 @@ impl Coordinator {
             self.net.recv_all(&mut head, node, Tag::Result, &always)?;
             type Head = (Vec<(u64, u64)>, BTreeMap<u64, String>, Vec<(u64, u64, u32)>);
             let (stretches, told, done): Head = object::read(&head)?;
-            let mut here = |text: &str| texts.place(self.ledger.log(), text, || self.ledger.tasks());
+            let mut here = |text: &str| texts.place(self.ledger.log(), text, &|| self.ledger.tasks());
             let places = told.iter().map(|(&there, text)| (there, here(text)));
             let places: BTreeMap<u64, u64> = places.collect();
             for (first, end) in stretches {

@@ -49,7 +49,7 @@ where
 fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     let RankOptions { recover, tag_output, .. } = *options;
     let world = World::new(options.plan_here()?)?;
-    let run = |rank: usize, _: Option<&mut ()>| {
+    let run = |rank: usize| {
         let local = Rc::new(Local::new(&world, rank));
         let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&local))?));
         let place = body(&world, &mut comm, &local)?;
@@ -57,7 +57,7 @@ fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool>
         Ok(place)
     };
     let policy = if recover { Policy::Recover(&world) } else { Policy::End };
-    let job = Job { build: None, body: &run, policy, tag_output, led: false, beside: false };
+    let job = Job { state: None, body: &run, policy, tag_output, led: false, beside: false };
     Crew::open(&world.slots, &job, options.operation, options.allow_threads)?.wait()?;
     // What the ranks have left is the caller's; children that it forks may read it.
     world.segment().allow(Access::Read, Access::Read);

@@ -7,12 +7,13 @@ use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::process;
 use crate::shm::array::lend_heap;
-use crate::work::crew::{Crew, Job, Labour, Policy as Deaths, caught};
+use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths, caught};
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
 use crate::work::executor::policy::Policy;
 use crate::work::executor::running::{Running, reason};
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -58,8 +59,8 @@ pub(crate) struct Watch<'a> {
 }
 
 /// A ledger with its source, and the workers that a run gives it.
-pub(crate) struct Executor<'a, W> {
-    pub(super) work: &'a W,
+pub(crate) struct Executor<'a> {
+    pub(super) work: &'a (dyn Work + Sync),
     pub(super) options: Options,
     pub(super) ledger: Ledger,
     pub(super) source: Source,
@@ -79,13 +80,13 @@ pub(super) struct Round {
     pub(super) given_up: Option<String>,
 }
 
-impl<'a, W: Work> Executor<'a, W> {
+impl<'a> Executor<'a> {
     /// Readies workers for so many tasks, whose rows have these columns.
     pub(crate) fn new(
-        work: &'a W,
+        work: &'a (dyn Work + Sync),
         options: Options,
         (tasks, columns): (usize, &[Column]),
-    ) -> Result<Executor<'a, W>> {
+    ) -> Result<Executor<'a>> {
         let workers = options.workers;
         if tasks > MOST {
             let problem = format!("{tasks} rows or samples; {MOST} are the most");
@@ -103,7 +104,7 @@ impl<'a, W: Work> Executor<'a, W> {
         &self.ledger
     }
 
-    pub(super) fn shared(&self) -> Shared<'_, W> {
+    pub(super) fn shared(&self) -> Shared<'_> {
         let Options { policy, dealing, first, .. } = self.options;
         let (work, ledger, source) = (self.work, &self.ledger, &self.source);
         let (of, clock, death) = (self.of, self.clock, &|_| Death::Unknown);
@@ -170,28 +171,31 @@ impl<'a, W: Work> Executor<'a, W> {
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let death = |slot| slots.slot(slot).death();
         let (shared, keeps) = (Shared { death: &death, ..self.shared() }, heap != Some(0));
-        let body = |slot: usize, inherited: Option<&mut W::State>| {
+        let hand = RefCell::new(self.work.hand());
+        let body = |slot: usize| {
             if keeps {
                 lend_heap(slots.heap(slot));
             }
             let replaces = slots.slot(slot).generation() > 1;
             let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
-            live(&shared, slot, inherited, replaces, payloads, &mut || ());
+            live(&shared, slot, &mut **hand.borrow_mut(), replaces, payloads, &mut || ());
             Ok((0, 0))
         };
         let labour = Supervised { source: shared.source, policy: shared.policy };
-        let build: &dyn Fn() -> Result<W::State> = &|| {
+        let build = || {
+            let mut hand = hand.borrow_mut();
             let patience = (1..).map_while(|failed| shared.policy.pause(failed));
             for pause in patience {
-                if let Ok(Ok(state)) = caught(|| self.work.build()) {
-                    return Ok(state);
+                if let Ok(Ok(())) = caught(|| hand.build()) {
+                    return Ok(());
                 }
                 std::thread::sleep(pause);
             }
-            self.work.build()
+            hand.build()
         };
+        let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard() };
         let job = Job {
-            build: (!cold).then_some(build),
+            state: (!cold).then_some(state),
             body: &body,
             policy: Deaths::Replace(&labour),
             tag_output: false,
@@ -221,7 +225,7 @@ pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
     done.collect()
 }
 
-impl<W: Work + Sync> Executor<'_, W> {
+impl Executor<'_> {
     /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up,
     /// and new ones would get on.
     pub(super) fn rounds(&mut self, tasks: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
@@ -255,7 +259,7 @@ impl<W: Work + Sync> Executor<'_, W> {
         match self.options.placement {
             Placement::Serial => {
                 let mut tick = || (watch.tick)(1, self.source.finished());
-                live(&self.shared(), 0, None, false, Payloads::new(None), &mut tick);
+                live(&self.shared(), 0, &mut *self.work.hand(), false, Payloads::new(None), &mut tick);
             }
             Placement::Threads => self.threads(watch),
             Placement::Forked | Placement::Job { .. } => {
@@ -272,13 +276,13 @@ impl<W: Work + Sync> Executor<'_, W> {
     }
 
     fn threads(&self, watch: &mut Watch<'_>) {
-        let shared = &self.shared();
         std::thread::scope(|scope| {
             let (ended, all_ended) = channel::<()>();
             let run = |slot: usize| {
                 let ended = ended.clone();
                 move || {
-                    live(shared, slot, None, false, Payloads::new(None), &mut || ());
+                    let hand = &mut *self.work.hand();
+                    live(&self.shared(), slot, hand, false, Payloads::new(None), &mut || ());
                     drop(ended);
                 }
             };
@@ -287,7 +291,7 @@ impl<W: Work + Sync> Executor<'_, W> {
                 // The others do what it would have done.
                 started.inspect_err(|error| {
                     let text = format!("worker {slot}, a thread, could not be started: {error}");
-                    let place = Texts::default().place(self.ledger.log(), &text, || 1);
+                    let place = Texts::default().place(self.ledger.log(), &text, &|| 1);
                     self.source.give_up(slot, place);
                 })
             };

@@ -8,9 +8,8 @@ use crate::os::process;
 use crate::work::executor::nodes;
 use crate::work::executor::placement::Placement;
 use crate::work::executor::round::{Done, Executor, Watch};
-use crate::work::executor::worker::Work;
 
-impl<W: Work + Sync> Executor<'_, W> {
+impl Executor<'_> {
     /// Does all tasks; those that no worker was left to try are finished without result. Returns what each
     /// worker has done, of all nodes; on the processes of a job that are not root `None`.
     pub(crate) fn run(&mut self, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {

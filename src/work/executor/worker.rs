@@ -21,14 +21,8 @@ const MEASURING: u64 = 10_000_000;
 
 /// What is run: how a worker gets ready, and what one task is.
 pub(crate) trait Work {
-    /// What a worker builds once, and keeps from task to task.
-    type State;
-
-    /// Builds a worker's state.
-    fn build(&self) -> Result<Self::State>;
-
-    /// Runs one task, and writes its result. An error is the reason why the task has none.
-    fn run(&self, state: &mut Self::State, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String>;
+    /// Returns the hand of one more worker, without a state.
+    fn hand(&self) -> Box<dyn Hand + '_>;
 
     /// Returns the digest of a task's input, by which its record is known.
     fn digest(&self, task: usize) -> u64;
@@ -39,6 +33,66 @@ pub(crate) trait Work {
     /// Keeps more of the text of a failed task than the log does, where the row says. By default the row is
     /// blank.
     fn keep(&self, _cause: Cause, _text: &str, _out: &mut Out<'_>) {}
+}
+
+/// A worker's state, which it builds once and keeps from task to task, and what it does with it.
+pub(crate) trait Hand {
+    /// Returns whether there is a state.
+    fn is_ready(&self) -> bool;
+
+    /// Builds the state.
+    fn build(&mut self) -> Result<()>;
+
+    /// Runs one task, and writes its result. An error is the reason why the task has none.
+    fn run(&mut self, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String>;
+
+    /// Drops the state.
+    fn discard(&mut self);
+
+    /// Leaves the state where it is, without dropping it: there is none then.
+    fn forget(&mut self);
+}
+
+/// A hand made of two functions: `build` makes the state, `run` does a task with it.
+struct Functions<S, B, R> {
+    state: Option<S>,
+    build: B,
+    run: R,
+}
+
+/// Makes a hand of two functions.
+pub(crate) fn hand<'a, S: 'a>(
+    build: impl Fn() -> Result<S> + 'a,
+    run: impl Fn(&mut S, Task, &mut Out<'_>) -> std::result::Result<(), String> + 'a,
+) -> Box<dyn Hand + 'a> {
+    Box::new(Functions { state: None, build, run })
+}
+
+impl<S, B, R> Hand for Functions<S, B, R>
+where
+    B: Fn() -> Result<S>,
+    R: Fn(&mut S, Task, &mut Out<'_>) -> std::result::Result<(), String>,
+{
+    fn is_ready(&self) -> bool {
+        self.state.is_some()
+    }
+
+    fn build(&mut self) -> Result<()> {
+        self.state = Some((self.build)()?);
+        Ok(())
+    }
+
+    fn run(&mut self, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String> {
+        self.state.as_mut().map_or(Ok(()), |state| (self.run)(state, task, out))
+    }
+
+    fn discard(&mut self) {
+        drop(self.state.take());
+    }
+
+    fn forget(&mut self) {
+        std::mem::forget(self.state.take());
+    }
 }
 
 /// One attempt at a task.
@@ -81,8 +135,8 @@ impl Dealing {
 }
 
 /// What all workers of a run share.
-pub(crate) struct Shared<'a, W> {
-    pub(crate) work: &'a W,
+pub(crate) struct Shared<'a> {
+    pub(crate) work: &'a dyn Work,
     pub(crate) ledger: &'a Ledger,
     pub(crate) source: &'a Source,
     pub(crate) policy: Policy,
@@ -97,7 +151,7 @@ pub(crate) struct Shared<'a, W> {
     pub(crate) death: &'a (dyn Fn(usize) -> Death + Sync),
 }
 
-impl<W> Shared<'_, W> {
+impl Shared<'_> {
     /// How many workers there are here.
     pub(crate) fn workers(&self) -> usize {
         self.source.workers().len()
@@ -126,16 +180,6 @@ impl<W> Shared<'_, W> {
     }
 }
 
-/// What a worker keeps from task to task.
-enum State<'s, S> {
-    /// Made before the fork, for all workers: they share what it has outside of its memory, so none of them
-    /// drops it.
-    Inherited(&'s mut S),
-    Own(S),
-    /// To be built: at first, and when a panic has left it half changed.
-    None,
-}
-
 /// Ends a worker's life early.
 enum End {
     /// It was given up, for this reason.
@@ -146,17 +190,20 @@ enum End {
 
 /// Lives the life of worker `slot`: what its predecessor left, if it `replaces` one, then tasks as they are
 /// dealt, then what those left that were given up. `tick` is called after each part.
-pub(crate) fn live<W: Work>(
-    shared: &Shared<'_, W>,
+///
+/// A state that is there at the start was built before the fork, for all workers: they share what it has
+/// outside of its memory, so none of them drops it.
+pub(crate) fn live(
+    shared: &Shared<'_>,
     slot: usize,
-    inherited: Option<&mut W::State>,
+    hand: &mut dyn Hand,
     replaces: bool,
     payloads: Payloads,
     tick: &mut dyn FnMut(),
 ) {
     let _listening = Listening::new();
     let _unwinding = Unwinding(shared.source, slot);
-    let state = inherited.map_or(State::None, State::Inherited);
+    let inherits = hand.is_ready();
     let (texts, words, slot, clock) =
         (Texts::default(), shared.source.worker(slot), slot as u32, shared.clock.reader());
     if words.is_given_up() {
@@ -164,7 +211,8 @@ pub(crate) fn live<W: Work>(
         return;
     }
     let (measured, peak) = (0, 0);
-    let mut worker = Worker { shared, slot, words, state, texts, payloads, clock, tick, measured, peak };
+    let mut worker =
+        Worker { shared, slot, words, hand, inherits, texts, payloads, clock, tick, measured, peak };
     if let Err(End::GivenUp(why)) = worker.live(replaces) {
         let place = worker.text(&why);
         shared.source.give_up(slot as usize, place);
@@ -185,11 +233,13 @@ impl Drop for Unwinding<'_> {
 }
 
 /// One worker at work.
-struct Worker<'a, 's, W: Work> {
-    shared: &'a Shared<'a, W>,
+struct Worker<'a, 's> {
+    shared: &'a Shared<'a>,
     slot: u32,
     words: &'a WorkerWords,
-    state: State<'s, W::State>,
+    hand: &'s mut dyn Hand,
+    /// The state is the one that was built before the fork.
+    inherits: bool,
     texts: Texts,
     payloads: Payloads,
     clock: Reader,
@@ -200,7 +250,7 @@ struct Worker<'a, 's, W: Work> {
     peak: u32,
 }
 
-impl<W: Work> Worker<'_, '_, W> {
+impl Worker<'_, '_> {
     fn live(&mut self, replaces: bool) -> std::result::Result<(), End> {
         let shared = self.shared;
         if replaces {
@@ -264,7 +314,7 @@ impl<W: Work> Worker<'_, '_, W> {
             if !ledger.record(task).is_free() {
                 continue;
             }
-            if matches!(self.state, State::None) {
+            if !self.hand.is_ready() {
                 self.ready(Some(task))?;
                 now = self.clock.now();
             }
@@ -306,14 +356,11 @@ impl<W: Work> Worker<'_, '_, W> {
     /// is free, and would be next.
     fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
         for failed in 1.. {
-            if !matches!(self.state, State::None) {
+            if self.hand.is_ready() {
                 break;
             }
-            let why = match told(|| self.shared.work.build()) {
-                Ok(Ok(state)) => {
-                    self.state = State::Own(state);
-                    break;
-                }
+            let why = match told(|| self.hand.build()) {
+                Ok(Ok(())) => break,
                 Ok(Err(text)) => format!("{} returned an error: {text}", self.shared.policy.build),
                 Err(text) => format!("{} panicked: {text}", self.shared.policy.build),
             };
@@ -347,19 +394,12 @@ impl<W: Work> Worker<'_, '_, W> {
 
     /// Runs a task that was claimed, with a state that is there; returns the time at which it ended.
     fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> u64 {
-        let work = self.shared.work;
         self.words.begin();
         claim.record.begin(start);
         claim.clear();
         let task = Task { number: claim.task, attempt: claim.attempt };
-        let state = match &mut self.state {
-            State::Inherited(state) => &mut **state,
-            State::Own(state) => state,
-            State::None => return start,
-        };
-        let payloads = &mut self.payloads;
-        let ran =
-            caught(|| work.run(state, task, &mut Out { task: task.number, row: claim.row(), payloads }));
+        let (hand, payloads) = (&mut *self.hand, &mut self.payloads);
+        let ran = caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads }));
         let end = self.clock.now();
         match ran {
             Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
@@ -400,13 +440,14 @@ impl<W: Work> Worker<'_, '_, W> {
     fn text(&mut self, text: &str) -> u64 {
         let Shared { ledger, source, .. } = *self.shared;
         let unfinished = || ledger.tasks().saturating_sub(source.finished() as usize);
-        self.texts.place(ledger.log(), text, unfinished)
+        self.texts.place(ledger.log(), text, &unfinished)
     }
 
     /// Drops a state of its own; what the destructor panics with is nobody's loss.
     fn discard(&mut self) {
-        if let State::Own(state) = std::mem::replace(&mut self.state, State::None) {
-            let _ = caught(|| drop(state));
+        match std::mem::take(&mut self.inherits) {
+            true => self.hand.forget(),
+            false => _ = caught(|| self.hand.discard()),
         }
     }
 }

@@ -10,12 +10,12 @@ use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Dealing, Executor, MAX_RANKS, Options, Placement, Policy, Running, Watch, digest_of,
+    Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Watch, Work, digest_of,
 };
-use samples::{Results, Samples, columns};
+use samples::{Kept, Results, Samples, columns};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt;
-use std::sync::mpsc::channel;
+use std::ops::Range;
 use tasks::{Deal, Gathered, Outcome, Outcomes, share};
 
 pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
@@ -154,6 +154,20 @@ enum Pending<R> {
     Share(Vec<(usize, Outcome<R>)>),
     /// Forked workers run them.
     Away(Box<Running>),
+}
+
+/// Tasks that this process is to run, itself or by workers, and how.
+struct Order {
+    options: Options,
+    mine: Range<usize>,
+}
+
+/// Tasks that have been begun.
+enum Begun {
+    /// Forked workers run them.
+    Away(Box<Running>),
+    /// They have been run, in this process.
+    Here(Ledger),
 }
 
 impl<P, R> fmt::Debug for Scattered<P, R> {
@@ -348,51 +362,59 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         P: Clone + Serialize + Sync,
         R: Serialize + DeserializeOwned + Send,
     {
-        let most = self.max_workers();
-        self.scatters += 1;
-        let mut deal = Deal::new(all_parameters.len(), most, self.granularity);
-        deal.number = self.scatters;
-        let policy = Policy::new("scatter", "do_build", self.attempts)?;
+        let (mut deal, order) = self.deal(all_parameters.len())?;
         // Workers read a copy: they may not look into the caller's shared memory, which it may change
         // meanwhile.
         let parameters = all_parameters.to_vec();
+        if !matches!(self.group, Group::FanOut { .. }) {
+            deal.digest = digest_of(&parameters)?;
+        }
+        let first = order.mine.start;
+        let kept = Kept::new(order.mine.len());
+        let here = (order.options.placement != Placement::Forked).then_some(&kept);
+        let (do_build, do_execute) = (&do_build, &do_execute);
+        let work = Samples { parameters: &parameters, deal, first, do_build, do_execute, here };
+        let pending = match self.begin(&work, order)? {
+            Begun::Away(running) => Pending::Away(running),
+            Begun::Here(ledger) => self.done(Results::Here(kept).outcomes(&ledger, first)?),
+        };
+        Ok(Scattered { parameters, deal, stop: self.stop_at_failure, pending })
+    }
+
+    /// Deals so many samples to tasks, and decides how this process runs its share of them.
+    fn deal(&mut self, samples: usize) -> Result<(Deal, Order)> {
+        let most = self.max_workers();
+        self.scatters += 1;
+        let mut deal = Deal::new(samples, most, self.granularity);
+        deal.number = self.scatters;
+        let policy = Policy::new("scatter", "do_build", self.attempts)?;
         let (rank, size) = (self.comm().rank(), self.comm().size());
         let (placement, mine) = match &mut self.group {
             Group::FanOut { placement, workers, .. } => {
                 *workers = deal.tasks.clamp(1, most);
                 (*placement, 0..deal.tasks)
             }
-            _ => {
-                deal.digest = digest_of(&parameters)?;
-                (Placement::Serial, share(deal.tasks, size, rank))
-            }
-        };
-        let (here, kept) = channel();
-        let is_here = placement != Placement::Forked;
-        let work = Samples {
-            parameters: &parameters,
-            deal,
-            first: mine.start,
-            do_build: &do_build,
-            do_execute: &do_execute,
-            here: is_here.then_some(here),
+            _ => (Placement::Serial, share(deal.tasks, size, rank)),
         };
         let options = self.options(placement, policy, (deal.tasks, rank));
-        let mut executor = Executor::new(&work, options, (mine.len(), &columns()))?;
+        Ok((deal, Order { options, mine }))
+    }
+
+    /// Starts forked workers on tasks; others have done them when this returns.
+    fn begin(&self, work: &(dyn Work + Sync), Order { options, mine }: Order) -> Result<Begun> {
+        let forked = options.placement == Placement::Forked;
+        let mut executor = Executor::new(work, options, (mine.len(), &columns()))?;
         let ledger = executor.ledger().clone();
-        let stop = self.stop_at_failure;
         if mine.is_empty() {
-            return Ok(Scattered { parameters, deal, stop, pending: self.done(Vec::new()) });
+            return Ok(Begun::Here(ledger));
         }
-        if !is_here {
+        if forked {
             // Results need some room, however little was asked for.
-            let running = Box::new(executor.start(self.heap.map(|bytes| bytes.max(1)))?);
-            return Ok(Scattered { parameters, deal, stop, pending: Pending::Away(running) });
+            let running = executor.start(self.heap.map(|bytes| bytes.max(1)))?;
+            return Ok(Begun::Away(Box::new(running)));
         }
         executor.run(&mut Watch { tick: &mut |_, _| (), wanted: false })?;
-        drop(work);
-        let outcomes = Results::Here(kept.into_iter().collect()).outcomes(&ledger, mine.start)?;
-        Ok(Scattered { parameters, deal, stop, pending: self.done(outcomes) })
+        Ok(Begun::Here(ledger))
     }
 
     /// How a scatter of so many tasks is run; `rank` is this process's among its peers.

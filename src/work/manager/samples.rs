@@ -6,19 +6,37 @@
 
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::{
-    Cause, Column, LONGEST, Ledger, Left, Out, Place, Scalar, State, Task, Work, carried, caught,
+    Cause, Column, Hand, LONGEST, Ledger, Left, Out, Place, Scalar, State, Work, carried, caught, hand,
 };
-use crate::work::manager::tasks::{Deal, Failure, Outcome, ParallelActor};
+use crate::work::manager::tasks::{Deal, Failure, Outcome};
 use serde::{Serialize, de::DeserializeOwned};
-use std::collections::HashMap;
-use std::sync::mpsc::Sender;
+use std::sync::PoisonError;
 use xxhash_rust::xxh3::xxh3_64;
 
 type Build<'a, S> = &'a (dyn Fn() -> Result<S, Reason> + Sync);
 type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R, Reason> + Sync);
 
-/// A result of a task, or the text of a failure that is too long for the log.
-pub(super) type Kept<R> = (usize, std::result::Result<R, String>);
+#[expect(clippy::disallowed_types, reason = "threads of one process keep results side by side")]
+type Lock<T> = std::sync::Mutex<T>;
+
+/// What tasks that are run in this process have given, by number: a result, or the text of a failure that is
+/// too long for the log.
+pub(super) struct Kept<R>(Lock<Vec<Option<std::result::Result<R, String>>>>);
+
+impl<R> Kept<R> {
+    /// Makes room for so many tasks.
+    pub(super) fn new(tasks: usize) -> Kept<R> {
+        Kept(Lock::new((0..tasks).map(|_| None).collect()))
+    }
+
+    fn put(&self, task: usize, kept: std::result::Result<R, String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[task] = Some(kept);
+    }
+
+    fn take(&mut self, task: usize) -> Option<std::result::Result<R, String>> {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)[task].take()
+    }
+}
 
 /// Samples, dealt to tasks, with the functions that are called with them.
 pub(super) struct Samples<'a, P, S, R> {
@@ -29,7 +47,7 @@ pub(super) struct Samples<'a, P, S, R> {
     pub(super) do_build: Build<'a, S>,
     pub(super) do_execute: Execute<'a, P, S, R>,
     /// Where results go that stay in this process.
-    pub(super) here: Option<Sender<Kept<R>>>,
+    pub(super) here: Option<&'a Kept<R>>,
 }
 
 /// The columns of a task's row: the place of its result.
@@ -37,25 +55,27 @@ pub(super) fn columns() -> [Column; 1] {
     [Column::new("place", Scalar::U64, 3)]
 }
 
-impl<'a, P, S, R: Serialize + DeserializeOwned> Work for Samples<'a, P, S, R> {
-    type State = ParallelActor<S, Execute<'a, P, S, R>>;
-
-    fn build(&self) -> Result<Self::State> {
-        ParallelActor::new(self.do_build, self.do_execute)
-    }
-
-    fn run(&self, actor: &mut Self::State, task: Task, out: &mut Out<'_>) -> std::result::Result<(), String> {
-        let number = self.first + task.number;
-        let result = actor.execute(&self.parameters[self.deal.samples(number)]);
-        let result = result.map_err(|error| format!("do_execute returned an error: {error}"))?;
-        let written = caught(|| match &self.here {
+impl<P, S, R: Serialize + DeserializeOwned> Samples<'_, P, S, R> {
+    /// Runs task `number`, and writes its result.
+    fn run(&self, actor: &mut S, number: usize, out: &mut Out<'_>) -> std::result::Result<(), String> {
+        let result = (self.do_execute)(&self.parameters[self.deal.samples(number)], actor);
+        let result =
+            result.map_err(|error| format!("do_execute returned an error: {}", error.into_text()))?;
+        let written = caught(|| match self.here {
             None => write(out.row, out.payloads.pack(&result)?),
             Some(here) => {
-                let _ = here.send((number, Ok(carried(result)?)));
+                here.put(number - self.first, Ok(carried(result)?));
                 Ok(())
             }
         });
         told("writing its result, or reading it back,", written)
+    }
+}
+
+impl<P, S, R: Serialize + DeserializeOwned> Work for Samples<'_, P, S, R> {
+    fn hand(&self) -> Box<dyn Hand + '_> {
+        let build = || (self.do_build)().map_err(Error::from);
+        hand(build, |actor, task, out| self.run(actor, self.first + task.number, out))
     }
 
     fn digest(&self, task: usize) -> u64 {
@@ -71,9 +91,9 @@ impl<'a, P, S, R: Serialize + DeserializeOwned> Work for Samples<'a, P, S, R> {
             return;
         }
         // Without room the log has the begin.
-        match &self.here {
+        match self.here {
             None => drop(out.payloads.put(text.as_bytes()).and_then(|place| write(out.row, place))),
-            Some(here) => drop(here.send((self.first + out.task, Err(text.to_owned())))),
+            Some(here) => here.put(out.task, Err(text.to_owned())),
         }
     }
 }
@@ -96,7 +116,7 @@ fn told<T>(name: &str, called: std::result::Result<Result<T>, String>) -> std::r
 /// Where the results of tasks are.
 pub(super) enum Results<R> {
     Packed(Left),
-    Here(HashMap<usize, std::result::Result<R, String>>),
+    Here(Kept<R>),
 }
 
 impl<R: DeserializeOwned> Results<R> {
@@ -115,9 +135,9 @@ impl<R: DeserializeOwned> Results<R> {
             }
             let place = ledger.row(task).map(bytemuck::pod_read_unaligned).unwrap_or_default();
             let outcome = match outcome {
-                Ok(()) => self.result(first + task, place)?,
+                Ok(()) => self.result(task, place)?,
                 Err(cause) => {
-                    let text = self.text(first + task, place)?.unwrap_or_else(|| ledger.text(task));
+                    let text = self.text(task, place)?.unwrap_or_else(|| ledger.text(task));
                     Err(if cause == Cause::Panicked { format!("do_execute panicked: {text}") } else { text })
                 }
             };
@@ -130,7 +150,7 @@ impl<R: DeserializeOwned> Results<R> {
     /// A task's result; that it could be written does not say that it can be read.
     fn result(&mut self, task: usize, place: Place) -> Result<std::result::Result<R, String>> {
         match self {
-            Results::Here(kept) => kept.remove(&task).ok_or(Error::Corrupt { what: "the result of a task" }),
+            Results::Here(kept) => kept.take(task).ok_or(Error::Corrupt { what: "the result of a task" }),
             Results::Packed(left) => match caught(|| left.unpack(place)) {
                 Ok(Err(corrupt @ Error::Corrupt { .. })) => Err(corrupt),
                 read => Ok(told("reading its result", read)),
@@ -141,7 +161,7 @@ impl<R: DeserializeOwned> Results<R> {
     /// The text of a failed task, if it is too long for the log.
     fn text(&mut self, task: usize, place: Place) -> Result<Option<String>> {
         Ok(match self {
-            Results::Here(kept) => kept.remove(&task).and_then(std::result::Result::err),
+            Results::Here(kept) => kept.take(task).and_then(std::result::Result::err),
             Results::Packed(left) if place[2] > 0 => {
                 Some(String::from_utf8_lossy(left.read(place)?).into_owned())
             }

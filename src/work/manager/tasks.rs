@@ -102,14 +102,20 @@ impl Deal {
     }
 
     /// Puts outcomes beside their samples.
-    pub(crate) fn sort<P, R>(&self, parameters: Vec<P>, mut run: Vec<(usize, Outcome<R>)>) -> Gathered<P, R> {
-        run.sort_by_key(|&(task, _)| task);
+    pub(crate) fn sort<P, R>(&self, parameters: Vec<P>, run: Vec<(usize, Outcome<R>)>) -> Gathered<P, R> {
+        let mut outcomes: Vec<Option<Outcome<R>>> = Vec::new();
+        outcomes.resize_with(self.tasks, || None);
+        for (task, outcome) in run {
+            if let Some(place) = outcomes.get_mut(task) {
+                *place = Some(outcome);
+            }
+        }
         let mut gathered = Gathered { results: Vec::new(), failures: Vec::new(), not_run: Vec::new() };
-        let (mut parameters, mut run) = (parameters.into_iter(), run.into_iter().peekable());
-        for task in 0..self.tasks {
+        let mut parameters = parameters.into_iter();
+        for (task, outcome) in outcomes.into_iter().enumerate() {
             let samples = self.samples(task);
             let parameters: Vec<P> = parameters.by_ref().take(samples.len()).collect();
-            match run.next_if(|&(done, _)| done == task).map(|(_, outcome)| outcome) {
+            match outcome {
                 Some(Ok(results)) => {
                     gathered.results.push(LocalResults { process_number: task, parameters, results });
                 }

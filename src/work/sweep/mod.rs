@@ -19,7 +19,7 @@ use crate::work::executor::{
 };
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
-use row::Rows;
+use row::{Functions, Model, Rows};
 use std::fmt;
 use std::time::Instant;
 
@@ -182,11 +182,16 @@ impl Sweep<'_> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn run<S>(
-        mut self,
+        self,
         parameters: ArrayView2<'_, f64>,
         build: impl Fn() -> Result<S, Reason> + Sync,
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason> + Sync,
     ) -> Result<Swept> {
+        self.evaluate(parameters, &Functions::new(build, model))
+    }
+
+    /// As [`Sweep::run`]: its part that is compiled once.
+    fn evaluate(mut self, parameters: ArrayView2<'_, f64>, model: &(dyn Model + Sync)) -> Result<Swept> {
         let start = Instant::now();
         let rows = parameters.nrows();
         // Options are checked before anything is made.
@@ -194,7 +199,7 @@ impl Sweep<'_> {
         let workers = placement.workers("sweep", self.workers, rows)?;
         let policy = self.policy()?;
         let parameters = inheritable(&parameters)?;
-        let work = self.work(parameters.view(), &build, &model);
+        let work = self.work(parameters.view(), model);
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
@@ -227,8 +232,8 @@ impl Sweep<'_> {
     }
 
     /// Returns the rows of a table as tasks of the executor.
-    fn work<'a, B, M>(&self, parameters: ArrayView2<'a, f64>, build: &'a B, model: &'a M) -> Rows<'a, B, M> {
-        Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, build, model }
+    fn work<'a, M: ?Sized>(&self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Rows<'a, M> {
+        Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, model }
     }
 
     /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all call this
@@ -262,6 +267,17 @@ impl Sweep<'_> {
         build: impl Fn() -> Result<S, Reason>,
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
     ) -> Result<Swept> {
+        self.evaluate_in(comm, parameters, &Functions::new(build, model))
+    }
+
+    /// As [`Sweep::run_in`]: its part that is compiled once.
+    #[track_caller]
+    fn evaluate_in(
+        &self,
+        comm: &mut Comm<'_>,
+        parameters: ArrayView2<'_, f64>,
+        model: &dyn Model,
+    ) -> Result<Swept> {
         let start = Instant::now();
         // A rank that has no memory for its copy must still make the call, or the others would wait for it:
         // it brings no rows, and an error where its policy would be, which all ranks return.
@@ -270,7 +286,7 @@ impl Sweep<'_> {
             Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
         };
         let (rows, columns) = (parameters.nrows(), columns(self.outputs));
-        let work = self.work(parameters.view(), &build, &model);
+        let work = self.work(parameters.view(), model);
         let swept = run_in(comm, &work, (policy, self.dealing()), (rows, &columns), |ledger, done| {
             Swept::new(ledger, start.elapsed(), done)
         })?;

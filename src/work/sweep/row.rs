@@ -6,9 +6,10 @@
 
 use crate::comm::seed::seed;
 use crate::error::{Error, Reason, Result};
-use crate::work::executor::{Dealing, Out, Task, Work};
+use crate::work::executor::{Dealing, Hand, Task, Work, hand};
 use ndarray::ArrayView2;
 use std::borrow::Cow;
+use std::marker::PhantomData;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// One row of parameters, as the model sees it.
@@ -45,18 +46,60 @@ impl<'a> Row<'a> {
     }
 }
 
+/// What is evaluated at each row, with what it needs for that.
+pub(super) trait Model {
+    /// Returns the hand of one more worker.
+    fn hand<'a>(&'a self, rows: &'a dyn Table) -> Box<dyn Hand + 'a>;
+}
+
+/// The functions of a sweep: `build` makes a worker's state, `model` evaluates a row with it.
+pub(super) struct Functions<S, B, M> {
+    build: B,
+    model: M,
+    state: PhantomData<fn() -> S>,
+}
+
+impl<S, B, M> Functions<S, B, M>
+where
+    B: Fn() -> Result<S, Reason>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
+{
+    pub(super) fn new(build: B, model: M) -> Self {
+        Functions { build, model, state: PhantomData }
+    }
+}
+
+impl<S, B, M> Model for Functions<S, B, M>
+where
+    B: Fn() -> Result<S, Reason>,
+    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
+{
+    fn hand<'a>(&'a self, rows: &'a dyn Table) -> Box<dyn Hand + 'a> {
+        let build = || (self.build)().map_err(Error::from);
+        hand(build, |state, task, out| {
+            let outputs = bytemuck::cast_slice_mut(out.row);
+            (self.model)(state, &rows.row(task), outputs).map_err(Reason::into_text)
+        })
+    }
+}
+
+/// Rows by their numbers.
+pub(super) trait Table {
+    /// Returns the row of a task.
+    fn row(&self, task: Task) -> Row<'_>;
+}
+
 /// A model with its rows.
-pub(super) struct Rows<'a, B, M> {
+pub(super) struct Rows<'a, M: ?Sized> {
     /// In standard layout.
     pub(super) parameters: ArrayView2<'a, f64>,
     pub(super) outputs: usize,
     pub(super) dealing: Dealing,
     pub(super) seed: u64,
-    pub(super) build: &'a B,
     pub(super) model: &'a M,
 }
 
-impl<B, M> Rows<'_, B, M> {
+impl<M: ?Sized> Rows<'_, M> {
     /// Returns the parameters of a row.
     fn values(&self, row: usize) -> &[f64] {
         let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
@@ -64,21 +107,15 @@ impl<B, M> Rows<'_, B, M> {
     }
 }
 
-impl<S, B, M> Work for Rows<'_, B, M>
-where
-    B: Fn() -> Result<S, Reason>,
-    M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
-{
-    type State = S;
-
-    fn build(&self) -> Result<S> {
-        (self.build)().map_err(Error::from)
+impl<M: ?Sized> Table for Rows<'_, M> {
+    fn row(&self, Task { number: index, attempt }: Task) -> Row<'_> {
+        Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) }
     }
+}
 
-    fn run(&self, state: &mut S, task: Task, out: &mut Out<'_>) -> Result<(), String> {
-        let (index, attempt) = (task.number, task.attempt);
-        let row = Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) };
-        (self.model)(state, &row, bytemuck::cast_slice_mut(out.row)).map_err(Reason::into_text)
+impl<M: Model + ?Sized> Work for Rows<'_, M> {
+    fn hand(&self) -> Box<dyn Hand + '_> {
+        self.model.hand(self)
     }
 
     fn digest(&self, row: usize) -> u64 {
