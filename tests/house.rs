@@ -370,3 +370,16 @@ fn links_of_the_pages_lead_somewhere() {
     }
     assert!(seen >= 20, "the links were found");
 }
+
+#[test]
+fn every_suite_is_run_by_the_gate() {
+    let gate = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/test")).unwrap();
+    // Words of the lists, and of commands.
+    let words: BTreeSet<&str> = gate.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let suite = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let is_suite = path.extension().is_some_and(|extension| extension == "rs");
+        assert!(!is_suite || words.contains(&suite[..]), "tools/test does not run the suite {suite}");
+    }
+}

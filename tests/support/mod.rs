@@ -4,7 +4,8 @@
 //! success. Here a case fails if its process does anything but exit with 0, and one that hangs is killed with all its
 //! descendants.
 //!
-//! tools/strain runs the suites under strain, which it asks for by the environment variables below.
+//! tools/strain runs the suites under strain, which it asks for by the environment variables below; tools/test runs
+//! cases side by side.
 
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
@@ -15,6 +16,7 @@ use phalanx::{Comm, Launch, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// One test: its name and what it does.
@@ -42,6 +44,8 @@ const RANKS: &str = "PHALANX_TEST_RANKS";
 /// One sleep in so many ends at once, for no reason (feature `faults`).
 #[cfg(feature = "faults")]
 const WAKES: &str = "PHALANX_TEST_WAKES";
+/// So many cases run at a time, instead of one: for suites that mostly wait.
+const LANES: &str = "PHALANX_TEST_LANES";
 /// Every process of a case gets so many signals a second.
 const STORM: &str = "PHALANX_TEST_STORM";
 
@@ -109,26 +113,40 @@ pub fn main_within(patience: Duration, cases: &[Case]) -> ExitCode {
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let is_chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
-    let chosen = cases.iter().filter(|(name, _)| is_chosen(name));
+    let chosen: Vec<&str> = cases.iter().map(|(name, _)| *name).filter(|name| is_chosen(name)).collect();
+    let next = AtomicUsize::new(0);
+    let lane = || {
+        let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
+        while let Some(name) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let verdict = match run(name, patience) {
+                Ok(status) if status.success() => {
+                    passed += 1;
+                    "ok"
+                }
+                Ok(status) if status.code() == Some(SKIPPED) => {
+                    ignored += 1;
+                    "ignored"
+                }
+                wrong => {
+                    let why = wrong.map_or_else(|why| why, |status| status.to_string());
+                    failed.push(format!("{name}: {why}"));
+                    "FAILED"
+                }
+            };
+            println!("test {name} ... {verdict} ({:.2} s)", start.elapsed().as_secs_f64());
+        }
+        (passed, ignored, failed)
+    };
     let (mut passed, mut ignored, mut failed) = (0, 0, Vec::new());
-    for (name, _) in chosen {
-        let start = Instant::now();
-        let verdict = match run(name, patience) {
-            Ok(status) if status.success() => {
-                passed += 1;
-                "ok"
-            }
-            Ok(status) if status.code() == Some(SKIPPED) => {
-                ignored += 1;
-                "ignored"
-            }
-            wrong => {
-                failed.push(format!("{name}: {}", wrong.map_or_else(|why| why, |status| status.to_string())));
-                "FAILED"
-            }
-        };
-        println!("test {name} ... {verdict} ({:.2} s)", start.elapsed().as_secs_f64());
-    }
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..asked_for(LANES).unwrap_or(1)).map(|_| scope.spawn(lane)).collect();
+        for lane in lanes {
+            let (more_passed, more_ignored, more_failed) = lane.join().expect("a lane does not panic");
+            (passed, ignored) = (passed + more_passed, ignored + more_ignored);
+            failed.extend(more_failed);
+        }
+    });
     failed.iter().for_each(|line| println!("failed: {line}"));
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
