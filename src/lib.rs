@@ -1,7 +1,7 @@
 //! Shared-memory, zero-copy multiprocessing for numeric work.
 //!
-//! Worker processes are forked from your program: they inherit what it has made, and exchange ndarray buffers through
-//! memory that all of them map. A parameter sweep over every core is one call:
+//! Worker processes are forked from your program: they inherit what it has made, and exchange ndarray buffers
+//! through memory that all of them map. A parameter sweep over every core is one call:
 //!
 //! ```
 //! use ndarray::array;
@@ -22,7 +22,7 @@
 //! # Ok::<(), phalanx::Error>(())
 //! ```
 //!
-//! and a program of ranks that call each other (SPMD, as under MPI) another:
+//! and a program of ranks that call each other (SPMD, as under MPI) is another:
 //!
 //! ```
 //! use phalanx::Op;
@@ -32,7 +32,7 @@
 //! # Ok::<(), phalanx::Error>(())
 //! ```
 //!
-//! # The rooms
+//! # The parts of this crate
 //!
 //! | for | see |
 //! | --- | --- |
@@ -41,16 +41,17 @@
 //! | ranks that call each other | [`launch`], [`Launch`], [`Comm`], [`Op`] |
 //! | arrays that are born shared and never copied | [`SharedArray`], [`Lease`], [`Parts`], [`Whole`] |
 //! | bytes with types named at run time, for bindings | [`untyped`] |
-//! | what calls read and write, and what can go wrong | [`Buffer`], [`Element`], [`Error`] |
+//! | arguments and errors of these calls | [`Buffer`], [`Element`], [`Error`] |
 //!
-//! The versions of [`ndarray`], [`bytemuck`] and [`num_complex`] that these take are part of this crate's interface, and
-//! re-exported.
+//! The types of [`ndarray`], [`bytemuck`] and [`num_complex`] that these calls take are part of this crate's
+//! interface. The versions used are re-exported.
 //!
-//! # What must be known about forks
+//! # Rules of forked processes
 //!
-//! A world starts where the program is single-threaded (else the call is refused, and says which threads run). Code after
-//! the call runs once, in the caller. What a rank changes is its own, except in shared arrays. Ranks end with the caller,
-//! whatever ends it. Descriptors, random numbers, destructors, locks, buffers, threads, signals and terminals: see [`forks`].
+//! A world starts where the program is single-threaded (else the call is refused, and names the threads that
+//! run). Code after the call runs once, in the caller. A rank's changes to memory are its own, except in
+//! shared arrays. Ranks end with the caller, whatever ends the caller. Descriptors, random numbers,
+//! destructors, locks, buffers, threads, signals and terminals: see [`forks`].
 
 mod channel;
 mod comm;
@@ -84,12 +85,14 @@ mod guide {
     }
 }
 
-/// Calls on bytes with a datatype and a reduction that are named at run time, for bindings to other languages.
+/// Calls on bytes with a datatype and a reduction that are named at run time, for bindings to other
+/// languages.
 ///
-/// Each collective and message of [`Comm`] that takes arrays has a form on bytes, by the name with `_bytes`:
-/// [`Comm::all_reduce_bytes`] is that of [`Comm::all_reduce`]. A typed and an untyped call of the same operation and element
-/// type match: some ranks may make the one, some the other. Lengths are in bytes, counts in elements. Bytes may lie on any
-/// boundary. Those that are no whole, valid elements are refused on all ranks before anything is written.
+/// Each collective and message of [`Comm`] that takes arrays has a form on bytes, whose name ends in
+/// `_bytes`: [`Comm::all_reduce_bytes`] is the form of [`Comm::all_reduce`]. A typed and an untyped call of
+/// the same operation and element type match: some ranks may make the one, some the other. Lengths are in
+/// bytes, counts in elements. Bytes may have any alignment. Bytes that are not whole, valid elements are
+/// refused on all ranks before anything is written.
 ///
 /// ```
 /// use phalanx::untyped::{Datatype, Reduction};

@@ -1,4 +1,4 @@
-//! Blame: which error a failure of a slot is, to its peers and to the caller, and what a slot is known to do.
+//! Blame: the errors that peers and the caller report when a slot fails, and the known state of each slot.
 
 use crate::channel::call::{line, operation};
 use crate::channel::group::Board;
@@ -12,13 +12,14 @@ use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, FAILED, LEFT};
 use std::time::{Duration, Instant};
 
-/// How long peers wait for the text of a rank that unwinds.
+/// The time for which peers wait for the text of a rank that unwinds.
 const TELLING: Duration = Duration::from_millis(50);
-/// How long peers wait for the zygote to record a death.
+/// The time for which peers wait for the zygote to record a death.
 const RECORDING: Duration = Duration::from_millis(5);
 
 impl Slots {
-    /// Returns what `rank` is known to do; its last call in the communicator in which its [`Board`] lies at `board`.
+    /// Returns the known state of `rank`, with its last call in the communicator in which the rank's
+    /// [`Board`] lies at `board`.
     pub(crate) fn state(&self, rank: usize, board: Option<usize>) -> RankState {
         let (slot, number) = (self.slot(rank), self.number(rank));
         let pid = slot.pid();
@@ -36,13 +37,14 @@ impl Slots {
         RankState { rank: number, pid, status, operation, sequence, line, file }
     }
 
-    /// As [`Slots::state`], in the communicator of all ranks of the epoch that is now.
+    /// Returns [`Slots::state`] of `rank`, with its last call in the communicator of all ranks of the current
+    /// epoch.
     fn state_now(&self, rank: usize) -> RankState {
         let epoch = self.epoch();
         self.state(rank, self.calls.map(|boards| boards.at(rank, epoch)))
     }
 
-    /// Returns what all ranks are known to do.
+    /// Returns the known state of each rank.
     pub(crate) fn states(&self) -> Vec<RankState> {
         (0..self.count()).map(|rank| self.state_now(rank)).collect()
     }
@@ -61,7 +63,7 @@ impl Slots {
         let alive = slot.alive.load(Ordering::Acquire);
         match (alive, slot.status()) {
             (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
-            // It has ended the world, and then returned.
+            // The rank ended the world, and then returned.
             (LEFT, _) => Error::Ended { place, rank: number, text: self.told(rank) },
             (_, Status::Unstarted) => Error::Start { text: self.last_words(rank) },
             (_, Status::Stopped) => self.was_stopped(place, rank),
@@ -100,7 +102,8 @@ impl Slots {
         }
     }
 
-    /// Returns how the rank's process ended; the zygote may need a moment to learn it.
+    /// Returns how the rank's process ended; waits up to `patience`, as the zygote may need a moment to learn
+    /// it.
     pub(crate) fn death(&self, rank: usize, patience: Duration) -> Death {
         let until = Instant::now() + patience;
         loop {

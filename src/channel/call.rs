@@ -1,10 +1,10 @@
-//! What a rank says it is calling: compared with its peers' words before any byte of output is written.
+//! The description of a rank's call, which is compared with its peers' before any byte of output is written.
 
 use crate::error::Place;
 use crate::shm::datatype::TypeTag;
 use crate::shm::reduction::OpCode;
 
-/// Declares the operations; the name is that of the API.
+/// Declares the operations, each with its name in the API.
 macro_rules! verbs {
     ($($(#[$about:meta])* $verb:ident = $code:literal, $name:literal;)*) => {
         /// Operations by their code in a signature.
@@ -14,7 +14,7 @@ macro_rules! verbs {
             $($(#[$about])* $verb = $code,)*
         }
 
-        /// Names by code.
+        /// The names of the operations, by code.
         const NAMES: &[&str] = &["nothing", $($name),*];
 
         #[cfg(test)]
@@ -22,7 +22,7 @@ macro_rules! verbs {
     };
 }
 verbs! {
-    /// A wrong argument was found by the caller itself: its peers are released with an error.
+    /// A call whose caller found an argument wrong: its peers are released with an error.
     Abort = 1, "abort";
     Barrier = 2, "barrier";
     Broadcast = 3, "broadcast";
@@ -49,14 +49,15 @@ verbs! {
     Agree = 24, "agree";
     Shrink = 25, "shrink";
     Respawn = 26, "respawn";
-    /// A parallel manager over a job's processes is dropped.
+    /// The drop of a parallel manager over a job's processes.
     #[cfg_attr(not(any(feature = "mpi", test)), expect(dead_code, reason = "there are no jobs"))]
     Leave = 27, "leave";
-    /// The other side of `Send`; in signatures that is said.
+    /// The other side of `Send`, and written as `Send` in signatures.
     Recv = 28, "recv";
-    /// The other side of `SendLease`.
+    /// The other side of `SendLease`, and written as `SendLease` in signatures.
     RecvLease = 29, "recv_lease";
-    // Names of the API for operations that match one above: some ranks may make the one, some the other.
+    // Further names in the API for operations above. In one call, some ranks may use one name of an operation
+    // and some another.
     GatherVarcount = 30, "gather_varcount";
     GatherToLease = 31, "gather_to_lease";
     AllReduceExact = 32, "all_reduce_exact";
@@ -71,7 +72,7 @@ verbs! {
 }
 
 impl Verb {
-    /// As the user knows it.
+    /// Returns the name of the operation in the API.
     pub(crate) fn name(self) -> &'static str {
         NAMES[self as usize]
     }
@@ -91,8 +92,9 @@ impl Verb {
     }
 }
 
-/// The words that must be alike on all ranks of a call: `verb | op << 8 | datatype's code << 16 | root << 32`, no hash, so that a
-/// report can say what each rank called; and the datatype's identity.
+/// The two words that must be equal on all ranks of a call:
+/// `verb | op << 8 | datatype's code << 16 | root << 32`, which is no hash, so that a report can say what
+/// each rank called; and the datatype's identity.
 pub(crate) type Signature = [u64; 2];
 
 /// One call of one rank.
@@ -100,7 +102,7 @@ pub(crate) type Signature = [u64; 2];
 pub(crate) struct Call {
     /// The operation, which the ranks compare.
     pub(crate) verb: Verb,
-    /// Its name in the API.
+    /// The name of the call in the API.
     pub(crate) name: Verb,
     pub(crate) op: OpCode,
     pub(crate) datatype: TypeTag,
@@ -112,7 +114,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A call without root or reduction, made at the caller's source line.
+    /// Returns a call without root or reduction, made at the caller's source line.
     #[track_caller]
     pub(crate) fn new(verb: Verb, datatype: TypeTag) -> Call {
         let (at, name) = (std::panic::Location::caller(), verb);
@@ -120,7 +122,7 @@ impl Call {
         Call { verb, name, op, datatype, root: 0, line, file }
     }
 
-    /// How it is told that the ranks' digests differ.
+    /// Returns the text that reports that the ranks' digests differ.
     pub(crate) fn differs(&self) -> &'static str {
         match self.verb {
             Verb::Sweep => "the ranks give different parameters, outputs, schedules or seeds",
@@ -152,13 +154,13 @@ impl Call {
         Place { operation: self.name.name(), rank, sequence }
     }
 
-    /// Returns the call's mark for reports: name and source line in a word.
+    /// Returns the call's mark for reports: its name and source line, in one word.
     pub(crate) fn mark(&self) -> u32 {
         self.line.min(LINES) | (self.name as u32) << LINES.count_ones()
     }
 }
 
-/// The bits of a mark that are the source line.
+/// The bits of a mark that hold the source line.
 const LINES: u32 = (1 << 24) - 1;
 
 /// Returns the source line of a mark.
@@ -166,7 +168,8 @@ pub(crate) fn line(mark: u32) -> u32 {
     mark & LINES
 }
 
-/// Returns the name in the API of the operation in a signature's first word, or of the call that its mark names.
+/// Returns the name in the API of the call that `mark` names or, if it names none, of the operation in a
+/// signature's first word.
 pub(crate) fn operation(signature: u64, mark: u32) -> &'static str {
     let name = |code: usize| NAMES.get(code).copied();
     let named = (mark >> LINES.count_ones()) as usize;
@@ -180,7 +183,7 @@ pub(crate) fn describe(signature: Signature, len: u64, mark: u32, file: &str) ->
     format!("{}, source line {}{of}{file}", described(signature, len, mark), line(mark))
 }
 
-/// As [`describe`], of a message, which does not say where it was sent.
+/// Describes a message as [`describe`] does a call; a message does not say where it was sent.
 pub(crate) fn describe_message(signature: Signature, len: u64) -> String {
     described(signature, len, 0)
 }

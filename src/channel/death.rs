@@ -14,7 +14,8 @@ use crate::os::inherit;
 use crate::os::signal;
 use crate::sync::atomic::{AtomicU32, Ordering};
 
-/// Tells a death by SIGSEGV at memory that the process was kept from, which its handler noted in `fault`, from others.
+/// Returns `Death::Inherited` for a death by SIGSEGV at memory that the process was kept from, which its
+/// handler noted in `fault`; `death` itself for all others.
 pub(crate) fn explained(death: Death, fault: &AtomicU32) -> Death {
     match inherit::noted(fault.load(Ordering::Relaxed)) {
         Some(readable) if death == Death::Signal(signal::SEGV) => Death::Inherited { readable },
@@ -22,7 +23,7 @@ pub(crate) fn explained(death: Death, fault: &AtomicU32) -> Death {
     }
 }
 
-/// Returns the word of a death.
+/// Returns the word for a death.
 pub(crate) fn encode(death: Death) -> u32 {
     match death {
         Death::Exit(code) => 0x100 | (code as u32 & 0xFF),
@@ -34,7 +35,7 @@ pub(crate) fn encode(death: Death) -> u32 {
     }
 }
 
-/// Returns the death of a word; `Unknown` for words that [`encode`] does not make.
+/// Returns the death that a word stands for; `Unknown` for words that [`encode`] does not make.
 pub(crate) fn decode(word: u32) -> Death {
     match word >> 8 {
         1 => Death::Exit((word & 0xFF) as i32),

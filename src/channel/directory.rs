@@ -1,6 +1,8 @@
-//! Ring directories: how the two ends of a ring meet. A ring is made by its writer, at its first send to a peer.
+//! Ring directories, through which the two ends of a ring meet. The writer makes a ring at its first send to
+//! a peer.
 //!
-//! Each member of a communicator has a directory: the list of the rings that peers have published to it, newest first.
+//! Each member of a communicator has a directory: the list of the rings that peers have published to it,
+//! newest first.
 //!
 //! ```text
 //! writer, at its first send to a peer               reader, at its first receive from a peer
@@ -18,20 +20,23 @@
 //!
 //! A writer that reads CLOSED in \[2] or \[3] keeps its ring to itself: nobody will read it.
 //!
-//! *What is found is complete.* \[3] releases what \[1] and \[2] have written. Compare-exchanges of other writers continue its
-//! release sequence, so a reader that acquires any later `newest` sees the words of all rings in the list.
+//! *A ring that is found is complete.* \[3] releases what \[1] and \[2] have written. Compare-exchanges of
+//! other writers continue its release sequence, so a reader that acquires any later `newest` sees the words
+//! of all rings in the list.
 //!
-//! *No ring is missed.* A writer pushes its first frame after \[4]. If \[a] sees the count of \[4], then \[b] sees the list of
-//! \[3]. If it does not, the count changes after \[a], so \[c] does not sleep, or is woken, and the reader looks again. It looks
-//! once more for each ring that others publish meanwhile, so at most as often as there are members.
+//! *No ring is missed.* A writer pushes its first frame after \[4]. If \[a] sees the count of \[4], then \[b]
+//! sees the list of \[3]. If \[a] does not see it, the count changes after \[a], so \[c] does not sleep, or
+//! is woken, and the reader looks again. The reader looks once more for each ring that others publish
+//! meanwhile, and thus at most as often as there are members.
 //!
-//! *A death is only a death.* A writer that dies before \[3] has published nothing. Between \[3] and \[4] its ring is in the
-//! list, without a frame; those behind it in the list are found all the same, and whoever waits for it, in \[c] or for its
-//! first stamp, is told of the death. A reader that dies leaves its directory as it is: writers go on publishing to it until
-//! they learn of the death.
+//! *A death is only a death.* A writer that dies before \[3] has published nothing. A writer that dies
+//! between \[3] and \[4] leaves its ring in the list, without a frame; the rings behind it in the list are
+//! found all the same, and a reader that waits for the dead writer, in \[c] or for its first stamp, is told
+//! of the death. A reader that dies leaves its directory as it is: writers go on publishing to it until they
+//! learn of the death.
 //!
-//! *Nothing is believed.* The list is walked as far as the communicator has members, each place in it is checked, and what
-//! does not fit is an error.
+//! *Nothing is believed.* The list is walked for at most as many rings as the communicator has members, each
+//! place in it is checked, and anything that does not fit is an error.
 
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
@@ -50,20 +55,22 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct Directory {
-        /// The place of the ring that was published last; [`NONE`] or [`CLOSED`]. Written by the writers; closed by the reader.
+        /// The place of the ring that was published last; [`NONE`] or [`CLOSED`]. Written by the writers;
+        /// closed by the reader.
         newest: AtomicU64,
-        /// How many rings were published. Written by the writers.
+        /// The number of rings that were published. Written by the writers.
         published: AtomicU32,
-        /// Is the reader asleep on `published`? Written by the reader.
+        /// Whether the reader sleeps on `published`. Written by the reader.
         sleepers: AtomicU32,
     }
 }
 
 shared! {
-    /// The part of a ring's words by which it stands in a directory. Written by the ring's writer, before it is published.
+    /// The part of a ring's words that links the ring into a directory. Written by the ring's writer, before
+    /// the ring is published.
     #[cfg_attr(loom, derive(Default))]
     pub(crate) struct Link {
-        /// The place of the ring that was published before this one; [`NONE`] for the first.
+        /// The place of the ring that was published before this ring; [`NONE`] for the first.
         next: AtomicU64,
         /// The writer, by its number in the communicator.
         sender: AtomicU32,
@@ -84,7 +91,8 @@ impl Directory {
         Meeting { word: &self.published, sleepers: &self.sleepers }
     }
 
-    /// \[2]-\[4]: publishes the ring at `place`, which `sender` has made. False if nobody will read it.
+    /// \[2]-\[4]: publishes the ring at `place`, which `sender` has made. Returns false if nobody will read
+    /// it.
     pub(crate) fn publish(&self, place: u64, link: &Link, sender: usize) -> bool {
         let listed = self.list(place, link, sender);
         if listed {
@@ -95,7 +103,7 @@ impl Directory {
         listed
     }
 
-    /// \[2], \[3]
+    /// \[2], \[3]: puts the ring into the list. Returns false if the directory is closed.
     pub(super) fn list(&self, place: u64, link: &Link, sender: usize) -> bool {
         link.sender.store(sender as u32, Ordering::Relaxed);
         let mut newest = self.newest.load(Ordering::Relaxed);
@@ -110,8 +118,8 @@ impl Directory {
         false
     }
 
-    /// \[a]-\[c]: waits until `peer`, one of `size` members, has published its ring; returns the ring's place. `link` gives
-    /// the words at a place, if a ring may lie there.
+    /// \[a]-\[c]: waits until `peer`, one of `size` members, has published its ring; returns the ring's
+    /// place. `link` returns the words at a place, if a ring may lie there.
     pub(crate) fn wait_for<'a>(
         &self,
         (peer, size): (usize, usize),
@@ -129,7 +137,7 @@ impl Directory {
         }
     }
 
-    /// \[b]: the place of the ring of `peer`, if it is in the list.
+    /// \[b]: returns the place of the ring of `peer`, if the ring is in the list.
     fn find<'a>(
         &self,
         peer: usize,
@@ -144,7 +152,8 @@ impl Directory {
         Ok(found)
     }
 
-    /// \[d], \[e]: no more rings are published; calls `release` with place and sender of each that was.
+    /// \[d], \[e]: closes the directory, in which no more rings are published then; calls `release` with
+    /// place and sender of each ring in the list.
     pub(crate) fn close<'a>(
         &self,
         size: usize,
@@ -160,8 +169,8 @@ impl Directory {
     }
 }
 
-/// Calls `look` with place and sender of each ring of a list, from `newest` on, as long as it says so. A communicator of
-/// `size` members has fewer rings than that to one of them.
+/// Calls `look` with place and sender of each ring of a list, from `newest` on, as long as `look` returns
+/// true. In a communicator of `size` members, fewer than `size` rings lead to one member.
 fn walk<'a>(
     newest: u64,
     size: usize,
@@ -188,7 +197,7 @@ fn walk<'a>(
 mod tests {
     use super::*;
 
-    /// A directory, and the links of rings at places 1 to `N`.
+    /// Returns a directory, and the links of its rings at places 1 to `N`.
     fn listed<const N: usize>() -> (Directory, [Link; N]) {
         let directory = Directory { newest: 0.into(), published: 0.into(), sleepers: 0.into() };
         let links: [Link; N] = core::array::from_fn(|_| Link { next: 0.into(), sender: 0.into() });

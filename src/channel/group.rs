@@ -1,6 +1,7 @@
 //! The words of a communicator: where each member's board, cells and rings lie in the segment.
 //!
-//! The world's own communicator has its words twice, the halves, used by parity of the epoch (recovery.rs):
+//! The world's own communicator has its words twice, as two halves that are used by parity of the epoch
+//! (recovery.rs):
 //!
 //! ```text
 //! page         Board   x ranks x 2     a page each; the halves one after the other
@@ -8,9 +9,9 @@
 //! page         room    x ranks x 2     a place for a ring to each peer; likewise
 //! ```
 //!
-//! A communicator that was split off has all boards in a block of its first member's heap, and each member's cells in a
-//! block of that member's own. Its rings are blocks of their writers' heaps (rings.rs), so it takes address space in
-//! proportion to its members and the pairs that send, not to all pairs.
+//! A communicator that was split off has all boards in a block of its first member's heap, and each member's
+//! cells in a block of that member's own. Its rings are blocks of their writers' heaps (rings.rs), so it
+//! takes address space in proportion to its members and the pairs that send, not to all pairs.
 
 use crate::channel::directory::Directory;
 use crate::channel::line::Line;
@@ -20,8 +21,9 @@ use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Segment};
 
 shared! {
-    /// The page of one member: what it tells its peers, and the rings that they publish to it. Boards lie one after the
-    /// other: a rank that reads those of all others maps few page tables.
+    /// The page of one member: the words that it tells its peers, and the directory of the rings that they
+    /// publish to it. Boards lie one after the other, so a rank that reads all others' boards maps few page
+    /// tables.
     #[repr(align(4096))]
     pub(crate) struct Board {
         /// Two marks and the sleepers (window.rs).
@@ -40,19 +42,19 @@ impl Board {
     }
 }
 
-/// Where one rank's words of a communicator lie in the segment.
+/// The places in the segment of one rank's words of a communicator.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Share {
-    /// Its [`Board`].
+    /// The rank's [`Board`].
     pub(crate) board: usize,
-    /// Its cells: see [`Member`].
+    /// The rank's cells: see [`Member`].
     pub(crate) cells: usize,
-    /// Its rings to its peers, one after the other; `None` if they lie in its heap.
+    /// The rank's rings to its peers, one after the other; `None` if they lie in the rank's heap.
     pub(crate) room: Option<usize>,
 }
 
 impl Share {
-    /// Returns where its [`Line`] lies.
+    /// Returns where the rank's [`Line`] lies.
     pub(crate) fn line(&self) -> usize {
         self.board + core::mem::offset_of!(Board, line)
     }
@@ -71,12 +73,13 @@ impl Share {
 pub(crate) struct Member {
     /// Bytes of a cell.
     pub(crate) cell: usize,
-    /// A ring.
+    /// The layout of a ring.
     pub(crate) ring: ring::Layout,
 }
 
 impl Member {
-    /// For a communicator of `size` ranks. Staging of all ranks together stays within half a common L3 (16 MiB).
+    /// Returns the lengths for a communicator of `size` ranks. Staging of all ranks together stays within
+    /// half a common L3 (16 MiB).
     pub(crate) fn new(size: usize) -> Member {
         let largest = if cfg!(miri) { 4 << 10 } else { 768 << 10 };
         let cell = ((8 << 20) / size.max(1)).clamp(largest.min(64 << 10), largest) / PAGE * PAGE;
@@ -90,18 +93,18 @@ impl Member {
         Member { cell, ring }
     }
 
-    /// Returns how many bytes the cells take.
+    /// Returns the bytes that the cells take.
     pub(crate) fn cells(&self) -> usize {
         2 * self.cell
     }
 
-    /// The cell, of those that begin at `cells`, for exchanges of this parity.
+    /// Returns the place of the cell for exchanges of this parity, of the cells that begin at `cells`.
     pub(crate) fn cell_at(&self, cells: usize, parity: u32) -> usize {
         cells + (parity & 1) as usize * self.cell
     }
 }
 
-/// Where the boards of the world's own communicator lie.
+/// The places of the boards of the world's own communicator.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Boards {
     start: usize,
@@ -115,7 +118,7 @@ impl Boards {
     }
 }
 
-/// Returns the number of a rank's share among those of both halves.
+/// Returns the number of a rank's share among the shares of both halves.
 fn half(ranks: usize, rank: usize, epoch: u32) -> usize {
     (epoch & 1) as usize * ranks + rank
 }
@@ -130,7 +133,7 @@ pub(crate) struct Halves {
 }
 
 impl Halves {
-    /// Takes the room of `ranks` ranks.
+    /// Takes room for `ranks` ranks.
     pub(crate) fn carve(carver: &mut Carver, ranks: usize) -> Halves {
         let member = Member::new(ranks);
         let boards = Boards { start: carver.take(2 * PAGE * ranks, PAGE), ranks };
@@ -139,7 +142,7 @@ impl Halves {
         Halves { boards, cells, rooms, member }
     }
 
-    /// Bytes of a rank's room.
+    /// Returns the bytes of a rank's room.
     fn room(&self) -> usize {
         (self.boards.ranks - 1) * self.member.ring.len
     }
@@ -154,8 +157,9 @@ impl Halves {
         }
     }
 
-    /// Readies the half of an epoch of these ranks, whose counters begin at `first`. Boards are backed by memory before
-    /// anyone depends on them. Whoever makes a ring readies it: memory that the kernel does not take back does no harm.
+    /// Readies these ranks' half of an epoch, with counters that begin at `first`. Boards are backed by
+    /// memory before anyone depends on them. Rings are readied by the ranks that make them, so room that the
+    /// kernel does not take back does no harm.
     pub(crate) fn ready(&self, segment: &Segment, epoch: u32, ranks: &[usize], first: u32) {
         for &rank in ranks {
             let Share { board, cells, room } = self.share_at(rank, epoch);

@@ -7,19 +7,20 @@ use crate::sync::wait::Guard;
 /// The guards of members of one communicator.
 #[derive(Clone)]
 pub(crate) struct Guards {
-    /// One for each member.
+    /// The alive words, one for each member.
     alive: Places<AtomicU32>,
     revoked: Placed<AtomicU32>,
     clean: u32,
 }
 
 impl Guards {
-    /// Members whose alive words are these, in an epoch that lasts while `revoked` holds `clean`.
+    /// Makes the guards of members with these alive words, in an epoch that lasts while `revoked` holds
+    /// `clean`.
     pub(crate) fn new(alive: Places<AtomicU32>, revoked: Placed<AtomicU32>, clean: u32) -> Guards {
         Guards { alive, revoked, clean }
     }
 
-    /// Returns what ends a wait for `member`.
+    /// Returns the words that end a wait for `member`.
     #[inline]
     pub(crate) fn of(&self, member: usize) -> Guard<'_> {
         Guard { alive: &self.alive[member], revoked: &self.revoked, clean: self.clean }
@@ -39,7 +40,7 @@ pub(crate) struct OneGuard {
 }
 
 impl OneGuard {
-    /// Returns what ends a wait for the member.
+    /// Returns the words that end a wait for the member.
     pub(crate) fn get(&self) -> Guard<'_> {
         Guard { alive: &self.alive, revoked: &self.revoked, clean: self.clean }
     }

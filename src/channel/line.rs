@@ -1,6 +1,7 @@
-//! Flag lines: what each rank says to its peers in an exchange, and how they wait for it.
+//! Flag lines: the words that each rank tells its peers in an exchange, and the waits for these words.
 //!
-//! Steps \[2] to \[4] of an exchange (window.rs) without payloads: what the model checker exercises.
+//! The part of an exchange that the model checker exercises: steps \[2] to \[4] (window.rs), without
+//! payloads.
 
 use crate::channel::call::{Call, Signature};
 use crate::channel::guards::Guards;
@@ -21,11 +22,12 @@ pub(crate) const INLINE: usize = 8 * INLINE_WORDS;
 const FILE_WORDS: usize = 13;
 
 shared! {
-    /// The words that a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as a pair.
+    /// The words that a rank tells its peers in one exchange: two cache lines that the prefetcher fetches as
+    /// a pair.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     struct Mark {
-        /// The number of the exchange this is for. Stored last.
+        /// The number of the exchange that the mark is for. Stored last.
         sequence: AtomicU32,
         /// The call's mark, for reports.
         call: AtomicU32,
@@ -41,11 +43,12 @@ shared! {
     #[repr(align(128))]
     pub(crate) struct Line {
         marks: [Mark; 2],
-        /// How many peers sleep on a mark of this line.
+        /// The number of peers that sleep on a mark of this line.
         sleepers: AtomicU32,
-        /// The message for which the owner waits, for reports: its operation, and above that the call's mark.
+        /// The message for which the owner waits, for reports: its operation, and above that the call's mark;
+        /// 0 for none.
         message: AtomicU64,
-        /// The source file of the owner's last call, for reports; of a long path the end.
+        /// The source file of the owner's last call, for reports; for a long path, its end.
         file: [AtomicU64; FILE_WORDS],
     }
 }
@@ -63,14 +66,15 @@ impl Line {
         self.message.store(0, Ordering::Relaxed);
     }
 
-    /// The owner waits for a message of this call, or for none.
+    /// Notes that the owner waits for a message of this call, or for none.
     pub(crate) fn awaits(&self, call: Option<&Call>) {
         let word = call.map_or(0, |call| u64::from(call.mark()) << 32 | call.verb as u64);
         self.message.store(word, Ordering::Relaxed);
     }
 
-    /// Returns number, signature and mark of the owner's last exchange; while it waits for a message, the number of its
-    /// next exchange, as errors have it, the message's operation and mark. For reports: a guess while the owner is at work.
+    /// Returns number, signature and mark of the owner's last exchange; while the owner waits for a message,
+    /// the number of its next exchange (as errors show it), and the message's operation and mark. For reports
+    /// only: a guess while the owner is at work.
     pub(crate) fn latest(&self) -> (u32, u64, u32) {
         let numbers = [0, 1].map(|parity: usize| self.marks[parity].sequence.load(Ordering::Acquire));
         let ahead = numbers[1].wrapping_sub(numbers[0]) as i32 > 0;
@@ -83,7 +87,7 @@ impl Line {
         (numbers[usize::from(ahead)], mark.head[0].load(Ordering::Relaxed), mark.call.load(Ordering::Relaxed))
     }
 
-    /// Returns the source file of the owner's last call. For reports, likewise.
+    /// Returns the source file of the owner's last call. For reports only, likewise.
     pub(crate) fn file(&self) -> String {
         let words = self.file.each_ref().map(|word| word.load(Ordering::Relaxed));
         let bytes: &[u8] = bytemuck::cast_slice(&words);
@@ -115,23 +119,23 @@ pub(crate) struct Head {
     pub(crate) signature: Signature,
     /// Bytes of the whole contribution.
     pub(crate) len: u64,
-    /// Where the payload lies: [`NOTHING`], [`IN_MARK`], [`IN_CELL`], or the offset of exposed memory.
+    /// The place of the payload: [`NOTHING`], [`IN_MARK`], [`IN_CELL`], or the offset of exposed memory.
     pub(crate) place: u64,
     /// The offset of memory that peers may write, and its length; 0 for none.
     pub(crate) target: u64,
     pub(crate) room: u64,
-    /// Whatever else all ranks compare.
+    /// A digest of everything else that all ranks compare.
     pub(crate) digest: u64,
 }
 
 /// `Head::place`: there is no payload.
 pub(crate) const NOTHING: u64 = 0;
-/// `Head::place`: it is in the mark.
+/// `Head::place`: the payload is in the mark.
 pub(crate) const IN_MARK: u64 = 1;
-/// `Head::place`: it is in the cell. Any larger value is the offset of exposed memory.
+/// `Head::place`: the payload is in the cell. Any larger value is the offset of exposed memory.
 pub(crate) const IN_CELL: u64 = 2;
 
-/// \[2]-\[4]: a rank among the lines of a communicator.
+/// One rank's view of the lines of a communicator, for steps \[2]-\[4].
 pub(crate) struct Gate {
     lines: Places<Line>,
     guards: Guards,
@@ -144,12 +148,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Member `me`; `guards` end a wait for each peer; exchanges count from `first`.
+    /// Makes the gate of member `me`; `guards` end the wait for each peer; exchanges count from `first`.
     pub(crate) fn new(lines: Places<Line>, guards: Guards, me: usize, pace: Pace, first: u32) -> Gate {
         Gate { lines, guards, me, pace, next: first, file: Cell::new(0) }
     }
 
-    /// \[2], \[3]
+    /// \[2], \[3]: fills this rank's mark, and signals it.
     pub(crate) fn arrive(&self, call: &Call, head: &Head, inline: &[u8]) {
         self.note_file(call);
         self.fill(call.mark(), head, inline);
@@ -157,7 +161,7 @@ impl Gate {
         self.lines[self.me].meeting(self.next).signal(self.next);
     }
 
-    /// \[2]
+    /// \[2]: fills this rank's mark.
     pub(super) fn fill(&self, call: u32, head: &Head, inline: &[u8]) {
         let mark = self.lines[self.me].mark(self.next);
         mark.call.store(call, Ordering::Relaxed);
@@ -173,23 +177,25 @@ impl Gate {
         }
     }
 
-    /// The exchange under way has been seen, by this rank: on to the next one.
+    /// Goes on to the next exchange: this rank has seen the one under way.
     pub(crate) fn advance(&mut self) {
         self.next = self.next.wrapping_add(1);
-        // The peers have read it; whatever is done until it is filled hides the line's way back.
+        // The peers have read the next mark. Work that is done until it is filled hides the way of its lines
+        // back to this rank.
         let mark = self.lines[self.me].mark(self.next);
         kernel::fetch_to_write(mark);
         kernel::fetch_to_write(&mark.inline);
     }
 
-    /// \[4] for one peer; the mark's contents may be read afterwards.
+    /// \[4]: waits for one peer; the contents of its mark may be read afterwards.
     #[inline]
     pub(crate) fn wait_for(&self, peer: usize, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let meeting = self.lines[peer].meeting(self.next);
         meeting.wait(self.guards.of(peer), self.pace, deadline, |sequence| sequence == self.next).map(drop)
     }
 
-    /// The paths of a program's files are constants: the same address is the same file.
+    /// Notes the source file of a call. The paths of a program's files are constants, so the same address
+    /// means the same file.
     fn note_file(&self, call: &Call) {
         let address = call.file.as_ptr().addr();
         if self.file.get() != address && !cfg!(loom) {
@@ -198,13 +204,13 @@ impl Gate {
         }
     }
 
-    /// This rank waits for a message of this call, or for none.
+    /// Notes that this rank waits for a message of this call, or for none.
     pub(crate) fn awaits(&self, call: Option<&Call>) {
         call.into_iter().for_each(|call| self.note_file(call));
         self.lines[self.me].awaits(call);
     }
 
-    /// Has the peer signalled the exchange under way?
+    /// Returns whether the peer has signalled the exchange under way.
     pub(crate) fn has_arrived(&self, peer: usize) -> bool {
         self.lines[peer].mark(self.next).sequence.load(Ordering::Acquire) == self.next
     }
@@ -214,7 +220,7 @@ impl Gate {
         self.lines[peer].file()
     }
 
-    /// \[5] what a peer said, copied once, and the mark of its call.
+    /// \[5]: returns the head of a peer's mark, copied once, and the mark of the peer's call.
     pub(crate) fn head(&self, peer: usize) -> (Head, u32) {
         let mark = self.lines[peer].mark(self.next);
         let word = |index: usize| mark.head[index].load(Ordering::Relaxed);
@@ -229,7 +235,7 @@ impl Gate {
         (head, mark.call.load(Ordering::Relaxed))
     }
 
-    /// A payload of `len` bytes that travels in the mark, copied once.
+    /// Returns a payload of `len` bytes that travels in a peer's mark, copied once.
     pub(crate) fn inline(&self, peer: usize, e: u32, len: usize) -> [u64; INLINE_WORDS] {
         let mut words = [0; INLINE_WORDS];
         let mark = self.lines[peer].mark(e);

@@ -1,4 +1,5 @@
-//! Links: a ring each way between a caller and each slot of its crew, and one wait for whatever any of them says.
+//! Links: a ring in each direction between a caller and each slot of its crew, and one wait for the messages
+//! of all slots.
 //!
 //! ```text
 //! caller                                           the process that fills a slot, while its life is an odd number g
@@ -14,18 +15,20 @@
 //!
 //! The caller sleeps on one eventcount, which all others tell.
 //!
-//! *A ring has one writer and one reader.* The caller readies a slot's rings for another process when it has seen its life,
-//! which the zygote counts after the kernel has told the death of the one before. The new process touches neither before \[a].
+//! *A ring has one writer and one reader.* The caller readies a slot's rings for a new process when it has
+//! seen that process's life, which the zygote counts after the kernel has reported the death of the process
+//! before. The new process touches neither ring before \[a].
 //!
-//! *What was said is heard, before the death.* A life is looked at before the ring: if it is another, all that the process
-//! has ever said is in its ring, and \[4] comes when that is empty. A message whose end is missing was not said. *What was
-//! posted may not have been taken*: the caller, which learns of the death, knows what it has posted.
+//! *All that was said is heard, before the death.* The caller looks at a life before the ring: if the life
+//! has changed, all that the process has ever said is in its ring, and \[4] comes when the ring is empty. A
+//! message whose end is missing was not said. *A message that was posted may not have been taken*: the
+//! caller, which learns of the death, knows what it has posted.
 //!
-//! *Nobody waits for one who waits for him.* The caller never waits in a ring: while it has no room to post it hears what is
-//! said (and gives that later), so that a process that says something gets on.
+//! *No two processes wait for each other.* The caller never waits in a ring: while there is no room to post,
+//! it hears the messages that come (and returns them later), so that a process that says something gets on.
 //!
-//! *Nothing is believed.* Memory grows with what has come, not with what is announced; after a frame that cannot be, nothing
-//! more is heard of that process but its death.
+//! *Nothing is believed.* Memory grows with the bytes that have come, not with the length that is announced;
+//! after an invalid frame, nothing more is heard of that process but its death.
 
 use crate::channel::guards::Guards;
 use crate::channel::ring::{End, Layout, Reader, RingWords, Writer};
@@ -40,7 +43,7 @@ use crate::sync::wait::{Broken, Meeting, Pace};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Bytes of a ring's store: without memory until they are used.
+/// The bytes of a ring's store, which has no memory until it is used.
 const ROOM: usize = 256 << 10;
 
 shared! {
@@ -48,11 +51,11 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct LinkWords {
-        /// Odd: a process fills the slot. Written by the zygote.
+        /// The number of the life, odd while a process fills the slot. Written by the zygote.
         life: AtomicU32,
         /// The life for which the rings are ready. Written by the caller.
         opened: AtomicU32,
-        /// Is the process asleep on `opened`? Written by it.
+        /// Whether the process sleeps on `opened`. Written by the process.
         sleepers: AtomicU32,
     }
 }
@@ -76,7 +79,7 @@ impl Heard {
     }
 }
 
-/// One link: where its words lie, and the words and stores of its rings.
+/// One link: the place of its words, and the words and stores of its rings.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(super) words: Placed<LinkWords>,
@@ -88,7 +91,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// An end of one of the rings, from its beginning; `guards` ends the waits for member `other`.
+    /// Returns an end of one of the rings, from its beginning; `guards` ends the waits for member `other`.
     fn end(&self, (words, store): &(Placed<RingWords>, usize), (guards, other): (&Guards, usize)) -> End {
         End::over(words.clone(), (&self.segment, *store, self.room), guards.only(other), Pace::ASLEEP, 0)
     }
@@ -114,7 +117,8 @@ impl Link {
 pub(crate) struct Links {
     pub(super) heard: Placed<Heard>,
     pub(super) links: Arc<[Link]>,
-    /// The words that end waits for each slot; and those that end waits for the caller, the only member there.
+    /// The words that end the waits for each slot, and those that end the waits for the caller, the only
+    /// member there.
     pub(super) guards: [Guards; 2],
 }
 
@@ -141,26 +145,28 @@ impl Links {
         Ok(Links { heard: Placed::new(&segment, heard), links: (0..count).map(link).collect(), guards })
     }
 
-    /// \[z]: the zygote is about to fork a process for the slot, or the kernel has told it of that process's death.
+    /// \[z]: counts and tells a turn of a slot's life: the zygote is about to fork a process for the slot, or
+    /// the kernel has reported that process's death.
     pub(crate) fn turn(&self, slot: usize) {
         self.turn_untold(slot);
         point(Site::LifeTurned);
         self.heard.events().tell();
     }
 
-    /// \[z] without the second half: only the model checker leaves it at that.
+    /// \[z]: counts a turn without telling it; only the model checker leaves it at that.
     pub(super) fn turn_untold(&self, slot: usize) {
-        // Release: after all that the zygote knows.
+        // Release: comes after all that the zygote knows.
         self.links[slot].words.life.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns the caller's ends of all links: once.
+    /// Returns the caller's ends of all links. Called once.
     pub(crate) fn listen(&self) -> Caller {
         let ends = self.links.iter().map(|_| None).collect();
         Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0, more: false }
     }
 
-    /// \[a]: returns the ends of the process that fills the slot, when the caller has readied them.
+    /// \[a]: waits until the caller has readied the rings of the slot; returns the ends of the process that
+    /// fills it.
     pub(crate) fn join(&self, slot: usize) -> std::result::Result<Process, Broken> {
         let link = &self.links[slot];
         let life = link.life();
@@ -168,7 +174,7 @@ impl Links {
         Ok(self.hurry(slot))
     }
 
-    /// \[a] without waiting: only the model checker begins here.
+    /// \[a]: returns these ends without waiting; only the model checker begins here.
     pub(super) fn hurry(&self, slot: usize) -> Process {
         let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
         let reader = Reader::new(link.end(&link.down, caller));
@@ -182,14 +188,14 @@ impl Links {
 pub(crate) enum Event {
     /// A process fills the slot, and can be posted to.
     Began { slot: usize },
-    /// It has said this.
+    /// The process has said this message.
     Said { slot: usize, message: Vec<u8> },
-    /// It has ended. Another may follow.
+    /// The process has ended. Another may follow.
     Gone { slot: usize },
 }
 
 impl Event {
-    /// Says whether a process of this slot begins or ends.
+    /// Returns whether a process of this slot begins or ends.
     fn is_turn_of(&self, of: usize) -> bool {
         matches!(self, Event::Began { slot } | Event::Gone { slot } if *slot == of)
     }
@@ -199,12 +205,12 @@ impl Event {
 #[derive(Default)]
 struct Partial {
     bytes: Vec<u8>,
-    /// As its first piece says.
+    /// The length of the message, as its first piece says.
     total: u64,
 }
 
 impl Partial {
-    /// Takes the next piece, which is there or is waited for; returns the message when that was the last.
+    /// Takes the next piece, waiting for it if need be; returns the message when that was its last piece.
     fn take(&mut self, reader: &mut Reader) -> std::result::Result<Result<Option<Vec<u8>>>, Broken> {
         let frame = match reader.peek(None)? {
             Ok(frame) => frame,
@@ -233,28 +239,29 @@ struct Ends {
     writer: Writer,
     reader: Reader,
     partial: Partial,
-    /// The process has overwritten something.
+    /// Whether the process has overwritten something.
     spoiled: bool,
 }
 
 /// The caller's ends of all links.
 pub(crate) struct Caller {
     links: Links,
-    /// None where no process is known.
+    /// The ends for each slot; `None` where no process is known.
     ends: Vec<Option<Ends>>,
-    /// Heard while it posted.
+    /// The events that were heard while the caller posted.
     events: VecDeque<Result<Event>>,
     /// The slot that is looked at first.
     turn: usize,
-    /// The last look has left pieces in a ring.
+    /// Whether the last look has left pieces in a ring.
     more: bool,
 }
 
 impl Caller {
-    /// \[2]: posts a message to the process that fills a slot, as the caller knows it. Returns when all of it is in the ring.
-    /// False if that process is gone, or goes meanwhile, or when there is no room and it is `over`.
+    /// \[2]: posts a message to the process that fills a slot, as far as the caller knows. Returns true when
+    /// all of the message is in the ring; false if that process is gone, or goes meanwhile, or if there is no
+    /// room and `over` returns true.
     pub(crate) fn post(&mut self, slot: usize, message: &[u8], over: impl Fn() -> bool) -> bool {
-        // The caller has still to be told that the process it knows is gone.
+        // The caller has yet to be told that the process it knows is gone.
         if self.events.iter().flatten().any(|event| event.is_turn_of(slot)) {
             return false;
         }
@@ -292,10 +299,11 @@ impl Caller {
         true
     }
 
-    /// \[3]: waits for the next event. None when nothing has happened and it is `over`, which is looked at now and then.
+    /// \[3]: waits for the next event. Returns `None` when nothing has happened and `over`, which is called
+    /// now and then, returns true.
     ///
     /// # Errors
-    /// If a process has overwritten what stands between it and the caller; once for each process.
+    /// If a process has overwritten memory that it shares with the caller; once for each process.
     pub(crate) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
         if let Some(event) = self.events.pop_front() {
             return event.map(Some);
@@ -315,7 +323,7 @@ impl Caller {
         }
     }
 
-    /// Looks at all links, each in its turn.
+    /// Looks at all links, each in its turn; returns the first event that is found.
     fn look(&mut self) -> Option<Result<Event>> {
         self.more = false;
         let (first, count) = (self.turn, self.ends.len());
@@ -327,7 +335,7 @@ impl Caller {
 
     fn look_at(&mut self, slot: usize) -> Option<Result<Event>> {
         let link = &self.links.links[slot];
-        // Before the ring.
+        // The life is read before the ring.
         let life = link.life();
         let Some(ends) = &mut self.ends[slot] else {
             return (life % 2 == 1).then(|| {
@@ -360,7 +368,7 @@ impl Caller {
         })
     }
 
-    /// \[1]
+    /// \[1]: readies a slot's rings for this life.
     fn ready(&mut self, slot: usize, life: u32) {
         let link = &self.links.links[slot];
         link.down.0.prepare(0);
@@ -374,7 +382,7 @@ impl Caller {
     }
 }
 
-/// The reason why a wait of the caller's ends.
+/// The reason for which a wait of the caller ends.
 enum Turn {
     /// There is nothing to wait for.
     Gone,
@@ -386,7 +394,7 @@ enum Turn {
 
 /// The most pieces of one process that are taken before the others are looked at.
 const MOST: usize = 16;
-/// Messages have no signature: whoever links processes knows what they say.
+/// The signature of all messages, which have none: the code that links processes knows what they say.
 const NOTHING: [u64; 2] = [0; 2];
 
 /// The ends of the process that fills a slot.
@@ -412,7 +420,7 @@ impl Process {
         }
     }
 
-    /// \[c]: says something to the caller. Returns when all of it is in the ring.
+    /// \[c]: says a message to the caller. Returns when all of it is in the ring.
     ///
     /// # Errors
     /// [`Broken`] if the caller is gone.
@@ -436,7 +444,7 @@ mod tests {
     fn links(count: usize) -> Links {
         let slots = Slots::new(Plan { ranks: count, heap: Some(0), ..Plan::default() }).unwrap();
         let all: Vec<usize> = (0..count).collect();
-        // Nobody's alive word says that he is gone.
+        // No alive word says that its process is gone.
         Links::new(count, [slots.guards(&all, 0), slots.guards(&[0], 0)]).unwrap()
     }
 
@@ -538,7 +546,7 @@ mod tests {
             let said = |message| Ok(Some(Event::Said { slot: 0, message }));
             assert_eq!(caller.next(never), said(vec![number; 3]));
             if number % 3 == 0 {
-                // Another is there before the caller knows.
+                // Another process is there before the caller knows.
                 links.turn(0);
                 assert_eq!(caller.next(never), said(vec![number; 30]));
                 assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
@@ -589,7 +597,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut process = links.join(1).unwrap();
-                // While the caller waits for room.
+                // The caller waits for room meanwhile.
                 thread::sleep(std::time::Duration::from_millis(50));
                 links.turn(0);
                 links.turn(0);

@@ -1,5 +1,5 @@
-//! *What moves?* The shared words of slots and worlds, windows that ranks look through together, rings between two, views of arrays,
-//! the ledger of tasks, recovery from deaths.
+//! The data that moves between processes: the shared words of slots and worlds, windows through which ranks
+//! look together, rings between two ranks, views of arrays, the ledger of tasks, and recovery from deaths.
 
 mod blame;
 pub(crate) mod call;

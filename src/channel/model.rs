@@ -1,15 +1,16 @@
-//! Models for loom: the protocols of lines, rings, recovery, (directory.rs) directories, (links.rs) links and
-//! (tasks.rs) ledger, source and eventcount, in every order of their steps, with every value that the memory model lets a
-//! load return. `tools/loom` runs them.
+//! Models for loom: the protocols of lines, rings, recovery, directories (directory.rs), links (links.rs),
+//! and ledger, source and eventcount (tasks.rs), in every order of their steps, with every value that the
+//! memory model lets a load return. `tools/loom` runs them.
 //!
-//! A rank is a thread. Unless said otherwise it does not spin, so that each wait that can sleep does; sleeps have no
-//! slices (wait.rs), so a lost wake-up is a deadlock, and loom reports it. A loom `Cell` stands for memory that is
-//! written without atomics (a staging cell, a ring's store, a row): loom reports accesses to it that are not ordered.
+//! A rank is a thread. Unless said otherwise it does not spin, so each wait that can sleep does sleep. Sleeps
+//! have no slices (wait.rs), so a lost wake-up is a deadlock, which loom reports. A loom `Cell` stands for
+//! memory that is written without atomics (a staging cell, a ring's store, a row): loom reports accesses to
+//! it that are not ordered.
 //!
-//! A bound of n means all executions with at most n preemptions. Loom shows less than C11 allows in two respects: who
-//! passes a SeqCst fence has seen all that came before earlier ones (so an order that is missing is found on the paths
-//! without sleep only), and no load returns a value that is stored later. More ranks, and deaths between any two steps:
-//! `models/*.pml`.
+//! A bound of n means all executions with at most n preemptions. Loom shows less than C11 allows in two
+//! respects: a thread that passes a SeqCst fence has seen all that came before earlier fences (so a missing
+//! ordering is found only on the paths without sleep), and no load returns a value that is stored later. More
+//! ranks, and deaths between any two steps: `models/*.pml`.
 //!
 //! `planted_*` are negative controls: the same models with one step out of order, which loom must report.
 
@@ -35,16 +36,16 @@ use std::time::Instant;
 mod links;
 mod tasks;
 
-/// The alive word of a rank that is.
+/// The alive word of a living rank.
 const ALIVE: u32 = 7;
-/// Where counters begin to wrap around early on.
+/// A first number from which counters soon wrap around.
 const WRAP: u32 = u32::MAX - 1;
 const DROWSY: Pace = Pace::exactly(0, 0);
 
-/// Preemptions: as many, and as many when `MODEL_DEPTH=full`.
+/// Bounds on preemptions: the usual one, and the one for `MODEL_DEPTH=full`.
 type Bounds = [usize; 2];
 
-/// Explores all executions of `model` within its bound, and says how many there are.
+/// Explores all executions of `model` within its bound, and prints how many there are.
 fn explore(bounds: Bounds, model: impl Fn() + Send + Sync + 'static) {
     let bound = bounds[usize::from(std::env::var("MODEL_DEPTH").is_ok_and(|depth| depth == "full"))];
     let (start, executions) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
@@ -81,7 +82,7 @@ enum Fault {
     RelaxedWord,
     /// The sequence is stored before the payload is written.
     PayloadLast,
-    /// Nothing between storing the sequence and looking for sleepers.
+    /// No fence between storing the sequence and looking for sleepers.
     NoFence,
     /// One cell for all exchanges.
     OneCell,
@@ -126,7 +127,7 @@ impl World {
         &self.cells[rank][parity as usize]
     }
 
-    /// [1] and [2] of window.rs: payload in the cell and, again, in the mark.
+    /// Steps [1] and [2] of window.rs: writes the payload into the cell and, again, into the mark.
     fn fill(&self, gate: &Gate) {
         let payload = payload(gate.me, gate.next);
         if self.fault != Fault::PayloadLast {
@@ -135,7 +136,7 @@ impl World {
         gate.fill(gate.next, &Head { digest: payload, ..Head::default() }, &payload.to_ne_bytes());
     }
 
-    /// [3], as it is meant or with the fault.
+    /// Step [3], as it is meant or with the fault.
     fn signal(&self, gate: &Gate) {
         let (me, e) = (gate.me, gate.next);
         let meeting = self.lines[me].meeting(e);
@@ -156,7 +157,7 @@ impl World {
         }
     }
 
-    /// [1]-[5]; the peer whose word is missing, otherwise.
+    /// Steps [1]-[5]. On failure, returns the peer whose word is missing.
     fn exchange(&self, gate: &mut Gate) -> Result<(), (usize, Broken)> {
         self.fill(gate);
         self.signal(gate);
@@ -175,7 +176,8 @@ impl World {
         Ok(())
     }
 
-    /// What a rank does whose wait for `peer` is broken (window.rs `broken`), and then fails (world.rs `fail`).
+    /// Does what a rank does when its wait for `peer` is broken (window.rs `broken`) and it then fails
+    /// (world.rs `fail`).
     fn fail(&self, me: usize, (peer, broken): (usize, Broken)) {
         if matches!(broken, Broken::Gone(word) if word != LEFT) {
             wait::revoke(&self.revoked, 0, peer);
@@ -184,7 +186,7 @@ impl World {
         wait::revoke(&self.revoked, 0, me);
     }
 
-    /// Rank `victim` is dead: the kernel says so and wakes one, then the supervisor ends the world.
+    /// Kills rank `victim`: the kernel says so and wakes one sleeper, then the supervisor ends the world.
     fn dies(&self, victim: usize) {
         self.alive[victim].store(OWNER_DIED, Ordering::SeqCst);
         wait::wake(&self.alive[victim], 1);
@@ -196,7 +198,7 @@ fn payload(rank: usize, e: u32) -> u64 {
     u64::from(e) << 8 | rank as u64
 }
 
-/// All ranks make all exchanges, and see of each what was written for it, whole.
+/// Lets all ranks make all exchanges; each rank sees, whole, what was written for each exchange.
 fn window(bounds: Bounds, ranks: usize, exchanges: u32, first: u32, pace: Pace, fault: Fault) {
     explore(bounds, move || {
         launch(ranks, World { pace, fault, ..World::new(ranks, first) }, move |world, rank| {
@@ -255,7 +257,7 @@ fn planted_one_cell_for_all_exchanges() {
     window([2, 2], 2, 2, 0, DROWSY, Fault::OneCell);
 }
 
-/// A barrier is an exchange of nothing: who is through has been joined by all.
+/// A barrier is an exchange without payload: once a rank is through, all ranks have arrived.
 #[test]
 fn barrier() {
     explore([2, 3], || {
@@ -273,7 +275,7 @@ fn barrier() {
     });
 }
 
-/// The last rank goes some way into its first exchange: the others' calls end, the first or the one after.
+/// Lets the last rank go some way into its first exchange: the others' calls end, the first or the one after.
 fn one_goes(bounds: Bounds, ranks: usize, goes: fn(&World, &Gate)) {
     explore(bounds, move || {
         let world = launch(ranks, World::new(ranks, WRAP), move |world, rank| {
@@ -348,7 +350,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// `segment`, the machine's and not loom's, serves all executions.
+    /// Makes a ring. `segment`, the machine's and not loom's, serves all executions.
     fn new(segment: &Arc<Segment>, pieces: usize, first: u32) -> Ring {
         let words = RingWords::default();
         words.prepare(first);
@@ -375,7 +377,7 @@ impl Ring {
         Reader::new(self.end(1))
     }
 
-    /// The piece that ends at position `at` of the store.
+    /// Returns the piece that ends at position `at` of the store.
     fn piece(&self, at: u64) -> &Cell<u64> {
         &self.store[(at as usize / PIECE - 1) % self.store.len()]
     }
@@ -389,7 +391,7 @@ fn ring(bounds: Bounds, pieces: usize, first: u32, body: fn(&Ring, usize)) {
     });
 }
 
-/// Three messages through two slots: both sides sleep; what is read is what was sent, in that order.
+/// Sends three messages through two slots: both sides sleep; the reader reads what was sent, in that order.
 fn three_messages(ring: &Ring, rank: usize) {
     let message = |number: u64| [number; SMALL / 8];
     if rank == 0 {
@@ -434,7 +436,8 @@ fn ring_that_a_long_message_streams_through() {
     });
 }
 
-/// As `Writer::send` does it, piece by piece, the store watched by loom. `early`: the reader gives back too soon.
+/// Sends as `Writer::send` does, piece by piece, with the store watched by loom. `early`: the reader gives
+/// back too soon.
 fn three_pieces(ring: &Ring, rank: usize, early: bool) {
     if rank == 0 {
         let mut writer = ring.writer();
@@ -475,7 +478,7 @@ fn planted_head_passed_before_reading() {
     ring([3, 3], 1, 0, |ring, rank| three_pieces(ring, rank, true));
 }
 
-/// What was sent before leaving arrives; then the wait ends.
+/// A message that was sent before the writer left arrives; then the wait ends.
 #[test]
 fn ring_whose_writer_leaves() {
     ring([3, 9], 8, WRAP, |ring, rank| {
@@ -510,7 +513,7 @@ struct Council {
     bell: Notify,
     alive: AtomicU32,
     revoked: AtomicU32,
-    /// What a half of the next epoch holds when it has been readied.
+    /// The contents of the next epoch's half once it has been readied.
     half: Cell<u64>,
 }
 
@@ -526,7 +529,7 @@ impl Council {
         }
     }
 
-    /// A decision on these wishes must be for all, whole, and of this round.
+    /// Asks for a decision, which must be for all, whole, and of this round.
     fn ask(&self, rank: usize, round: u32, wish: Wish) {
         let supervised = Guard { alive: &self.alive, revoked: &self.revoked, clean: 0 };
         let ring = || self.bell.notify();
@@ -553,7 +556,7 @@ impl Council {
     }
 }
 
-/// Two decisions in a row: the second one's words are not written before all have read the first.
+/// Two decisions in a row: the words of the second are not written before all have read the first.
 #[test]
 fn recovery_of_two_ranks() {
     explore([1, 2], || {

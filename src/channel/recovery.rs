@@ -1,5 +1,5 @@
-//! Recovery: the ranks of a world ask, its zygote decides, uniformly (ULFM's agree and shrink, with one decider that all
-//! of them would die with).
+//! Recovery: the ranks of a world ask, and its zygote decides, uniformly (ULFM's agree and shrink, with one
+//! decider that all of the ranks would die with).
 //!
 //! ```text
 //! rank                                              zygote
@@ -12,18 +12,19 @@
 //!                                                   [4] the decision; signal decided += 1
 //! ```
 //!
-//! A rank that is forked in \[3] may ask before \[4]: its petition comes with the number of that decision, and it waits for
-//! it first, so it is never answered by the decision that made it.
+//! A rank that is forked in \[3] may ask before \[4]: its petition comes with the number of that decision,
+//! for which the rank waits first, so it is never answered by the decision that made it.
 //!
-//! *A half is unused when it is readied.* In \[1] every rank of epoch `e` has asked, so it is in no call of `e`, or it is
-//! dead; and it had left epoch `e - 1`, whose half this was, before it entered `e`. Ranks that said LEFT or FAILED touch
-//! their slot only.
+//! *A half is unused when it is readied.* In \[1] every rank of epoch `e` has asked, so it is in no call of
+//! `e`, or it is dead; and it had left epoch `e - 1`, to which this half belonged, before it entered `e`.
+//! Ranks that said LEFT or FAILED touch only their slot.
 //!
-//! *A decision is read before the next one is written*: that one waits for the petitions of all who are to read this one.
-//! A rank killed between any two steps is just dead; a zygote's death takes all ranks with it.
+//! *A decision is read before the next one is written*: the next decision waits for the petitions of all
+//! ranks that are to read this one. A rank killed between any two steps is just dead; a zygote's death takes
+//! all ranks with it.
 //!
-//! *Handles of earlier epochs fail for ever*: the revoked word never again equals their `clean` value (until 2^21
-//! recoveries have passed).
+//! *Handles of earlier epochs fail for ever*: the revoked word never again equals their `clean` value (until
+//! 2^21 recoveries have passed).
 
 use crate::channel::call::line;
 use crate::os::fault::{Site, point};
@@ -32,23 +33,23 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::wait::{Broken, Guard, Meeting, Pace};
 use std::time::Instant;
 
-/// As many ranks as one world may have.
+/// The largest number of ranks of one world.
 pub(crate) const MAX_RANKS: usize = if cfg!(loom) { 64 } else { 1024 };
 
-/// What a rank may ask for.
+/// The requests that a rank can make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Wish {
-    /// One value and one set of dead for all.
+    /// One value and one set of dead ranks, the same for all.
     Agree = 1,
-    /// A new epoch of those who live.
+    /// A new epoch of the living ranks.
     Shrink,
-    /// A new epoch of all ranks, the dead forked again.
+    /// A new epoch of all ranks, with the dead forked again.
     Respawn,
 }
 
 impl Wish {
-    /// As the user knows it.
+    /// Returns the name of the request in the API.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Wish::Agree => "agree",
@@ -62,13 +63,13 @@ impl Wish {
     }
 }
 
-/// What became of the wishes.
+/// The outcome of the ranks' requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Granted,
-    /// The ranks do not wish the same.
+    /// The ranks did not make the same request.
     Mismatch,
-    /// The rank has returned from its body: it can not be forked again.
+    /// The rank has returned from its body: it cannot be forked again.
     Left(usize),
     /// The rank could not be forked.
     Unstarted(usize),
@@ -99,18 +100,18 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct Verdict {
-        /// How many decisions have been made. Stored last.
+        /// The number of decisions that have been made. Stored last.
         decided: AtomicU32,
-        /// How many ranks sleep on `decided`. Written by the ranks.
+        /// The number of ranks that sleep on `decided`. Written by the ranks.
         sleepers: AtomicU32,
         outcome: AtomicU32,
-        /// The epoch that is now.
+        /// The current epoch.
         epoch: AtomicU32,
-        /// Agree: the values of all, and-ed.
+        /// For an agreement, the values of all ranks, and-ed.
         value: AtomicU64,
-        /// The ranks of the epoch, a bit each.
+        /// The ranks of the epoch, one bit for each.
         members: Bits,
-        /// Agree: those who agreed.
+        /// For an agreement, the ranks that agreed.
         agreed: Bits,
     }
 }
@@ -120,9 +121,9 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(64))]
     pub(crate) struct Petition {
-        /// The number of the decision it is for. Stored last.
+        /// The number of the decision that the request is for. Stored last.
         number: AtomicU32,
-        /// The requests, by parity of the number: peers may still report the last one.
+        /// The requests, by parity of the number: peers may still report the one before.
         asks: [Asks; 2],
     }
 }
@@ -173,18 +174,18 @@ impl Verdict {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// The number of the decision that petitions are for now.
+    /// Returns the number of the decision that petitions are for now.
     fn next(&self) -> u32 {
         self.decided.load(Ordering::Acquire).wrapping_add(1)
     }
 
-    /// \[2] Who belongs to the epoch, and its number.
+    /// \[2]: writes the number and the members of the epoch.
     pub(crate) fn begin(&self, epoch: u32, members: &[usize]) {
         self.epoch.store(epoch, Ordering::Relaxed);
         write(&self.members, members);
     }
 
-    /// \[4] of the zygote.
+    /// \[4] of the zygote: writes the decision, and signals it.
     pub(crate) fn decide(&self, number: u32, outcome: Outcome, value: u64, agreed: &[usize]) {
         self.outcome.store(outcome.word(), Ordering::Relaxed);
         self.value.store(value, Ordering::Relaxed);
@@ -192,26 +193,29 @@ impl Verdict {
         self.meeting().signal(number);
     }
 
-    /// The ranks of the epoch.
+    /// Returns the ranks of the epoch.
     pub(crate) fn members(&self, ranks: usize) -> Vec<usize> {
         read(&self.members, ranks)
     }
 }
 
 impl Petition {
-    /// The slot's next process has asked for nothing: it comes with, or behind, the decision of this number.
+    /// Readies the petition for the slot's next process, which has asked for nothing: the process comes with,
+    /// or after, the decision of this number.
     pub(crate) fn clear(&self, decided: u32) {
         self.number.store(decided, Ordering::Relaxed);
     }
 
-    /// What the rank asks of decision `number`, and its value; `Some(None)` if that is nothing known.
+    /// Returns the rank's request for decision `number`, and its value, if the rank has asked. The request is
+    /// `None` if it is unknown.
     pub(crate) fn wish(&self, number: u32) -> Option<(Option<Wish>, u64)> {
         let asked = self.number.load(Ordering::Acquire) == number;
         let asks = self.asks(number);
         asked.then(|| (Wish::of(asks.wish.load(Ordering::Relaxed)), asks.value.load(Ordering::Relaxed)))
     }
 
-    /// What the rank asked of decision `number`, in words; until it asks for the one after next.
+    /// Describes the rank's request for decision `number`, until the rank asks for the decision after the
+    /// next.
     pub(crate) fn describe(&self, number: u32) -> String {
         let asks = self.asks(number);
         let wish = Wish::of(asks.wish.load(Ordering::Relaxed)).map_or("nothing", Wish::name);
@@ -224,7 +228,8 @@ impl Petition {
 }
 
 impl Petition {
-    /// \[1]-\[4] of a rank among `ranks`: asks through `ring`; the wait ends with the zygote, by `supervised`.
+    /// \[1]-\[4] of a rank among `ranks`: asks through `ring`, and waits for the decision; the wait ends with
+    /// the zygote, by `supervised`.
     pub(crate) fn ask(
         &self,
         verdict: &Verdict,
@@ -236,7 +241,8 @@ impl Petition {
     ) -> Result<Decision, Broken> {
         let mut number = verdict.next();
         if number == self.number.load(Ordering::Relaxed) {
-            // Under way: by it this process was forked, or it has not waited for it to the end.
+            // That decision is under way: it made this process, or this process did not wait for it to the
+            // end.
             verdict.meeting().wait(supervised, Pace::ASLEEP, deadline, |decided| decided == number)?;
             number = verdict.next();
         }
@@ -248,7 +254,7 @@ impl Petition {
         self.number.store(number, Ordering::Release);
         ring();
         point(Site::Asked);
-        // The zygote must look, reap and perhaps fork: nothing to spin for.
+        // The zygote must look, reap and perhaps fork, which is too long to spin for.
         verdict.meeting().wait(supervised, Pace::ASLEEP, deadline, |decided| decided == number)?;
         point(Site::Decided);
         Ok(Decision {

@@ -1,8 +1,8 @@
-//! Bounded frame rings: one writer, one reader. Small messages travel in the slot, larger ones through a circular
-//! store of bytes in pieces, arrays by descriptor.
+//! Bounded frame rings: one writer, one reader. Small messages travel in the slot, larger messages in pieces
+//! through a circular store of bytes, arrays by descriptor.
 //!
-//! A slot carries its own stamp, so a small message costs one cache line (LMAX Disruptor; FastForward). For position
-//! `q`, counted from the world's first sequence:
+//! A slot carries its own stamp, so a small message costs one cache line (LMAX Disruptor; FastForward). For
+//! position `q`, counted from the world's first sequence:
 //!
 //! ```text
 //! writer                                              reader
@@ -12,9 +12,10 @@
 //! [3] signal: slot.stamp = q + 1, fence, wake
 //! ```
 //!
-//! *Nothing is overwritten while it is read*: the writer reuses slot and store of `q` only after head has passed `q`,
-//! stored (release) by the reader behind its last look. *Nothing is read before it is written*: the stamp is stored
-//! last (release). A slot's earlier stamps are `q + 1 - SLOTS` and less: equality tells them apart, across wrap-around.
+//! *Nothing is overwritten while it is read*: the writer reuses slot and store of `q` only after head has
+//! passed `q`, which the reader stores (release) after its last look. *Nothing is read before it is written*:
+//! the stamp is stored last (release). A slot's earlier stamps are `q + 1 - SLOTS` and less: equality tells
+//! them apart, across wrap-around.
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
 use crate::channel::call::Signature;
@@ -45,7 +46,8 @@ shared! {
     pub(crate) struct Slot {
         stamp: AtomicU32,
         kind: AtomicU32,
-        /// signature (two words), total length of the message, where the piece ends in the store (or an array's offset)
+        /// signature (two words), total length of the message, where the piece ends in the store (or an
+        /// array's offset)
         words: [AtomicU64; 4],
         small: [AtomicU64; SMALL / 8],
     }
@@ -56,13 +58,13 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct RingWords {
-        /// Positions below are free for the writer. Written by the reader.
+        /// The position below which all are free for the writer. Written by the reader.
         head: AtomicU32,
-        /// Is the writer asleep on `head`? Written by the writer.
+        /// Whether the writer sleeps on `head`. Written by the writer.
         writer_sleeps: AtomicU32,
-        /// Its place in the reader's directory.
+        /// The ring's entry in the reader's directory.
         pub(crate) link: Link,
-        /// Is the reader asleep on a stamp? On a line of its own. Written by the reader.
+        /// Whether the reader sleeps on a stamp, on a line of its own. Written by the reader.
         reader_sleeps: Padded,
         slots: [Slot; SLOTS as usize],
     }
@@ -79,10 +81,10 @@ shared! {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 64 && size_of::<RingWords>() == 256 + 64 * SLOTS as usize);
 
-/// Where a ring's parts lie.
+/// The places of a ring's parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    /// Where the store begins.
+    /// The offset of the store.
     pub(super) store: usize,
     /// Bytes of the store.
     pub(crate) room: usize,
@@ -91,7 +93,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// A ring with a store of `room` bytes, a power of two.
+    /// Returns the layout of a ring with a store of `room` bytes, a power of two.
     pub(crate) fn new(room: usize) -> Layout {
         debug_assert!(room.is_power_of_two());
         let mut carver = Carver::default();
@@ -127,7 +129,7 @@ impl RingWords {
     }
 }
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Kind {
@@ -149,7 +151,7 @@ pub(crate) struct Frame {
     pub(crate) at: u64,
 }
 
-/// One end's fixed view of a ring, held.
+/// One end's fixed view of a ring, and its hold on the ring's memory.
 pub(crate) struct End {
     words: Placed<RingWords>,
     segment: Arc<Segment>,
@@ -159,12 +161,12 @@ pub(crate) struct End {
     pace: Pace,
     /// The next position to write or read.
     next: u32,
-    /// The hold on its memory, unless the world's layout has a place for it.
+    /// The hold on the ring's memory; `None` if the world's layout has a place for the ring.
     hold: Option<Block>,
 }
 
 impl End {
-    /// The ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
+    /// Makes an end of the ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
     pub(crate) fn new(
         segment: &Arc<Segment>,
         (at, hold): (usize, Option<Block>),
@@ -176,12 +178,12 @@ impl End {
         End { hold, ..End::over(Placed::new(segment, at), store, guard, pace, first) }
     }
 
-    /// The writer keeps the ring to itself: nobody will read it.
+    /// Keeps the ring for the writer alone: nobody will read it.
     pub(crate) fn keep(&self) {
         self.hold.iter().for_each(|hold| hold.share(1));
     }
 
-    /// The ring of these words, with a store at this place of this length.
+    /// Makes an end of the ring of these words, with a store of length `room` at `store`.
     pub(super) fn over(
         words: Placed<RingWords>,
         (segment, store, room): (&Arc<Segment>, usize, usize),
@@ -192,7 +194,7 @@ impl End {
         End { words, segment: Arc::clone(segment), store, room, guard, pace, next: first, hold: None }
     }
 
-    /// Returns where the byte lies in the store that is the `at`-th ever written.
+    /// Returns where the `at`-th byte ever written lies in the store.
     fn start(&self, at: u64) -> usize {
         // A power of two: see `Layout::new`.
         at as usize & (self.room - 1)
@@ -212,7 +214,7 @@ pub(crate) struct Writer {
     /// Bytes ever taken from the store, and given back.
     taken: u64,
     returned: u64,
-    /// Of each frame under way, the store position behind it.
+    /// The store position behind each frame under way.
     ends: VecDeque<u64>,
 }
 
@@ -221,13 +223,14 @@ impl Writer {
         Writer { head: end.next, end, taken: 0, returned: 0, ends: VecDeque::new() }
     }
 
-    /// Cuts a message into what one frame carries each.
+    /// Cuts a message into pieces of which one frame carries each.
     pub(crate) fn pieces<'m>(&self, message: &'m [u8]) -> impl Iterator<Item = &'m [u8]> + use<'m> {
         let whole = message.len() <= SMALL;
         whole.then_some(message).into_iter().chain(message.chunks(self.end.room / 4).skip(usize::from(whole)))
     }
 
-    /// Sends a message: in the slot if small, else piece by piece. Returns when the last frame is in the ring.
+    /// Sends a message: in the slot if small, else piece by piece. Returns when the last frame is in the
+    /// ring.
     pub(crate) fn send(
         &mut self,
         signature: Signature,
@@ -235,14 +238,14 @@ impl Writer {
         deadline: Option<Instant>,
     ) -> std::result::Result<(), Broken> {
         let total = message.len();
-        // Most are one piece.
+        // Most messages are one piece.
         match total <= SMALL.max(self.end.room / 4) {
             true => self.put(signature, total, message, deadline),
             false => self.pieces(message).try_for_each(|piece| self.put(signature, total, piece, deadline)),
         }
     }
 
-    /// Sends one of the pieces of a message of `total` bytes.
+    /// Sends one piece of a message of `total` bytes.
     pub(crate) fn put(
         &mut self,
         signature: Signature,
@@ -256,15 +259,15 @@ impl Writer {
         }
         let at = self.reserve(piece.len(), deadline)?;
         let place = self.end.store(self.end.start(at - piece.len() as u64), piece.len());
-        // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used them,
-        // and looks at them again only behind the stamp that `push` stores after this copy.
+        // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used
+        // them, and looks at them again only behind the stamp that `push` stores after this copy.
         let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
         kernel::copy(place, piece, Store::Cached);
         point(Site::RingStored);
         self.push(Frame { kind, signature, total, at }, &[], deadline)
     }
 
-    /// Says whether the reader has left room for a piece of so many bytes, of a message of `total`.
+    /// Returns whether the reader has left room for a piece of `len` bytes, of a message of `total`.
     pub(crate) fn has_room(&mut self, total: usize, len: usize) -> bool {
         // Acquire: pairs with the Release of the reader's [3].
         self.passed(self.end.words.head.load(Ordering::Acquire));
@@ -272,7 +275,7 @@ impl Writer {
             && (total <= SMALL || self.end_of(len) - self.returned <= self.end.room as u64)
     }
 
-    /// \[1]-\[3] for one frame.
+    /// \[1]-\[3]: writes one frame.
     pub(crate) fn push(
         &mut self,
         frame: Frame,
@@ -302,7 +305,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Room for `len` contiguous bytes of the store; returns the position behind them.
+    /// Takes room for `len` contiguous bytes of the store, waiting for it if need be; returns the position
+    /// behind them.
     pub(super) fn reserve(
         &mut self,
         len: usize,
@@ -316,7 +320,7 @@ impl Writer {
         Ok(end)
     }
 
-    /// The position behind the next `len` contiguous bytes of the store.
+    /// Returns the position behind the next `len` contiguous bytes of the store.
     fn end_of(&self, len: usize) -> u64 {
         let left = (self.end.room - self.end.start(self.taken)) as u64;
         let skip = if (len as u64) <= left { 0 } else { left };
@@ -331,7 +335,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes back what the reader has passed.
+    /// Takes back the room of the frames that the reader has passed.
     fn passed(&mut self, head: u32) {
         // A head beyond what was written is not the reader's: take no more than is under way.
         let passed = (head.wrapping_sub(self.head) as usize).min(self.ends.len());
@@ -352,14 +356,14 @@ impl Reader {
         Reader { end }
     }
 
-    /// Says whether the next frame is there.
+    /// Returns whether the next frame is there.
     pub(crate) fn is_ready(&self) -> bool {
         // Acquire: pairs with the Release of the writer's [3].
         let stamp = self.end.words.slot(self.end.next).stamp.load(Ordering::Acquire);
         stamp == self.end.next.wrapping_add(1)
     }
 
-    /// The largest piece that one frame carries.
+    /// Returns the length of the largest piece that one frame carries.
     pub(crate) fn piece(&self) -> usize {
         self.end.room / 4
     }
@@ -408,7 +412,7 @@ impl Reader {
         }
     }
 
-    /// \[3]: done with the frame.
+    /// \[3]: gives the frame back to the writer.
     pub(crate) fn advance(&mut self) {
         point(Site::RingRead);
         self.end.next = self.end.next.wrapping_add(1);

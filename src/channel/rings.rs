@@ -1,15 +1,17 @@
-//! Rings of one member of a communicator, to and from its peers: made and found (directory.rs) as they are first used.
+//! Rings of one member of a communicator, to and from its peers: made and found (directory.rs) when they are
+//! first used.
 //!
 //! | communicator | a ring lies | until |
 //! | --- | --- | --- |
 //! | the world's own | in its writer's room in the half (group.rs) | the half is readied again |
 //! | split off another | in its writer's heap, a block that both ends hold | both have dropped the communicator |
 //!
-//! A room has a place for a ring to each peer, so no send fails for a heap that is full. In the second case a ring that was
-//! published but never found is let go of by its reader as that drops the communicator, and one that finds the directory
-//! closed is never published. One case remains: a process that dies lets go of nothing, so the heap of its peer keeps, until
-//! the world ends, the ring that this peer has written to it; and its own heap is not used again below what it used
-//! (arena.rs). That is one ring per pair and communicator in which one of the two has died.
+//! A room has a place for a ring to each peer, so no send fails because a heap is full. In the second case,
+//! the reader of a ring that was published but never found lets go of it when it drops the communicator, and
+//! a ring whose writer finds the directory closed is never published. One case remains: a process that dies
+//! lets go of nothing, so its peer's heap keeps, until the world ends, the ring that the peer has written to
+//! it; and the dead process's own heap is not used again below what it used (arena.rs). That is one ring for
+//! each pair and communicator in which one of the two has died.
 
 use crate::channel::directory::{Directory, Link};
 use crate::channel::group::Share;
@@ -31,24 +33,24 @@ use std::time::Instant;
 pub(crate) struct Rings {
     segment: Arc<Segment>,
     layout: Layout,
-    /// Where each member's words lie.
+    /// The places of each member's words.
     shares: Vec<Share>,
     guards: Guards,
     me: usize,
-    /// Where counters start.
+    /// The number from which counters start.
     first: u32,
-    /// In the world's own communicator: where this member's rings to its peers lie.
+    /// The place of this member's rings to its peers; only in the world's own communicator.
     room: Option<usize>,
-    /// To each peer to which this member has sent.
+    /// The writing end to each peer to which this member has sent.
     writers: Vec<Option<Writer>>,
-    /// From each peer whose ring was found.
+    /// The reading end from each peer whose ring was found.
     readers: Vec<Option<Reader>>,
     /// The process that is this member: see `process::incarnation`.
     process: u32,
 }
 
 impl Rings {
-    /// The rings of the member whose window this is: none yet.
+    /// Returns the rings of the member whose window this is: none yet.
     pub(crate) fn new(window: &Window) -> Rings {
         let (world, shares, me) = (window.world(), window.shares(), window.rank());
         Rings {
@@ -65,7 +67,8 @@ impl Rings {
         }
     }
 
-    /// Returns the writing end of the ring to a peer; made in this member's `heap`, if it has no room, at the first call.
+    /// Returns the writing end of the ring to a peer. The first call makes the ring, in this member's `heap`
+    /// if it has no room.
     #[inline]
     pub(crate) fn writer(&mut self, to: usize, pace: Pace, heap: &RefCell<Heap>) -> Result<&mut Writer> {
         if self.writers[to].is_none() {
@@ -74,12 +77,12 @@ impl Rings {
         Ok(self.writers[to].get_or_insert_with(|| unreachable!("made just now")))
     }
 
-    /// \[1]-\[4]
+    /// \[1]-\[4]: makes the ring to a peer, and publishes it.
     fn make(&self, to: usize, pace: Pace, heap: &mut Heap) -> Result<Writer> {
         let (at, hold) = match self.room {
             Some(room) => (room + (to - usize::from(to > self.me)) * self.layout.len, None),
             None => {
-                // Nothing of it is read before it is written.
+                // Nothing in the block is read before it is written.
                 let block = heap.alloc(self.layout.len, PAGE, Fill::Any)?;
                 block.share(2);
                 (block.offset(), Some(block))
@@ -116,7 +119,7 @@ impl Rings {
         self.readers[from].get_or_insert_with(|| unreachable!("found when its frame was peeked"))
     }
 
-    /// \[a]-\[c]
+    /// \[a]-\[c]: waits for the ring of a peer, and returns its reading end.
     fn find(
         &self,
         from: usize,
@@ -150,9 +153,10 @@ impl Rings {
 }
 
 impl Drop for Rings {
-    /// \[d], \[e]
+    /// \[d], \[e]: closes this member's directory, and lets go of the rings that were never found.
     fn drop(&mut self) {
-        // A process that inherited them by fork looks at nothing; the world's own go with their half.
+        // A process that inherited these rings by a fork touches nothing; rings of the world's own
+        // communicator go with their half.
         if self.process != process::incarnation() || self.room.is_some() {
             return;
         }

@@ -1,4 +1,4 @@
-//! The words of one slot: which process fills it, whether that lives, and what became of it.
+//! The words of one slot: which process fills it, whether that process lives, and how it ended.
 
 use crate::channel::death;
 use crate::error::Death;
@@ -18,48 +18,49 @@ shared! {
     pub(crate) struct Slot {
         /// The robust word: see [`wait::is_gone`]. Written by the rank, or the kernel after its death.
         pub(crate) alive: AtomicU32,
-        /// The process number, written by whoever forked it, and by itself.
+        /// The process number, written by the process that forked it, and by itself.
         pid: AtomicU32,
-        /// How its body ended: a [`Status`]. Written by the rank, before `alive` says so.
+        /// The end of the rank's body: a [`Status`]. Written by the rank, before `alive` says so.
         status: AtomicU32,
-        /// How its process ended: see [`death::encode`]. Written by the zygote.
+        /// The end of the rank's process: see [`death::encode`]. Written by the zygote.
         death: AtomicU32,
-        /// How many processes have filled this slot. Written by the zygote.
+        /// The number of processes that have filled this slot. Written by the zygote.
         generation: AtomicU32,
         /// The epoch that the rank has reached. Written by the rank.
         epoch: AtomicU32,
-        /// See `inherit::note_in`. Written by the rank.
+        /// The rank's fault: see `inherit::note_in`. Written by the rank.
         fault: AtomicU32,
         result: AtomicU64,
         result_len: AtomicU64,
-        /// The checksum of these two: whoever reads them as bytes must not be led astray.
+        /// The checksum of `result` and `result_len`: a process that reads the bytes there must not be led
+        /// astray.
         result_sum: AtomicU64,
-        /// How far its heap has been used.
+        /// The extent to which the rank's heap has been used.
         pub(super) heap_used: AtomicU64,
     }
 }
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 128);
 
-/// What became of a rank's body.
+/// The outcome of a rank's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Status {
-    /// It runs, or died without a word.
+    /// The body runs, or died without a word.
     Running = 0,
-    /// It returned; the result lies at (`result`, `result_len`) in the segment.
+    /// The body returned; the result lies at (`result`, `result_len`) in the segment.
     Done,
-    /// It panicked; the text lies in the slot's first Text.
+    /// The body panicked; the text lies in the slot's first Text.
     Panicked,
-    /// It returned an error; the text lies in the slot's first Text.
+    /// The body returned an error; the text lies in the slot's first Text.
     Returned,
     /// The slot could not be filled; the text says why.
     Unstarted,
-    /// It was stopped for longer than the deadline, and ended.
+    /// The process was stopped for longer than the deadline, and was ended.
     Stopped,
-    /// It panicked in the middle of an exchange; the panic may still be caught.
+    /// The body panicked in the middle of an exchange; the panic may still be caught.
     Unwinding,
-    /// It ended the world, has told why, and did not return in time: it was killed.
+    /// The rank ended the world, has told why, and did not return in time: it was killed.
     Late,
 }
 
@@ -73,12 +74,12 @@ impl Status {
 
 /// The zygote's part.
 impl Slot {
-    /// The slot's last process is known to be dead; there will be another.
+    /// Empties the slot: its last process is known to be dead, and another will follow.
     pub(crate) fn vacate(&self) {
         self.alive.store(0, Ordering::Relaxed);
     }
 
-    /// A process is about to fill the slot.
+    /// Readies the slot for a process that is about to fill it.
     pub(crate) fn begin(&self) {
         self.vacate();
         self.fault.store(0, Ordering::Relaxed);
@@ -96,8 +97,8 @@ impl Slot {
         self.pid.store(pid, Ordering::Relaxed);
     }
 
-    /// Ends the waits for the slot's process, which has ended, if nobody has yet (it was killed before it could tell the
-    /// kernel which word to mark, or between its last word and the wake).
+    /// Ends the waits for the slot's process, which has ended, if they have not been ended yet (the process
+    /// was killed before it could tell the kernel which word to mark, or between its last word and the wake).
     pub(crate) fn bury(&self) {
         wait::bury(&self.alive);
     }
@@ -111,7 +112,8 @@ impl Slot {
 
 /// The rank's part.
 impl Slot {
-    /// The process, or thread, is alive from now on. `process`: it is one (not a thread of the caller).
+    /// Marks the calling process, or thread, as alive. `process`: whether it is a process (not a thread of
+    /// the caller).
     pub(crate) fn enter(&self, epoch: u32, process: bool) {
         wait::join();
         self.filled(process::pid());
@@ -124,7 +126,8 @@ impl Slot {
         self.alive.store(alive, Ordering::Release);
     }
 
-    /// The body has returned, with bytes at this place of the segment; `seed` tells the crew from others.
+    /// Notes that the body has returned, with bytes at this place of the segment; `seed` tells the crew from
+    /// others.
     pub(crate) fn leave(&self, rank: usize, result: (usize, usize), seed: u64) {
         self.result.store(result.0 as u64, Ordering::Relaxed);
         self.result_len.store(result.1 as u64, Ordering::Relaxed);
@@ -134,20 +137,20 @@ impl Slot {
         wait::depart(&self.alive, LEFT);
     }
 
-    /// The body has failed; its text is written.
+    /// Notes that the body has failed; its text is written.
     pub(crate) fn fail(&self, status: Status) {
         self.set_status(status);
         point(Site::SlotLeaving);
         wait::depart(&self.alive, FAILED);
     }
 
-    /// The rank has reached this epoch.
+    /// Notes that the rank has reached this epoch.
     pub(crate) fn reach(&self, epoch: u32) {
         self.epoch.store(epoch, Ordering::Relaxed);
     }
 }
 
-/// What others read and tell.
+/// The words that other processes read and write.
 impl Slot {
     pub(crate) fn set_status(&self, status: Status) {
         self.status.store(status as u32, Ordering::Release);
@@ -176,13 +179,14 @@ impl Slot {
         death::decode(self.death.load(Ordering::Acquire))
     }
 
-    /// A peer has found that the process became another program: recorded, unless a death is.
+    /// Records that a peer found the process to have become another program, unless a death is recorded.
     pub(crate) fn note_exec(&self) {
         let word = death::encode(Death::Exec);
         let _ = self.death.compare_exchange(0, word, Ordering::Release, Ordering::Relaxed);
     }
 
-    /// Returns whether the body returned or failed in words (true), or the process is just gone or still at work.
+    /// Returns whether the body has returned or reported its failure; false if the process is just gone, or
+    /// still at work.
     pub(crate) fn has_spoken(&self) -> bool {
         matches!(self.alive.load(Ordering::Acquire), LEFT | FAILED)
     }
@@ -197,7 +201,7 @@ impl Slot {
         self.alive.load(Ordering::Acquire) == LEFT
     }
 
-    /// Returns where the result of a body that has returned lies.
+    /// Returns where the result of the body lies, if the body has returned and the place is intact.
     pub(crate) fn result(&self, rank: usize, seed: u64) -> Option<(usize, usize)> {
         let left = self.has_left() && self.status() == Status::Done;
         let at =

@@ -1,4 +1,4 @@
-//! Slots: the life of the ranks, or workers, of one crew. Drawn to the byte:
+//! Slots: the lives of the ranks, or workers, of one crew. The layout, to the byte:
 //!
 //! ```text
 //! 0            Header        128 B
@@ -8,7 +8,7 @@
 //! 2 MiB        heap  x n     sparse; none if none was asked for
 //! ```
 //!
-//! What a failure is called is in blame.rs.
+//! The errors for failures are made in blame.rs.
 
 use crate::channel::death;
 use crate::channel::group::Boards;
@@ -37,17 +37,19 @@ shared! {
     /// Words of the crew as a whole.
     #[repr(align(128))]
     struct Header {
-        /// See [`wait::clean`]: how an epoch ends. Written once an epoch, by compare-exchange; by the zygote for the next.
+        /// The revoked word, by which an epoch ends: see [`wait::clean`]. Written once per epoch, by
+        /// compare-exchange; by the zygote for the next epoch.
         revoked: AtomicU32,
         /// The exit code of the zygote plus one, when nothing of the crew is left. Written by the zygote.
         closed: AtomicU32,
         /// The zygote's robust word.
         supervisor: AtomicU32,
-        /// What rank 0 is called in errors: a world may be one node's part of a larger one. Written before any body runs.
+        /// The number of rank 0 in errors: a world may be one node's part of a larger world. Written before
+        /// any body runs.
         first: AtomicU32,
-        /// See `inherit::note_in`. Written by the zygote, while it builds.
+        /// The zygote's fault: see `inherit::note_in`. Written by the zygote, while it builds.
         fault: AtomicU32,
-        /// Not 0: the zygote is to end. Written by the caller.
+        /// Not 0 once the zygote is to end. Written by the caller.
         dismissed: AtomicU32,
     }
 }
@@ -55,41 +57,44 @@ shared! {
 const _: () = assert!(size_of::<Header>() == SLOTS);
 const SLOTS: usize = 128;
 
-/// How a crew, or a world, is to be.
+/// The plan of a crew, or of a world.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
-    /// How many ranks or workers.
+    /// The number of ranks or workers.
     pub(crate) ranks: usize,
-    /// Bytes of address space per heap, rounded up to 2 MiB; 0 for no heaps, `None` for as much as there is memory.
+    /// Bytes of address space per heap, rounded up to 2 MiB; 0 for no heaps, `None` for as much as there is
+    /// memory.
     pub(crate) heap: Option<usize>,
-    /// How long a call may wait, and a process be stopped.
+    /// The time for which a call may wait, and a process be stopped.
     pub(crate) deadline: Option<Duration>,
-    /// Of a world: where counters start.
+    /// The number from which counters start; used by worlds only.
     pub(crate) first_sequence: u32,
-    /// Of a world: ranks may outlive others (recovery.rs).
+    /// Whether ranks may outlive others (recovery.rs); used by worlds only.
     pub(crate) recover: bool,
-    /// Of a world: are there more ranks than processors, where this process cannot know that by itself?
+    /// Whether there are more ranks than processors, where this process cannot know that by itself; used by
+    /// worlds only.
     pub(crate) crowded: Option<bool>,
 }
 
 impl Plan {
-    /// Until when a call that begins now may wait.
+    /// Returns the time until which a call that begins now may wait.
     pub(crate) fn until(&self) -> Option<Instant> {
         self.deadline.and_then(|patience| deadline::clock().checked_add(patience))
     }
 }
 
-/// Tells a crew from all others.
+/// The identity of a crew, which tells it from all others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
-    /// Of the crew among all that this process and its ancestors have made.
+    /// The crew's number among all crews that this process and its ancestors have made.
     pub(crate) id: u64,
-    /// The process that made it: see `process::incarnation`. 0, no process, if others join it.
+    /// The process that made the crew: see `process::incarnation`. 0, which is no process, if others join the
+    /// crew.
     pub(crate) caller: u32,
 }
 
 impl Identity {
-    /// Of a crew that this process makes now, for itself.
+    /// Returns the identity of a crew that this process makes now, for itself.
     pub(crate) fn new() -> Identity {
         let made = [process::serial(), process::pid()];
         Identity { id: xxh3_64(bytemuck::cast_slice(&made)), caller: process::incarnation() }
@@ -107,7 +112,7 @@ pub(crate) struct Slots {
     heaps: usize,
     /// Bytes of a heap.
     pub(super) heap: usize,
-    /// Of a world: where its ranks say what they call, for reports.
+    /// The place where a world's ranks say what they call, for reports; worlds only.
     pub(super) calls: Option<Boards>,
 }
 
@@ -129,7 +134,7 @@ impl Slots {
         Ok(texts(count) + 2 * count * size_of::<Text>())
     }
 
-    /// The slots of a plan, in a segment that `map` maps; heaps begin after `words` bytes.
+    /// Lays out the slots of a plan, in a segment that `map` maps; heaps begin after `words` bytes.
     pub(super) fn over(
         plan: Plan,
         identity: Identity,
@@ -146,7 +151,7 @@ impl Slots {
         Ok(Slots { segment, count, identity, deadline, texts: texts(count), heaps, heap, calls })
     }
 
-    /// Readies the words of a new crew: backed by memory before anyone depends on them.
+    /// Readies the words of a new crew, which are backed by memory before anyone depends on them.
     pub(super) fn begin(&self) {
         wait::prepare();
         (0..self.count).for_each(|rank| self.slot(rank).set_status(Status::Running));
@@ -156,7 +161,7 @@ impl Slots {
         &self.segment
     }
 
-    /// Returns how many there are.
+    /// Returns the number of slots.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
@@ -169,26 +174,27 @@ impl Slots {
         &self.segment.places(SLOTS, self.count)[rank]
     }
 
-    /// Returns the text that a rank leaves at its end, and the one that says why its latest failed collective failed.
+    /// Returns the text that a rank leaves at its end, and the one that says why its latest failed collective
+    /// failed.
     fn texts(&self, rank: usize) -> [&Text; 2] {
         let texts = self.segment.places(self.texts, 2 * self.count);
         [&texts[2 * rank], &texts[2 * rank + 1]]
     }
 
-    /// The allocator of `rank`'s heap; one at a time, in the process that fills the slot.
+    /// Returns the allocator of `rank`'s heap; only one at a time, in the process that fills the slot.
     pub(crate) fn heap(&self, rank: usize) -> Heap {
         let used = slot_at(rank) + core::mem::offset_of!(Slot, heap_used);
         let start = self.heaps + rank * self.heap;
         Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
     }
 
-    /// Names this crew's ranks in errors from `first` on: it is a part of a larger world.
+    /// Numbers this crew's ranks from `first` on in errors: the crew is a part of a larger world.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn number_from(&self, first: usize) {
         self.header().first.store(first as u32, Ordering::Relaxed);
     }
 
-    /// Returns what the rank is called in errors.
+    /// Returns the number of the rank in errors.
     pub(crate) fn number(&self, rank: usize) -> usize {
         self.header().first.load(Ordering::Relaxed) as usize + rank
     }
@@ -196,7 +202,7 @@ impl Slots {
 
 /// The zygote's own words.
 impl Slots {
-    /// The zygote starts: its death ends the waits for its decisions.
+    /// Announces the zygote: from now on its death ends the waits for its decisions.
     pub(crate) fn supervise(&self) {
         let header = self.header();
         header.supervisor.store(wait::announce_death_through(&header.supervisor), Ordering::Release);
@@ -204,18 +210,18 @@ impl Slots {
         inherit::note_in(&header.fault);
     }
 
-    /// Returns what ends a wait for the zygote.
+    /// Returns the words that end a wait for the zygote.
     pub(crate) fn supervised(&self) -> Guard<'_> {
         let header = self.header();
         Guard { alive: &header.supervisor, revoked: &header.closed, clean: 0 }
     }
 
-    /// Returns how the zygote died, whose `death` the kernel has told.
+    /// Returns how the zygote died, whose `death` the kernel has reported.
     pub(crate) fn supervisor_death(&self, death: Death) -> Death {
         death::explained(death, &self.header().fault)
     }
 
-    /// Tells the zygote to end; it looks five times a second.
+    /// Tells the zygote to end; the zygote looks five times per second.
     pub(crate) fn dismiss(&self) {
         self.header().dismissed.store(1, Ordering::Relaxed);
     }
@@ -225,7 +231,7 @@ impl Slots {
         self.header().dismissed.load(Ordering::Relaxed) != 0
     }
 
-    /// Nothing of the crew is left: stores the zygote's exit code.
+    /// Stores the zygote's exit code: nothing of the crew is left.
     pub(crate) fn close(&self, code: i32) {
         self.header().closed.store(code as u32 + 1, Ordering::Release);
     }
@@ -235,8 +241,8 @@ impl Slots {
         self.header().closed.load(Ordering::Acquire).checked_sub(1).map(|code| code as i32)
     }
 
-    /// Waits until the kernel has marked all ranks' deaths: their zygote is dead, so it has been told to kill them. At
-    /// most a second.
+    /// Waits, for a second at most, until the kernel has marked all ranks' deaths: their zygote is dead, so
+    /// the kernel has been told to kill them.
     pub(crate) fn outlast_slots(&self) {
         let lives = |rank| {
             let alive = self.slot(rank).alive.load(Ordering::Acquire);
@@ -248,20 +254,21 @@ impl Slots {
         }
     }
 
-    /// The zygote could not fill the slot.
+    /// Notes that the zygote could not fill the slot, and ends the epoch.
     pub(crate) fn unstarted(&self, rank: usize, text: &str) {
         self.texts(rank)[0].write(text);
         self.slot(rank).set_status(Status::Unstarted);
         self.revoke(self.epoch(), rank);
     }
 
-    /// The zygote has seen `rank` stopped for longer than the deadline, and ends it.
+    /// Gives up `rank`, which the zygote has seen stopped for longer than the deadline; ends the epoch.
     pub(crate) fn give_up(&self, rank: usize) {
         self.slot(rank).set_status(Status::Stopped);
         self.revoke(self.epoch(), rank);
     }
 
-    /// The first culprit, if it lives, has not returned in time, and will be killed: what it has told stays the failure.
+    /// Notes that the first culprit, if it lives, has not returned in time and will be killed: the reason
+    /// that it has told stays the failure.
     pub(crate) fn note_late(&self, culprit: usize) {
         let slot = self.slot(culprit);
         let lives = !wait::is_gone(slot.alive.load(Ordering::Acquire));
@@ -270,7 +277,8 @@ impl Slots {
         }
     }
 
-    /// Ends the epoch of a rank that has said FAILED, and was perhaps killed before it could do so.
+    /// Ends the epoch of a rank that has said FAILED, and was perhaps killed before it could end the epoch
+    /// itself.
     pub(crate) fn revoke_failed(&self, rank: usize) {
         let slot = self.slot(rank);
         if slot.alive.load(Ordering::Acquire) == FAILED {
@@ -285,18 +293,18 @@ impl Slots {
         &self.header().revoked
     }
 
-    /// Returns the number of the epoch that is now, modulo 2^21.
+    /// Returns the number of the current epoch, modulo 2^21.
     pub(crate) fn epoch(&self) -> u32 {
         wait::epoch_of(self.revoked_word().load(Ordering::Acquire))
     }
 
-    /// Returns the rank that failed first in the epoch that is now, if one did.
+    /// Returns the rank that failed first in the current epoch, if one did.
     pub(crate) fn culprit(&self) -> Option<usize> {
         let culprit = wait::culprit(self.revoked_word().load(Ordering::Acquire));
         culprit.map(|rank| rank.min(self.count - 1))
     }
 
-    /// Returns what ends waits for these ranks in an epoch.
+    /// Returns the words that end waits for these ranks in an epoch.
     pub(crate) fn guards(&self, ranks: &[usize], epoch: u32) -> Guards {
         let alive = |&rank: &usize| slot_at(rank) + core::mem::offset_of!(Slot, alive);
         let alive = Places::new(&self.segment, ranks.iter().map(alive));
@@ -304,12 +312,13 @@ impl Slots {
         Guards::new(alive, revoked, wait::clean(epoch))
     }
 
-    /// Ends every call of an epoch, now and later; the first culprit counts.
+    /// Ends every call of an epoch, now and later; only the first culprit is recorded.
     pub(crate) fn revoke(&self, epoch: u32, culprit: usize) {
         wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
     }
 
-    /// As [`Slots::revoke`], by a rank that unwinds: it tells why when it has (unless its body catches the panic).
+    /// Ends an epoch as [`Slots::revoke`] does, for a rank that unwinds: it tells why once it has unwound
+    /// (unless its body catches the panic).
     pub(crate) fn revoke_unwinding(&self, epoch: u32, rank: usize) {
         self.tell(rank, "it panicked in a collective, and its body caught that");
         self.slot(rank).set_status(Status::Unwinding);
@@ -317,23 +326,24 @@ impl Slots {
     }
 }
 
-/// What a rank does and leaves behind.
+/// The acts of a rank, and what it leaves behind.
 impl Slots {
-    /// The rank starts: from now on its death is known. `process`: it is one (not a thread of the caller).
+    /// Starts the rank, whose death is known from now on. `process`: whether it is a process (not a thread of
+    /// the caller).
     pub(crate) fn enter(&self, rank: usize, process: bool) {
         self.slot(rank).enter(self.epoch(), process);
     }
 
-    /// The rank's body has returned; its result, if it is bytes, lies in its heap.
+    /// Notes that the rank's body has returned; its result, if that is bytes, lies in the rank's heap.
     pub(crate) fn leave(&self, rank: usize, result: (usize, usize)) {
         self.slot(rank).leave(rank, result, self.identity.id);
     }
 
-    /// The rank's body has failed: everyone's calls end.
+    /// Notes that the rank's body has failed, and ends the calls of all ranks.
     pub(crate) fn fail(&self, rank: usize, panicked: bool, text: &str) {
         let slot = self.slot(rank);
         self.texts(rank)[0].write(text);
-        // Its peers may go on without it, and a successor fill its slot.
+        // From here on, peers may go on without this rank, and a successor may fill its slot.
         let epoch = slot.epoch();
         slot.fail(if panicked { Status::Panicked } else { Status::Returned });
         self.revoke(epoch, rank);
@@ -344,18 +354,18 @@ impl Slots {
         self.slot(rank).result(rank, self.identity.id)
     }
 
-    /// Returns a copy of bytes that a rank has left behind. Only once all ranks have ended.
+    /// Returns a copy of bytes that a rank has left behind. Call it only once all ranks have ended.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
         let block = Block::join(&self.segment, offset, len)?.orphan();
         Ok(kernel::to_vec(block.bytes()))
     }
 
-    /// Leaves a text for the peers of a rank that lives: why its call failed.
+    /// Leaves a text for the peers of a living rank: the reason why its call failed.
     pub(crate) fn tell(&self, rank: usize, text: &str) {
         self.texts(rank)[1].write(text);
     }
 
-    /// Returns the text that the rank has left by [`Slots::tell`] last.
+    /// Returns the text that the rank has left last, by [`Slots::tell`].
     pub(crate) fn told(&self, rank: usize) -> String {
         self.texts(rank)[1].read()
     }
@@ -371,14 +381,14 @@ fn slot_at(rank: usize) -> usize {
     SLOTS + rank * size_of::<Slot>()
 }
 
-/// Where the texts of `count` slots begin.
+/// Returns where the texts of `count` slots begin.
 fn texts(count: usize) -> usize {
     (SLOTS + count * size_of::<Slot>()).next_multiple_of(PAGE)
 }
 
-/// Returns the address space for each rank's heap after `words` bytes: as much as the machine has memory. Where address
-/// space is limited the heaps of all get half of what is left: the rest is for ordinary memory, and for arrays of the
-/// caller's.
+/// Returns the address space for each rank's heap after `words` bytes: as much as the machine has memory.
+/// Where address space is limited, all heaps together get half of what is left: the rest is for ordinary
+/// memory, and for arrays of the caller's.
 fn default_heap(ranks: usize, words: usize) -> usize {
     if cfg!(miri) {
         return HUGE;

@@ -1,5 +1,5 @@
-//! Views are types: [`Parts`] (mine, writable) and [`Whole`] (all, read-only) become each other only by collectives
-//! that consume them, so nobody writes what another may read.
+//! Views as types: [`Parts`] (a rank's own rows, writable) and [`Whole`] (all rows, read-only) become each
+//! other only by collectives that consume them, so no rank writes what another may read.
 #![expect(unsafe_code, reason = "slices of arrays that several ranks hold")]
 
 use crate::channel::window::Agreed;
@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The addresses of the caller's arrays that a rank has open: each at most once.
+/// The addresses of the caller's arrays that a rank has open, each at most once.
 pub(crate) type Opened = Rc<RefCell<BTreeSet<usize>>>;
 
 /// An array that all ranks of a communicator hold, split along its first axis.
@@ -27,37 +27,38 @@ struct Held<T, D> {
     segment: Arc<Segment>,
     offset: usize,
     dim: D,
-    /// Where each rank's rows begin; one more at the end.
+    /// The first row of each rank, and at the end the number of all rows.
     bounds: Vec<usize>,
     me: usize,
-    /// The communicator whose ranks hold it.
+    /// The communicator whose ranks hold the array.
     group: u64,
-    /// The process that holds it: see `process::incarnation`.
+    /// The process that holds the array: see `process::incarnation`.
     holder: u32,
-    /// Counts down when this rank lets go (arrays from a heap).
+    /// The hold on an array from a heap, which counts down when this rank lets go.
     hold: Option<Block>,
-    /// Closes when this rank lets go (arrays of the caller).
+    /// The opening of an array of the caller's, which closes when this rank lets go.
     open: Option<Open>,
     element: PhantomData<T>,
 }
 
-/// An array of the caller's, open on this rank until this is dropped.
+/// An array of the caller's, open on this rank until the value is dropped.
 pub(crate) struct Open {
     opened: Opened,
     address: usize,
     segment: Arc<Segment>,
     offset: usize,
-    /// The process that opened it: see `process::incarnation`.
+    /// The process that opened the array: see `process::incarnation`.
     holder: u32,
-    /// That process made the array itself: its children could write it.
+    /// Whether that process made the array itself: its children could write it.
     made_here: bool,
-    /// Open for ever.
+    /// Whether the array stays open for ever.
     quarantined: bool,
 }
 
 impl Open {
-    /// Opens the array at `offset` of `segment` for the communicator `group`. `None` if this rank has it open already, or
-    /// another communicator has: the word in front of the array counts, so this holds over all ranks.
+    /// Opens the array at `offset` of `segment` for the communicator `group`. Returns `None` if this rank has
+    /// the array open already, or another communicator has: the word in front of the array counts, so this
+    /// holds over all ranks.
     pub(crate) fn new(opened: &Opened, array: &Block, group: u64) -> Option<Open> {
         let (segment, offset) = (array.segment(), array.offset());
         let address = segment.bytes(offset, 0)?.as_ptr() as usize;
@@ -109,7 +110,8 @@ impl<T: Element, D: Dimension> Held<T, D> {
         dim
     }
 
-    /// The same on all ranks: where it lies in their common segment, or in memory that all have inherited.
+    /// Returns a number for the array that is the same on all ranks: its place in their common segment, or in
+    /// memory that all have inherited.
     fn identity(&self) -> u64 {
         match self.hold {
             Some(_) => self.offset as u64,
@@ -117,7 +119,8 @@ impl<T: Element, D: Dimension> Held<T, D> {
         }
     }
 
-    /// Never to be used again, by anyone: after an error a rank may still be at work on it.
+    /// Keeps the array from ever being used again, by anyone: after an error a rank may still be at work on
+    /// it.
     fn quarantine(self) {
         if let Some(block) = self.hold {
             block.leave_held();
@@ -131,7 +134,7 @@ impl<T: Element, D: Dimension> Held<T, D> {
         self.bounds[rank]..self.bounds[rank + 1]
     }
 
-    /// The address of the first element of `rows`, and how many there are.
+    /// Returns the address of the first element of `rows`, and the number of elements.
     #[expect(clippy::expect_used, reason = "the array was checked when it was made; rows are inside it")]
     fn place(&self, rows: &Range<usize>) -> (*mut T, usize) {
         let row: usize = self.dim.slice()[1..].iter().product();
@@ -141,10 +144,11 @@ impl<T: Element, D: Dimension> Held<T, D> {
         (at.expect("array inside its segment").as_ptr().cast(), rows.len() * row)
     }
 
-    /// Are these rows valid elements? Other ranks wrote them.
+    /// Checks that these rows, which other ranks wrote, are valid elements.
     fn check(&self, rows: &Range<usize>) -> Result<()> {
         let (at, count) = self.place(rows);
-        // SAFETY: in bounds, and initialised; no rank writes it now (all have published, or this one alone holds the rows).
+        // SAFETY: in bounds, and initialised; no rank writes it now (all have published, or this rank alone
+        // holds the rows).
         check::<T>(unsafe { core::slice::from_raw_parts(at.cast(), count * size_of::<T>()) })
     }
 
@@ -159,9 +163,9 @@ impl<T: Element, D: Dimension> Held<T, D> {
     }
 }
 
-/// A rank's rows of a shared array: its own, to write, while the other ranks write theirs.
+/// A rank's own rows of a shared array, to be written while the other ranks write theirs.
 ///
-/// [`publish`](Parts::publish) turns it into a [`Whole`], on all ranks together.
+/// [`publish`](Parts::publish), called by all ranks together, turns it into a [`Whole`].
 ///
 /// ```
 /// phalanx::launch(2, |comm| {
@@ -192,8 +196,8 @@ impl<T, D: Dimension> fmt::Debug for Whole<'_, T, D> {
 }
 
 impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
-    /// The rows `bounds[me]..bounds[me + 1]` of the array of shape `dim` at `offset`. The ranks' bounds are the same,
-    /// ascending, and end at the array's length; each rank holds the array at most once.
+    /// Makes the rows `bounds[me]..bounds[me + 1]` of the array of shape `dim` at `offset`. The ranks' bounds
+    /// are the same, ascending, and end at the array's length; each rank holds the array at most once.
     pub(crate) fn new(
         (segment, offset): (&Arc<Segment>, usize),
         dim: D,
@@ -220,7 +224,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         Ok(Parts { held, world: PhantomData })
     }
 
-    /// The rows that are mine, in the whole array's numbering.
+    /// Returns the numbers of this rank's rows in the whole array.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -234,7 +238,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         self.held.rows(self.held.me)
     }
 
-    /// The first of my rows.
+    /// Returns the first of this rank's rows.
     ///
     /// ```
     /// phalanx::launch(3, |comm| {
@@ -247,7 +251,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         self.rows().start
     }
 
-    /// My rows, to read.
+    /// Returns this rank's rows, to read.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -260,10 +264,10 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         unsafe { self.held.view(self.rows()) }
     }
 
-    /// My rows, to write.
+    /// Returns this rank's rows, to write.
     ///
     /// # Panics
-    /// In a process that inherited it by a fork.
+    /// In a process that inherited the view by a fork.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -279,19 +283,19 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         );
         let rows = self.rows();
         let (at, count) = self.held.place(&rows);
-        // SAFETY: in bounds, aligned, initialised; rows of different ranks are disjoint, no rank has a Whole while one
-        // has Parts (they change by collectives), and this one is exclusively borrowed.
+        // SAFETY: in bounds, aligned, initialised; rows of different ranks are disjoint, no rank has a Whole
+        // while one has Parts (they change by collectives), and this Parts is exclusively borrowed.
         let elements = unsafe { core::slice::from_raw_parts_mut(at, count) };
         #[expect(clippy::expect_used, reason = "documented: cannot happen")]
         ArrayViewMut::from_shape(self.held.shape(&rows), elements).expect("length fits shape")
     }
 
-    /// Tells arrays apart in calls that all ranks must make for the same one.
+    /// Returns a number that tells arrays apart in calls that all ranks must make for the same array.
     pub(crate) fn identity(&self) -> u64 {
         self.held.identity()
     }
 
-    /// The communicator whose ranks hold it.
+    /// Returns the communicator whose ranks hold the array.
     pub(crate) fn group(&self) -> u64 {
         self.held.group
     }
@@ -304,7 +308,7 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         &self.held.dim
     }
 
-    /// All ranks have stopped writing.
+    /// Makes the whole array: all ranks have stopped writing.
     pub(crate) fn into_whole(self, _all_have_published: Agreed) -> Result<Whole<'w, T, D>> {
         let whole = Whole { held: self.held, world: PhantomData };
         let checked = whole.held.check(&(0..whole.held.dim.slice()[0]));
@@ -317,13 +321,14 @@ impl<'w, T: Element, D: Dimension> Parts<'w, T, D> {
         }
     }
 
-    /// Never to be used again, by anyone: after an error a rank may still be at work on it.
+    /// Keeps the array from ever being used again, by anyone: after an error a rank may still be at work on
+    /// it.
     pub(crate) fn quarantine(self) {
         self.held.quarantine();
     }
 }
 
-/// A shared array, complete, to read: every rank sees all rows where they were written.
+/// A complete shared array, to read: every rank sees all rows where they were written.
 ///
 /// ```
 /// phalanx::launch(2, |comm| {
@@ -339,7 +344,7 @@ pub struct Whole<'w, T, D> {
 }
 
 impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
-    /// The whole array.
+    /// Returns the whole array.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -349,11 +354,12 @@ impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
     /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
         let rows = 0..self.held.dim.slice()[0];
-        // SAFETY: all ranks have given up their Parts, and get them back only by a collective that consumes this.
+        // SAFETY: all ranks have given up their Parts, and get them back only by a collective that consumes
+        // this.
         unsafe { self.held.view(rows) }
     }
 
-    /// The rows that `rank` wrote.
+    /// Returns the rows that `rank` wrote.
     ///
     /// # Panics
     /// If there is no such rank.
@@ -373,22 +379,22 @@ impl<'w, T: Element, D: Dimension> Whole<'w, T, D> {
         unsafe { self.held.view(self.held.rows(rank)) }
     }
 
-    /// As [`Parts::identity`].
+    /// Returns the number of the array, as [`Parts::identity`].
     pub(crate) fn identity(&self) -> u64 {
         self.held.identity()
     }
 
-    /// As [`Parts::group`].
+    /// Returns the communicator, as [`Parts::group`].
     pub(crate) fn group(&self) -> u64 {
         self.held.group
     }
 
-    /// All ranks have stopped reading.
+    /// Makes this rank's rows again: all ranks have stopped reading.
     pub(crate) fn into_parts(self, _all_have_reopened: Agreed) -> Parts<'w, T, D> {
         Parts { held: self.held, world: PhantomData }
     }
 
-    /// As [`Parts::quarantine`].
+    /// Keeps the array from ever being used again, as [`Parts::quarantine`].
     pub(crate) fn quarantine(self) {
         self.held.quarantine();
     }

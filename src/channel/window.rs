@@ -1,6 +1,7 @@
-//! Windows: ranks expose, peers look, one epoch per exchange. A barrier is an exchange of nothing.
+//! Windows: ranks expose memory and peers look at it, one epoch per exchange. A barrier is an exchange
+//! without payload.
 //!
-//! Each rank owns one `Line`; all read all. An exchange with number `e`, by each rank:
+//! Each rank owns one `Line`, and all ranks read all lines. An exchange with number `e`, by each rank:
 //!
 //! ```text
 //! [1] payload into my cell `e & 1`, or inline into my mark `e & 1`, or none (it lies exposed in shared memory)
@@ -11,14 +12,16 @@
 //! [6] if any rank exposed memory of its own, or a target for others to write: one more exchange closes it
 //! ```
 //!
-//! *Nothing is overwritten while it is read.* A rank writes mark and cell `e & 1` again in exchange `e + 2`, which it
-//! begins after \[4] of `e + 1`: every peer has signalled `e + 1` and has therefore finished \[5] of `e`. So two marks and
-//! two cells by parity suffice, and there is no exit barrier (DeepSpeed's symmetric form, MPICH's release_gather cells).
-//! Numbers compare for equality: a peer's mark holds `e - 2` or `e`, never more, so wrapping around is harmless.
+//! *Nothing is overwritten while it is read.* A rank writes mark and cell `e & 1` again in exchange `e + 2`,
+//! which it begins after \[4] of `e + 1`: every peer has signalled `e + 1` and has therefore finished \[5] of
+//! `e`. Two marks and two cells by parity therefore suffice, and there is no exit barrier (DeepSpeed's
+//! symmetric form, MPICH's release_gather cells). Numbers compare for equality: a peer's mark holds `e - 2`
+//! or `e`, never more, so wrapping around is harmless.
 //!
-//! *Exposed memory* is read by peers until they signal the closing exchange \[6]. Its owner returns `Ok` only after that.
-//! If the closing exchange fails, peers may still be reading or writing: readers test the revoked word after the
-//! closing exchange and return an error rather than what they read; a target is quarantined by whoever gave it.
+//! *Exposed memory* is read by peers until they signal the closing exchange \[6]. Its owner returns `Ok` only
+//! after that. If the closing exchange fails, peers may still be reading or writing: readers test the revoked
+//! word after the closing exchange and return an error rather than the bytes that they read; a target is
+//! quarantined by the rank that gave it.
 #![expect(unsafe_code, reason = "cells and exposed memory as slices, under the protocol above")]
 
 use crate::channel::call::{Call, Verb, describe};
@@ -35,40 +38,40 @@ use crate::sync::atomic::Ordering;
 use crate::sync::wait::{self, Broken, LEFT, Pace};
 use std::ops::Range;
 
-/// What a rank brings to an exchange.
+/// The contribution of a rank to an exchange.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Offer<'a> {
     /// Bytes of the whole contribution, of which this exchange may show a part.
     pub(crate) len: usize,
-    /// Where the part for this exchange lies.
+    /// The part for this exchange.
     pub(crate) payload: Payload<'a>,
-    /// Shared memory (offset, length) that peers may write, each its own part.
+    /// Shared memory (offset, length) that peers may write, each peer its own part.
     pub(crate) target: Option<(usize, usize)>,
-    /// Whatever else all ranks must compare.
+    /// A digest of everything else that all ranks must compare.
     pub(crate) digest: u64,
 }
 
-/// Where the payload of an exchange lies.
+/// The place of the payload of an exchange.
 #[derive(Clone, Copy, Default)]
 pub(crate) enum Payload<'a> {
     #[default]
     Nothing,
-    /// Travels in the mark: at most [`INLINE`] bytes.
+    /// Bytes that travel in the mark: at most [`INLINE`].
     Inline(&'a [u8]),
-    /// Lies in the cell, where the caller has put it ([`Window::cell`]).
+    /// Bytes that lie in the cell, where the caller has put them ([`Window::cell`]).
     Staged,
-    /// Lies at this offset of the world's segment; peers read it where it is.
+    /// Bytes that lie at this offset of the world's segment; peers read them where they are.
     Exposed(usize, core::marker::PhantomData<&'a [u8]>),
 }
 
 impl<'a> Payload<'a> {
-    /// `bytes`, which lie at `offset` of the world's segment.
+    /// Returns the payload of `bytes`, which lie at `offset` of the world's segment.
     pub(crate) fn exposed(offset: usize, _bytes: &'a [u8]) -> Payload<'a> {
         Payload::Exposed(offset, core::marker::PhantomData)
     }
 }
 
-/// Ends what those are told whose own arguments were right.
+/// The end of the error text for ranks whose own arguments were right.
 pub(crate) const UNCHANGED: &str = "; nobody's output has changed";
 
 /// A rank's view of the lines and cells of a communicator.
@@ -76,11 +79,11 @@ pub(crate) struct Window {
     world: World,
     gate: Gate,
     member: Member,
-    /// Where each member's words lie.
+    /// The places of each member's words.
     shares: Vec<Share>,
     /// World rank of each member.
     ranks: Vec<usize>,
-    /// The epoch in which it was made.
+    /// The epoch in which the window was made.
     epoch: u32,
     /// The process that is this rank: see `process::incarnation`.
     process: u32,
@@ -88,24 +91,24 @@ pub(crate) struct Window {
     group: u64,
     /// \[5]: heads of the exchange under way.
     heads: Vec<Head>,
-    /// They all say the same length and digest.
+    /// Whether all heads hold the same length and digest.
     same: bool,
-    /// One of them exposes memory or opens some to be written.
+    /// Whether a head exposes memory, or opens some to be written.
     open: bool,
-    /// The next exchange is the closing one \[6] of the last.
+    /// Whether the next exchange is the closing one \[6] of the last.
     unclosed: bool,
 }
 
-/// What comes after an exchange in which memory was exposed.
+/// The exchange that follows one in which memory was exposed.
 pub(crate) enum Then {
     /// A closing exchange.
     Close,
-    /// Another exchange of the same call, which closes this one too.
+    /// Another exchange of the same call, which closes the first exchange too.
     Follows,
 }
 
-/// A panic in the middle of an exchange (a user's function) leaves this rank out of step: its world ends, even if the
-/// panic is caught.
+/// A guard for panics in the middle of an exchange (in a user's function), which leave this rank out of step:
+/// its world ends, even if the panic is caught.
 struct RevokeOnUnwind<'w>(&'w World, u32, usize);
 
 impl Drop for RevokeOnUnwind<'_> {
@@ -115,7 +118,8 @@ impl Drop for RevokeOnUnwind<'_> {
 }
 
 impl Window {
-    /// The window of `rank` in the world's own communicator of an epoch whose members are the world's `ranks`.
+    /// Returns the window of `rank` in the world's own communicator of an epoch whose members are the world's
+    /// `ranks`.
     pub(crate) fn of_world(world: &World, rank: usize, epoch: u32, ranks: Vec<usize>) -> Result<Window> {
         let me = ranks.iter().position(|&member| member == rank);
         let me = me.ok_or(Error::Corrupt { what: "the list of ranks" })?;
@@ -123,8 +127,9 @@ impl Window {
         Ok(Window::new(world, epoch, me, ranks, (world.member(), shares), 0))
     }
 
-    /// The window of member `me` of a communicator whose members are the world's `ranks`, with shares so laid out at
-    /// these places; the `serial`-th that its first member has made in this epoch, 0 for the world's own.
+    /// Returns the window of member `me` of a communicator whose members are the world's `ranks`, with shares
+    /// at these places, each laid out as `member`. The communicator is the `serial`-th that its first member
+    /// has made in this epoch; 0 for the world's own.
     pub(crate) fn new(
         world: &World,
         epoch: u32,
@@ -143,30 +148,31 @@ impl Window {
         Window { world, gate, member, shares, epoch, process, group, ranks, heads, same, open, unclosed }
     }
 
-    /// The epoch in which it was made.
+    /// Returns the epoch in which the window was made.
     pub(crate) fn epoch(&self) -> u32 {
         self.epoch
     }
 
-    /// Ends every call of its epoch, because of what this rank tells.
+    /// Ends every call of the window's epoch, for the reason `why`, which this rank tells.
     pub(crate) fn revoke(&self, why: &str) {
         let rank = self.ranks[self.gate.me];
         self.world.slots.tell(rank, why);
         self.world.slots.revoke(self.epoch, rank);
     }
 
-    /// Ends every call of its epoch, because of this error.
+    /// Ends every call of the window's epoch, because of this error, and returns the error.
     pub(crate) fn end(&self, error: Error) -> Error {
         self.revoke(&error.to_string());
         error
     }
 
-    /// This rank waits for a message of this call, or for none: for reports.
+    /// Notes, for reports, that this rank waits for a message of this call, or for none.
     pub(crate) fn awaits(&self, call: Option<&Call>) {
         self.gate.awaits(call);
     }
 
-    /// What its ranks are known to do; nothing in a process that was forked by a rank, which may not look into the world.
+    /// Returns the known state of each rank; nothing in a process that was forked by a rank, which may not
+    /// look into the world.
     pub(crate) fn states(&self) -> Vec<RankState> {
         if self.process != process::incarnation() {
             return Vec::new();
@@ -178,7 +184,7 @@ impl Window {
             .collect()
     }
 
-    /// Tells this communicator from all others.
+    /// Returns a number that tells this communicator from all others.
     pub(crate) fn group(&self) -> u64 {
         self.group
     }
@@ -211,29 +217,31 @@ impl Window {
         self.gate.pace
     }
 
-    /// Others need this processor meanwhile, as has been found out.
+    /// Sets the pace for processors that are shared: others were found to need this processor meanwhile.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn be_patient(&mut self) {
         self.gate.pace = Pace::new(true);
     }
 
-    /// The number of the next exchange.
+    /// Returns the number of the next exchange.
     pub(crate) fn sequence(&self) -> u32 {
         self.gate.next
     }
 
     /// Returns this rank's staging for the next exchange \[1]: peers have finished with what it held.
     ///
-    /// Not after an exchange has failed: it has not advanced, and a peer for which it succeeded may still read this very
-    /// cell. Nor in a process that this rank has forked, which the exchange would refuse as well, but only afterwards.
+    /// Fails after an exchange has failed: that exchange has not advanced, and a peer for which it succeeded
+    /// may still read this very cell. Fails also in a process that this rank has forked, which the exchange
+    /// would refuse as well, but only afterwards.
     ///
     /// # Errors
-    /// As the exchange itself.
+    /// The errors of the exchange itself.
     pub(crate) fn cell(&mut self, call: &Call) -> Result<&mut [u8]> {
         self.not_revoked(call)?;
         let at = self.cell_address(self.gate.me, self.gate.next);
-        // SAFETY: my own cell, mapped and borrowed exclusively; peers read this parity only between my signal of an
-        // exchange of this parity and their signal of the next one, which I have waited for: no exchange has failed.
+        // SAFETY: my own cell, mapped and borrowed exclusively; peers read this parity only between my signal
+        // of an exchange of this parity and their signal of the next one, which I have waited for: no
+        // exchange has failed.
         Ok(unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.member.cell) })
     }
 
@@ -243,10 +251,10 @@ impl Window {
         self.world.segment().bytes(offset, self.member.cell).expect("cell inside the segment")
     }
 
-    /// One exchange: \[2]-\[5], then `look` at what the peers brought, then \[6] if needed.
+    /// Makes one exchange: \[2]-\[5], then `look` at what the peers brought, then \[6] if needed.
     ///
-    /// Returns when this rank may change what it offered. Every rank of the communicator must make this call; on an
-    /// error of any rank all get one.
+    /// Returns when this rank may change what it offered. Every rank of the communicator must make this call;
+    /// on an error of any rank, all ranks get an error.
     pub(crate) fn exchange<R>(
         &mut self,
         call: &Call,
@@ -256,8 +264,9 @@ impl Window {
         self.exchange_then(call, offer, |epoch| Ok((look(epoch)?, Then::Close)))
     }
 
-    /// As [`Window::exchange`], where `look` may say that the caller's next exchange serves as the closing one: it must
-    /// follow at once, before the caller lets go of what it offered. What `look` has put into `next_cell` is shown there.
+    /// Makes an exchange as [`Window::exchange`], where `look` may say that the caller's next exchange serves
+    /// as the closing one: it must follow at once, before the caller lets go of what it offered. It shows
+    /// what `look` has put into `next_cell`.
     pub(crate) fn exchange_then<R>(
         &mut self,
         call: &Call,
@@ -273,7 +282,8 @@ impl Window {
         }
         let open = self.open;
         let next = self.cell_address(self.gate.me, self.gate.next);
-        // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else refers to it.
+        // SAFETY: as in `cell`; `Seen` gives out peers' cells and mine of the other parity, so nothing else
+        // refers to it.
         let next_cell = unsafe { core::slice::from_raw_parts_mut(next.as_ptr(), self.member.cell) };
         let unwinding = RevokeOnUnwind(&self.world, self.epoch, self.ranks[self.gate.me]);
         let looked = look(&mut Epoch { seen: Seen { window: self, e }, next_cell });
@@ -289,15 +299,16 @@ impl Window {
         closed.map(|()| result)
     }
 
-    /// Tells the peers that this rank has found its own arguments wrong, or has no room for what the call makes. Returns
-    /// the error to return: on all ranks a [`Error::BadArgument`], after which the communicator can be used.
+    /// Tells the peers that this rank has found its own arguments wrong, or has no room for what the call
+    /// makes. Returns the error to return: on all ranks a [`Error::BadArgument`], after which the
+    /// communicator can be used.
     pub(crate) fn abort(&mut self, call: &Call, error: Error) -> Error {
         let abort = Call { verb: Verb::Abort, ..*call };
         let problem = match &error {
             Error::BadArgument { problem, .. } => problem.clone(),
             error => error.to_string(),
         };
-        // Once the epoch is over, why it is stays told.
+        // Once the epoch is over, the reason that was told for its end stays.
         if self.not_revoked(call).is_err() {
             return error;
         }
@@ -313,7 +324,7 @@ impl Window {
         }
     }
 
-    /// \[6]
+    /// \[6]: makes the closing exchange.
     fn close(&mut self, call: &Call) -> Result<()> {
         point(Site::ExchangeClosing);
         self.meet(call, &Offer::default())?;
@@ -322,8 +333,8 @@ impl Window {
         self.not_revoked(call)
     }
 
-    /// For waits for others than ranks of this window: fails once it is over, one of its ranks is gone, or the deadline
-    /// has passed since this was called.
+    /// Returns a check for waits for others than ranks of this window: it fails once the window's epoch is
+    /// over, one of its ranks is gone, or the deadline has passed since this call.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn watch(&self, call: Call) -> impl Fn() -> Result<()> + use<> {
         let (world, epoch, ranks) = (self.world.clone(), self.epoch, self.ranks.clone());
@@ -332,7 +343,8 @@ impl Window {
         let (until, watch) = (self.world.plan.until(), Watch::new());
         move || {
             let revoked = world.slots.revoked_word().load(Ordering::Acquire);
-            // Who has left in good order is missed where it is needed: in the exchanges of the window.
+            // A rank that has left in good order is missed where it is needed: in the exchanges of the
+            // window.
             let gone = |rank: &&usize| {
                 let alive = world.slots.slot(**rank).alive.load(Ordering::Acquire);
                 alive != LEFT && wait::is_gone(alive)
@@ -352,7 +364,7 @@ impl Window {
         }
     }
 
-    /// `Ok` in the process that is this rank.
+    /// Returns `Ok` in the process that is this rank.
     #[inline]
     pub(crate) fn is_own(&self, call: &Call) -> Result<()> {
         if self.process == process::incarnation() {
@@ -361,7 +373,7 @@ impl Window {
         Err(self.foreign(call))
     }
 
-    /// The error for a call by a process that a rank has forked, which may not look into the world.
+    /// Returns the error for a call by a process that a rank has forked, which may not look into the world.
     #[cold]
     fn foreign(&self, call: &Call) -> Error {
         let rank = self.ranks[self.gate.me];
@@ -370,7 +382,7 @@ impl Window {
         Error::bad(call.place(self.gate.me, self.gate.next), problem)
     }
 
-    /// The error for any call in an epoch that is over, or by another process.
+    /// Returns the error for any call in an epoch that is over, or by another process; `Ok` otherwise.
     #[inline]
     pub(crate) fn not_revoked(&self, call: &Call) -> Result<()> {
         self.is_own(call)?;
@@ -381,12 +393,12 @@ impl Window {
         }
     }
 
-    /// The error for a call in an epoch that has ended, as the revoked word says.
+    /// Returns the error for a call in an epoch that has ended, as the revoked word says.
     fn over(&self, call: &Call, revoked: u32) -> Error {
         let place = call.place(self.gate.me, self.gate.next);
         match wait::culprit(revoked).filter(|_| wait::is_of(revoked, self.epoch)) {
             Some(culprit) => {
-                // Whoever revoked may have died before waking the others.
+                // The process that revoked the epoch may have died before it woke the others.
                 self.world.slots.revoke(self.epoch, culprit);
                 self.world.slots.blame(place, culprit)
             }
@@ -394,7 +406,8 @@ impl Window {
         }
     }
 
-    /// \[2]-\[5] without looking at payloads. An exchange that ends in an abort still counts, on every rank.
+    /// Makes \[2]-\[5] without looking at payloads. An exchange that ends in an abort still counts, on every
+    /// rank.
     fn meet(&mut self, call: &Call, offer: &Offer<'_>) -> Result<()> {
         point(Site::ExchangeBegin);
         self.not_revoked(call)?;
@@ -414,7 +427,8 @@ impl Window {
         let mut alike = call.verb != Verb::Abort;
         (self.same, self.open) = (true, false);
         for peer in 0..self.size() {
-            // What I said I know: from shared memory anyone could have overwritten it.
+            // This rank's own head is taken as it was said: in shared memory, anyone could have overwritten
+            // it.
             let shown = if peer == self.gate.me {
                 head
             } else {
@@ -429,12 +443,13 @@ impl Window {
         if alike { Ok(()) } else { Err(self.disagreement(call)) }
     }
 
-    /// The error for a wait for `peer` that ended without its word. It ends the world, if it has not ended.
+    /// Returns the error for a wait for `peer` that ended without its word, and ends the world, if it has not
+    /// ended.
     pub(crate) fn broken(&self, call: &Call, peer: usize, broken: Broken) -> Error {
         let place = call.place(self.gate.me, self.gate.next);
         match broken {
             Broken::Revoked(revoked) => self.over(call, revoked),
-            // Its body has returned: whoever still waits reports it, and revokes by failing.
+            // The peer's body has returned: each rank that still waits reports it, and revokes by failing.
             Broken::Gone(LEFT) => Error::PeerLeft { place, rank: self.number(peer) },
             Broken::Gone(_) => {
                 self.world.slots.revoke(self.epoch, self.ranks[peer]);
@@ -445,7 +460,7 @@ impl Window {
                 let deadline = self.world.plan.deadline.unwrap_or_default();
                 let timeout = Error::Timeout { place, missing, deadline };
                 if call.verb == Verb::Agree {
-                    // The supervisor ends who does not come.
+                    // The supervisor ends the ranks that do not come.
                     self.world.slots.revoke(self.epoch, self.ranks[peer]);
                     return timeout;
                 }
@@ -454,12 +469,13 @@ impl Window {
         }
     }
 
-    /// What a member is called in errors.
+    /// Returns the number of a member in errors.
     fn number(&self, peer: usize) -> usize {
         self.world.slots.number(self.ranks[peer])
     }
 
-    /// Who has not made this call: the peer waited for, and in a collective all that have not arrived either.
+    /// Returns the states of the ranks that have not made this call: the peer waited for and, in a
+    /// collective, all others that have not arrived.
     fn missing(&self, call: &Call, peer: usize) -> Vec<RankState> {
         let collective = !matches!(call.verb, Verb::Send | Verb::Recv | Verb::SendLease | Verb::RecvLease);
         let late = |&other: &usize| other == peer || (collective && !self.gate.has_arrived(other));
@@ -469,14 +485,16 @@ impl Window {
             .collect()
     }
 
-    /// A peer aborted, or calls something else. The latter ends the world: its ranks have lost each other.
+    /// Returns the error where a peer aborted, or calls something else. The latter ends the world: its ranks
+    /// have lost each other.
     fn disagreement(&mut self, call: &Call) -> Error {
         let place = call.place(self.gate.me, self.gate.next);
         let aborts = |head: &Head| head.signature[0] & 0xFF == Verb::Abort as u64;
         if let Some(peer) = self.heads.iter().position(aborts) {
             let (rank, problem) = (self.number(peer), self.world.slots.told(self.ranks[peer]));
             self.gate.advance();
-            // All have read it before that rank tells something else. Whoever dies is missed in the next call.
+            // All have read the text before that rank tells another. A rank that dies is missed in the next
+            // call.
             self.gate.arrive(call, &Head::default(), &[]);
             let deadline = self.world.plan.until();
             let _ = (0..self.size()).try_for_each(|peer| self.gate.wait_for(peer, deadline));
@@ -492,18 +510,20 @@ impl Window {
     }
 }
 
-/// One exchange, all arrived: what the peers show, and my staging for the next.
+/// One exchange at which all ranks have arrived: the data that the peers show, and this rank's staging for
+/// the next exchange.
 pub(crate) struct Epoch<'a> {
-    /// What the peers show.
+    /// The data that the peers show.
     pub(crate) seen: Seen<'a>,
-    /// My cell for the next exchange, free to be filled while looking.
+    /// This rank's cell for the next exchange, free to be filled while looking.
     pub(crate) next_cell: &'a mut [u8],
 }
 
 impl Epoch<'_> {
-    /// The bytes `range` of the memory that each of `ranks` has opened for its peers to write: each peer its own places,
-    /// which it computes from what all have said (MPI_Put). Whoever streams into it is to order that before this
-    /// exchange ends ([`kernel::order`](crate::shm::kernel::order)).
+    /// Returns the bytes `range` of the memory that each of `ranks` has opened for its peers to write
+    /// (MPI_Put): each peer writes its own places, which it computes from what all ranks have said. A rank
+    /// that streams into them must order its stores before this exchange ends
+    /// ([`kernel::order`](crate::shm::kernel::order)).
     pub(crate) fn opened<const K: usize>(
         &mut self,
         ranks: [usize; K],
@@ -529,31 +549,32 @@ impl Epoch<'_> {
         for (place, offset) in places.iter_mut().zip(offsets) {
             *place = window.world.segment().bytes(offset, range.len()).ok_or_else(corrupt)?;
         }
-        // SAFETY: in bounds and mapped, none overlaps another, and `self` is borrowed as long; their owners lend the memory
-        // until the closing exchange; the places of the ranks are disjoint because all compute them from the same lengths.
+        // SAFETY: in bounds and mapped, none overlaps another, and `self` is borrowed as long; their owners
+        // lend the memory until the closing exchange; the places of the ranks are disjoint because all
+        // compute them from the same lengths.
         Ok(places.map(|place| unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), range.len()) }))
     }
 }
 
-/// What the peers show in one exchange.
+/// The data that the peers show in one exchange.
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
     window: &'a Window,
     e: u32,
 }
 
-/// A peer's payload as it lies.
+/// A peer's payload, where it lies.
 pub(crate) enum Shown<'a> {
     Nothing,
-    /// All of it, from the mark.
+    /// The whole payload, from the mark.
     Inline(Inline),
-    /// The part in its cell.
+    /// The part in the peer's cell.
     Staged(&'a [u8]),
-    /// All of it, where it lies.
+    /// The whole payload, where it lies.
     Exposed(&'a [u8]),
 }
 
-/// A payload out of a mark, aligned for any element.
+/// A payload copied from a mark, aligned for any element.
 #[repr(C, align(64))]
 pub(crate) struct Inline([u64; INLINE_WORDS], usize);
 
@@ -572,17 +593,18 @@ impl<'a> Seen<'a> {
         self.window.rank()
     }
 
-    /// Length of a peer's whole contribution.
+    /// Returns the length of a peer's whole contribution.
     pub(crate) fn len(&self, peer: usize) -> usize {
         self.window.heads[peer].len as usize
     }
 
-    /// Do all ranks say the same length and digest?
+    /// Returns whether all ranks say the same length and digest.
     pub(crate) fn alike(&self) -> bool {
         self.window.same
     }
 
-    /// An error that every rank finds at once, by comparing what all said; with everyone's length in bytes.
+    /// Returns an error that every rank finds at once, by comparing what all ranks said; the error lists each
+    /// rank's length in bytes.
     pub(crate) fn differ(&self, call: &Call, problem: &str) -> Error {
         let lens: Vec<usize> = (0..self.size()).map(|peer| self.len(peer)).collect();
         let place = call.place(self.window.rank(), self.e);
@@ -597,17 +619,17 @@ impl<'a> Seen<'a> {
         self.window.heads[peer].digest
     }
 
-    /// Is the peer's contribution staged, cell by cell?
+    /// Returns whether the peer's contribution is staged, cell by cell.
     pub(crate) fn is_staged(&self, peer: usize) -> bool {
         self.window.heads[peer].place == IN_CELL
     }
 
-    /// Does the peer show its whole contribution where it lies?
+    /// Returns whether the peer shows its whole contribution where it lies.
     pub(crate) fn is_exposed(&self, peer: usize) -> bool {
         self.window.heads[peer].place > IN_CELL
     }
 
-    /// A peer's payload.
+    /// Returns a peer's payload.
     #[inline]
     pub(crate) fn payload(&self, peer: usize) -> Result<Shown<'a>> {
         let head = &self.window.heads[peer];
@@ -620,7 +642,7 @@ impl<'a> Seen<'a> {
         }
     }
 
-    /// A peer's payload out of its mark.
+    /// Returns a peer's payload from its mark.
     #[inline]
     pub(crate) fn inline(&self, peer: usize) -> Result<Inline> {
         let head = &self.window.heads[peer];
@@ -631,7 +653,8 @@ impl<'a> Seen<'a> {
         }
     }
 
-    /// The bytes `range` of what a peer brings, which it exposes, or stages in its cell from `skipped` bytes on.
+    /// Returns the bytes `range` of a peer's contribution, which the peer exposes, or stages in its cell from
+    /// `skipped` bytes on.
     #[inline]
     pub(crate) fn part(&self, peer: usize, skipped: isize, range: Range<usize>) -> Result<&'a [u8]> {
         let part = match self.payload(peer)? {
@@ -645,28 +668,29 @@ impl<'a> Seen<'a> {
         part.ok_or(Error::Corrupt { what: "the head of a peer's call" })
     }
 
-    /// A peer's cell of this exchange.
+    /// Returns a peer's cell of this exchange.
     pub(crate) fn cell(&self, peer: usize) -> &'a [u8] {
         let at = self.window.cell_address(peer, self.e);
-        // SAFETY: mapped; the peer has filled this parity before its signal and will not write it before I have
-        // signalled the next exchange, which needs `&mut` of the window that `self` borrows.
+        // SAFETY: mapped; the peer has filled this parity before its signal and will not write it before I
+        // have signalled the next exchange, which needs `&mut` of the window that `self` borrows.
         unsafe { core::slice::from_raw_parts(at.as_ptr(), self.window.member.cell) }
     }
 
     fn slice(&self, offset: u64, len: usize) -> Result<&'a [u8]> {
         let at = self.window.world.segment().bytes(offset as usize, len);
         let at = at.ok_or(Error::Corrupt { what: "the head of a peer's call" })?;
-        // SAFETY: in bounds and mapped; the peer keeps it borrowed until the closing exchange [6] of this call.
+        // SAFETY: in bounds and mapped; the peer keeps it borrowed until the closing exchange [6] of this
+        // call.
         Ok(unsafe { core::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
-    /// How many bytes the ranks below this one bring.
+    /// Returns the number of bytes that the ranks below this rank bring.
     pub(crate) fn before_me(&self) -> Result<usize> {
         let sum = (0..self.window.rank()).try_fold(0usize, |sum, peer| sum.checked_add(self.len(peer)));
         sum.ok_or(Error::Corrupt { what: "the head of a peer's call" })
     }
 
-    /// All ranks have made this call: what allows views to change hands.
+    /// Returns the proof that all ranks have made this call, which allows views to change hands.
     pub(crate) fn agreed(&self) -> Agreed {
         Agreed(())
     }
@@ -676,7 +700,7 @@ impl<'a> Seen<'a> {
 pub(crate) struct Agreed(());
 
 impl Agreed {
-    /// A world of one rank always agrees.
+    /// Returns the proof in a world of one rank, which always agrees.
     pub(crate) fn alone() -> Agreed {
         Agreed(())
     }
@@ -688,7 +712,7 @@ mod tests {
     use crate::channel::world::Plan;
     use crate::shm::datatype::TypeTag;
 
-    /// A peer for which the exchange succeeded may still read it.
+    /// A peer for which the exchange succeeded may still read the cell.
     #[test]
     fn a_cell_is_not_written_after_an_exchange_has_failed() {
         let world = World::new(Plan { ranks: 2, ..Plan::default() }).unwrap();

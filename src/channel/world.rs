@@ -27,18 +27,19 @@ use std::sync::Arc;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What other processes need to join a world.
+/// The data that other processes need to join a world.
 #[cfg(feature = "mpi")]
 pub(crate) struct Invitation {
     id: u64,
     file: Option<std::os::fd::OwnedFd>,
-    /// Bytes of a rank's heap: memory that comes and goes must not make the layout differ.
+    /// The bytes of a rank's heap: memory that comes and goes on the machine must not make the layouts
+    /// differ.
     heap: usize,
 }
 
 #[cfg(feature = "mpi")]
 impl Invitation {
-    /// Returns the words to be carried to them.
+    /// Returns the words to be carried to those processes.
     pub(crate) fn words(&self) -> [u64; 5] {
         use std::os::fd::AsRawFd;
         let fd = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
@@ -53,7 +54,7 @@ pub(crate) struct World {
     pub(crate) slots: Slots,
     pub(crate) plan: Plan,
     halves: Halves,
-    /// By which ranks call the zygote, if they may.
+    /// The bell by which ranks call the zygote, if they may.
     bell: Option<Arc<Bell>>,
     verdict: usize,
     petitions: usize,
@@ -67,7 +68,8 @@ impl World {
         Ok(world)
     }
 
-    /// As [`World::new`], for processes that join it; with what they need for that: keep it until they have.
+    /// Maps a world as [`World::new`], for other processes to join; also returns the invitation that they
+    /// need, to be kept until they have joined.
     #[cfg(feature = "mpi")]
     pub(crate) fn lent(plan: Plan) -> Result<(World, Invitation)> {
         let identity = Identity { caller: 0, ..Identity::new() };
@@ -82,7 +84,7 @@ impl World {
         Ok((world, Invitation { id: identity.id, file, heap }))
     }
 
-    /// The world to which these words of an [`Invitation`] lead.
+    /// Maps the world to which these words of an [`Invitation`] lead.
     #[cfg(feature = "mpi")]
     pub(crate) fn join(plan: Plan, [id, pid, fd, inode, heap]: [u64; 5]) -> Result<World> {
         let plan = Plan { heap: Some(heap as usize), ..plan };
@@ -112,7 +114,8 @@ impl World {
         self.halves.ready(self.segment(), 0, &all, self.plan.first_sequence);
     }
 
-    /// Begins `epoch` with these ranks. Only the zygote, and only when nobody is in a call of an earlier one.
+    /// Begins `epoch` with these ranks. Called only by the zygote, and only when no rank is in a call of an
+    /// earlier epoch.
     pub(crate) fn begin_epoch(&self, epoch: u32, members: &[usize]) {
         self.halves.ready(self.segment(), epoch, members, self.plan.first_sequence);
         point(Site::ZygoteReadied);
@@ -132,13 +135,14 @@ impl World {
         self.plan.ranks
     }
 
-    /// A number of 48 bits for the `serial`-th communicator of an epoch whose first member is `first`.
+    /// Returns a number of 48 bits for the `serial`-th communicator of an epoch whose first member is
+    /// `first`.
     pub(crate) fn group(&self, epoch: u32, first: usize, serial: u64) -> u64 {
         let words = [u64::from(epoch), first as u64, serial];
         (xxh3_64_with_seed(bytemuck::cast_slice(&words), self.slots.identity.id) >> 16).max(1)
     }
 
-    /// How a rank's share of the world's communicator is laid out.
+    /// Returns the layout of a rank's share of the world's communicator.
     pub(crate) fn member(&self) -> Member {
         self.halves.member
     }
@@ -168,12 +172,12 @@ impl World {
         self.petition(rank).ask(self.verdict_words(), self.ranks(), wish, ring, supervised, deadline)
     }
 
-    /// What the zygote listens to.
+    /// Returns the bell to which the zygote listens, if there is one.
     pub(crate) fn bell(&self) -> Option<&Bell> {
         self.bell.as_deref()
     }
 
-    /// How the ranks wait on this machine.
+    /// Returns how the ranks wait on this machine.
     pub(crate) fn pace(&self) -> Pace {
         Pace::new(self.plan.crowded.unwrap_or_else(|| self.plan.ranks > topology::cpus()))
     }

@@ -12,8 +12,8 @@ use ndarray::{ArrayBase, Data, DataMut, Dimension};
 /// Buffers are
 /// - ndarrays and views of any dimension, order and stride, and [`Lease`]s;
 /// - slices, vectors and arrays of the standard library;
-/// - single numbers and truths (for a single element of your own type: `std::slice::from_ref`);
-/// - an `Option` of a buffer: its elements, or none. This is for arrays that only root has.
+/// - single numbers and booleans (for a single element of your own type: `std::slice::from_ref`);
+/// - an `Option` of a buffer: its elements, or none. An `Option` is for arrays that only root has.
 ///
 /// The trait is sealed.
 ///
@@ -45,7 +45,7 @@ pub trait Buffer: sealed::Read {
     #[doc(hidden)]
     fn count(&self) -> usize;
 
-    /// Lets `f` read the elements, where they lie if they lie next to each other, else in a copy.
+    /// Lets `f` read the elements: in place if they are contiguous, else in a copy.
     #[doc(hidden)]
     fn with<R>(&self, f: impl FnOnce(&[Self::Elem]) -> R) -> R;
 }
@@ -56,7 +56,7 @@ pub trait Buffer: sealed::Read {
     note = "a call writes to ndarrays, slices, vectors, arrays, numbers, and options of these"
 )]
 pub trait BufferMut: Buffer {
-    /// Lets `f` write the elements, where they lie if they lie next to each other, else in a copy of them, which is written
+    /// Lets `f` write the elements: in place if they are contiguous, else in a copy of them, which is written
     /// back on success.
     #[doc(hidden)]
     fn with_mut<R>(&mut self, f: impl FnOnce(&mut [Self::Elem]) -> Result<R>) -> Result<R>;
@@ -115,7 +115,7 @@ impl<T: Element, D: Dimension> BufferMut for Lease<T, D> {
     }
 }
 
-/// Buffers that are slices.
+/// Implements the traits for buffers that are slices.
 macro_rules! slices {
     ($(($($generic:tt)*) $type:ty;)*) => {$(
         impl<T: Element, $($generic)*> sealed::Read for $type {}
@@ -146,7 +146,7 @@ slices! {
     (const N: usize) [T; N];
 }
 
-/// Buffers of one element.
+/// Implements the traits for buffers of one element.
 macro_rules! numbers {
     ($($name:ident = $code:literal, $text:literal, $rust:literal, $type:ty;)*) => {$(
         impl sealed::Read for $type {}
@@ -230,14 +230,15 @@ impl<B: BufferMut + ?Sized> BufferMut for &mut B {
     }
 }
 
-/// A contribution: its bytes, and its number of elements, which those without a size do not show.
+/// A contribution: its bytes, and its number of elements, which the bytes do not show if elements have no
+/// size.
 #[derive(Clone, Copy)]
 pub(super) struct Sent<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) count: usize,
 }
 
-/// The room for a result: likewise.
+/// The room for a result: its bytes, and its number of elements.
 pub(super) struct Room<'a> {
     pub(super) bytes: &'a mut [u8],
     pub(super) count: usize,

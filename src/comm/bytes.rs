@@ -1,4 +1,5 @@
-//! The calls of a communicator on bytes, which its typed and its untyped face both make: arguments are checked here.
+//! The calls of a communicator on bytes, which its typed and its untyped interface both make: arguments are
+//! checked here.
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::buffer::{Room, Sent};
@@ -35,7 +36,8 @@ impl Comm<'_> {
         self.transport.gather(call, send.bytes, Some((recv.bytes, &bytes)))
     }
 
-    /// See [`Comm::gather_into_lease`]: root's block, the number of its elements, and the counts.
+    /// See [`Comm::gather_into_lease`]. Root gives its block, the number of elements of the block, and the
+    /// counts.
     pub(super) fn gather_shared_call(
         &mut self,
         call: &Call,
@@ -55,7 +57,7 @@ impl Comm<'_> {
         self.gather_to(call, send, block, &bytes).map(Some)
     }
 
-    /// See [`Comm::gather_to_lease`]. Elements have `size` bytes, and lie on boundaries of `align`.
+    /// See [`Comm::gather_to_lease`]. Elements have `size` bytes and the alignment `align`.
     pub(super) fn gather_made_call(
         &mut self,
         call: &Call,
@@ -68,14 +70,14 @@ impl Comm<'_> {
             return self.transport.gather_shared(call, send.bytes, None).map(|()| None);
         }
         let total = counts.iter().fold(0usize, |sum, &count| sum.saturating_add(count));
-        // First: no count is larger than what has a length in bytes.
+        // Checked first: after this, no count is too large to be converted to bytes.
         let Some(len) = total.checked_mul(size).filter(|&len| len <= isize::MAX as usize) else {
             return self.refuse(call, format!("the counts add up to {total} elements or more: too many"));
         };
         let bytes = self.check_counts(call, size, send.count, total, counts)?;
         let made = self.transport.local().alloc(len, align, Fill::Any);
         match made {
-            // All of it is overwritten before anyone sees it: the counts add up to its length.
+            // The gather overwrites the whole block before anyone reads it: the counts add up to its length.
             Ok(block) => self.gather_to(call, send, block, &bytes).map(Some),
             Err(error) => Err(self.transport.abort(call, error)),
         }
@@ -87,7 +89,8 @@ impl Comm<'_> {
         Ok(lent.back())
     }
 
-    /// Root's own checks of a gather: one count per rank, its own right, the sum the room. Returns counts in bytes.
+    /// Checks root's arguments of a gather: one count per rank, root's own count as many as root sends, the
+    /// sum equal to the room. Returns the counts in bytes.
     fn check_counts(
         &mut self,
         call: &Call,
@@ -180,7 +183,7 @@ impl Comm<'_> {
         self.transport.reduce(&call, send.bytes, Some(recv.bytes), fold)
     }
 
-    /// See [`Comm::all_reduce_into_lease`]: a block of `room` elements.
+    /// See [`Comm::all_reduce_into_lease`]; the block has `room` elements.
     pub(super) fn reduce_shared_call(
         &mut self,
         call: Call,
@@ -255,7 +258,7 @@ impl Comm<'_> {
         if peer < self.size() { Ok(()) } else { Err(Error::bad(self.place(call), problem())) }
     }
 
-    /// See [`Comm::recv_lease`]: a block of `len` bytes.
+    /// See [`Comm::recv_lease`]; the block has `len` bytes.
     pub(super) fn recv_block_call(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         self.check_peer(call, from)?;
         self.transport.recv_block(call, from, len)

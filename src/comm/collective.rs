@@ -11,7 +11,7 @@ use crate::shm::element::Element;
 use ndarray::{Dimension, Ix1};
 
 impl Comm<'_> {
-    /// Returns when every rank has called it. MPI_Barrier.
+    /// Returns when every rank has made this call. MPI_Barrier.
     ///
     /// # Errors
     /// As all collectives: see [`Comm`].
@@ -26,7 +26,7 @@ impl Comm<'_> {
         self.transport.rendezvous(&call, 0).map(drop)
     }
 
-    /// Copies root's `data` into that of all other ranks, which has as many elements. MPI_Bcast.
+    /// Copies root's `data` into the `data` of all other ranks, which must have as many elements. MPI_Bcast.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -47,11 +47,12 @@ impl Comm<'_> {
         with_bytes_mut(data, |data| self.broadcast_call(&call, data.bytes))
     }
 
-    /// Collects equal parts, in rank order, in root's `recv`; that of other ranks is left alone, and may be empty: `&mut []`, or
-    /// an `Option` that is `None`. MPI_Gather.
+    /// Collects parts of equal length, in rank order, in root's `recv`. The `recv` of other ranks is left
+    /// alone, and may be empty: `&mut []`, or an `Option` that is `None`. MPI_Gather.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if root's room is not size times its part, or a part has another length.
+    /// As all collectives; and on all ranks if root's `recv` is not as long as root's part times the number
+    /// of ranks, or a part has another length.
     ///
     /// ```
     /// use ndarray::{arr1, arr2, Array2};
@@ -75,16 +76,17 @@ impl Comm<'_> {
         self.gather_buffers(send, recv, &counts, call::<S>(Verb::Gather).root(root))
     }
 
-    /// Collects parts of any lengths, in rank order, in root's `recv`; `counts` are the numbers of elements that the ranks
-    /// send. `recv` and `counts` of other ranks are left alone, and may be empty: `&mut []`, `&[]`. MPI_Gatherv, without its
-    /// limit of 2^31 elements.
+    /// Collects parts of any lengths, in rank order, in root's `recv`; `counts` are the numbers of elements
+    /// that the ranks send. The `recv` and `counts` of other ranks are left alone, and may be empty: `&mut
+    /// []`, `&[]`. MPI_Gatherv, without its limit of 2^31 elements.
     ///
-    /// Nothing is staged if a rank's part lies in shared memory (an array from [`Comm::alloc`]): root then copies it
-    /// from where it lies. To have root's array written by all ranks at once see [`Comm::gather_into_lease`]; to have
-    /// nothing copied at all, [`Parts::publish`](crate::Parts::publish).
+    /// A part that lies in shared memory (an array from [`Comm::alloc`]) is not staged: root copies it from
+    /// where it lies. To have root's array written by all ranks at once see [`Comm::gather_into_lease`]; to
+    /// have nothing copied at all, [`Parts::publish`](crate::Parts::publish).
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if the counts do not add up to root's room, or are not what ranks send.
+    /// As all collectives; and on all ranks if the counts do not add up to the length of root's `recv`, or a
+    /// count is not what its rank sends.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -127,9 +129,9 @@ impl Comm<'_> {
         })
     }
 
-    /// As [`Comm::gather_varcount`], into a shared array of root's: every rank copies its own part to its place, all at
-    /// the same time, and nothing is staged. Root gets its array back; after an error it is lost (a rank may still be
-    /// writing into it).
+    /// Collects parts as [`Comm::gather_varcount`] does, but in a shared array of root: every rank copies its
+    /// own part to its place, all at the same time, and nothing is staged. Root gets its array back; after an
+    /// error the array is lost (a rank may still be writing into it).
     ///
     /// # Errors
     /// As [`Comm::gather_varcount`].
@@ -165,9 +167,10 @@ impl Comm<'_> {
         block.zip(dim).map(|(block, dim)| Lease::received(block, dim)).transpose()
     }
 
-    /// As [`Comm::gather_into_lease`], into a shared array that is made for it: root gives only the numbers of elements that
-    /// the ranks send (`counts` of other ranks are not read). Memory of arrays that were dropped is used again, as it is: a new result every call costs neither page
-    /// faults nor zeroing.
+    /// Collects parts as [`Comm::gather_into_lease`] does, but in a shared array that this call makes: root
+    /// gives only the numbers of elements that the ranks send (`counts` of other ranks are not read). The
+    /// memory of arrays that were dropped is reused as it is, so that a new result in every call costs
+    /// neither page faults nor zeroing.
     ///
     /// # Errors
     /// As [`Comm::gather_varcount`]; and if root's heap is full.
@@ -200,7 +203,7 @@ impl Comm<'_> {
     /// Collects all parts, of any lengths, in rank order, on every rank. MPI_Allgather, MPI_Allgatherv.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if the parts do not add up to the room on every one.
+    /// As all collectives; and on all ranks if the parts do not add up to the length of `recv` on every rank.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -224,11 +227,13 @@ impl Comm<'_> {
         })
     }
 
-    /// Deals root's `send` out in rank order: each rank gets as many elements as its `recv` has room for. That of other ranks
-    /// is not read, and may be empty: `&[]`, or an `Option` that is `None`. MPI_Scatter, MPI_Scatterv.
+    /// Deals root's `send` out in rank order: each rank gets as many elements as its `recv` has room for. The
+    /// `send` of other ranks is not read, and may be empty: `&[]`, or an `Option` that is `None`.
+    /// MPI_Scatter, MPI_Scatterv.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if the rooms do not add up to what root has.
+    /// As all collectives; and on all ranks if the lengths of all `recv` do not add up to the length of
+    /// root's `send`.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -255,11 +260,12 @@ impl Comm<'_> {
         })
     }
 
-    /// Sends the r-th of equal parts of `send` to rank r; what comes from rank r is the r-th part of `recv`.
-    /// MPI_Alltoall.
+    /// Sends the r-th of the equal parts of `send` to rank r, and receives the part from rank r as the r-th
+    /// part of `recv`. MPI_Alltoall.
     ///
     /// # Errors
-    /// As all collectives; and if the arrays are not equally long on all ranks and a multiple of the size.
+    /// As all collectives; and if the arrays are not equally long on all ranks, or their length is no
+    /// multiple of the number of ranks.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};

@@ -1,7 +1,8 @@
 //! Sums that are rounded once, at the end: the same bits for any number of ranks, in any order, on any nodes.
 //!
-//! Whoever sums an element has all its operands, and adds them to a number that holds any sum of doubles as it is: 2176 bits
-//! in units of 2^-1074 (Kulisch 1971). Adding integers, the order does not matter.
+//! The rank that sums an element has all operands of the element. It adds them to a fixed-point number that
+//! holds any sum of doubles exactly: 2176 bits in units of 2^-1074 (Kulisch 1971). As this adds integers, the
+//! order does not matter.
 
 use crate::shm::element::Element;
 use num_complex::Complex;
@@ -11,18 +12,19 @@ const LIMBS: usize = 34;
 /// A sum of doubles, not rounded.
 #[derive(Clone, Copy)]
 struct Accumulator {
-    /// Two's complement, the least first; the unit is 2^-1074.
+    /// The words of the number in two's complement, the least first; the unit is 2^-1074.
     limbs: [u64; LIMBS],
-    /// How many infinities of either sign, NaNs, and numbers other than -0 were added.
+    /// The counts of positive infinities, negative infinities, NaNs, and numbers other than -0 that were
+    /// added.
     special: [usize; 4],
 }
 
-/// Places in `special`; infinities come first, by sign.
+/// Indices into `special`; the infinities come first, the positive ones before the negative ones.
 const NAN: usize = 2;
 const NOT_MINUS_ZERO: usize = 3;
 
 impl Accumulator {
-    /// The sum of nothing.
+    /// The sum of no operands.
     const NOTHING: Accumulator = Accumulator { limbs: [0; LIMBS], special: [0; 4] };
 
     fn add(&mut self, value: f64) {
@@ -39,7 +41,7 @@ impl Accumulator {
             _ => (fraction | 1 << 52, exponent - 1),
         };
         let wide = u128::from(mantissa) << (shift % 64);
-        // Less a number is more its complement, and one.
+        // Subtracting a number is adding its complement and one.
         let negative = value < 0.0;
         let flip = if negative { u64::MAX } else { 0 };
         let mut carry = negative;
@@ -68,7 +70,8 @@ impl Accumulator {
         self.limbs[index / 64] >> (index % 64) & 1 == 1
     }
 
-    /// The nearest number of so many bits, ties to even, whose least bit is worth no less than 2^(`least` - 1074).
+    /// Returns the nearest number of `precision` bits, ties to even, whose least bit is worth no less than
+    /// 2^(`least` - 1074).
     fn rounded(&self, precision: usize, least: usize) -> f64 {
         match self.special {
             [_, _, nans, _] if nans > 0 => return f64::NAN,
@@ -102,7 +105,7 @@ impl Accumulator {
     }
 }
 
-/// 2^(`exponent` - 1074), or infinity.
+/// Returns 2^(`exponent` - 1074), or infinity if that is too large.
 fn power_of_two(exponent: usize) -> f64 {
     match exponent {
         0..52 => f64::from_bits(1 << exponent),
@@ -149,7 +152,7 @@ macro_rules! exact {
         }
     )*};
 }
-// The least bit of a float is worth 2^-149, of a double 2^-1074.
+// The least bit of a float is worth 2^-149, that of a double 2^-1074.
 exact!(f32, 24, 1074 - 149; f64, 53, 0;);
 
 #[cfg(test)]
@@ -179,14 +182,15 @@ mod tests {
         assert_eq!(sum(&[1.0 + f64::EPSILON, half]), 1.0 + 2.0 * f64::EPSILON);
         assert_eq!(sum(&[1.0, half, f64::from_bits(1)]), 1.0 + f64::EPSILON);
         let single = |values: [f32; 3]| f32::exact_sum(values.into_iter());
-        // To double first it would be rounded twice.
+        // Rounded to double first, the sum would be rounded twice.
         assert_eq!(single([1.0, f32::EPSILON / 2.0, 1e-30]), 1.0 + f32::EPSILON);
         assert_eq!(single([f32::MAX, f32::MAX, 0.0]), f32::INFINITY);
         assert_eq!(single([f32::from_bits(1), f32::from_bits(2), 0.0]), f32::from_bits(3));
     }
 
     proptest! {
-        /// The sum of two doubles is what the processor computes; any number alone is itself.
+        /// Checks that the sum of two doubles is what the processor computes, and that any number alone is
+        /// itself.
         #[test]
         fn two_are_added_as_the_processor_does(a in any::<f64>(), b in any::<f64>()) {
             prop_assert_eq!(sum(&[a]).to_bits(), if a.is_nan() { f64::NAN.to_bits() } else { a.to_bits() });
@@ -194,12 +198,12 @@ mod tests {
             prop_assert!(sum(&[a, b]) == want || want.is_nan() && sum(&[a, b]).is_nan());
         }
 
-        /// Fractions that fit into 128 bits together, beside integers.
+        /// Checks sums of fractions that fit into 128 bits together against sums of integers.
         #[test]
         fn many_are_added_as_integers_are(values in prop::collection::vec((any::<i32>(), 0..60), 1..50)) {
             let doubles: Vec<f64> = values.iter().map(|&(value, up)| f64::from(value) * f64::exp2(f64::from(up) - 30.0)).collect();
             let integer: i128 = values.iter().map(|&(value, up)| i128::from(value) << up).sum();
-            // As a double, ties to even, and scaled without rounding.
+            // The conversion to double rounds, ties to even; the scaling does not round.
             prop_assert_eq!(sum(&doubles), integer as f64 * f64::exp2(-30.0));
         }
 

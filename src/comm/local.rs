@@ -1,4 +1,4 @@
-//! The state that a rank owns privately, whatever communicators it belongs to.
+//! The private state of a rank, which all its communicators share.
 
 use crate::channel::view::Opened;
 use crate::channel::world::World;
@@ -10,11 +10,12 @@ use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-/// Describes a call in a process that was forked by a rank.
+/// The description of a call in a process that was forked by a rank.
 pub(crate) const FORKED: &str =
     "this process was forked by a rank and is none: only the rank itself may call";
 
-/// The private state of one rank: its heap, the arrays it has open, and its counters. All its communicators share it.
+/// The private state of one rank: its heap, the arrays it has open, and its counters. All its communicators
+/// share it.
 pub(crate) struct Local {
     pub(crate) segment: Arc<Segment>,
     /// See [`Local::alloc`].
@@ -24,11 +25,12 @@ pub(crate) struct Local {
     pub(crate) caller: u32,
     /// The process that is the rank: see `process::incarnation`.
     process: u32,
-    /// Communicators that this rank has split off so far.
+    /// The number of communicators that this rank has split off so far.
     pub(crate) splits: Cell<u64>,
-    /// Its process lives on when the world has ended.
+    /// Whether the rank's process lives on when the world has ended.
     pub(crate) lives_on: bool,
-    /// Bytes copied by collectives and messages of this rank (reductions read and write, they do not copy).
+    /// The number of bytes that collectives and messages of this rank have copied (reductions read and write,
+    /// they do not copy).
     pub(crate) copied: Cell<u64>,
 }
 
@@ -47,13 +49,13 @@ impl Local {
         }
     }
 
-    /// Returns the same for a rank whose process lives on when the world has ended.
+    /// Returns the state of a rank whose process lives on when the world has ended.
     #[cfg(feature = "mpi")]
     pub(crate) fn lasting(world: &World, rank: usize) -> Local {
         Local { lives_on: true, ..Local::new(world, rank) }
     }
 
-    /// Returns whether this process is the rank, and has not inherited it by a fork.
+    /// Returns whether this process is the rank, and not a fork that has inherited the rank's state.
     pub(crate) fn is_own(&self) -> bool {
         self.process == process::incarnation()
     }
@@ -72,7 +74,8 @@ impl Local {
         self.count(src.len());
     }
 
-    /// Copies and counts without ordering the stores: the caller calls [`kernel::order`] once after all pieces.
+    /// Copies and counts as [`Local::copy`] does, but does not order the stores: the caller calls
+    /// [`kernel::order`] once after all pieces.
     pub(crate) fn copy_unordered(&self, dst: &mut [u8], src: &[u8], store: Store) {
         kernel::copy_unordered(dst, src, store);
         self.count(src.len());

@@ -21,12 +21,12 @@ impl Mailbox {
         self.0.push_back(Mail::Bytes(call.signature(), kernel::to_vec(message)));
     }
 
-    /// Appends `block` itself.
+    /// Appends `block` itself, without a copy.
     pub(crate) fn send_block(&mut self, call: &Call, block: Block) {
         self.0.push_back(Mail::Block(call.signature(), block));
     }
 
-    /// Removes the oldest message into `message`, if it has the datatype and length of the call.
+    /// Moves the oldest message into `message`, if it has the datatype and length of the call.
     pub(crate) fn recv(&mut self, call: &Call, place: Place, message: &mut [u8]) -> Result<()> {
         let bytes = match self.0.front() {
             Some(Mail::Bytes(signature, bytes)) if *signature == call.signature() => bytes,

@@ -10,10 +10,11 @@ use crate::shm::element::Element;
 use ndarray::{Dimension, IntoDimension};
 
 impl Comm<'_> {
-    /// Sends the elements of `message` to rank `to`. Returns when they are on their way: a long message returns when
-    /// the receiver has begun to take it, so two ranks that both send long ones first wait for each other for ever. So do two
-    /// that both send many short ones first: at most 32 messages are on their way from one rank to another, and at most 64 KiB
-    /// of them (less in large worlds). Messages between two ranks arrive in the order sent.
+    /// Sends the elements of `message` to rank `to`. Returns when they are under way. The call for a long
+    /// message returns only when the receiver has begun to receive it: two ranks that both send long messages
+    /// first wait for each other for ever. Two ranks that both send many short messages first do so too: at
+    /// most 32 messages, and at most 64 KiB of them (less in large worlds), are under way from one rank to
+    /// another. Messages between two ranks arrive in the order sent.
     ///
     /// # Errors
     /// If there is no such rank, or it is gone and the ring to it is full.
@@ -38,11 +39,11 @@ impl Comm<'_> {
         with_bytes(message, |message| self.send_call(&call, to, message.bytes))
     }
 
-    /// Receives the next message from rank `from` into `message`, which has as many elements.
+    /// Receives the next message from rank `from` into `message`, which must have as many elements.
     ///
     /// # Errors
-    /// If there is no such rank, it is gone, or its next message has another element type or length: that message then
-    /// stays to be received.
+    /// If there is no such rank, it is gone, or its next message has another element type or length: that
+    /// message can then still be received.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -61,8 +62,8 @@ impl Comm<'_> {
         with_bytes_mut(message, |message| self.recv_call(&call, from, message.bytes))
     }
 
-    /// Hands a shared array on to rank `to`, whatever its size, without copying. An array that its caller made before
-    /// the world started cannot travel.
+    /// Hands a shared array of any size on to rank `to`, without copying. An array that the caller made
+    /// before the world started cannot be sent.
     ///
     /// # Errors
     /// If there is no such rank or it is gone; the array is then lost.
@@ -88,11 +89,12 @@ impl Comm<'_> {
         self.send_block_call(&call, to, block)
     }
 
-    /// Takes up the shared array that rank `from` hands on, which has this `shape`.
+    /// Receives the shared array that rank `from` hands on ([`Comm::send_lease`]), which must have this
+    /// `shape`.
     ///
     /// # Errors
-    /// If there is no such rank, it is gone, or its next message is no array of this type and size: that message then
-    /// stays to be received.
+    /// If there is no such rank, it is gone, or its next message is no array of this type and size: that
+    /// message can then still be received.
     ///
     /// ```
     /// phalanx::launch(2, |comm| match comm.rank() {

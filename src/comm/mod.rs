@@ -1,4 +1,4 @@
-//! *Who?* The communicator: types at the door, bytes inside.
+//! The communicator: calls with typed arguments, over transports that move bytes.
 
 pub(crate) mod buffer;
 mod bytes;
@@ -31,37 +31,41 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use transport::Transport;
 
-/// A group of ranks that call together: the handle of everything they do with each other.
+/// A group of ranks that make calls together, as a handle that each rank has on all calls between them.
 ///
-/// A body started by [`launch`](crate::launch) gets one for its world. Collectives must be called by every rank of the
-/// communicator, in the same order; they take `&mut self`, so one at a time. Unless said otherwise a collective
-/// returns when this rank's part in it is done and its arrays may be used again. Arrays are ndarrays of any dimension,
-/// order and stride; where lengths must fit, elements count, in logical (row-major) order, not shapes.
+/// The body of a [`launch`](crate::launch) gets the communicator of its world. Collectives must be called by
+/// every rank of the communicator, in the same order; they take `&mut self`, so that a rank makes one at a
+/// time. Unless said otherwise a collective returns when this rank's part in it is done and its arrays may be
+/// used again. Arrays are ndarrays of any dimension, order and stride. Where lengths must agree, numbers of
+/// elements are compared, in logical (row-major) order, not shapes.
 ///
 /// # Borrowed and owned
-/// `Comm<'w>` belongs to the world `'w`. The body of a launch borrows one, for a `'w` of its own: neither that communicator
-/// nor an array that its ranks hold together ([`Parts`](crate::Parts), [`Whole`](crate::Whole)) can leave the body.
+/// `Comm<'w>` belongs to the world `'w`. The body of a launch borrows its communicator, for a `'w` of its
+/// own: neither the communicator nor an array that its ranks hold together ([`Parts`](crate::Parts),
+/// [`Whole`](crate::Whole)) can leave the body.
 ///
-/// `Comm<'static>` is owned: a value that a struct, or a class of another language, may hold. [`Comm::solo`] returns one,
-/// and [`Comm::split`] of an owned communicator returns owned ones. It keeps its world's shared memory mapped, as does each
-/// array from it ([`Lease`](crate::Lease), `Parts`, `Whole`), which may outlive it. It may outlive its world; its calls then
-/// return errors:
+/// `Comm<'static>` is owned: a value that a struct, or a class of another language, may hold. [`Comm::solo`]
+/// returns an owned communicator, and [`Comm::split`] of an owned communicator returns owned ones. An owned
+/// communicator keeps its world's shared memory mapped, as does each array from it ([`Lease`](crate::Lease),
+/// `Parts`, `Whole`), which may outlive the communicator. The communicator may outlive its world; its calls
+/// then return errors:
 ///
-/// | since it was made | its calls return |
+/// | since the communicator was made | its calls return |
 /// | --- | --- |
 /// | a peer has returned or ended | [`Error::PeerLeft`] |
 /// | a peer has died, or failed | [`Error::PeerDied`], [`Error::PeerFailed`] |
-/// | the world went on without this communicator | [`Error::Stale`] |
-/// | this process was forked by a rank | [`Error::BadArgument`]; [`Comm::state`] is empty. Of a communicator of one rank only [`Comm::alloc`], [`Comm::parts`] and [`Comm::open`] fail so. |
+/// | the world has recovered without this communicator | [`Error::Stale`] |
+/// | this process was forked by a rank | [`Error::BadArgument`]; [`Comm::state`] is empty. In a communicator of one rank only [`Comm::alloc`], [`Comm::parts`] and [`Comm::open`] fail so. |
 ///
 /// # Errors
 /// Every collective returns an error
-/// - on all ranks, before any output is written, if the ranks call different operations, element types or roots
-///   ([`Error::Mismatch`]), or an argument does not fit on one of them ([`Error::BadArgument`]);
+/// - on all ranks, before any output is written, if the ranks call different operations, element types or
+///   roots ([`Error::Mismatch`]), or an argument does not fit on one of them ([`Error::BadArgument`]);
 /// - on the ranks that still wait, if a rank dies, panics, returns an error or leaves;
-/// - after the first such failure always, but after a [`Error::BadArgument`]: the communicator is as good as before then.
+/// - always after the first such failure, unless that was an [`Error::BadArgument`]: then the communicator
+///   can be used as before.
 ///
-/// Outputs of a failed call are not to be used.
+/// The outputs of a failed call must not be used.
 ///
 /// # Example
 /// ```
@@ -77,7 +81,7 @@ use transport::Transport;
 /// ```
 pub struct Comm<'w> {
     transport: Box<dyn Transport>,
-    /// Invariant: the communicator of a body fits no other lifetime.
+    /// A marker that makes `'w` invariant: the communicator of a body fits no other lifetime.
     world: PhantomData<fn(&'w ()) -> &'w ()>,
 }
 
@@ -92,7 +96,8 @@ impl<'w> Comm<'w> {
         Comm { transport, world: PhantomData }
     }
 
-    /// A communicator of one rank, in the calling thread: what the serial back end computes with.
+    /// Returns a communicator of one rank, in the calling thread: the one that the serial back end computes
+    /// with.
     ///
     /// # Errors
     /// If its shared memory cannot be mapped.
@@ -107,7 +112,7 @@ impl<'w> Comm<'w> {
         Ok(Comm::over(Box::new(Solo::new(None)?)))
     }
 
-    /// This rank's number, from 0.
+    /// Returns this rank's number, from 0.
     ///
     /// ```
     /// assert_eq!(phalanx::launch(3, |comm| Ok(comm.rank()))?, Some(vec![0, 1, 2]));
@@ -117,7 +122,7 @@ impl<'w> Comm<'w> {
         self.transport.rank()
     }
 
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     ///
     /// ```
     /// assert_eq!(phalanx::launch(3, |comm| Ok(comm.size()))?, Some(vec![3, 3, 3]));
@@ -127,7 +132,7 @@ impl<'w> Comm<'w> {
         self.transport.size()
     }
 
-    /// Is this rank 0?
+    /// Returns whether this is rank 0.
     ///
     /// ```
     /// assert_eq!(phalanx::launch(2, |comm| Ok(comm.is_root()))?, Some(vec![true, false]));
@@ -137,11 +142,11 @@ impl<'w> Comm<'w> {
         self.rank() == 0
     }
 
-    /// A number for this rank's random numbers to start from, which no other rank of this communicator has for this
-    /// `start`: [`seed`](crate::seed())`(!start, rank)`.
+    /// Returns a number from which this rank's random numbers start, and which no other rank of this
+    /// communicator has for this `start`: [`seed`](crate::seed())`(!start, rank)`.
     ///
-    /// Generators that a program has used before it forks give all ranks the same numbers: see
-    /// [what must be known about forks](crate::forks).
+    /// Generators that a program has used before it forks give all ranks the same numbers: see [the rules of
+    /// forked processes](crate::forks).
     ///
     /// ```
     /// let seeds = phalanx::launch(2, |comm| Ok(comm.seed(42)))?.expect("on one node every caller is root");
@@ -152,9 +157,10 @@ impl<'w> Comm<'w> {
         seed::seed(!start, self.rank())
     }
 
-    /// Bytes that this rank's collectives and messages have copied so far, on all its communicators. What a reduction
-    /// reads and writes is not a copy, nor is packing an array that is not contiguous. The few words by which ranks agree on
-    /// lengths and places count too: some tens of bytes a call.
+    /// Returns the number of bytes that this rank's collectives and messages have copied so far, on all its
+    /// communicators. The bytes that a reduction reads and writes are not counted, nor is the packing of an
+    /// array that is not contiguous. The few words by which ranks agree on lengths and places are counted
+    /// too: some tens of bytes per call.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -167,8 +173,8 @@ impl<'w> Comm<'w> {
         self.transport.local().copied.get()
     }
 
-    /// Splits the communicator: ranks that name the same `colour` get a new one together, in the order of their `key`s,
-    /// then ranks; a rank that names `None` gets none. MPI_Comm_split.
+    /// Splits the communicator: ranks that name the same `colour` get a new communicator together, in the
+    /// order of their `key`s, then of their ranks; a rank that names `None` gets none. MPI_Comm_split.
     ///
     /// # Errors
     /// As all collectives; and if a rank's heap has no room for the new communicator's words.
@@ -188,7 +194,8 @@ impl<'w> Comm<'w> {
         Ok(self.transport.split(&call, colour, key)?.map(Comm::over))
     }
 
-    /// Splits the communicator by nodes: into those whose ranks share memory. On one node a copy of it. MPI_Comm_split_type.
+    /// Splits the communicator into one per node, whose ranks share memory. On one node the result is a copy
+    /// of the communicator. MPI_Comm_split_type.
     ///
     /// # Errors
     /// As [`Comm::split`].
@@ -209,7 +216,7 @@ impl<'w> Comm<'w> {
         split.map(Comm::over).ok_or(Error::Corrupt { what: "the list of nodes" })
     }
 
-    /// Where an argument of `call` was found wrong.
+    /// Returns the place of an argument of `call` that was found wrong.
     fn place(&self, call: &Call) -> Place {
         call.place(self.rank(), self.transport.sequence())
     }
@@ -220,7 +227,7 @@ impl<'w> Comm<'w> {
         Err(self.transport.abort(call, error))
     }
 
-    /// `Ok` if `rank` is one.
+    /// Returns `Ok` if `rank` is a rank of this communicator; else refuses the call.
     fn check_rank(&mut self, call: &Call, what: &str, rank: usize) -> Result<()> {
         if rank < self.size() {
             return Ok(());
@@ -229,7 +236,7 @@ impl<'w> Comm<'w> {
         self.refuse(&Call { root: 0, ..*call }, problem)
     }
 
-    /// `Ok` if a call's vectors are equally long.
+    /// Returns `Ok` if the vectors of a call are equally long; else refuses the call.
     #[inline]
     fn check_room(&mut self, call: &Call, send: usize, recv: usize) -> Result<()> {
         if send == recv {
@@ -238,13 +245,13 @@ impl<'w> Comm<'w> {
         self.refuse(call, format!("send has {send} elements, recv has {recv}; the lengths must be equal"))
     }
 
-    /// `Ok` if a block lies in this world and is this rank's.
+    /// Returns `Ok` if a block lies in this world and is this rank's; else refuses the call.
     pub(crate) fn check_block(&mut self, call: &Call, block: &Block) -> Result<()> {
         let ours = block.is_mine() && Arc::ptr_eq(block.segment(), &self.transport.local().segment);
         if ours { Ok(()) } else { self.refuse(call, FOREIGN) }
     }
 
-    /// Every rank's `count`.
+    /// Returns every rank's `count`, in rank order.
     pub(crate) fn all_counts(&mut self, call: &Call, count: usize) -> Result<Vec<usize>> {
         let mut all = vec![0u64; self.size()];
         let mine = (count as u64).to_ne_bytes();
@@ -253,8 +260,8 @@ impl<'w> Comm<'w> {
     }
 }
 
-/// A block that peers write. Unless it comes back, after an error or a panic, it stays held for ever: a slow peer may
-/// still be writing.
+/// A block that peers write. If it is not taken back, because of an error or a panic, it stays held for ever:
+/// a slow peer may still be writing.
 struct Lent(Option<Block>);
 
 impl Lent {
@@ -277,6 +284,6 @@ impl Drop for Lent {
     }
 }
 
-/// What is wrong with a lease from elsewhere.
+/// The description of a lease from elsewhere.
 const FOREIGN: &str =
     "the array is not this world's: it must come from `alloc` or `recv_lease` of one of its communicators";

@@ -1,7 +1,8 @@
-//! Serde objects between the ranks of a [`Comm`].
+//! The collectives of [`Comm`] on serde objects.
 //!
-//! Each rank contributes bytes and their number; or, with a mark in that number, the text that says why its object cannot
-//! travel. All ranks see the mark before any object moves, and return that text.
+//! Each rank contributes the bytes of its object and their number; or, with a mark in that number, the text
+//! that says why its object cannot travel. All ranks see the mark before any object moves, and return that
+//! text.
 
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
@@ -11,17 +12,18 @@ use crate::shm::object;
 use serde::{Serialize, de::DeserializeOwned};
 
 impl Comm<'_> {
-    /// Sends root's object to all; the other ranks' is not used. Returns root's, on every rank, root included, as it arrives:
-    /// equal to what was sent as far as serde sees it. Any type may be sent: fields that are skipped, flattened, tagged or
-    /// untagged, maps with any keys, a `serde_json::Value`. A `#[serde(skip)]` field arrives as its default.
+    /// Sends root's object to all ranks; the objects of other ranks are not used. Returns root's object on
+    /// every rank, root included, as it arrives: equal to what was sent as far as serde sees it. Objects of
+    /// any type may be sent: with fields that are skipped, flattened, tagged or untagged, maps with any keys,
+    /// a `serde_json::Value`. A `#[serde(skip)]` field arrives as its default.
     ///
-    /// The object is written and read back before it is sent, element by element, some 10 ns for each number (Xeon, 2.8 GHz):
-    /// arrays are quicker by [`broadcast`](Comm::broadcast), which copies them as they are.
+    /// The object is written and read back before it is sent, element by element, some 10 ns for each number
+    /// (Xeon, 2.8 GHz). Arrays are quicker by [`broadcast`](Comm::broadcast), which copies them as they are.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks, before anything is sent, if the ranks name different types, or if the object cannot
-    /// be written or read back, or would be read as another value: with its type and the reason. The communicator remains
-    /// usable after the latter.
+    /// As all collectives; and on all ranks, before anything is sent, if the ranks name different types, or
+    /// if the object cannot be written or read back, or would be read as another value. The error of such an
+    /// object names the object's type and the reason; the communicator remains usable after it.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -45,7 +47,7 @@ impl Comm<'_> {
     /// [`broadcast_object`](Comm::broadcast_object) says.
     ///
     /// # Errors
-    /// As [`broadcast_object`](Comm::broadcast_object), on all ranks, whosever object cannot travel.
+    /// As [`broadcast_object`](Comm::broadcast_object), on all ranks, whichever rank's object cannot travel.
     ///
     /// ```
     /// phalanx::launch(3, |comm| {
@@ -71,7 +73,7 @@ impl Comm<'_> {
     /// [`broadcast_object`](Comm::broadcast_object) says.
     ///
     /// # Errors
-    /// As [`broadcast_object`](Comm::broadcast_object), on all ranks, whosever object cannot travel.
+    /// As [`broadcast_object`](Comm::broadcast_object), on all ranks, whichever rank's object cannot travel.
     ///
     /// ```
     /// phalanx::launch(3, |comm| {
@@ -103,7 +105,8 @@ impl Comm<'_> {
         Ok(load.bytes)
     }
 
-    /// Returns every rank's bytes, one behind the other, with their lengths, at root, or on all ranks; nothing on others.
+    /// Returns the bytes of all ranks, one behind the other, with their lengths: at `root`, or on all ranks
+    /// if `root` is `None`. Returns nothing on other ranks.
     fn collect(&mut self, call: &Call, mine: &Load, root: Option<usize>) -> Result<Option<Loads>> {
         let counts = self.lens(call, mine)?;
         if root.is_some_and(|root| self.rank() != root) {
@@ -117,7 +120,8 @@ impl Comm<'_> {
         Ok(Some((all, counts)))
     }
 
-    /// The length of every rank's object; an error on all ranks, before anything is sent, if one of them cannot travel.
+    /// Returns the length of every rank's object; an error on all ranks, before anything is sent, if one of
+    /// them cannot travel.
     fn lens(&mut self, call: &Call, mine: &Load) -> Result<Vec<usize>> {
         let counts = self.all_counts(call, mine.count())?;
         let Some(rank) = counts.iter().position(|count| count & REFUSED != 0) else { return Ok(counts) };
@@ -134,10 +138,12 @@ impl Comm<'_> {
         Error::bad(self.place(call), format!("the object of rank {rank} of this communicator: {text}"))
     }
 
-    /// Room for as much as the peers have told, if there is memory for it: what they told may have been overwritten.
+    /// Returns room for the lengths that the peers have told, if there is memory for them: what they told may
+    /// have been overwritten.
     fn room_for(&mut self, call: &Call, lens: &[usize]) -> Result<Box<[u8]>> {
         let total = lens.iter().try_fold(0usize, |sum, &len| sum.checked_add(len)).unwrap_or(usize::MAX);
-        // Untouched until it is filled; try_zeroed_slice_box fails where vec![] would end the process.
+        // The memory is untouched until it is filled; try_zeroed_slice_box fails where vec![] would end the
+        // process.
         bytemuck::allocation::try_zeroed_slice_box(total).map_err(|()| {
             let error = Error::no_space("receiving objects", total, "no such memory");
             self.transport.abort(call, error)
@@ -145,10 +151,10 @@ impl Comm<'_> {
     }
 }
 
-/// Set in the length of what a rank contributes if that is a text: why its object cannot travel.
+/// The mark in the length of a contribution that is a text: the reason why the rank's object cannot travel.
 const REFUSED: usize = 1 << 63;
 
-/// What a rank contributes: its object, or why that cannot travel, for all ranks to know.
+/// A rank's contribution: its object, or the reason, for all ranks to know, why the object cannot travel.
 #[derive(Default)]
 struct Load {
     bytes: Vec<u8>,
@@ -164,7 +170,7 @@ impl Load {
     }
 }
 
-/// Returns what a rank contributes, and its object as it will arrive.
+/// Returns a rank's contribution, and its object as it will arrive.
 fn packed<T: Serialize + DeserializeOwned>(object: &T) -> (Load, Option<T>) {
     match object::travel(object) {
         Ok((bytes, arrived)) => (Load { bytes, is_refused: false }, Some(arrived)),
@@ -172,7 +178,7 @@ fn packed<T: Serialize + DeserializeOwned>(object: &T) -> (Load, Option<T>) {
     }
 }
 
-/// Objects that lie one behind the other.
+/// Reads objects that lie one behind the other.
 fn unpack<T: DeserializeOwned>((all, counts): &Loads) -> Result<Vec<T>> {
     let (mut rest, mut objects) = (&all[..], Vec::with_capacity(counts.len()));
     for &count in counts {

@@ -1,11 +1,13 @@
 //! Reductions: element by element, over the ranks in rank order.
 //!
-//! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the order of
-//! arrival: the same bits on every rank and in every run. Logical operations make truths of a single operand too.
+//! The value of an element is always `((x0 op x1) op x2) op ...`, whatever the size, the transport and the
+//! order of arrival: the same bits on every rank and in every run. Logical operations turn a single operand
+//! into a truth value too.
 //!
-//! Two exceptions. Of several NaNs a sum or a product keeps one, or makes another: which bits a NaN has depends on the
-//! processor and on the order in which the compiler has put the operands. And a function of the user's may give other bits on
-//! other processors (libm does): over nodes one rank folds for all what ranks would otherwise each fold for themselves.
+//! There are two exceptions. A sum or a product of several NaNs keeps one of them, or makes another: the bits
+//! of a NaN depend on the processor and on the order in which the compiler has put the operands. And a user
+//! function may give other bits on other processors (libm does): over nodes one rank folds for all, instead
+//! of each rank for itself.
 
 use crate::error::{Error, Result};
 use crate::shm::datatype::{Datatype, datatypes};
@@ -17,8 +19,9 @@ use std::ops::Range;
 
 /// A reduction over elements of type `T`.
 ///
-/// A NaN is never lost: [`min`](Self::min) and [`max`](Self::max) keep the first one as it is; which bits that of a
-/// [`sum`](Self::sum) or [`prod`](Self::prod) has is not specified, and may differ with the length and between hosts.
+/// A NaN is never lost: [`min`](Self::min) and [`max`](Self::max) keep the first one as it is; the bits of a
+/// NaN in a [`sum`](Self::sum) or [`prod`](Self::prod) are not specified, and may differ with the length and
+/// between hosts.
 ///
 /// ```
 /// use phalanx::Op;
@@ -41,17 +44,18 @@ impl<T> fmt::Debug for Op<'_, T> {
     }
 }
 
-/// Digest bit of reductions that may be reordered.
+/// The digest bit of reductions that may be reordered.
 const FAST: u64 = 1;
 
-/// See [`kernel::fold`].
+/// The loop that folds: see [`kernel::fold`].
 enum Kernel<'f, T> {
     BuiltIn(FoldLoop<T>),
     User(Box<dyn Fn(Operands<'_, T>) + 'f>),
 }
 
 impl<T: Arithmetic> Op<'_, T> {
-    /// The sum. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
+    /// Returns the sum. Integers wrap around. A NaN of any rank gives a NaN, whose sign and payload are not
+    /// specified.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -67,7 +71,8 @@ impl<T: Arithmetic> Op<'_, T> {
         Op::built_in(Reduction::Sum)
     }
 
-    /// The product. Integers wrap around. A NaN in any rank gives a NaN, whose sign and payload are not specified.
+    /// Returns the product. Integers wrap around. A NaN of any rank gives a NaN, whose sign and payload are
+    /// not specified.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -85,7 +90,7 @@ impl<T: Arithmetic> Op<'_, T> {
 }
 
 impl<T: Ordered> Op<'_, T> {
-    /// The least. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
+    /// Returns the minimum. A NaN of any rank gives NaN: that of the lowest rank that has one, bit by bit.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -101,7 +106,7 @@ impl<T: Ordered> Op<'_, T> {
         Op::built_in(Reduction::Min)
     }
 
-    /// The greatest. A NaN in any rank gives NaN: that of the lowest rank that has one, bit by bit.
+    /// Returns the maximum. A NaN of any rank gives NaN: that of the lowest rank that has one, bit by bit.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -119,7 +124,8 @@ impl<T: Ordered> Op<'_, T> {
 }
 
 impl<T: Bits> Op<'_, T> {
-    /// Logical and: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
+    /// Returns the logical and: an integer is true if it is not zero; the result is 0 or 1, even with a
+    /// single rank.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -135,7 +141,8 @@ impl<T: Bits> Op<'_, T> {
         Op::built_in(Reduction::And)
     }
 
-    /// Logical or: an integer is true if it is not zero; the result is 0 or 1, also of a single rank.
+    /// Returns the logical or: an integer is true if it is not zero; the result is 0 or 1, even with a single
+    /// rank.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -151,7 +158,7 @@ impl<T: Bits> Op<'_, T> {
         Op::built_in(Reduction::Or)
     }
 
-    /// Bitwise and.
+    /// Returns the bitwise and.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -167,7 +174,7 @@ impl<T: Bits> Op<'_, T> {
         Op::built_in(Reduction::BitAnd)
     }
 
-    /// Bitwise or.
+    /// Returns the bitwise or.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -185,7 +192,7 @@ impl<T: Bits> Op<'_, T> {
 }
 
 impl<T: Reducible> Op<'_, T> {
-    /// Returns a reduction that the class of elements has.
+    /// Returns the built-in reduction, which this class of elements has.
     fn built_in(reduction: Reduction) -> Self {
         let fold = T::fold_loop(reduction).unwrap_or_else(|| unreachable!("a reduction of this class"));
         Op { code: reduction.into(), id: 0, fast: false, kernel: Kernel::BuiltIn(fold) }
@@ -193,11 +200,13 @@ impl<T: Reducible> Op<'_, T> {
 }
 
 impl<'f, T: Element> Op<'f, T> {
-    /// The user's own function, folded over the ranks in rank order; it need not be commutative. All ranks must give
-    /// the same one, and make the `Op` at the same place of the program. A rank alone gets its operand as it is.
+    /// Returns the reduction by the user's `function`, folded over the ranks in rank order; the function need
+    /// not be commutative. All ranks must give the same function, and make the `Op` at the same place of the
+    /// program. A single rank gets its operand unchanged.
     ///
-    /// A rank calls it for some elements or for all, when it can: it must depend on its operands only, and must not call a
-    /// communicator, which other ranks would not do at the same time, nor as often.
+    /// Each rank calls the function for some elements or for all, when it can. The function must depend on
+    /// its operands only, and must not call a communicator: other ranks would not make that call at the same
+    /// time, nor as often.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -211,7 +220,7 @@ impl<'f, T: Element> Op<'f, T> {
     /// ```
     #[track_caller]
     pub fn user<F: Fn(T, T) -> T + 'f>(function: F) -> Self {
-        // Closures of one function share a name: where they are written tells them apart.
+        // Closures of one function share a name: their places in the source tell them apart.
         let place = std::panic::Location::caller();
         let name = format!("{} {place}", std::any::type_name::<F>());
         Op {
@@ -224,10 +233,10 @@ impl<'f, T: Element> Op<'f, T> {
         }
     }
 
-    /// Leaves the order to the library. On one node nothing changes; over several less crosses the network at a time, and
-    /// sums of floats may differ in their last bits from those in rank order, and from one layout of ranks to another. They
-    /// are the same on all ranks, and in every run of one layout. All ranks must ask for it. The user's own functions are
-    /// folded in rank order always.
+    /// Leaves the order of folding to the library. On one node nothing changes. Over several nodes less
+    /// crosses the network at a time, and sums of floats may differ in their last bits from those in rank
+    /// order, and from one layout of ranks to another. The sums are the same on all ranks, and in every run
+    /// of one layout. All ranks must ask for this order. User functions are always folded in rank order.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -244,10 +253,10 @@ impl<'f, T: Element> Op<'f, T> {
         if self.code == OpCode::User { self } else { Op { fast: true, id: FAST, ..self } }
     }
 
-    /// Hands the reduction of bytes to `f`.
+    /// Calls `f` with this reduction on bytes.
     pub(crate) fn with_fold<R>(&self, f: impl FnOnce(&Fold<'_>) -> R) -> R {
         let apply = |bytes: Operands<'_, u8>| {
-            // Nothing lies on no boundary.
+            // An empty operand may lie on any boundary, and is not cast.
             if bytes.dst.is_empty() {
                 return Ok(());
             }
@@ -256,7 +265,7 @@ impl<'f, T: Element> Op<'f, T> {
             let cast_mut = |x| bytemuck::checked::try_cast_slice_mut::<u8, T>(x).map_err(corrupt);
             let Operands { dst, mut twin, a, .. } = bytes;
             if a.is_some() {
-                // Only written: whatever others have left there becomes valid first.
+                // This room is only written: whatever others have left there is made valid first.
                 let blank = |room: &mut [u8]| {
                     if bytemuck::checked::try_cast_slice::<u8, T>(room).is_err() {
                         room.fill(0);
@@ -283,8 +292,8 @@ impl<'f, T: Element> Op<'f, T> {
     }
 }
 
-/// A built-in reduction and the order in which it folds, named at run time: in rank order, as [`Reduction`]s are where an
-/// operation is asked for, or [`fast`](Reduction::fast).
+/// A built-in reduction and its order of folding, named at run time: rank order, which a [`Reduction`] given
+/// as an operation has, or that of [`fast`](Reduction::fast).
 ///
 /// ```
 /// use phalanx::untyped::{Operation, Reduction};
@@ -321,7 +330,8 @@ impl Reduction {
 macro_rules! with_fold {
     ($($name:ident = $code:literal, $text:literal, $rust:literal, $type:ty;)*) => {
         impl Operation {
-            /// As [`Op::with_fold`], for elements of a type that has the reduction; `None` for others.
+            /// Calls `f` as [`Op::with_fold`] does, if elements of this type have the reduction; else returns
+            /// `None`.
             pub(crate) fn with_fold<R>(self, datatype: Datatype, f: impl FnOnce(&Fold<'_>) -> R) -> Option<R> {
                 match datatype { $(Datatype::$name => named::<$type>(self).map(|op| op.with_fold(f)),)* }
             }
@@ -330,7 +340,7 @@ macro_rules! with_fold {
 }
 datatypes!(with_fold);
 
-/// Returns the reduction of elements that have it.
+/// Returns the reduction of elements of type `T`, if they have it.
 fn named<T: Reducible>(operation: Operation) -> Option<Op<'static, T>> {
     let Operation { reduction, fast } = operation;
     let kernel = Kernel::BuiltIn(T::fold_loop(reduction)?);
@@ -341,7 +351,7 @@ fn named<T: Reducible>(operation: Operation) -> Option<Op<'static, T>> {
 /// A reduction as the transports see it.
 pub(crate) struct Fold<'a> {
     pub(crate) code: OpCode,
-    /// Tells user functions apart.
+    /// A number that tells user functions apart.
     pub(crate) id: u64,
     /// See [`Op::fast`].
     #[cfg_attr(
@@ -349,28 +359,30 @@ pub(crate) struct Fold<'a> {
         expect(dead_code, reason = "one node folds in rank order anyway")
     )]
     pub(crate) fast: bool,
-    /// Bytes of an element, and the boundary that it lies on.
+    /// The size of an element in bytes, and (`align`) the boundary that it lies on.
     pub(crate) size: usize,
     #[cfg_attr(
         not(any(feature = "mpi", test)),
         expect(dead_code, reason = "on one node operands lie where their owners have them")
     )]
     pub(crate) align: usize,
-    /// See [`kernel::fold`]; on whole elements.
+    /// The fold of whole elements: see [`kernel::fold`].
     apply: &'a dyn Fn(Operands<'_, u8>) -> Result<()>,
 }
 
-/// Operands of three ranks or more are folded in blocks that stay in the first-level cache with all they meet.
+/// The length of a block in bytes. Operands of three ranks or more are folded block by block, so that a block
+/// stays in the first-level cache with all that is folded into it.
 const BLOCK: usize = 8 << 10;
 
 impl Fold<'_> {
-    /// May the result depend on the processor that folds? Built-in operations do the same on all.
+    /// Returns whether the result may depend on the processor that folds. Built-in operations give the same
+    /// on all.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn depends_on_host(&self) -> bool {
         self.code == OpCode::User
     }
 
-    /// `dst` = what the operation makes of one operand: the operand, or whether it is true.
+    /// Sets `dst` to the operation's result for a single operand: the operand, or whether it is true.
     pub(crate) fn one(&self, dst: &mut [u8], a: &[u8]) -> Result<()> {
         match self.code {
             OpCode::And | OpCode::Or => {
@@ -383,13 +395,14 @@ impl Fold<'_> {
         }
     }
 
-    /// `dst op= b`.
+    /// Computes `dst op= b`.
     pub(crate) fn onto(&self, dst: &mut [u8], b: &[u8]) -> Result<()> {
         (self.apply)(Operands { dst, twin: None, a: None, b, store: Store::Cached })
     }
 
-    /// `dst = part(0) op part(1) op ...` over the parts of `count` ranks, in rank order. `part(rank, range)` gives these
-    /// bytes of a rank's operand, counted as those of `dst` are. If there is a `twin`, it becomes the same.
+    /// Computes `dst = part(0) op part(1) op ...` over the parts of `count` ranks, in rank order. `part(rank,
+    /// range)` gives these bytes of a rank's operand, counted as those of `dst` are. If there is a `twin`, it
+    /// gets the same result.
     pub(crate) fn in_rank_order<'p>(
         &self,
         dst: &mut [u8],
@@ -398,7 +411,7 @@ impl Fold<'_> {
         count: usize,
         part: impl Fn(usize, Range<usize>) -> Result<&'p [u8]>,
     ) -> Result<()> {
-        // Two are folded in one go, whatever their length.
+        // Two operands are folded in one go, whatever their length.
         let block = if count == 2 { dst.len() } else { BLOCK / self.size.max(1) * self.size };
         let block = block.max(self.size).max(1);
         for start in (0..dst.len()).step_by(block) {

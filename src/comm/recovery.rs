@@ -1,4 +1,4 @@
-//! What ranks can do after a death, and what can be known of them from outside.
+//! The calls by which ranks go on after a death, and the state of ranks as others see it.
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::recovery::Wish;
@@ -6,7 +6,7 @@ use crate::comm::Comm;
 use crate::error::{RankState, Result};
 use crate::shm::datatype::TypeTag;
 
-/// What the ranks that live have agreed on: the same on all of them.
+/// The outcome of [`Comm::agree`], the same on all ranks that live.
 ///
 /// ```
 /// let world = phalanx::Launch { ranks: Some(3), recover: true, ..Default::default() };
@@ -16,24 +16,25 @@ use crate::shm::datatype::TypeTag;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agreement {
-    /// The values of all, and-ed bit by bit.
+    /// The bitwise and of the values of all ranks that live.
     pub value: u64,
     /// Ranks of this communicator that are dead, have failed or have left.
     pub gone: Vec<usize>,
 }
 
 impl Comm<'_> {
-    /// After a death: makes this the communicator of the ranks that live, numbered anew in the same order (ULFM's
-    /// `MPI_Comm_shrink`). Ends every call of the ranks that still wait in one; they are to call this too. Returns when
-    /// all who live have called; a rank that has not within the world's deadline, if there is one, is killed.
-    /// Communicators split off before, messages under way and arrays that were open are lost.
+    /// Makes this, after a death, the communicator of the ranks that live, numbered anew in the same order
+    /// (ULFM's `MPI_Comm_shrink`). Ends every call in which other ranks still wait; those ranks must then
+    /// call this too. Returns when all ranks that live have made the call; a rank that has not within the
+    /// world's deadline, if there is one, is killed. Communicators split off before, messages under way and
+    /// arrays that were open are lost.
     ///
-    /// A rank that dies meanwhile is left out, or ends the first call afterwards: then shrink again. `launch` returns the
-    /// results of the ranks that are left.
+    /// A rank that dies meanwhile is left out, or makes the first call afterwards fail: then shrink again.
+    /// `launch` returns the results of the ranks that are left.
     ///
     /// # Errors
-    /// The same on all ranks: [`Error::Mismatch`](crate::Error::Mismatch) if they do not all ask to shrink; then they may
-    /// ask again. If the world was not launched with `recover`.
+    /// The error is the same on all ranks: [`Error::Mismatch`](crate::Error::Mismatch) if they do not all ask
+    /// to shrink, after which they may ask again; and an error if the world was not launched with `recover`.
     ///
     /// ```
     /// use phalanx::{Error, Launch};
@@ -56,13 +57,13 @@ impl Comm<'_> {
         self.ask(Verb::Shrink, Wish::Shrink, 0).map(drop)
     }
 
-    /// After a death: makes this the communicator of all ranks of the world again. Those that died or failed are forked
-    /// anew, from what the caller had when it launched; they run the body from its beginning, and can tell by
-    /// [`Comm::epoch`] that they do so in mid-course. Otherwise as [`Comm::shrink`].
+    /// Makes this, after a death, the communicator of all ranks of the world again. Ranks that died or failed
+    /// are forked anew, from the state of the caller when it launched; they run the body from its beginning,
+    /// and can tell by [`Comm::epoch`] that they do so in mid-course. Otherwise as [`Comm::shrink`].
     ///
     /// # Errors
-    /// As [`Comm::shrink`]; and on all ranks, which may then shrink, if a rank has returned from its body or cannot be
-    /// forked.
+    /// As [`Comm::shrink`]; and on all ranks, which may then shrink, if a rank has returned from its body or
+    /// cannot be forked.
     ///
     /// ```
     /// use ndarray::arr1;
@@ -97,11 +98,12 @@ impl Comm<'_> {
         self.ask(Verb::Respawn, Wish::Respawn, 0).map(drop)
     }
 
-    /// The same value and the same set of dead on every rank that lives, whatever dies meanwhile (ULFM's
-    /// `MPI_Comm_agree`): for decisions on which all must act alike, such as whether a step counts, as each rank of a
-    /// failed call may have its own view. Works before and after a death. A rank that has not called it within twice
-    /// the world's deadline, if there is one, is killed, and is among the dead. Costs a round trip to the supervisor: a
-    /// wake or two, some tens of microseconds on an idle machine.
+    /// Returns the same value and the same set of dead ranks on every rank that lives, whatever dies
+    /// meanwhile (ULFM's `MPI_Comm_agree`). This is for decisions on which all must act alike, such as
+    /// whether a step counts, as each rank of a failed call may have its own view. Works before and after a
+    /// death. A rank that has not made the call within twice the world's deadline, if there is one, is
+    /// killed, and is among the dead. Costs a round trip to the supervisor: a wake or two, some tens of
+    /// microseconds on an idle machine.
     ///
     /// # Errors
     /// As [`Comm::shrink`].
@@ -135,9 +137,10 @@ impl Comm<'_> {
         self.transport.epoch()
     }
 
-    /// What is known of the ranks of this communicator, without asking them: for watchdogs and reports. (From outside:
-    /// SIGUSR1 makes a world's supervisor print the same for all its ranks, unless the program handles, ignores or blocks it.)
-    /// Empty in a process that was forked by a rank.
+    /// Returns the known state of the ranks of this communicator, without asking them: for watchdogs and
+    /// reports. (From outside, SIGUSR1 makes a world's supervisor print the same for all its ranks, unless
+    /// the program handles, ignores or blocks that signal.) The list is empty in a process that was forked by
+    /// a rank.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {

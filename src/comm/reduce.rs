@@ -11,13 +11,15 @@ use crate::shm::element::Element;
 use crate::shm::reduction::OpCode;
 use ndarray::Dimension;
 
-/// Elements that are summed exactly in one step, and up to how many bytes of all ranks everyone sums them all.
+/// The number of elements that are summed exactly in one step; and the number of bytes, of all ranks
+/// together, up to which every rank sums all elements.
 const EXACT_BLOCK: usize = 1 << 17;
 const EXACT_SHORT: usize = 16 << 10;
 
 impl Comm<'_> {
-    /// Folds the ranks' vectors, element by element in rank order, into root's `recv`; that of other ranks is left alone, and
-    /// may be empty (`&mut []`, or an `Option` that is `None`). The result has the same bits in every run. MPI_Reduce.
+    /// Folds the ranks' vectors, element by element in rank order, into root's `recv`. The `recv` of other
+    /// ranks is left alone, and may be empty (`&mut []`, or an `Option` that is `None`). The result has the
+    /// same bits in every run. MPI_Reduce.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -49,15 +51,16 @@ impl Comm<'_> {
         })
     }
 
-    /// Folds the ranks' vectors, element by element in rank order, into every rank's `recv`: the same bits on every
-    /// rank and in every run. MPI_Allreduce.
+    /// Folds the ranks' vectors, element by element in rank order, into every rank's `recv`: the same bits on
+    /// every rank and in every run. MPI_Allreduce.
     ///
-    /// That holds on hosts with unlike processors, for functions of the user's too: where a mathematics library goes by the
-    /// processor, one rank folds an element for all. (Ranks of one host are taken to be alike.) Of NaNs it holds for a least or
-    /// a greatest; in a sum or a product every rank has a NaN in the same places, with bits of its host's choice.
+    /// The bits are the same on hosts with different processors, and for user functions too: where a
+    /// mathematics library goes by the processor, one rank folds an element for all. (The ranks of one host
+    /// are taken to be alike.) The bits of a NaN are the same in a minimum or a maximum; in a sum or a
+    /// product every rank has a NaN in the same places, with bits of its host's choice.
     ///
-    /// Where every rank's `send` lies in shared memory ([`Comm::alloc`]) nothing is staged. For one shared result see
-    /// [`Comm::all_reduce_parts`].
+    /// If every rank's `send` lies in shared memory ([`Comm::alloc`]) nothing is staged. For one shared
+    /// result see [`Comm::all_reduce_parts`].
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -85,9 +88,10 @@ impl Comm<'_> {
         })
     }
 
-    /// As [`Comm::all_reduce`], into a shared array of each rank's: what a rank has folded it writes to all at once, so
-    /// nothing is staged where every rank's `send` lies in shared memory too ([`Comm::alloc`]). Every rank gets its array
-    /// back; after an error it is lost (a rank may still be writing into it).
+    /// Folds as [`Comm::all_reduce`] does, but into a shared array of each rank. A rank writes the elements
+    /// that it has folded to all these arrays at once, so that nothing is staged if every rank's `send` lies
+    /// in shared memory too ([`Comm::alloc`]). Every rank gets its array back; after an error the array is
+    /// lost (a rank may still be writing into it).
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -118,11 +122,11 @@ impl Comm<'_> {
         Lease::received(block, dim)
     }
 
-    /// Folds the ranks' vectors in rank order; rank r gets the r-th of the consecutive parts, as long as its `recv`.
-    /// MPI_Reduce_scatter.
+    /// Folds the ranks' vectors in rank order; rank r gets the r-th of the consecutive parts of the result,
+    /// as long as its `recv`. MPI_Reduce_scatter.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if the parts do not add up to the vectors.
+    /// As all collectives; and on all ranks if the lengths of the parts do not add up to that of the vectors.
     ///
     /// ```
     /// use ndarray::{arr1, Array1};
@@ -174,7 +178,8 @@ impl Comm<'_> {
         self.scan_buffers(send, recv, op, call::<S>(Verb::Scan))
     }
 
-    /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is. MPI_Exscan.
+    /// Folds the vectors of the ranks below this one, in rank order. Rank 0's `recv` stays as it is.
+    /// MPI_Exscan.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -211,11 +216,12 @@ impl Comm<'_> {
         })
     }
 
-    /// Computes the sums of the operands of all ranks, as if with infinite precision and rounded once: they do not depend
-    /// on the order of the ranks, or on how they lie on nodes, nor on how many ranks bring the same numbers. (What a rank
-    /// has summed before, to make its operand, was rounded there.) (Those of [`Comm::all_reduce`] depend on the number of ranks,
-    /// and nothing else.) Everyone sends each rank its part of the elements, which that rank sums and tells all: as much
-    /// as a rank sends in a ring, but over several nodes nothing is summed on the way.
+    /// Computes the sums of the operands of all ranks, as if with infinite precision and rounded once. They
+    /// do not depend on the order of the ranks, on their layout over nodes, or on how many ranks bring the
+    /// same numbers. (Sums that a rank has computed before, to make its operand, were rounded there. The sums
+    /// of [`Comm::all_reduce`] depend on the number of ranks, and nothing else.) Every rank sends each rank
+    /// its part of the elements; that rank sums the part and tells all ranks. A rank sends as much as in a
+    /// ring, but over several nodes nothing is summed on the way.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ.
@@ -249,7 +255,7 @@ impl Comm<'_> {
         for start in (0..n).step_by(EXACT_BLOCK) {
             let len = EXACT_BLOCK.min(n - start);
             let short = len * ranks * size_of::<T>() <= EXACT_SHORT;
-            // Each gets all operands of all elements, or of its slice.
+            // Each rank gets all operands of all elements, or of its slice.
             let (slice, parts) = if short { (len, 1) } else { (len.div_ceil(ranks), ranks) };
             let mut mine = send[start..start + len].to_vec();
             mine.resize(slice * parts, nothing);

@@ -1,16 +1,17 @@
 //! Seeds: numbers for generators of random numbers to start from.
 //!
-//! SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) can be entered at any
-//! place: its `n`-th number is a mix of its start and `n`, and no two of its 2^64 numbers are equal.
+//! SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) can be
+//! entered at any place: its `n`-th number is a mix of its start and `n`, and no two of its 2^64 numbers are
+//! equal.
 
-/// What SplitMix64 adds from number to number: 2^64 over the golden ratio, odd.
+/// The increment of SplitMix64 from number to number: 2^64 over the golden ratio, odd.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The `index`-th number, from 0, of the SplitMix64 that starts at `seed`: what generators of random numbers of a task, a
-/// rank or a row start from. No two of one start are equal.
+/// Returns the `index`-th number, from 0, of the SplitMix64 that starts at `seed`: a number from which the
+/// generator of random numbers of a task, a rank or a row can start. No two numbers of one `seed` are equal.
 ///
-/// [`Row::seed`](crate::Row::seed) and [`Comm::seed`](crate::Comm::seed) are made by it. For the samples of a
-/// [`ParallelManager`](crate::ParallelManager), give each its own:
+/// [`Row::seed`](crate::Row::seed) and [`Comm::seed`](crate::Comm::seed) return such numbers. Give each
+/// sample of a [`ParallelManager`](crate::ParallelManager) its own:
 ///
 /// ```
 /// let samples: Vec<(f64, u64)> = (0..4).map(|n| (35.0 + n as f64, phalanx::seed(42, n))).collect();

@@ -19,7 +19,7 @@ pub(crate) struct Solo {
     local: Rc<Local>,
     mail: Mailbox,
     calls: u32,
-    /// See `World::group`. What is split off is the same rank alone.
+    /// See `World::group`. A communicator that is split off has the same rank alone.
     group: u64,
 }
 
@@ -38,7 +38,7 @@ impl Solo {
         Error::bad(call.place(0, self.calls), problem)
     }
 
-    /// A call that moves `src` to `dst`, which must be as long.
+    /// Begins a call that moves `src` to `dst`, which must be as long.
     fn begin(&mut self, call: &Call, dst: &[u8], src: &[u8]) -> Result<()> {
         self.calls = self.calls.wrapping_add(1);
         match dst.len() == src.len() {

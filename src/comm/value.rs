@@ -10,7 +10,8 @@ use crate::shm::element::Element;
 use core::slice::{from_mut, from_ref};
 
 impl Comm<'_> {
-    /// Returns root's `value` on all ranks; that of other ranks is not used. [`Comm::broadcast`] of one element.
+    /// Returns root's `value` on all ranks; the values of other ranks are not used. [`Comm::broadcast`] of
+    /// one element.
     ///
     /// # Errors
     /// As [`Comm::broadcast`].
@@ -27,7 +28,8 @@ impl Comm<'_> {
         Ok(value)
     }
 
-    /// Returns the values of all ranks, in rank order, on every rank. [`Comm::all_gather`] of one element per rank.
+    /// Returns the values of all ranks, in rank order, on every rank. [`Comm::all_gather`] of one element per
+    /// rank.
     ///
     /// # Errors
     /// As [`Comm::all_gather`].
@@ -47,8 +49,8 @@ impl Comm<'_> {
         Ok(values)
     }
 
-    /// Folds the values of all ranks in rank order, and returns the result on every rank. [`Comm::all_reduce`] of one
-    /// element.
+    /// Folds the values of all ranks in rank order, and returns the result on every rank.
+    /// [`Comm::all_reduce`] of one element.
     ///
     /// # Errors
     /// As [`Comm::all_reduce`].
@@ -65,7 +67,8 @@ impl Comm<'_> {
         fold_value(value, op, |value, result, fold| self.all_reduce_call(call, value, result, fold))
     }
 
-    /// Folds the values of ranks 0 to this one in rank order, and returns the result. [`Comm::scan`] of one element.
+    /// Folds the values of ranks 0 to this one in rank order, and returns the result. [`Comm::scan`] of one
+    /// element.
     ///
     /// # Errors
     /// As [`Comm::scan`].
@@ -84,7 +87,7 @@ impl Comm<'_> {
     }
 }
 
-/// Returns what `fold` makes of one element.
+/// Calls `fold` with the bytes of one element, and returns its result.
 fn fold_value<T: Element>(
     value: T,
     op: &Op<'_, T>,

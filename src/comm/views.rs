@@ -16,8 +16,8 @@ use crate::shm::element::Element;
 use ndarray::{Dimension, IntoDimension};
 
 impl<'w> Comm<'w> {
-    /// A zeroed array of `shape` in this rank's shared heap: collectives move it without staging, and it can be handed
-    /// on. Not a collective.
+    /// Allocates a zeroed array of `shape` in this rank's shared heap: collectives move it without staging,
+    /// and it can be handed on to other ranks. Not a collective.
     ///
     /// # Errors
     /// If the shape overflows or the heap is full.
@@ -38,8 +38,9 @@ impl<'w> Comm<'w> {
         Ok(Lease::new(block, dim))
     }
 
-    /// A zeroed array that all ranks hold together, `rows` of each along the first axis: this rank's part of it. All
-    /// ranks give the same row shape: `shape` with its own number of rows. It lies in rank 0's heap.
+    /// Makes a zeroed array that all ranks hold together, and returns this rank's part of it. Each rank has
+    /// some of the rows, which lie along the first axis: `shape` is the common row shape with this rank's
+    /// number of rows. The array lies in rank 0's heap.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if the row shapes differ, or rank 0's heap is full.
@@ -82,7 +83,7 @@ impl<'w> Comm<'w> {
         Parts::new((&segment, offset), dim, bounds, who, Some(block), None, agreed)
     }
 
-    /// `Ok` if all ranks share memory.
+    /// Returns `Ok` if all ranks share memory; else refuses the call.
     fn check_node(&mut self, call: &Call) -> Result<()> {
         match self.transport.nodes() {
             1 => Ok(()),
@@ -96,7 +97,7 @@ impl<'w> Comm<'w> {
         }
     }
 
-    /// A zeroed block in rank 0's heap that every rank holds.
+    /// Makes a zeroed block in rank 0's heap, which every rank holds.
     fn shared_block(
         &mut self,
         call: &Call,
@@ -124,28 +125,28 @@ impl<'w> Comm<'w> {
         Ok((offset, block))
     }
 
-    /// Makes shared memory that all ranks hold, on a page boundary; its first `zeroed` bytes are zero. `digest` says what the
-    /// memory is for, and must be the same on all ranks.
+    /// Makes shared memory that all ranks hold, on a page boundary; its first `zeroed` bytes are zero.
+    /// `digest` says what the memory is for, and must be the same on all ranks.
     pub(crate) fn hold(&mut self, call: &Call, (len, zeroed): (usize, usize), digest: u64) -> Result<Block> {
         self.check_node(call)?;
         self.transport.rendezvous(call, digest)?;
         self.shared_block(call, len, (PAGE, Fill::Begin(zeroed))).map(|(_, block)| block)
     }
 
-    /// All ranks arrive, and will not come back.
+    /// Waits until all ranks have made this call, which is the last on this communicator.
     #[cfg(feature = "mpi")]
     pub(crate) fn leave(&mut self) -> Result<()> {
         self.transport.rendezvous(&Call::new(Verb::Leave, TypeTag::BYTES), 0).map(drop)
     }
 
-    /// All ranks arrive.
+    /// Waits until all ranks have made this call.
     pub(crate) fn arrive(&mut self, call: &Call) -> Result<()> {
         self.transport.rendezvous(call, 0).map(drop)
     }
 
-    /// This rank's part of an array that the caller made before the world started, split evenly along its first axis
-    /// (numpy's `array_split`: the first parts are one row longer). All ranks open it together; each may have it open
-    /// once at a time.
+    /// Opens an array that the caller made before the world started, split evenly along its first axis
+    /// (numpy's `array_split`: the first parts are one row longer), and returns this rank's part. All ranks
+    /// open the array together; each rank may have it open once at a time.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if they give different arrays, or one has it open already.
@@ -171,7 +172,7 @@ impl<'w> Comm<'w> {
         self.open_call(array, &split, call)
     }
 
-    /// As [`Comm::open`], rank r getting `rows[r]` rows.
+    /// Opens an array as [`Comm::open`] does, but gives rank r `rows[r]` rows.
     ///
     /// # Errors
     /// As [`Comm::open`]; and if the rows do not add up to the array's.
@@ -236,8 +237,9 @@ impl<'w> Comm<'w> {
         Parts::new(place, array.dim().clone(), bounds, (group, self.rank()), None, Some(open), agreed)
     }
 
-    /// Folds the ranks' vectors in rank order into one shared result: each rank folds its own rows of it, nothing is
-    /// copied if the vectors lie in shared memory, and all see the whole. `send` has as many elements as the result.
+    /// Folds the ranks' vectors in rank order into one shared result. Each rank folds its own rows of the
+    /// result, nothing is copied if the vectors lie in shared memory, and all ranks can then read the whole.
+    /// `send` has as many elements as the result.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths differ. The array is lost after an error.
@@ -293,7 +295,7 @@ impl<'w> Comm<'w> {
         }
     }
 
-    /// `Ok` if an array is held by this communicator's ranks.
+    /// Returns `Ok` if an array is held by this communicator's ranks; else refuses the call.
     fn check_group(&mut self, call: &Call, group: u64) -> Result<()> {
         if group == self.transport.group() {
             return Ok(());
@@ -321,10 +323,12 @@ impl<'w> Comm<'w> {
 }
 
 impl<'a, T: Element, D: Dimension> Parts<'a, T, D> {
-    /// All ranks give up writing and get to read the whole: a gather to all without copying, at the price of a barrier.
+    /// Makes all ranks give up writing and returns the whole array to read: a gather to all without copying,
+    /// at the price of a barrier.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if they publish different arrays. The array is lost after an error.
+    /// As all collectives; and on all ranks if they publish different arrays. The array is lost after an
+    /// error.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -343,11 +347,12 @@ impl<'a, T: Element, D: Dimension> Parts<'a, T, D> {
 }
 
 impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
-    /// All ranks give up reading and get their parts to write again, at the price of a barrier. With two arrays in
-    /// turn there is nothing to wait for.
+    /// Makes all ranks give up reading and returns this rank's part to write again, at the price of a
+    /// barrier. With two arrays in turn there is nothing to wait for.
     ///
     /// # Errors
-    /// As all collectives; and on all ranks if they reopen different arrays. The array is lost after an error.
+    /// As all collectives; and on all ranks if they reopen different arrays. The array is lost after an
+    /// error.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {
@@ -379,12 +384,13 @@ impl<'a, T: Element, D: Dimension> Whole<'a, T, D> {
     }
 }
 
-/// How `numpy.array_split` deals out `rows`: the first `rows % parts` parts get one more.
+/// Returns the numbers of rows into which `numpy.array_split` splits `rows`: the first `rows % parts` parts
+/// get one more.
 pub(crate) fn array_split(rows: usize, parts: usize) -> Vec<usize> {
     (0..parts).map(|part| rows / parts + usize::from(part < rows % parts)).collect()
 }
 
-/// Prefix sums of `rows`, from 0 to the total.
+/// Returns the prefix sums of `rows`, from 0 to the total.
 fn bounds(rows: &[usize]) -> Vec<usize> {
     let sums = rows.iter().scan(0usize, |sum, &rows| {
         *sum = sum.saturating_add(rows);

@@ -1,4 +1,4 @@
-//! The one error: which rank, in which operation, why, and what to do about it.
+//! The one error type: it says which rank, in which operation, why, and what to do about it.
 
 mod place;
 mod reason;
@@ -11,7 +11,7 @@ use std::fmt;
 pub use place::{Death, Place, RankState, RankStatus};
 pub use reason::{Reason, Source};
 
-/// The result of this crate's calls; with a second parameter that of functions which return another error.
+/// The result of this crate's calls or, with a second parameter, of functions that return another error.
 ///
 /// ```
 /// fn mean(numbers: &[f64]) -> phalanx::Result<f64, phalanx::Reason> {
@@ -44,17 +44,18 @@ pub enum Error {
     BadArgument {
         /// The call.
         place: Place,
-        /// What does not fit, and what would.
+        /// The problem: what does not fit, and what would.
         problem: String,
     },
-    /// The ranks of a communicator called different collectives, or the same with arguments that do not agree.
+    /// The ranks of a communicator called different collectives, or the same with arguments that do not
+    /// agree.
     #[error(
         "{place}: the ranks do not agree on this call:\n{table}every rank of a communicator must make the same calls in the same order"
     )]
     Mismatch {
         /// The call of the rank that reports.
         place: Place,
-        /// One line a rank, by its number in the world: what it called.
+        /// One line per rank, by its number in the world: the call that it made.
         table: String,
     },
     /// A rank died: killed, crashed, or left without returning from its body.
@@ -64,11 +65,11 @@ pub enum Error {
     PeerDied {
         /// The call that found out.
         place: Place,
-        /// Who died, in the world's numbering.
+        /// The rank that died, in the world's numbering.
         rank: usize,
-        /// Its process.
+        /// The process of that rank.
         pid: u32,
-        /// How.
+        /// The way in which it died.
         cause: Death,
     },
     /// A rank panicked, or its body returned an error.
@@ -76,7 +77,7 @@ pub enum Error {
     PeerFailed {
         /// The call that found out.
         place: Place,
-        /// Who failed, in the world's numbering.
+        /// The rank that failed, in the world's numbering.
         rank: usize,
         /// The panic's or the error's text.
         text: String,
@@ -86,16 +87,16 @@ pub enum Error {
     PeerLeft {
         /// The call that found out.
         place: Place,
-        /// Who left, in the world's numbering.
+        /// The rank that left, in the world's numbering.
         rank: usize,
     },
-    /// An earlier call of a rank that still lives ended the world (a mismatch, a timeout, memory overwritten), or its epoch:
-    /// `shrink` and `respawn` end all other calls.
+    /// An earlier call of a rank that still lives ended the world (a mismatch, a timeout, memory
+    /// overwritten), or its epoch: `shrink` and `respawn` end all other calls.
     #[error("{place}: an earlier call of rank {rank} ended this world: {text}")]
     Ended {
         /// The call that found out.
         place: Place,
-        /// Whose call ended the world first, in the world's numbering.
+        /// The rank whose call ended the world first, in the world's numbering.
         rank: usize,
         /// The error of that call, as that rank got it.
         text: String,
@@ -129,11 +130,11 @@ pub enum Error {
     System {
         /// The call.
         call: &'static str,
-        /// What it was to give.
+        /// The resource that the call was to give.
         need: String,
         /// The reason.
         source: Source,
-        /// What to change, if anything is known to help.
+        /// A change that is known to help, if there is one.
         hint: &'static str,
     },
     /// Threads are running where only a single-threaded process may fork.
@@ -142,42 +143,42 @@ pub enum Error {
          Open the world before starting threads, use the threads back end, or set `allow_threads` if they hold no lock"
     )]
     Threads {
-        /// What was called.
+        /// The operation that was called.
         operation: &'static str,
-        /// Their names.
+        /// The names of the threads.
         threads: String,
     },
-    /// A signal asked the program to end while workers ran; they have been ended. Seen only if the program goes on, as
-    /// after a signal that it blocks.
+    /// A signal asked the program to end while workers ran; they have been ended. Seen only if the program
+    /// goes on, as after a signal that it blocks.
     #[error("{}: interrupted; the workers have been ended, and what they had not returned is lost", signal_name(*signal))]
     Interrupted {
         /// The signal's number.
         signal: i32,
     },
-    /// The workers could not be started. What had been started was ended.
+    /// The workers could not be started. Those that had been started were ended.
     #[error("the workers could not be started: {text}")]
     Start {
-        /// Why: the build step's panic or error, or what the kernel refused.
+        /// The reason: the build step's panic or error, or what the kernel refused.
         text: String,
     },
     /// The process that supervises the workers died, and they with it.
     #[error("the supervisor of the workers died ({cause}), and they with it{hint}; start again")]
     Supervisor {
-        /// How.
+        /// The way in which the supervisor died.
         cause: Death,
-        /// What may have happened.
+        /// A guess at what happened.
         hint: &'static str,
     },
     /// Bytes that another process wrote are not what they must be.
     #[error("{what} holds bytes that no correct rank writes; memory shared with other ranks was overwritten")]
     Corrupt {
-        /// What was read.
+        /// The data that was read.
         what: &'static str,
     },
     /// A rank panicked; its text and place.
     #[error("rank {rank} panicked: {text}")]
     Panicked {
-        /// Which rank.
+        /// The rank that panicked.
         rank: usize,
         /// The panic's message and source line.
         text: String,
@@ -185,7 +186,7 @@ pub enum Error {
     /// The body of a rank returned this error.
     #[error("rank {rank} returned an error: {text}")]
     Returned {
-        /// Which rank.
+        /// The rank whose body returned the error.
         rank: usize,
         /// The error's text.
         text: String,
@@ -193,20 +194,20 @@ pub enum Error {
     /// A task of a `scatter` has no result.
     #[error("gather: worker {worker} has no result for samples {}..{}: {text}", .samples.start, .samples.end)]
     Task {
-        /// The number of the worker that ran it, or died on it; 0 if none did.
+        /// The number of the worker that ran the task, or died on it; 0 if none did.
         worker: usize,
-        /// Which samples of the scattered list the task is.
+        /// The samples of the scattered list that the task is made of.
         samples: std::ops::Range<usize>,
-        /// Why: a panic's text, the error returned, how the worker died.
+        /// The reason: a panic's text, the error returned, or how the worker died.
         text: String,
     },
-    /// An error of the user's own: see [`Error::other`]. The source is that error, unless it has come from another process:
-    /// then it is its text.
+    /// An error of the user's own: see [`Error::other`]. The source is that error or, if the error has come
+    /// from another process, its text.
     #[error("{0}")]
     Other(#[source] Source),
 }
 
-/// Names the kind of an [`Error`]: see [`Error::kind`].
+/// The kind of an [`Error`]: see [`Error::kind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -218,19 +219,20 @@ pub enum ErrorKind {
     Peer,
     /// The deadline passed.
     Timeout,
-    /// The kernel, MPI or a limit stands in the way, or threads that run. Also where workers did not start, for whatever
-    /// reason: their `build` failed, perhaps.
+    /// The kernel, MPI, a limit or running threads stand in the way. Also the kind where workers did not
+    /// start, for whatever reason: perhaps their `build` failed.
     System,
     /// A signal asked the program to end.
     Interrupted,
     /// Shared memory was overwritten.
     Corrupt,
-    /// A function of the user's own failed: also a body that returned the error of a call, whose text it then has.
+    /// A function of the user's own failed: also a body that returned the error of a call; the text is then
+    /// that error's.
     User,
 }
 
 impl fmt::Debug for Error {
-    /// As a person reads it: this is what `main` and `unwrap` print.
+    /// Formats the error as a person reads it: this is what `main` and `unwrap` print.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -283,7 +285,7 @@ impl Error {
         Error::BadArgument { place, problem: problem.into() }
     }
 
-    /// A wrong option of a call that no communicator is part of.
+    /// Returns the error for a wrong option of a call that involves no communicator.
     pub(crate) fn option(operation: &'static str, problem: impl Into<String>) -> Error {
         Error::bad(Place::outside(operation), problem)
     }
@@ -339,16 +341,17 @@ impl From<ndarray::ShapeError> for Error {
     }
 }
 
-/// The longest start of a text that has at most `room` bytes.
+/// Returns the longest start of a text that has at most `room` bytes.
 pub(crate) fn start_of(text: &str, room: usize) -> &str {
     let end = (0..=room.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]
 }
 
-/// Ends a text that was cut.
+/// The end of a text that was cut.
 const CUT: &str = "...";
 
-/// At most `room` bytes of a text, with a mark where it was cut; nothing, if there is no room for the mark.
+/// Returns at most `room` bytes of a text, with a mark where it was cut; nothing if there is no room for the
+/// mark.
 pub(crate) fn shortened(text: &str, room: usize) -> Cow<'_, str> {
     if text.len() <= room {
         return text.into();

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use std::borrow::Cow;
 use std::fmt;
 
-/// How a process ended, as the kernel told it.
+/// The way in which a process ended, as the kernel reported it.
 ///
 /// ```
 /// assert_eq!(phalanx::Death::Signal(9).to_string(), "signal 9, SIGKILL");
@@ -12,20 +12,21 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Death {
-    /// By `exit`, with this status. Leaving without having returned from the body is a death even with status 0.
+    /// An `exit` with this status. Leaving without returning from the body is a death even with status 0.
     Exit(i32),
-    /// By this signal.
+    /// A death by this signal.
     Signal(i32),
-    /// By the kernel, for want of memory: its cgroup's limit was reached.
+    /// A kill by the kernel, for want of memory: the limit of the process's cgroup was reached.
     Oom,
-    /// It runs another program: it called `exec`.
+    /// A call of `exec`: the process runs another program.
     Exec,
-    /// By SIGSEGV, at a touch of shared memory that came with the fork and is not the process's to touch.
+    /// A death by SIGSEGV, at a touch of shared memory that came with the fork and is not the process's to
+    /// touch.
     Inherited {
-        /// It may be read, and was written.
+        /// Whether the memory may be read, and was written.
         readable: bool,
     },
-    /// The kernel has not told yet.
+    /// A cause that the kernel has not reported yet.
     Unknown,
 }
 
@@ -65,7 +66,8 @@ pub(super) fn signal_name(number: i32) -> Cow<'static, str> {
         .map_or_else(|_| format!("signal {number}").into(), |signal| signal.as_str().into())
 }
 
-/// Where a call failed: shown as `gather (call 17 of rank 2)`, or as `sweep` where no communicator is part of it.
+/// The place where a call failed: shown as `gather (call 17 of rank 2)`, or as `sweep` where no communicator
+/// is involved.
 ///
 /// ```
 /// let mut place = phalanx::Place::default();
@@ -77,7 +79,8 @@ pub(super) fn signal_name(number: i32) -> Cow<'static, str> {
 pub struct Place {
     /// The operation, by its name in the API.
     pub operation: &'static str,
-    /// The rank that reports, in the communicator it called; [`Place::NOBODY`] if the caller of a world or a sweep does.
+    /// The rank that reports, in the communicator that it called; [`Place::NOBODY`] if the caller of a world
+    /// or a sweep reports.
     pub rank: usize,
     /// The number of the communicator's exchange, counted alike on all its ranks.
     pub sequence: u32,
@@ -87,7 +90,7 @@ impl Place {
     /// The `rank` of a place outside all communicators.
     pub const NOBODY: usize = usize::MAX;
 
-    /// A place outside all communicators.
+    /// Returns a place outside all communicators.
     pub(crate) fn outside(operation: &'static str) -> Place {
         Place { operation, rank: Place::NOBODY, sequence: 0 }
     }
@@ -102,7 +105,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Describes a rank as it is seen from outside, for reports and watchdogs.
+/// The state of a rank as it is seen from outside, for reports and watchdogs.
 ///
 /// ```
 /// let states = phalanx::launch(2, |comm| {
@@ -115,20 +118,20 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RankState {
-    /// Its number in the world.
+    /// The rank's number in the world.
     pub rank: usize,
-    /// Its process.
+    /// The rank's process.
     pub pid: u32,
-    /// How it is.
+    /// The rank's status.
     pub status: RankStatus,
-    /// Its last collective call in this communicator, or the message that it waits for; `None` if it has made none. (Other
-    /// messages leave no trace.)
+    /// The rank's last collective call in this communicator, or the message that it waits for; `None` if it
+    /// has made none. (Other messages leave no trace.)
     pub operation: Option<&'static str>,
-    /// The number of that call, as its errors have it.
+    /// The number of that call, as its errors show it.
     pub sequence: u32,
     /// The source line of that call.
     pub line: u32,
-    /// The source file of that call; of a long path the end.
+    /// The source file of that call; for a long path, its end.
     pub file: String,
 }
 
@@ -143,27 +146,27 @@ impl fmt::Display for RankState {
     }
 }
 
-/// How a rank is, as far as can be seen from outside: see [`RankState`].
+/// The status of a rank, as far as can be seen from outside: see [`RankState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RankStatus {
-    /// It computes.
+    /// The rank computes.
     Running,
-    /// It waits.
+    /// The rank waits.
     Sleeping,
-    /// A signal has stopped it.
+    /// A signal has stopped the rank.
     Stopped,
-    /// It has ended, and its parent does not know yet.
+    /// The rank's process has ended, and its parent does not know yet.
     Zombie,
-    /// It has died.
+    /// The rank has died.
     Dead,
-    /// It has returned from its body.
+    /// The rank has returned from its body.
     Left,
-    /// It has panicked, or its body has returned an error.
+    /// The rank has panicked, or its body has returned an error.
     Failed,
-    /// It has not started yet.
+    /// The rank has not started yet.
     NotStarted,
-    /// The kernel does not tell.
+    /// The kernel does not report a status.
     Unknown,
 }
 

@@ -5,9 +5,11 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// Why a model, or the step that builds its state, has no answer: the text of any error that can be displayed.
+/// The reason why a model, or the step that builds its state, has no answer: the text of any error that can
+/// be displayed.
 ///
-/// It is not an error itself (then `?` could not make it of every other one), but `?` makes an [`Error`] of it.
+/// A reason is not an error itself (else `?` could not make one of every other error), but `?` makes an
+/// [`Error`] of it.
 ///
 /// ```
 /// use phalanx::{Reason, Result};
@@ -54,7 +56,7 @@ impl fmt::Debug for Reason {
     }
 }
 
-/// The error behind an [`Error`]. Clones share it; two are equal if their texts are.
+/// The error behind an [`Error`]. Clones share the error behind; two are equal if their texts are.
 ///
 /// ```
 /// use std::error::Error as _;

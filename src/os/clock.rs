@@ -1,16 +1,17 @@
 //! The time of day for records: the processor's counter between readings of the kernel's clock.
 //!
-//! A reading of the kernel's clock costs 30 to 60 ns, as much as all else that is done for a short row; the counter costs 12.
-//! The counter is read against the last reading of the clock, and believed for a millisecond: its error, of some parts in
-//! a million, stays below the cost of reading the clock. Where the kernel does not keep time by the counter (virtual
-//! machines that move, other processors) every reading is one of the clock.
+//! A reading of the kernel's clock costs 30 to 60 ns, as much as all else that is done for a short row; the
+//! counter costs 12. The counter is read against the last reading of the clock, and believed for a
+//! millisecond: its error, of some parts in a million, stays below the cost of reading the clock. Where the
+//! kernel does not keep time by the counter (virtual machines that move, other processors) every reading is
+//! one of the clock.
 #![expect(unsafe_code, reason = "the processor's counter")]
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long the counter is believed.
+/// The time for which the counter is believed, in nanoseconds.
 const BELIEVED: u64 = 1_000_000;
-/// How long it is measured against the clock.
+/// The time for which the counter is measured against the clock.
 const MEASURING: Duration = Duration::from_micros(200);
 
 /// Returns the time since 1970-01-01 UTC.
@@ -24,7 +25,7 @@ pub(crate) struct Clock {
     base: Instant,
     /// Nanoseconds since 1970 at `base`.
     unix: u64,
-    /// Nanoseconds per tick of the counter, times 2^32; 0: the kernel does not keep time by it.
+    /// Nanoseconds per tick of the counter, times 2^32; 0 if the kernel does not keep time by the counter.
     per_tick: u64,
 }
 
@@ -38,20 +39,20 @@ impl Clock {
         self.unix + self.base.elapsed().as_nanos() as u64
     }
 
-    /// Returns a way to read it in a row.
+    /// Returns a reader, for many readings in a row.
     pub(crate) fn reader(&self) -> Reader {
         let (anchor, ticks) = together(|| self.read());
         Reader { clock: *self, anchor, ticks, last: anchor }
     }
 }
 
-/// Reads a clock again and again, in one thread.
+/// A reader of a clock, for many readings in one thread.
 pub(crate) struct Reader {
     clock: Clock,
     /// The last reading of the kernel's clock, and the counter at that time.
     anchor: u64,
     ticks: u64,
-    /// The last time returned: none is earlier.
+    /// The last time returned; no later reading is earlier.
     last: u64,
 }
 
@@ -82,7 +83,7 @@ fn ticks() -> u64 {
     0
 }
 
-/// Reads a clock, and the counter at the same time: again, if something came between.
+/// Reads a clock, and the counter at the same time; tries again if something came between.
 fn together<T>(read: impl Fn() -> T) -> (T, u64) {
     /// Ticks that a reading takes, at most; some microseconds.
     const AT_ONCE: u64 = 10_000;
@@ -95,7 +96,8 @@ fn together<T>(read: impl Fn() -> T) -> (T, u64) {
     (read(), ticks())
 }
 
-/// Measures the counter, once in a program; 0 if the kernel does not keep time by it.
+/// Returns the nanoseconds per tick, times 2^32, measured once per program; 0 if the kernel does not keep
+/// time by the counter.
 fn per_tick() -> u64 {
     static PER_TICK: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *PER_TICK.get_or_init(|| {

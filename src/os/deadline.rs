@@ -4,12 +4,12 @@ use core::cell::Cell;
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// See [`clock`].
+    /// The time for which this thread has stood still: see [`clock`].
     static STOOD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Returns the time by which this thread's deadlines go: it does not pass while the process stands still, stopped by a signal or
-/// with its machine, as far as a [`Watch`] has noticed.
+/// Returns the time by which this thread's deadlines are measured. It does not pass while the process stands
+/// still, stopped by a signal or with its machine, as far as a [`Watch`] has noticed.
 pub(crate) fn clock() -> Instant {
     let now = Instant::now();
     now.checked_sub(STOOD.get()).unwrap_or(now)
@@ -18,7 +18,7 @@ pub(crate) fn clock() -> Instant {
 /// A wait without a look at the watch for this long means that the process stood still.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
-/// Notices that the process has stood still.
+/// A watch that notices that the process has stood still.
 pub(crate) struct Watch(Cell<Instant>);
 
 impl Watch {
@@ -26,7 +26,7 @@ impl Watch {
         Watch(Cell::new(Instant::now()))
     }
 
-    /// To be called several times a second.
+    /// Looks whether the process has stood still. Call it several times per second.
     pub(crate) fn look(&self) {
         let now = Instant::now();
         let late = now - self.0.replace(now);

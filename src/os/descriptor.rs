@@ -1,4 +1,4 @@
-//! Descriptors: bells, pipes, what is printed, and waiting for any of them.
+//! Descriptors: bells, pipes, printing, and waiting for any of them.
 #![expect(
     unsafe_code,
     reason = "descriptors that the kernel has just given, and those that the program may have closed"
@@ -17,7 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A descriptor that the program may have closed by mistake: std would end the process when it is dropped then.
+/// A descriptor that the program may have closed by mistake: then std would end the process when the
+/// descriptor is dropped.
 #[derive(Debug)]
 pub(crate) struct Descriptor(ManuallyDrop<OwnedFd>);
 
@@ -42,8 +43,8 @@ impl AsFd for Descriptor {
     }
 }
 
-/// The descriptor under a number of 3 or more: where a program has closed 0, 1 or 2, it must not take their place, or
-/// what anyone prints goes into it.
+/// Returns the descriptor under a number of 3 or more: where a program has closed 0, 1 or 2, it must not take
+/// their place, or text that anyone prints would go into it.
 pub(crate) fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
     if fd.as_raw_fd() > libc::STDERR_FILENO {
         return Ok(fd);
@@ -53,7 +54,7 @@ pub(crate) fn above_standard(fd: OwnedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
 }
 
-/// A bell that one process rings and its child hears.
+/// A bell (eventfd) that one process rings, and another that shares it by a fork hears.
 pub(crate) struct Bell(Descriptor);
 
 impl Bell {
@@ -68,7 +69,7 @@ impl Bell {
         let _ = sys(Site::EventfdWrite, || nix::unistd::write(&self.0, &1u64.to_ne_bytes()));
     }
 
-    /// Ready for the next ring.
+    /// Readies the bell for the next ring.
     pub(crate) fn still(&self) {
         let _ = sys(Site::EventfdRead, || nix::unistd::read(&self.0, &mut [0; 8]));
     }
@@ -102,7 +103,7 @@ impl Pipe {
         Ok(Pipe { read, write })
     }
 
-    /// Appends what has come, up to 64 KiB; false if nothing has.
+    /// Appends the bytes that have come, up to 64 KiB; returns false if none have.
     pub(crate) fn read(&self, into: &mut Vec<u8>) -> bool {
         let mut piece = [0; 64 << 10];
         let len = nix::unistd::read(&self.read, &mut piece).unwrap_or(0);
@@ -117,14 +118,14 @@ impl AsFd for Pipe {
     }
 }
 
-/// This process's standard output and error go into these pipes.
+/// Redirects this process's standard output and error into these pipes.
 pub(crate) fn print_to(out: &Pipe, err: &Pipe) {
     let _ = sys(Site::Dup, || nix::unistd::dup2_stdout(&out.write));
     let _ = sys(Site::Dup, || nix::unistd::dup2_stderr(&err.write));
 }
 
-/// Prints lines to a standard stream while whoever reads it takes them, and waits for that at most `patience`; returns how
-/// many bytes have gone. (Nobody is there to take them: all.)
+/// Prints lines to a standard stream while its reader takes them, waiting for that at most `patience`;
+/// returns how many bytes were taken. (If there is no reader: all.)
 pub(crate) fn print(fd: i32, bytes: &[u8], patience: Duration) -> usize {
     // SAFETY: one of the standard streams; if the program has closed it, it cannot be written.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -135,7 +136,7 @@ pub(crate) fn print(fd: i32, bytes: &[u8], patience: Duration) -> usize {
         if nix::poll::poll(&mut room, left.unwrap_or(PollTimeout::ZERO)).unwrap_or(0) == 0 {
             break;
         }
-        // A pipe that has room takes so much without waiting.
+        // A pipe that has room takes this many bytes without waiting.
         let some = &bytes[gone..bytes.len().min(gone + 4096)];
         let lines = some.iter().rposition(|&byte| byte == b'\n').map_or(some.len(), |at| at + 1);
         match nix::unistd::write(fd, &some[..lines]) {
@@ -147,8 +148,8 @@ pub(crate) fn print(fd: i32, bytes: &[u8], patience: Duration) -> usize {
     gone
 }
 
-/// Waits until one of `sources` has something to say (a process: that it has ended), at most `slice`, whatever signals
-/// come; true for those that have.
+/// Waits until one of `sources` has something to say (for a process, that it has ended), at most `slice`,
+/// whatever signals come; returns for each source whether it has.
 pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     let mut fds: Vec<_> =
         sources.iter().map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
@@ -159,7 +160,8 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
         match sys(Site::Poll, || nix::poll::poll(&mut fds, timeout)) {
             Err(Errno::EINTR) => continue,
             Ok(_) => break,
-            // More than the limit on open files, which has been lowered since they were opened: one by one, then.
+            // There are more sources than the limit on open files, lowered since they were opened, allows:
+            // they are polled one by one.
             Err(_) => {
                 for fd in &mut fds {
                     let _ = nix::poll::poll(core::slice::from_mut(fd), PollTimeout::ZERO);
@@ -174,8 +176,8 @@ pub(crate) fn poll(sources: &[&dyn AsFd], slice: Duration) -> Vec<bool> {
     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
 }
 
-/// The descriptors of this process that a child would share with it, by number and what they lead to. `None` if they
-/// cannot be listed.
+/// Returns the descriptors of this process that a child would share with it, by number and target; `None` if
+/// they cannot be listed.
 pub(crate) fn descriptors() -> Option<BTreeSet<(OsString, PathBuf)>> {
     const HARMLESS: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
     let listed = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/fd").map_err(|_| Errno::EIO)).ok()?;

@@ -1,7 +1,7 @@
 //! Faults on demand, for tests: crash points in every step of the protocols, and system calls that fail.
 //!
-//! Without the feature `faults` a site is nothing. With it, each site counts its hits per role (caller, zygote, each
-//! rank) in memory that all processes share, and does there and then what a test has armed.
+//! Without the feature `faults` a site does nothing. With it, each site counts its hits per role (caller,
+//! zygote, each rank) in memory that all processes share, and does there and then what a test has armed.
 
 use nix::errno::Errno;
 
@@ -15,7 +15,7 @@ macro_rules! sites {
             $($site,)*
         }
 
-        /// Their names, in order: those of system calls are the calls'.
+        /// The names of the sites, in order: sites of system calls have the calls' names.
         #[cfg(feature = "faults")]
         const NAMES: &[&str] = &[$($name,)*];
     };
@@ -136,7 +136,7 @@ sites! {
     ZygoteClosed "zygote: last word spoken",
 }
 
-/// Who a process is, to the sites it passes.
+/// The role of a process, as the sites that it passes see it.
 ///
 /// ```
 /// # #[cfg(feature = "faults")] {
@@ -191,11 +191,11 @@ mod machine {
         site: AtomicU32,
         /// Index of the role plus one; 0 for all.
         role: AtomicU32,
-        /// At this hit, or at every so many.
+        /// The hit at which the action happens; with `every`, at each multiple of it.
         hit: AtomicU32,
         every: AtomicU32,
         action: AtomicU32,
-        /// How often the armed action was done.
+        /// The number of times that the armed action was done.
         done: AtomicU32,
         hits: [[AtomicU32; SITES]; ROLES],
     }
@@ -203,7 +203,7 @@ mod machine {
     static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
     static ROLE: AtomicUsize = AtomicUsize::new(0);
 
-    /// What happens at a site.
+    /// An action that may happen at a site.
     ///
     /// ```
     /// # #[cfg(feature = "faults")] {
@@ -225,13 +225,13 @@ mod machine {
         Exit,
         /// `panic!`.
         Panic,
-        /// The system call fails with this error number. At crash points: nothing.
+        /// A failure of the system call, with this error number. At crash points: nothing.
         Fail(i32),
-        /// A pause of so many microseconds.
+        /// A pause of this many microseconds.
         Delay(u32),
     }
 
-    /// An action at a site.
+    /// An action to happen at a site.
     ///
     /// ```
     /// # #[cfg(feature = "faults")] {
@@ -245,17 +245,17 @@ mod machine {
     pub struct Fault {
         /// The site, by its name: see [`sites`].
         pub site: &'static str,
-        /// In whom; `None`: in everyone.
+        /// The role in which the action happens; `None` for all roles.
         pub role: Option<Role>,
-        /// At which hit, from 1.
+        /// The hit at which the action happens, counted from 1.
         pub hit: u32,
-        /// Again at every so many hits.
+        /// Whether the action happens again at each multiple of `hit`.
         pub every: bool,
-        /// What happens.
+        /// The action.
         pub action: Action,
     }
 
-    /// The names of all sites; those of system calls begin with `call: `.
+    /// Returns the names of all sites; those of system calls begin with `call: `.
     ///
     /// ```
     /// assert!(phalanx::faults::sites().contains(&"exchange: begin"));
@@ -322,7 +322,7 @@ mod machine {
         table.site.store(site as u32 + 1, Ordering::SeqCst);
     }
 
-    /// How often a role has passed a site since [`arm`].
+    /// Returns how often a role has passed a site since [`arm`].
     ///
     /// # Panics
     /// If there is no such site.
@@ -339,7 +339,7 @@ mod machine {
         table().hits[index_of(role)][site].load(Ordering::SeqCst)
     }
 
-    /// How often what was armed has happened.
+    /// Returns how often the armed action has happened.
     ///
     /// ```
     /// phalanx::faults::arm(None);
@@ -353,7 +353,7 @@ mod machine {
         ROLE.store(index_of(role), Ordering::Relaxed);
     }
 
-    /// Counts; the action, if one is due.
+    /// Counts a hit; returns the action, if one is due.
     fn due(site: Site) -> Option<u32> {
         let table = TABLE.load(Ordering::Acquire);
         if table.is_null() {
@@ -373,7 +373,7 @@ mod machine {
         })
     }
 
-    /// A crash point.
+    /// Passes a crash point.
     pub(crate) fn point(site: Site) {
         match due(site) {
             Some(1) => drop(nix::sys::signal::raise(Signal::SIGKILL)),
@@ -392,7 +392,7 @@ mod machine {
         }
     }
 
-    /// A system call: with which error it is to fail, if it is.
+    /// Returns the error with which a system call is to fail, if it is to.
     pub(crate) fn refused(site: Site) -> Option<Errno> {
         due(site).filter(|action| action >> 8 == 1).map(|action| Errno::from_raw((action & 0xFF) as i32))
     }
@@ -402,7 +402,7 @@ mod machine {
 pub use machine::{Action, Fault, arm, done, hits, sites};
 pub(crate) use machine::{play, point, refused};
 
-/// The system call `call`, or its refusal.
+/// Makes the system call `call`, or returns its refusal.
 #[inline(always)]
 pub(crate) fn sys<T>(site: Site, call: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     match refused(site) {

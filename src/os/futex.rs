@@ -1,8 +1,8 @@
-//! Sleeping on words that several processes share, and waking who sleeps there.
+//! Sleeping on words that several processes share, and waking the processes that sleep there.
 //!
 //! Futexes are non-private (the words lie in `MAP_SHARED` memory). A sleep is bounded by a slice in absolute
-//! `CLOCK_MONOTONIC` time, so a storm of signals neither lengthens nor shortens it. Returning says nothing about
-//! why: callers look at their words again (spurious wake-ups are normal).
+//! `CLOCK_MONOTONIC` time, so a storm of signals neither lengthens nor shortens it. Returning says nothing
+//! about why: callers look at their words again (spurious wake-ups are normal).
 #![expect(unsafe_code, reason = "futex system calls")]
 
 use crate::os::fault::{Site, refused};
@@ -10,9 +10,10 @@ use core::sync::atomic::AtomicU32;
 use nix::errno::Errno;
 use std::time::Duration;
 
-/// As many words as one sleep may watch: a flag, an alive word, a revoked word.
+/// The number of words that one sleep watches: a flag, an alive word, a revoked word.
 const WATCH: usize = 3;
-/// Without `futex_waitv` only the first word is watched; the others are looked at this often.
+/// The longest sleep without `futex_waitv`: only the first word is watched then, and the others are looked at
+/// this often.
 const FALLBACK_SLICE: Duration = Duration::from_millis(20);
 
 /// Sleeps until one of `words` is woken or no longer holds its expected value, or `slice` has passed.
@@ -27,14 +28,15 @@ pub(crate) fn wait_one(word: &AtomicU32, expected: u32, slice: Duration) {
     wait_first((word, expected), slice);
 }
 
-/// From now on [`barrier_everywhere`] of any process reaches the threads of this one. False if the kernel (Linux 4.16), or a
-/// seccomp filter, does not have it.
+/// Lets [`barrier_everywhere`] of any process reach the threads of this process from now on. Returns false if
+/// the kernel (Linux 4.16), or a seccomp filter, does not have it.
 pub(crate) fn heed_barriers() -> bool {
     membarrier(libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED)
 }
 
-/// A full memory barrier on every processor that runs a thread of a process that heeds them, and on this one: what such a
-/// thread stored before it is seen by all after it. False if there is none.
+/// Executes a full memory barrier on this processor, and on every processor that runs a thread of a process
+/// that heeds barriers: stores that such a thread made before the barrier are seen by all after it. Returns
+/// false if there is none.
 pub(crate) fn barrier_everywhere() -> bool {
     membarrier(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED)
 }
@@ -47,13 +49,13 @@ fn membarrier(command: libc::c_int) -> bool {
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
 }
 
-/// Wakes everyone who sleeps on `word`.
+/// Wakes all that sleep on `word`.
 pub(crate) fn wake_all(word: &AtomicU32) {
     // SAFETY: FUTEX_WAKE only uses the address as a key; the word is alive for the duration of the call.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// `futex_waitv` (Linux 5.16): false if the kernel, or a seccomp filter, does not have it.
+/// Sleeps by `futex_waitv` (Linux 5.16); returns false if the kernel, or a seccomp filter, does not have it.
 fn waitv(words: [(&AtomicU32, u32); WATCH], slice: Duration) -> bool {
     let watched = words.map(|(word, expected)| {
         // SAFETY: all-zero is a valid futex_waitv (plain integers).
@@ -86,7 +88,8 @@ fn wait_first((word, expected): (&AtomicU32, u32), slice: Duration) {
         return;
     }
     let until = deadline(slice);
-    // SAFETY: `word` is aligned and mapped and `until` outlives the call; FUTEX_WAIT_BITSET takes an absolute time.
+    // SAFETY: `word` is aligned and mapped and `until` outlives the call; FUTEX_WAIT_BITSET takes an absolute
+    // time.
     unsafe {
         libc::syscall(
             libc::SYS_futex,
@@ -100,7 +103,7 @@ fn wait_first((word, expected): (&AtomicU32, u32), slice: Duration) {
     };
 }
 
-/// `slice` from now, in absolute monotonic time.
+/// Returns the time `slice` from now, in absolute monotonic time.
 fn deadline(slice: Duration) -> libc::timespec {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the result.

@@ -1,8 +1,9 @@
-//! Shared memory across a fork: which mappings of this process its children may touch, and how they learn that they may
-//! not.
+//! Shared memory across a fork: which mappings of this process its children may touch, and how they learn
+//! that they may not.
 //!
-//! A child inherits every mapping at its address, so nothing else can ever lie there, and a view that a body has captured
-//! leads to the same bytes. Its first act is to take away the access that it must not have:
+//! A child inherits every mapping at its address, so nothing else can ever lie there, and a view that a body
+//! has captured leads to the same bytes. The child's first act is to take away the access that it must not
+//! have:
 //!
 //! | mapping | children of its maker | their children |
 //! | --- | --- | --- |
@@ -11,14 +12,14 @@
 //! | what else the caller holds: the array as it sees it, leases, finished worlds | read | read |
 //! | a world whose ranks are this very process, or its threads | nothing | nothing |
 //!
-//! *Read* is right only while nobody writes: the caller of `launch` and of a sweep waits for its children. A caller that
-//! goes on beside them (`scatter`) lets them read nothing.
+//! *Read* is right only while nobody writes: the caller of `launch` and of a sweep waits for its children. A
+//! caller that goes on beside them (`scatter`) lets them read nothing.
 //!
-//! That act comes before `fork` returns, whoever calls it: a child that the program forks by itself, from a model or with
-//! `Command`, gets what a crew's would.
+//! That act comes before `fork` returns, regardless of its caller: a child that the program forks by itself,
+//! from a model or with `Command`, gets the access that a crew's child would.
 //!
-//! A touch that is not allowed raises SIGSEGV; a handler notes which rule it broke where the supervisor looks, and leaves
-//! the rest to whoever handled the signal before.
+//! A forbidden access raises SIGSEGV; a handler notes, where the supervisor looks, which rule was broken, and
+//! leaves the rest to the handler that the signal had before.
 #![expect(unsafe_code, reason = "mprotect, handlers of forks and of SIGSEGV")]
 #![expect(
     clippy::disallowed_types,
@@ -32,37 +33,37 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use nix::errno::Errno;
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
-/// What a process may do with a mapping, from least to most.
+/// The access that a process has to a mapping, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Access {
     /// Nothing: the first touch is a fault.
     Nothing = 1,
     /// Reading.
     Read,
-    /// All.
+    /// Reading and writing.
     Write,
 }
 
-/// Which fork it is.
+/// The kind of child that is forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Child {
     /// The zygote of a crew whose caller waits for it.
     Awaited,
     /// The zygote of a crew whose caller goes on.
     Beside,
-    /// A slot: it has what its zygote has.
+    /// A slot, which has the access that its zygote has.
     Slot,
 }
 
 #[derive(Debug)]
 struct Known {
     range: Range<usize>,
-    /// The process that made it: see [`incarnation`].
+    /// The process that made the mapping: see [`incarnation`].
     maker: u32,
-    /// What its children get, and theirs.
+    /// The access that its maker's children get, and that which theirs get.
     children: Access,
     theirs: Access,
-    /// This process has given up writing for a while.
+    /// Whether this process has given up writing for a while.
     frozen: bool,
 }
 
@@ -73,12 +74,13 @@ fn known() -> MutexGuard<'static, Vec<Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Enters a new mapping, which children of `maker` share and theirs do not see.
+/// Enters a new mapping, which children of `maker` share and their children do not see.
 pub(crate) fn enter(range: Range<usize>, maker: u32) {
     known().push(Known { range, maker, children: Access::Write, theirs: Access::Nothing, frozen: false });
 }
 
-/// Says what children that are forked from now on may do with the mapping at `start`, and theirs.
+/// Sets the access that children forked from now on have to the mapping at `start`, and that of their
+/// children.
 pub(crate) fn allow(start: usize, children: Access, theirs: Access) {
     for known in known().iter_mut().filter(|known| known.range.start == start) {
         (known.children, known.theirs) = (children, theirs);
@@ -90,7 +92,8 @@ pub(crate) fn remove(start: usize) {
     known().retain(|known| known.range.start != start);
 }
 
-/// Could a child of this process, which is number `me`, read the memory at `range`? Private memory it can.
+/// Returns whether a child of this process, which is number `me`, could read the memory at `range`. Private
+/// memory it can.
 pub(crate) fn is_readable(range: Range<usize>, me: u32) -> bool {
     let known = known();
     let mut touched = known
@@ -99,11 +102,12 @@ pub(crate) fn is_readable(range: Range<usize>, me: u32) -> bool {
     touched.all(|known| if known.maker == me { known.children } else { known.theirs } >= Access::Read)
 }
 
-/// How many forks lie between this process and the first that asked: what tells a handle's owner from a child that has
-/// inherited it. (Siblings have the same number, but inherit nothing from each other.) 0 until one asks.
+/// This process's number in its line of forks, counted from the first process that asked: it tells a handle's
+/// owner from a child that has inherited the handle. (Siblings have the same number, but inherit nothing from
+/// each other.) 0 until a process asks.
 static INCARNATION: AtomicU32 = AtomicU32::new(0);
 
-/// This process's number in its line of forks, never 0.
+/// Returns this process's number in its line of forks, never 0.
 #[inline]
 pub(crate) fn incarnation() -> u32 {
     match INCARNATION.load(Ordering::Relaxed) {
@@ -112,13 +116,13 @@ pub(crate) fn incarnation() -> u32 {
     }
 }
 
-/// Counts forks from now on.
+/// Counts forks from now on; returns this process's number.
 #[cold]
 fn first_incarnation() -> u32 {
     static WATCHED: Once = Once::new();
     WATCHED.call_once(|| {
-        // SAFETY: functions for the life of the process; the child's touches atomics, what the forking thread holds, and
-        // the kernel.
+        // SAFETY: functions for the life of the process; the child's touches atomics, what the forking thread
+        // holds, and the kernel.
         #[cfg(not(miri))]
         let _ = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         // A child that another thread forks just now has 1, too; it inherits no handle.
@@ -136,16 +140,17 @@ unsafe impl Sync for Held {}
 static HELD: Held = Held(UnsafeCell::new(None));
 
 thread_local! {
-    /// The kind of child that the engine is forking; `None` while it forks none, so that a fork is somebody else's.
+    /// The kind of child that the engine is forking; `None` while it forks none: any fork is then somebody
+    /// else's.
     static FORKS: Cell<Option<Child>> = const { Cell::new(None) };
-    /// Why the last fork's child could not be kept to what it may do.
+    /// The reason why the last fork's child could not be kept to its access.
     static UNKEPT: Cell<Option<Errno>> = const { Cell::new(None) };
 }
 
 /// Whether this process was forked by somebody else than the engine.
 static STRAY: AtomicBool = AtomicBool::new(false);
 
-/// Forks a child of this kind by `fork`; in the child, `Err` if it could not be kept to what it may do.
+/// Forks a child of this kind by `fork`; in the child, returns `Err` if it could not be kept to its access.
 pub(crate) fn forking<R>(child: Child, fork: impl FnOnce() -> R) -> (R, Result<(), Errno>) {
     let _ = incarnation();
     FORKS.set(Some(child));
@@ -178,7 +183,7 @@ extern "C" fn in_child() {
     }
 }
 
-/// Keeps this process to what it may do. `parent` is the number of the process that forked it.
+/// Keeps this process to its access. `parent` is the number of the process that forked it.
 fn restrict(list: &mut [Known], child: Child, parent: u32) -> Result<(), Errno> {
     watch_faults();
     let mut kept = Ok(());
@@ -207,17 +212,19 @@ fn protect(range: &Range<usize>, access: Access) -> Result<(), Errno> {
         Access::Write => libc::PROT_READ | libc::PROT_WRITE,
     };
     sys(Site::Mprotect, || {
-        // SAFETY: a whole mapping of the engine's; less access lets nobody see other bytes, and a touch without is a fault.
+        // SAFETY: a whole mapping of the engine's; less access lets nobody see other bytes, and a touch
+        // without is a fault.
         Errno::result(unsafe { libc::mprotect(range.start as *mut libc::c_void, range.len(), bits) })
     })
     .map(drop)
 }
 
-/// While it lives, this process too only reads what its children read: it runs code of the user's beside them.
+/// A guard: while it lives, this process too only reads what its children read, as it runs the user's code
+/// beside them.
 pub(crate) struct Frozen(Vec<usize>);
 
 impl Frozen {
-    /// For the process with the number `me`.
+    /// Freezes the mappings of the process with the number `me`.
     pub(crate) fn new(me: u32) -> Result<Frozen, Errno> {
         watch_faults();
         let mut frozen = Frozen(Vec::new());
@@ -240,13 +247,13 @@ impl Drop for Frozen {
     }
 }
 
-/// Where a fault is noted: a word that whoever supervises this process reads.
+/// The word in which a fault is noted, which this process's supervisor reads.
 static NOTE: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
-/// Who handled SIGSEGV before.
+/// The handler of SIGSEGV before this one.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// A fault of this process is noted in `word` from now on: the [`Access`] that it overstepped. The word must stay mapped
-/// while the process lives.
+/// Notes faults of this process in `word` from now on: the [`Access`] that was overstepped. The word must
+/// stay mapped while the process lives.
 pub(crate) fn note_in(word: &AtomicU32) {
     NOTE.store(core::ptr::from_ref(word).cast_mut(), Ordering::Relaxed);
 }
@@ -275,7 +282,8 @@ fn watch_faults() {
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
     // SAFETY: all-zero is a valid sigaction.
     let mut before: libc::sigaction = unsafe { core::mem::zeroed() };
-    // SAFETY: the handler touches nothing but atomics and the kernel; `before` is a valid place for the answer.
+    // SAFETY: the handler touches nothing but atomics and the kernel; `before` is a valid place for the
+    // answer.
     let set = unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, &raw mut before) };
     if set == 0 {
         let _ = BEFORE.set(before);
@@ -287,7 +295,8 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     let info = unsafe { &*info };
     // SAFETY: SIGSEGV has an address (0 if it was sent by a process).
     let at = unsafe { info.si_addr() } as usize;
-    // A lock that is held tells nothing: the fault is in the list itself, or another thread maps memory meanwhile.
+    // A lock that is held tells nothing: the fault is in the list itself, or another thread maps memory
+    // meanwhile.
     let broken = KNOWN.try_lock().ok().and_then(|known| {
         known.iter().find(|known| known.range.contains(&at)).map(|known| (known.children, known.frozen))
     });
@@ -312,11 +321,12 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     // SAFETY: a constant text of that length; write is async-signal-safe.
     unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
     if let Some(before) = BEFORE.get() {
-        // SAFETY: puts back what was there. The instruction is tried again, and fails for whoever handles it now.
+        // SAFETY: puts back what was there. The instruction is tried again, and fails for the handler that is
+        // there now.
         unsafe { libc::sigaction(signal, core::ptr::from_ref(before), core::ptr::null_mut()) };
     }
     if info.si_code <= 0 {
-        // A process has sent it: no instruction will raise it again.
+        // A process has sent the signal: no instruction will raise it again.
         // SAFETY: raise takes a number, and is async-signal-safe.
         unsafe { libc::raise(signal) };
     }

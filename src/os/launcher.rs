@@ -1,4 +1,4 @@
-//! What a launcher has told this process about its job, in the environment.
+//! The job of which a launcher has told this process, in the environment.
 #![expect(unsafe_code, reason = "changes the environment")]
 
 use std::env;
@@ -8,7 +8,7 @@ use std::env;
 pub(crate) struct Launcher {
     /// Processes in the job; 0 if only MPI can tell.
     pub(crate) size: usize,
-    /// How many of them run on this host, if the launcher says so.
+    /// The number of the job's processes that run on this host, if the launcher says so.
     pub(crate) local: Option<usize>,
     /// This process's number.
     pub(crate) rank: usize,
@@ -16,8 +16,9 @@ pub(crate) struct Launcher {
     pub(crate) by: &'static str,
 }
 
-/// Variables that hold the size of a job, of its part on this host, and a process's number. The first row whose size is
-/// there counts, also if it is 1: `mpirun` starts its daemons by `srun`, and what it starts inherits their variables.
+/// Variables that hold the size of a job, the size of its part on this host, and the number of a process. The
+/// first row whose size is there counts, even if it is 1: `mpirun` starts its daemons by `srun`, and the
+/// processes that it starts inherit their variables.
 const VARIABLES: [[&str; 3]; 6] = [
     // mpirun of Open MPI, jsrun
     ["OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"],
@@ -26,15 +27,18 @@ const VARIABLES: [[&str; 3]; 6] = [
     ["MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_RANK"],
     ["JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_SIZE", "JSM_NAMESPACE_RANK"],
     ["FLUX_JOB_SIZE", "", "FLUX_TASK_RANK"],
-    // Of a step. SLURM_NTASKS is the job's: a batch script has it, with number 0, but is alone.
+    // The size of a step. SLURM_NTASKS is the size of the job: a batch script has it, with number 0, but is
+    // alone.
     ["SLURM_STEP_NUM_TASKS", "", "SLURM_PROCID"],
 ];
-/// Where launchers say a process's number only: PMIx (prun), PALS, ALPS (aprun).
+/// Variables of launchers that only say a process's number: PMIx (prun), PALS, ALPS (aprun).
 const NUMBERS: [&str; 3] = ["PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE"];
-/// Slurm numbers what srun has not started (batch scripts, shells of allocations) from here to 2^32.
+/// The first of the step numbers, up to 2^32, that Slurm gives to what srun has not started (batch scripts,
+/// shells of allocations).
 const SPECIAL_STEPS: usize = 0xFFFF_FFF0;
 
-/// What begins like this is the launcher's. (Of Slurm's variables only those of a task: those of the job serve `srun`.)
+/// The prefixes of the launcher's variables. (For Slurm only variables of a task: those of the job serve
+/// `srun`.)
 const PREFIXES: [&str; 17] = [
     "OMPI_",
     "PMIX_",
@@ -55,7 +59,7 @@ const PREFIXES: [&str; 17] = [
     "SLURM_LOCALID",
 ];
 
-/// The job, if a launcher has started this process and PHALANX_LAUNCHER does not say `none`.
+/// Returns the job, if a launcher has started this process and PHALANX_LAUNCHER does not say `none`.
 pub(crate) fn launcher() -> Option<Launcher> {
     told(|name| env::var(name).ok())
 }
@@ -80,7 +84,7 @@ fn told(variable: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
     })
 }
 
-/// Slurm's `2(x3),1`: three nodes of two tasks, then one of one.
+/// Returns a node's tasks from a list of Slurm's: `2(x3),1` is three nodes of two tasks, then one of one.
 fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
     let mut nodes = list.split(',').flat_map(|run| {
         let (tasks, times) = run.split_once("(x").unwrap_or((run, "1"));
@@ -91,7 +95,8 @@ fn tasks_of_node(list: &str, node: usize) -> Option<usize> {
 }
 
 impl Launcher {
-    /// What processes say that cannot join the job: the first one why, the others that it does.
+    /// Returns the message of a process that cannot join the job: process 0 says why, the others that it
+    /// does.
     pub(crate) fn refusal(&self, why: impl Into<String>) -> String {
         match self.rank {
             0 => why.into(),
@@ -100,7 +105,7 @@ impl Launcher {
     }
 }
 
-/// This machine's name, as its users know it.
+/// Returns this machine's name, as its users know it.
 pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {
@@ -109,20 +114,23 @@ pub(crate) fn host() -> String {
     }
 }
 
-/// Tells running kernels apart: that of another machine, or of this one before it was started again.
+/// Returns a text that tells running kernels apart: that of another machine, or of this one before it was
+/// started again.
 #[cfg(feature = "mpi")]
 pub(crate) fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| host())
 }
 
-/// Tells apart processes of one kernel that cannot map each other's memory: by their view of processes, and their user.
+/// Returns a text that tells apart processes of one kernel that cannot map each other's memory: by their view
+/// of processes, and their user.
 #[cfg(feature = "mpi")]
 pub(crate) fn process_space() -> String {
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{} {}", space.display(), nix::unistd::geteuid())
 }
 
-/// In a forked worker: nothing that it starts takes itself for the job's process, whose place there is only once.
+/// Leaves the job, in a forked worker: nothing that it starts takes itself for the job's process, whose place
+/// there is only once.
 pub(crate) fn leave_job() {
     let pmi = env::var("PMI_FD").ok().and_then(|fd| fd.parse::<i32>().ok());
     // The number may be another descriptor's, if only the variable was inherited.

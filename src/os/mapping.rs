@@ -1,7 +1,9 @@
-//! Owned `MAP_SHARED` memory: anonymous (a memfd without a name anywhere), inherited by every child that is forked.
+//! Owned `MAP_SHARED` memory: anonymous (a memfd without a name anywhere), inherited by every child that is
+//! forked.
 //!
-//! Mappings begin on a 2 MiB boundary with file offset zero, because `MADV_COLLAPSE` (Linux 6.1) makes huge pages
-//! of shared memory only where address and offset agree modulo 2 MiB. They are sparse: untouched pages cost nothing.
+//! Mappings begin on a 2 MiB boundary with file offset zero, because `MADV_COLLAPSE` (Linux 6.1) makes huge
+//! pages of shared memory only where address and offset agree modulo 2 MiB. They are sparse: untouched pages
+//! cost nothing.
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
@@ -22,16 +24,18 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// The process that made it: see `process::incarnation`.
+    /// The process that made the mapping: see `process::incarnation`.
     maker: u32,
 }
 
-/// Private memory of which children forked meanwhile inherit nothing: its whole pages are zero there (MADV_WIPEONFORK, which
-/// the kernel grants for private anonymous memory only: shared memory, the engine's above all, stays as it is).
+/// Private memory of which children forked meanwhile inherit nothing: its whole pages are zero there
+/// (MADV_WIPEONFORK, which the kernel grants for private anonymous memory only: shared memory, the engine's
+/// above all, stays as it is).
 pub(crate) struct Withheld<'a, T>(NonNull<T>, usize, PhantomData<&'a mut [T]>);
 
 impl<'a, T> Withheld<'a, T> {
-    /// Of elements for which all bytes zero are valid. Where the kernel refuses, children inherit it as ever.
+    /// Withholds `data`, whose elements must be valid if all their bytes are zero. Where the kernel refuses,
+    /// children inherit it as usual.
     pub(crate) fn new(data: &'a mut [T]) -> Withheld<'a, T> {
         let range = data.as_mut_ptr_range();
         let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
@@ -51,8 +55,8 @@ impl<T> Withheld<'_, T> {
     fn advise(&self, advice: i32) {
         let Withheld(first, len, _) = *self;
         if !cfg!(miri) && len > 0 {
-            // SAFETY: whole pages of memory that is borrowed exclusively; the advice changes nothing in this process, and
-            // in children all bytes zero are valid elements.
+            // SAFETY: whole pages of memory that is borrowed exclusively; the advice changes nothing in this
+            // process, and in children all bytes zero are valid elements.
             let _ = unsafe { libc::madvise(first.as_ptr().cast(), len, advice) };
         }
     }
@@ -80,7 +84,8 @@ impl Mapping {
         map(len)
     }
 
-    /// As [`Mapping::new`], with a descriptor by which other processes can map it as long as it is open.
+    /// Maps memory as [`Mapping::new`], with a descriptor by which other processes can map it as long as the
+    /// descriptor is open.
     #[cfg(feature = "mpi")]
     pub(crate) fn lent(len: usize) -> Result<(Mapping, std::os::fd::OwnedFd)> {
         let len = len.next_multiple_of(HUGE);
@@ -88,8 +93,8 @@ impl Mapping {
         Ok((map_file(len, Some(&file))?, file))
     }
 
-    /// What the process `pid` has lent by its descriptor `fd`: a file of this [`inode`]. Numbers of processes may mean others
-    /// here than there.
+    /// Maps the memory that the process `pid` has lent by its descriptor `fd`: a file of this [`inode`]. A
+    /// process's number may mean another process here than there.
     #[cfg(feature = "mpi")]
     pub(crate) fn borrowed(len: usize, pid: u32, fd: i32, inode: u64) -> Result<Mapping> {
         use std::os::unix::fs::MetadataExt;
@@ -113,17 +118,18 @@ impl Mapping {
         map_file(len, Some(&file.into()))
     }
 
-    /// The first byte.
+    /// Returns the address of the first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// The mapped length in bytes.
+    /// Returns the mapped length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Says what children that are forked from now on may do with it, and what theirs: see inherit.rs.
+    /// Sets the access that children forked from now on have to the mapping, and that of their children: see
+    /// inherit.rs.
     pub(crate) fn allow(&self, children: Access, theirs: Access) {
         inherit::allow(self.base.as_ptr() as usize, children, theirs);
     }
@@ -134,14 +140,15 @@ impl Mapping {
         Mapping { base, len, maker }
     }
 
-    /// The same memory at a second address.
+    /// Maps the same memory at a second address.
     pub(crate) fn alias(&self) -> Result<Mapping> {
         #[cfg(miri)]
         return Err(Error::option("alias", "not under Miri"));
         #[cfg(not(miri))]
         {
             let made = sys(Site::Mremap, || {
-                // SAFETY: an old size of 0 makes a second mapping of shared pages, and leaves the first as it is (mremap(2)).
+                // SAFETY: an old size of 0 makes a second mapping of shared pages, and leaves the first as it
+                // is (mremap(2)).
                 let at =
                     unsafe { libc::mremap(self.base.as_ptr().cast(), 0, self.len, libc::MREMAP_MAYMOVE) };
                 NonNull::new(at.cast::<u8>()).filter(|_| at != libc::MAP_FAILED).ok_or_else(Errno::last)
@@ -151,7 +158,8 @@ impl Mapping {
         }
     }
 
-    /// Zeroes `len` bytes at `offset`, whole pages, by giving them back to the kernel; false if it will not.
+    /// Zeroes `len` bytes at `offset`, whole pages, by giving them back to the kernel; returns false if it
+    /// will not take them.
     pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         if cfg!(miri) || !inside || refused(Site::MadviseRemove).is_some() {
@@ -163,7 +171,8 @@ impl Mapping {
         unsafe { libc::madvise(first.cast(), len, libc::MADV_REMOVE) == 0 }
     }
 
-    /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support they stay small.
+    /// Asks for huge pages under `offset..offset + len`, touching each once. Without kernel support the pages
+    /// stay small.
     pub(crate) fn collapse(&self, offset: usize, len: usize) {
         let (start, end) = (offset.next_multiple_of(HUGE), (offset + len).min(self.len) / HUGE * HUGE);
         if cfg!(miri) || start >= end || refused(Site::MadviseCollapse).is_some() {
@@ -172,7 +181,8 @@ impl Mapping {
         for huge in (start..end).step_by(HUGE) {
             // SAFETY: the offset lies inside the mapping.
             let byte = unsafe { self.base.as_ptr().add(huge) };
-            // SAFETY: mapped memory; a volatile read allocates nothing that a writer could miss, and writes nothing.
+            // SAFETY: mapped memory; a volatile read allocates nothing that a writer could miss, and writes
+            // nothing.
             unsafe { byte.read_volatile() };
         }
         // SAFETY: the offset lies inside the mapping.
@@ -182,18 +192,18 @@ impl Mapping {
     }
 }
 
-/// Tells a file from all others of this kernel's memory.
+/// Returns the number that tells a file from all others of this kernel's memory.
 #[cfg(feature = "mpi")]
 pub(crate) fn inode(file: &std::os::fd::OwnedFd) -> u64 {
     nix::sys::stat::fstat(file).map_or(0, |stat| stat.st_ino)
 }
 
-/// What it means that `call` failed for a mapping of `len` bytes.
+/// Returns the error for a failed `call` that was to map `len` bytes.
 fn failed(call: &'static str, len: usize) -> impl Fn(Errno) -> Error {
     move |errno| Error::os(call, &format!("{len} bytes of shared memory"), errno)
 }
 
-/// A file of `len` zeroed bytes without a name; `None` where a sandbox knows no such files.
+/// Makes a file of `len` zeroed bytes without a name; `None` where a sandbox knows no such files.
 #[cfg(not(miri))]
 fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -216,7 +226,7 @@ fn nameless_file(len: usize) -> Result<Option<std::os::fd::OwnedFd>> {
 
 #[cfg(not(miri))]
 fn map(len: usize) -> Result<Mapping> {
-    // Not anonymous memory if it can be helped: where overcommitment is forbidden, a sparse reservation of that is
+    // Anonymous memory is the last resort: where overcommitment is forbidden, a sparse reservation of it is
     // charged as a whole.
     map_file(len, nameless_file(len)?.as_ref())
 }
@@ -249,7 +259,8 @@ fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> 
     });
     let (head, tail) = if mapped.is_ok() { (skip, HUGE - skip) } else { (len + HUGE, 0) };
     if head > 0 {
-        // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by nobody.
+        // SAFETY: pages of the reservation in front of the mapping (all of it if mapping failed), used by
+        // nobody.
         let _ = unsafe { munmap(reserved, head) };
     }
     if tail > 0 {
@@ -259,8 +270,8 @@ fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> 
         let _ = unsafe { munmap(end, tail) };
     }
     let mapping = Mapping::entered(mapped.map_err(failed("mmap", len))?.cast(), len);
-    // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns of the
-    // death.
+    // A core dump would touch, and so allocate and write, every page of the reservation, before anyone learns
+    // of the death.
     let advised = sys(Site::MadviseDontdump, || {
         // SAFETY: the range was mapped above; MADV_DONTDUMP changes nothing that this process sees.
         Errno::result(unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_DONTDUMP) })
@@ -273,7 +284,7 @@ fn map_file(len: usize, file: Option<&std::os::fd::OwnedFd>) -> Result<Mapping> 
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.maker != process::incarnation() {
-            // A handle that came with a fork. Views that came with it must not find something else there.
+            // This handle came with a fork. Views that came with it must not find something else there.
             return;
         }
         inherit::remove(self.base.as_ptr() as usize);
@@ -322,7 +333,7 @@ mod tests {
         assert!(Mapping::new(isize::MAX as usize).is_err());
     }
 
-    /// Only the file that was lent, whatever the descriptor is by now.
+    /// Only the file that was lent is mapped, whatever the descriptor leads to by now.
     #[cfg(feature = "mpi")]
     #[test]
     fn borrowed_is_what_was_lent() {

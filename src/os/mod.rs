@@ -1,4 +1,4 @@
-//! *What does the kernel give?* Few calls, each wide: the only libc in the crate, and the lowest floor.
+//! The interface to the kernel: few calls, each wide. The only libc in the crate, and the lowest floor.
 
 pub(crate) mod clock;
 pub(crate) mod deadline;

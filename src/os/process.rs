@@ -1,4 +1,5 @@
-//! Processes: fork, learn of a death from the kernel, die with the parent, leave without running the caller's exits.
+//! Processes: forking, learning of a death from the kernel, dying with the parent, leaving without the
+//! caller's exit handlers.
 #![expect(unsafe_code, reason = "fork, _exit, pidfd and waitid")]
 
 use crate::error::{Death, Error, Result};
@@ -16,7 +17,7 @@ use nix::unistd::{ForkResult, Pid};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// A process known by descriptor: its number cannot be reused while this is held.
+/// A process known by descriptor: its number cannot be reused while the descriptor is held.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: Pid,
@@ -24,14 +25,14 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// The calling process, for its children to watch.
+    /// Returns the calling process, for its children to watch.
     pub(crate) fn this() -> Result<Process> {
         let own = nix::unistd::getpid();
         Process::new(own, watch(own))
     }
 
-    /// A child, which may have ended. If SIGCHLD is ignored it has gone without a trace then: what stands for it says
-    /// that it has ended, but not how.
+    /// Returns a child, which may have ended. If SIGCHLD is ignored, a child that has ended has left no
+    /// trace: a bell that has been rung then stands for it, which says that it has ended, but not how.
     fn child(pid: Pid) -> Result<Process> {
         let fd = match watch(pid) {
             Err(Errno::ESRCH) => {
@@ -49,12 +50,12 @@ impl Process {
         Ok(Process { pid, fd })
     }
 
-    /// The process number.
+    /// Returns the process number.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw() as u32
     }
 
-    /// Ends a child at once. One that has ended already is no error.
+    /// Ends a child at once. A child that has ended already is no error.
     pub(crate) fn kill(&self) {
         self.signal(Signal::SIGKILL);
     }
@@ -70,21 +71,21 @@ impl Process {
                 0,
             )
         };
-        // A sandbox may lack the call. A child that has not ended is the one who has its number.
+        // A sandbox may lack the call. A child that has not ended still owns its number.
         let refused = matches!(Errno::result(sent), Err(Errno::ENOSYS | Errno::EPERM));
         if refused && !poll(&[self], Duration::ZERO)[0] {
             let _ = nix::sys::signal::kill(self.pid, signal);
         }
     }
 
-    /// Ends the children of a process that leads its group and has ended, but has not been collected: its number is
-    /// still its own.
+    /// Ends the children of a process that leads its group and has ended, but has not been collected: its
+    /// number is still its own.
     pub(crate) fn kill_group(&self) {
         let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
     }
 
-    /// Stops a child, and its group if it leads one. `asking`: as Ctrl-Z does, which programs that run others (launchers)
-    /// pass on to them; otherwise by force.
+    /// Stops a child, and its group if it leads one. `asking`: by the signal of Ctrl-Z, which programs that
+    /// run others (launchers) pass on to those; otherwise by force.
     pub(crate) fn halt(&self, asking: bool) {
         self.signal_all(if asking { Signal::SIGTSTP } else { Signal::SIGSTOP });
     }
@@ -100,7 +101,7 @@ impl Process {
         }
     }
 
-    /// Returns the letter by which /proc/PID/stat names what the process does, if it tells.
+    /// Returns the letter for the process's state in /proc/PID/stat, if it can be read.
     fn letter(&self) -> Option<char> {
         // Where /proc is that of an outer namespace, it lists the process by another number.
         let about =
@@ -108,17 +109,17 @@ impl Process {
         letter(about.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim())
     }
 
-    /// Has it been stopped by a signal?
+    /// Returns whether a signal has stopped the process.
     pub(crate) fn is_stopped(&self) -> bool {
         self.letter() == Some('T')
     }
 
-    /// Has it been stopped by a signal, or does a debugger hold it?
+    /// Returns whether a signal has stopped the process, or a debugger holds it.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.letter(), Some('T' | 't'))
     }
 
-    /// Does its descriptor still lead to it? (The program may have closed it.)
+    /// Returns whether the descriptor still leads to the process. (The program may have closed it.)
     pub(crate) fn is_watched(&self) -> bool {
         // SAFETY: signal 0 only asks.
         let asked = unsafe {
@@ -139,17 +140,18 @@ impl Process {
         ended(libc::P_PID, self.pid.as_raw() as libc::id_t, libc::WEXITED).unwrap_or(Death::Unknown)
     }
 
-    /// Collects a child that has ended, if it has; `block` waits until it does.
+    /// Collects a child, if it has ended; `block` waits until it does.
     pub(crate) fn reap(&self, block: bool) -> Option<Death> {
         let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
         ended(libc::P_PIDFD, self.fd.as_fd().as_raw_fd() as libc::id_t, flags)
     }
 }
 
-/// Collects a child that has ended; `None` if it has not, and nobody shall wait. (nix knows no real-time signals.)
+/// Collects a child that has ended; `None` if it has not, and nobody shall wait. (nix knows no real-time
+/// signals.)
 fn ended(kind: libc::idtype_t, id: libc::id_t, flags: i32) -> Option<Death> {
     loop {
-        // SAFETY: zeroes are a value of it.
+        // SAFETY: all-zero is a valid siginfo_t.
         let mut info: libc::siginfo_t = unsafe { core::mem::zeroed() };
         let waited = sys(Site::Waitid, || {
             // SAFETY: writes what `info` has room for.
@@ -173,7 +175,7 @@ fn ended(kind: libc::idtype_t, id: libc::id_t, flags: i32) -> Option<Death> {
     }
 }
 
-/// A descriptor for a process.
+/// Opens a descriptor for a process.
 fn watch(pid: Pid) -> nix::Result<Descriptor> {
     let fd = sys(Site::PidfdOpen, || {
         // SAFETY: pidfd_open takes two integers.
@@ -190,13 +192,14 @@ impl AsFd for Process {
     }
 }
 
-/// A number that this process has not been given before.
+/// Returns a number that this process has not been given before.
 pub(crate) fn serial() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Ends a child that somebody else has forked, and that comes back into the engine as if it were its parent.
+/// Ends this process: a child that somebody else has forked, and that comes back into the engine as if it
+/// were its parent.
 pub(crate) fn end_stray(text: Option<&str>) -> ! {
     let (before, text) = text.map_or(("", ""), |text| (" by a panic: ", text));
     let line = format!(
@@ -209,33 +212,37 @@ pub(crate) fn end_stray(text: Option<&str>) -> ! {
     unsafe { libc::_exit(101) }
 }
 
-/// Could a child of this process read the memory at these addresses? Private memory it can.
+/// Returns whether a child of this process could read the memory at these addresses. Private memory it can.
 pub(crate) fn children_can_read(range: core::ops::Range<usize>) -> bool {
     inherit::is_readable(range, incarnation())
 }
 
-/// Until it is dropped, this process too only reads the shared memory that children forked from now on read.
+/// Freezes shared memory: until the result is dropped, this process too only reads the memory that children
+/// forked from now on read.
 pub(crate) fn freeze() -> Result<Frozen> {
     Frozen::new(incarnation()).map_err(|errno| Error::os("mprotect", "memory that workers read", errno))
 }
 
-/// Which side of a fork this is.
+/// The side of a fork on which a process is.
 pub(crate) enum Fork {
-    /// In the parent, with the child.
+    /// The parent, with the child.
     Parent(Process),
-    /// In the child.
+    /// The child.
     Child,
 }
 
-/// Forks. Call it only where `threads` has one entry, or the child may wait for a lock that nobody holds any more.
+/// Forks. Call it only where `threads` has one entry, or the child may wait for a lock that nobody holds any
+/// more.
 ///
-/// What a child needs is there before it begins: a descriptor to watch it by, and `prctl` to bind it to its parent.
+/// Everything that a child needs is there before it begins: a descriptor to watch it by, and `prctl` to bind
+/// it to its parent.
 pub(crate) fn fork(kind: Child) -> Result<Fork> {
     let place = Process::this()?;
     nix::sys::prctl::get_pdeathsig()
         .map_err(|errno| Error::os("prctl", "a signal to the child when its parent dies", errno))?;
     flush();
-    // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are harmless).
+    // SAFETY: callers fork single-threaded processes (or were told by their user that the other threads are
+    // harmless).
     let (forked, kept) = inherit::forking(kind, || sys(Site::Clone, || unsafe { nix::unistd::fork() }));
     let forked = forked.map_err(|errno| Error::os("fork", "one more process", errno))?;
     drop(place);
@@ -252,7 +259,7 @@ pub(crate) fn fork(kind: Child) -> Result<Fork> {
         ForkResult::Parent { child } => match Process::child(child) {
             Ok(process) => Ok(Fork::Parent(process)),
             Err(error) => {
-                // Another thread has taken the place.
+                // Another thread has taken the descriptor's place.
                 let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
                 while nix::sys::wait::waitpid(child, None) == Err(Errno::EINTR) {}
                 Err(error)
@@ -261,8 +268,9 @@ pub(crate) fn fork(kind: Child) -> Result<Fork> {
     }
 }
 
-/// When memory ends, the kernel kills whoever has most of it, and that is often the caller: with its arrays, it knows
-/// everything, and could have told. A child counts for a quarter of the memory more than its parent.
+/// Makes this process the kernel's choice before its parent. When memory ends, the kernel kills the process
+/// that has most of it, and that is often the caller, with its arrays; but the caller knows everything, and
+/// could have reported it. A child counts for a quarter of the memory more than its parent.
 fn go_first() {
     const FILE: &str = "/proc/self/oom_score_adj";
     let inherited = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
@@ -285,18 +293,19 @@ pub(crate) fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Makes the kernel kill this process when its parent dies; false if the parent has died already.
+/// Makes the kernel kill this process when its parent dies; returns false if the parent has died already.
 pub(crate) fn die_with_parent(parent: u32) -> bool {
     let set = sys(Site::SetPdeathsig, || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
     set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
 }
 
-/// Takes [`die_with_parent`] back: the kernel goes by the parent's *thread*, which may end before its process.
+/// Takes [`die_with_parent`] back: the kernel goes by the parent's *thread*, which may end before its
+/// process.
 pub(crate) fn outlive_parent() {
     let _ = nix::sys::prctl::set_pdeathsig(None);
 }
 
-/// Orphans below this process become its children instead of init's.
+/// Makes orphans below this process its children instead of init's.
 pub(crate) fn adopt_orphans() {
     let _ = sys(Site::SetSubreaper, || nix::sys::prctl::set_child_subreaper(true));
 }
@@ -304,7 +313,7 @@ pub(crate) fn adopt_orphans() {
 /// Collects children that have ended and are not in `known`.
 pub(crate) fn reap_others(known: &[u32]) {
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    // Mostly none has ended, which costs less than their list.
+    // Mostly no child has ended; to learn that costs less than to list them.
     if matches!(nix::sys::wait::waitid(nix::sys::wait::Id::All, look), Ok(WaitStatus::StillAlive)) {
         return;
     }
@@ -313,18 +322,18 @@ pub(crate) fn reap_others(known: &[u32]) {
     }
 }
 
-/// Kills and collects all children, and theirs as they become this process's; gives up after a second (a process may
-/// belong to another user, or sit in a system call that cannot be interrupted).
+/// Kills and collects all children, and their children as they become this process's; gives up after a second
+/// (a process may belong to another user, or sit in a system call that cannot be interrupted).
 pub(crate) fn end_all_children() {
-    // There may be no descriptor left under the user's limit, and to list them takes one.
+    // There may be no descriptor left under the user's limit, and listing the children takes one.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     end_others(&[], |_| true);
 }
 
-/// Kills and collects the orphans in a process group that this process has adopted, and those that follow; gives up
-/// after a second.
+/// Kills and collects the orphans in a process group that this process has adopted, and the orphans that
+/// follow; gives up after a second.
 pub(crate) fn end_orphans(group: u32, known: &[u32]) {
     let group = Ok(Pid::from_raw(group as i32));
     end_others(known, |&pid| nix::unistd::getpgid(Some(pid)) == group);
@@ -344,12 +353,12 @@ fn end_others(known: &[u32], is_meant: impl Fn(&Pid) -> bool) {
     }
 }
 
-/// The process group of this process.
+/// Returns the process group of this process.
 pub(crate) fn group() -> u32 {
     nix::unistd::getpgrp().as_raw() as u32
 }
 
-/// Moves this process into a process group; 0: into one of its own, which its children will belong to.
+/// Moves this process into a process group; for 0, into one of its own, to which its children will belong.
 pub(crate) fn enter_group(group: u32) {
     let group = Pid::from_raw(group as i32);
     let _ = sys(Site::Setpgid, || nix::unistd::setpgid(Pid::from_raw(0), group));
@@ -360,12 +369,12 @@ pub(crate) fn yield_now() {
     let _ = nix::sched::sched_yield();
 }
 
-/// This process's number.
+/// Returns this process's number.
 pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
-/// Is this the thread that the process began with?
+/// Returns whether this is the thread that the process began with.
 #[cfg(feature = "mpi")]
 pub(crate) fn is_main_thread() -> bool {
     nix::unistd::gettid() == nix::unistd::getpid()

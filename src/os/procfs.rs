@@ -1,4 +1,4 @@
-//! Tells what /proc lists of processes and threads: states, names, numbers, children.
+//! Readings of /proc about processes and threads: states, names, numbers, children.
 
 use crate::error::RankStatus;
 use crate::os::fault::{Site, sys};
@@ -24,14 +24,14 @@ pub(crate) fn state(pid: u32) -> RankStatus {
     }
 }
 
-/// Says whether the process runs another program than this one.
+/// Returns whether the process runs another program than this process.
 pub(crate) fn is_another_program(pid: u32) -> bool {
     if numbers("self").len() > 1 {
         // The list of processes may be of an outer namespace, where they have other numbers.
         return false;
     }
     let program = |process: &str| std::fs::read_link(format!("/proc/{process}/exe")).ok();
-    // One that is about to end has none.
+    // A process that is about to end has none.
     program(&pid.to_string()).is_some_and(|theirs| program("self").is_some_and(|ours| ours != theirs))
 }
 
@@ -41,10 +41,11 @@ pub(super) fn letter(process: &str) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Threads of which it is known that they hold no lock that a child needs.
+/// The number of threads that are known to hold no lock that a child needs.
 static HARMLESS: AtomicU32 = AtomicU32::new(0);
 
-/// Threads that a library starts during `work`, calls of its own, hold no lock that a child needs, which never calls it.
+/// Vouches for threads that a library starts during `work`, which calls only this library: they hold no lock
+/// that a child needs, as a child never calls the library.
 #[cfg(any(feature = "mpi", test))]
 pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     let before = listed_threads().len();
@@ -54,12 +55,12 @@ pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     done
 }
 
-/// A child begins without them.
+/// Forgets these threads, without which a child begins.
 pub(super) fn forget_harmless() {
     HARMLESS.store(0, Ordering::Relaxed);
 }
 
-/// Says whether threads run that may hold a lock when this process forks.
+/// Returns whether threads run that may hold a lock when this process forks.
 pub(crate) fn is_threaded(threads: &[String]) -> bool {
     threads.len() > 1 + HARMLESS.load(Ordering::Relaxed) as usize
 }
@@ -80,7 +81,8 @@ pub(crate) fn threads() -> Vec<String> {
 fn listed_threads() -> Vec<String> {
     let Ok(tasks) = sys(Site::ReadProc, || std::fs::read_dir("/proc/self/task").map_err(|_| Errno::EIO))
     else {
-        // Without /proc, or a descriptor to read it by: this does nothing, and refuses to if there are several.
+        // Without /proc, or a descriptor to read it by: this call does nothing, and refuses to if there are
+        // several threads.
         let several = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(Errno::EINVAL);
         return vec!["of unknown name".to_owned(); if several { 2 } else { 1 }];
     };
@@ -91,10 +93,12 @@ fn listed_threads() -> Vec<String> {
     threads.iter().map(|thread| name(thread).trim().to_owned()).collect()
 }
 
-/// Returns the children of this process that are not in `known`: adopted orphans, and what `build` has started.
+/// Returns the children of this process that are not in `known`: adopted orphans, and processes that `build`
+/// has started.
 pub(super) fn others(known: &[u32]) -> Vec<Pid> {
     let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    // Where /proc is that of an outer namespace, it lists other numbers than this process knows its children by.
+    // Where /proc is that of an outer namespace, it lists other numbers than this process knows its children
+    // by.
     let depth = numbers("self").len();
     let pids = listed.split_whitespace().filter_map(|pid| match depth {
         0 | 1 => pid.parse().ok(),

@@ -4,10 +4,10 @@
 #[cfg(not(loom))]
 use core::sync::atomic::AtomicU32;
 
-/// Set by the kernel in a robust futex word whose owner has died.
+/// The bit that the kernel sets in a robust futex word whose owner has died.
 pub(crate) const OWNER_DIED: u32 = libc::FUTEX_OWNER_DIED;
 
-/// Tells the kernel that a death must wake a sleeper on the robust word.
+/// The bit that tells the kernel that a death must wake a sleeper on the robust word.
 pub(crate) const WAITERS: u32 = libc::FUTEX_WAITERS;
 
 /// The bits of a robust word that hold the owner's thread id.
@@ -22,15 +22,15 @@ struct RobustList {
     pending: *const RobustList,
 }
 
-/// Lets the kernel mark `word` on this thread's death, whatever the cause, and wake one sleeper: the word becomes
-/// `OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's robust list
-/// (glibc's robust mutexes are not available to it from here on).
+/// Lets the kernel mark `word` on this thread's death, whatever the cause, and wake one sleeper: the word
+/// becomes `OWNER_DIED | WAITERS`. The word must stay mapped while the thread lives. Replaces the thread's
+/// robust list (glibc's robust mutexes are not available to it from here on).
 ///
 /// Returns the value that says "alive". The caller stores it *after* this call.
 #[cfg(not(loom))]
 pub(crate) fn announce_death_through(word: &AtomicU32) -> u32 {
-    // The node that the kernel follows is private and never freed: an entry is a pointer, and pointers have no place
-    // in shared memory. Kernel: `entry + offset` is the futex word (futex.rst, "Robust futexes").
+    // The node that the kernel follows is private and never freed: an entry is a pointer, and pointers have
+    // no place in shared memory. Kernel: `entry + offset` is the futex word (futex.rst, "Robust futexes").
     let node: &'static mut [usize; 1] = Box::leak(Box::new([0]));
     let entry = node.as_mut_ptr();
     let head = Box::leak(Box::new(RobustList {

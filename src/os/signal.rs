@@ -16,19 +16,21 @@ pub(crate) const SEGV: i32 = libc::SIGSEGV;
 /// Signals that ask a program to end.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Those with which others ask it for something, and by default end it as well.
+/// Signals with which others ask a program for something, and which by default end it as well.
 const ASKING: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Those that stop a process which uses the terminal while its group is in the background.
+/// Signals that stop a process which uses the terminal while its group is in the background.
 const TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// The program's dispositions of the signals that its supervisor handles otherwise: for the ranks, which are the program.
+/// The program's dispositions of the signals that its supervisor handles otherwise: for the ranks, which are
+/// the program.
 pub(crate) struct Dispositions(Vec<(Signal, libc::sigaction)>);
 
 impl Dispositions {
-    /// In a supervisor: SIGUSR1 is noted (see [`asked`]), if the program has no use for it; it learns how its children end,
-    /// whatever the program does about SIGCHLD; and what the terminal, shells and batch systems send to all processes is
-    /// left to the caller. Not by ignoring it, which what `build` starts would inherit.
+    /// Sets a supervisor's dispositions: SIGUSR1 is noted (see [`asked`]), if the program has no use for it;
+    /// the supervisor learns how its children end, whatever the program does about SIGCHLD; and signals that
+    /// the terminal, shells and batch systems send to all processes are left to the caller. Not by ignoring
+    /// them, which processes that `build` starts would inherit.
     pub(crate) fn supervise() -> Dispositions {
         let changed = ENDING.into_iter().chain(ASKING).chain(TERMINAL).chain([Signal::SIGCHLD]);
         let before: Vec<_> = changed.filter_map(|signal| Some((signal, disposition(signal)?))).collect();
@@ -47,8 +49,8 @@ impl Dispositions {
         Dispositions(before)
     }
 
-    /// In a rank: what the program had made of them, unless `build` has made something else of them since.
-    /// `terminal`: also of those that stop whoever uses the terminal in the background.
+    /// Restores, in a rank, the program's dispositions, unless `build` has changed them since. `terminal`:
+    /// also those of the signals that stop a process which uses the terminal in the background.
     pub(crate) fn restore(&self, terminal: bool) {
         // The caller of a world that begins in a progress callback holds signals back.
         CAUGHT.store(0, Ordering::Relaxed);
@@ -69,8 +71,8 @@ impl Dispositions {
 
 extern "C" fn disregard(_signal: libc::c_int) {}
 
-/// While it lives, signals to this process wait: a child that is forked meanwhile gets none before it has
-/// [`Dispositions`].
+/// A guard: while it lives, signals to this process wait, so a child that is forked meanwhile gets none
+/// before it has [`Dispositions`].
 pub(crate) struct Deferred(Option<SigSet>);
 
 impl Deferred {
@@ -87,8 +89,8 @@ impl Drop for Deferred {
     }
 }
 
-/// Using the terminal from the background never stops this process and its children: they may write to it and set it; to
-/// read from it is an error (EIO).
+/// Keeps signals of the terminal from stopping this process and its children when they use it from the
+/// background: they may write to it and set it; to read from it is an error (EIO).
 pub(crate) fn keep_off_terminal() {
     for signal in TERMINAL {
         // SAFETY: SIG_IGN installs no handler code.
@@ -96,7 +98,7 @@ pub(crate) fn keep_off_terminal() {
     }
 }
 
-/// Says whether standard input is a terminal that this process must not read.
+/// Returns whether standard input is a terminal that this process must not read.
 pub(crate) fn is_kept_off_terminal() -> bool {
     use std::io::IsTerminal;
     handler(Signal::SIGTTIN) == Some(libc::SIG_IGN) && std::io::stdin().is_terminal()
@@ -105,17 +107,18 @@ pub(crate) fn is_kept_off_terminal() -> bool {
 /// The signal that was caught; written by [`note`].
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 
-/// Says whether anyone in this process holds signals.
+/// Whether anyone in this process holds signals back.
 static HELD: AtomicBool = AtomicBool::new(false);
 
-/// The descriptor of the bell that is rung when a signal has been caught; -1: none.
+/// The descriptor of the bell that is rung when a signal has been caught; -1 for none.
 static CAUGHT_BELL: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn note(signal: libc::c_int) {
     CAUGHT.store(signal, Ordering::Relaxed);
     let (fd, one) = (CAUGHT_BELL.load(Ordering::Relaxed), 1u64);
     if fd >= 0 {
-        // SAFETY: as many bytes; `write` may be called by a handler, and leaves `errno` alone where it succeeds.
+        // SAFETY: as many bytes; `write` may be called by a handler, and leaves `errno` alone where it
+        // succeeds.
         unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
     }
 }
@@ -125,7 +128,7 @@ fn handler(signal: Signal) -> Option<usize> {
     kernel_disposition(signal).map(|now| now.sa_sigaction)
 }
 
-/// Returns the program's disposition of a signal: not that this module holds it back for the moment.
+/// Returns the program's disposition of a signal, even while this module holds the signal back.
 fn disposition(signal: Signal) -> Option<libc::sigaction> {
     let mut now = kernel_disposition(signal)?;
     if now.sa_sigaction == note as *const () as usize {
@@ -149,17 +152,18 @@ fn set_handler(signal: Signal, handler: SigHandler) -> nix::Result<()> {
     sys(Site::Sigaction, || unsafe { nix::sys::signal::sigaction(signal, &action) }).map(drop)
 }
 
-/// While it lives, the first signal that asks this program to end is noted; the second ends it at once. When it is
-/// dropped, the noted signal does what it would have done.
+/// A guard: while it lives, the first signal that asks this program to end is noted; the second ends the
+/// program at once. When the guard is dropped, the noted signal does what it would have done.
 pub(crate) struct HeldSignals(Vec<Signal>, Option<Bell>);
 
 impl HeldSignals {
-    /// Holds back those signals whose handling the program has left to the kernel, unless somebody does already.
+    /// Holds back those signals whose handling the program has left to the kernel, unless somebody holds
+    /// signals back already.
     pub(crate) fn hold() -> HeldSignals {
         if HELD.swap(true, Ordering::AcqRel) {
             return HeldSignals(Vec::new(), None);
         }
-        // Without one, they are looked for once a second.
+        // Without a bell, signals are looked for once per second.
         let bell = Bell::new().ok();
         CAUGHT_BELL.store(bell.as_ref().map_or(-1, |bell| bell.as_fd().as_raw_fd()), Ordering::Relaxed);
         let hold = |&signal: &Signal| {
@@ -173,12 +177,12 @@ impl HeldSignals {
         HeldSignals(held, bell)
     }
 
-    /// The bell that is rung when one has come.
+    /// Returns the bell that is rung when a signal has come.
     pub(crate) fn bell(&self) -> Option<&Bell> {
         self.1.as_ref()
     }
 
-    /// The signal that has come.
+    /// Returns the signal that has come.
     pub(crate) fn caught(&self) -> Option<Signal> {
         Signal::try_from(CAUGHT.load(Ordering::Relaxed)).ok().filter(|_| !self.0.is_empty())
     }
@@ -190,7 +194,7 @@ impl Drop for HeldSignals {
             return;
         }
         for &signal in &self.0 {
-            // Not if the program has come to handle it by itself meanwhile.
+            // Not if the program has begun to handle the signal by itself meanwhile.
             if handler(signal) == Some(note as *const () as usize) {
                 let _ = set_handler(signal, SigHandler::SigDfl);
             }
@@ -204,14 +208,14 @@ impl Drop for HeldSignals {
     }
 }
 
-/// 1: this process was asked, by SIGUSR1, to tell what it knows. Each asking is answered once.
+/// 1 once this process was asked, by SIGUSR1, to tell what it knows. Each such request is answered once.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn note_asking(_signal: libc::c_int) {
     ASKED.store(1, Ordering::Relaxed);
 }
 
-/// Says whether SIGUSR1 has come since the last call.
+/// Returns whether SIGUSR1 has come since the last call.
 pub(crate) fn asked() -> bool {
     ASKED.swap(0, Ordering::Relaxed) != 0
 }

@@ -1,10 +1,10 @@
-//! How many processors this process may really use, and how much cache and memory there is.
+//! The number of processors that this process may really use, and the sizes of caches and memory.
 
 use crate::os::fault::{Site, refused, sys};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A file of the kernel's, if it can be read.
+/// Reads a file of the kernel's.
 fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> {
     match refused(Site::ReadProc) {
         Some(errno) => Err(errno.into()),
@@ -12,20 +12,20 @@ fn read_to_string(path: impl AsRef<std::path::Path>) -> std::io::Result<String> 
     }
 }
 
-/// Processors by affinity mask and cgroup quota (v1 and v2), at least one.
+/// Returns the number of processors by affinity mask and cgroup quota (v1 and v2), at least one.
 pub(crate) fn cpus() -> usize {
     count(affinity()).min(quota().unwrap_or(usize::MAX)).max(1)
 }
 
-/// Processors by affinity mask alone, which takes one system call.
+/// Returns the number of processors by affinity mask alone, which takes one system call.
 pub(crate) fn allowed() -> usize {
     count(affinity())
 }
 
-/// Processors as bits.
+/// A set of processors, one bit for each.
 pub(crate) type Mask = [u64; 16];
 
-/// The processors that this process may run on.
+/// Returns the processors that this process may run on.
 pub(crate) fn affinity() -> Mask {
     let mut mask = [0; 16];
     let set = sys(Site::GetAffinity, || nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)));
@@ -38,12 +38,12 @@ pub(crate) fn affinity() -> Mask {
     mask
 }
 
-/// How many processors a mask has, at least one.
+/// Returns how many processors a mask has, at least one.
 pub(crate) fn count(mask: Mask) -> usize {
     mask.iter().map(|word| word.count_ones() as usize).sum::<usize>().max(1)
 }
 
-/// The tightest processor quota from this process's cgroup up to the root, in processors.
+/// Returns the tightest processor quota from this process's cgroup up to the root, in processors.
 pub(crate) fn quota() -> Option<usize> {
     let groups = read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().filter_map(|line| {
@@ -77,7 +77,8 @@ fn v1_quota(group: &str) -> Option<f64> {
     Some(quota / read("cpu.cfs_period_us")?)
 }
 
-/// A number that is found out once and kept. Without a lock, which a fork might copy locked: `find` may run twice.
+/// A number that is found out once and kept. There is no lock, which a fork might copy locked, so `find` may
+/// run twice.
 pub(crate) struct Found(AtomicUsize);
 
 impl Found {
@@ -85,7 +86,7 @@ impl Found {
         Found(AtomicUsize::new(0))
     }
 
-    /// The number, which is not 0.
+    /// Returns the number, which is not 0.
     pub(crate) fn or(&self, find: impl FnOnce() -> usize) -> usize {
         match self.0.load(Ordering::Relaxed) {
             0 => {
@@ -98,7 +99,7 @@ impl Found {
     }
 }
 
-/// Bytes of the second-level cache of a processor.
+/// Returns the bytes of the second-level cache of a processor.
 pub(crate) fn second_level_cache() -> usize {
     static SIZE: Found = Found::nothing();
     SIZE.or(|| {
@@ -108,7 +109,8 @@ pub(crate) fn second_level_cache() -> usize {
     })
 }
 
-/// How many pauses of a processor last so long. (One lasts 13 ns on one machine, 23 or 140 cycles on others.)
+/// Returns how many pauses of a processor last for `time`. (One lasts 13 ns on one machine, 23 or 140 cycles
+/// on others.)
 pub(crate) fn pauses(time: Duration) -> u32 {
     static PICOS: Found = Found::nothing();
     const FEW: u32 = 64;
@@ -125,7 +127,7 @@ pub(crate) fn pauses(time: Duration) -> u32 {
     (time.as_nanos() as usize * 1000 / picos) as u32
 }
 
-/// Bytes of memory in this machine.
+/// Returns the bytes of memory in this machine.
 pub(crate) fn memory() -> usize {
     let info = read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info
@@ -134,14 +136,14 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
-/// The largest resident memory that this process has had, in KiB.
+/// Returns the largest resident memory that this process has had, in KiB.
 pub(crate) fn peak_memory() -> u32 {
     use nix::sys::resource::{UsageWho, getrusage};
 
     getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| u32::try_from(usage.max_rss()).unwrap_or(0))
 }
 
-/// Bytes of address space that this process may still map, if there is a limit (RLIMIT_AS).
+/// Returns the bytes of address space that this process may still map, if there is a limit (RLIMIT_AS).
 pub(crate) fn addresses_left() -> Option<usize> {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
@@ -153,7 +155,8 @@ pub(crate) fn addresses_left() -> Option<usize> {
     (limit != RLIM_INFINITY).then(|| limit.saturating_sub(used) as usize)
 }
 
-/// The directories of this process's memory cgroup and those above it, innermost first; `true` for version 2.
+/// Returns the directories of this process's memory cgroup and those above it, innermost first; `true` for
+/// version 2.
 fn memory_groups() -> Vec<(String, bool)> {
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
     let found = groups.lines().filter_map(|line| {
@@ -170,7 +173,8 @@ fn memory_groups() -> Vec<(String, bool)> {
     found.flatten().collect()
 }
 
-/// How often the kernel has killed a process of this one's memory cgroup (v1 and v2) for want of memory.
+/// Returns how often the kernel has killed a process of this process's memory cgroup (v1 and v2) for want of
+/// memory.
 pub(crate) fn oom_kills() -> u64 {
     let counts = memory_groups().into_iter().filter_map(|(group, v2)| {
         let file = if v2 { "memory.events" } else { "memory.oom_control" };
@@ -180,7 +184,8 @@ pub(crate) fn oom_kills() -> u64 {
     counts.sum()
 }
 
-/// Bytes that this process's memory cgroups still allow, counting what the page cache can give back; `None`: no limit.
+/// Returns the bytes that this process's memory cgroups still allow, counting what the page cache can give
+/// back; `None` without a limit.
 pub(crate) fn memory_left() -> Option<u64> {
     let left = memory_groups().into_iter().filter_map(|(group, v2)| {
         let read = |name: &str| read_to_string(format!("{group}/{name}")).ok();

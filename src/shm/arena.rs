@@ -1,21 +1,26 @@
-//! Per-rank heaps: a sparse stretch of the segment from which one rank allocates, and whose blocks any rank may hold.
+//! Per-rank heaps: a sparse stretch of the segment from which one rank allocates, and whose blocks any rank
+//! may hold.
 //!
-//! Allocator state is private to the owner. In shared memory stands, 64 bytes in front of each block, how many ranks
-//! still hold it; whoever drops a block counts down, and the owner, when it needs room, collects the blocks that have
-//! come to zero. A holder that dies never counts down: its blocks stay out of use. The heap's end stands in shared
-//! memory too, so that a successor of a dead owner goes on behind the blocks that others may still hold.
+//! Allocator state is private to the owner. The number of ranks that still hold a block is in shared memory,
+//! 64 bytes in front of the block. Each holder counts down when it drops the block; the owner, when it needs
+//! room, collects the blocks whose count is zero. A holder that dies never counts down: its blocks stay out
+//! of use. The heap's end is in shared memory too, so that a successor of a dead owner goes on behind the
+//! blocks that others may still hold.
 //!
-//! Collected blocks join their free neighbours, and serve blocks of any size. When their memory goes back:
+//! Collected blocks join their free neighbours, and serve blocks of any size. Their memory goes back to the
+//! kernel as follows:
 //!
-//! * *A heap never has more memory than its blocks have had at once.* Blocks go where free memory is; where a block takes
-//!   fresh memory all the same, as much of other free stretches is given back, in whole huge pages. A program that drops and
-//!   allocates the same arrays again and again takes nothing fresh, so it pays for no page twice.
-//! * A block from 2 MiB on that has lived [`PATIENCE`] times longer than its pages take to be made again gives them back
-//!   as its last holder drops it; so does an array out of a finished world, whose heap serves nobody any more.
+//! * *A heap never has more memory than its blocks have had at once.* Blocks go where free memory is. If a
+//!   block takes fresh memory all the same, as much of other free stretches is given back, in whole huge
+//!   pages. A program that drops and allocates the same arrays again and again takes nothing fresh, and so
+//!   pays for no page twice.
+//! * A block of 2 MiB or more that has lived [`PATIENCE`] times longer than its pages take to be made again
+//!   gives them back as its last holder drops it. An array out of a finished world does so too, as its heap
+//!   serves nobody any more.
 //! * Before a block is refused because the memory cgroup has no more, all whole free pages are given back.
 //!
-//! Blocks from 2 MiB on are huge pages where possible. What is said here of a heap holds for each: free memory of another
-//! rank's heap goes back when its owner allocates.
+//! Blocks of 2 MiB or more are huge pages where possible. These rules hold for each heap by itself: free
+//! memory of another rank's heap goes back when its owner allocates.
 #![expect(unsafe_code, reason = "slices of blocks")]
 
 use crate::error::{Error, Result};
@@ -29,65 +34,68 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The holder count of a block travelling in a result: nobody's, waiting for the one who takes it up.
+/// The holder count of a block that travels in a result: it is nobody's, and waits for the process that takes
+/// it up.
 const IN_TRANSIT: u32 = u32::MAX;
-/// Blocks of at most this many bytes get their memory at once, in huge pages (62 us a MiB; page by page on first touch
-/// costs ten times that). Larger ones may be meant to stay sparse.
+/// The size in bytes up to which blocks get their memory at once, in huge pages (62 us per MiB; page by page
+/// on first touch costs ten times that). Larger blocks may be meant to stay sparse.
 const EAGER: usize = 256 << 20;
-/// Room in front of a block for its words.
+/// The room in front of a block for its words.
 const HEADER: usize = ALIGN;
-/// How long it takes to touch 64 KiB page by page.
+/// The time that it takes to touch 64 KiB page by page.
 const REMAKE: Duration = Duration::from_micros(40);
-/// Giving pages back may cost one part in so many of the time in which they were in use.
+/// The factor by which the time in which pages were in use must exceed the cost of giving them back.
 const PATIENCE: u32 = 50;
-/// Of blocks given out last, and of free stretches that are hardly long enough, so many are tried.
+/// The number of candidates that are tried: of blocks given out last, and of free stretches that are hardly
+/// long enough.
 const TRIES: usize = 8;
 
-/// What the memory of a new block is to be.
+/// The required contents of a new block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fill {
-    /// Anything: it will be overwritten.
+    /// Any bytes: they will be overwritten.
     Any,
     /// Zero, for as many bytes as were asked for.
     Zero,
     /// Zero, and without memory as far as the kernel can do that; never made of huge pages.
     Sparse,
-    /// The first bytes, as many as given here, are zero; the others may hold anything. Memory that an earlier block used is kept.
-    /// Never made of huge pages.
+    /// Zero in the first bytes, as many as given here; any bytes in the others. Memory that an earlier block
+    /// used is kept. Never made of huge pages.
     Begin(usize),
 }
 
 /// The allocator of one rank.
 pub(crate) struct Heap {
     segment: Arc<Segment>,
-    /// Where the word lies that tells successors how far the heap has been used; 0 if never.
+    /// The offset of the word that tells successors how far the heap has been used; 0 in the word if never.
     used: usize,
-    /// As far as this owner knows: what stands in shared memory may be overwritten.
+    /// The offset up to which the heap has been used, as far as this owner knows: the word in shared memory
+    /// may be overwritten.
     next: usize,
     start: usize,
     end: usize,
-    /// All that is in no block.
+    /// All bytes that are in no block.
     free: Extents,
-    /// The part of it that blocks have used: it has memory, and may hold anything. The rest is zero.
+    /// The part of `free` that blocks have used: it has memory, and may hold anything. The rest is zero.
     dirty: Extents,
-    /// Fresh memory taken since some was last given back.
+    /// The number of bytes of fresh memory taken since some was last given back.
     taken: usize,
-    /// Blocks given out: offset and capacity.
+    /// The blocks given out: offset and capacity.
     lent: Vec<(usize, usize)>,
-    /// How many of these may be looked through: earned by allocations, so that one costs the same however many blocks
-    /// are held.
+    /// The number of these blocks that may be looked through. Allocations earn it, so that an allocation
+    /// costs the same however many blocks are held.
     credit: usize,
 }
 
 /// The words in front of a block.
 #[repr(C, align(64))]
 struct Words {
-    /// How many ranks hold it; [`IN_TRANSIT`] while it travels in a result.
+    /// The number of ranks that hold the block; [`IN_TRANSIT`] while it travels in a result.
     holders: AtomicU32,
-    /// Of an array of the caller's: which communicator has it open (upper 48 bits), on how many ranks (lower 16); 0 if
-    /// none.
+    /// For an array of the caller: the communicator that has it open (upper 48 bits) and the number of ranks
+    /// (lower 16); 0 if none.
     opened: AtomicU64,
-    /// Up to which byte its whole pages were given back, by the last who dropped it; 0 if they were not.
+    /// The byte up to which the block's whole pages were given back, by its last holder; 0 if they were not.
     returned: AtomicU64,
 }
 
@@ -96,28 +104,30 @@ unsafe impl Shared for Words {}
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Words>() == HEADER);
 
-/// Memory in a heap, held. Not `Clone`: whoever has it may write it, unless a count of holders above one says that it
-/// is shared under a protocol (views of the channel floor).
+/// A hold on memory in a heap. It is not `Clone`: the process that has it may write the memory, unless a
+/// count of holders above one says that the memory is shared under a protocol (views of the channel floor).
 pub(crate) struct Block {
     segment: Arc<Segment>,
     offset: usize,
     len: usize,
-    /// The process that holds it (`process::incarnation`), 0 once it has set the block off: a copy inherited by a fork
-    /// counts nothing down.
+    /// The process that holds the block (`process::incarnation`), 0 once it has set the block off: a copy
+    /// inherited by a fork counts nothing down.
     holder: AtomicU32,
-    /// Dropped after this moment by its last holder, it gives its pages back. `None`: whenever that is, it does not.
+    /// The moment after which the block gives its pages back when its last holder drops it. `None`: it never
+    /// does.
     mature: Option<Instant>,
 }
 
 impl Heap {
-    /// The heap between `start` and `end` of `segment`; its used-up-to word is at `used`.
+    /// Returns the heap between `start` and `end` of `segment`; the word that says how far it has been used
+    /// is at `used`.
     pub(crate) fn new(segment: Arc<Segment>, used: usize, start: usize, end: usize) -> Heap {
         let known = segment.place::<AtomicU64>(used).load(Ordering::Relaxed) as usize;
         let next = start + known.min(end - start);
         let (mut free, mut dirty) = (Extents::default(), Extents::default());
         free.insert(next, end);
         if known > 0 {
-            // A predecessor may have used, and given up, what lies behind its blocks.
+            // A predecessor may have used, and given up, the memory behind its blocks.
             let whole = next.next_multiple_of(PAGE).min(end);
             let clean = segment.zero(whole, end - whole);
             dirty.insert(next, if clean { whole } else { end });
@@ -126,8 +136,8 @@ impl Heap {
         Heap { segment, used, next, start, end, free, dirty, taken, lent, credit }
     }
 
-    /// A block of `len` bytes held by one. It begins on a boundary of 64 bytes and of `align`; from 2 MiB on, unless it is
-    /// sparse, of 2 MiB.
+    /// Allocates a block of `len` bytes with one holder. It begins on a boundary of 64 bytes and of `align`;
+    /// from 2 MiB on, unless it is sparse, on one of 2 MiB.
     pub(crate) fn alloc(&mut self, len: usize, align: usize, fill: Fill) -> Result<Block> {
         let refused = |why| Error::no_space("allocating a shared array", len, why);
         let huge = len >= HUGE && matches!(fill, Fill::Any | Fill::Zero);
@@ -160,8 +170,8 @@ impl Heap {
         Ok(block)
     }
 
-    /// One of the blocks given out last, if it was dropped and fits exactly: what a loop needs that makes the same array
-    /// again and again.
+    /// Returns one of the blocks given out last, if it was dropped and fits exactly: a loop that makes the
+    /// same array again and again needs this.
     fn again(&self, capacity: usize, align: usize) -> Option<usize> {
         let fits = |&&(offset, room): &&(usize, usize)| {
             let words = self.segment.place::<Words>(offset - HEADER);
@@ -174,7 +184,7 @@ impl Heap {
         self.lent.iter().rev().take(TRIES).find(fits).map(|&(offset, _)| offset)
     }
 
-    /// Finds a place for a block: where free memory is, if it is anywhere.
+    /// Finds a place for a block: where free memory is, if there is any.
     fn place(&mut self, capacity: usize, align: usize) -> Option<usize> {
         // Looking at a block that is held costs about as much as touching 1 KiB.
         self.credit = self.credit.saturating_add(1 + capacity / 1024);
@@ -184,7 +194,7 @@ impl Heap {
         if let Some(place) = self.dirty.fit(capacity, align, HEADER, TRIES) {
             return Some(place);
         }
-        // Fresh memory costs more.
+        // Fresh memory costs more than looking at these blocks.
         if (1..=capacity / ALIGN).contains(&self.lent.len()) {
             self.collect();
             if let Some(place) = self.dirty.fit(capacity, align, HEADER, TRIES) {
@@ -195,7 +205,8 @@ impl Heap {
         place.or_else(|| self.collect().free.fit(capacity, align, HEADER, usize::MAX))
     }
 
-    /// Takes a free stretch for a block, with its memory at once if `eager`; returns the parts of it that are not zero.
+    /// Takes a free stretch for a block, with its memory at once if `eager`; returns the parts of it that are
+    /// not zero.
     fn take(&mut self, (start, end): (usize, usize), eager: bool) -> Result<Vec<(usize, usize)>> {
         let mut stale = Vec::new();
         self.dirty.cut(start, end, |start, end| stale.push((start, end)));
@@ -222,7 +233,7 @@ impl Heap {
         Ok(stale)
     }
 
-    /// Takes back the blocks that nobody holds any more.
+    /// Takes back the blocks that no rank holds any more.
     fn collect(&mut self) -> &mut Heap {
         let (segment, free, dirty) = (&self.segment, &mut self.free, &mut self.dirty);
         self.lent.retain(|&(offset, capacity)| {
@@ -242,7 +253,7 @@ impl Heap {
         self
     }
 
-    /// Notes how far blocks reach; true if that is farther than before.
+    /// Notes how far blocks reach; returns whether that is farther than before.
     fn reach(&mut self) -> bool {
         let next = self.free.last().filter(|&(_, end)| end == self.end).map_or(self.end, |(start, _)| start);
         let before = std::mem::replace(&mut self.next, next);
@@ -253,7 +264,7 @@ impl Heap {
         next > before
     }
 
-    /// Gives whole huge pages of free memory back, about so many bytes.
+    /// Gives whole huge pages of free memory back, about `bytes` in all.
     fn give_back(&mut self, mut bytes: usize) {
         while let Some((start, end)) = self.dirty.longest() {
             let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
@@ -266,7 +277,7 @@ impl Heap {
         }
     }
 
-    /// An error now is better than a kill at the first touch.
+    /// Checks that there is memory for `fresh` bytes: an error now is better than a kill at the first touch.
     fn has_memory_for(&mut self, fresh: usize) -> Result<()> {
         has_memory_for(fresh).or_else(|_| {
             let free: Vec<(usize, usize)> = self.dirty.iter().collect();
@@ -282,7 +293,7 @@ impl Heap {
     }
 }
 
-/// An error now is better than a kill at the first touch.
+/// Checks that there is memory for `len` bytes: an error now is better than a kill at the first touch.
 fn has_memory_for(len: usize) -> Result<()> {
     match topology::memory_left() {
         Some(left) if left < len as u64 => Err(Error::no_memory("allocating a shared array", len, left)),
@@ -290,14 +301,14 @@ fn has_memory_for(len: usize) -> Result<()> {
     }
 }
 
-/// Where the whole pages between `start` and `end` begin, and how long they are.
+/// Returns the beginning and length of the whole pages between `start` and `end`.
 fn pages(start: usize, end: usize) -> Option<(usize, usize)> {
     let (start, end) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
     (start < end).then(|| (start, end - start))
 }
 
 impl Block {
-    /// A hold of this process on a block of a heap.
+    /// Returns a hold of this process on a block of a heap.
     fn held(segment: &Arc<Segment>, offset: usize, len: usize) -> Block {
         let remake = REMAKE * (len >> 16).min(u32::MAX as usize) as u32;
         let mature = (len >= HUGE).then(|| Instant::now() + remake * PATIENCE);
@@ -305,7 +316,7 @@ impl Block {
         Block { segment: Arc::clone(segment), offset, len, holder, mature }
     }
 
-    /// The one block of a segment of its own: made by the caller before a world starts.
+    /// Returns the one block of a segment of its own, which the caller makes before a world starts.
     pub(crate) fn alone(len: usize) -> Result<Block> {
         let need = len.checked_add(HUGE).ok_or_else(|| Error::no_space("mmap", len, "no such size"))?;
         if len >= HUGE {
@@ -314,12 +325,13 @@ impl Block {
         let segment = Arc::new(Segment::new(need)?);
         segment.place::<Words>(HUGE - HEADER).holders.store(1, Ordering::Relaxed);
         let mut block = Block::held(&segment, HUGE, len);
-        // The segment ends with it.
+        // The segment ends with its block.
         block.mature = None;
         Ok(block)
     }
 
-    /// The same memory at a second address, which children may only read; it counts as held once more.
+    /// Returns the same memory at a second address, which children may only read; it counts as held once
+    /// more.
     pub(crate) fn alias(&self) -> Result<Block> {
         let segment = Arc::new(self.segment.private_alias()?);
         self.words().holders.fetch_add(1, Ordering::Relaxed);
@@ -328,60 +340,62 @@ impl Block {
         Ok(block)
     }
 
-    /// Where it lies in its segment.
+    /// Returns the offset of the block in its segment.
     pub(crate) fn offset(&self) -> usize {
         self.offset
     }
 
-    /// Its segment.
+    /// Returns the segment of the block.
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
-    /// Is the caller the process that holds it (not one that inherited a copy by fork)?
+    /// Returns whether the calling process is the one that holds the block (and has not inherited a copy by
+    /// fork).
     pub(crate) fn is_mine(&self) -> bool {
         self.holder() == process::incarnation()
     }
 
-    /// The process that holds it: see `process::incarnation`.
+    /// Returns the process that holds the block: see `process::incarnation`.
     pub(crate) fn holder(&self) -> u32 {
         self.holder.load(Ordering::Relaxed)
     }
 
-    /// In front of an array of the caller's: which communicator has it open (upper 48 bits), on how many ranks (lower
-    /// 16); 0 if none.
+    /// Returns the word in front of an array of the caller: the communicator that has it open (upper 48 bits)
+    /// and the number of ranks (lower 16); 0 if none.
     pub(crate) fn open_word(segment: &Segment, offset: usize) -> &AtomicU64 {
         &segment.place::<Words>(offset - HEADER).opened
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the block.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: in bounds (checked by `alloc` or `take_up`), zero-initialised by the kernel, and the only holder is
-        // borrowed; shared holders go through the channel floor's views, which keep writers away.
+        // SAFETY: in bounds (checked by `alloc` or `take_up`), zero-initialised by the kernel, and the only
+        // holder is borrowed; shared holders go through the channel floor's views, which keep writers away.
         unsafe { core::slice::from_raw_parts(self.at().as_ptr(), self.len) }
     }
 
-    /// Its bytes, to write.
+    /// Returns the bytes of the block, to write.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; exclusively borrowed.
         unsafe { core::slice::from_raw_parts_mut(self.at().as_ptr(), self.len) }
     }
 
-    /// As elements. The block was allocated for whole elements of a zeroable type, and only such were written.
+    /// Returns the block as elements. The block was allocated for whole elements of a zeroable type, and only
+    /// such were written.
     pub(crate) fn elements<T: Element>(&self) -> &[T] {
         let (at, count) = self.first::<T>();
         // SAFETY: in bounds as in `bytes`, aligned, the bytes are valid T.
         unsafe { core::slice::from_raw_parts(at.as_ptr(), count) }
     }
 
-    /// As elements, to write.
+    /// Returns the block as elements, to write.
     pub(crate) fn elements_mut<T: Element>(&mut self) -> &mut [T] {
         let (at, count) = self.first::<T>();
         // SAFETY: as in `elements`; exclusively borrowed.
         unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), count) }
     }
 
-    /// The first element, and how many there are.
+    /// Returns the address of the first element, and the number of elements.
     fn first<T>(&self) -> (core::ptr::NonNull<T>, usize) {
         let at = self.at().cast();
         assert!(
@@ -391,7 +405,7 @@ impl Block {
         (at, self.len.checked_div(size_of::<T>()).unwrap_or(0))
     }
 
-    /// The address of the first byte.
+    /// Returns the address of the first byte.
     pub(crate) fn at(&self) -> core::ptr::NonNull<u8> {
         #[expect(clippy::expect_used, reason = "checked when the block was made")]
         self.segment.bytes(self.offset, self.len).expect("block outside its segment")
@@ -401,7 +415,7 @@ impl Block {
         self.segment.place(self.offset - HEADER)
     }
 
-    /// Makes a stretch of the segment zero, as far as it is this block's; by giving pages back if it is to be `sparse`.
+    /// Makes a stretch of the segment zero, as far as it is this block's; if `sparse`, by giving pages back.
     fn clear(&mut self, (start, end): (usize, usize), sparse: bool) {
         let offset = self.offset;
         let (start, end) = (start.max(offset), end.min(offset + self.len));
@@ -414,7 +428,7 @@ impl Block {
         }
     }
 
-    /// Gives whole pages back: nobody will look at them again.
+    /// Gives whole pages back: no rank will look at them again.
     fn give_back(&self) {
         if let Some((start, len)) = pages(self.offset, self.offset + self.len)
             && self.segment.zero(start, len)
@@ -423,7 +437,7 @@ impl Block {
         }
     }
 
-    /// Its heap serves nobody any more: whoever drops it gives its pages back.
+    /// Marks the block as one whose heap serves nobody any more: its last holder gives its pages back.
     pub(crate) fn orphan(mut self) -> Block {
         self.mature = Some(Instant::now());
         self
@@ -434,7 +448,7 @@ impl Block {
         self.words().holders.store(ranks as u32, Ordering::Release);
     }
 
-    /// Another rank's hold on a block that its owner has shared.
+    /// Returns this rank's hold on a block that its owner has shared.
     pub(crate) fn join(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let inside = offset.is_multiple_of(ALIGN) && offset >= HEADER && segment.bytes(offset, len).is_some();
         if inside {
@@ -444,7 +458,8 @@ impl Block {
         }
     }
 
-    /// Lets go without counting down: the block is nobody's until someone takes it up. False if it is already.
+    /// Lets go without counting down: the block is nobody's until a process takes it up. Returns false if it
+    /// is set off already.
     pub(crate) fn set_off(&self) -> bool {
         let set_off =
             self.words().holders.compare_exchange(1, IN_TRANSIT, Ordering::AcqRel, Ordering::Relaxed).is_ok();
@@ -455,12 +470,13 @@ impl Block {
         set_off
     }
 
-    /// Lets go of the segment only: the block stays held for ever, so its heap never gives its memory out again.
+    /// Lets go of the segment only: the block stays held for ever, so that its heap never gives the memory
+    /// out again.
     pub(crate) fn leave_held(self) {
         self.holder.store(0, Ordering::Relaxed);
     }
 
-    /// Takes up a block that was set off: exactly one succeeds.
+    /// Takes up a block that was set off: exactly one caller succeeds.
     pub(crate) fn take_up(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let block = Block::join(segment, offset, len)?;
         match block.words().holders.compare_exchange(IN_TRANSIT, 1, Ordering::AcqRel, Ordering::Relaxed) {
@@ -481,7 +497,7 @@ impl Drop for Block {
         if self.is_mine() {
             let holders = &self.words().holders;
             let mature = self.mature.is_some_and(|mature| mature <= Instant::now());
-            // The last holder: the owner leaves the block alone until it counts down.
+            // This is the last holder: the owner leaves the block alone until this holder counts down.
             if mature && holders.load(Ordering::Acquire) == 1 {
                 self.give_back();
             }
@@ -509,7 +525,7 @@ mod tests {
         bytes.first().is_none_or(|&first| first == mark && bytes[1..] == bytes[..bytes.len() - 1])
     }
 
-    /// Numbers of chance below what is asked for.
+    /// Returns a generator of random numbers below the given one.
     fn random(mut seed: u64) -> impl FnMut(usize) -> usize {
         move |below| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -517,7 +533,7 @@ mod tests {
         }
     }
 
-    /// Pages of a segment that have memory.
+    /// Returns the number of pages of a segment that have memory.
     fn resident(heap: &Heap) -> usize {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let range = format!("{:x}-", heap.segment.bytes(0, 0).unwrap().as_ptr() as usize);
@@ -595,7 +611,7 @@ mod tests {
     #[test]
     fn a_heap_has_no_more_memory_than_its_blocks_had() {
         let mut heap = heap(64 << 20);
-        // Each serves neither in place of the one before, nor beside its hole.
+        // Each block fits neither in place of the one before, nor beside its hole.
         let mut fence = Vec::new();
         for mib in [3, 5, 7, 9, 11, 13] {
             get(&mut heap, mib << 20).bytes_mut().fill(1);
@@ -612,7 +628,7 @@ mod tests {
         let mut heap = heap(64 << 20);
         let young = |heap: &mut Heap, len| {
             let mut block = get(heap, len);
-            // However long this machine stands still.
+            // Pages are not given back, however long this machine stands still.
             block.mature = None;
             block
         };

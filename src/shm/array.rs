@@ -1,7 +1,7 @@
-//! Arrays born shared: ndarrays whose elements lie in shared memory.
+//! Arrays that are born shared: ndarrays whose elements lie in shared memory.
 //!
-//! [`SharedArray`] is made by the caller before a world starts and opened by its ranks; a [`Lease`] is allocated by a
-//! rank from its heap, owned like a `Vec`, and may be handed on without copying.
+//! [`SharedArray`] is made by the caller before a world starts and opened by its ranks; a [`Lease`] is
+//! allocated by a rank from its heap, owned like a `Vec`, and may be handed on without copying.
 
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
@@ -21,17 +21,17 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// Returns size and boundary, in bytes, of elements that may be shared.
+/// Returns the size and the alignment, in bytes, of elements that may be shared.
 pub(crate) fn shared_layout<T: Element>() -> (usize, usize) {
     const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be shared") };
     const { assert!(size_of::<T>() > 0, "elements without a size cannot be shared") };
     (size_of::<T>(), align_of::<T>())
 }
 
-/// Bytes of an array of `dim`, if there can be one.
+/// Returns the length in bytes of an array of `dim`, if there can be such an array.
 pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
     let (size, _) = shared_layout::<T>();
-    // As ndarray has it: the product of the axes that are not empty must fit, too.
+    // This is ndarray's rule: the product of the axes that are not empty must fit, too.
     let nonzero = dim.slice().iter().try_fold(1usize, |size, &axis| size.checked_mul(axis.max(1)));
     let fits = nonzero.is_some_and(|count| isize::try_from(count).is_ok());
     let count = fits.then(|| dim.slice().iter().product::<usize>());
@@ -40,11 +40,11 @@ pub(crate) fn byte_len<T: Element, D: Dimension>(dim: &D) -> Result<usize> {
     bytes.ok_or_else(unusable)
 }
 
-/// An ndarray in a rank's shared heap, in standard (row-major) order, owned by whoever holds it.
+/// An ndarray in a rank's shared heap, in standard (row-major) order, owned by its holder.
 ///
 /// It is not `Clone`: one holder at a time may write. [`Comm::alloc`](crate::Comm::alloc) makes one;
-/// collectives that are given one move its bytes without staging; a body may return one, and the caller of the
-/// world then reads it in place.
+/// collectives move its bytes without staging; a body may return one, and the caller of the world then reads
+/// it in place.
 ///
 /// ```
 /// let sums = phalanx::launch(2, |comm| {
@@ -63,16 +63,18 @@ pub struct Lease<T, D> {
 }
 
 thread_local! {
-    /// The heap of the worker that this thread is, and its process: a child that inherits it by fork must not use it.
+    /// The heap of the worker that this thread is, and the worker's process: a child that inherits the heap
+    /// by fork must not use it.
     static HEAP: RefCell<Option<(u32, Heap)>> = const { RefCell::new(None) };
 }
 
-/// Makes `heap` the one that [`alloc`] takes from in this thread, for the rest of its process's life.
+/// Makes `heap` the heap from which [`alloc`] takes in this thread, for the rest of its process's life.
 pub(crate) fn lend_heap(heap: Heap) {
     HEAP.set(Some((process::incarnation(), heap)));
 }
 
-/// A block of the heap lent to this thread, on a boundary of `align`; without one, of a mapping of its own.
+/// Returns a block of the heap lent to this thread, on a boundary of `align`; if none was lent, a block of a
+/// mapping of its own.
 pub(crate) fn alloc(len: usize, align: usize, fill: Fill) -> Result<Block> {
     HEAP.with_borrow_mut(|lent| match lent {
         Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, align, fill),
@@ -85,10 +87,10 @@ pub(crate) fn alloc(len: usize, align: usize, fill: Fill) -> Result<Block> {
 }
 
 impl<T: Element, D: Dimension> Lease<T, D> {
-    /// A zeroed array of `shape`, made where no communicator is at hand: a worker of
-    /// [`ParallelManager::scatter`](crate::ParallelManager::scatter) returns it from `do_execute`, and the caller reads
-    /// it in place. (A rank of [`launch`](crate::launch()) takes [`Comm::alloc`](crate::Comm::alloc): arrays made here
-    /// cannot leave it.)
+    /// Makes a zeroed array of `shape` where no communicator is at hand: a worker of
+    /// [`ParallelManager::scatter`](crate::ParallelManager::scatter) returns it from `do_execute`, and the
+    /// caller reads it in place. (A rank of [`launch`](crate::launch()) calls
+    /// [`Comm::alloc`](crate::Comm::alloc) instead: arrays made here cannot leave the rank.)
     ///
     /// # Errors
     /// If the shape overflows, or there is no room.
@@ -117,7 +119,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         Lease { block, dim, element: PhantomData }
     }
 
-    /// As [`Lease::new`], of bytes that another rank wrote.
+    /// Returns a lease as [`Lease::new`] does, on bytes that another rank wrote; checks them first.
     pub(crate) fn received(block: Block, dim: D) -> Result<Lease<T, D>> {
         check::<T>(block.bytes())?;
         Ok(Lease::new(block, dim))
@@ -127,11 +129,11 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         (self.block, self.dim)
     }
 
-    /// The array, to read.
+    /// Returns the array, to read.
     ///
-    /// Ranks of a world and workers of a sweep that the holder starts may look at it too. Those of a
-    /// [`scatter`](crate::ParallelManager::scatter), which its caller does not wait for, may not: such a worker ends, and
-    /// the error says so; nor may those that a rank starts while its own world runs.
+    /// Ranks of a world and workers of a sweep that the holder starts may look at the array too. Workers of a
+    /// [`scatter`](crate::ParallelManager::scatter), for which its caller does not wait, may not: such a
+    /// worker ends, and the error says so. Neither may workers that a rank starts while its own world runs.
     ///
     /// # Panics
     /// If the array has been handed on.
@@ -147,7 +149,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         ArrayView::from_shape(self.dim.clone(), self.block.elements()).expect("checked shape")
     }
 
-    /// The array, to write.
+    /// Returns the array, to write.
     ///
     /// # Panics
     /// If called in a process that inherited the array by a fork instead of holding it.
@@ -168,7 +170,7 @@ impl<T: Element, D: Dimension> Lease<T, D> {
         ArrayViewMut::from_shape(self.dim.clone(), self.block.elements_mut()).expect("checked shape")
     }
 
-    /// The shape.
+    /// Returns the shape of the array.
     ///
     /// ```
     /// let mut comm = phalanx::Comm::solo()?;
@@ -186,7 +188,8 @@ impl<T: Element + std::fmt::Debug, D: Dimension> std::fmt::Debug for Lease<T, D>
     }
 }
 
-/// Where a lease that travels lies. Kept beside the user's bytes: what users serialise is only its number here.
+/// The place of a lease that travels. It is kept beside the user's bytes: users serialise only its number
+/// here.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct Descriptor {
     offset: u64,
@@ -197,13 +200,13 @@ struct Descriptor {
 
 /// The leases of a result that is being written or read.
 struct Manifest {
-    /// Where they lie; `None`: wherever, for a result that stays in this process.
+    /// The segment in which they lie; `None` if that may be any, for a result that stays in this process.
     segment: Option<Arc<Segment>>,
     reading: bool,
     leases: Vec<Option<(Arc<Segment>, Descriptor)>>,
-    /// Leases stay with whoever holds them: copies travel.
+    /// Whether leases stay with their holders, and copies travel.
     copying: bool,
-    /// Why a lease could not be carried, whatever the user's types make of the error.
+    /// The reason why a lease could not be carried, whatever the user's types make of the error.
     refused: Option<&'static str>,
 }
 
@@ -224,11 +227,12 @@ impl Manifest {
 }
 
 thread_local! {
-    /// While this thread writes or reads a result.
+    /// The manifest while this thread writes or reads a result.
     static MANIFEST: RefCell<Option<Manifest>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` with a manifest; returns what it has come to. A lease that was refused is the error.
+/// Runs `f` with a manifest; returns its value and the manifest afterwards. If a lease was refused, that is
+/// the error.
 fn with_manifest<T, R>(
     manifest: Manifest,
     f: impl FnOnce() -> std::result::Result<R, Why>,
@@ -240,7 +244,7 @@ fn with_manifest<T, R>(
     Ok((value, manifest))
 }
 
-/// As [`with_manifest`]: its part that is compiled once.
+/// Does the part of [`with_manifest`] that is compiled once.
 fn run_with(
     manifest: Manifest,
     f: &mut dyn FnMut() -> std::result::Result<(), Why>,
@@ -264,7 +268,7 @@ fn run_with(
     }
 }
 
-/// Notes why a lease cannot be carried; returns it.
+/// Notes why a lease cannot be carried; returns the reason.
 fn refuse(why: &'static str) -> &'static str {
     MANIFEST.with_borrow_mut(|manifest| {
         if let Some(manifest) = manifest {
@@ -274,12 +278,12 @@ fn refuse(why: &'static str) -> &'static str {
     why
 }
 
-/// A value as bytes, to be [`unpack`]ed once by whoever holds `segment` next; and a copy of what will arrive. Leases of the
-/// segment in it are set off: the value must be forgotten, not dropped. One with leases can be read once only, so there is no
-/// copy of it.
+/// Returns a value as bytes, to be [`unpack`]ed once by the next holder of `segment`, and a copy of the value
+/// that will arrive. Leases of the segment in the value are set off: the value must be forgotten, not
+/// dropped. A value with leases can be read once only, so that there is no copy of it.
 ///
 /// # Errors
-/// If it cannot be written, or would arrive as another value.
+/// If the value cannot be written, or would arrive as another value.
 pub(crate) fn pack<T: Serialize + DeserializeOwned>(
     segment: &Arc<Segment>,
     value: &T,
@@ -287,7 +291,7 @@ pub(crate) fn pack<T: Serialize + DeserializeOwned>(
     pack_with(segment, value, None)
 }
 
-/// As [`pack`]; with a heap for copies, leases stay with whoever holds them.
+/// Packs as [`pack`] does; with a heap for copies, leases stay with their holders.
 fn pack_with<T: Serialize + DeserializeOwned>(
     segment: &Arc<Segment>,
     value: &T,
@@ -316,7 +320,7 @@ fn with_leases(
     Ok(bytes)
 }
 
-/// The value as it arrives where [`pack`] and [`unpack`] carry it, for one that stays in this process.
+/// Returns a value that stays in this process as it would arrive if [`pack`] and [`unpack`] carried it.
 ///
 /// # Errors
 /// As [`pack`].
@@ -329,7 +333,7 @@ pub(crate) fn carried<T: Serialize + DeserializeOwned>(value: T) -> Result<T> {
     Ok(with_manifest::<T, _>(leases, || object::read(&bytes))?.0)
 }
 
-/// What is packed: the value's bytes, and its leases.
+/// Splits packed bytes into the value's bytes and its leases.
 fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
     let corrupt = Error::Corrupt { what: "a packed result" };
     let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
@@ -337,7 +341,7 @@ fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
     Ok((bytes, object::read(leases).map_err(|_| corrupt)?))
 }
 
-/// What is packed, as it is read: leases lie in `segment`.
+/// Splits packed bytes for reading: leases lie in `segment`.
 fn parts_to_read<'a>(segment: &Arc<Segment>, bytes: &'a [u8]) -> Result<(&'a [u8], Manifest)> {
     let (bytes, leases) = parts(bytes)?;
     let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
@@ -345,7 +349,7 @@ fn parts_to_read<'a>(segment: &Arc<Segment>, bytes: &'a [u8]) -> Result<(&'a [u8
 }
 
 impl Descriptor {
-    /// Leads to a copy from now on, which nobody holds.
+    /// Copies the lease's bytes; the descriptor leads to the copy from now on, which nobody holds.
     fn copy(&mut self, segment: &Arc<Segment>, heap: &RefCell<Heap>) -> Result<()> {
         let source = Block::join(segment, self.offset as usize, self.len as usize)?;
         let made = heap.borrow_mut().alloc(source.bytes().len(), PAGE, Fill::Any);
@@ -359,14 +363,15 @@ impl Descriptor {
     }
 }
 
-/// Does a packed value hold leases?
+/// Returns whether a packed value holds leases.
 #[cfg(feature = "mpi")]
 pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
     parts(bytes).map_or(true, |(_, leases)| !leases.is_empty())
 }
 
-/// Leaves a packed value in the heap for whoever holds the segment next; says where it lies. What it holds is theirs then,
-/// unless this process lives on: somebody in it may still look at the arrays then, and copies travel.
+/// Leaves a packed value in the heap for the next holder of the segment; returns its place. The next holder
+/// then owns what the value holds, unless this process lives on: in this case its arrays may still be in use,
+/// and copies travel.
 pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     segment: &Arc<Segment>,
     heap: &RefCell<Heap>,
@@ -374,12 +379,13 @@ pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
     lives_on: bool,
 ) -> Result<(usize, usize)> {
     let (bytes, arrived) = pack_with(segment, &value, lives_on.then_some(heap))?;
-    // Dropping either might end what the value stands for, a directory say, which is the receiver's now.
+    // Dropping either might end a thing that the value stands for, such as a directory, which is the
+    // receiver's now.
     core::mem::forget((value, arrived));
     leave(heap, &bytes)
 }
 
-/// Leaves bytes in a heap; returns where they lie.
+/// Leaves bytes in a heap; returns their place.
 fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
     let mut block = heap.borrow_mut().alloc(bytes.len(), ALIGN, Fill::Any)?;
     kernel::copy(block.bytes_mut(), bytes, Store::Cached);
@@ -388,14 +394,14 @@ fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
     Ok(place)
 }
 
-/// The value that was packed, with its leases taken up.
+/// Returns the value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
     let (bytes, manifest) = parts_to_read(segment, bytes)?;
     Ok(with_manifest::<T, _>(manifest, || object::read(bytes))?.0)
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
-    /// Possible once, in the result of a body.
+    /// Serialises the lease, which is possible once, in the result of a body.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let enlisted = MANIFEST.with_borrow_mut(|manifest| {
             let ours = |manifest: &&mut Manifest| {
@@ -441,7 +447,8 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
 
 /// An ndarray in shared memory of its own, made by the caller before a world starts.
 ///
-/// Ranks reach it through [`Comm::open`](crate::Comm::open); the caller reads it in place when the world has ended:
+/// Ranks reach it through [`Comm::open`](crate::Comm::open); the caller reads it in place when the world has
+/// ended:
 ///
 /// ```
 /// use ndarray::Ix1;
@@ -459,10 +466,10 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct SharedArray<T, D> {
-    /// What ranks open.
+    /// The array that ranks open.
     array: Lease<T, D>,
-    /// The same memory at an address at which ranks may only read: what the caller looks at. No view that a body has
-    /// captured can write what ranks open.
+    /// The same memory at an address at which ranks may only read; the caller looks at this one. No view that
+    /// a body has captured can write the array that ranks open.
     mine: Block,
 }
 
@@ -473,7 +480,7 @@ impl<T: Element, D: Dimension> std::fmt::Debug for SharedArray<T, D> {
 }
 
 impl<T: Element, D: Dimension> SharedArray<T, D> {
-    /// A zeroed array of `shape`, row-major. Untouched pages cost nothing.
+    /// Makes a zeroed array of `shape`, row-major. Untouched pages cost nothing.
     ///
     /// # Errors
     /// If the shape overflows, or the kernel has no room.
@@ -491,11 +498,11 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
         Ok(SharedArray { array: Lease::new(block, dim), mine })
     }
 
-    /// The array, to read. Takes `&mut self`: while this view lives no world can have the array open.
+    /// Returns the array, to read. Takes `&mut self`: while this view lives no world can have the array open.
     ///
     /// # Panics
-    /// In a rank that inherited the array by a fork: ranks use [`Comm::open`](crate::Comm::open). If a rank that died has
-    /// left bytes that are no elements of the type (a `bool` that is neither).
+    /// In a rank that inherited the array by a fork: ranks use [`Comm::open`](crate::Comm::open). If a rank
+    /// that died has left bytes that are no elements of the type (a `bool` that is neither).
     ///
     /// ```
     /// let mut array = phalanx::SharedArray::<u8, ndarray::Ix1>::zeros(2)?;
@@ -508,7 +515,7 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
         ArrayView::from_shape(self.array.dim.clone(), self.mine.elements()).expect("checked shape")
     }
 
-    /// Nobody has it open: worlds that did have ended, or `&mut self` could not be had.
+    /// Marks the array as open nowhere: worlds that had it open have ended, or `&mut self` could not be had.
     fn close(&self) {
         assert!(self.mine.is_mine(), "a rank reaches an array of its caller through Comm::open");
         let block = &self.array.block;
@@ -520,7 +527,7 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
         );
     }
 
-    /// The array, to write before a world starts or after it has ended.
+    /// Returns the array, to write before a world starts or after it has ended.
     ///
     /// # Panics
     /// As [`SharedArray::view`].
@@ -537,7 +544,7 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
         ArrayViewMut::from_shape(self.array.dim.clone(), self.mine.elements_mut()).expect("checked shape")
     }
 
-    /// The shape.
+    /// Returns the shape of the array.
     ///
     /// ```
     /// let array = phalanx::SharedArray::<u8, ndarray::Ix2>::zeros((2, 5))?;

@@ -1,15 +1,15 @@
 //! Copies by vector loops of the engine's own, never by string moves.
 //!
-//! The C library leaves lengths from some KiB to some hundred KiB to the processor's string move (`rep movsb`). An EPYC of
-//! the Milan generation does that at 1 to 2 GB/s if (destination - source) mod 4096 is a small positive number, as for a
-//! large array from `malloc`, 16 bytes into its page, that is filled from a page; vectors do 18 to 45 GB/s there.
-//! `benches/copy.rs` compares the ways of copying.
+//! The C library leaves lengths from some KiB to some hundred KiB to the processor's string move (`rep
+//! movsb`). An EPYC of the Milan generation does that at 1 to 2 GB/s if (destination - source) mod 4096 is a
+//! small positive number, as for a large array from `malloc`, 16 bytes into its page, that is filled from a
+//! page; vectors do 18 to 45 GB/s there. `benches/copy.rs` compares the ways of copying.
 #![cfg_attr(
     all(target_arch = "x86_64", not(any(miri, plain_kernels))),
     expect(unsafe_code, reason = "instructions that not every processor has")
 )]
 
-/// Shorter copies are left to the library, which makes them by vectors, and more quickly.
+/// The length below which copies are left to the library, which makes them by vectors, and more quickly.
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 const SHORT: usize = 1 << 10;
 
@@ -29,8 +29,8 @@ pub(crate) fn cached(dst: &mut [u8], src: &[u8]) {
     dst.copy_from_slice(src);
 }
 
-/// Copies past the caches, except for parts of a cache line at the ends. Later stores may be seen before these: see
-/// [`fence`].
+/// Copies past the caches, except for parts of a cache line at the ends. Later stores may be seen before
+/// these: see [`fence`].
 ///
 /// # Panics
 /// If the lengths differ.
@@ -49,7 +49,8 @@ pub(crate) fn fence() {
     wide::fence();
 }
 
-/// The loops of x86-64. (`--cfg plain_kernels` leaves them out: sanitizers do not see what these instructions access.)
+/// The loops of x86-64. (`--cfg plain_kernels` leaves them out: sanitizers do not see what these instructions
+/// access.)
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
     use core::arch::asm;
@@ -60,27 +61,31 @@ mod wide {
 
     /// Bytes of a cache line.
     const LINE: usize = 64;
-    /// Bytes of a page.
+    /// The length of a page in bytes.
     const PAGE: usize = 4096;
-    /// So many pages are streamed in turn: the processor reads ahead in each, and not beyond it. (64 MiB on pages of 4 KiB, on
-    /// a Xeon of the Ice Lake generation: one after another 7.0 GB/s, 2, 4 and 8 in turn 7.4, 8.7 and 9.2; memcpy 8.3.)
+    /// The number of pages that are streamed in turn: the processor reads ahead in each, and not beyond it.
+    /// (64 MiB on pages of 4 KiB, on a Xeon of the Ice Lake generation: one page after another 7.0 GB/s, 2, 4
+    /// and 8 in turn 7.4, 8.7 and 9.2; memcpy 8.3.)
     const PAGES: usize = 8;
-    /// Bytes of each page a turn. (Lines at one place of 8 pages share a set of a first-level cache of 8 ways. An EPYC of the Milan
-    /// generation streams 8 MiB at 4, 16 and 22 GB/s by 128, 256 and 512 bytes a turn.)
+    /// The number of bytes of each page per turn. (Lines at one place of 8 pages share a set of a first-level
+    /// cache of 8 ways. An EPYC of the Milan generation streams 8 MiB at 4, 16 and 22 GB/s by 128, 256 and
+    /// 512 bytes per turn.)
     const PIECE: usize = 512;
-    /// Bytes by which loads are ahead of stores, in the loop for AVX2.
+    /// The number of bytes by which loads are ahead of stores, in the loop for AVX2.
     const AHEAD: usize = 4 * 32;
 
-    /// Returns whether an upward copy would be slow because of where both lie in their pages. The processor compares a load
-    /// with the stores under way by the address in the page first, and lets it wait for one that matches. Loads that are
-    /// [`AHEAD`] of the stores are not affected as long as the destination is not further behind in its page.
+    /// Returns whether an upward copy would be slow because of where both slices lie in their pages. The
+    /// processor compares a load with the stores under way by the address in the page first, and lets the
+    /// load wait for a store that matches. Loads that are [`AHEAD`] of the stores are not affected as long as
+    /// the destination is not further behind in its page.
     pub(super) fn waits(dst: &[u8], src: &[u8]) -> bool {
         let behind = dst.as_ptr().addr().wrapping_sub(src.as_ptr().addr()) % PAGE;
         AHEAD < behind && behind < PAGE / 2
     }
 
-    /// Copies by vectors of 32 bytes, `DOWN` from the end. (AVX-512 gains nothing here: a Xeon of the Ice Lake generation
-    /// copied 16 KiB at 172 GB/s by vectors of 32 bytes and at 120 by vectors of 64, 256 KiB at 50 and 48.)
+    /// Copies by vectors of 32 bytes; if `DOWN`, from the end. (AVX-512 gains nothing here: a Xeon of the Ice
+    /// Lake generation copied 16 KiB at 172 GB/s by vectors of 32 bytes and at 120 by vectors of 64, 256 KiB
+    /// at 50 and 48.)
     pub(super) fn cached<const DOWN: bool>(dst: &mut [u8], src: &[u8]) {
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has the instructions.
@@ -109,11 +114,11 @@ mod wide {
         unsafe { _mm_sfence() };
     }
 
-    // The loops are in assembler. The compiler would make a call of the library's copy of them, or address both sides by one
-    // index, and a store by base and index is two operations of the processor instead of one (16 KiB: 90 GB/s instead of
-    // 172). And without optimisation they are as fast.
+    // The loops are in assembler. The compiler would replace them by a call of the library's copy, or address
+    // both sides by one index, and a store by base and index is two operations of the processor instead of
+    // one (16 KiB: 90 GB/s instead of 172). The loops are as fast without optimisation.
 
-    /// Loads four vectors, the `first` from `from` and those behind it.
+    /// Loads four vectors: the one with number `first`, counted from `from`, and the three behind it.
     macro_rules! load_four {
         ($load:literal $first:literal: $a:literal $b:literal $c:literal $d:literal) => {
             concat!(
@@ -145,7 +150,7 @@ mod wide {
         };
     }
 
-    /// Stores four vectors, as [`load_four`].
+    /// Stores four vectors, as [`load_four`] loads them.
     macro_rules! store_four {
         ($store:literal $first:literal: $a:literal $b:literal $c:literal $d:literal) => {
             concat!(
@@ -177,8 +182,8 @@ mod wide {
         };
     }
 
-    /// Copies eight vectors a time, at least eight, of which four are loaded before the four ahead of them are stored: loads
-    /// that stay so far ahead of the stores do not wait for them (see [`waits`]).
+    /// Copies eight vectors at a time, at least eight. Four of them are loaded before the four ahead of them
+    /// are stored: loads that stay so far ahead of the stores do not wait for them (see [`waits`]).
     macro_rules! copy_eights {
         ($register:ident $load:literal $store:literal $step:expr, $to:expr, $from:expr, $eights:expr) => {
             asm!(
@@ -218,7 +223,8 @@ mod wide {
                 const { assert!(9 * $each <= super::SHORT) };
                 let (len, to, from) = (dst.len(), dst.as_mut_ptr(), src.as_ptr());
                 let copy_one = |at: usize| {
-                    // SAFETY: a vector inside `src`: of the two at its ends, or of the `vectors` from `skip` on.
+                    // SAFETY: a vector inside `src`: of the two at its ends, or of the `vectors` from `skip`
+                    // on.
                     let vector = unsafe { $load_one(from.wrapping_add(at).cast()) };
                     // SAFETY: the same of `dst`.
                     unsafe { $store_one(to.wrapping_add(at).cast(), vector) };
@@ -243,8 +249,8 @@ mod wide {
     copy!(copy_avx2 "avx2" ymm_reg "vmovdqu" "vmovdqa", _mm256_loadu_si256 _mm256_storeu_si256 32);
     copy!(copy_sse2 "sse2" xmm_reg "movdqu" "movdqa", _mm_loadu_si128 _mm_storeu_si128 16);
 
-    /// Copies whole cache lines by stores that go past the caches, [`PIECE`] bytes of each of some pages in turn. The ends go
-    /// through the caches: a line that is stored to in both ways would be read back.
+    /// Copies whole cache lines by stores that go past the caches, [`PIECE`] bytes of each of some pages in
+    /// turn. The ends go through the caches: a line that is stored to in both ways would be read back.
     macro_rules! stream {
         ($name:ident $features:literal $register:ident $load:literal $store:literal, $load_one:ident $stream_one:ident $each:literal) => {
             /// Copies between slices of one length, at least a cache line.
@@ -257,7 +263,8 @@ mod wide {
                 let (to, from) = (dst.as_mut_ptr(), src.as_ptr());
                 let copy_some = |at: usize, eights: usize| {
                     let (to, from) = (to.wrapping_add(at), from.wrapping_add(at));
-                    // SAFETY: eight vectors a time, at least eight, of both slices, before `end`; in `dst` they are aligned.
+                    // SAFETY: eight vectors at a time, at least eight, of both slices, before `end`; in `dst`
+                    // they are aligned.
                     unsafe { copy_eights!($register $load $store $each, to, from, eights) };
                 };
                 while end - at >= PAGES * PAGE {
@@ -291,7 +298,7 @@ mod tests {
 
     type Copy = fn(&mut [u8], &[u8]);
 
-    /// Every way of copying that this processor has, and from which length on it may be asked.
+    /// Returns every way of copying that this processor has, and the length from which on it may be used.
     fn ways() -> Vec<(&'static str, Copy, usize)> {
         let mut ways: Vec<(&str, Copy, usize)> = vec![("cached", cached, 0)];
         ways.push(("streamed", streamed, 0));
@@ -319,17 +326,18 @@ mod tests {
         ways
     }
 
-    /// Bytes of a cache line.
+    /// The length of a cache line in bytes.
     const LINE: usize = 64;
 
-    /// Room that begins at a cache line.
+    /// Returns room that begins at a cache line.
     fn room(len: usize) -> (Vec<u8>, usize) {
         let room = vec![0xEE; len + LINE];
         let skip = room.as_ptr().addr().wrapping_neg() % LINE;
         (room, skip)
     }
 
-    /// Copies `len` bytes from `from` behind a line to `to` behind a line: all arrive, and nothing else changes.
+    /// Copies `len` bytes from `from` behind a line to `to` behind a line, and checks that all arrive, and
+    /// that nothing else changes.
     fn check((name, copy, _): (&str, Copy, usize), len: usize, from: usize, to: usize) {
         let (mut src, skip) = room(from + len);
         src[skip + from..][..len].iter_mut().zip(0..).for_each(|(byte, at)| *byte = (at * 7 % 251) as u8);
@@ -381,7 +389,8 @@ mod tests {
         cached(&mut [0; 3], &[0; 4]);
     }
 
-    /// The direction depends on the places in the pages; see `all_offsets_of_both_sides` for what is copied.
+    /// Checks how the direction depends on the places in the pages; `all_offsets_of_both_sides` checks the
+    /// bytes that are copied.
     #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     #[test]
     fn downwards_where_loads_would_wait() {

@@ -1,10 +1,11 @@
-//! Element types by number: the built-in ones, in one table, and the tags by which ranks compare what they call.
+//! Element types by number: the built-in types, in one table, and the tags by which ranks compare their
+//! calls.
 
 use std::any::TypeId;
 use std::hash::{Hash, Hasher};
 
-/// The table of built-in element types: calls a macro with a row for each. A code is part of the signatures that ranks
-/// compare, and of what bindings store: it never changes.
+/// Holds the table of built-in element types: calls a macro with a row for each. A code is part of the
+/// signatures that ranks compare, and is stored by bindings: it never changes.
 macro_rules! datatypes {
     ($use_rows:ident) => {
         $use_rows! {
@@ -50,7 +51,8 @@ macro_rules! declare {
             /// All built-in element types, in the order of their codes.
             pub const ALL: &'static [Datatype] = &[$(Datatype::$name),*];
 
-            /// Returns numpy's name of the type. (numpy lacks `int128` and `uint128`, which are named likewise.)
+            /// Returns numpy's name of the type. (numpy lacks `int128` and `uint128`, which are named
+            /// likewise.)
             ///
             /// ```
             /// assert_eq!(phalanx::untyped::Datatype::Complex64.name(), "complex64");
@@ -68,8 +70,8 @@ macro_rules! declare {
                 match self { $(Datatype::$name => size_of::<$type>(),)* }
             }
 
-            /// Returns the boundary on which elements lie in arrays, in bytes. Calls take bytes on any boundary; a
-            /// reduction copies those that are not aligned.
+            /// Returns the boundary on which elements lie in arrays, in bytes. Calls take bytes on any
+            /// boundary; a reduction copies those that are not aligned.
             ///
             /// ```
             /// assert_eq!(phalanx::untyped::Datatype::Complex64.align(), 4);
@@ -80,7 +82,7 @@ macro_rules! declare {
             }
         }
 
-        /// Names of the built-in types in messages, by code.
+        /// The names of the built-in types in messages, by code.
         const BUILT_IN: &[&str] = &["bytes", $($rust),*];
 
         impl TypeTag {
@@ -101,7 +103,7 @@ macro_rules! declare {
 }
 datatypes!(declare);
 
-/// No built-in type lies on a larger boundary.
+/// The largest alignment of a built-in type.
 pub(crate) const LARGEST_ALIGN: usize = align_of::<u128>();
 
 impl Datatype {
@@ -125,7 +127,8 @@ impl Datatype {
         Datatype::ALL.iter().copied().find(|datatype| datatype.code() == code)
     }
 
-    /// Returns the type of this [`name`](Datatype::name), if there is one. Names with a byte order (`>f8`) are none.
+    /// Returns the type of this [`name`](Datatype::name), if there is one. Names with a byte order (`>f8`)
+    /// have none.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -136,7 +139,8 @@ impl Datatype {
         Datatype::ALL.iter().copied().find(|datatype| datatype.name() == name)
     }
 
-    /// Returns whether every bit pattern is an element. Of a `bool`, only 0 and 1 are: its bytes are checked.
+    /// Returns whether every bit pattern is an element. For a `bool`, only 0 and 1 are: its bytes are
+    /// checked.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -146,7 +150,7 @@ impl Datatype {
         self != Datatype::Bool
     }
 
-    /// Returns the place of the first of `bytes` that belongs to no element.
+    /// Returns the index of the first of `bytes` that belongs to no element.
     pub(crate) fn invalid(self, bytes: &[u8]) -> Option<usize> {
         if self.takes_any_bits() { None } else { bytes.iter().position(|&byte| byte > 1) }
     }
@@ -157,13 +161,14 @@ impl Datatype {
     }
 }
 
-/// Identifies an element type, alike in all processes of one program.
+/// An element type's identity, alike in all processes of one program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TypeTag {
-    /// For call signatures: the code of a built-in type, 15 bits of the identity of the user's, or [`OBJECT`].
+    /// The code for call signatures: that of a built-in type, 15 bits of the identity of a user type, or
+    /// [`OBJECT`].
     pub(crate) code: u16,
-    /// The code of a built-in type, the compiler's hash of the user's: two types of one name differ. For objects it is a
-    /// hash of the type's name.
+    /// The code of a built-in type, or the compiler's hash of a user type: two types of one name differ. For
+    /// objects it is a hash of the type's name.
     pub(crate) identity: u64,
 }
 
@@ -171,7 +176,7 @@ pub(crate) struct TypeTag {
 const OBJECT: u16 = 0x7FFF;
 
 impl TypeTag {
-    /// Calls without data.
+    /// The tag of calls without data.
     pub(crate) const BYTES: TypeTag = TypeTag { code: 0, identity: 0 };
 
     /// Returns the tag of serialised objects of type `T`, which need not be `'static`.
@@ -185,7 +190,7 @@ impl TypeTag {
         usize::from(self.code) < BUILT_IN.len() && self != Datatype::Bool.tag()
     }
 
-    /// Describes how much so many bytes are: in elements, where their size is known.
+    /// Describes an amount of bytes: in elements, if their size is known.
     pub(crate) fn amount(self, bytes: u64) -> String {
         match Datatype::from_code(self.code).map(|datatype| bytes / datatype.size() as u64) {
             Some(1) => "1 element".to_owned(),
@@ -204,7 +209,7 @@ impl TypeTag {
     }
 }
 
-/// Collects the bits that a [`TypeId`] gives to a hasher: they are a hash already.
+/// A hasher that collects the bits that a [`TypeId`] gives to it: they are a hash already.
 struct Bits(u64);
 
 impl Hasher for Bits {

@@ -1,4 +1,4 @@
-//! What may lie in shared memory: element types of arrays, and control words.
+//! The types that may lie in shared memory: element types of arrays, and control words.
 #![expect(unsafe_code, reason = "views of elements as bytes and back, checked")]
 
 use crate::error::{Error, Result};
@@ -8,11 +8,12 @@ use crate::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A type whose values may travel between ranks: plain bytes without padding or pointers.
 ///
-/// All integers (`usize` among them), `f32`, `f64`, `bool`, [`Complex`](num_complex::Complex) of floats, arrays of these, and the user's own
-/// structs that derive bytemuck's `Pod` and `Zeroable` are elements. A `bool` is checked on arrival.
+/// All integers (`usize` among them), `f32`, `f64`, `bool`, [`Complex`](num_complex::Complex) of floats,
+/// arrays of these, and user structs that derive bytemuck's `Pod` and `Zeroable` are elements. A `bool` is
+/// checked on arrival.
 ///
-/// Elements without a size, as `()`, have no bytes to move: calls take them and do not compare how many there are; shared
-/// arrays of them do not compile.
+/// Elements without a size, such as `()`, have no bytes to move: calls take them and do not compare their
+/// numbers; shared arrays of them do not compile.
 ///
 /// ```
 /// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -30,8 +31,8 @@ use crate::sync::atomic::{AtomicU32, AtomicU64};
 /// travels::<&'static str>();
 /// ```
 ///
-/// Nor do elements that lie on boundaries of more than 4096 bytes. (Of 4096, keep them in arrays: rustc 1.95 compiles
-/// programs that have such values on the stack to ones that crash, on x86-64 and optimised.)
+/// Neither do elements aligned to more than 4096 bytes. (Keep elements aligned to 4096 bytes in arrays: rustc
+/// 1.95 compiles programs that have such values on the stack to ones that crash, on x86-64 and optimised.)
 ///
 /// ```compile_fail,E0080
 /// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -51,10 +52,11 @@ impl<T> Element for T where
 {
 }
 
-/// Arrays lie on boundaries of this many bytes, or of as many as their elements ask for (at most a page).
+/// The alignment of arrays in bytes, unless their elements ask for a larger one (at most a page).
 pub(crate) const ALIGN: usize = 64;
 
-/// Are these bytes valid elements? Always, and at no cost, for types of which every bit pattern is valid.
+/// Checks that `bytes` are valid elements. For types of which every bit pattern is valid this is always so,
+/// and costs nothing.
 pub(crate) fn check<T: Element>(bytes: &[u8]) -> Result<()> {
     // Without optimisation even a loop that looks at nothing takes its time.
     if TypeTag::of::<T>().takes_any_bits() {
@@ -66,20 +68,22 @@ pub(crate) fn check<T: Element>(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Elements as the bytes they consist of.
+/// Returns elements as the bytes of which they consist.
 pub(crate) fn bytes_of<T: Element>(elements: &[T]) -> &[u8] {
     const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be moved") };
     // SAFETY: T is NoUninit: every byte of the slice is initialised.
     unsafe { core::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
 
-/// Lets `fill` overwrite the bytes of `elements`. Bytes that are no valid `T` are replaced by zeros and reported.
+/// Lets `fill` overwrite the bytes of `elements`. Bytes that are no valid `T` are replaced by zeros and
+/// reported.
 pub(crate) fn fill_bytes<T: Element, R>(
     elements: &mut [T],
     fill: impl FnOnce(&mut [u8]) -> Result<R>,
 ) -> Result<R> {
     const { assert!(align_of::<T>() <= PAGE, "elements aligned to more than 4096 bytes cannot be moved") };
-    /// Holds the elements as bytes; validates them when it goes, also by a panic in `fill`.
+    /// A guard that holds the elements as bytes and validates them when it is dropped, also by a panic in
+    /// `fill`.
     struct Guard<'a, T: Element>(&'a mut [u8], core::marker::PhantomData<T>, &'a mut bool);
     impl<T: Element> Drop for Guard<'_, T> {
         fn drop(&mut self) {
@@ -90,7 +94,8 @@ pub(crate) fn fill_bytes<T: Element, R>(
         }
     }
     let mut valid = true;
-    // SAFETY: same memory, exclusively borrowed; the guard leaves only bytes that are valid for T (T is Zeroable).
+    // SAFETY: same memory, exclusively borrowed; the guard leaves only bytes that are valid for T (T is
+    // Zeroable).
     let bytes =
         unsafe { core::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements)) };
     let guard = Guard::<T>(bytes, core::marker::PhantomData, &mut valid);
@@ -99,8 +104,8 @@ pub(crate) fn fill_bytes<T: Element, R>(
     if valid { result } else { Err(Error::Corrupt { what: "a received array" }) }
 }
 
-/// Control words: what may be placed in a segment and used by all ranks at once. Structs of them are declared by
-/// [`shared!`].
+/// Types of control words: they may be placed in a segment and used by all ranks at once. Structs of control
+/// words are declared by [`shared!`].
 ///
 /// # Safety
 /// `repr(C)`, made of atomics (and padding) only, valid when all bytes are zero, without drop glue.
@@ -131,7 +136,8 @@ macro_rules! shared {
         };
 
         #[expect(unsafe_code, reason = "each field was checked above")]
-        // SAFETY: repr(C), of fields that are Shared: atomics only, valid when zero; without drop glue, as asserted.
+        // SAFETY: repr(C), of fields that are Shared: atomics only, valid when zero; without drop glue, as
+        // asserted.
         unsafe impl $crate::shm::element::Shared for $name {}
     };
 }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A set of bytes. Each operation takes time with the logarithm of the number of stretches, per stretch that it changes.
+/// A set of bytes. Each operation takes time that grows with the logarithm of the number of stretches, per
+/// stretch that it changes.
 #[derive(Default)]
 pub(crate) struct Extents {
-    /// Where each begins and ends.
+    /// The end of each stretch, by its beginning.
     ends: BTreeMap<usize, usize>,
-    /// The same as (length, begin).
+    /// The same stretches as (length, beginning).
     lengths: BTreeSet<(usize, usize)>,
 }
 
@@ -25,7 +26,8 @@ impl Extents {
         self.add(first, last);
     }
 
-    /// Takes the bytes from `start` to `end` out of the set; `each` gets the stretches of them that were in it.
+    /// Takes the bytes from `start` to `end` out of the set; `each` gets the stretches of them that were in
+    /// it.
     pub(crate) fn cut(&mut self, start: usize, end: usize, mut each: impl FnMut(usize, usize)) {
         if start >= end {
             return;
@@ -40,8 +42,8 @@ impl Extents {
         }
     }
 
-    /// The first place for `len` bytes on a boundary of `align` behind `header` bytes, in a short stretch: of those that
-    /// are long enough only for some alignments `tries` are looked at.
+    /// Returns the first place for `len` bytes on a boundary of `align` behind `header` bytes, in a short
+    /// stretch. Among the stretches that are long enough only for some alignments, `tries` are looked at.
     pub(crate) fn fit(&self, len: usize, align: usize, header: usize, tries: usize) -> Option<usize> {
         let need = len.checked_add(header)?;
         let place = |&(length, start): &(usize, usize)| {
@@ -52,17 +54,17 @@ impl Extents {
         short.or_else(|| self.lengths.range((need.checked_add(align)?, 0)..).find_map(place))
     }
 
-    /// The longest stretch.
+    /// Returns the longest stretch.
     pub(crate) fn longest(&self) -> Option<(usize, usize)> {
         self.lengths.last().map(|&(length, start)| (start, start + length))
     }
 
-    /// The last stretch.
+    /// Returns the last stretch.
     pub(crate) fn last(&self) -> Option<(usize, usize)> {
         self.ends.last_key_value().map(|(&start, &end)| (start, end))
     }
 
-    /// All stretches, in order.
+    /// Returns all stretches, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.ends.iter().map(|(&start, &end)| (start, end))
     }
@@ -87,7 +89,7 @@ impl Extents {
 mod tests {
     use super::*;
 
-    /// A set as a table of bytes.
+    /// Returns the stretches of a set that is a table of bytes.
     fn stretches(bytes: &[bool]) -> Vec<(usize, usize)> {
         let mut found: Vec<(usize, usize)> = Vec::new();
         for at in (0..bytes.len()).filter(|&at| bytes[at]) {

@@ -1,7 +1,7 @@
 //! Kernels: the loops that touch every byte of an array.
 //!
-//! A fold is written once, for any element and function, and compiled for the widest vectors that the processor has.
-//! A copy knows what comes after it: see [`Store`].
+//! A fold is written once, for any element and function, and compiled for the widest vectors that the
+//! processor has. A copy is told how its bytes are used afterwards: see [`Store`].
 #![cfg_attr(
     all(target_arch = "x86_64", not(any(miri, plain_kernels))),
     expect(unsafe_code, reason = "instructions that not every processor has")
@@ -10,23 +10,24 @@
 use crate::os::topology;
 use crate::shm::copy;
 
-/// What is done next with what is written.
+/// The next use of the bytes that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
-    /// It is read soon, here or by a peer: it stays in the caches.
+    /// A read that follows soon, here or by a peer: the bytes stay in the caches.
     Cached,
-    /// So much is written that nothing of it would still be cached when it is read: it goes past the caches, which
-    /// spares reading each line before it is overwritten.
+    /// A read that follows when none of the bytes, which are many, would still be cached: they go past the
+    /// caches, which saves reading each line before it is overwritten.
     Streamed,
 }
 
 impl Store {
-    /// For a call that reads and writes so many bytes on each of `ranks`.
+    /// Returns the best kind of store for a call that reads and writes `touched` bytes on each of `ranks`.
     ///
-    /// What the second-level cache holds twice over stays cached. What exceeds any last-level cache is streamed. Between
-    /// the two it depends on how fast the last-level cache is: of a Xeon (Sapphire Rapids) two processors copy 4 MiB at
-    /// 70 GB/s past it and at 56 through it, of an EPYC (Zen 5) at 85 past it and at 222 through it. The size of the
-    /// second-level cache tells them apart: what processors report of the last-level one to guests is not to be trusted.
+    /// Up to twice the size of the second-level cache stays cached. More than any last-level cache holds is
+    /// streamed. Between the two the choice depends on how fast the last-level cache is: two processors of a
+    /// Xeon (Sapphire Rapids) copy 4 MiB at 70 GB/s past it and at 56 through it, two of an EPYC (Zen 5) at
+    /// 85 past it and at 222 through it. The size of the second-level cache tells them apart: the size that
+    /// processors report of the last-level one to guests is not to be trusted.
     pub(crate) fn best(touched: usize, ranks: usize) -> Store {
         let second = topology::second_level_cache();
         let streamed = touched > 2 * second
@@ -35,12 +36,13 @@ impl Store {
     }
 }
 
-/// No last-level cache that a few processors share holds more.
+/// The size in bytes of the largest last-level cache that a few processors share.
 const LARGEST: usize = 64 << 20;
-/// Second-level caches up to this size (EPYC) come with a last-level one that is fast to write, larger ones (Xeon) do not.
+/// The size in bytes up to which second-level caches (EPYC) come with a last-level one that is fast to write;
+/// larger ones (Xeon) do not.
 const LARGEST_BEFORE_A_FAST_ONE: usize = 1 << 20;
 
-/// Copies; both are as long. When this returns the bytes are ordered before a later release store.
+/// Copies between slices of one length. When this returns the bytes are ordered before a later release store.
 pub(crate) fn copy(dst: &mut [u8], src: &[u8], store: Store) {
     copy_unordered(dst, src, store);
     order(store);
@@ -53,15 +55,17 @@ pub(crate) fn to_vec(src: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Orders what [`copy_unordered`] has written before a later release store. (Streaming stores are not, by themselves; but
-/// to wait for each piece of an array would keep the reads of the next from overlapping.)
+/// Orders the bytes that [`copy_unordered`] has written before a later release store. (Streaming stores are
+/// not ordered by themselves; but to wait for each piece of an array would keep the reads of the next from
+/// overlapping.)
 pub(crate) fn order(store: Store) {
     if store == Store::Streamed {
         copy::fence();
     }
 }
 
-/// Asks for the cache line where `place` begins, to be written soon: its way here overlaps what is done until then.
+/// Asks for the cache line where `place` begins, to be written soon: its transfer overlaps the work until
+/// then.
 #[inline]
 pub(crate) fn fetch_to_write<T>(place: &T) {
     #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
@@ -69,7 +73,7 @@ pub(crate) fn fetch_to_write<T>(place: &T) {
     let _ = place;
 }
 
-/// As [`copy()`], to be followed by [`order`].
+/// Copies as [`copy()`] does, to be followed by [`order`].
 pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     match store {
         Store::Cached => copy::cached(dst, src),
@@ -77,19 +81,19 @@ pub(crate) fn copy_unordered(dst: &mut [u8], src: &[u8], store: Store) {
     }
 }
 
-/// What a fold reads and writes; all are as long.
+/// The slices that a fold reads and writes; all are of one length.
 pub(crate) struct Operands<'a, T> {
     pub(crate) dst: &'a mut [T],
-    /// Becomes the same as `dst`, so written. Only if there is an `a`.
+    /// A slice that gets the same as `dst`, written by this kind of store. Only if there is an `a`.
     pub(crate) twin: Option<(&'a mut [T], Store)>,
-    /// If none, what `dst` holds.
+    /// The first operand; if `None`, the contents of `dst`.
     pub(crate) a: Option<&'a [T]>,
     pub(crate) b: &'a [T],
-    /// How to write `dst`; streamed, it is to be followed by [`order`].
+    /// The kind of store for `dst`; a streamed one must be followed by [`order`].
     pub(crate) store: Store,
 }
 
-/// `dst[i] = f(a[i], b[i])`.
+/// Computes `dst[i] = f(a[i], b[i])`.
 pub(crate) fn fold<T: Copy, F: Fn(T, T) -> T>(operands: Operands<'_, T>, f: F) {
     #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
     if operands.dst.len() >= wide::FEW {
@@ -139,7 +143,8 @@ fn cached<T: Copy, F: Fn(T, T) -> T>(dst: &mut [T], twin: Option<&mut [T]>, a: &
     }
 }
 
-/// What x86-64 processors may have. (`--cfg plain_kernels` leaves it out: sanitizers see nothing of these instructions.)
+/// Loops for instructions that x86-64 processors may have. (`--cfg plain_kernels` leaves them out: sanitizers
+/// see nothing of these instructions.)
 #[cfg(all(target_arch = "x86_64", not(any(miri, plain_kernels))))]
 mod wide {
     use super::{Operands, Store};
@@ -149,9 +154,9 @@ mod wide {
     };
     use core::mem::MaybeUninit;
 
-    /// Below so many elements the look at the processor costs more than it saves.
+    /// The number of elements below which the look at the processor costs more than it saves.
     pub(super) const FEW: usize = 16;
-    /// Bytes of a cache line.
+    /// The length of a cache line in bytes.
     const LINE: usize = 64;
 
     pub(super) fn has_avx512() -> bool {
@@ -175,7 +180,7 @@ mod wide {
         super::plain::<T, F, false>(operands, &f);
     }
 
-    /// Whole cache lines of `dst` by stores that bypass the caches.
+    /// Folds whole cache lines of `dst` by stores that bypass the caches.
     #[inline(always)]
     pub(super) fn fold_streamed<T: Copy, F: Fn(T, T) -> T, const AVX512: bool>(
         dst: &mut [T],
@@ -230,7 +235,7 @@ mod wide {
             unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), each) }
         }
 
-        /// To a line of memory, which is aligned.
+        /// Streams the elements to a line of memory, which must be aligned.
         #[inline(always)]
         fn stream_to<T, const AVX512: bool>(&self, to: &mut [T]) {
             if AVX512 {
@@ -252,7 +257,8 @@ mod wide {
 
     #[inline]
     pub(super) fn fetch_to_write(line: *const u8) {
-        // SAFETY: changes nothing but who holds the line; processors of this architecture that cannot do it ignore it.
+        // SAFETY: changes nothing but who holds the line; processors of this architecture that cannot do it
+        // ignore it.
         unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
     }
 
@@ -265,10 +271,10 @@ mod wide {
 mod tests {
     use super::*;
 
-    /// Longer than anything that is copied in one way for being short.
+    /// A length above all that are copied in one way for being short.
     const LONG: usize = 4 << 10;
 
-    /// Every way of copying copies every byte and none beyond, wherever both begin.
+    /// Checks that every way of copying copies every byte and none beyond, wherever both slices begin.
     #[test]
     fn copies_of_all_lengths_and_offsets() {
         let src: Vec<u8> = (0..3 * LONG).map(|i| (i * 7 % 251) as u8).collect();
@@ -291,7 +297,8 @@ mod tests {
         assert_eq!(Store::best(1 << 30, 2), Store::Streamed);
     }
 
-    /// Every way of folding, at every alignment: the destination and its twin, and none beyond.
+    /// Checks every way of folding, at every alignment: the destination and its twin are written, and nothing
+    /// beyond.
     #[test]
     fn folds_of_all_lengths() {
         for store in [Store::Cached, Store::Streamed] {
@@ -321,7 +328,7 @@ mod tests {
         }
     }
 
-    /// Elements that do not divide a cache line, and none at all.
+    /// Checks elements that do not divide a cache line, and empty slices.
     #[test]
     fn folds_of_odd_elements() {
         let (a, b): (Vec<[u8; 3]>, Vec<[u8; 3]>) = (0..200u8).map(|i| ([i; 3], [1; 3])).unzip();

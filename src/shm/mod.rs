@@ -1,4 +1,5 @@
-//! *Where does it lie?* One mapping carved into checked places, heaps of arrays, and what may live there.
+//! Shared memory: one mapping carved into checked places, heaps of arrays, and the types of values that may
+//! lie there.
 
 pub(crate) mod arena;
 pub(crate) mod array;

@@ -1,16 +1,18 @@
-//! The built-in reductions in one table: names, codes and kernels; and what elements must offer for them.
+//! The built-in reductions in one table: names, codes and kernels; and the traits of the elements that have
+//! them.
 
 use crate::shm::datatype::{Datatype, datatypes};
 use crate::shm::element::Element;
 use crate::shm::kernel::{self, Operands};
 use num_complex::Complex;
 
-/// Declares the reductions. A code is part of the signatures that ranks compare, and of what bindings store: it never
-/// changes. For each class of elements, a function returns the loops of the reductions that the class has.
+/// Declares the reductions. A code is part of the signatures that ranks compare, and is stored by bindings:
+/// it never changes. For each class of elements, a function returns the loops of the reductions that the
+/// class has.
 macro_rules! reductions {
     ($($class:ident in $loops:ident { $($(#[$about:meta])* $name:ident = $code:literal, $text:literal, $fold:expr;)* })*) => {
-        /// A built-in reduction, named at run time: see [`untyped`](crate::untyped). [`Op`](crate::Op) says what each
-        /// computes.
+        /// A built-in reduction, named at run time: see [`untyped`](crate::untyped). [`Op`](crate::Op)
+        /// describes the result of each.
         ///
         /// ```
         /// use phalanx::untyped::{Datatype, Reduction};
@@ -38,14 +40,14 @@ macro_rules! reductions {
             }
         }
 
-        /// The reduction in the signature of a call.
+        /// The code of a reduction in the signature of a call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub(crate) enum OpCode {
-            /// The call does not fold.
+            /// No reduction: the call does not fold.
             Nothing = 0,
             $($($name = $code,)*)*
-            /// A function of the user's.
+            /// A user function.
             User = 9,
             /// Sums that are rounded once.
             Exact = 10,
@@ -94,9 +96,9 @@ reductions! {
         Prod = 2, "prod", T::times;
     }
     Ordered in ordered {
-        /// The least: see [`Op::min`](crate::Op::min).
+        /// The minimum: see [`Op::min`](crate::Op::min).
         Min = 3, "min", T::least;
-        /// The greatest: see [`Op::max`](crate::Op::max).
+        /// The maximum: see [`Op::max`](crate::Op::max).
         Max = 4, "max", T::greatest;
     }
     Bits in bits {
@@ -143,7 +145,7 @@ impl Reduction {
 }
 
 impl OpCode {
-    /// Returns the name of a code out of a signature.
+    /// Returns the name that belongs to a code out of a signature.
     pub(crate) fn name_of(code: u8) -> Option<&'static str> {
         OpCode::ALL.iter().find(|&&op| op as u8 == code).map(|op| op.name())
     }
@@ -152,8 +154,9 @@ impl OpCode {
 macro_rules! folds {
     ($($name:ident = $code:literal, $text:literal, $rust:literal, $type:ty;)*) => {
         impl Reduction {
-            /// Returns whether elements of this type have the reduction: integers have all, floats those of numbers,
-            /// complex numbers sum and product, `bool` those of bits.
+            /// Returns whether elements of this type have the reduction: integers have all, floats have sum,
+            /// product, minimum and maximum, complex numbers sum and product, `bool` the logical and bitwise
+            /// ones.
             ///
             /// ```
             /// use phalanx::untyped::{Datatype, Reduction};
@@ -167,7 +170,8 @@ macro_rules! folds {
 }
 datatypes!(folds);
 
-/// Elements that can be added and multiplied: integers (wrapping; `usize` and `isize` too), floats, complex numbers.
+/// Elements that can be added and multiplied: integers (wrapping; `usize` and `isize` too), floats, complex
+/// numbers.
 ///
 /// ```
 /// fn adds<T: phalanx::Arithmetic>() {}
@@ -182,7 +186,7 @@ pub trait Arithmetic: Reducible {
     fn times(self, other: Self) -> Self;
 }
 
-/// Elements with a least and a greatest: integers and floats.
+/// Elements with a minimum and a maximum: integers and floats.
 ///
 /// ```
 /// fn compares<T: phalanx::Ordered>() {}
@@ -220,8 +224,8 @@ mod sealed {
     #[derive(Clone, Copy, Debug)]
     pub struct FoldLoop<T>(pub(crate) fn(Operands<'_, T>));
 
-    /// Elements of built-in types, and the loops of the reductions that they have. The loops of a type are compiled with
-    /// this crate, once: not in each program, and again in each of its crates.
+    /// Elements of built-in types, and the loops of the reductions that they have. The loops of a type are
+    /// compiled once, with this crate, and not again in each program and each of its crates.
     pub trait Reducible: Element {
         /// Returns the loop of a reduction, if these elements have it.
         fn fold_loop(reduction: Reduction) -> Option<FoldLoop<Self>>;

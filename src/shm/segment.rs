@@ -1,6 +1,6 @@
-//! One mapping, carved once into places, each checked for bounds and alignment when it is taken up.
+//! One mapping, carved once into places; each place is checked for bounds and alignment when it is taken up.
 //!
-//! Offsets, never pointers, are what ranks tell each other.
+//! Ranks tell each other offsets, never pointers.
 #![expect(unsafe_code, reason = "references into mapped memory")]
 
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// A zeroed segment of at least `len` bytes.
+    /// Makes a zeroed segment of at least `len` bytes.
     pub(crate) fn new(len: usize) -> Result<Segment> {
         Ok(Segment { mapping: Mapping::new(len)? })
     }
@@ -35,12 +35,12 @@ impl Segment {
         Ok(Segment { mapping: Mapping::borrowed(len, pid, fd, inode)? })
     }
 
-    /// Its length in bytes.
+    /// Returns the length of the segment in bytes.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len()
     }
 
-    /// The control word(s) at `offset`.
+    /// Returns the control word (or words) at `offset`.
     ///
     /// # Panics
     /// If `offset` is not inside, or not aligned: offsets come from the layout, or were checked on arrival.
@@ -48,7 +48,7 @@ impl Segment {
         &self.places(offset, 1)[0]
     }
 
-    /// `count` control words from `offset` on.
+    /// Returns `count` control words from `offset` on.
     ///
     /// # Panics
     /// As [`Segment::place`].
@@ -60,11 +60,12 @@ impl Segment {
             reason = "documented panic: a layout that does not fit is a bug in this crate"
         )]
         let at = at.expect("place outside its segment");
-        // SAFETY: in bounds, aligned, mapped as long as `self`; T is Shared: atomics, valid from all-zero bytes on.
+        // SAFETY: in bounds, aligned, mapped as long as `self`; T is Shared: atomics, valid from all-zero
+        // bytes on.
         unsafe { core::slice::from_raw_parts(at.as_ptr().cast(), count) }
     }
 
-    /// The address of `len` bytes at `offset`, if they lie inside.
+    /// Returns the address of `len` bytes at `offset`, if they lie inside.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(len)?;
         if end > self.len() {
@@ -74,7 +75,7 @@ impl Segment {
         Some(unsafe { self.mapping.base().add(offset) })
     }
 
-    /// The offset of `bytes`, if they lie inside.
+    /// Returns the offset of `bytes`, if they lie inside.
     pub(crate) fn locate(&self, bytes: &[u8]) -> Option<usize> {
         let offset = (bytes.as_ptr() as usize).checked_sub(self.mapping.base().as_ptr() as usize)?;
         self.bytes(offset, bytes.len()).map(|_| offset)
@@ -84,16 +85,18 @@ impl Segment {
     #[cfg(test)]
     pub(crate) fn read(&self, place: std::ops::Range<usize>) -> Option<Vec<u8>> {
         let (from, mut copy) = (self.bytes(place.start, place.len())?, vec![0; place.len()]);
-        // SAFETY: in bounds on both sides; shared memory, which no rank writes meanwhile: the caller's protocol says so.
+        // SAFETY: in bounds on both sides; shared memory, which no rank writes meanwhile: the caller's
+        // protocol says so.
         unsafe { from.as_ptr().copy_to_nonoverlapping(copy.as_mut_ptr(), copy.len()) };
         Some(copy)
     }
 
-    /// Writes `bytes` at `offset`; false if they do not lie inside.
+    /// Writes `bytes` at `offset`; returns false if they do not lie inside.
     #[cfg(test)]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.bytes(offset, bytes.len()) else { return false };
-        // SAFETY: in bounds on both sides; shared memory, which no rank uses meanwhile: the caller's protocol says so.
+        // SAFETY: in bounds on both sides; shared memory, which no rank uses meanwhile: the caller's protocol
+        // says so.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         true
     }
@@ -103,14 +106,14 @@ impl Segment {
         self.mapping.allow(children, theirs);
     }
 
-    /// The same memory at a second address, which children may only read.
+    /// Returns the same memory at a second address, which children may only read.
     pub(crate) fn private_alias(&self) -> Result<Segment> {
         let mapping = self.mapping.alias()?;
         mapping.allow(Access::Read, Access::Read);
         Ok(Segment { mapping })
     }
 
-    /// Zeroes whole pages by giving them back; false if the kernel will not.
+    /// Zeroes whole pages by giving them back; returns false if the kernel refuses.
     pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
         self.mapping.zero(offset, len)
     }
@@ -121,25 +124,26 @@ impl Segment {
     }
 }
 
-/// Control words at one place, kept mapped. The address is computed and checked once.
+/// Control words at one place, whose memory stays mapped. The address is computed and checked once.
 pub(crate) struct Placed<T> {
-    /// In `keep`, which is dropped after the last reference to it.
+    /// The address, in the memory of `keep`, which is dropped after the last reference to that memory.
     at: NonNull<T>,
     keep: Keep,
 }
 
-/// Control words of one kind at several places of one segment, kept mapped. See [`Placed`].
+/// Control words of one kind at several places of one segment, whose memory stays mapped. See [`Placed`].
 pub(crate) struct Places<T> {
-    /// Each in `keep`.
+    /// The addresses, each in the memory of `keep`.
     at: Box<[NonNull<T>]>,
     keep: Keep,
 }
 
-/// Keeps the memory of words: the segment (in models their owner, as the model checker's words lie in no mapping).
+/// The owner of the memory of words: the segment (in models the owner of the words, as the model checker's
+/// words lie in no mapping).
 type Keep = Arc<dyn Any + Send + Sync>;
 
 impl<T: Shared> Placed<T> {
-    /// The words at `offset` of `segment`.
+    /// Returns the words at `offset` of `segment`.
     ///
     /// # Panics
     /// As [`Segment::place`].
@@ -148,7 +152,7 @@ impl<T: Shared> Placed<T> {
         Placed { at, keep: Arc::<Segment>::clone(segment) }
     }
 
-    /// Words of their own.
+    /// Returns words in memory of their own.
     #[cfg(loom)]
     pub(crate) fn over(words: T) -> Placed<T>
     where
@@ -160,7 +164,7 @@ impl<T: Shared> Placed<T> {
 }
 
 impl<T: Shared> Places<T> {
-    /// The words at each of `offsets` of `segment`.
+    /// Returns the words at each of `offsets` of `segment`.
     ///
     /// # Panics
     /// As [`Segment::place`].
@@ -169,7 +173,7 @@ impl<T: Shared> Places<T> {
         Places { at, keep: Arc::<Segment>::clone(segment) }
     }
 
-    /// The words at one of the places.
+    /// Returns the words at one of the places.
     pub(crate) fn one(&self, index: usize) -> Placed<T> {
         Placed { at: self.at[index], keep: Arc::clone(&self.keep) }
     }
@@ -180,7 +184,7 @@ impl<T: Shared> Places<T> {
         self.at.len()
     }
 
-    /// Words of their own.
+    /// Returns words in memory of their own.
     #[cfg(loom)]
     pub(crate) fn over(words: Vec<T>) -> Places<T>
     where
@@ -203,7 +207,7 @@ impl<T> Clone for Places<T> {
     }
 }
 
-// SAFETY: what they give is `&T`; `T` is Shared, so threads may have that at once; `keep` is Send and Sync.
+// SAFETY: these types give `&T`; `T` is Shared, so threads may have that at once; `keep` is Send and Sync.
 unsafe impl<T: Shared> Send for Placed<T> {}
 // SAFETY: as above.
 unsafe impl<T: Shared> Sync for Placed<T> {}
@@ -217,7 +221,8 @@ impl<T: Shared> Deref for Placed<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it exclusively.
+        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it
+        // exclusively.
         unsafe { self.at.as_ref() }
     }
 }
@@ -227,7 +232,8 @@ impl<T: Shared> Index<usize> for Places<T> {
 
     #[inline]
     fn index(&self, index: usize) -> &T {
-        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it exclusively.
+        // SAFETY: made of a reference into what `keep` keeps, which `self` outlives; Shared, so nobody has it
+        // exclusively.
         unsafe { self.at[index].as_ref() }
     }
 }
@@ -239,24 +245,24 @@ pub(crate) struct Carver {
 }
 
 impl Carver {
-    /// Begins at `offset`.
+    /// Returns a carver that begins at `offset`.
     pub(crate) fn at(offset: usize) -> Carver {
         Carver { next: offset }
     }
 
-    /// The offset of the next `len` bytes on a boundary of `align`.
+    /// Returns the offset of the next `len` bytes on a boundary of `align`.
     pub(crate) fn take(&mut self, len: usize, align: usize) -> usize {
         let offset = self.next.next_multiple_of(align);
         self.next = offset.saturating_add(len);
         offset
     }
 
-    /// The offset of the next `count` values of type `T`.
+    /// Returns the offset of the next `count` values of type `T`.
     pub(crate) fn take_of<T>(&mut self, count: usize) -> usize {
         self.take(size_of::<T>().saturating_mul(count), align_of::<T>())
     }
 
-    /// How far the layout reaches.
+    /// Returns the offset at which the layout ends.
     pub(crate) fn end(&self) -> usize {
         self.next
     }

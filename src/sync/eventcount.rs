@@ -1,7 +1,8 @@
-//! An eventcount: sleep until something has happened that any of many others may bring about.
+//! An eventcount: a sleep until something has happened that any of many others may bring about.
 //!
-//! A waiter looks at whatever words it likes; whoever changes one of them tells the eventcount. (Vyukov's and Folly's
-//! eventcounts; the count moves only when somebody sleeps, so that telling costs the reading of one line.)
+//! A waiter looks at whatever words it likes; a process that changes one of them tells the eventcount.
+//! (Vyukov's and Folly's eventcounts; the count moves only when somebody sleeps, so telling costs one read of
+//! a line.)
 //!
 //! ```text
 //! teller                                          waiter
@@ -11,32 +12,33 @@
 //!                                                 [d] sleepers -= 1; from the top
 //! ```
 //!
-//! *No wake-up is lost.* If fence \[2] comes before fence \[b], the look in \[c] sees the change of \[1]. Otherwise \[3] sees
-//! the sleeper of \[a] and moves the count, before the waiter has read its key (then the look in \[c], which follows that
-//! acquire, sees \[1]) or after (then the sleep does not begin, or ends). A teller that is killed between \[1] and \[3] leaves
-//! the waiter to its slice; so does a count of sleepers left behind by a waiter that died, which costs superfluous wakes.
+//! *No wake-up is lost.* If fence \[2] comes before fence \[b], the look in \[c] sees the change of \[1].
+//! Otherwise \[3] sees the sleeper of \[a] and moves the count, before the waiter has read its key (then the
+//! look in \[c], which follows that acquire, sees \[1]) or after (then the sleep does not begin, or ends). A
+//! teller that is killed between \[1] and \[3] leaves the waiter to the end of its slice. A count of sleepers
+//! left behind by a waiter that died costs superfluous wakes.
 
 use crate::os::fault::{Site, point};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::wait::{Pace, heavy_fence, light_fence, sleep_on_one, wake_all};
 use std::time::Duration;
 
-/// A sleep lasts no longer where every teller's change is seen by its fence.
+/// The longest sleep where fence \[b] lets every teller's change be seen.
 const SLICE: Duration = Duration::from_secs(2);
-/// Nor so long where fence \[b] is not to be had: a wake-up may be lost.
+/// The longest sleep where fence \[b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
 
 /// The two words of an eventcount, which lie in shared memory.
 #[derive(Clone, Copy)]
 pub(crate) struct EventCount<'a> {
-    /// Moves when sleepers are woken.
+    /// The count, which moves when sleepers are woken.
     pub(crate) count: &'a AtomicU32,
-    /// How many sleep, or are about to.
+    /// The number of processes that sleep, or are about to.
     pub(crate) sleepers: &'a AtomicU32,
 }
 
 impl EventCount<'_> {
-    /// \[2], \[3]: wakes those who wait, if there are any.
+    /// \[2], \[3]: wakes the waiters, if there are any.
     pub(crate) fn tell(self) {
         light_fence();
         if self.sleepers.load(Ordering::Relaxed) != 0 {
@@ -47,7 +49,7 @@ impl EventCount<'_> {
         }
     }
 
-    /// Returns what `look` has found as soon as it finds something.
+    /// Waits until `look` finds something; returns what it has found.
     pub(crate) fn wait<R>(self, pace: Pace, mut look: impl FnMut() -> Option<R>) -> R {
         if let Some(found) = pace.try_awake(&mut look) {
             return found;

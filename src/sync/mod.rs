@@ -1,4 +1,4 @@
-//! *When may I touch it?* The one door to atomics, and the only sleep.
+//! Synchronisation: the one door to atomics, and the only sleep.
 
 pub(crate) mod atomic;
 pub(crate) mod eventcount;

@@ -1,4 +1,5 @@
-//! The only way to wait: spin, yield, sleep; until a word says so, a peer is gone, the world is revoked or time is up.
+//! The only way to wait: spin, yield, sleep; until a word says so, a peer is gone, the world is revoked or
+//! time is up.
 //!
 //! Two parties meet at a word. Steps are cited by number elsewhere:
 //!
@@ -10,16 +11,18 @@
 //!                                          [d] sleepers -= 1; look at alive, revoked, word; again from the top
 //! ```
 //!
-//! *No wake-up is lost.* Either fence \[2] comes first, then the waiter's read in \[c] sees the word of \[1] and does not
-//! sleep; or fence \[b] comes first, then \[3] sees the count of \[a] and wakes. Without the fences both may read old
-//! values (the store buffer), and the waiter sleeps until its slice ends: `models/flagline.pml` shows it.
-//! A count left behind by a waiter that died costs superfluous wakes, nothing else.
+//! *No wake-up is lost.* Either fence \[2] comes first, then the waiter's read in \[c] sees the word of \[1]
+//! and does not sleep; or fence \[b] comes first, then \[3] sees the count of \[a] and wakes. Without the
+//! fences both may read old values (the store buffer), and the waiter sleeps until its slice ends:
+//! `models/flagline.pml` shows it. A count left behind by a waiter that died costs superfluous wakes, nothing
+//! else.
 //!
-//! *The fences are asymmetric* (membarrier(2); Dice, Huang, Yang 2001). A signal must not wait until its store is seen:
-//! that is a cache line's way to the other side, as long as the whole exchange. So fence \[2] keeps only the compiler from
-//! reordering, and fence \[b] makes every processor that runs a rank execute a barrier: some microseconds, before a sleep
-//! that costs ten times as many. A process that cannot take part in this fences in full in \[2]; one that cannot call for
-//! it in \[b] sleeps shortly.
+//! *The fences are asymmetric* (membarrier(2); Dice, Huang, Yang 2001). A signal must not wait until its
+//! store is seen: that is a cache line's way to the other side, as long as the whole exchange. Fence \[2]
+//! therefore keeps only the compiler from reordering, and fence \[b] makes every processor that runs a rank
+//! execute a barrier: some microseconds, before a sleep that costs ten times as many. A process that cannot
+//! take part in this executes a full fence in \[2]; a process that cannot call for the barrier in \[b] takes
+//! short sleeps.
 
 use crate::os::deadline::{Watch, clock};
 use crate::os::fault::{Site, point};
@@ -33,7 +36,7 @@ pub(crate) const LEFT: u32 = robust::TID_MASK;
 /// The alive word of a rank that failed and said so: a panic or an error returned by its body.
 pub(crate) const FAILED: u32 = robust::TID_MASK - 1;
 
-/// Does an alive word say that its rank will not act again?
+/// Returns whether an alive word says that its rank will not act again.
 ///
 /// | word | meaning | set by |
 /// | --- | --- | --- |
@@ -49,34 +52,35 @@ pub(crate) fn is_gone(alive: u32) -> bool {
 /// Bits of a revoked word that hold the number plus one of the rank that failed first.
 const CULPRIT: u32 = 11;
 
-/// The revoked word while `epoch` lasts. It ends when a rank of it fails (the word then names the rank: see
-/// [`culprit`]) or when the next epoch begins; equality tells, so handles of earlier epochs never wait again.
+/// Returns the revoked word while `epoch` lasts. The epoch ends when a rank of it fails (the word then names
+/// the rank: see [`culprit`]) or when the next epoch begins; words are compared for equality, so handles of
+/// earlier epochs never wait again.
 pub(crate) fn clean(epoch: u32) -> u32 {
     epoch << CULPRIT
 }
 
-/// Is this revoked word of `epoch`?
+/// Returns whether this revoked word is of `epoch`.
 pub(crate) fn is_of(revoked: u32, epoch: u32) -> bool {
     revoked >> CULPRIT == clean(epoch) >> CULPRIT
 }
 
-/// The number of the epoch of this revoked word, modulo 2^21.
+/// Returns the number of the epoch of this revoked word, modulo 2^21.
 pub(crate) fn epoch_of(revoked: u32) -> u32 {
     revoked >> CULPRIT
 }
 
-/// The rank that failed first in the epoch of this revoked word, if one has.
+/// Returns the rank that failed first in the epoch of this revoked word, if one has.
 pub(crate) fn culprit(revoked: u32) -> Option<usize> {
     (revoked as usize & ((1 << CULPRIT) - 1)).checked_sub(1)
 }
 
-/// How long to spin and yield before sleeping.
+/// The number of spins and yields before a sleep.
 ///
-/// A wake of a sleeper on another processor costs 15-35 us (virtual interrupt and halt exit), a cache line 0.05-0.25 us:
-/// with a processor for every rank it pays to spin that long, and a waiter that has just woken another must not fall
-/// asleep before that one is there. With fewer, whoever spins keeps the awaited one from
-/// running: 20 pauses, then `sched_yield` for about 100 us (measured with 4 ranks on 2 processors: barrier 2.1 us,
-/// against 9 us with 300 pauses and 8000 us spinning).
+/// A wake of a sleeper on another processor costs 15-35 us (virtual interrupt and halt exit), a cache line
+/// 0.05-0.25 us: with a processor for every rank it pays to spin that long, and a waiter that has just woken
+/// another must not fall asleep before the other is there. With fewer processors, a rank that spins keeps the
+/// awaited rank from running: 20 pauses, then `sched_yield` for about 100 us (measured with 4 ranks on 2
+/// processors: barrier 2.1 us, against 9 us with 300 pauses and 8000 us spinning).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     spins: u32,
@@ -84,10 +88,10 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// To sleep at once.
+    /// The pace of a waiter that sleeps at once.
     pub(crate) const ASLEEP: Pace = Pace { spins: 0, yields: 0 };
 
-    /// `crowded`: there are more ranks than processors.
+    /// Returns the pace of ranks. `crowded`: whether there are more ranks than processors.
     pub(crate) fn new(crowded: bool) -> Pace {
         match crowded {
             false => Pace { spins: topology::pauses(SPIN), yields: 2 },
@@ -95,7 +99,7 @@ impl Pace {
         }
     }
 
-    /// Looks as often as a waiter shall before it sleeps.
+    /// Looks as often as a waiter shall before it sleeps; returns what `look` has found, if anything.
     pub(super) fn try_awake<R>(self, look: &mut impl FnMut() -> Option<R>) -> Option<R> {
         for _ in 0..self.spins {
             if let Some(found) = look() {
@@ -113,7 +117,7 @@ impl Pace {
     }
 }
 
-/// See [`Pace`].
+/// The time for which to spin: see [`Pace`].
 const SPIN: Duration = Duration::from_micros(40);
 
 /// The words besides the awaited one that end a wait.
@@ -121,53 +125,53 @@ const SPIN: Duration = Duration::from_micros(40);
 pub(crate) struct Guard<'a> {
     /// The awaited rank's alive word: see [`is_gone`].
     pub(crate) alive: &'a AtomicU32,
-    /// Holds `clean` until the epoch ends.
+    /// The revoked word, which holds `clean` until the epoch ends.
     pub(crate) revoked: &'a AtomicU32,
-    /// See [`clean`].
+    /// The revoked word's value while the epoch lasts: see [`clean`].
     pub(crate) clean: u32,
 }
 
-/// Why a wait ended without its word.
+/// The reason why a wait ended without its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The epoch is over; the revoked word.
+    /// The epoch is over; holds the revoked word.
     Revoked(u32),
-    /// The awaited rank is gone and will not store the word; its alive word.
+    /// The awaited rank is gone and will not store the word; holds its alive word.
     Gone(u32),
     /// The deadline has passed.
     Deadline,
 }
 
-/// A sleep never lasts longer. A death wakes one sleeper, who tells the others, and the zygote tells all; should both be
-/// lost in turn (killed between two lines: `models/flagline.pml`), this bounds the delay.
+/// The longest sleep. A death wakes one sleeper, which tells the others, and the zygote tells all; should
+/// both be lost in turn (killed between two lines: `models/flagline.pml`), this bounds the delay.
 const SLICE: Duration = Duration::from_millis(100);
-/// Nor so long where fence \[b] is not to be had: a wake-up may be lost.
+/// The longest sleep where fence \[b] is not to be had: a wake-up may be lost.
 const BLIND: Duration = Duration::from_millis(1);
-/// While spinning, look at the revoked word this often (pauses).
+/// The number of pauses between two looks at the revoked word, while spinning.
 const LOOK: u32 = 64;
 
-/// A word on which ranks meet: its value, how many sleep on it, and how they wait.
+/// A word at which ranks meet: its value, and how many ranks sleep on it.
 pub(crate) struct Meeting<'a> {
     /// The word that is stored and awaited.
     pub(crate) word: &'a AtomicU32,
-    /// How many sleep on it, or are about to.
+    /// The number of ranks that sleep on the word, or are about to.
     pub(crate) sleepers: &'a AtomicU32,
 }
 
 impl Meeting<'_> {
-    /// \[1]-\[3]: stores `value` and wakes whoever sleeps.
+    /// \[1]-\[3]: stores `value` and wakes the sleepers.
     pub(crate) fn signal(&self, value: u32) {
         self.word.store(value, Ordering::Release);
         self.announce();
     }
 
-    /// \[1]-\[3] for a word that counts, and that several add to.
+    /// \[1]-\[3] for a word that counts, to which several processes add: adds one and wakes the sleepers.
     pub(crate) fn add_one(&self) {
         self.word.fetch_add(1, Ordering::Release);
         self.announce();
     }
 
-    /// \[2], \[3]
+    /// \[2], \[3]: wakes the sleepers, if there are any.
     fn announce(&self) {
         light_fence();
         point(Site::Stored);
@@ -177,7 +181,8 @@ impl Meeting<'_> {
         point(Site::Signalled);
     }
 
-    /// Returns the word (acquired) as soon as `ready` accepts it, or why it never will. The deadline is one of [`clock`].
+    /// Waits until `ready` accepts the word; returns the word (acquired), or the reason why the wait ended
+    /// without it. The deadline is one of [`clock`].
     pub(crate) fn wait(
         &self,
         guard: Guard<'_>,
@@ -218,8 +223,9 @@ impl Meeting<'_> {
         }
     }
 
-    /// One look in the order alive, revoked, word. The word comes last: a rank that signalled and then left, or died,
-    /// has signalled. Alive comes first: a rank that left because the epoch was over is not the one to blame.
+    /// Looks once, in the order alive, revoked, word. The word comes last: a rank that signalled and then
+    /// left, or died, has signalled. Alive comes first: a rank that left because the epoch was over is not
+    /// the one to blame.
     fn look(&self, guard: Guard<'_>, ready: &impl Fn(u32) -> bool) -> Result<Option<u32>, Broken> {
         let alive = guard.alive.load(Ordering::Acquire);
         let revoked = guard.revoked.load(Ordering::Acquire);
@@ -248,14 +254,15 @@ impl Meeting<'_> {
     }
 }
 
-/// A rank's last word, `LEFT` or `FAILED`: ends the waits for it.
+/// Stores a rank's last word, `LEFT` or `FAILED`, and ends the waits for the rank.
 pub(crate) fn depart(alive: &AtomicU32, last: u32) {
     alive.store(last, Ordering::SeqCst);
     point(Site::SlotLeft);
     wake_all(alive);
 }
 
-/// The rank's process has ended, as the kernel has told: ends the waits for it. What it said last stays.
+/// Ends the waits for a rank whose process has ended, as the kernel has reported. The rank's last word stays,
+/// if it has said one.
 pub(crate) fn bury(alive: &AtomicU32) {
     if !is_gone(alive.load(Ordering::Acquire)) {
         alive.store(OWNER_DIED, Ordering::Release);
@@ -263,14 +270,15 @@ pub(crate) fn bury(alive: &AtomicU32) {
     wake_all(alive);
 }
 
-/// Ends every wait of the epoch whose word is `clean`; the first `culprit` counts. Of an epoch that is over: nothing.
+/// Ends every wait of the epoch whose word is `clean`; only the first `culprit` is recorded. An epoch that is
+/// over does not change.
 pub(crate) fn revoke(revoked: &AtomicU32, clean: u32, culprit: usize) {
     let _ = revoked.compare_exchange(clean, clean + culprit as u32 + 1, Ordering::AcqRel, Ordering::Relaxed);
     point(Site::Revoked);
     wake_all(revoked);
 }
 
-/// A reason to `look`: the word that was awaited may have come before.
+/// Returns whether there is a reason to `look`: the word that was awaited may have come before.
 fn is_revoked(guard: Guard<'_>) -> bool {
     guard.revoked.load(Ordering::Relaxed) != guard.clean
 }
@@ -285,24 +293,26 @@ mod machine {
     use crate::os::futex::{barrier_everywhere, heed_barriers};
     use crate::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 
-    /// This process heeds barriers.
+    /// Whether this process heeds barriers.
     static HEEDS: AtomicBool = AtomicBool::new(false);
-    /// It, or one it was forked from, has: so may those it meets.
+    /// Whether this process, or one it was forked from, has heeded barriers: processes that it meets may do
+    /// so then.
     static OTHERS_HEED: AtomicBool = AtomicBool::new(false);
 
-    /// In the process that makes a world, before any other is in it: it decides whether they heed.
+    /// Decides whether the processes of a world heed barriers: called by its maker, before any other process
+    /// is in it.
     pub(crate) fn prepare() {
         let heeds = heed_barriers();
         OTHERS_HEED.fetch_or(heeds, Ordering::Relaxed);
         HEEDS.store(heeds, Ordering::Relaxed);
     }
 
-    /// In a process, or thread, that enters a world.
+    /// Heeds barriers if the world's processes do: called by a process, or thread, that enters it.
     pub(crate) fn join() {
         HEEDS.store(OTHERS_HEED.load(Ordering::Relaxed) && heed_barriers(), Ordering::Relaxed);
     }
 
-    /// \[2]
+    /// Executes fence \[2].
     #[inline]
     pub(crate) fn light_fence() {
         match HEEDS.load(Ordering::Relaxed) {
@@ -311,16 +321,16 @@ mod machine {
         }
     }
 
-    /// \[b]; false if others' stores may still be on their way.
+    /// Executes fence \[b]; returns false if others' stores may still be on their way.
     pub(crate) fn heavy_fence() -> bool {
         fence(Ordering::SeqCst);
         !OTHERS_HEED.load(Ordering::Relaxed) || barrier_everywhere()
     }
 }
 
-/// The futex as the model checker sees it: who sleeps on which words, checked and joined under one lock (as the kernel
-/// does it per word). Every sleep must be ended by a wake of one of its words: there are no slices here, so a lost
-/// wake-up is a deadlock.
+/// The futex as the model checker sees it: a queue of sleepers with their words, checked and joined under one
+/// lock (as the kernel does it per word). Every sleep must be ended by a wake of one of its words: there are
+/// no slices here, so a lost wake-up is a deadlock.
 #[cfg(loom)]
 mod machine {
     use super::{AtomicU32, Duration, Ordering};
@@ -363,8 +373,8 @@ mod machine {
         wake(word, usize::MAX);
     }
 
-    /// Wakes at most `count` of those who sleep on `word`, in the order in which they went to sleep. The kernel wakes
-    /// one when the owner of a robust word dies.
+    /// Wakes at most `count` of the threads that sleep on `word`, in the order in which they went to sleep.
+    /// The kernel wakes one when the owner of a robust word dies.
     pub(crate) fn wake(word: &AtomicU32, count: usize) {
         let mut queue = queue();
         for _ in 0..count {
@@ -383,7 +393,8 @@ mod machine {
 
     pub(crate) fn join() {}
 
-    /// Both fences in full: what asymmetric ones do is beyond this model, see `models/flagline.pml`.
+    /// Executes a full fence, as `heavy_fence` does: the effect of asymmetric fences is beyond this model,
+    /// see `models/flagline.pml`.
     pub(crate) fn light_fence() {
         fence(Ordering::SeqCst);
     }
@@ -403,7 +414,7 @@ mod machine {
 
     #[cfg(test)]
     impl super::Pace {
-        /// So many looks at the word before sleeping.
+        /// Returns the pace of exactly this many looks at the word before sleeping.
         pub(crate) const fn exactly(spins: u32, yields: u32) -> super::Pace {
             super::Pace { spins, yields }
         }
@@ -421,7 +432,8 @@ use machine::{sleep_on, spin_loop, yield_now};
 mod tests {
     use super::*;
 
-    /// What a rank has said counts, also if another has ended the world since: all ranks of a mismatch report it.
+    /// The word of a rank counts, even if another rank has ended the world since: all ranks of a mismatch
+    /// report it.
     #[test]
     fn a_word_that_has_come_counts_before_a_revocation() {
         for pace in

@@ -20,34 +20,37 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// The number of ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available processor
-    /// (by affinity and cgroup quota). There may be more ranks than processors.
+    /// The number of ranks; `None`: as the environment variable `PHALANX_RANKS` says, else one per available
+    /// processor (by affinity and cgroup quota). There may be more ranks than processors.
     pub ranks: Option<usize>,
-    /// Where forked ranks run: on this node, or, if an MPI launcher has started this program, on all processes of its job
-    /// (with the feature `mpi`). [`Launch::fork`] refuses the back ends without processes, [`Launch::threads`] all but
-    /// those with threads. See [`Backend`].
+    /// The place where forked ranks run: this node, or, if an MPI launcher has started this program, all
+    /// processes of its job (with the feature `mpi`). [`Launch::fork`] refuses the back ends without
+    /// processes, [`Launch::threads`] all but those with threads. See [`Backend`].
     pub backend: Backend,
-    /// Address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory, or, where address
-    /// space is limited (`ulimit -v`), the ranks' equal shares of half of what is left. Only what is used costs memory.
+    /// The address space for each rank's shared arrays, in bytes; `None`: as much as the machine has memory,
+    /// or, if address space is limited (`ulimit -v`), the ranks' equal shares of half of what is left. Only
+    /// the part that is used costs memory.
     pub heap: Option<usize>,
-    /// The longest time that a call may wait for the other ranks, or a signal may stop a rank; `None`: no limit, as long as
-    /// they live. Time in which all are stopped (Ctrl-Z) does not count.
+    /// The longest time that a call may wait for the other ranks, or that a signal may stop a rank; `None`:
+    /// no limit, as long as they live. Time in which all processes are stopped (Ctrl-Z) does not count.
     pub deadline: Option<Duration>,
-    /// A rank's death, panic or error does not end the world: the others get it as an error from their calls and go on
-    /// by [`Comm::shrink`] or [`Comm::respawn`]. If they do neither before they return, the world has failed. Not on threads.
+    /// Whether the world goes on after a rank's death, panic or error: the other ranks get it as an error
+    /// from their calls and go on by [`Comm::shrink`] or [`Comm::respawn`]. If they do neither before they
+    /// return, the world has failed. Not on threads.
     pub recover: bool,
-    /// What ranks print reaches the caller's standard output and error in whole lines (up to 1 MiB), marked `[rank]`, whoever
-    /// prints (foreign libraries too). Costs two descriptors a rank. Otherwise ranks print as the caller does; lines of
-    /// `println!` up to 1 KiB are whole then.
+    /// Whether the output of ranks reaches the caller's standard output and error in whole lines (up to 1
+    /// MiB), marked `[rank]`, also that of foreign libraries. Costs two descriptors per rank. Otherwise ranks
+    /// print as the caller does; lines of `println!` up to 1 KiB are whole then.
     pub tag_output: bool,
-    /// Fork although this process runs other threads. Only sound if none of them ever holds a lock that a rank needs
-    /// (the allocator's included, and the standard streams').
+    /// Whether to fork although this process runs other threads. This is only sound if none of them ever
+    /// holds a lock that a rank needs (the allocator's included, and the standard streams').
     pub allow_threads: bool,
-    /// Where the counters of exchanges and messages start. For tests: they may wrap around.
+    /// The number at which the counters of exchanges and messages start, for tests of their wrapping around.
     pub first_sequence: u32,
 }
 
-/// Runs `body` on `ranks` forked processes and returns their results in rank order. Short for [`Launch::fork`].
+/// Runs `body` on `ranks` forked processes and returns their results in rank order. Short for
+/// [`Launch::fork`].
 ///
 /// # Errors
 /// As [`Launch::fork`].
@@ -65,13 +68,14 @@ where
     Launch { ranks: Some(ranks), ..Launch::default() }.fork(body)
 }
 
-/// Runs `work`, whose forked processes (of [`launch`], [`Sweep::run`](crate::Sweep::run) and all else) do not inherit
-/// `data`: large private arrays that they have no use for. A fork copies the page tables of all private memory, 20 ms a
-/// GiB of small pages, and afterwards the caller's first write to each page copies the page, as long as they live. Arrays
-/// that ranks do use are better made shared: [`SharedArray`](crate::SharedArray).
+/// Runs `work`, whose forked processes (of [`launch`], [`Sweep::run`](crate::Sweep::run) and all other calls)
+/// do not inherit `data`: large private arrays for which they have no use. A fork copies the page tables of
+/// all private memory, 20 ms per GiB of small pages. Afterwards, as long as the processes live, the caller's
+/// first write to each page copies the page. Arrays that ranks do use are better made shared:
+/// [`SharedArray`](crate::SharedArray).
 ///
-/// `data` is borrowed meanwhile, so `work` cannot use it. Where the kernel refuses (`madvise`; memory that is shared anyway),
-/// it is inherited as ever.
+/// `data` is borrowed meanwhile, so that `work` cannot use it. If the kernel refuses (`madvise`; memory that
+/// is shared anyway), `data` is inherited as ever.
 ///
 /// ```
 /// let mut table = vec![1.0; 1 << 20];
@@ -85,33 +89,40 @@ pub fn leave_behind<T: Element, R>(data: &mut [T], work: impl FnOnce() -> R) -> 
 }
 
 impl Launch {
-    /// Runs `body` on forked processes. They inherit everything the caller has made so far, copy-on-write; what they
-    /// change stays theirs, except in shared arrays. Returns when all have ended, once, in the caller: the results in
-    /// rank order; in a world that recovers, of the ranks that are left. (`None` is for processes of a job over several nodes that are not root.)
+    /// Runs `body` on forked processes. They inherit everything that the caller has made so far,
+    /// copy-on-write; their changes stay their own, except in shared arrays. Returns when all have ended,
+    /// once, in the caller: the results in rank order; in a world that recovers, those of the ranks that are
+    /// left. (`None` is for processes of a job over several nodes that are not root.)
     ///
-    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job make one world, if all call this with
-    /// the same arguments: as many ranks as processes, each one of them; or a multiple, of which each process forks its share
-    /// and is the first itself. Ranks are numbered node by node. The process that is rank 0 gets the results. A failure ends
-    /// the job, after a line that says where it was. A rank that launches gets a world of its own. A rank that is a process of
-    /// the job keeps what its body has changed (a counter in a `RefCell`, say), a forked one does not: a later body that
-    /// looks at it goes by who runs it. An MPI that starts threads amid a body, later than its first messages, makes the next
-    /// launch that forks refuse to: see [`Launch::allow_threads`].
+    /// If a launcher has started the program ([`Backend`]; and with the feature `mpi`), the processes of the
+    /// job make one world, if all call this with the same arguments: with as many ranks as processes, each
+    /// process is one rank; with a multiple, each process forks its share and is the first of it. Ranks are
+    /// numbered node by node. The process that is rank 0 gets the results. A failure ends the job, after a
+    /// line that says where it was. A rank that launches gets a world of its own. A rank that is a process of
+    /// the job keeps what its body has changed (a counter in a `RefCell`, say), a forked one does not: a
+    /// later body that looks at the change sees it or not, depending on the process that runs it. If an MPI
+    /// starts threads amid a body, later than its first messages, the next launch that forks is refused: see
+    /// [`Launch::allow_threads`].
     ///
     /// Results arrive as they were returned, as far as serde sees them, whatever their type
-    /// ([`Comm::broadcast_object`] says more); one that would not is an error of its rank, with the type and the reason.
-    /// A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the ranks wrote them. (Such a result
-    /// can be read only once, so an untagged enum in it that is read as another variant is not found.)
+    /// ([`Comm::broadcast_object`] says more). A result that would not is an error of its rank, with the type
+    /// and the reason. A result may hold [`Lease`](crate::Lease)s: the caller then reads the arrays where the
+    /// ranks wrote them. (Such a result can be read only once, so that an untagged enum in it that is read as
+    /// another variant is not found.)
     ///
-    /// In a terminal, rank 0 is in the foreground with the caller: it can read the terminal, and Ctrl-C reaches it as well. For other
-    /// ranks (and workers of sweeps and managers) reading the terminal is an error; they may print and set it. What stops the
-    /// caller (Ctrl-Z) stops all ranks. Ranks have the caller's signal handlers, ignored and blocked signals: a batch system's
-    /// SIGUSR1 or SIGTERM to all processes of a job does in each what the program has it do. Where the program has left
-    /// SIGINT, SIGTERM and SIGHUP alone, one that the caller gets ends all ranks, then the caller. A rank that has been stopped
-    /// by a signal for longer than the deadline ends the world; without a deadline a line on standard error names it.
+    /// In a terminal, rank 0 is in the foreground with the caller: it can read the terminal, and Ctrl-C
+    /// reaches it as well. For other ranks (and workers of sweeps and managers) reading the terminal is an
+    /// error; they may print and set it. A stop of the caller (Ctrl-Z) stops all ranks. Ranks have the
+    /// caller's signal handlers, ignored and blocked signals: a batch system's SIGUSR1 or SIGTERM to all
+    /// processes of a job does in each process what the program has it do. If the program has left SIGINT,
+    /// SIGTERM and SIGHUP alone, such a signal to the caller ends all ranks, then the caller. A rank that has
+    /// been stopped by a signal for longer than the deadline ends the world; without a deadline a line on
+    /// standard error names it.
     ///
     /// # Errors
-    /// The first failure, with its rank: a panic's text, the error that a body returned, how a process died; all other
-    /// ranks are ended. Before anything starts: no ranks or too many, threads already running, no memory.
+    /// The first failure, with its rank: a panic's text, the error that a body returned, or the way in which
+    /// a process died; all other ranks are ended. Before any rank starts: no ranks or too many, threads
+    /// already running, no memory.
     ///
     /// ```
     /// let error = phalanx::Launch { ranks: Some(2), ..Default::default() }
@@ -137,8 +148,9 @@ impl Launch {
         executor::fork(&self.options()?, &body)
     }
 
-    /// As [`Launch::fork`], on threads of this process: for models in pure Rust, and for tools that cannot follow a
-    /// fork. Ranks that crash take the caller with them. Results are handed over as they are, never serialised.
+    /// Runs `body` as [`Launch::fork`] does, but on threads of this process: for models in pure Rust, and for
+    /// tools that cannot follow a fork. Ranks that crash take the caller with them. Results are handed over
+    /// as they are, never serialised.
     ///
     /// # Errors
     /// The first failure, with its rank: a panic's text, or the error that a body returned.

@@ -1,4 +1,4 @@
-//! *Why?* Processes and tasks, and the faces that users see.
+//! Processes and tasks, and the interfaces that users see.
 
 pub(crate) mod crew;
 pub(crate) mod executor;

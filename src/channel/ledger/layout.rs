@@ -1,4 +1,4 @@
-//! The places of a ledger, drawn to the byte: the same in a memfd, in a heap and in a file.
+//! The layout of a ledger, to the byte: the same in a memfd, in a heap and in a file.
 //!
 //! ```text
 //! 0      Front    256 B: what the ledger is (fixed), then how far it is used (changes)
@@ -8,8 +8,8 @@
 //! page   log      texts (log.rs)
 //! ```
 //!
-//! No place depends on the number of workers. All words have the byte order of the machine that wrote them, and the
-//! header says which.
+//! No place depends on the number of workers. All words have the byte order of the machine that wrote them,
+//! and the header says which.
 
 use crate::channel::ledger::log::{LONGEST, SHARE};
 use crate::channel::ledger::record::Record;
@@ -20,17 +20,19 @@ use crate::shm::segment::{Carver, Segment};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The first bytes of every ledger. As those of PNG they do not survive a transfer as text.
+/// The first bytes of every ledger. Like those of PNG, they do not survive a transfer as text.
 const MAGIC: [u8; 8] = *b"\x89PHLX\r\n\x1a";
-/// Says in which order the bytes of a word stand.
+/// The word that shows the byte order.
 const ORDER: u32 = 0x0102_0304;
 /// The version of this layout.
 const VERSION: u32 = 1;
-/// Room for texts in memory that is used only where it is written: for every task's, up to this many bytes.
+/// The bytes for texts in memory that is occupied only where it is written. Up to this bound, the text of
+/// every task has room.
 const SPARSE: usize = 256 << 20;
-/// Room for texts in memory that is occupied when it is allocated.
+/// The same bound for memory that is occupied when it is allocated.
 const DENSE: usize = 1 << 20;
-/// As many more texts have room than there are tasks: those of attempts whose worker died before it could commit them.
+/// The number of texts that have room beyond one for each task: those of attempts whose worker died before it
+/// could commit them.
 const SPARE: usize = 32;
 
 shared! {
@@ -62,7 +64,7 @@ shared! {
     }
 }
 
-/// Words that do not change.
+/// The number of words that do not change.
 const FIXED: usize = 9;
 
 #[cfg(not(loom))]
@@ -95,7 +97,7 @@ impl Scalar {
 /// A column of a table: one scalar per row, or an array of fixed length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Column {
-    /// At most 44 bytes.
+    /// The name, of at most 44 bytes.
     pub(crate) name: String,
     pub(crate) scalar: Scalar,
     /// Scalars per row.
@@ -122,7 +124,7 @@ struct Described {
     offset: u64,
 }
 
-/// Where everything lies.
+/// The places of all parts of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Offset of the ledger in its segment.
@@ -141,7 +143,7 @@ pub(crate) struct Layout {
     pub(super) end: usize,
 }
 
-/// Where a ledger lies decides how much room for texts is reserved.
+/// The kind of memory in which a ledger lies; it decides how much room for texts is reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
     /// A mapping of its own, which has memory only where it is written.
@@ -151,7 +153,8 @@ pub(crate) enum Memory {
 }
 
 impl Layout {
-    /// Lays out a ledger at `base`, a page boundary, of `tasks` rows of these columns; `None` if it overflows.
+    /// Lays out a ledger at `base`, a page boundary, of `tasks` rows of these columns; `None` if it
+    /// overflows.
     fn try_new(base: usize, tasks: usize, columns: &[Column], memory: Memory) -> Option<Layout> {
         let mut row = Carver::default();
         let mut placed = Vec::with_capacity(columns.len());
@@ -165,11 +168,12 @@ impl Layout {
         let room = if memory == Memory::Sparse { SPARSE } else { DENSE };
         let all = tasks.checked_add(SPARE)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE / 8)?);
-        // From the begin of the ledger, wherever that lies: the same bytes everywhere.
+        // Places count from the beginning of the ledger, wherever that lies, so the bytes are the same
+        // everywhere.
         let mut carver = Carver::default();
         carver.take_of::<Front>(1);
         carver.take_of::<Described>(columns.len());
-        // A table that fills huge pages begins with one, where the ledger does.
+        // A table that fills huge pages begins with a huge page, if the ledger does.
         let page = |len: usize| if len >= HUGE { HUGE } else { PAGE };
         let words = tasks.checked_mul(size_of::<Record>())?;
         let records = carver.take(words, page(words));
@@ -190,12 +194,12 @@ impl Layout {
         Layout::try_new(base, tasks, columns, memory).ok_or_else(overflow)
     }
 
-    /// Bytes of the ledger.
+    /// Returns the bytes of the ledger.
     pub(crate) fn len(&self) -> usize {
         self.end - self.base
     }
 
-    /// Bytes, from the first, that must be zero in a new ledger.
+    /// Returns the bytes, from the first, that must be zero in a new ledger.
     pub(crate) fn zeroed(&self) -> usize {
         self.rows - self.base
     }
@@ -211,7 +215,7 @@ impl Layout {
         self.columns.iter().map(describe).collect()
     }
 
-    /// Writes the header: what the ledger is.
+    /// Writes the header, which says what the ledger is.
     pub(super) fn write(&self, segment: &Segment) {
         let front: &Front = segment.place(self.base);
         let magic = u64::from_ne_bytes(MAGIC);
@@ -229,11 +233,11 @@ impl Layout {
         front.sum.store(sum(&fixed, columns), Ordering::Release);
     }
 
-    /// Reads the header of a ledger that somebody else wrote at `base`. Nothing that it says is believed before it has been
-    /// checked.
+    /// Reads the header of a ledger that another process wrote at `base`. Nothing in the header is believed
+    /// before it has been checked.
     ///
     /// # Errors
-    /// If it is no ledger, or one of another version or byte order, or cut off, or not whole.
+    /// If these bytes are no ledger, or one of another version or byte order, or cut off, or not whole.
     pub(crate) fn read(segment: &Segment, base: usize) -> Result<Layout> {
         let refused = |why: String| Error::option("ledger", why);
         let left = segment.len().saturating_sub(base);
@@ -291,10 +295,10 @@ impl Layout {
         }
     }
 
-    /// Says in which way a ledger of this layout is another than one of `wanted`.
+    /// Checks that the columns of this layout are those of `wanted`.
     ///
     /// # Errors
-    /// If it is.
+    /// If they are not; the error lists both.
     pub(crate) fn expect(&self, wanted: &[Column]) -> Result<()> {
         let found = self.columns.iter().map(|(column, _)| column);
         if found.clone().eq(wanted) {
@@ -309,7 +313,7 @@ impl Layout {
     }
 }
 
-/// The column that a header describes.
+/// Returns the column that a header describes.
 fn column(described: &Described) -> Option<Column> {
     let scalar = Scalar::ALL.into_iter().find(|&scalar| scalar as u32 == described.scalar)?;
     let name = std::str::from_utf8(&described.name).ok()?.trim_end_matches('\0').to_owned();

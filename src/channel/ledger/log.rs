@@ -1,20 +1,21 @@
-//! The log of a ledger: texts of any tasks, one after the other.
+//! The log of a ledger: the texts of tasks, in any order, one after the other.
 //!
 //! ```text
 //! 8-byte words:   length in bytes (32 bits), upper half of the text's XXH3 | bytes, padded to whole words
 //! ```
 //!
-//! A place is taken by `fetch_add` on the word that says how far the log is used, and belongs to whoever took it: a process
-//! that dies there leaves a place that no record names. The text is written before the record that names its place.
+//! A place is taken by `fetch_add` on the word that says how far the log is used, and belongs to the process
+//! that took it: a process that dies there leaves a place that no record names. The text is written before
+//! the record that names its place.
 
 use crate::error::shortened;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The largest number of bytes of a text that are kept.
+/// The largest number of bytes that are kept of a text.
 pub(crate) const LONGEST: usize = 4096;
-/// Bytes of room for the text of each task, however many tasks there are.
+/// The bytes of room for the text of each task, however many tasks there are.
 pub(super) const SHARE: usize = 128;
 /// The text of a failure whose place in the log is 0 or outside of it.
 const LOST: &str = "(no room was left for the reason: too many different texts)";
@@ -23,12 +24,12 @@ const LOST: &str = "(no room was left for the reason: too many different texts)"
 #[derive(Clone, Copy)]
 pub(crate) struct Log<'l> {
     pub(super) words: &'l [AtomicU64],
-    /// How many of them are used.
+    /// The number of words that are used.
     pub(super) used: &'l AtomicU64,
 }
 
 impl Log<'_> {
-    /// Returns the text that begins before word `place`: places count from 1.
+    /// Returns the text that begins at word `place`, counted from 1.
     pub(crate) fn text(self, place: u64) -> String {
         let words = (place as usize).checked_sub(1).and_then(|at| self.words.get(at..)).unwrap_or_default();
         let Some((len, words)) = words.split_first() else { return LOST.to_owned() };
@@ -44,12 +45,12 @@ impl Log<'_> {
     }
 }
 
-/// The word in front of a text.
+/// Returns the word that stands in front of a text.
 fn head_of(text: &[u8]) -> u64 {
     text.len() as u64 | xxh3_64(text) >> 32 << 32
 }
 
-/// The texts that this process has put into a log lately: each distinct one once.
+/// The texts that this process has put into a log lately, each distinct text once.
 #[derive(Default)]
 pub(crate) struct Texts(HashMap<String, u64>);
 
@@ -57,16 +58,17 @@ impl Texts {
     /// The largest number of texts that are remembered.
     const MOST: usize = 1024;
 
-    /// Puts a text into the log and returns its place, 0 if there is no room. It is kept up to [`LONGEST`] bytes while an even
-    /// share of what is left, for each of the tasks that are `unfinished`, is as much, or half of the log is not used; then up
-    /// to that share, so that the last task has room as well.
+    /// Puts a text into the log and returns its place; 0 if there is no room. Up to [`LONGEST`] bytes of the
+    /// text are kept while half of the log is unused, or while an even share of the rest, for each of the
+    /// `unfinished` tasks, is as large; after that up to this share, so that the last task has room as well.
     pub(crate) fn place(&mut self, log: Log<'_>, text: &str, unfinished: &dyn Fn() -> usize) -> u64 {
         let text = shortened(text, LONGEST);
         if let Some(&place) = self.0.get(&*text) {
             return place;
         }
         let left = log.words.len().saturating_sub(log.used.load(Ordering::Relaxed) as usize);
-        // Asked afterwards: texts that others put meanwhile are of tasks that count as unfinished here.
+        // Asked after `left` was read: texts that others put meanwhile are of tasks that count as unfinished
+        // here.
         let share = (left / unfinished().max(1)).saturating_sub(1) * 8;
         let room = if left > log.words.len() / 2 { LONGEST } else { share.min(LONGEST) };
         let kept = shortened(&text, room);
@@ -74,7 +76,7 @@ impl Texts {
         if kept.is_empty() && !text.is_empty() || need > left {
             return 0;
         }
-        // From here on the place is this process's alone; if it dies, nobody's.
+        // From here on the place belongs to this process alone; if the process dies, to nobody.
         let at = log.used.fetch_add(need as u64, Ordering::Relaxed) as usize;
         let Some((len, words)) = log.words.get(at..at + need).and_then(<[_]>::split_first) else { return 0 };
         len.store(head_of(kept.as_bytes()), Ordering::Relaxed);

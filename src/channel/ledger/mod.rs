@@ -1,10 +1,10 @@
-//! The ledger: for each task a record that says whose it is and what became of it, and a row for its result.
+//! The ledger: for each task a record of its owner and its outcome, and a row for its result.
 //!
-//! The protocol stands in record.rs, the layout in layout.rs. Its owner alone writes a task's row, between claim and
-//! commit; everybody may read the row of a task that is finished.
+//! The protocol stands in record.rs, the layout in layout.rs. Only the owner of a task writes the task's row,
+//! between claim and commit; everybody may read the row of a finished task.
 //!
-//! *A row is whole or not done.* The commit holds a checksum of the row and of the record, so that a table in a file whose
-//! pages reached the disk in any order is verified task by task.
+//! *A row is whole or not done.* The commit holds a checksum of the row and of the record, so that a table in
+//! a file whose pages reached the disk in any order is verified task by task.
 #![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
 
 mod layout;
@@ -32,7 +32,7 @@ pub(crate) use record::{Cause, Facts, Record, State};
 pub(crate) struct Ledger {
     segment: Arc<Segment>,
     layout: Layout,
-    /// Where it lies in a rank's heap; none if it has a mapping of its own.
+    /// The block of a rank's heap in which the ledger lies; `None` if the ledger has a mapping of its own.
     block: Option<Arc<Block>>,
 }
 
@@ -45,12 +45,13 @@ impl Ledger {
         Ok(Ledger { segment, layout, block: None })
     }
 
-    /// Returns the segment, and where in it those bytes begin that follow the ledger, on a page boundary.
+    /// Returns the segment, and where in it the bytes that follow the ledger begin, on a page boundary.
     pub(crate) fn behind(&self) -> (Arc<Segment>, usize) {
         (Arc::clone(&self.segment), behind(&self.layout))
     }
 
-    /// Writes the header of a ledger at whose place in a segment the first bytes are zero: see [`Layout::zeroed`].
+    /// Writes the header of a ledger into a segment. The first bytes at its place must be zero: see
+    /// [`Layout::zeroed`].
     pub(crate) fn format(segment: &Segment, layout: &Layout) -> Result<()> {
         if layout.end > segment.len() {
             return Err(Error::Corrupt { what: "the place of a ledger" });
@@ -59,22 +60,22 @@ impl Ledger {
         Ok(())
     }
 
-    /// Opens the ledger that somebody else wrote at `base`.
+    /// Opens the ledger that another process wrote at `base`.
     ///
     /// # Errors
-    /// If it is none, or none of these columns, by name.
+    /// If there is no ledger, or one of other columns; the error lists the columns.
     pub(crate) fn open(segment: Arc<Segment>, base: usize, columns: &[Column]) -> Result<Ledger> {
         let layout = Layout::read(&segment, base)?;
         layout.expect(columns)?;
         Ok(Ledger { segment, layout, block: None })
     }
 
-    /// The same, keeping the block in which it lies.
+    /// Returns the same ledger, which also keeps the block in which it lies.
     pub(crate) fn with(self, block: Block) -> Ledger {
         Ledger { block: Some(Arc::new(block)), ..self }
     }
 
-    /// Keeps the ledger from children: the workers are this process, or its threads.
+    /// Keeps the ledger from children: its workers are this process, or threads of it.
     pub(crate) fn keep(&self) {
         self.segment.allow(Access::Nothing, Access::Nothing);
     }
@@ -84,12 +85,12 @@ impl Ledger {
         self.segment.allow(Access::Read, Access::Read);
     }
 
-    /// How many tasks have a place.
+    /// Returns the number of tasks that have a place.
     pub(crate) fn tasks(&self) -> usize {
         self.layout.tasks
     }
 
-    /// Bytes of a row.
+    /// Returns the bytes of a row.
     pub(crate) fn row_len(&self) -> usize {
         self.layout.row
     }
@@ -115,7 +116,7 @@ impl Ledger {
         Log { words, used: &front.log_used }
     }
 
-    /// \[1]: a free task becomes `slot`'s, which has noted it.
+    /// \[1]: gives a free task to `slot`, which has noted the task.
     pub(crate) fn claim(&self, task: usize, slot: u32) -> Option<Claim<'_>> {
         let record = self.record(task);
         let attempt = record.claim(slot)?;
@@ -123,7 +124,8 @@ impl Ledger {
         Some(Claim { ledger: self, record, task, attempt })
     }
 
-    /// [1']: `slot`, which has noted the task, takes over what the dead process of slot `from` left unfinished.
+    /// [1']: gives a task that the dead process of slot `from` left unfinished to `slot`, which has noted the
+    /// task.
     pub(crate) fn take_over(&self, task: usize, from: u32, slot: u32) -> Option<Claim<'_>> {
         let record = self.records().get(task)?;
         let attempt = record.take_over(from, slot)?;
@@ -131,7 +133,8 @@ impl Ledger {
         Some(Claim { ledger: self, record, task, attempt })
     }
 
-    /// Returns the attempt that the dead process of slot `from` made at this task, if it has left it unfinished.
+    /// Returns the attempt that the dead process of slot `from` made at this task, if that process left the
+    /// task unfinished.
     pub(crate) fn left_by(&self, task: usize, from: u32) -> Option<u32> {
         match self.records().get(task).map(Record::state) {
             Some(State::Owned { slot, attempt }) if slot == from => Some(attempt),
@@ -139,12 +142,12 @@ impl Ledger {
         }
     }
 
-    /// How many of these tasks are finished.
+    /// Returns how many of these tasks are finished.
     pub(crate) fn finished(&self, tasks: Range<usize>) -> usize {
         self.records()[tasks].iter().filter(|record| record.state().is_finished()).count()
     }
 
-    /// How many tasks have an outcome of their own, and were not given up with the workers.
+    /// Returns how many tasks have an outcome of their own, and were not given up with the workers.
     pub(crate) fn tried(&self) -> usize {
         let tried = |record: &&Record| match record.state() {
             State::Done => true,
@@ -154,8 +157,10 @@ impl Ledger {
         self.records().iter().filter(tried).count()
     }
 
-    /// Frees those of these tasks that are not finished. `verdict` says what becomes of one on which so many workers have died,
-    /// the last one in this slot, if it is not to be tried again. Only when the processes that have worked on them are gone.
+    /// Frees those of these tasks that are owned but not finished. `verdict` is given the slot in which a
+    /// worker died on the task last, and the number of workers that have died on the task; it returns the
+    /// reason to fail the task, if the task is not to be tried again. Call it only when the processes that
+    /// worked on these tasks are gone.
     pub(crate) fn release(&self, tasks: Range<usize>, verdict: impl Fn(u32, u32) -> Option<String>) {
         for task in tasks {
             let record = self.record(task);
@@ -175,15 +180,15 @@ impl Ledger {
         claim.finish(Some(cause), &facts);
     }
 
-    /// Finishes those of these tasks that are not finished, without result. Only when the processes that have worked on them
-    /// are gone.
+    /// Finishes, without result, those of these tasks that are not finished. Call it only when the processes
+    /// that worked on them are gone.
     pub(crate) fn abandon(&self, tasks: impl Iterator<Item = usize>, why: &str) {
         let left: Vec<usize> = tasks.filter(|&task| !self.state(task).is_finished()).collect();
         let text = Texts::default().place(self.log(), why, &|| left.len());
         left.into_iter().for_each(|task| self.fail(task, Cause::NotReached, text));
     }
 
-    /// Makes these tasks free, on each of which so many workers have died elsewhere.
+    /// Frees these tasks, on each of which `died` workers have died elsewhere.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn free(&self, tasks: Range<usize>, died: u32) {
         tasks.for_each(|task| self.record(task).free(died));
@@ -195,15 +200,16 @@ impl Ledger {
         self.record(task).died()
     }
 
-    /// Frees the tasks that were abandoned; says whether there were any.
+    /// Frees the tasks that were abandoned; returns whether there were any.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn reopen(&self) -> bool {
         let left = self.records().iter().filter(|record| record.state() == State::Failed(Cause::NotReached));
         left.map(|record| record.free(record.died())).count() > 0
     }
 
-    /// Asks for a huge page under the records, or rows, of which this task's is the first in that page: made so, memory costs
-    /// a tenth of what its small pages cost when each is touched first. (In a heap they are there from the last time.)
+    /// Asks for a huge page under the records, and under the rows, if this task's is the first in that page:
+    /// memory made so costs a tenth of what its small pages cost when each is touched first. (In a heap, the
+    /// pages are there from the last use.)
     pub(crate) fn ready(&self, task: usize) {
         if self.block.is_some() {
             return;
@@ -227,11 +233,12 @@ impl Ledger {
     /// Returns the row of a finished task.
     pub(crate) fn row(&self, task: usize) -> Option<&[u8]> {
         let finished = self.records().get(task)?.state().is_finished();
-        // SAFETY: in bounds; nobody writes the row of a finished task, which was seen to be finished (acquire).
+        // SAFETY: in bounds; nobody writes the row of a finished task, which was seen to be finished
+        // (acquire).
         finished.then(|| unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) })
     }
 
-    /// Says whether a finished task and its row are what was committed.
+    /// Returns whether a finished task and its row are what was committed.
     pub(crate) fn is_sound(&self, task: usize) -> bool {
         self.row(task).is_none_or(|row| self.record(task).is_sound(row))
     }
@@ -246,7 +253,7 @@ fn behind(layout: &Layout) -> usize {
     layout.end.next_multiple_of(PAGE)
 }
 
-/// How tasks travel to the ledger of another node.
+/// The transfer of tasks to the ledger of another node.
 #[cfg(any(feature = "mpi", test))]
 impl Ledger {
     /// Returns the records of these tasks.
@@ -260,8 +267,9 @@ impl Ledger {
         (&self.segment, at(tasks.start)..at(tasks.end))
     }
 
-    /// Takes over a task that another node finished, and whose row is there already. Workers are numbered from `first` on here,
-    /// from `counted` on there; `places`: of the texts of failed tasks here, by those there.
+    /// Takes over a task that another node finished, and whose row has been copied. Workers are numbered from
+    /// `first` on in this ledger, from `counted` on in the other. `places` maps the places of failed tasks'
+    /// texts in the other ledger to those in this ledger.
     pub(crate) fn adopt(
         &self,
         task: usize,
@@ -280,18 +288,18 @@ impl Ledger {
     }
 }
 
-/// A ledger of which all tasks are finished: nobody writes it any more.
+/// A ledger whose tasks are all finished: nobody writes it any more.
 pub(crate) struct Finished {
     ledger: Ledger,
-    /// How many are done, and how many have failed, by cause.
+    /// The number of tasks that are done, and of those that have failed, by cause.
     counts: [usize; 5],
 }
 
 impl Finished {
-    /// Looks at all tasks, once: each is finished, and what was committed.
+    /// Checks, once, that each task is finished, and is what was committed.
     ///
     /// # Errors
-    /// The first that is not.
+    /// For the first task that is not.
     pub(crate) fn new(ledger: Ledger) -> Result<Finished> {
         let mut counts = [0; 5];
         for task in 0..ledger.tasks() {
@@ -310,28 +318,29 @@ impl Finished {
         Ok(Finished { ledger, counts })
     }
 
-    /// Tasks that are done, or, `Some`, that have failed so.
+    /// Returns the number of tasks that are done or, for `Some`, that failed by this cause.
     pub(crate) fn count(&self, cause: Option<Cause>) -> usize {
         self.counts[cause.map_or(0, |cause| cause as usize)]
     }
 
-    /// How many tasks there are.
+    /// Returns the number of tasks.
     pub(crate) fn tasks(&self) -> usize {
         self.ledger.tasks()
     }
 
-    /// Bytes of a row.
+    /// Returns the bytes of a row.
     pub(crate) fn row_len(&self) -> usize {
         self.ledger.row_len()
     }
 
-    /// All rows, one after the other; they begin on a page boundary.
+    /// Returns all rows, one after the other; they begin on a page boundary.
     pub(crate) fn rows(&self) -> &[u8] {
         if self.tasks() == 0 {
             return &[];
         }
         let (first, len) = (self.ledger.row_at(0), self.tasks() * self.row_len());
-        // SAFETY: in bounds; all tasks were found finished (acquire), and nobody writes the row of a finished task.
+        // SAFETY: in bounds; all tasks were found finished (acquire), and nobody writes the row of a finished
+        // task.
         unsafe { core::slice::from_raw_parts(first.as_ptr(), len) }
     }
 
@@ -349,26 +358,27 @@ pub(crate) struct Claim<'l> {
     ledger: &'l Ledger,
     pub(crate) record: &'l Record,
     pub(crate) task: usize,
-    /// How often a worker has died on it.
+    /// The number of workers that have died on the task.
     pub(crate) attempt: u32,
 }
 
 impl Claim<'_> {
-    /// \[2]: the row, to write. It begins on a boundary of 8 bytes.
+    /// \[2]: returns the row, to be written. It begins on a boundary of 8 bytes.
     pub(crate) fn row(&mut self) -> &mut [u8] {
         let at = self.ledger.row_at(self.task);
         // SAFETY: in bounds; the task's state names this slot, the slot has one process, and that one Claim.
         unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), self.ledger.layout.row) }
     }
 
-    /// \[2]: makes the row zero, if others may have written there: they died, or used the memory before.
+    /// \[2]: zeroes the row, if others may have written there: owners that died, or earlier users of the
+    /// memory.
     pub(crate) fn clear(&mut self) {
         if self.attempt > 0 || self.ledger.block.is_some() {
             self.row().fill(0);
         }
     }
 
-    /// \[2]: makes the row that of a task without result: NaN where that exists, zero elsewhere.
+    /// \[2]: fills the row as that of a task without result: NaN where that exists, zero elsewhere.
     pub(crate) fn blank(&mut self) {
         let ledger = self.ledger;
         let row = self.row();
@@ -388,7 +398,7 @@ impl Claim<'_> {
         }
     }
 
-    /// \[3]: done, or, `Some`, failed.
+    /// \[3]: commits the task as done or, for `Some`, as failed.
     pub(crate) fn finish(mut self, cause: Option<Cause>, facts: &Facts) {
         point(Site::RowWritten);
         let record = self.record;

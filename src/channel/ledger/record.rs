@@ -1,4 +1,4 @@
-//! The record of one task, in 64 bytes, and the words that decide who works on it.
+//! The record of one task, in 64 bytes, with the word that decides who works on the task.
 //!
 //! ```text
 //! slot                                                   its successor (same number, next process), or an heir
@@ -8,11 +8,12 @@
 //! [3] write the other words of the record; store state: done or failed (release)
 //! ```
 //!
-//! *No task is lost and none is done twice.* The state word alone decides who owns a task. A claimer that dies before \[1]
-//! leaves it free, in a stretch that its successor or an heir goes through again. One that dies after \[1] leaves its number:
-//! only a process that the kernel's report of that death permits takes the task up ([1']), so two processes never write
-//! one row. A slot owns at most one unfinished task, and has noted which. (Claims by `fetch_add` with a later note lose
-//! tasks: `models/ledger.pml`.)
+//! *No task is lost and none is done twice.* The state word alone decides who owns a task. A claimer that
+//! dies before \[1] leaves the task free, in a stretch that its successor or an heir goes through again. A
+//! claimer that dies after \[1] leaves its slot's number: only a process that the kernel's report of that
+//! death permits takes the task up ([1']), so two processes never write one row. A slot owns at most one
+//! unfinished task, and has noted which. (Claims by `fetch_add` with a later note lose tasks:
+//! `models/ledger.pml`.)
 
 use crate::shm::element::shared;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,7 +34,8 @@ shared! {
     /// 60  peak       u32   largest resident memory of the worker so far, in KiB; 0: not measured
     /// ```
     ///
-    /// All words but `state` belong to the owner; they are read after a state that says done or failed (acquire).
+    /// All words but `state` belong to the owner; they are read after a state that says done or failed
+    /// (acquire).
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(64))]
     pub(crate) struct Record {
@@ -68,22 +70,22 @@ pub(crate) enum State {
     Failed(Cause),
 }
 
-/// Why a task has no result.
+/// The reason why a task has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Cause {
-    /// The model, or the task's function, said so.
+    /// A refusal by the model, or by the task's function.
     Refused = 1,
-    /// It panicked.
+    /// A panic of the model, or of the task's function.
     Panicked = 2,
-    /// Its worker died at every attempt.
+    /// The death of the task's worker at every attempt.
     Died = 3,
-    /// No worker was left to try it.
+    /// No worker left to try the task.
     NotReached = 4,
 }
 
 impl Cause {
-    /// The cause of a number; of one that is none, the last.
+    /// Returns the cause of a number; for a number that is none, the last cause.
     pub(crate) fn of(number: u8) -> Cause {
         let causes = [Cause::Refused, Cause::Panicked, Cause::Died];
         causes.into_iter().find(|&cause| cause as u8 == number).unwrap_or(Cause::NotReached)
@@ -95,7 +97,7 @@ const OWNED: u64 = 1;
 const DONE: u64 = 2;
 const FAILED: u64 = 3;
 
-/// The state word of a task that `slot` owns, or has finished.
+/// Returns the state word of a task that `slot` owns, or has finished.
 fn word(state: u64, cause: u8, attempt: u32, slot: u32) -> u64 {
     state | u64::from(cause) << 8 | u64::from(attempt.min(0xFFFF)) << 16 | u64::from(slot) << 32
 }
@@ -111,13 +113,13 @@ impl State {
         }
     }
 
-    /// Is this the end of its task?
+    /// Returns whether a task in this state has ended.
     pub(crate) fn is_finished(self) -> bool {
         matches!(self, State::Done | State::Failed(_))
     }
 }
 
-/// The words of a record that its owner writes, besides the state.
+/// The words of a record that its owner writes, besides state and checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) digest: u64,
@@ -130,7 +132,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// The checksum of a record with this state word, and of its row.
+    /// Returns the checksum of a record with this state word, and of its row.
     fn checksum(&self, state: u64, row: &[u8]) -> u64 {
         let ends = u64::from(self.worker) | u64::from(self.peak) << 32;
         let words = [state, self.digest, self.input, self.start, self.end, self.text, ends];
@@ -139,24 +141,25 @@ impl Facts {
 }
 
 impl Record {
-    /// Returns the state, and with it the row and the other words.
+    /// Returns the state; once it is done or failed, the row and the other words may be read.
     pub(crate) fn state(&self) -> State {
         // Acquire: pairs with the Release of [3].
         State::of(self.state.load(Ordering::Acquire))
     }
 
-    /// Says whether it can be claimed; a hint.
+    /// Returns whether the task can be claimed; a hint only.
     pub(crate) fn is_free(&self) -> bool {
         self.state.load(Ordering::Relaxed) & 0xFF == FREE
     }
 
-    /// \[1]: returns the attempt that `slot` now makes, if it got the task.
+    /// \[1]: claims the task for `slot`; returns the number of the attempt, if `slot` got the task.
     pub(crate) fn claim(&self, slot: u32) -> Option<u32> {
-        // Release: the note of [0] is there when the word is. Acquire: what an earlier owner wrote before it was freed.
+        // Release: the note of [0] is visible when the word is. Acquire: so is what an earlier owner wrote
+        // before the task was freed.
         let owned = |attempt: u32| word(OWNED, 0, attempt, slot);
         match self.state.compare_exchange(FREE, owned(0), Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => Some(0),
-            // Others have tried it before it was freed.
+            // Others tried the task before it was freed.
             Err(seen) if seen & 0xFF == FREE => {
                 let attempt = (seen >> 16 & 0xFFFF) as u32;
                 let claimed =
@@ -167,7 +170,7 @@ impl Record {
         }
     }
 
-    /// A claim that is none: for the model checker to find.
+    /// Claims in two steps, which is wrong: for the model checker to find.
     #[cfg(all(loom, test))]
     pub(crate) fn claim_in_two_steps(&self, slot: u32) -> bool {
         let free = self.state.load(Ordering::Acquire) == FREE;
@@ -177,7 +180,8 @@ impl Record {
         free
     }
 
-    /// [1']: returns the attempt that `slot` now makes, if the dead process of slot `from` left the task unfinished.
+    /// [1']: takes the task over for `slot`; returns the number of the attempt, if the dead process of slot
+    /// `from` left the task unfinished.
     pub(crate) fn take_over(&self, from: u32, slot: u32) -> Option<u32> {
         let old = self.state.load(Ordering::Acquire);
         let State::Owned { slot: owner, attempt } = State::of(old) else { return None };
@@ -193,7 +197,7 @@ impl Record {
         self.start.store(start, Ordering::Relaxed);
     }
 
-    /// \[3]: the owner's last act; `None`: done.
+    /// \[3]: publishes the outcome, as the owner's last act: failed by this cause, or done for `None`.
     pub(crate) fn publish(&self, cause: Option<Cause>, facts: &Facts, row: &[u8]) {
         let (_, attempt, slot) = self.owner();
         let state = match cause {
@@ -201,7 +205,7 @@ impl Record {
             Some(cause) => word(FAILED, cause as u8, attempt, slot),
         };
         self.write(facts, facts.checksum(state, row));
-        // Release: whoever reads this state sees the row and these words.
+        // Release: a process that reads this state sees the row and these words.
         self.state.store(state, Ordering::Release);
     }
 
@@ -217,18 +221,19 @@ impl Record {
         self.peak.store(peak, Ordering::Relaxed);
     }
 
-    /// Makes the task free again, on which so many workers have died. Only when no process works on it.
+    /// Frees the task again, on which `died` workers have died. Call it only when no process works on the
+    /// task.
     pub(super) fn free(&self, died: u32) {
         self.state.store(word(FREE, 0, died, 0), Ordering::Release);
     }
 
-    /// How many workers have died on a task that is free or failed.
+    /// Returns how many workers have died on a task that is free or failed.
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn died(&self) -> u32 {
         self.owner().1
     }
 
-    /// Returns state, attempt and slot of a word that nobody else writes now.
+    /// Returns state, attempt and slot of the state word, which nobody else writes now.
     fn owner(&self) -> (u64, u32, u32) {
         let word = self.state.load(Ordering::Relaxed);
         (word & 0xFF, (word >> 16 & 0xFFFF) as u32, (word >> 32) as u32)
@@ -247,7 +252,7 @@ impl Record {
         }
     }
 
-    /// Says whether record and row are those that were published.
+    /// Returns whether record and row are those that were published.
     pub(super) fn is_sound(&self, row: &[u8]) -> bool {
         let state = self.state.load(Ordering::Acquire);
         let known = matches!((state & 0xFF, state >> 8 & 0xFF), (DONE, 0) | (FAILED, 1..=4));
@@ -263,14 +268,14 @@ impl Record {
         [state, self.checksum.load(Ordering::Relaxed), digest, input, start, end, text, ends]
     }
 
-    /// Returns the place of the text, in the other ledger, of a record that has travelled.
+    /// Returns the place of the text, in the ledger that it came from, of a record that has travelled.
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn place_in(words: [u64; 8]) -> u64 {
         words[6]
     }
 
-    /// Takes over what became of a task in another ledger, with the place of its text, and the number of its worker, in this one.
-    /// The row must be there; says whether it is sound.
+    /// Takes over the outcome of a task in another ledger, with the place of its text and the number of its
+    /// worker in this ledger. The row must have been copied; returns whether it is sound.
     #[cfg(any(feature = "mpi", test))]
     pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
         let [state, checksum, digest, input, start, end, text, ends] = words;

@@ -8,7 +8,8 @@ use crate::sync::wait::{self, Broken, Guard};
 use loom::cell::Cell;
 use std::sync::atomic::AtomicUsize;
 
-/// The directory of member 0, and the rings of members 1 and 2 to it, at the places of their numbers.
+/// The directory of member 0, and the rings of members 1 and 2 to it, each at the place of its member's
+/// number.
 struct Post {
     directory: Directory,
     links: Vec<Link>,
@@ -37,13 +38,13 @@ impl Post {
         self.links.get(place as usize)
     }
 
-    /// [1]-[4]
+    /// Steps [1]-[4].
     fn publish(&self, me: usize) -> bool {
         self.made[me].set(me as u64);
         self.directory.publish(me as u64, &self.links[me], me)
     }
 
-    /// [a]-[c]; what is found is complete.
+    /// Steps [a]-[c]; a ring that is found is complete.
     fn find(&self, peer: usize) -> Result<(), Broken> {
         let guard = Guard { alive: &self.alive[peer], revoked: &self.revoked, clean: 0 };
         let found = self.directory.wait_for((peer, MEMBERS), (guard, DROWSY), None, |place| self.link(place));
@@ -53,7 +54,7 @@ impl Post {
         })
     }
 
-    /// The kernel says that `victim` is dead, and wakes one.
+    /// Lets the kernel say that `victim` is dead, and wake one sleeper.
     fn dies(&self, victim: usize) {
         self.alive[victim].store(OWNER_DIED, Ordering::SeqCst);
         wait::wake(&self.alive[victim], 1);
@@ -78,7 +79,8 @@ fn directory_to_which_two_publish() {
     });
 }
 
-/// Member 2 goes as far as `goes` says, and dies: whoever waits for it is told, or finds its ring; member 1's is found.
+/// Lets member 2 go as far as `goes` says, and die: the reader that waits for it is told, or finds its ring;
+/// member 1's ring is found.
 fn one_dies(bounds: Bounds, goes: fn(&Post)) {
     explore(bounds, move || {
         launch(MEMBERS, Post::new(), move |post, rank| match rank {
@@ -157,7 +159,7 @@ fn planted_ring_counted_before_it_is_listed() {
     });
 }
 
-/// Listed before it is made: what is found is not complete.
+/// Listed before it is made: the ring that is found is not complete.
 #[test]
 #[should_panic(expected = "Causality violation: Concurrent")]
 fn planted_ring_listed_before_it_is_made() {

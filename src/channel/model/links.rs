@@ -8,7 +8,7 @@ use crate::shm::segment::{Placed, Places, Segment};
 use crate::sync::atomic::AtomicU32;
 use std::sync::Arc;
 
-/// The links of one slot. `segment`, the machine's and not loom's, serves all executions.
+/// Makes the links of one slot. `segment`, the machine's and not loom's, serves all executions.
 fn links(segment: &Arc<Segment>) -> Links {
     let guards = || {
         let alive = Places::over(vec![AtomicU32::new(ALIVE)]);
@@ -30,8 +30,9 @@ enum Fault {
     Early,
 }
 
-/// Two processes fill the slot, one after the other. The first says something and dies, having taken nothing; the second
-/// takes what is posted to it, and answers. The caller hears all of it, in this order, and sleeps where it can.
+/// Lets two processes fill the slot, one after the other. The first says something and dies, having taken
+/// nothing; the second takes what is posted to it, and answers. The caller hears all of it, in this order,
+/// and sleeps where it can.
 fn two_processes(bounds: Bounds, fault: Fault) {
     let segment = Arc::new(Segment::new(1).unwrap());
     explore(bounds, move || {
@@ -54,7 +55,7 @@ fn two_processes(bounds: Bounds, fault: Fault) {
             for number in 10..15 {
                 let event = caller.next(|| false).unwrap().unwrap();
                 if event == (Event::Began { slot: 0 }) {
-                    // Whoever it is, or was.
+                    // Posts to the process that began, even if it is gone by now.
                     caller.post(0, &[number], || false);
                 }
                 heard.push(event);

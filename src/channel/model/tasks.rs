@@ -30,13 +30,13 @@ enum Fault {
     NoFenceAtEnd,
 }
 
-/// Records of tasks with a cell for the row of each, and their source, for two workers.
+/// The records of tasks with a cell for the row of each, and their source, for two workers.
 struct Work {
     records: Vec<Record>,
     rows: Vec<Cell<u64>>,
     source: Words,
     workers: [WorkerWords; 2],
-    /// Ghost: how often a task was claimed, or taken over.
+    /// Ghost: the number of times that a task was claimed, or taken over.
     begun: AtomicUsize,
     fault: Fault,
 }
@@ -53,7 +53,7 @@ impl Work {
         }
     }
 
-    /// All tasks at once, and no more.
+    /// Makes work whose source grants all tasks at once, and no more.
     fn granted(tasks: usize, fault: Fault) -> Work {
         let work = Work::new(tasks, fault);
         assert!(work.source.grant(&(0..tasks)));
@@ -61,8 +61,9 @@ impl Work {
         work
     }
 
-    /// [0], [1] of record.rs. (Without a look whether the task is free: loom keeps one last access of a word, so that a load
-    /// in front of the compare-exchange would hide that exchange from the loads of others.)
+    /// Steps [0] and [1] of record.rs. (Without a look at whether the task is free: loom keeps one last
+    /// access of a word, so a load before the compare-exchange would hide that exchange from the loads of
+    /// others.)
     fn claim(&self, task: usize, slot: usize) -> bool {
         let record = &self.records[task];
         self.workers[slot].note(task, 1);
@@ -76,7 +77,7 @@ impl Work {
         claimed
     }
 
-    /// [2], [3] of record.rs
+    /// Steps [2] and [3] of record.rs.
     fn finish(&self, task: usize) {
         let done = || {
             let facts = Facts { digest: task as u64 + 1, ..Facts::default() };
@@ -93,7 +94,7 @@ impl Work {
 
     fn take(&self, slot: usize, chunk: usize) -> Next {
         if self.fault == Fault::NotedLast {
-            // Into words that no successor reads; then, if it lives, into its own.
+            // Noted in words that no successor reads; then, if the worker lives, in its own.
             let other = WorkerWords::default();
             return self.source.take(&other, &|_| chunk);
         }
@@ -118,7 +119,7 @@ impl Work {
         self.go_through(slot, left);
     }
 
-    /// [H1], [H2] of words.rs, for two workers.
+    /// Steps [H1] and [H2] of words.rs, for two workers.
     fn inherit(&self, slot: usize, known: &mut Vec<usize>) -> bool {
         let other = 1 - slot;
         let inherits = self.workers[other].is_given_up() && !known.contains(&other);
@@ -132,7 +133,7 @@ impl Work {
         inherits
     }
 
-    /// A worker's life, from its predecessor's end.
+    /// Lives a worker's life, from its predecessor's end.
     fn live(&self, slot: usize) {
         self.take_over(slot, slot, self.workers[slot].left());
         let mut known = Vec::new();
@@ -156,7 +157,7 @@ impl Work {
         }
     }
 
-    /// How many tasks are done; each row is whole.
+    /// Returns how many tasks are done; checks that each row is whole.
     fn finished(&self) -> usize {
         let done = |task: &usize| {
             let record = &self.records[*task];
@@ -173,8 +174,8 @@ impl Work {
     }
 }
 
-/// Two workers go through all tasks (the part that one has noted may be another's) while the caller looks on: each is
-/// claimed once, and what is done is whole.
+/// Lets two workers go through all tasks (the part that one has noted may be the other's) while the caller
+/// looks on: each task is claimed once, and the rows of done tasks are whole.
 fn ledger(bounds: Bounds, tasks: usize, fault: Fault) {
     explore(bounds, move || {
         let work = launch(3, Work::new(tasks, fault), move |work, rank| match rank {
@@ -212,8 +213,8 @@ fn planted_claim_in_two_steps() {
     ledger([3, 3], 1, Fault::TwoSteps);
 }
 
-/// A worker goes at some point of its first part; its successor, started once its death is known, takes up what it has left
-/// and no more, while another one works on.
+/// Lets a worker go at some point of its first part; its successor, started once the death is known, takes up
+/// what the worker has left and no more, while another worker works on.
 fn successor(bounds: Bounds, fault: Fault, goes: fn(&Work)) {
     explore(bounds, move || {
         let work = launch(2, Work::granted(3, fault), move |work, slot| {
@@ -226,7 +227,7 @@ fn successor(bounds: Bounds, fault: Fault, goes: fn(&Work)) {
     });
 }
 
-/// [T1]: what the note of a part is before it is taken.
+/// Step [T1]: notes a part before it is taken.
 fn note_a_part(work: &Work) {
     work.workers[0].enter(&(0..2));
 }
@@ -278,7 +279,8 @@ fn successor_of_one_whose_task_was_done() {
     });
 }
 
-/// A worker is given up at some point of its first part: the other one does what is left, whenever it learns of it.
+/// Gives a worker up at some point of its first part: the other worker does what is left, whenever it learns
+/// of it.
 fn given_up(bounds: Bounds, fault: Fault, goes: fn(&Work)) {
     explore(bounds, move || {
         let work = launch(2, Work::granted(3, fault), move |work, slot| match slot {
@@ -319,7 +321,7 @@ fn planted_end_that_is_not_waited_for() {
     given_up([3, 3], Fault::Hasty, |work| drop(work.take(0, 2)));
 }
 
-/// Both workers come to their end at once: each learns of it.
+/// Lets both workers come to their end at once: each learns of it.
 fn last(bounds: Bounds, fault: Fault) {
     explore(bounds, move || {
         launch(2, Work::granted(1, fault), |work, slot| work.live(slot));
@@ -337,7 +339,7 @@ fn planted_no_fence_before_looking_for_the_last() {
     last([3, 3], Fault::NoFenceAtEnd);
 }
 
-/// Two heirs of a dead worker's task: one of them gets it.
+/// Two heirs of a dead worker's task: one of them gets the task.
 #[test]
 fn a_task_has_one_heir() {
     explore([3, 5], || {
@@ -383,7 +385,8 @@ fn planted_end_that_is_not_told() {
     appended([2, 2], Fault::Untold);
 }
 
-/// Two tellers and two waiters on one eventcount: each waiter sees what it waits for, however they overtake each other.
+/// Two tellers and one waiter on one eventcount: the waiter sees what it waits for, however the tellers
+/// overtake each other.
 fn eventcount(bounds: Bounds, fault: Fault) {
     explore(bounds, move || {
         let words: [AtomicU32; 2] = Default::default();

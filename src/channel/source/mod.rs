@@ -1,5 +1,5 @@
-//! The source of tasks: which tasks of a ledger workers shall look at next, and what each worker does. The steps are in
-//! words.rs.
+//! The source of tasks: the tasks of a ledger at which workers shall look next, and the state of each worker.
+//! The steps are in words.rs.
 
 mod words;
 
@@ -30,12 +30,12 @@ pub(crate) struct Source {
     segment: Arc<Segment>,
     base: usize,
     workers: usize,
-    /// Rung by a worker that takes the last of a stretch while the producer sleeps.
+    /// The bell, rung by a worker that takes the last of a stretch while the producer sleeps.
     bell: Option<Arc<Bell>>,
 }
 
 impl Source {
-    /// Bytes of the source of so many workers.
+    /// Returns the bytes of a source for this many workers.
     pub(crate) fn len(workers: usize) -> usize {
         let mut carver = Carver::default();
         carver.take_of::<Words>(1);
@@ -43,13 +43,13 @@ impl Source {
         carver.end()
     }
 
-    /// Makes a source for so many workers, in a segment of its own.
+    /// Makes a source for this many workers, in a segment of its own.
     #[cfg(test)]
     pub(crate) fn new(workers: usize) -> Result<Source> {
         Source::over(Arc::new(Segment::new(Source::len(workers))?), 0, workers)
     }
 
-    /// Takes up the source whose place in a segment is zeroed memory at first.
+    /// Takes up a source at its place in a segment; the place of a new source is zeroed memory.
     pub(crate) fn over(segment: Arc<Segment>, base: usize, workers: usize) -> Result<Source> {
         match segment.bytes(base, Source::len(workers)) {
             Some(_) => Ok(Source { segment, base, workers, bell: None }),
@@ -57,27 +57,29 @@ impl Source {
         }
     }
 
-    /// The same, with a bell for a producer that sleeps while it waits for [`Source::is_hungry`].
+    /// Returns the same source, with a bell for a producer that sleeps while it waits for
+    /// [`Source::is_hungry`].
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn with_bell(self) -> Result<Source> {
         Ok(Source { bell: Some(Arc::new(Bell::new()?)), ..self })
     }
 
-    /// The bell that workers ring, if there is one.
+    /// Returns the bell that workers ring, if there is one.
     pub(crate) fn bell(&self) -> Option<&Bell> {
         self.bell.as_deref()
     }
 
-    /// Says whether the producer may sleep until its bell rings: it may not while another stretch can be granted.
+    /// Returns whether the producer may sleep until its bell rings: it may not while another stretch can be
+    /// granted.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn doze(&self) -> bool {
         self.words().drowsy.store(1, Ordering::Relaxed);
-        // Its story is that of an eventcount: either the worker that takes the last of a stretch sees this word, or the stretch
-        // is seen to be empty here.
+        // The argument is that of an eventcount: either the worker that takes the last of a stretch sees this
+        // word, or the stretch is seen to be empty here.
         heavy_fence() && !self.is_hungry()
     }
 
-    /// The producer is awake again.
+    /// Notes that the producer is awake again.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn wake(&self) {
         self.words().drowsy.store(0, Ordering::Relaxed);
@@ -97,22 +99,23 @@ impl Source {
         &self.workers()[slot]
     }
 
-    /// Tasks finished so far, by all workers.
+    /// Returns the number of tasks that all workers have finished so far.
     pub(crate) fn finished(&self) -> u64 {
         self.workers().iter().map(WorkerWords::finished).fold(0, u64::saturating_add)
     }
 
-    /// Lets workers take these tasks. Only while [`Source::is_hungry`], or if they continue what was granted last.
+    /// Lets workers take these tasks; returns false if it cannot. Call it only while [`Source::is_hungry`],
+    /// or for tasks that continue those granted last.
     pub(crate) fn grant(&self, tasks: Range<usize>) -> bool {
         tasks.is_empty() || self.words().grant(&tasks)
     }
 
-    /// Says whether another stretch can be granted.
+    /// Returns whether another stretch can be granted.
     pub(crate) fn is_hungry(&self) -> bool {
         self.words().is_hungry()
     }
 
-    /// Says that nothing more will be granted.
+    /// Closes the source: nothing more will be granted.
     pub(crate) fn close(&self) {
         self.words().close();
     }
@@ -123,12 +126,12 @@ impl Source {
         self.words().news().tell();
     }
 
-    /// Says whether the work was ended.
+    /// Returns whether the work was ended.
     pub(crate) fn is_halted(&self) -> bool {
         self.words().is_halted()
     }
 
-    /// Takes a part for a worker: as much as `chunk` makes of the number of tasks in the stretch.
+    /// Takes a part for a worker, of the length that `chunk` returns for the number of tasks in the stretch.
     pub(crate) fn take(&self, slot: usize, chunk: impl Fn(usize) -> usize) -> Next {
         let next = self.words().take(self.worker(slot), &chunk);
         if let (Some(bell), Next::Part(_)) = (&self.bell, &next) {
@@ -140,26 +143,28 @@ impl Source {
         next
     }
 
-    /// Waits until a worker that has inherited from the `known` ones may find more, or nothing more will be granted.
+    /// Waits until a worker that has inherited from the `known` workers may find more, or nothing more will
+    /// be granted.
     pub(crate) fn wait(&self, known: &[usize]) {
         self.words().wait(self.workers(), known);
     }
 
-    /// Lets a worker stay that finds nothing more to do, and has inherited from the `known` ones, as long as others may leave
-    /// it something. Says whether they may have; else it is to leave.
+    /// Lets a worker that finds nothing more to do, and has inherited from the `known` workers, stay as long
+    /// as others may leave it something. Returns whether they may have done so; if not, the worker is to
+    /// leave.
     pub(crate) fn stay(&self, slot: usize, known: &[usize]) -> bool {
         // Often the others are through in a moment.
         let pace = Pace::new(self.workers > topology::allowed());
         self.words().stay(self.workers(), slot, known, pace)
     }
 
-    /// Gives a worker up: it does nothing more, and others are its heirs. `place`: of the reason, in the ledger's log; the first
-    /// counts.
+    /// Gives a worker up: it does nothing more, and others are its heirs. `place` is that of the reason in
+    /// the ledger's log; only the first reason counts.
     pub(crate) fn give_up(&self, slot: usize, place: u64) {
         self.words().give_up(self.worker(slot), place);
     }
 
-    /// A worker's process has left: it is through, unless it was given up.
+    /// Notes that a worker's process has left: the worker is through, unless it was given up.
     pub(crate) fn left(&self, slot: usize) {
         self.words().left(self.worker(slot));
     }
@@ -170,17 +175,18 @@ impl Source {
         self.workers().iter().enumerate().filter_map(|(slot, worker)| Some((slot, place(worker)?))).collect()
     }
 
-    /// Begins another round of work, the `number`-th. Only when no process works.
+    /// Begins round `number` of the work. Call it only when no process works.
     pub(crate) fn begin_round(&self, number: u32) {
         self.words().round.store(number, Ordering::Release);
     }
 
-    /// The number of the round that was begun last.
+    /// Returns the number of the round that was begun last.
     pub(crate) fn round(&self) -> u32 {
         self.words().round.load(Ordering::Acquire)
     }
 
-    /// Forgets parts and who was given up, and lets more be granted, for another crew. Only when no process works.
+    /// Forgets the parts, and the workers that were given up, and lets more be granted, for another crew.
+    /// Call it only when no process works.
     pub(crate) fn reset(&self) {
         for worker in self.workers() {
             worker.enter(&(0..0));
@@ -269,7 +275,8 @@ mod tests {
         assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
     }
 
-    /// Runs `f` while another thread does `then`, a little later; returns what `f` does, and whether `then` was done before.
+    /// Runs `f` while another thread does `then`, a little later; returns what `f` does, and whether `then`
+    /// was done before.
     fn meanwhile<R>(f: impl FnOnce() -> R, then: impl FnOnce() + Send) -> (R, bool) {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -335,7 +342,7 @@ mod tests {
         let source = Source::new(2).unwrap();
         source.close();
         assert_eq!(meanwhile(|| source.stay(0, &[]), || source.left(1)), (false, true));
-        // A worker that was given up is never through by its leaving: others must inherit first.
+        // A worker that was given up does not become through by leaving: others must inherit first.
         let source = Source::new(2).unwrap();
         source.close();
         source.give_up(1, 0);
@@ -343,7 +350,7 @@ mod tests {
         assert!(source.stay(0, &[]));
     }
 
-    /// Each waits for a second or two: what the threads themselves take of a processor.
+    /// Each worker waits for a second or two; the threads' own processor time is counted.
     #[cfg(not(miri))]
     #[test]
     fn sixty_four_waiting_workers_cost_next_to_nothing() {

@@ -1,8 +1,9 @@
 //! The words of a source, and the steps by which tasks reach workers.
 //!
-//! Tasks come in stretches of consecutive numbers: a fixed range from the start, what a producer appends while workers run,
-//! or what the coordinator of several nodes grants to this one. Two stretches may be open at a time; a further one must
-//! continue one of them, which then grows. Workers take parts from the front.
+//! Tasks come in stretches of consecutive numbers: a fixed range from the start, the tasks that a producer
+//! appends while workers run, or those that the coordinator of several nodes grants to this node. Two
+//! stretches may be open at a time; a further stretch must continue one of them, which then grows. Workers
+//! take parts from the front.
 //!
 //! ```text
 //! worker, dynamic                                  producer
@@ -17,21 +18,24 @@
 //! [T5] stay until all others are through, or given up and inherited by this worker; else [H1], or [T1]
 //! ```
 //!
-//! *No task is lost.* A worker notes a part before it takes it (\[T1], \[T2]), so every task that has left a stretch is
-//! either finished, or in the noted part of a worker from the task that it is at. Its successor, forked after the kernel
-//! has reported the death, goes through that part again; if the worker died before \[T2], the part is still in the stretch
-//! as well, and whoever takes it there finds what is done. A worker that is given up leaves its part to heirs: those that
-//! find nothing else go through the parts of all who were given up. Who runs a task is for the ledger to decide: a part is
-//! only where to look.
+//! *No task is lost.* A worker notes a part before it takes it (\[T1], \[T2]), so every task that has left a
+//! stretch is either finished, or in the noted part of a worker from the task that it is at. The worker's
+//! successor, forked after the kernel has reported the death, goes through that part again; if the worker
+//! died before \[T2], the part is still in the stretch as well, and a worker that takes it there finds which
+//! tasks are done. A worker that is given up leaves its part to heirs: workers that find nothing else go
+//! through the parts of all that were given up. The ledger decides which worker runs a task: a part only says
+//! where to look.
 //!
-//! *No task is left while a worker lives that was not given up.* When one leaves (\[T5]) every other has nothing under way:
-//! it is through, or this worker has gone through its part after its end. A task that was found owned there belongs to an
-//! heir, which was not through when it claimed it (\[H1] comes before \[H2]). It is through again, and the task done, or it
-//! was given up in its turn, and is inherited, too. *All come to leave*: of the last two that write `through` one at least
-//! sees the other's (fence), and tells; who gives up tells, and so does the zygote, should that one be killed before.
+//! *No task is left while a worker lives that was not given up.* When a worker leaves (\[T5]), no other has
+//! anything under way: the other is through, or the leaving worker has gone through the other's part after
+//! its end. A task that was found owned in that part belongs to an heir, which was not through when it
+//! claimed the task (\[H1] comes before \[H2]). Either the heir is through again, and the task done, or the
+//! heir was given up in its turn, and is inherited, too. *All come to leave*: of the last two that write
+//! `through`, at least one sees the other's (fence), and tells. A process that gives a worker up tells, and
+//! so does the zygote, should the worker that sees the other's be killed before it tells.
 //!
-//! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one: that note
-//! precedes the claim.
+//! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one:
+//! the note precedes the claim.
 
 use crate::os::fault::{Site, point};
 use crate::shm::element::shared;
@@ -41,29 +45,30 @@ use crate::sync::wait::Pace;
 use std::ops::Range;
 
 shared! {
-    /// The words of a source, on lines of their own by who writes them.
+    /// The words of a source, on lines of their own for each writer.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct Words {
-        /// Stretches that nobody has taken: first << 32 | end. The producer fills an empty one or moves an end, workers move the
-        /// first; both by compare-exchange.
+        /// The stretches that nobody has taken: first << 32 | end. The producer fills an empty stretch or
+        /// moves an end, workers move the first; both by compare-exchange.
         pub(super) stretches: [AtomicU64; 2],
-        /// Not 0: nothing more will be granted. Written by the producer.
+        /// Not 0 once nothing more will be granted. Written by the producer.
         closed: Line,
-        /// Not 0: nothing more shall be begun. Written by whoever knows why.
+        /// Not 0 once nothing more shall be begun. Written by the process that ends the work.
         pub(super) halted: AtomicU32,
-        /// How many rounds of work there were before this one. Written by whoever grants.
+        /// The number of rounds of work before the current round. Written by the process that grants.
         pub(super) round: AtomicU32,
         /// The eventcount of workers that have nothing to do.
         count: AtomicU32,
         sleepers: AtomicU32,
-        /// Not 0: the producer sleeps, and wants its bell rung when another stretch can be granted. Written by the producer.
+        /// Not 0 while the producer sleeps, and wants its bell rung when another stretch can be granted.
+        /// Written by the producer.
         pub(super) drowsy: AtomicU32,
     }
 }
 
 shared! {
-    /// A word at the begin of a line.
+    /// A word at the beginning of a line.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     struct Line {
@@ -72,16 +77,17 @@ shared! {
 }
 
 shared! {
-    /// The task that one worker is at, since when, and how much it has done. The worker's process writes them; `given_up` is
-    /// written by whoever gives the worker up.
+    /// The words of one worker: the task that it is at, since when, and how much it has done. Written by the
+    /// worker's process; `given_up` is written by the process that gives the worker up.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct WorkerWords {
-        /// The task that it looked at last, the only one that it may own; before the first, the first of its part.
+        /// The task that the worker looked at last, the only one that it may own; before the first look, the
+        /// first task of its part.
         at: AtomicU64,
-        /// The end of its part.
+        /// The end of the worker's part.
         end: AtomicU64,
-        /// When it began the task, in nanoseconds since 1970; 0: it is at none.
+        /// The time at which the worker began the task, in nanoseconds since 1970; 0 if it is at none.
         since: AtomicU64,
         /// Tasks begun: claimed or taken over.
         begun: AtomicU64,
@@ -89,9 +95,10 @@ shared! {
         finished: AtomicU64,
         /// Nanoseconds spent in tasks.
         busy: AtomicU64,
-        /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was not.
+        /// Place of the text in the ledger's log that says why the worker was given up, plus one; 0: it was
+        /// not.
         pub(super) given_up: AtomicU64,
-        /// Not 0: it has found nothing more to do.
+        /// Not 0 once the worker has found nothing more to do.
         through: AtomicU32,
     }
 }
@@ -99,13 +106,13 @@ shared! {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Words>() == 384 && size_of::<WorkerWords>() == 128);
 
-/// Where a worker is to look next.
+/// The place where a worker is to look next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Part(Range<usize>),
-    /// Something may be granted yet.
+    /// Nothing at present: something may be granted yet.
     Later,
-    /// Nothing more will be.
+    /// Nothing, and nothing more will be granted.
     Nothing,
 }
 
@@ -122,7 +129,8 @@ impl Words {
         EventCount { count: &self.count, sleepers: &self.sleepers }
     }
 
-    /// \[P1], \[P2]: lets workers take these tasks. False if both stretches are still open and it continues neither.
+    /// \[P1], \[P2]: lets workers take these tasks. Returns false if both stretches are still open and the
+    /// tasks continue neither.
     pub(crate) fn grant(&self, tasks: &Range<usize>) -> bool {
         let fill = |word: &AtomicU64| {
             let open = word.load(Ordering::Relaxed);
@@ -135,16 +143,18 @@ impl Words {
                 (open.end == tasks.start).then(|| pack(&(open.start..tasks.end)))
             })
         };
-        // Nobody but this producer fills one that is empty.
+        // Nobody but this producer fills an empty stretch.
         let granted = self.stretches.iter().any(fill) || self.stretches.iter().any(|word| grow(word).is_ok());
         point(Site::Granted);
         self.news().tell();
         granted
     }
 
-    /// \[T1], \[T2]: takes a part of what is granted, as much as `chunk` makes of the number of tasks in the stretch.
+    /// \[T1], \[T2]: takes a part of what is granted, of the length that `chunk` returns for the number of
+    /// tasks in the stretch.
     pub(crate) fn take(&self, worker: &WorkerWords, chunk: &impl Fn(usize) -> usize) -> Next {
-        // Before the stretches: what was granted before it closed is seen. Acquire: pairs with the Release of `close`.
+        // Read before the stretches: all that was granted before the close is seen. Acquire: pairs with the
+        // Release of `close`.
         let closed = self.closed.word.load(Ordering::Acquire) != 0;
         for word in &self.stretches {
             let mut open = word.load(Ordering::Acquire);
@@ -157,7 +167,8 @@ impl Words {
                 let part = start..start + chunk(end - start).clamp(1, end - start);
                 worker.enter(&part);
                 point(Site::Noted);
-                // Acquire: pairs with the Release of [P1]. Release: the note of [T1] is there when the stretch has moved.
+                // Acquire: pairs with the Release of [P1]. Release: the note of [T1] is visible when the
+                // stretch has moved.
                 match word.compare_exchange(open, pack(&(part.end..end)), Ordering::AcqRel, Ordering::Acquire)
                 {
                     Ok(_) => {
@@ -171,7 +182,7 @@ impl Words {
         if closed || self.is_halted() { Next::Nothing } else { Next::Later }
     }
 
-    /// \[P3]. Said again it wakes nobody.
+    /// \[P3]: closes the source. A second call wakes nobody.
     pub(crate) fn close(&self) {
         if self.closed.word.load(Ordering::Relaxed) == 0 {
             self.closed.word.store(1, Ordering::Release);
@@ -179,12 +190,12 @@ impl Words {
         }
     }
 
-    /// Lets more be granted. Only when no process works.
+    /// Lets more be granted. Call it only when no process works.
     pub(super) fn open(&self) {
         self.closed.word.store(0, Ordering::Release);
     }
 
-    /// [P3] without the second half: for the model checker to find.
+    /// [P3] without telling, which is wrong: for the model checker to find.
     #[cfg(all(loom, test))]
     pub(crate) fn close_untold(&self) {
         self.closed.word.store(1, Ordering::Release);
@@ -196,8 +207,8 @@ impl Words {
         self.news().tell();
     }
 
-    /// The zygote says for a worker that has left what that one has said: it may have been overwritten. (Heirs of one that was
-    /// given up must see that first.)
+    /// Notes, for the zygote, that a worker that has left is through: the worker's own note may have been
+    /// overwritten. (Not for a worker that was given up: its heirs must see that first.)
     pub(super) fn left(&self, worker: &WorkerWords) {
         if !worker.is_given_up() && !worker.is_through() {
             worker.through.store(1, Ordering::Release);
@@ -205,26 +216,28 @@ impl Words {
         }
     }
 
-    /// Says whether nothing more shall be begun.
+    /// Returns whether nothing more shall be begun.
     pub(super) fn is_halted(&self) -> bool {
         self.halted.load(Ordering::Relaxed) != 0
     }
 
-    /// Waits until a worker that has inherited from the `known` ones may find more, or nothing more will be granted.
+    /// Waits until a worker that has inherited from the `known` workers may find more, or nothing more will
+    /// be granted.
     pub(crate) fn wait(&self, workers: &[WorkerWords], known: &[usize]) {
         let closed = || self.closed.word.load(Ordering::Acquire) != 0;
         let look = || (closed() || self.has_news(workers, known)).then_some(());
         self.news().wait(Pace::ASLEEP, look);
     }
 
-    /// \[T4], \[T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something yet. Says whether
-    /// there is.
+    /// \[T4], \[T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something
+    /// yet. Returns whether there is.
     pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize], pace: Pace) -> bool {
         self.end(workers, me, Ordering::SeqCst);
         self.remain(workers, me, known, pace)
     }
 
-    /// \[T5]
+    /// \[T5]: waits until there may be something to do, or all others have ended; returns whether there may
+    /// be.
     pub(in crate::channel) fn remain(
         &self,
         workers: &[WorkerWords],
@@ -242,7 +255,8 @@ impl Words {
         self.news().wait(pace, look)
     }
 
-    /// \[T4], with a fence of this order: only the model checker tries another one.
+    /// \[T4]: notes that worker `me` is through, with a fence of this order; only the model checker tries
+    /// another order.
     pub(in crate::channel) fn end(&self, workers: &[WorkerWords], me: usize, order: Ordering) {
         workers[me].finish_part();
         point(Site::Through);
@@ -252,18 +266,19 @@ impl Words {
         }
     }
 
-    /// Says whether there may be something to do for a worker that has inherited from the `known` ones, or a reason to leave.
+    /// Returns whether there may be something to do for a worker that has inherited from the `known` workers,
+    /// or a reason to leave.
     fn has_news(&self, workers: &[WorkerWords], known: &[usize]) -> bool {
         let left = |(slot, worker): (usize, &WorkerWords)| worker.is_given_up() && !known.contains(&slot);
         self.is_halted() || self.has_tasks() || workers.iter().enumerate().any(left)
     }
 
-    /// Says whether another stretch can be granted.
+    /// Returns whether another stretch can be granted.
     pub(super) fn is_hungry(&self) -> bool {
         self.stretches.iter().any(|word| unpack(word.load(Ordering::Acquire)).is_empty())
     }
 
-    /// Says whether there is something to take.
+    /// Returns whether there is something to take.
     fn has_tasks(&self) -> bool {
         self.stretches.iter().any(|word| !unpack(word.load(Ordering::Acquire)).is_empty())
     }
@@ -278,8 +293,8 @@ impl WorkerWords {
         self.end.store(part.end as u64, Ordering::Release);
     }
 
-    /// \[T4]: notes that the worker has found nothing more to do. Not before its part is empty: a successor would go through
-    /// that again, while others take it to be through.
+    /// \[T4]: notes that the worker has found nothing more to do. The part is emptied first: else a successor
+    /// would go through it again, while others take the worker to be through.
     fn finish_part(&self) {
         self.end.store(0, Ordering::Release);
         self.through.store(1, Ordering::Release);
@@ -299,7 +314,7 @@ impl WorkerWords {
     /// Notes the task that the worker will claim now, at this time.
     pub(crate) fn note(&self, task: usize, now: u64) {
         self.since.store(now, Ordering::Relaxed);
-        // Release: after what the last task was finished by.
+        // Release: comes after all by which the last task was finished.
         self.at.store(task as u64, Ordering::Release);
     }
 
@@ -308,7 +323,7 @@ impl WorkerWords {
         self.begun.store(self.begun.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Counts a task that is finished, after so many nanoseconds.
+    /// Counts a task that is finished, after this many nanoseconds.
     pub(crate) fn finish(&self, nanos: u64) {
         self.finished.store(self.finished.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.busy.store(self.busy.load(Ordering::Relaxed).wrapping_add(nanos), Ordering::Relaxed);
@@ -320,7 +335,7 @@ impl WorkerWords {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// Says whether the worker was given up: then it begins nothing more.
+    /// Returns whether the worker was given up: then it begins nothing more.
     pub(crate) fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Acquire) != 0
     }
@@ -331,28 +346,28 @@ impl WorkerWords {
         (since != 0).then(|| (self.at.load(Ordering::Relaxed) as usize, since))
     }
 
-    /// Says whether it has ever noted a part that was not empty.
+    /// Returns whether the worker has noted a part that was not empty, and has not come to its end since.
     pub(crate) fn has_entered(&self) -> bool {
         self.end.load(Ordering::Acquire) != 0
     }
 
-    /// Returns the part that a worker has not gone through, from the task that it is at.
+    /// Returns the rest of the worker's part, from the task that it is at.
     pub(crate) fn left(&self) -> Range<usize> {
         let (at, end) = (self.at.load(Ordering::Acquire), self.end.load(Ordering::Acquire));
         at.min(end) as usize..end as usize
     }
 
-    /// Tasks begun: tells whether a worker that dies gets anywhere.
+    /// Returns the number of tasks begun, which shows whether a worker that dies gets anywhere.
     pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Tasks finished.
+    /// Returns the number of tasks finished.
     pub(crate) fn finished(&self) -> u64 {
         self.finished.load(Ordering::Relaxed)
     }
 
-    /// Nanoseconds spent in tasks.
+    /// Returns the nanoseconds spent in tasks.
     pub(crate) fn busy(&self) -> u64 {
         self.busy.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! Answers how the pieces of a plan get to their places: batch by batch, of which each is one exchange of the
-//! node and the messages between leaders meanwhile.
+//! Carries the pieces of a plan to their places, batch by batch. A batch is one exchange of the node, and the
+//! messages between leaders meanwhile.
 //!
 //! ```text
 //! [1] an exchange of the node: the senders show their pieces of batch b (in their cells, or in place), the
@@ -9,15 +9,16 @@
 //! [4] the leader waits for what it has begun, passing on what is for all nodes; then the next batch
 //! ```
 //!
-//! Within a node pieces are copied straight from where they are shown. To another node they are sent from
-//! there, and copied out of the receiving node's area one batch later: by the ranks that want them, while the
-//! leader is busy with the next messages. A piece for a leader itself is received in place: a gather to rank
-//! 0 is received where it stays. (A leader's own pieces for its neighbours are copied into its area first.)
+//! Within a node pieces are copied straight from where they are shown. A piece for another node is sent from
+//! there, and copied out of the receiving node's area one batch later by the ranks that want it, while the
+//! leader is busy with the next messages. A piece for a leader itself is received in place: in a gather to
+//! rank 0 that is its final place. (A leader's own pieces for its neighbours are copied into its area first.)
 //!
 //! *A ring for pieces that all want.* They travel from node to node, so that each node receives each once and
-//! sends it at most once. The messages from one node to the next are in the order of the list, own pieces
-//! first, then those passed on, by distance of their origin: so both sides know the order. A node passes on
-//! what it has received without waiting for its own sends, so no node waits for one that waits for it.
+//! sends it at most once. The messages from one node to the next are in the order of the list, the node's own
+//! pieces first, then those that it passes on, by distance of their origin: both sides know this order. A
+//! node passes on what it has received without waiting for its own sends, so no node waits for one that waits
+//! for it.
 //!
 //! *Nothing is overwritten while it is read.* The area has two halves, used by batches in turn. The half of
 //! batch b is read in its exchange (the leader's own pieces) and in the next one (received pieces). The
@@ -52,9 +53,9 @@ use std::rc::Rc;
 /// ```
 pub(super) struct Area {
     pub(super) block: Block,
-    /// Bytes for the leader's own pieces of a batch: those of a cell.
+    /// The size in bytes of the part for the leader's own pieces of a batch: that of a cell.
     own: usize,
-    /// Bytes for the pieces received in a batch.
+    /// The size in bytes of the part for the pieces received in a batch.
     come: usize,
 }
 
@@ -66,7 +67,7 @@ impl Area {
         Ok(Area { block, own, come })
     }
 
-    /// Returns where a batch of this parity has the leader's own pieces, and those received for it.
+    /// Returns the places of a batch of this parity for the leader's own pieces, and for the received ones.
     fn places(&self, parity: usize) -> (Range<usize>, Range<usize>) {
         let at = parity * (self.own + self.come);
         (at..at + self.own, at + self.own..at + self.own + self.come)
@@ -82,19 +83,19 @@ struct Batch {
     parity: usize,
     /// The pieces in which this node takes part.
     pieces: Vec<Piece>,
-    /// Pieces of the batch before, which were received in this node's area.
+    /// The pieces of the batch before that were received in this node's area.
     late: Vec<Piece>,
-    /// No exchange follows: this is the last batch, and leaves nothing in the area to be copied.
+    /// Whether no exchange follows: this is the last batch, and leaves nothing in the area to be copied.
     end: bool,
 }
 
 /// The pieces that this rank gets in a batch, with their places.
 struct Arrivals<'p, 'r> {
-    /// Shown in this node now: \[3].
+    /// Pieces shown in this node now: \[3].
     copies: Vec<(&'p Piece, &'r mut [u8])>,
-    /// Received in the area for the batch before: \[3].
+    /// Pieces received in the area for the batch before: \[3].
     late: Vec<(&'p Piece, &'r mut [u8])>,
-    /// Received in place by the leader: \[2], \[4].
+    /// Pieces that the leader receives in place: \[2], \[4].
     direct: Vec<(Piece, &'r mut [u8])>,
 }
 
@@ -103,8 +104,9 @@ impl Batch {
         self.layout.node_of(rank) == self.layout.node
     }
 
-    /// Returns this rank's pieces that must be shown: those that other ranks of this node read, or its leader
-    /// for other nodes. A leader sends its own pieces to other nodes straight from its `send`.
+    /// Returns this rank's pieces that must be shown: those that other ranks of this node read, and those
+    /// that its leader sends to other nodes. A leader sends its own pieces to other nodes straight from its
+    /// `send`.
     fn shows(&self) -> Vec<Piece> {
         let alone = self.layout.ranks(self.layout.node).len() == 1;
         let is_read = |of: Move| {
@@ -114,8 +116,8 @@ impl Batch {
         self.pieces.iter().copied().filter(|piece| is_read(piece.of)).collect()
     }
 
-    /// Finds the place in `recv` of every piece that this rank gets now. All are borrowed at the same time:
-    /// while some are being received, others are copied.
+    /// Returns the place in `recv` of every piece that this rank gets now. All places are borrowed at the
+    /// same time: while some pieces are being received, others are copied.
     fn arrivals<'p, 'r>(&'p self, recv: &'r mut [u8]) -> Result<Arrivals<'p, 'r>> {
         let comes = |of: Move| self.is_here(of.from) || (self.leads && self.layout.is_direct(of));
         let now = self.pieces.iter().filter(|piece| piece.of.is_for(self.me) && comes(piece.of));
@@ -135,8 +137,8 @@ impl Batch {
         Ok(Arrivals { copies, late: placed.collect(), direct })
     }
 
-    /// Returns a piece that a rank of this node sends, where it is shown: to be copied by its neighbours, or
-    /// sent by its leader.
+    /// Returns a piece that a rank of this node sends, from where it is shown: its neighbours copy it, or its
+    /// leader sends it.
     fn shown<'a>(&self, seen: &Seen<'a>, piece: &Piece, send: &'a [u8]) -> Result<&'a [u8]> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         let (of, len) = (piece.of, piece.of.len);
@@ -154,8 +156,8 @@ impl Batch {
         found.and_then(|found| found.get(..len)).ok_or_else(corrupt)
     }
 
-    /// Returns a piece that was received in this node's area for the batch before, so in its other half.
-    /// `own`: bytes of the leader's own pieces there.
+    /// Returns a piece that was received in this node's area for the batch before, and therefore in the other
+    /// half of the area. The leader's own pieces there take `own` bytes.
     fn came<'a>(&self, seen: &Seen<'a>, piece: &Piece, own: usize) -> Result<&'a [u8]> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         match seen.payload(0)? {
@@ -167,9 +169,9 @@ impl Batch {
         }
     }
 
-    /// \[2]-\[4] of the leader. `at` finds the pieces that it sends; those for itself are received at the
-    /// places in `direct`, all others in `come`, its area's half for this batch. `copy` is \[3], made while
-    /// messages are under way.
+    /// Carries out \[2]-\[4] in the leader. `at` finds the pieces that it sends; those for the leader itself
+    /// are received at the places in `direct`, all others in `come`, the half of its area for this batch.
+    /// `copy` is \[3], and runs while messages are under way.
     fn exchange<'a>(
         &self,
         net: &Net,
@@ -181,7 +183,8 @@ impl Batch {
     ) -> Result<()> {
         let (single, mut by_distance) = self.places_of_area(come)?;
         let mut ordered: Vec<(Piece, &mut [u8])> = direct.into_iter().chain(single).collect();
-        // One node's messages of a tag arrive in the order in which it sends them, which is that of the list.
+        // The messages of one tag from one node arrive in the order in which that node sends them: the order
+        // of the list.
         ordered.sort_by_key(|(piece, _)| piece.number);
         let mut sends = self.begin_sends(net, at)?;
         let mut receives = Vec::new();
@@ -195,7 +198,7 @@ impl Batch {
     }
 
     /// Returns the places in this node's area of pieces for one rank, and of those for all, by distance of
-    /// their origin: the first are received in any order, the others one distance after the other.
+    /// their origin. The former are received in any order, the latter one distance after the other.
     #[expect(clippy::type_complexity, reason = "two lists of places")]
     fn places_of_area<'a>(
         &self,
@@ -216,7 +219,7 @@ impl Batch {
     }
 
     /// \[2] Begins to send the pieces of this node's ranks: to the one node that gets a piece, or to the next
-    /// in the ring. They are borrowed where their ranks show them until they have been sent.
+    /// node in the ring. The pieces are borrowed where their ranks show them until they have been sent.
     fn begin_sends<'a>(&self, net: &Net, at: &dyn Fn(&Piece) -> Result<&'a [u8]>) -> Result<Vec<Flight<'a>>> {
         let mut sends = Vec::new();
         for piece in self.pieces.iter().filter(|piece| self.is_here(piece.of.from)) {
@@ -232,12 +235,12 @@ impl Batch {
         Ok(sends)
     }
 
-    /// \[4] Receives what is for all from the node before, and passes it on unless the next node has sent it
-    /// itself.
+    /// \[4] Receives the pieces for all from the node before, and passes them on unless the next node has
+    /// sent them itself.
     ///
-    /// In the order of distance: the node before sends its own pieces first (distance 1), then those that it
+    /// The order is by distance: the node before sends its own pieces first (distance 1), then those that it
     /// has received with distance 1 (distance 2 here), and so on. The sends that are begun here are waited
-    /// for only at the end, so a node whose successor is late still receives.
+    /// for only at the end, so that a node whose successor is late still receives.
     fn pass_on<'a>(
         &self,
         net: &Net,
@@ -271,9 +274,9 @@ impl Batch {
 }
 
 impl Hybrid {
-    /// Carries out moves from everyone's `send` to everyone's `recv`, as many at a time as fit into cells and
-    /// areas. All ranks of all nodes call this with the same moves; see the head of this file for the steps
-    /// of a batch.
+    /// Carries out moves from every rank's `send` to every rank's `recv`, as many at a time as fit into cells
+    /// and areas. All ranks of all nodes call this with the same moves; see the head of this file for the
+    /// steps of a batch.
     pub(super) fn transfer(
         &mut self,
         call: &Call,
@@ -287,14 +290,14 @@ impl Hybrid {
         loop {
             let pieces = layout.batch(&mut moves, self.room);
             let more = moves.peek().is_some();
-            // This node has nothing to do in the batch. Its ranks all see that, and make no exchange.
+            // This node has nothing to do in the batch. All its ranks see that, and make no exchange.
             if pieces.is_empty() && late.is_empty() {
                 match more {
                     true => continue,
                     false => break,
                 }
             }
-            // Pieces received in the area are copied in one more exchange, though no batch may be left.
+            // Pieces received in the area are copied in one more exchange, even if no batch is left.
             let end = !more && pieces.iter().all(|piece| piece.come.is_none());
             let (me, leads) = (self.rank(), self.net.is_some());
             let batch = Batch { layout: Rc::clone(&layout), me, leads, parity, pieces, late, end };
@@ -310,8 +313,8 @@ impl Hybrid {
         if unclosed { self.close(call) } else { Ok(()) }
     }
 
-    /// \[1]-\[4] Makes the exchange of one batch. Each exchange closes the one before: what is shown stays
-    /// lent until all ranks of the node have arrived at the next.
+    /// \[1]-\[4] Makes the exchange of one batch. Each exchange closes the one before: the pieces that are
+    /// shown stay lent until all ranks of the node have arrived at the next.
     fn carry(&mut self, call: &Call, batch: &Batch, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let store = Store::best(2 * recv.len(), self.node.size());
         let shown = self.show(call, &batch.shows(), send, batch.parity);
@@ -347,8 +350,8 @@ impl Hybrid {
     }
 
     /// \[1] Shows the pieces to the node: in place, if `send` is in shared memory, else in the cell, one
-    /// after the other. The leader copies its own into its area and shows all of that, which has the received
-    /// pieces too.
+    /// after the other. The leader copies its own pieces into its area and shows the whole area, which holds
+    /// the received pieces too.
     fn show<'a>(
         &mut self,
         call: &Call,

@@ -1,12 +1,12 @@
-//! Answers how long operands are reduced over nodes: cut into chunks, which travel from node to node along
-//! their routes (route.rs) as in a pipeline.
+//! Reduces long operands over nodes: cut into chunks, which travel from node to node along their routes
+//! (route.rs) as in a pipeline.
 //!
-//! At each node of its route a chunk is folded with the operands of that node: what was received from the
+//! At each node of its route a chunk is folded with the operands of that node: the chunk received from the
 //! node before is the first operand, and each rank of the node folds one slice of the chunk. The last node
 //! has the total, which travels on to all nodes that want it. Only leaders communicate, but all ranks fold.
 //!
-//! Rounds count alike on all nodes. A chunk is at its next node two rounds later: its slices are folded in
-//! round t, known to be complete in round t + 1, and sent then. Each round is one exchange of the node:
+//! Rounds are counted alike on all nodes. A chunk is at its next node two rounds later: its slices are folded
+//! in round t, known to be complete in round t + 1, and sent then. Each round is one exchange of the node:
 //!
 //! ```text
 //! [1] the leader waits for what it receives for this round: a partial fold, a total
@@ -17,15 +17,15 @@
 //! [4] all fold their slices, to the place in the area from which the leader will send, and copy totals out
 //! ```
 //!
-//! *Messages overlap the folds*: those begun in \[3] are waited for in \[1] of the next round, or when their
-//! place is needed.
+//! *Messages overlap the folds*: messages begun in \[3] are waited for in \[1] of the next round, or when
+//! their place is needed.
 //!
 //! *A place of the area is used again* when the message from it has been sent, and when all ranks have
 //! arrived at a later exchange than the one in which they read it: traffic.rs has the places one by one.
 //!
 //! A rank's operand is read in place if it is in shared memory. Else it is staged in the rank's cell, chunk
-//! by chunk; the leader's is copied into its area, as a rank shows one place at a time, and the area is what
-//! it must show.
+//! by chunk; the leader's operand is staged in its area, as a rank shows one place at a time, and the leader
+//! must show its area.
 
 use super::Hybrid;
 use super::net::Watch;
@@ -44,27 +44,28 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The longest chunk: on a link of 10 Gbit/s it takes 0.2 ms, several times a message's way.
+/// The length of the longest chunk: on a link of 10 Gbit/s it takes 0.2 ms, several times the latency of a
+/// message.
 const CHUNK: usize = 256 << 10;
-/// The shortest chunk, if there is more than one.
+/// The length of the shortest chunk, if there is more than one.
 pub(super) const LEAST: usize = 32 << 10;
-/// Between the two, a chunk has as many bytes as the root of this times the bytes of the vector. A pipeline
-/// of n / c chunks takes (n / c + f) (c / B + o): f rounds to fill and empty it, bandwidth B, overhead o per
-/// message. That is least for c = sqrt(n o B / f). (o B / f is 0.7 KiB for 1 Gbit/s and o = 0.1 ms, 5 KiB for
-/// 100 Gbit/s and 10 us.)
+/// Between the two, a chunk has as many bytes as the root of this constant times the length of the vector in
+/// bytes. A pipeline of n / c chunks takes (n / c + f) (c / B + o): f rounds to fill and empty it, bandwidth
+/// B, overhead o per message. That is least for c = sqrt(n o B / f). (o B / f is 0.7 KiB for 1 Gbit/s and o =
+/// 0.1 ms, 5 KiB for 100 Gbit/s and 10 us.)
 const WORTH: usize = 1 << 10;
 /// A reduction that is cut into chunks, as one rank sees it.
 pub(super) struct Chunked<'c> {
     pub(super) send: &'c [u8],
     pub(super) fold: &'c Fold<'c>,
-    /// Bytes of a chunk; the last one may be shorter.
+    /// The length of a chunk in bytes; the last one may be shorter.
     pub(super) chunk: usize,
-    /// Bytes of which a rank's slice of a chunk is a multiple.
+    /// The number of bytes of which each rank's slice of a chunk is a multiple.
     pub(super) unit: usize,
-    /// This rank of its node, and the number of the node's ranks.
+    /// This rank's number in its node, and the number of the node's ranks.
     pub(super) me: usize,
     pub(super) ranks: usize,
-    /// How totals are written to the receiver's buffer.
+    /// The kind of stores by which totals are written to the receiver's buffer.
     pub(super) store: Store,
 }
 
@@ -81,7 +82,7 @@ impl<'c> Chunked<'c> {
         bound(self.me)..bound(self.me + 1)
     }
 
-    /// Returns the first `len` bytes of a place of the leader's area: see traffic.rs.
+    /// Returns the range of the first `len` bytes of a place of the leader's area: see traffic.rs.
     pub(super) fn place(&self, place: usize, len: usize) -> Range<usize> {
         place * self.chunk..place * self.chunk + len
     }
@@ -94,8 +95,8 @@ impl<'c> Chunked<'c> {
         Operands { seen, me: self.me, send: self.send, start, place: operand(round) * self.chunk }
     }
 
-    /// \[4] Folds this rank's slice of a chunk: what was received from the node before, if there is one, then
-    /// the operands of this node's ranks. The slices of the ranks are disjoint parts of one place in the
+    /// \[4] Folds this rank's slice of a chunk: the chunk received from the node before, if there is one,
+    /// then the operands of this node's ranks. The slices of the ranks are disjoint parts of one place in the
     /// leader's area.
     fn fold_slice(
         &self,
@@ -120,8 +121,8 @@ impl<'c> Chunked<'c> {
     }
 
     /// \[4] Copies the totals out that are known in a round: the one that was received, and the one that this
-    /// node has folded in the round before, whose slices are complete since all ranks have arrived at this
-    /// exchange.
+    /// node has folded in the round before. The slices of the latter are complete since all ranks have
+    /// arrived at this exchange.
     fn take_totals(
         &self,
         operands: &Operands<'_>,
@@ -145,9 +146,9 @@ pub(super) struct Operands<'s> {
     seen: Seen<'s>,
     me: usize,
     send: &'s [u8],
-    /// Where the chunk that is shown begins in all operands.
+    /// The offset in all operands at which the chunk that is shown begins.
     start: usize,
-    /// Where the leader's operand of it begins in the area.
+    /// The offset in the area at which the leader's operand of that chunk begins.
     place: usize,
 }
 
@@ -181,7 +182,7 @@ impl<'s> Operands<'s> {
 
 impl Hybrid {
     /// Folds chunk by chunk along the routes: see the head of this file for the steps of a round. All ranks
-    /// of all nodes call this; `to` says which nodes want the result, `recv` is where this rank does.
+    /// of all nodes call this; `to` says which nodes want the result, `recv` is this rank's room for it.
     pub(super) fn fold_chunks(
         &mut self,
         call: &Call,
@@ -199,7 +200,7 @@ impl Hybrid {
         let (mut round, mut unclosed) = (Round::default(), false);
         for number in 0..route.rounds() {
             round = round.next(&route, number);
-            // The deadline counts for each round: a long vector may take longer.
+            // Each round has a deadline of its own: a long vector may take longer.
             let watch = self.node.window_ref().watch(*call);
             if let Some(traffic) = &mut traffic {
                 // [1]
@@ -218,15 +219,15 @@ impl Hybrid {
                 unclosed = true;
             }
         }
-        // The area is free for the next call when the last messages from it have been sent, and all have read
-        // it.
+        // The area is free for the next call when the last messages from it have been sent, and all ranks
+        // have read it.
         let watch = self.node.window_ref().watch(*call);
         let rest = traffic.map_or(Ok(()), |traffic| traffic.finish(&watch));
         rest.map_err(|error| self.failed(call, error))?;
         if unclosed { self.close(call) } else { Ok(()) }
     }
 
-    /// \[2]-\[4] Makes the exchange of one round. Each closes the one before.
+    /// \[2]-\[4] Makes the exchange of one round. Each exchange closes the one before.
     fn fold_round(
         &mut self,
         call: &Call,
@@ -243,8 +244,8 @@ impl Hybrid {
         let offer = Offer { len, payload, target, ..Offer::default() };
         let step = self.node.window().exchange_then(call, offer, |epoch| {
             let operands = chunked.operands(epoch.seen, round.number, mine.start);
-            // [3] All have arrived: the slices of the round before are complete, and nobody reads what it
-            // read then.
+            // [3] All ranks have arrived: the slices of the round before are complete, and no rank reads what
+            // it read in that round.
             if let Some(traffic) = traffic {
                 traffic.depart(&round)?;
                 traffic.expect(round.number + 1, route, watch)?;
@@ -260,10 +261,12 @@ impl Hybrid {
         step.map_err(|error| self.failed(call, error))
     }
 
-    /// Cuts a reduction into chunks. If an element is too large for one, all ranks compute the same and fail.
+    /// Cuts a reduction into chunks. If an element is too large for a chunk, all ranks compute the same and
+    /// fail.
     fn chunked<'c>(&self, call: &Call, send: &'c [u8], fold: &'c Fold<'c>) -> Result<Chunked<'c>> {
         let (n, unit, most) = (send.len(), unit(fold.size), self.longest_chunk());
-        // On a ring two groups of chunks, each with one per node, are under way: with fewer, nodes are idle.
+        // On a ring two groups of chunks, each with one chunk per node, are under way: with fewer, nodes are
+        // idle.
         let best = (n.saturating_mul(WORTH)).isqrt().min(n / (2 * self.layout.nodes()));
         let chunk = best.clamp(LEAST.min(most), most).max(unit.min(most)) / unit * unit;
         if chunk == 0 {
@@ -275,14 +278,14 @@ impl Hybrid {
         Ok(Chunked { send, fold, chunk, unit, me, ranks, store: Store::best(2 * n, ranks) })
     }
 
-    /// Returns the bytes of the longest chunk of which the area of every leader has all places. The same on
-    /// all ranks.
+    /// Returns the length in bytes of the longest chunk for which the area of every leader has all places. It
+    /// is the same on all ranks.
     pub(super) fn longest_chunk(&self) -> usize {
         let least_area = 2 * (self.room + COME);
         CHUNK.min(self.room).min(least_area / PLACES)
     }
 
-    /// Returns the messages of a leader, of which none is under way yet; none in other ranks.
+    /// Returns the messages of a leader, none of which is under way yet; `None` on other ranks.
     pub(super) fn traffic(&self, n: usize, chunk: usize) -> Option<Traffic> {
         let (net, area) = (self.net.clone()?, self.area.as_ref()?);
         let segment = Arc::clone(&self.node.local().segment);
@@ -311,8 +314,9 @@ impl Hybrid {
         Ok(Payload::Staged)
     }
 
-    /// \[2] Shows the operand of a chunk to the node. The leader copies it into its area, unless nobody else
-    /// reads it, and shows the area, which it also opens: all ranks write the slices that they fold there.
+    /// \[2] Shows the operand of a chunk to the node. The leader copies its operand into its area, unless no
+    /// other rank reads it, and shows the area. It also opens the area: all ranks write the slices that they
+    /// fold there.
     pub(super) fn show_operand<'a>(
         &mut self,
         call: &Call,

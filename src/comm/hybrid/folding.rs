@@ -1,5 +1,5 @@
-//! Answers how operands of ranks on several nodes become one. The way depends on the length, the number of
-//! ranks and the order of the fold, which all ranks know after the meeting:
+//! Reduces operands of ranks on several nodes. The algorithm depends on the length, the number of ranks and
+//! the order of the fold, which all ranks know after the meeting:
 //!
 //! | operands | between nodes | folded by |
 //! | --- | --- | --- |
@@ -8,16 +8,16 @@
 //! | middling, in any order | slices to their leaders, totals from them to all | each leader, its slice |
 //! | long | in chunks from node to node | each rank, its slice of each chunk |
 //!
-//! *In rank order* every operand of every rank goes into the first two ways: the left fold over the ranks has
-//! the same bits however these are spread over nodes. A *fast* fold, whose order does not matter, first folds
-//! within each node, so that one operand per node travels.
+//! *In rank order* every operand of every rank goes into the first two algorithms: the left fold over the
+//! ranks has the same bits however the ranks are spread over nodes. A *fast* fold, whose order does not
+//! matter, first folds within each node, so that one operand per node travels.
 //!
 //! *Middling* is Rabenseifner's algorithm (2004) with direct messages instead of halving: as many bytes as a
 //! ring, in few steps.
 //!
-//! *Long* operands have a route from node to node (route.rs). A node folds a chunk onto what it has received
-//! from the node before, and sends it on; the last has the total, which travels on to all nodes that want it
-//! (chunks.rs).
+//! *Long* operands have a route from node to node (route.rs). A node folds its operands of a chunk onto the
+//! chunk that it has received from the node before, and sends the result on; the last node has the total,
+//! which travels on to all nodes that want it (chunks.rs).
 //!
 //! ```text
 //! ordered   fold 0 1 .. k-1, total k-2 .. 0                 the left fold over the ranks
@@ -25,8 +25,8 @@
 //!                                                           link carries 2 (k-1)/k n bytes
 //! ```
 //!
-//! *A function of the user's* may give other bits on other hosts (libm does). Where each rank would fold for
-//! itself, rank 0 folds instead, and tells all: [`Hybrid::fold_told`].
+//! *A user function* may give other bits on other hosts (libm does). Where each rank would fold for itself,
+//! rank 0 folds instead, and tells all: [`Hybrid::fold_told`].
 
 use super::Hybrid;
 use super::chunks::LEAST;
@@ -45,15 +45,16 @@ use crate::shm::element::ALIGN;
 use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 
-/// Every rank folds everything, up to this number of bytes of all nodes (fast) or ranks (ordered) together.
+/// The number of bytes of all nodes (fast) or all ranks (ordered) together up to which every rank folds
+/// everything.
 const WHOLE: usize = 64 << 10;
-/// Fast folds up to this length go in one slice per node: a ring would have many short steps.
+/// The length up to which fast folds go in one slice per node: a ring would have many short steps.
 const AT_ONCE: usize = 16 << 20;
 
 impl Folds for Hybrid {
-    /// Chooses the way by what all ranks know: see the head of this file. Whether operands are carried in the
-    /// records is chosen before the meeting, by the own length; ranks whose lengths differ fail in it, before
-    /// they look at records.
+    /// Chooses the algorithm by what all ranks know: see the head of this file. Whether operands are carried
+    /// in the records is chosen before the meeting, by this rank's own length; ranks whose lengths differ
+    /// fail in the meeting, before they look at records.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         let (n, nodes) = (send.len(), self.layout.nodes());
         // A record has the operands of all ranks of a node, or one fold of them.
@@ -64,7 +65,7 @@ impl Folds for Hybrid {
             return Err(self.differ(call, &met, UNLIKE));
         }
         let parts = if fold.fast { nodes } else { self.size() };
-        // Not for a single root, as all nodes are told the totals; nor where a ring has chunks enough.
+        // Not for a single root, as all nodes are told the totals; nor if a ring has chunks enough.
         let sliced = fold.fast
             && n < 2 * nodes * LEAST
             && n <= AT_ONCE
@@ -86,7 +87,7 @@ impl Folds for Hybrid {
         }
     }
 
-    /// As [`Folds::reduce`]: ranks of a node do not write to each other's blocks.
+    /// Reduces as [`Folds::reduce`] does: ranks of a node do not write to each other's blocks.
     fn reduce_shared(&mut self, call: &Call, send: &[u8], recv: &mut Block, fold: &Fold<'_>) -> Result<()> {
         self.reduce(call, send, Some(recv.bytes_mut()), fold)
     }
@@ -111,7 +112,7 @@ impl Folds for Hybrid {
         Ok(())
     }
 
-    /// A pipeline of nodes, whatever the length: see scan.rs.
+    /// Scans in a pipeline of nodes, whatever the length: see scan.rs.
     fn scan(
         &mut self,
         call: &Call,
@@ -126,14 +127,14 @@ impl Folds for Hybrid {
 }
 
 impl Hybrid {
-    /// Meets. If operands are `carried`, the leader puts those of its node into the record, one after the
-    /// other, or their fold if the order does not matter.
+    /// Meets all ranks. If operands are `carried`, the leader puts those of its node into the record, one
+    /// after the other, or their fold if the order does not matter.
     fn meet_to_fold(&mut self, call: &Call, send: &[u8], fold: &Fold<'_>, carried: bool) -> Result<Met> {
         let n = send.len();
         let payload = if carried { send } else { &[] };
         self.meet(call, (n, fold.id), payload, |shown, room| match carried {
             false => Ok(()),
-            // All ranks find that out when they have met; until then there is nothing to fold.
+            // All ranks find the difference out when they have met; until then there is nothing to fold.
             true if shown.iter().any(|operand| operand.len() != n) => Ok(()),
             true if fold.fast => {
                 let mut sum = Aligned::zeroed(fold, n)?;
@@ -149,7 +150,7 @@ impl Hybrid {
         })
     }
 
-    /// Folds what the records carry: one operand per node, or one per rank in rank order.
+    /// Folds the operands that the records carry: one per node, or one per rank in rank order.
     fn fold_carried(&mut self, call: &Call, met: &Met, recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
         let n = recv.len();
         let parts = if fold.fast { self.layout.nodes() } else { self.size() };
@@ -216,11 +217,12 @@ impl Hybrid {
         recv.map_or(Ok(()), |recv| self.fold_told(call, all, recv, fold))
     }
 
-    /// Folds operands that all ranks have been told: each for itself, unless that might give them different
-    /// bits. Then rank 0 does, and its result goes to the other leaders, and from each to its node.
+    /// Folds operands that all ranks have been told: each rank for itself, unless that might give them
+    /// different bits. In that case rank 0 folds, and its result goes to the other leaders, and from each to
+    /// its node.
     fn fold_told(&mut self, call: &Call, operands: &[u8], recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
         let n = recv.len();
-        // Where ranks get different parts, or only one gets a result, there is nothing to agree on.
+        // If ranks get different parts, or only one gets a result, there is nothing to agree on.
         let for_all = fold.depends_on_host() && matches!(call.verb, Verb::AllReduce | Verb::AllReduceShared);
         if !for_all || self.rank() == 0 {
             fold_all(fold, recv, operands.len() / n, |part| &operands[part * n..(part + 1) * n])?;
@@ -228,8 +230,8 @@ impl Hybrid {
         if !for_all {
             return Ok(());
         }
-        // An all-gather to which only node 0, whose leader is rank 0, brings something: a broadcast in log2
-        // steps.
+        // An all-gather to which only node 0, whose leader is rank 0, contributes: a broadcast in log2 of the
+        // number of nodes steps.
         let mut sizes = vec![0; self.layout.nodes()];
         sizes[0] = n;
         self.leading(call, |net, watch| net.all_gather(recv, &sizes, watch))?;
@@ -239,9 +241,9 @@ impl Hybrid {
 
     /// Folds in one slice per node (a reduce-scatter and an all-gather of leaders):
     /// 1. The node folds to its leader.
-    /// 2. Each leader sends every other its slice of that, and receives its own slice from all, at the same
-    ///    time.
-    /// 3. It folds what it has received, and has the total of its slice.
+    /// 2. Each leader sends every other leader its slice of that fold, and receives its own slice from all,
+    ///    at the same time.
+    /// 3. Each leader folds what it has received, and has the total of its slice.
     /// 4. The leaders tell each other their totals.
     /// 5. A broadcast in the node.
     fn fold_slices(&mut self, call: &Call, send: &[u8], recv: &mut [u8], fold: &Fold<'_>) -> Result<()> {
@@ -258,7 +260,7 @@ impl Hybrid {
         let bound = |node: usize| (n.div_ceil(unit) * node / nodes * unit).min(n);
         let slice_of = |node: usize| bound(node)..bound(node + 1);
         self.leading(call, |net, watch| {
-            // 2. Receives are begun before all sends, in private memory: a place per node, on a boundary for
+            // 2. Receives are begun before all sends, in private memory: a place per node, aligned for
             //    elements.
             let mine = slice_of(node);
             let stride = mine.len().next_multiple_of(ALIGN).max(ALIGN);
@@ -278,7 +280,7 @@ impl Hybrid {
             }
             net.wait(&mut flights, watch)?;
             drop(flights);
-            // 3. In the order of the nodes, the own slice among them.
+            // 3. In the order of the nodes, this node's own slice among them.
             fold_all(fold, sum.bytes_mut(), nodes, |part| match part == node {
                 true => &recv[mine.clone()],
                 false => &came.bytes()[part * stride..][..mine.len()],
@@ -294,7 +296,7 @@ impl Hybrid {
     }
 }
 
-/// Private memory for elements of a reduction, on their boundary.
+/// Private memory for elements of a reduction, aligned for them.
 struct Aligned {
     bytes: Box<[u8]>,
     /// The part that is aligned.
@@ -302,7 +304,7 @@ struct Aligned {
 }
 
 impl Aligned {
-    /// Allocates `len` bytes. An error, not the end of the program, if there is no such memory.
+    /// Allocates `len` bytes. Returns an error, instead of ending the program, if there is no such memory.
     fn zeroed(fold: &Fold<'_>, len: usize) -> Result<Aligned> {
         let align = fold.align.max(ALIGN);
         let bytes = bytemuck::allocation::try_zeroed_slice_box::<u8>(len.saturating_add(align));

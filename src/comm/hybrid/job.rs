@@ -1,7 +1,7 @@
-//! Answers what this process is in its job, the processes that a launcher has started: whether it is in a
-//! world of theirs at the moment, and how it enters and leaves one. The processes of a job must all do the
-//! same; a process that does something alone (a rank's body, a callback) must not involve the others in it,
-//! and one that ends must not leave them waiting.
+//! The part of this process in its job, the processes that a launcher has started: whether it is in a world
+//! of theirs at the moment, and how it enters and leaves one. The processes of a job must all do the same; a
+//! process that does something alone (a rank's body, a callback) must not involve the others in it, and a
+//! process that ends must not leave the others waiting.
 
 use super::mpi::{Mpi, Part};
 use super::net::{Net, Step, end_job, step};
@@ -21,18 +21,18 @@ pub(crate) fn in_world() -> bool {
     Mpi::joined().is_some_and(Mpi::is_busy)
 }
 
-/// Returns whether this is the body of such a rank, or a callback. The other processes do not start what it
-/// starts.
+/// Returns whether the calling code is the body of such a rank, or a callback. The other processes do not
+/// start what that code starts.
 pub(crate) fn in_rank() -> bool {
     CALLBACKS.get() > 0 || Mpi::joined().is_some_and(Mpi::is_in_body)
 }
 
 thread_local! {
-    /// The number of the user's functions that this thread is calling, one inside the other.
+    /// The number of user functions that this thread is calling, one inside the other.
     static CALLBACKS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// While it lives, the process calls a function of the user's that the other processes do not call, or not at
+/// A guard: while it lives, the process calls a user function that the other processes do not call, or not at
 /// the same time.
 pub(crate) struct Callback(());
 
@@ -50,8 +50,8 @@ impl Drop for Callback {
     }
 }
 
-/// Returns the job with its size, which some launchers tell nobody but MPI: this process joins it to learn
-/// that. A job of a single process is none.
+/// Returns the job with its size. Some launchers tell the size to nobody but MPI: this process then joins MPI
+/// to learn it. Returns `None` for a job of a single process.
 pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     match job {
         Some(job) if job.size == 0 => {
@@ -71,8 +71,8 @@ pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     }
 }
 
-/// While it lives, this process is part of a world over nodes: should the program exit before the world ends,
-/// the job is ended, and the others are not left waiting.
+/// A guard: while it lives, this process is part of a world over nodes. If the program exits before the world
+/// ends, the job is ended, and the others are not left waiting.
 pub(crate) struct InWorld(#[expect(dead_code, reason = "ends with the world")] Part);
 
 impl InWorld {
@@ -83,8 +83,8 @@ impl InWorld {
 }
 
 impl Drop for InWorld {
-    /// The process lives on, the world's memory may not: the kernel, and the handler of faults, must write
-    /// there no more.
+    /// Withdraws the world's memory from the kernel and the handler of faults: the process lives on, the
+    /// world's memory may not, and they must write there no more.
     fn drop(&mut self) {
         robust::announce_no_death();
         note_nowhere();
@@ -97,20 +97,20 @@ pub(crate) fn fatal<R>(mpi: &Mpi, error: Error) -> Result<R> {
     Err(error)
 }
 
-/// A communicator of all processes of the job, for a program that is not the body of a launch. All make it
-/// and drop it together: nobody is left waiting for one that has gone on.
+/// A communicator of all processes of the job, for a program that is not the body of a launch. All processes
+/// make it and drop it together: nobody is left waiting for a process that has gone on.
 pub(crate) struct JobComm<'w> {
     pub(crate) comm: Comm<'w>,
     mpi: &'static Mpi,
     seats: Seats,
-    /// The kernel marks the death of this process in its slot's word in `seats`.
+    /// Whether the kernel marks the death of this process in its slot's word in `seats`.
     is_followed: bool,
-    /// Dropped last.
+    /// This process's part in the job. It is dropped last.
     _part: Part,
 }
 
 impl<'w> JobComm<'w> {
-    /// Makes the communicator. All processes of the job call this. From its first step on a failure ends the
+    /// Makes the communicator. All processes of the job call this. A failure from the first step on ends the
     /// job: the others are in the same call, and would wait.
     pub(crate) fn new(flat: bool) -> Result<JobComm<'w>> {
         let mpi = Mpi::join()?;
@@ -118,7 +118,7 @@ impl<'w> JobComm<'w> {
         let made = step(&all, Step::Manager, u64::from(flat))
             .and_then(|context| Seats::find(&all, Plan::default(), flat, context));
         let seats = made.or_else(|error| fatal(mpi, error))?;
-        // The kernel marks a death in one word per thread: that of the first manager's slot.
+        // The kernel marks a death in one word per thread: the word of the first manager's slot.
         let is_followed = !mpi.is_busy();
         seats.world.slots.enter(seats.local, is_followed);
         let _part = mpi.take_part(false);
@@ -136,8 +136,8 @@ impl std::fmt::Debug for JobComm<'_> {
 }
 
 impl Drop for JobComm<'_> {
-    /// Meets the other processes, which must drop theirs too. If this one cannot, because it panics or a call
-    /// has failed, it ends the job instead.
+    /// Meets the other processes, which must drop their communicators too. If this process cannot, because it
+    /// panics or a call has failed, it ends the job instead.
     fn drop(&mut self) {
         let left = match std::thread::panicking() {
             true => Err(Error::option("ParallelManager", "the program panicked")),

@@ -1,15 +1,15 @@
-//! Answers which ranks of a communicator are on which node. All ranks have the same layout, computed from
-//! what the leaders tell each other when the communicator is made; so each can compute what every other one
-//! does.
+//! The layout of a communicator: which of its ranks are on which node. All ranks have the same layout,
+//! computed from what the leaders tell each other when the communicator is made; each rank can therefore
+//! compute what every other rank does.
 
 use crate::error::start_of;
 use crate::os::launcher::host;
 use std::ops::Range;
 
-/// Bytes of a host's name that nodes tell each other.
+/// The length in bytes of the part of a host's name that nodes tell each other.
 const NAME: usize = 64;
-/// Bytes that a node's leader tells the others when a communicator is made: the number of its ranks, its
-/// host's name.
+/// The length in bytes of what a node's leader tells the others when a communicator is made: the number of
+/// the node's ranks, its host's name.
 pub(super) const INTRODUCTION: usize = 8 + NAME;
 
 /// Returns the introduction of this node, with `size` ranks.
@@ -25,19 +25,19 @@ pub(super) fn introduction(size: usize) -> [u8; INTRODUCTION] {
 /// The nodes of a communicator, and the ranks of each.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    /// First rank of each node; at the end the number of all ranks.
+    /// The first rank of each node; at the end the number of all ranks.
     pub(super) firsts: Vec<usize>,
     /// The host of each node, for errors.
     pub(super) hosts: Vec<String>,
-    /// This rank's node.
+    /// The node of this rank.
     pub(super) node: usize,
     /// The number of each rank in the world, which errors name.
     pub(super) numbers: Vec<usize>,
 }
 
 impl Layout {
-    /// Returns the layout that the nodes' introductions, in order, make. `numbers` are the ranks' in the
-    /// world, if they are not all of it.
+    /// Returns the layout that the nodes' introductions, in order, make. `numbers` are the ranks' numbers in
+    /// the world, if the ranks are not the whole world.
     pub(super) fn new(introductions: &[u8], node: usize, numbers: Option<Vec<usize>>) -> Layout {
         let (mut firsts, mut hosts) = (vec![0], Vec::new());
         for record in introductions.chunks(INTRODUCTION) {
@@ -65,7 +65,7 @@ impl Layout {
         self.firsts.partition_point(|&first| first <= rank) - 1
     }
 
-    /// Returns the number in this node of a rank of it.
+    /// Returns the number that a rank of this node has in the node.
     pub(super) fn local(&self, rank: usize) -> Option<usize> {
         (self.node_of(rank) == self.node).then(|| rank - self.firsts[self.node])
     }

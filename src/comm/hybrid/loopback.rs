@@ -1,12 +1,12 @@
-//! Answers how a transport over nodes is tested without MPI: a wire inside one process, in which the
-//! processes of the job are threads.
+//! A wire inside one process, in which the processes of the job are threads: tests of a transport over nodes
+//! need no MPI.
 //!
-//! Messages are queued per sender, receiver and tag, and numbered in the order in which their sends begin;
-//! receives are numbered likewise, and number n takes message n. One lock guards all queues.
+//! Messages are queued per sender, receiver and tag, and numbered in the order in which their sends begin.
+//! Receives are numbered likewise, and number n takes message n. One lock guards all queues.
 //!
 //! A short message is copied when its send begins, and the send has completed at once (MPI's eager protocol).
-//! A longer one, see [`Loopback::job`], completes when it has been received, and its bytes are read no
-//! earlier than that if they lie in a segment: a protocol that relies on the library's buffers waits for
+//! A longer one, see [`Loopback::job`], completes when it has been received; if its bytes lie in a segment,
+//! they are read no earlier than that. A protocol that relies on the library's buffers therefore waits for
 //! ever, and one that writes too early is found out.
 //!
 //! A message is moved by its receiver, in [`Pending::test`]; nothing happens between calls, as with MPI.
@@ -23,16 +23,16 @@ use std::thread::{self, ThreadId};
 #[expect(clippy::disallowed_types, reason = "all threads are of one process")]
 type Lock<T> = std::sync::Mutex<T>;
 
-/// Sender, receiver, tag.
+/// The sender, receiver and tag of a queue.
 type Line = (usize, usize, i32);
 
 /// The messages of a job that were sent and not received.
 struct Job {
     size: usize,
-    /// Sends of more bytes complete when they are received.
+    /// The number of bytes above which a send completes only when it is received.
     eager: usize,
     lines: Lock<Lines>,
-    /// Critical sections so far: see [`Held`].
+    /// The number of critical sections so far: see [`Held`].
     sections: AtomicU32,
 }
 
@@ -47,7 +47,7 @@ struct Held<'j> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // Before the lock is released: fields are dropped after this.
+        // This runs before the lock is released: fields are dropped after it.
         self.sections.fetch_add(1, Ordering::Release);
     }
 }
@@ -75,7 +75,7 @@ struct Lines {
 
 #[derive(Default)]
 struct Queue {
-    /// Sends and receives begun so far.
+    /// The number of sends and of receives begun so far.
     sent: u64,
     posted: u64,
     messages: BTreeMap<u64, Bytes>,
@@ -92,7 +92,7 @@ pub(super) struct Loopback {
     job: Arc<Job>,
     rank: usize,
     thread: OnceLock<ThreadId>,
-    /// Not 0: a flight was dropped before it had completed.
+    /// Not 0 if a flight was dropped before it had completed.
     silenced: AtomicU32,
     contexts: AtomicU32,
 }
@@ -146,7 +146,7 @@ impl Loopback {
         }
     }
 
-    /// Puts a message into its queue. The send has completed when the message is not there any more.
+    /// Puts a message into its queue. The send has completed when the message has left the queue.
     fn begin_send(&'static self, bytes: Bytes, len: usize, to: usize, tag: i32) -> Result<Flight<'static>> {
         assert!(to < self.job.size && (0..=self.largest_tag()).contains(&tag), "to {to}, tag {tag}");
         let line = (self.rank, to, tag);
@@ -168,7 +168,7 @@ impl Loopback {
         Ok(Flight::new(Received { wire: self, line, number, room, completed: false }))
     }
 
-    /// Ends the process's part in the job, after a flight was dropped too early or the job was aborted.
+    /// Ends this process's part in the job, after a flight was dropped too early or the job was aborted.
     fn silence(&self) {
         self.silenced.store(1, Ordering::Relaxed);
     }
@@ -195,7 +195,7 @@ impl Wire for Loopback {
         self.contexts.load(Ordering::Relaxed)
     }
 
-    /// Copies the bytes, however long: nobody can change what is borrowed. Only the completion is that of a
+    /// Copies the bytes, however many: nobody can change what is borrowed. Only the completion is that of a
     /// long message.
     fn send<'b>(&'static self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
         self.begin_send(Bytes::Copied(bytes.to_vec()), bytes.len(), to, tag)
@@ -248,7 +248,7 @@ impl Wire for Loopback {
     fn at_exit(&self, _: Leave) {}
 }
 
-/// Names the culprit when a message does not fit its receive.
+/// The culprit that is named when a message does not fit its receive.
 const PLAN: &str = "the plan of a transfer";
 
 /// A message that was put into its queue.
@@ -260,7 +260,7 @@ struct Sent {
 }
 
 impl Pending for Sent {
-    /// A long message has been sent when its receiver has taken it out of the queue.
+    /// Returns whether the message has been sent: a long one when its receiver has taken it out of the queue.
     fn test(&mut self) -> Result<bool> {
         if !self.completed {
             let lines = self.wire.lines()?;
@@ -279,7 +279,7 @@ impl Drop for Sent {
     }
 }
 
-/// Where a message is received.
+/// The place at which a message is received.
 enum Room<'b> {
     Lent(&'b mut [u8]),
     Lying(Arc<Segment>, Range<usize>),

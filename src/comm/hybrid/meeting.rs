@@ -1,5 +1,5 @@
-//! Answers whether all ranks of all nodes make the same call, with arguments that fit: the meeting at the
-//! beginning of each call.
+//! The meeting at the beginning of each call, which finds out whether all ranks of all nodes make the same
+//! call, with arguments that fit.
 //!
 //! ```text
 //! [1] an exchange of the node's window: all see what their neighbours call, with lengths and digests
@@ -9,15 +9,15 @@
 //! ```
 //!
 //! A record has a fixed length, so leaders need not announce it. Two words stand for a whole node if its
-//! ranks say the same; only where they do not is a list told that grows with the number of ranks.
+//! ranks say the same; only if they do not, a list is told whose length grows with the number of ranks.
 //! Contributions of a few bytes travel in the record, so that such a call needs no other message.
 //!
 //! *No output is written before \[3].* Every rank of every node has the same records then: either all go on,
 //! or all return the same error, and nobody has to be told about it.
 //!
-//! *Wrong arguments of one rank.* It aborts the exchange \[1] of its node, whose leader tells the others a
-//! record that says so in \[2]. They tell their nodes in \[3]. The node that aborted takes no part in \[3],
-//! or in a second message.
+//! *Wrong arguments of one rank.* That rank aborts the exchange \[1] of its node, whose leader tells the
+//! others a record that says so in \[2]. They tell their nodes in \[3]. The node that aborted takes no part
+//! in \[3], or in a second message.
 
 use super::Hybrid;
 use super::layout::Layout;
@@ -26,7 +26,7 @@ use crate::channel::window::{Offer, Payload, Shown, UNCHANGED};
 use crate::comm::transport::{Control, Moves};
 use crate::error::{Error, Result, shortened};
 
-/// Bytes of payload that travel in a record: two cache lines.
+/// The number of bytes of payload that travel in a record: two cache lines.
 pub(super) const CARRIED: usize = 128;
 /// A node's words in a meeting.
 ///
@@ -47,7 +47,7 @@ fn signature(record: &Record) -> Signature {
 
 /// The knowledge of all ranks after a meeting.
 pub(super) struct Met {
-    /// Length and digest of every rank, if a node's ranks differ; else each node's are in its record.
+    /// The length and digest of every rank, if a node's ranks differ; else each node's are in its record.
     words: Option<Vec<[u64; 2]>>,
     records: Vec<Record>,
 }
@@ -61,7 +61,7 @@ impl Met {
         }
     }
 
-    /// Returns lengths and digests by rank.
+    /// Returns the lengths and digests by rank.
     pub(super) fn said(&self, layout: &Layout) -> (Vec<usize>, Vec<u64>) {
         let words = |rank: usize| match &self.words {
             Some(words) => (words[rank][0] as usize, words[rank][1]),
@@ -134,7 +134,7 @@ impl Hybrid {
         Ok(met)
     }
 
-    /// Meets, and fails unless all ranks say the same length and digest.
+    /// Meets all ranks, and fails unless all say the same length and digest.
     pub(super) fn meet_alike(&mut self, call: &Call, said: (usize, u64), problem: &str) -> Result<()> {
         let met = self.meet(call, said, &[], |_, _| Ok(()))?;
         if met.alike() { Ok(()) } else { Err(self.differ(call, &met, problem)) }
@@ -176,9 +176,9 @@ impl Hybrid {
         Ok(Met { words: Some(all), records })
     }
 
-    /// Fails unless all nodes call the same, and none has aborted. All ranks find the same in the same
-    /// records. An abort is an error of this call; different calls end the job, as its ranks have lost each
-    /// other.
+    /// Fails unless all nodes make the same call, and none has aborted. All ranks find the same in the same
+    /// records. An abort is an error of this call; different calls end the job, as its ranks are no longer in
+    /// step.
     fn compare(&self, call: &Call, records: &[Record]) -> Result<()> {
         let place = call.place(self.rank(), self.calls);
         if let Some(node) = records.iter().position(is_abort) {
@@ -211,8 +211,8 @@ impl Hybrid {
         Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
     }
 
-    /// \[2] of a leader whose node has aborted: tells the other nodes that the arguments of one of its ranks
-    /// were wrong. They wait for its record, and must get one of the usual length.
+    /// Performs \[2] in a leader whose node has aborted: tells the other nodes that the arguments of one of
+    /// its ranks were wrong. They wait for its record, and must get one of the usual length.
     pub(super) fn aborted(&self, call: &Call, error: Error) -> Error {
         let Some(net) = &self.net else { return error };
         let mut record: Record = [0; 8 + CARRIED / 8];

@@ -1,13 +1,13 @@
-//! Answers how one rank sends to one other, wherever both are. On one node the message goes through shared
-//! memory (comm/shm/message.rs). Between nodes it goes straight from process to process, past the leaders:
-//! this needs every rank to be a process of the job, which forked workers are not.
+//! Messages from one rank to another, on any nodes. On one node the message goes through shared memory
+//! (comm/shm/message.rs). Between nodes it goes straight from process to process, past the leaders: this
+//! needs every rank to be a process of the job, which forked workers are not.
 //!
-//! A message between nodes is two: a head, with its signature and length, and its bytes. The receiver reads
-//! the head first. If the message is not the one that it asks for, the head is kept (here) and the bytes stay
-//! (in MPI), for a later call.
+//! A message between nodes is two messages of MPI: a head, with the signature and length, and the bytes. The
+//! receiver reads the head first. If the message is not the one that it asks for, the head is kept (here) and
+//! the bytes stay (in MPI), for a later call.
 //!
-//! A sender waits until MPI has taken all bytes, which may be when they have been received. A wait also ends
-//! if a rank of the own node is gone, and at the deadline (`Window::watch`).
+//! A sender waits until MPI has taken all bytes, which may be only when they have been received. A wait also
+//! ends if a rank of this rank's node is gone, and at the deadline (`Window::watch`).
 
 use super::Hybrid;
 use super::net::{Net, Tag};
@@ -17,14 +17,15 @@ use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill};
 
-/// The head of a message: signature (two words), bytes, and whether it is an array that changes hands.
+/// The head of a message: its signature (two words), its length in bytes, and whether it is an array that
+/// changes hands.
 type Head = [u64; 4];
 
-/// The messages between nodes of one rank.
+/// The messages of one rank to and from other nodes.
 pub(super) struct Letters {
-    /// All ranks, if every one is a process of the job.
+    /// The net of all ranks, if every one is a process of the job.
     pub(super) net: Option<Net>,
-    /// For each rank the head of its next message, if it was received and the bytes were not.
+    /// For each rank the head of its next message, if the head was received and the bytes were not.
     heads: Vec<Option<Head>>,
 }
 
@@ -36,7 +37,7 @@ impl Letters {
 }
 
 impl Hybrid {
-    /// Returns the way to a rank of another node, or the error that there is none.
+    /// Returns the net that reaches a rank of another node, or the error that there is none.
     fn net_to(&self, call: &Call, peer: usize) -> Result<Net> {
         self.letters.net.clone().ok_or_else(|| {
             let place = call.place(self.rank(), self.calls);
@@ -49,8 +50,8 @@ impl Hybrid {
         })
     }
 
-    /// Sends head and bytes to a rank of another node. Messages of one tag arrive in the order sent, so the
-    /// receiver finds the bytes behind their head.
+    /// Sends head and bytes to a rank of another node. Messages of one tag arrive in the order sent, so that
+    /// the receiver finds the bytes behind their head.
     fn post(&mut self, call: &Call, to: usize, message: &[u8], array: bool) -> Result<()> {
         let net = self.net_to(call, to)?;
         let watch = self.node.window_ref().watch(*call);
@@ -62,8 +63,8 @@ impl Hybrid {
         sent.map_err(|error| self.failed(call, error))
     }
 
-    /// Waits for the head of the next message from a rank, which must be the one that is asked for; else the
-    /// message stays to be received. Returns the way by which its bytes arrive.
+    /// Waits for the head of the next message from a rank, which must be the message that is asked for; else
+    /// the message can still be received. Returns the net by which its bytes arrive.
     fn head(&mut self, call: &Call, from: usize, len: usize, array: bool) -> Result<Net> {
         let net = self.net_to(call, from)?;
         let watch = self.node.window_ref().watch(*call);
@@ -115,7 +116,7 @@ impl Messages for Hybrid {
         }
     }
 
-    /// Hands the block over within a node; to another node sends its bytes, and drops it.
+    /// Hands the block over within a node; sends its bytes to another node, and drops it.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         match self.layout.local(to) {
             Some(to) => self.node.send_block(call, to, block).map_err(|error| self.placed(call, error)),
@@ -123,13 +124,13 @@ impl Messages for Hybrid {
         }
     }
 
-    /// Takes up a block within a node; from another node receives its bytes into a new block of this rank's
+    /// Takes up a block within a node; receives bytes from another node into a new block of this rank's
     /// heap.
     fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if let Some(from) = self.layout.local(from) {
             return self.node.recv_block(call, from, len).map_err(|error| self.placed(call, error));
         }
-        // The head before the memory: if the heap is full, the message stays to be received.
+        // The head comes before the memory: if the heap is full, the message can still be received.
         self.head(call, from, len, true)?;
         let mut block = self.node.local().heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
         self.take(call, from, block.bytes_mut(), true)?;

@@ -1,18 +1,18 @@
-//! Answers how bytes travel between ranks on several nodes: the ranks of a node share memory (comm/shm), and
-//! one process per node, its leader, does the communication between nodes.
+//! The transport of ranks on several nodes: the ranks of a node share memory (comm/shm), and one process per
+//! node, its leader, does the communication between nodes.
 //!
 //! Ranks are numbered node by node. The leader of a node is its local rank 0. A leader sends straight from
-//! the memory where the ranks of its node show their data, and receives into memory that they read, its area;
+//! the memory where the ranks of its node show their data. It receives into memory that they read, its area;
 //! or in place, if the data is for itself.
 //!
-//! | file | answers |
+//! | file | purpose |
 //! | --- | --- |
-//! | meeting.rs | do all ranks call the same, with lengths that fit? Every collective begins with it |
+//! | meeting.rs | the check that all ranks make the same, fitting call; every collective begins with it |
 //! | moving.rs, plan.rs, carry.rs | collectives that move: a list of moves, cut into pieces, batch by batch |
-//! | folding.rs | reductions: the way depends on the length |
+//! | folding.rs | reductions: the algorithm depends on the length |
 //! | chunks.rs, route.rs, traffic.rs, scan.rs | long operands, chunk by chunk from node to node |
 //! | message.rs | messages between two ranks |
-//! | split.rs, layout.rs, seats.rs, job.rs | which ranks and processes there are, and where |
+//! | split.rs, layout.rs, seats.rs, job.rs | the ranks and processes, and the nodes on which they are |
 //! | net.rs, wire.rs, mpi.rs | messages between processes; loopback.rs stands in for MPI in tests |
 //!
 //! Contributions of a few bytes travel in the records of the meeting. All others are cut into pieces, which
@@ -20,7 +20,7 @@
 //! piece crosses the same link twice.
 //!
 //! *A failure ends the job*: the leader of the node where it is found prints it and calls MPI_Abort. Only
-//! wrong arguments, which are told to all before any output is written, leave the communicator usable.
+//! wrong arguments, which are told to all ranks before any output is written, leave the communicator usable.
 
 mod carry;
 mod chunks;
@@ -62,39 +62,42 @@ use std::rc::Rc;
 /// The transport of ranks on several nodes.
 pub(crate) struct Hybrid {
     node: Shm,
-    /// In the leader: the other leaders.
+    /// The net of all leaders, in the leader only.
     net: Option<Net>,
     layout: Rc<Layout>,
-    /// Bytes that every rank can show at a time: a cell of the largest node, where cells are smallest. The
-    /// same on all ranks, as plans are computed from it.
+    /// The number of bytes that every rank can show at a time: a cell of the largest node, where cells are
+    /// smallest. It is the same on all ranks, as plans are computed from it.
     room: usize,
-    /// Calls so far, alike on all ranks.
+    /// The number of calls so far, alike on all ranks.
     calls: u32,
-    /// In the leader: memory that its node reads, for its own pieces and for those that it receives.
+    /// The memory, in the leader only, that its node reads: for its own pieces and for those that it
+    /// receives.
     area: Option<Area>,
     letters: Letters,
     ways: Ways,
 }
 
-/// The ways between the processes of a communicator.
+/// The connections between the processes of a communicator.
 pub(crate) struct Ways {
     /// The processes of the nodes' leaders.
     pub(crate) leaders: Vec<usize>,
-    /// All ranks of the communicator, if every one is a process of the job.
+    /// The net of all ranks of the communicator, if every one is a process of the job.
     pub(crate) everyone: Option<Net>,
-    /// The first number that no communicator has as context, as far as this rank knows. Communicators that
-    /// were split off each other share the count.
+    /// The first number that no communicator has as context, as far as this rank knows. A communicator and
+    /// those split off it share the count.
     pub(crate) contexts: Rc<Cell<u32>>,
-    /// There are more ranks on this machine than processors. The leader knows, and tells its node.
+    /// Whether there are more ranks on this machine than processors. The leader knows, and tells its node.
     pub(crate) crowded: bool,
 }
 
 impl Hybrid {
-    /// Returns the communicator of the ranks of a node and, by its leader's net, those of other nodes. All
-    /// ranks of all nodes call this. `numbers` are theirs in the world, if they are not all of it.
+    /// Returns the communicator of the ranks of a node and, through its leader's net, of the ranks of other
+    /// nodes. All ranks of all nodes call this. `numbers` are the ranks' numbers in the world, if the ranks
+    /// are not the whole world.
     ///
     /// 1. The leaders tell each other the sizes and hosts of their nodes.
-    /// 2. Each tells its node: first the length of that list and the number of this node, then the list.
+    /// 2. Each leader tells its node: first the length of that list and the number of this node, then the
+    ///    list.
     /// 3. All ranks compute the same layout from it.
     pub(crate) fn new(
         mut node: Shm,
@@ -131,8 +134,8 @@ impl Hybrid {
         f(net, &watch).map_err(|error| self.failed(call, error))
     }
 
-    /// Ends the job after a failed step of a call, unless the failure is wrong arguments: those the leader
-    /// tells the other leaders, who wait for its record in a meeting. Returns the error for this rank's
+    /// Ends the job after a failed step of a call, unless the failure is wrong arguments: the leader tells
+    /// these to the other leaders, which wait for its record in a meeting. Returns the error for this rank's
     /// caller.
     ///
     /// A rank that is no leader only returns the error. Its node's epoch has ended, or ends when its body
@@ -151,8 +154,8 @@ impl Hybrid {
         error
     }
 
-    /// Returns an error of the node's transport as one of this communicator: with its rank and its number of
-    /// the call.
+    /// Returns an error of the node's transport as an error of this communicator: with this rank's number and
+    /// the number of the call in it.
     fn placed(&self, call: &Call, error: Error) -> Error {
         let place = call.place(self.rank(), self.calls);
         match error {
@@ -201,15 +204,15 @@ impl Control for Hybrid {
         self.calls
     }
 
-    /// Releases first the node's ranks, which are in the first exchange of a meeting, then by its leader the
-    /// other nodes.
+    /// Releases first the ranks of this node, which are in the first exchange of a meeting, and then, through
+    /// the leader, the other nodes.
     fn abort(&mut self, call: &Call, error: Error) -> Error {
         self.calls = self.calls.wrapping_add(1);
         let error = self.node.abort(call, error);
         self.failed(call, error)
     }
 
-    /// A meeting and nothing more: it returns when all ranks of all nodes have arrived.
+    /// Makes a meeting and nothing more: returns when all ranks of all nodes have arrived.
     fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
         self.meet_alike(call, (0, digest), call.differs())?;
         Ok(Agreed::alone())

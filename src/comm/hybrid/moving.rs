@@ -1,5 +1,5 @@
-//! Answers what a collective that moves consists of: a list of moves (plan.rs), which all ranks enumerate
-//! alike from the lengths told in the meeting.
+//! The collectives that move. Each is a list of moves (plan.rs), which all ranks enumerate alike from the
+//! lengths told in the meeting.
 //!
 //! ```text
 //! [1] meet: lengths and digests; contributions of up to INLINE bytes, gathered in the record of their node
@@ -8,12 +8,12 @@
 //!     else: pieces travel batch by batch (carry.rs)
 //! ```
 //!
-//! The lists go through all contributions at once, a piece of each at a time: in a batch many ranks send, and
+//! The lists go through all contributions at once, a piece of each at a time: in a batch many ranks send and
 //! all nodes receive, instead of one after the other.
 //!
 //! A piece within a node is copied straight from where its sender shows it. A piece for another node is sent
-//! from there by the leader, and copied out of the area of the receiving node; if it is for the leader
-//! itself, it is received in place.
+//! from there by the leader, and copied out of the area of the receiving node; a piece for the leader itself
+//! is received in place.
 
 use super::Hybrid;
 use super::meeting::{CARRIED, Met};
@@ -27,12 +27,13 @@ use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 
 impl Hybrid {
-    /// \[1] Meets. The leader puts the contributions of its node into the record, one after the other in the
-    /// order of the ranks, if all fit; [`Hybrid::deliver`] finds out from the lengths whether they did.
+    /// \[1] Meets all ranks. The leader puts the contributions of its node into the record, one after the
+    /// other in the order of the ranks, if all fit; [`Hybrid::deliver`] finds out from the lengths whether
+    /// they did.
     fn meet_to_move(&mut self, call: &Call, len: usize, digest: usize, send: &[u8]) -> Result<Met> {
         let payload = if send.len() <= INLINE { send } else { &[] };
         self.meet(call, (len, digest as u64), payload, |shown, room| {
-            // A longer contribution is not shown, and counts nothing here; then no record is used.
+            // A longer contribution is not shown, and counts nothing here; in that case no record is used.
             if shown.iter().map(|part| part.len()).sum::<usize>() <= CARRIED {
                 let mut rest = room;
                 for part in shown {
@@ -46,8 +47,8 @@ impl Hybrid {
     }
 
     /// \[3] Carries out the moves of contributions whose lengths `brings` tells: from the records if all
-    /// nodes' contributions were short, else piece by piece. All ranks know all lengths, so all choose the
-    /// same.
+    /// nodes' contributions were short, else piece by piece. All ranks know all lengths, so that all choose
+    /// the same.
     fn deliver(
         &mut self,
         call: &Call,
@@ -82,7 +83,8 @@ impl Hybrid {
 }
 
 impl Moves for Hybrid {
-    /// One move per piece, from root to all others. Pieces travel in the ring of nodes, each link once.
+    /// Makes one move per piece, from root to all others. Pieces travel in the ring of nodes, over each link
+    /// once.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let (root, len) = (call.root, data.len());
         let met = self.meet_to_move(call, len, 0, if self.rank() == root { data } else { &[] })?;
@@ -104,10 +106,10 @@ impl Moves for Hybrid {
         }
     }
 
-    /// Moves from each rank to root; root's own part is one of them.
+    /// Makes moves from each rank to root; root's own part is one of them.
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
-        // Root's digest is that of the lengths that it expects: all ranks compare it with those that were
-        // told.
+        // Root's digest is that of the lengths that it expects: all ranks compare it with the lengths that
+        // were told.
         let digest = recv.as_ref().map_or(0, |(_, counts)| digest_of(counts.iter().copied(), 0));
         let met = self.meet_to_move(call, send.len(), digest as usize, send)?;
         let (lens, digests) = met.said(&self.layout);
@@ -131,7 +133,7 @@ impl Moves for Hybrid {
         self.deliver(call, &met, |rank| lens[rank], moves, send, recv.map_or(&mut [], |(recv, _)| recv))
     }
 
-    /// As [`Moves::gather`], into the block as into private memory: nobody but root writes it.
+    /// Gathers as [`Moves::gather`] does, into the block as into private memory: nobody but root writes it.
     fn gather_shared(
         &mut self,
         call: &Call,
@@ -141,10 +143,10 @@ impl Moves for Hybrid {
         self.gather(call, send, recv.map(|(block, counts)| (block.bytes_mut(), counts)))
     }
 
-    /// Moves from each rank to all others; a rank's own part, which such a move leaves out, is copied at
-    /// once.
+    /// Makes moves from each rank to all others; a rank's own part, which such a move leaves out, is copied
+    /// at once.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
-        // Each rank's digest is its room, which must be the sum of all parts.
+        // Each rank's digest is the length of its room, which must be the sum of all parts.
         let room = recv.len();
         let met = self.meet_to_move(call, send.len(), room, send)?;
         let (lens, digests) = met.said(&self.layout);
@@ -170,11 +172,12 @@ impl Moves for Hybrid {
         self.deliver(call, &met, |rank| lens[rank], moves, send, recv)
     }
 
-    /// Moves from root to each rank, root included.
+    /// Makes moves from root to each rank, root included.
     fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root) = (self.rank(), call.root);
         let send = if me == root { send } else { &[] };
-        // Each rank's digest is the length that it wants; all compute the places of all parts from these.
+        // Each rank's digest is the length that it wants; all ranks compute the places of all parts from
+        // these.
         let met = self.meet_to_move(call, send.len(), recv.len(), send)?;
         let (sent, wanted) = met.said(&self.layout);
         let wants = wanted.iter().try_fold(0usize, |sum, &want| sum.checked_add(want as usize));
@@ -198,8 +201,8 @@ impl Moves for Hybrid {
         self.deliver(call, &met, |rank| sent[rank], moves, send, recv)
     }
 
-    /// Moves between all pairs. They are ordered by the distance of receiver and sender: a stretch of the
-    /// list has every rank as sender once, and as receiver once, so that no rank has all of a batch.
+    /// Makes moves between all pairs. They are ordered by the distance of receiver and sender: a stretch of
+    /// the list has every rank as sender once, and as receiver once, so that no rank has all of a batch.
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let met = self.meet_to_move(call, send.len(), 0, send)?;
         if !met.alike() {

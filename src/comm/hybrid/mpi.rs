@@ -1,7 +1,6 @@
-//! Answers how bytes get from process to process by MPI: the wire of a job ([`Wire`]). The only file that
-//! names rsmpi.
+//! The wire of a job ([`Wire`]): how bytes get from process to process by MPI. No other file names rsmpi.
 //!
-//! rsmpi's safe face waits for all requests at the end of a scope. Here sends and receives of an exchange are
+//! rsmpi's safe interface waits for all requests at the end of a scope. Here sends and receives of an exchange are
 //! begun in one place and completed in another, from shared memory, so its foreign functions are used
 //! directly. One thread of a process calls MPI (MPI_THREAD_FUNNELED): the one that joined the job.
 //!

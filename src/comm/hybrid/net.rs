@@ -1,16 +1,16 @@
-//! Answers how some processes of a job tell each other things: the leaders of a communicator's nodes, or all
-//! processes. Each is a node here, known by its place in a list.
+//! Communication between some processes of a job: the leaders of a communicator's nodes, or all processes.
+//! Each process is a node here, known by its place in a list.
 //!
-//! - Messages between two of them, of any length, told apart by a tag, and by the communicator's context from
-//!   those of other communicators.
+//! - Messages between two nodes, of any length, told apart by a tag, and from those of other communicators by
+//!   the communicator's context.
 //! - Records told by all to all ([`Net::tell`], [`Net::all_gather`]): Bruck's algorithm, in log2 of the
 //!   number of nodes steps.
 //! - Waits ([`Patience`]): MPI wakes nobody, so a wait looks, yields, and in the end sleeps between looks.
-//!   Every wait has a watch, by which it also ends if something has happened that makes it vain.
+//!   Every wait has a watch, which also ends it if something has happened that makes it vain.
 //! - The steps that all processes of a job must take together ([`step`]), and the end of the job.
 
 use super::wire::{Flight, LARGEST, Wire};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::os::launcher::host;
 use crate::os::process;
 use crate::os::procfs;
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Tag {
-    /// Told by all to all: heads of a call, parts of an all-gather.
+    /// A part that all tell to all: heads of a call, parts of an all-gather.
     Told,
     /// A piece of a contribution, to its place.
     Piece,
@@ -34,11 +34,11 @@ pub(crate) enum Tag {
     Passed,
     /// A chunk of a fold that is not complete.
     Partial,
-    /// A chunk that is.
+    /// A chunk of a fold that is complete.
     Total,
-    /// A message's head, and what follows it.
+    /// The head of a message, and the bytes that follow it.
     Letter,
-    /// Results of a node, to root.
+    /// The results of a node, to root.
     Result,
     /// A sweep's question to root, and root's answer.
     Ask,
@@ -49,12 +49,12 @@ const TAGS: i32 = 16;
 /// tags (2^24: MPICH has 2^28, Open MPI 2^31, some providers of libfabric 2^20).
 const CONTEXTS: i32 = 1 << 20;
 
-/// Returns the number of contexts of which all tags are within the largest one.
+/// Returns the number of contexts whose tags are all within the largest one.
 fn contexts(largest_tag: i32) -> i32 {
     (largest_tag / TAGS).min(CONTEXTS)
 }
 
-/// The whole job's own context: see [`leave_job`].
+/// The context of the whole job: see [`leave_job`].
 const JOB: i32 = 0;
 
 /// Nodes that communicate, each by one process of the job.
@@ -71,7 +71,7 @@ pub(crate) struct Net {
     looks: u32,
 }
 
-/// Called again and again during a wait; an error makes the wait vain, and ends it.
+/// The watch of a wait, called again and again while it lasts; an error makes the wait vain, and ends it.
 pub(crate) type Watch<'a> = &'a dyn Fn() -> Result<()>;
 
 impl Net {
@@ -83,7 +83,7 @@ impl Net {
     }
 
     /// Returns the net of these processes, of which this is the `me`-th; `context` tells their messages from
-    /// others'. `crowded`: other processes need this processor while this one waits.
+    /// those of others. `crowded` says that other processes need this processor while this one waits.
     ///
     /// # Errors
     /// If this MPI has too few tags for the context.
@@ -114,7 +114,7 @@ impl Net {
         Net::new(self.wire, processes, me, context, crowded)
     }
 
-    /// Prints why, and ends all processes of the job.
+    /// Prints `error`, and ends all processes of the job.
     pub(super) fn end_job(&self, error: &Error) {
         end_job(self.wire, error);
     }
@@ -167,7 +167,7 @@ impl Net {
     }
 
     /// Waits until all messages have been sent, or received. After an error some are still under way:
-    /// dropping them silences the wire ([`Flight`]), so the job must end.
+    /// dropping them silences the wire ([`Flight`]), so that the job must end.
     pub(crate) fn wait(&self, flights: &mut [Flight<'_>], watch: Watch<'_>) -> Result<()> {
         let mut patience = Patience { looks: 0, spins: self.looks, since: None };
         for flight in flights {
@@ -178,8 +178,8 @@ impl Net {
         Ok(())
     }
 
-    /// Sends any amount, in messages that MPI can count, each when the one before has been sent. The receiver
-    /// asks for as many bytes by [`Net::recv_all`], and so for the same messages.
+    /// Sends any number of bytes, in messages that MPI can count, each when the one before has been sent. The
+    /// receiver asks for as many bytes by [`Net::recv_all`], and therefore for the same messages.
     pub(crate) fn send_all(&self, bytes: &[u8], to: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
         for part in bytes.chunks(LARGEST) {
             self.wait(&mut [self.send(part, to, tag)?], watch)?;
@@ -187,7 +187,7 @@ impl Net {
         Ok(())
     }
 
-    /// Receives any amount: see [`Net::send_all`].
+    /// Receives any number of bytes: see [`Net::send_all`].
     pub(crate) fn recv_all(&self, bytes: &mut [u8], from: usize, tag: Tag, watch: Watch<'_>) -> Result<()> {
         for part in bytes.chunks_mut(LARGEST) {
             self.wait(&mut [self.recv(part, from, tag)?], watch)?;
@@ -195,19 +195,19 @@ impl Net {
         Ok(())
     }
 
-    /// Gives every node's part, in order of the nodes and `sizes` long, to all nodes: each node's own part is
-    /// at its place in `all` when it calls this, all parts are afterwards.
+    /// Gives every node's part to all nodes, in order of the nodes. The parts are `sizes` long. Before the
+    /// call each node's own part is at its place in `all`; after it all parts are.
     ///
-    /// Bruck et al. 1997. After step s a node has the parts of 2^(s+1) nodes: its own, and those of the nodes
-    /// that follow it. In step s it receives what the node 2^s further on has so far, and sends what itself
-    /// has to the node 2^s before. The last step takes only what is missing.
+    /// The algorithm is that of Bruck et al. 1997. After step s a node has the parts of 2^(s+1) nodes: its
+    /// own, and those of the nodes that follow it. In step s it receives what the node 2^s further on has so
+    /// far, and sends what it has to the node 2^s before. The last step takes only what is missing.
     pub(crate) fn all_gather(&self, all: &mut [u8], sizes: &[usize], watch: Watch<'_>) -> Result<()> {
         let (nodes, me) = (self.size(), self.me);
         if nodes == 1 {
             return Ok(());
         }
-        // A copy that begins with the own part: what this node has is one stretch then, and so is what it
-        // sends.
+        // The copy begins with this node's own part: the parts that this node has are one stretch then, and
+        // so are those that it sends.
         let size = |step: usize| sizes[(me + step) % nodes];
         let start: usize = sizes[..me].iter().sum();
         let mut turned = vec![0; all.len()];
@@ -219,21 +219,21 @@ impl Net {
             let going: usize = (0..take).map(size).sum();
             let (mine, rest) = turned.split_at_mut(bytes);
             let (to, from) = ((me + nodes - have) % nodes, (me + have) % nodes);
-            // Both at once, the receive first: no node waits for one that has not begun to receive.
+            // Both begin at once, the receive first: no node waits for one that has not begun to receive.
             let mut flights =
                 [self.recv(&mut rest[..coming], from, Tag::Told)?, self.send(&mine[..going], to, Tag::Told)?];
             self.wait(&mut flights, watch)?;
             have += take;
             bytes += coming;
         }
-        // Back into the order of the nodes.
+        // The parts go back into the order of the nodes.
         let tail = all.len() - start;
         kernel::copy(&mut all[start..], &turned[..tail], Store::Cached);
         kernel::copy(&mut all[..start], &turned[tail..], Store::Cached);
         Ok(())
     }
 
-    /// Tells this node's record to all, and returns those of all, in order of the nodes.
+    /// Tells this node's record to all nodes, and returns the records of all, in order of the nodes.
     pub(crate) fn tell<const N: usize>(&self, record: [u8; N], watch: Watch<'_>) -> Result<Vec<[u8; N]>> {
         let mut all = vec![[0; N]; self.size()];
         all[self.me] = record;
@@ -242,12 +242,12 @@ impl Net {
     }
 }
 
-/// The watch of a wait that nothing but its messages ends (or the end of the job).
+/// Returns `Ok`: the watch of a wait that only its messages end (or the end of the job).
 pub(crate) fn always() -> Result<()> {
     Ok(())
 }
 
-/// The next common step of all processes of a job; all must take the same.
+/// The next common step of all processes of a job; all must take the same step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Step {
@@ -257,9 +257,9 @@ pub(crate) enum Step {
     Manager,
 }
 
-/// Makes sure that all processes of the job take the same step, with the same number (the way, a digest of
-/// rows ...). Returns the first context that none of them has used. All compare the same words: if one
-/// differs, all fail.
+/// Makes sure that all processes of the job take the same step, with the same number (of the run's options, a
+/// digest of rows ...). Returns the first context that none of them has used. All processes compare the same
+/// words: if one differs, all fail.
 pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     // Some MPIs start threads with the first messages; a later fork must not be refused for their sake.
     let (contexts, told) = procfs::vouching(|| -> Result<_> {
@@ -293,17 +293,31 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
     }
 }
 
-/// Prints why, and ends all processes of the job.
+/// The pause of a process before it tells an error that follows from another rank's failure. The process that
+/// knows the first failure has mostly ended the job by then. Each process waits a little longer than the one
+/// before it, so that a single one speaks if nobody knows more.
+const GIVING_WAY: Duration = Duration::from_millis(200);
+const EACH: Duration = Duration::from_millis(10);
+
+/// Pauses, if the error follows from another rank's failure.
+pub(crate) fn give_way(wire: &dyn Wire, error: &Error) {
+    if error.kind() == ErrorKind::Peer {
+        std::thread::sleep(GIVING_WAY + EACH * wire.rank().min(100) as u32);
+    }
+}
+
+/// Prints `error`, and ends all processes of the job.
 pub(crate) fn end_job(wire: &dyn Wire, error: &Error) {
     if wire.is_own() {
+        give_way(wire, error);
         let rank = wire.rank();
         wire.abort(&format!("phalanx: process {rank} on {}: {error}; the job is ended\n", host()));
     }
 }
 
-/// Meets the other processes when the program exits, so that none leaves the job before all do. If this one
-/// is still part of a world, or the others do something else, the job is ended: they would wait for it for
-/// ever. Returns whether MPI may be finalised.
+/// Meets the other processes when the program exits, so that none leaves the job before all do. If this
+/// process is still part of a world, or the others do something else, the job is ended: they would wait for
+/// this one for ever. Returns whether MPI may be finalised.
 fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     let left = match busy {
         false => step(&Net::job(wire), Step::Exit, 0),
@@ -312,20 +326,20 @@ fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     left.inspect_err(|error| end_job(wire, error)).is_ok()
 }
 
-/// The wait of a process for another node: it looks, then lets others run, and in the end sleeps between
-/// looks.
+/// The wait of a process for another node: the process looks, then lets others run, and in the end sleeps
+/// between looks.
 struct Patience {
     looks: u32,
-    /// Looks before it lets others run.
+    /// The number of looks before it lets others run.
     spins: u32,
     since: Option<Instant>,
 }
 
-/// Looks while others need this processor. (A sum by three leaders on two processors takes 11.5 ms if they
-/// spin, 0.4 to 1.1 ms if they yield.)
+/// The number of looks while others need this processor. (A sum by three leaders on two processors takes 11.5
+/// ms if they spin, 0.4 to 1.1 ms if they yield.)
 const LOOKS: u32 = 10;
-/// After this time without news it sleeps between looks: for a hundredth of the time that it has waited,
-/// within these limits.
+/// The time without news after which the process sleeps between looks: for a hundredth of the time that it
+/// has waited, within these limits.
 const AWAKE: Duration = Duration::from_millis(2);
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(50);

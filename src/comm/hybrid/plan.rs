@@ -1,28 +1,30 @@
-//! Answers which pieces of a collective that moves go where, and in which batch. Pure arithmetic on lengths
-//! that all ranks know; carry.rs carries it out.
+//! The plan of a collective that moves: which pieces go where, and in which batch. Pure arithmetic on lengths
+//! that all ranks know; carry.rs carries the plan out.
 //!
 //! A collective is a list of [`Move`]s, which all ranks enumerate in the same order (moving.rs). It is cut
 //! into batches. Each is the longest beginning of the rest of the list that fits into the cell of every rank
 //! that sends and into the area of every node that receives (and has at most [`MOST`] moves).
 //!
-//! All ranks compute all limits, also those of nodes in which they are not: so every batch has the same moves
-//! everywhere, and each side of a message knows that it is sent, and how long it is, without a word from the
-//! other. A node keeps only the pieces in which it takes part, and skips batches in which it has none.
+//! All ranks compute all limits, also those of nodes in which they are not. Every batch therefore has the
+//! same moves everywhere, and each side of a message knows that it is sent, and how long it is, without a
+//! word from the other. A node keeps only the pieces in which it takes part, and skips batches in which it
+//! has none.
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
 use std::iter::Peekable;
 use std::ops::Range;
 
-/// Bytes of a node's area for the pieces that it receives in a batch.
+/// The size in bytes of the part of a node's area for the pieces that it receives in a batch.
 pub(super) const COME: usize = 1 << 20;
-/// Longest piece: on a link of 100 Gbit/s it takes 20 us, as long as a message's way.
+/// The length of the longest piece: on a link of 100 Gbit/s it takes 20 us, as long as the latency of a
+/// message.
 pub(super) const PIECE: usize = 256 << 10;
-/// Largest number of pieces in a batch, of all nodes.
+/// The largest number of pieces in a batch, of all nodes.
 const MOST: usize = 1 << 14;
 
-/// One stretch of bytes on its way: bytes `at..at + len` of the contribution of `from`, to the place from
-/// `to_at` on in the buffer of `to`; if that is none, in the buffers of all ranks but `from`.
+/// One stretch of bytes to be moved: bytes `at..at + len` of the contribution of `from`, to the place from
+/// `to_at` on in the buffer of `to`; if that is `None`, in the buffers of all ranks but `from`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Move {
     pub(super) from: usize,
@@ -33,7 +35,7 @@ pub(super) struct Move {
 }
 
 impl Move {
-    /// Returns whether this rank gets it. (A move for all does not go to its sender.)
+    /// Returns whether this rank gets the bytes. (A move for all does not go to its sender.)
     pub(super) fn is_for(&self, me: usize) -> bool {
         self.to.map_or(self.from != me, |to| to == me)
     }
@@ -43,17 +45,18 @@ impl Move {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub(super) of: Move,
-    /// Its number in the batch: the order of messages between two nodes.
+    /// The number of the piece in the batch: the order of messages between two nodes.
     pub(super) number: usize,
-    /// Its offset in what its sender shows in the batch: its pieces, one after the other.
+    /// The offset of the piece in what its sender shows in the batch: the sender's pieces, one after the
+    /// other.
     pub(super) shown: usize,
-    /// Its offset in this node's area, if it is received there.
+    /// The offset of the piece in this node's area, if it is received there.
     pub(super) come: Option<usize>,
 }
 
 impl Layout {
-    /// Returns the nodes that receive a move: those of its receivers, without its sender's, which needs no
-    /// message.
+    /// Returns the nodes that receive a move: those of its receivers, without the sender's node, which needs
+    /// no message.
     pub(super) fn nodes_to(&self, of: Move) -> impl Iterator<Item = usize> {
         let (from, to) = (self.node_of(of.from), of.to.map(|to| self.node_of(to)));
         (0..self.nodes()).filter(move |&node| node != from && to.is_none_or(|to| to == node))
@@ -75,7 +78,7 @@ impl Layout {
     /// Takes the next moves that fit into every cell (of `cell` bytes) and every node's area, and returns
     /// those in which this node takes part. One move always fits: no piece is longer than a cell or an area.
     pub(super) fn batch(&self, moves: &mut Peekable<impl Iterator<Item = Move>>, cell: usize) -> Vec<Piece> {
-        // Bytes that each rank shows, and that each node receives in its area, in this batch so far.
+        // The bytes that each rank shows, and that each node receives in its area, in this batch so far.
         let (mut shown, mut come) = (vec![0; self.size()], vec![0; self.nodes()]);
         let (mut batch, mut number) = (Vec::new(), 0);
         while let Some(&of) = moves.peek().filter(|_| number < MOST) {
@@ -105,8 +108,8 @@ impl Layout {
     }
 }
 
-/// Returns disjoint parts of a buffer, in the order given, all to be written at the same time. Parts that
-/// overlap, or reach beyond the end, are an error.
+/// Returns disjoint parts of a buffer, in the order given, all to be written at the same time. Returns an
+/// error if parts overlap, or reach beyond the end.
 pub(super) fn carve<'a>(mut rest: &'a mut [u8], parts: &[Range<usize>]) -> Result<Vec<&'a mut [u8]>> {
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|&part| parts[part].start);

@@ -1,5 +1,5 @@
-//! Answers where each chunk of a long reduction is in which round. Pure arithmetic, the same on all ranks;
-//! chunks.rs does the work.
+//! The routes of the chunks of a long reduction: at which node each chunk is in which round. Pure arithmetic,
+//! the same on all ranks; chunks.rs does the work.
 //!
 //! With k nodes, chunk c is
 //!
@@ -10,8 +10,8 @@
 //! | fast | (c + 1 + h) mod k, h = 0 .. k-1 | r + 2 h | (c + 1 + h) mod k, h = 0 .. k-2 | r + 2 k + 2 h |
 //!
 //! On the ring of the fast fold (Patarasuk and Yuan 2009) chunks go in groups of k, which start at k
-//! different nodes: in every round each node folds one. Two groups are under way in alternate rounds, as a
-//! chunk needs two rounds per node: group g begins in round r = 2 k floor(g / 2) + g mod 2.
+//! different nodes: in every round each node folds one chunk. Two groups are under way in alternate rounds,
+//! as a chunk needs two rounds per node: group g begins in round r = 2 k floor(g / 2) + g mod 2.
 //!
 //! Each step of a chunk is two rounds after the one before, so that a message has a whole round to arrive.
 
@@ -27,9 +27,9 @@ pub(super) struct Route {
 /// The nodes that want the result, and the order of the fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// All, folded in rank order.
+    /// All nodes, folded in rank order.
     Ordered,
-    /// All.
+    /// All nodes, folded in any order.
     Fast,
     /// The ranks of one node, folded in rank order.
     By(usize),
@@ -39,11 +39,11 @@ pub(super) enum Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stop {
     pub(super) chunk: usize,
-    /// The node from which it is received; none where the route begins.
+    /// The node from which the chunk is received; `None` where the route begins.
     pub(super) from: Option<usize>,
-    /// The node to which it is sent next; none where the route ends.
+    /// The node to which the chunk is sent next; `None` where the route ends.
     pub(super) next: Option<usize>,
-    /// The fold is complete here, or was before: a total leaves this node, not a partial fold.
+    /// Whether the fold is complete here, or was before: a total leaves this node, not a partial fold.
     pub(super) total: bool,
 }
 
@@ -119,7 +119,7 @@ mod tests {
 
     /// Follows all chunks from node to node: each is folded once by every node, in an allowed order, and its
     /// total is received once by every node that wants it; each message is sent in an earlier round than the
-    /// one for which it is received.
+    /// round for which it is received.
     #[test]
     fn every_chunk_is_folded_by_all_and_comes_to_all_who_want_it() {
         for nodes in 2..7 {

@@ -1,4 +1,4 @@
-//! Answers how scans work over nodes: a pipeline in the order of the nodes, chunk by chunk.
+//! Scans over nodes: a pipeline in the order of the nodes, chunk by chunk.
 //!
 //! ```text
 //! [1] the leader receives the fold of all operands of the nodes before this one
@@ -8,10 +8,11 @@
 //! ```
 //!
 //! \[3] is before \[4], so that the next node can begin. The received fold is always the first operand: the
-//! fold goes over all ranks from the left, however they are spread over nodes.
+//! fold goes over all ranks from the left, however the ranks are spread over nodes.
 //!
-//! Places of the leader's area are those of traffic.rs. A fold is received for round t where that of t - 2
-//! was: all ranks have arrived at the exchange of t - 1 before \[1] of t, and so have read it.
+//! The places of the leader's area are those of traffic.rs. A fold is received for round t at the place of
+//! that of t - 2: all ranks have arrived at the exchange of t - 1 before \[1] of t, and so have read the
+//! earlier fold.
 
 use super::Hybrid;
 use super::chunks::Chunked;
@@ -27,8 +28,8 @@ use crate::shm::kernel::Store;
 use std::ops::Range;
 
 impl Hybrid {
-    /// Scans chunk by chunk: each node folds its operands onto the fold of the nodes before, and sends that
-    /// on.
+    /// Scans chunk by chunk: each node folds its operands onto the fold of the nodes before, and sends the
+    /// result on.
     pub(super) fn scan_chunks(
         &mut self,
         call: &Call,
@@ -52,7 +53,7 @@ impl Hybrid {
         if send.is_empty() { Ok(()) } else { self.close(call) }
     }
 
-    /// \[1]-\[4] of one chunk, whose result is `recv`.
+    /// Carries out \[1]-\[4] for one chunk, whose result is `recv`.
     fn scan_round(
         &mut self,
         call: &Call,
@@ -84,7 +85,7 @@ impl Hybrid {
                 Some(rank) => operands.of(rank, range.start + within.start..range.start + within.end),
             };
             // [3] One place is enough: only the leader uses it, and the message from it has been sent at the
-            // end.
+            // end of the round.
             if let Some(traffic) = traffic.filter(|_| !last) {
                 let [dst] = epoch.opened([0], chunked.place(folded(0), range.len()))?;
                 fold.in_rank_order(dst, None, Store::Cached, chunked.ranks + first, part)?;
@@ -92,7 +93,7 @@ impl Hybrid {
                 let flight = traffic.net.send_at(&traffic.segment, place, node + 1, Tag::Partial)?;
                 traffic.land(Some(flight), &watch)?;
             }
-            // [4] An exclusive scan leaves rank 0 of all nodes nothing to fold.
+            // [4] In an exclusive scan rank 0 of all nodes has nothing to fold.
             let count = first + chunked.me + usize::from(inclusive);
             if count > 0 {
                 fold.in_rank_order(recv, None, Store::Cached, count, part)?;

@@ -1,4 +1,4 @@
-//! Answers on which nodes the processes of a job are, and which ranks they become.
+//! The seats of the processes of a job: the nodes on which they are, and the ranks that they become.
 //!
 //! Processes that can map each other's memory make a node. Ranks are numbered node by node, in the order of
 //! the nodes' first processes: process 0 is rank 0.
@@ -25,28 +25,29 @@ use std::cell::Cell;
 use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Where the processes of a job are, and the world of this one's node.
+/// The nodes and ranks of the processes of a job, and the world of this process's node.
 pub(crate) struct Seats {
     /// The memory that the processes of this node share.
     pub(crate) world: World,
     /// This process's rank in its node.
     pub(crate) local: usize,
-    /// Its rank among all.
+    /// This process's rank in the job.
     pub(crate) rank: usize,
-    /// Processes of each node.
+    /// The processes of each node.
     pub(crate) nodes: Vec<Vec<usize>>,
     /// All processes in the order of ranks.
     pub(crate) order: Vec<usize>,
-    /// There are more ranks on this machine than processors.
+    /// Whether there are more ranks on this machine than processors.
     pub(crate) crowded: bool,
-    /// The context of the communicator of all, and the first that neither it nor one split off it has.
+    /// The context of the communicator of all processes, and the first context that neither it nor a
+    /// communicator split off it has.
     pub(crate) context: u32,
     pub(crate) contexts: Rc<Cell<u32>>,
 }
 
 impl Seats {
-    /// \[1]-\[4] Finds this process's place; all processes of the job call this. `flat`: each is a node of
-    /// its own, so that all data goes through messages.
+    /// \[1]-\[4] Finds this process's seat; all processes of the job call this. If `flat`, each process is a
+    /// node of its own, so that all data goes through messages.
     pub(crate) fn find(all: &Net, plan: Plan, flat: bool, context: u32) -> Result<Seats> {
         let key = if flat { all.me as u64 } else { neighbourhood() };
         let keys = all.tell(key.to_ne_bytes(), &always)?;
@@ -94,7 +95,7 @@ impl Seats {
         Ok(Seats { world, local, rank, order, crowded, nodes, context, contexts })
     }
 
-    /// Returns the communicator of all processes: over shared memory alone if all are on one node.
+    /// Returns the communicator of all processes; if all are on one node, it works over shared memory alone.
     pub(crate) fn comm<'w>(&self, mpi: &'static Mpi, seat: Rc<Local>) -> Result<Comm<'w>> {
         let shm = Shm::new(&self.world, self.local, seat)?;
         if self.nodes.len() == 1 {
@@ -120,12 +121,12 @@ fn neighbourhood() -> u64 {
 }
 
 /// Returns whether there are more ranks on this machine than processors that they may run on. All processes
-/// of the job ask together, each for its number of ranks: a process may be bound to one processor, and
-/// several hosts may be containers of one machine.
+/// of the job make this call together, each with its number of ranks: a process may be bound to one
+/// processor, and several hosts may be containers of one machine.
 ///
-/// It is crowded if all its ranks are more than the processors of all masks together, or the ranks confined
-/// to this process's mask more than those of the mask, or the ranks of this host more than the cgroup quota
-/// allows.
+/// The machine is crowded if all its ranks are more than the processors of all masks together, or the ranks
+/// confined to this process's mask more than the processors of the mask, or the ranks of this host more than
+/// the cgroup quota allows.
 pub(crate) fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
     // The record: kernel (which tells machines apart), host (containers), ranks, and the processors of this
     // process's mask.
@@ -140,7 +141,7 @@ pub(crate) fn is_crowded(all: &Net, ranks: usize) -> Result<bool> {
         let (ranks, mask) = (theirs[2] as usize, &theirs[3..]);
         here += ranks;
         in_host += if theirs[1] == host { ranks } else { 0 };
-        // Ranks that may use no other processors than this process may.
+        // These ranks may use no other processors than this process may.
         confined += if mask.iter().zip(&mine).all(|(theirs, mine)| theirs & !mine == 0) { ranks } else { 0 };
         union.iter_mut().zip(mask).for_each(|(word, theirs)| *word |= theirs);
     }

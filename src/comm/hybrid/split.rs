@@ -1,4 +1,4 @@
-//! Answers how some ranks of a communicator over nodes get one of their own.
+//! Splits communicators off a communicator over nodes.
 //!
 //! ```text
 //! [1] all-gather   colour, key and first free context of every rank: all compute the same groups
@@ -9,12 +9,12 @@
 //! ```
 //!
 //! *Numbers follow the keys*, and a transport over nodes numbers its ranks node by node. If the order that is
-//! asked for goes to and fro between nodes (the group is *woven*), each rank of it stands for a node of its
-//! own, and all of them are leaders.
+//! asked for goes to and fro between nodes (the group is *woven*), each rank of the group stands for a node
+//! of its own, and all of them are leaders.
 //!
 //! *Messages are told apart* by a context, a number that is a part of their tags. Each rank knows the first
-//! that it has not used; the largest of these is one that none of them has used. Groups of one split have the
-//! same: they have no rank in common.
+//! context that it has not used; the largest of these is one that none of the ranks has used. Groups of one
+//! split have the same context: they have no rank in common.
 
 use super::layout::Layout;
 use super::net::Net;
@@ -28,18 +28,18 @@ use std::rc::Rc;
 /// The requests of all ranks in a split: what they told each other in \[1].
 struct Asked {
     /// For each rank: whether it names a colour, the colour, the key, and the first context that is free to
-    /// it.
+    /// the rank.
     all: Vec<[u64; 4]>,
     layout: Rc<Layout>,
 }
 
 /// The ranks that get a communicator together.
 struct Group {
-    /// In the order of their new numbers.
+    /// The members in the order of their new numbers.
     members: Vec<usize>,
     /// The nodes in the order of the members, each once if a node's members follow each other.
     nodes: Vec<usize>,
-    /// The order goes to and fro between nodes: each rank stands for a node of its own.
+    /// Whether the order goes to and fro between nodes: each rank then stands for a node of its own.
     woven: bool,
 }
 
@@ -68,8 +68,8 @@ impl Asked {
         }
     }
 
-    /// \[2] Returns a rank that would have to lead a node of its group, and cannot communicate. `everyone`:
-    /// every rank is a process of the job; else only leaders of this communicator are.
+    /// \[2] Returns a rank that would have to lead a node of its group, and cannot communicate. If
+    /// `everyone`, every rank is a process of the job; else only the leaders of this communicator are.
     fn mute(&self, everyone: bool) -> Option<usize> {
         let named = (0..self.all.len()).filter(|&rank| self.all[rank][0] == 1);
         named.into_iter().find(|&rank| {
@@ -87,7 +87,7 @@ impl Asked {
 }
 
 impl Splits for Hybrid {
-    /// See the head of this file for the steps.
+    /// Splits: see the head of this file for the steps.
     fn split(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Box<dyn Transport>>> {
         // [1]
         let mine =
@@ -96,13 +96,13 @@ impl Splits for Hybrid {
         self.all_gather(call, bytemuck::cast_slice(&mine), bytemuck::cast_slice_mut(&mut all))?;
         let asked = Asked { all, layout: Rc::clone(&self.layout) };
         self.ways.contexts.set(asked.context() + 1);
-        // [2] Before any node has begun to build: all ranks return this error, and the communicator stays
-        // usable.
+        // [2] This is before any node has begun to build: all ranks return this error, and the communicator
+        // stays usable.
         if let Some(rank) = asked.mute(self.ways.everyone.is_some()) {
             return Err(self.cannot_lead(call, rank));
         }
-        // [3] A colour within the node for each part: a group's first member names it, or a rank that stands
-        // for itself.
+        // [3] Each part has a colour within the node: the number of the group's first member, or of a rank
+        // that stands for itself.
         let (me, group) = (self.rank(), asked.group(self.rank()));
         let local = colour.map(|_| if group.woven { 2 * me as u64 + 1 } else { 2 * group.members[0] as u64 });
         let Some(mut node) = self.split_node(call, local, key)? else { return Ok(None) };
@@ -137,8 +137,9 @@ impl Hybrid {
         self.node.split_off(call, colour, key).map_err(|error| self.unfinished(error))
     }
 
-    /// Ends the job after a failure in \[3] or \[4]: other ranks may have the communicator already, and would wait for
-    /// this one in its first call. A rank that is no leader ends its node's epoch, by which its leader learns of it.
+    /// Ends the job after a failure in \[3] or \[4]: other ranks may have the communicator already, and would
+    /// wait for this rank in its first call. A rank that is no leader ends its node's epoch, from which its
+    /// leader learns of the failure.
     fn unfinished(&mut self, error: Error) -> Error {
         let error = self.node.window().end(error);
         if let Some(net) = &self.net {
@@ -147,8 +148,8 @@ impl Hybrid {
         error
     }
 
-    /// \[4] Returns this rank's ways in a group over several nodes, and in a leader that to the other
-    /// leaders.
+    /// \[4] Returns this rank's connections in a group over several nodes, with those of a leader to the
+    /// other leaders.
     fn ways_of(&self, asked: &Asked, group: &Group) -> Result<(Option<Net>, Ways)> {
         let (me, context, crowded) = (self.rank(), asked.context(), self.ways.crowded);
         let process = |&rank: &usize| match &self.ways.everyone {

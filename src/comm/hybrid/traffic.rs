@@ -1,5 +1,5 @@
-//! Answers where chunks are in the leader's area, and which of its messages are under way: the leader's side
-//! of the rounds of chunks.rs, whose steps are cited here.
+//! The leader's side of the rounds of chunks.rs, whose steps are cited here: the places of chunks in the
+//! leader's area, and its messages that are under way.
 //!
 //! ```text
 //! places, of round t   written                                 read                             again
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! *Ranks are done with a place* that they read in the exchange of round t when they have arrived at a later
-//! exchange. There is one in round t + 1, if only for that ([`Round::is_idle`]): the leader writes the place
-//! no earlier than \[3] of that round.
+//! exchange. There is such an exchange in round t + 1, if only for that ([`Round::is_idle`]): the leader
+//! writes the place no earlier than \[3] of that round.
 //!
 //! *Messages are done with a place* when they have been sent: the leader waits for that before it receives a
 //! total there again (`expect`), and before ranks fold there again (`arrive`).
@@ -26,14 +26,14 @@ use crate::shm::segment::Segment;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Places for folded chunks: one is written, one is complete, the others are under way.
+/// The number of places for folded chunks: one is written, one is complete, the others are under way.
 const FOLDED: usize = 4;
-/// Places for totals: one is read, one is being received, one is being passed on. (With two, a node would
-/// wait until a total has been passed on before it receives the next one, and so would the node that it
-/// passes it to: all around the ring.)
+/// The number of places for totals: one is read, one is being received, one is being passed on. (With two, a
+/// node would wait until a total has been passed on before it receives the next one. The node to which it
+/// passes the total would wait too: all around the ring.)
 const TOTALS: usize = 3;
-/// Places of a chunk in the leader's area: operands and partial folds for two rounds in turn, totals, folded
-/// chunks.
+/// The number of places of a chunk in the leader's area: operands and partial folds for two rounds in turn,
+/// totals, folded chunks.
 pub(super) const PLACES: usize = 4 + TOTALS + FOLDED;
 
 /// Returns the place of the leader's operand in a round.
@@ -66,7 +66,7 @@ pub(super) struct Round {
     pub(super) comes: Option<Stop>,
     /// The chunk that was folded in the round before.
     pub(super) folded: Option<Stop>,
-    /// A total was received for the round before: ranks may still be reading it.
+    /// Whether a total was received for the round before: ranks may still be reading it.
     came: bool,
 }
 
@@ -78,33 +78,33 @@ impl Round {
     }
 
     /// Returns whether the round needs no exchange: the ranks of the node neither read nor write the area in
-    /// it, and have not done so in the round before.
+    /// this round, and have not done so in the round before.
     pub(super) fn is_idle(&self) -> bool {
         self.folds.is_none() && self.comes.is_none() && self.folded.is_none() && !self.came
     }
 }
 
-/// The messages that a leader has under way. They are from and to shared memory, which no borrow can protect
-/// while ranks use other places of it: the table above does.
+/// The messages that a leader has under way. They are sent from and received into shared memory, which no
+/// borrow can protect while ranks use other places of it: the table above does.
 pub(super) struct Traffic {
     pub(super) net: Net,
     pub(super) segment: Arc<Segment>,
-    /// Where the area begins in it.
+    /// The offset of the area in the segment.
     pub(super) base: usize,
-    /// Bytes of the operand, and of a chunk.
+    /// The length in bytes of the operand, and of a chunk.
     n: usize,
     chunk: usize,
-    /// Being received for the next round.
+    /// The messages that are being received for the next round.
     partial: Option<Flight<'static>>,
     total: Option<Flight<'static>>,
-    /// Being sent from each place of totals, and of folded chunks.
+    /// The messages that are being sent from each place of totals, and of folded chunks.
     passed: [Option<Flight<'static>>; TOTALS],
     folded: [Option<Flight<'static>>; FOLDED],
 }
 
 impl Traffic {
-    /// Returns no messages yet, of a leader whose area begins at `base` of the segment and has places for
-    /// chunks.
+    /// Returns the traffic, with no messages yet, of a leader whose area begins at `base` of the segment and
+    /// has places for chunks.
     pub(super) fn new(net: Net, segment: Arc<Segment>, base: usize, (n, chunk): (usize, usize)) -> Traffic {
         let (passed, folded) = (std::array::from_fn(|_| None), std::array::from_fn(|_| None));
         Traffic { net, segment, base, n, chunk, partial: None, total: None, passed, folded }
@@ -116,7 +116,7 @@ impl Traffic {
         at..at + len
     }
 
-    /// Returns the bytes of a chunk.
+    /// Returns the length of a chunk in bytes.
     fn len(&self, chunk: usize) -> usize {
         ((chunk + 1) * self.chunk).min(self.n) - chunk * self.chunk
     }
@@ -126,8 +126,8 @@ impl Traffic {
         flight.map_or(Ok(()), |flight| self.net.wait(&mut [flight], watch))
     }
 
-    /// \[1] Waits for what is received for a round, and until the place to which the ranks fold in it has
-    /// been sent from.
+    /// \[1] Waits for the messages that are received for a round, and until the message from the place to
+    /// which the ranks fold in that round has been sent.
     pub(super) fn arrive(&mut self, round: usize, watch: Watch<'_>) -> Result<()> {
         let (partial, total) = (self.partial.take(), self.total.take());
         self.land(partial, watch)?;
@@ -137,7 +137,7 @@ impl Traffic {
     }
 
     /// \[3] Begins to send the chunk folded in the round before, and to pass on the total that was received
-    /// for this one.
+    /// for this round.
     pub(super) fn depart(&mut self, round: &Round) -> Result<()> {
         if let Some((stop, next)) = round.folded.and_then(|stop| Some((stop, stop.next?))) {
             let before = round.number - 1;
@@ -153,7 +153,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// \[3] of the round before: begins to receive for a round.
+    /// \[3] Begins, in the round before, to receive for a round.
     pub(super) fn expect(&mut self, round: usize, route: &Route, watch: Watch<'_>) -> Result<()> {
         if let Some((from, chunk)) = route.folds(round).and_then(|stop| Some((stop.from?, stop.chunk))) {
             let place = self.place(partial(round), self.len(chunk));

@@ -1,6 +1,5 @@
-//! Answers what the engine needs of a message-passing library: the interface to messages between the
-//! processes of a job. One file implements it per library: mpi.rs for MPI, loopback.rs for tests, whose
-//! processes are threads.
+//! The interface to a message-passing library: messages between the processes of a job. One file implements
+//! it per library: mpi.rs for MPI, loopback.rs for tests, whose processes are threads.
 //!
 //! Between two processes the messages of one tag arrive in the order sent, and the n-th receive that was
 //! begun gets the n-th message. A receive asks for exactly as many bytes as the message has.
@@ -30,8 +29,8 @@ pub(crate) trait Wire {
     /// Returns whether the calling process is the one that joined the job, not a child that it has forked.
     fn is_own(&self) -> bool;
 
-    /// Returns the first context that no communicator of this process has used: messages of an earlier world
-    /// are never taken for those of a later one.
+    /// Returns the first context that no communicator of this process has used, by which messages of an
+    /// earlier world are never taken for those of a later one.
     fn contexts(&self) -> u32;
 
     /// Begins to send `bytes` to process `to`.
@@ -40,7 +39,8 @@ pub(crate) trait Wire {
     /// Begins to receive a message as long as `bytes` from process `from`.
     fn recv<'b>(&'static self, bytes: &'b mut [u8], from: usize, tag: i32) -> Result<Flight<'b>>;
 
-    /// Begins to send the bytes at `place` of a segment. Nobody writes there until the flight has completed.
+    /// Begins to send the bytes at `place` of a segment. Nobody may write there until the flight has
+    /// completed.
     fn send_at(
         &'static self,
         segment: &Arc<Segment>,
@@ -49,7 +49,7 @@ pub(crate) trait Wire {
         tag: i32,
     ) -> Result<Flight<'static>>;
 
-    /// Begins to receive into the bytes at `place` of a segment. Nobody uses them until the flight has
+    /// Begins to receive into the bytes at `place` of a segment. Nobody may use them until the flight has
     /// completed.
     fn recv_at(
         &'static self,
@@ -69,8 +69,8 @@ pub(crate) trait Wire {
     fn at_exit(&self, leave: Leave);
 }
 
-/// Takes leave of the job's other processes; `busy`: this one is still part of a world. Returns whether the
-/// library may be shut down.
+/// A function that takes leave of the job's other processes. `busy` says that this process is still part of a
+/// world. Returns whether the library may be shut down.
 pub(crate) type Leave = fn(wire: &'static dyn Wire, busy: bool) -> bool;
 
 /// One message under way; its bytes stay borrowed until it has completed.
@@ -82,7 +82,7 @@ pub(crate) struct Flight<'b>(Box<dyn Pending + 'b>);
 
 /// The side of a [`Flight`] that a wire implements. Dropping it before it has completed silences the wire.
 pub(crate) trait Pending {
-    /// Returns whether the message has been sent, or received; once it has, always.
+    /// Returns whether the message has been sent, or received; once it has been, the answer stays true.
     fn test(&mut self) -> Result<bool>;
 }
 

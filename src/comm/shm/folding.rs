@@ -1,5 +1,4 @@
-//! Answers how the operands of several ranks become one: reductions and scans of one node, folded in rank
-//! order.
+//! Reduces the operands of the ranks of one node: reductions and scans, folded in rank order.
 //!
 //! No partial result travels from rank to rank, as in a tree or a ring: every rank reads the operands where
 //! their owners show them. The calls differ in which rank folds which part:
@@ -12,14 +11,14 @@
 //! | reduce_scatter | its part of all operands | 1 per section |
 //! | scan | the operands of the ranks up to its own | 1 per chunk |
 //!
-//! An exchange more closes what is read or written in shared memory (channel/window.rs).
+//! One more exchange closes operands that are read, or targets that are written, in shared memory
+//! (channel/window.rs).
 //!
-//! *Ranks that disagree find out together.* The way follows from the length of the operand alone. Ranks that
-//! give different lengths choose different ways, but each way begins with an exchange whose heads hold length
-//! and fold: all ranks compare the same heads, and fail before any of them writes output.
+//! *Ranks that disagree find out together.* The algorithm follows from the length of the operand alone. Ranks
+//! that give different lengths choose different algorithms, but each begins with an exchange whose heads hold
+//! length and fold: all ranks compare the same heads, and fail before any of them writes output.
 //!
-//! A fold may call a function of the user's, which may panic amid an exchange: the window then ends the
-//! epoch.
+//! A fold may call a user function, which may panic amid an exchange: the window then ends the epoch.
 
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
@@ -35,15 +34,17 @@ use crate::shm::arena::Block;
 use crate::shm::kernel::Store;
 use std::rc::Rc;
 
-/// Up to this many bytes (for two ranks; less for more) every rank folds everything: one exchange instead of
-/// two. For two ranks slicing begins to win here (PERFORMANCE, at 256 KiB: 9.2 us flat, 11 us sliced).
+/// The number of bytes (for two ranks; less for more) up to which every rank folds everything: one exchange
+/// instead of two. For two ranks slicing begins to win here (PERFORMANCE, at 256 KiB: 9.2 us flat, 11 us
+/// sliced).
 const FLAT: usize = 256 << 10;
 impl Folds for Shm {
-    /// Chooses the way by the length of the operand.
+    /// Chooses the algorithm by the length of the operand.
     ///
-    /// Up to [`INLINE`] bytes, it travels in the mark with the head. Up to [`FLAT`] (less for more ranks) and
-    /// a cell, it is shown whole: every rank reads all operands, but in a single exchange. A longer one is
-    /// sliced: each rank reads about as many bytes as one operand has, of all operands and of the result.
+    /// An operand of up to [`INLINE`] bytes travels in the mark with the head. One of up to [`FLAT`] (less
+    /// for more ranks) and a cell is shown whole: every rank reads all operands, but in a single exchange. A
+    /// longer one is sliced: each rank reads about as many bytes as one operand has, of all operands and of
+    /// the result.
     fn reduce(&mut self, call: &Call, send: &[u8], recv: Option<&mut [u8]>, fold: &Fold<'_>) -> Result<()> {
         if send.len() <= INLINE {
             self.fold_inline(call, send, recv, fold)
@@ -124,7 +125,7 @@ impl Folds for Shm {
             let offer = Offer { len: send.len(), digest, payload, target: None };
             let done = self.window.exchange(call, offer, |epoch| {
                 alike(call, epoch)?;
-                // If nobody stages, the part can be folded to its end now; else this round's section of it.
+                // If no rank stages, the part can be folded to its end now; else this round's section of it.
                 let whole = (0..size).all(|peer| !epoch.seen.is_staged(peer));
                 let to = if whole { counts[me] } else { (round + section).min(counts[me]) };
                 let range = round.min(to)..to;
@@ -152,7 +153,7 @@ impl Folds for Shm {
     /// Folds the operands of the ranks up to this one, chunk by chunk.
     ///
     /// Every rank shows its operand, and reads those of the ranks before it. There is no chain of partial
-    /// results: the last rank reads all operands, but nobody waits for the fold of another one.
+    /// results: the last rank reads all operands, but no rank waits for the fold of another.
     fn scan(
         &mut self,
         call: &Call,
@@ -212,7 +213,8 @@ impl Shm {
                     inline.bytes()
                 };
                 match rank {
-                    // Also a single operand goes through the fold: a logical operation makes a truth of it.
+                    // A single operand goes through the fold too: a logical operation makes a truth value of
+                    // it.
                     0 if epoch.seen.size() == 1 => fold.one(recv, operand)?,
                     0 => recv.copy_from_slice(operand),
                     _ => fold.onto(recv, operand)?,
@@ -244,8 +246,8 @@ impl Shm {
         })
     }
 
-    /// Returns how many bytes of whole elements go through `room` at a time. If not one element does, tells
-    /// the peers and fails; as they compute the same, all ranks fail.
+    /// Returns how many bytes of whole elements go through `room` at a time. If not a single element does,
+    /// tells the peers and fails; as they compute the same, all ranks fail.
     pub(super) fn fitting(&mut self, call: &Call, room: usize, element: usize) -> Result<usize> {
         match room / unit(element) * unit(element) {
             0 => {

@@ -1,5 +1,5 @@
-//! Answers how one rank sends to one other: over the ring from the first to the second (channel/ring.rs),
-//! which is made at the first send.
+//! Messages from one rank to another: over the ring from the first to the second (channel/ring.rs), which is
+//! made at the first send.
 //!
 //! | message | travels | copies |
 //! | --- | --- | --- |
@@ -23,15 +23,15 @@ use crate::shm::arena::Block;
 use std::time::Instant;
 
 impl Shm {
-    /// Returns when a call that begins now stops waiting.
+    /// Returns the time at which a call that begins now stops waiting.
     fn deadline(&self) -> Option<Instant> {
         self.window.world().plan.until()
     }
 
     /// Waits for the next frame from a peer, which must be of this call's kind; it stays in the ring.
     ///
-    /// The wait is for the frame before all else: one that has arrived is received, also if its sender has
-    /// left since or the epoch has ended.
+    /// A frame that has arrived comes before all other reasons to end the wait: it is received, even if its
+    /// sender has left since or the epoch has ended.
     fn frame(&mut self, call: &Call, from: usize) -> Result<Frame> {
         self.window.is_own(call)?;
         let deadline = self.deadline();
@@ -51,14 +51,14 @@ impl Shm {
 }
 
 impl Messages for Shm {
-    /// Copies the message into the ring, as it gets room there. Returns when the last frame is in the ring,
-    /// received or not: so a long message waits for its receiver, a short one mostly does not.
+    /// Copies the message into the ring, as the ring gets room. Returns when the last frame is in the ring,
+    /// received or not: a long message therefore waits for its receiver, a short one mostly does not.
     fn send(&mut self, call: &Call, to: usize, message: &[u8]) -> Result<()> {
         if to == self.rank() {
             self.mail.send(call, message);
             return Ok(());
         }
-        // The ring may have room, so that no wait would find out that the epoch is over.
+        // The ring may have room, in which case no wait would find out that the epoch is over.
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
         let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
@@ -102,7 +102,7 @@ impl Messages for Shm {
     }
 
     /// Hands the block over: sets it off, so that nobody holds it, and sends its place, by which the receiver
-    /// takes it up. Only bytes of the frame are copied.
+    /// takes it up. Only the bytes of the frame are copied.
     fn send_block(&mut self, call: &Call, to: usize, block: Block) -> Result<()> {
         if to == self.rank() {
             self.mail.send_block(call, block);
@@ -112,8 +112,9 @@ impl Messages for Shm {
         let (at, total) = (block.offset() as u64, block.bytes().len() as u64);
         let deadline = self.deadline();
         let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
-        // Before the frame is in the ring: its receiver may be quicker than this rank's next line. From here
-        // on dropping `block` counts nothing down; if the frame cannot be sent, its memory is not used again.
+        // This is before the frame is in the ring: its receiver may be quicker than this rank's next line.
+        // From here on dropping `block` counts nothing down; if the frame cannot be sent, its memory is not
+        // used again.
         if !block.set_off() {
             return Err(self.wrong(call, "others hold this array too"));
         }
@@ -124,8 +125,8 @@ impl Messages for Shm {
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 
-    /// Takes up the block whose place is in the next frame. It stays in the sender's heap, which uses its
-    /// memory again when this rank has dropped it.
+    /// Takes up the block whose place is in the next frame. The block stays in the sender's heap, which
+    /// uses its memory again when this rank has dropped the block.
     fn recv_block(&mut self, call: &Call, from: usize, len: usize) -> Result<Block> {
         if from == self.rank() {
             let place = call.place(from, self.window.sequence());
@@ -140,7 +141,7 @@ impl Messages for Shm {
             return Err(self.wrong(call, problem));
         }
         let block = Block::take_up(&self.local.segment, frame.at as usize, frame.total as usize);
-        // Also if the place is wrong: the frame could not be received by any other call either.
+        // This is done even if the place is wrong: the frame could not be received by any other call either.
         self.rings.reader(from).advance();
         block
     }

@@ -1,5 +1,5 @@
-//! Answers how bytes travel between ranks that share a segment: each collective is a few exchanges through a
-//! [`Window`] (channel/window.rs).
+//! The transport of ranks that share a segment: each collective is a few exchanges through a [`Window`]
+//! (channel/window.rs).
 //!
 //! An *exchange* is a round of all ranks of a communicator: each rank publishes something, waits until all
 //! peers have published, and reads what it needs of that. The window is a rank's view of these rounds, and no
@@ -246,8 +246,8 @@ fn all_payloads<'a>(seen: &Seen<'a>, ranks: Range<usize>) -> Result<Vec<Shown<'a
 
 /// Returns a digest of lengths in their order: ranks compare one word of the head instead of a list.
 ///
-/// The digest begins with `seed`, for what else ranks must agree on: reductions pass `Fold::id`, which tells
-/// functions apart, so that one word compares both. It is 0 where the lengths are all.
+/// The digest begins with `seed`, for other things on which ranks must agree: reductions pass `Fold::id`,
+/// which tells functions apart, so that one word compares both. It is 0 if the lengths are all.
 pub(crate) fn digest_of(lens: impl Iterator<Item = usize>, seed: u64) -> u64 {
     lens.fold(seed, |digest, len| xxh3_64_with_seed(&(len as u64).to_le_bytes(), digest))
 }

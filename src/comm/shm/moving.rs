@@ -1,4 +1,4 @@
-//! Answers how contributions reach the ranks that want them, unchanged: every receiver pulls.
+//! Moves contributions to the ranks that want them, unchanged: every receiver pulls.
 //!
 //! | call | who shows | who reads what |
 //! | --- | --- | --- |
@@ -11,11 +11,11 @@
 //!
 //! Data goes straight from the memory where it is shown to its place in the receiver's buffer: one copy if it
 //! is in shared memory already, two if its owner stages it (pull.rs) or puts it into its mark. Places are
-//! computed from the lengths and digests in the heads of the call, which are the same on all ranks: if they
-//! do not fit each other, every rank finds that out, and copies nothing.
+//! computed from the lengths and digests in the heads of the call, which are the same on all ranks: if
+//! lengths and digests do not fit each other, every rank finds that out, and copies nothing.
 //!
-//! Copies are streamed past the caches where the call moves more than these hold. They are ordered before the
-//! call returns: if the receiver's buffer is in shared memory, peers may read it after a later call.
+//! Copies are streamed past the caches if the call moves more than the caches hold. They are ordered before
+//! the call returns: if the receiver's buffer is in shared memory, peers may read it after a later call.
 
 use crate::channel::call::Call;
 use crate::channel::window::{Offer, Payload, Seen, Shown};
@@ -31,8 +31,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 impl Moves for Shm {
-    /// Root shows its data, in place or piece by piece; every other rank copies it from there to its `data`.
-    /// All read the same bytes at the same time: there is no tree, as memory serves all readers.
+    /// Lets root show its data, in place or piece by piece; every other rank copies it from there to its
+    /// `data`. All read the same bytes at the same time: there is no tree, as memory serves all readers.
     fn broadcast(&mut self, call: &Call, data: &mut [u8]) -> Result<()> {
         let len = data.len();
         let alike = |seen: &Seen<'_>| match seen.alike() {
@@ -52,9 +52,9 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// All ranks but root show their parts; root copies each to its place. Its own part it copies between the
-    /// exchanges, while the others stage theirs: hence [`Eager::Short`], which shows nothing of a long part
-    /// with the first heads.
+    /// Lets all ranks but root show their parts; root copies each to its place. Root copies its own part
+    /// between the exchanges, while the others stage theirs: hence [`Eager::Short`], which shows nothing of a
+    /// long part with the first heads.
     ///
     /// Root's head has the digest of the lengths that it expects, so all ranks learn whether they send those.
     fn gather(&mut self, call: &Call, send: &[u8], recv: Option<(&mut [u8], &[usize])>) -> Result<()> {
@@ -105,9 +105,9 @@ impl Moves for Shm {
         })
     }
 
-    /// Every rank shows its part, and copies those of all peers, and its own, to `recv`. The heads have the
-    /// parts' lengths, from which each rank computes their places; and as digests the rooms, which must be
-    /// the sum of the parts on every rank.
+    /// Lets every rank show its part, and copy the parts of all peers, and its own, to `recv`. The heads have
+    /// the parts' lengths, from which each rank computes their places, and as digests the lengths of the
+    /// rooms, which must be the sum of the parts on every rank.
     fn all_gather(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let room = recv.len();
         // Filled by `check`, which runs when the heads are seen and before the first piece is copied.
@@ -134,8 +134,8 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// Root shows all parts, one after the other; every rank copies its own. The digests of the heads are the
-    /// lengths that the ranks want, from which each computes where its part begins.
+    /// Lets root show all parts, one after the other; every rank copies its own. The digests of the heads are
+    /// the lengths that the ranks want, from which each rank computes where its part begins.
     fn scatter(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, root, room) = (self.rank(), call.root, recv.len());
         // Where this rank's part begins. Set by `check`, before the first piece is copied.
@@ -155,7 +155,7 @@ impl Moves for Shm {
         let store = Store::best(2 * room, self.size());
         let share = Share { head: (len, room as u64), shown, own: shown, eager: Eager::Piece };
         self.pull_all(call, &share, check, |local, peer, at, bytes| {
-            // A piece is a stretch of all parts: copy what it has of this rank's, if anything.
+            // A piece is a stretch of all parts: copy what it has of this rank's part, if anything.
             let (want, have) = (start.get()..start.get() + room, at..at + bytes.len());
             let (from, to) = (want.start.max(have.start), want.end.min(have.end));
             if peer == root && from < to {
@@ -167,12 +167,12 @@ impl Moves for Shm {
         Ok(())
     }
 
-    /// Every rank shows its blocks, and copies the one for itself from each peer.
+    /// Lets every rank show its blocks, and copy the block for itself from each peer.
     ///
-    /// Not a pull of pull.rs: its pieces follow each other, so that only one peer at a time would find its
-    /// bytes in a cell. Here a cell has a section for every rank ([`Shm::sections`]), and all copy at once,
-    /// one section of each block per round. A rank whose blocks are short or in shared memory shows all in
-    /// round 0, and nothing in the others.
+    /// This is not a pull of pull.rs: the pieces of a pull follow each other, so that only one peer at a time
+    /// would find its bytes in a cell. Here a cell has a section for every rank ([`Shm::sections`]), and all
+    /// copy at once, one section of each block per round. A rank whose blocks are short or in shared memory
+    /// shows all in round 0, and nothing in the others.
     fn all_to_all(&mut self, call: &Call, send: &[u8], recv: &mut [u8]) -> Result<()> {
         let (me, size) = (self.rank(), self.size());
         let (block, section) = (send.len() / size, self.window.member().cell / size);
@@ -204,7 +204,7 @@ impl Moves for Shm {
                         };
                         local.copy(&mut recv[peer * block + at..][..bytes.len()], bytes, store);
                     }
-                    // All ranks see the same heads: the rounds end everywhere if nobody stages.
+                    // All ranks see the same heads: the rounds end everywhere if no rank stages.
                     Ok((0..size).all(|peer| !epoch.seen.is_staged(peer)))
                 },
             )?;
@@ -216,7 +216,7 @@ impl Moves for Shm {
     }
 }
 
-/// Fails, on all ranks alike, unless the ranks send what root expects: its digest must be that of their
+/// Fails, on all ranks alike, unless the ranks send what root expects: root's digest must be that of their
 /// lengths.
 fn gather_agrees(call: &Call, seen: &Seen<'_>) -> Result<()> {
     let lens = digest_of((0..seen.size()).map(|peer| seen.len(peer)), 0);

@@ -1,5 +1,5 @@
-//! Answers how contributions of any length pass through cells of a fixed one: the exchanges under broadcast,
-//! gather, scatter and all-gather. Each rank shows its contribution, and pulls from what its peers show.
+//! Passes contributions of any length through cells of a fixed length: the exchanges under broadcast, gather,
+//! scatter and all-gather. Each rank shows its contribution, and pulls from what its peers show.
 //!
 //! ```text
 //! [1] first exchange    heads with all lengths; contributions that are short or in shared memory, whole;
@@ -13,8 +13,8 @@
 //! Therefore all ranks make equally many exchanges, and no head of \[3] has to announce anything.
 //!
 //! *A piece is not overwritten while it is read*: pieces alternate between the two cells, as the exchanges
-//! do. An owner stages piece `k + 2` after all have arrived at the exchange of piece `k + 1`, and so have
-//! pulled piece `k`.
+//! do. An owner stages piece `k + 2` after all ranks have arrived at the exchange of piece `k + 1`, and so
+//! have pulled piece `k`.
 //!
 //! *A contribution in shared memory* is read at \[2], and closed by the window before \[3] begins: its owner
 //! keeps it lent until then.
@@ -27,42 +27,44 @@ use crate::comm::transport::Control;
 use crate::error::{Error, Result};
 use std::rc::Rc;
 
-/// Bytes staged at a time by calls that only move. Receivers are idle until the first piece is staged, and
-/// pieces of this length stay in the second-level cache; but each costs one more exchange. (Gathering 1 MiB
-/// from one peer on a Xeon takes 243 us by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
+/// The number of bytes staged at a time by calls that only move. Receivers are idle until the first piece is
+/// staged, and pieces of this length stay in the second-level cache; but each piece costs one more exchange.
+/// (Gathering 1 MiB from one peer on a Xeon takes 243 us by 256 KiB, 188 by 128 KiB, 157 by 64 KiB.)
 pub(super) const CHUNK: usize = 64 << 10;
-/// Up to this length a contribution is staged for the first exchange: to announce it in one exchange and to
-/// show it in the next does not pay.
+/// The length up to which a contribution is staged for the first exchange: to announce it in one exchange and
+/// to show it in the next does not pay.
 const SHORT: usize = 8 << 10;
-/// Number of pieces of a long contribution after the first, unless they would be longer than [`LONG_CHUNK`].
+/// The number of pieces of a long contribution after the first, unless they would be longer than
+/// [`LONG_CHUNK`].
 const PIECES: usize = 16;
-/// Largest piece of a long contribution.
+/// The length of the largest piece of a long contribution.
 const LONG_CHUNK: usize = 128 << 10;
 
 /// The contribution of this rank to a call that only moves.
 pub(super) struct Share<'a> {
-    /// Its length and digest in the head of the call.
+    /// The length and digest of the contribution in the head of the call.
     pub(super) head: (usize, u64),
     /// The bytes that peers get: all of the contribution, or nothing.
     pub(super) shown: &'a [u8],
     /// The bytes that this rank itself gets of its contribution: all, or nothing.
     pub(super) own: &'a [u8],
-    /// The same on all ranks of a call: receivers compute from it how much of a piece there is.
+    /// The part shown with the head. It is the same on all ranks of a call: receivers compute from it how
+    /// much of a piece there is.
     pub(super) eager: Eager,
 }
 
 /// The part of a staged contribution that goes with the head of a call.
 #[derive(Clone, Copy)]
 pub(super) enum Eager {
-    /// A first piece: receivers have nothing else to do until then.
+    /// A first piece: receivers have nothing else to do until it is shown.
     Piece,
-    /// All of a short contribution and nothing of a longer one: its receiver copies its own part while that
-    /// is staged.
+    /// All of a short contribution and nothing of a longer one: the receiver copies its own part while the
+    /// longer one is staged.
     Short,
 }
 
 impl Eager {
-    /// Returns the number of bytes that go with the head, of a contribution of `len`.
+    /// Returns the number of bytes of a contribution of `len` bytes that go with the head.
     fn first_of(self, len: usize, cell: usize) -> usize {
         match self {
             Eager::Piece => len.min(CHUNK).min(cell),
@@ -76,7 +78,7 @@ impl Eager {
 #[derive(Default)]
 struct Stagers {
     ranks: Vec<usize>,
-    /// Bytes of the longest of their contributions.
+    /// The length in bytes of the longest of their contributions.
     longest: usize,
 }
 
@@ -84,8 +86,8 @@ impl Shm {
     /// Pulls all contributions: calls `pull` with the number of a rank, a place in its contribution and the
     /// bytes there, in one or more pieces, for each peer and for this rank's own part.
     ///
-    /// `check` compares the heads before the first piece is pulled, and again before each other one: they are
-    /// read from shared memory anew, and places are computed from them.
+    /// `check` compares the heads before the first piece is pulled, and again before each later piece: the
+    /// heads are read from shared memory anew, and places are computed from them.
     pub(super) fn pull_all(
         &mut self,
         call: &Call,
@@ -97,7 +99,8 @@ impl Shm {
         self.pull_rest(call, share, &stagers, &check, &mut pull)
     }
 
-    /// \[1], \[2] Pulls what the peers show with the heads of the call. Returns who shows more.
+    /// \[1], \[2] Pulls what the peers show with the heads of the call. Returns the ranks that will show
+    /// more.
     fn pull_first(
         &mut self,
         call: &Call,
@@ -133,7 +136,7 @@ impl Shm {
         Ok(stagers)
     }
 
-    /// \[3] Pulls what is left of the contributions that are staged, and this rank's own part between the
+    /// \[3] Pulls the rest of the contributions that are staged, and this rank's own part between the
     /// exchanges: one piece ahead of the peers, which stage theirs in that time.
     fn pull_rest(
         &mut self,
@@ -146,10 +149,10 @@ impl Shm {
         let (me, local, cell) = (self.rank(), Rc::clone(&self.local), self.window.member().cell);
         let Share { head: (len, digest), shown, own, eager } = *share;
         let piece = (stagers.longest / PIECES).clamp(CHUNK, LONG_CHUNK).min(cell);
-        // All that stage have shown as much of a long contribution as `eager` says.
+        // All ranks that stage have shown as much of a long contribution as `eager` says.
         let (mut at, mut own_at) = (eager.first_of(usize::MAX, cell), 0);
         while at < stagers.longest {
-            // Before this rank arrives at the exchange: the peers stage meanwhile.
+            // This is done before this rank arrives at the exchange: the peers stage meanwhile.
             let end = own.len().min(own_at.max(at) + piece);
             if own_at < end {
                 pull(&local, me, own_at, &own[own_at..end]);
@@ -164,7 +167,7 @@ impl Shm {
                     let rest = epoch.seen.len(peer) - at;
                     match epoch.seen.payload(peer)? {
                         Shown::Staged(staged) => pull(&local, peer, at, &staged[..rest.min(piece)]),
-                        // It has staged before: this head is not the one that it wrote.
+                        // This peer has staged before: this head is not the one that it wrote.
                         _ => return Err(Error::Corrupt { what: "the head of a peer's call" }),
                     }
                 }
@@ -172,7 +175,7 @@ impl Shm {
             })?;
             at += piece;
         }
-        // The own part is longer than those that are staged, or nobody stages.
+        // This rank's own part is longer than those that are staged, or no rank stages.
         if own_at < own.len() {
             pull(&local, me, own_at, &own[own_at..]);
         }

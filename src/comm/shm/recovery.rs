@@ -1,5 +1,5 @@
-//! Answers how a rank asks for agree, shrink or respawn (ULFM): it tells its peers, asks the zygote, and acts
-//! on the decision.
+//! Asks for agree, shrink or respawn (ULFM): a rank tells its peers, asks the zygote, and acts on the
+//! decision.
 //!
 //! ```text
 //! [1] may_ask     only the world's own communicator recovers, in a world that was launched for it
@@ -34,7 +34,7 @@ impl Recovers for Shm {
         self.window.states()
     }
 
-    /// See the head of this file for the steps.
+    /// Asks: see the head of this file for the steps.
     fn ask(&mut self, call: &Call, wish: Wish, value: u64) -> Result<(u64, Vec<usize>)> {
         self.may_ask(call)?;
         self.announce(call, wish)?;
@@ -48,7 +48,7 @@ impl Recovers for Shm {
         let decision = world
             .ask(rank, (wish, value, call.mark()), deadline)
             .map_err(|broken| self.unanswered(call, broken))?;
-        // Numbers in the communicator as it was: the decision has those of the world.
+        // These are numbers in the communicator as it was: the decision has those of the world.
         let ranks = self.window.ranks();
         let gone = (0..ranks.len()).filter(|&member| !decision.agreed.contains(&ranks[member])).collect();
         self.refused(call, &decision)?;
@@ -61,7 +61,7 @@ impl Recovers for Shm {
 }
 
 impl Shm {
-    /// \[1] Fails where nobody can be asked.
+    /// \[1] Fails if nobody can be asked.
     fn may_ask(&self, call: &Call) -> Result<()> {
         if !self.window.world().plan.recover {
             return Err(self.wrong(call, "this world ends with the first death: set `recover` in `Launch`"));
@@ -113,8 +113,8 @@ impl Shm {
         match decision.outcome {
             Outcome::Granted => Ok(()),
             Outcome::Mismatch => {
-                // Petitions stand in two places by parity of the decision, so peers that already ask again
-                // leave these.
+                // Petitions stand in two places by parity of the decision, so that peers that already ask
+                // again leave these alone.
                 let row = |rank: &usize| {
                     format!("  rank {rank}: {}\n", world.petition(*rank).describe(decision.number))
                 };
@@ -135,7 +135,8 @@ impl Shm {
     /// the mailbox, are dropped with it.
     fn rebuild(&mut self, rank: usize, decision: Decision) -> Result<()> {
         let world = self.window.world();
-        // Before the first call in the new epoch: a failure of this rank from here on ends that one.
+        // This is before the first call in the new epoch: a failure of this rank from here on ends the new
+        // epoch.
         world.slots.slot(rank).reach(decision.epoch);
         self.window = Window::of_world(world, rank, decision.epoch, decision.members)?;
         self.rings = Rings::new(&self.window);

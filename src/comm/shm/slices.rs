@@ -1,6 +1,5 @@
-//! Answers how a long vector is reduced with few bytes moved: movement-avoiding (YHCCL, SC'23). Each rank
-//! folds one slice of the vector straight from all operands, and nobody stages a partial result for others to
-//! fold on.
+//! Reduces a long vector with few bytes moved: movement-avoiding (YHCCL, SC'23). Each rank folds one slice of
+//! the vector straight from all operands, and nobody stages a partial result for others to fold on.
 //!
 //! [`Sliced`] has results in private memory. The vector is cut into chunks, one exchange per chunk and one
 //! more; each chunk is cut into one slice per rank. A cell holds both parts that a rank shows:
@@ -17,9 +16,9 @@
 //! ```
 //!
 //! *No cell is overwritten while it is read.* \[2] writes the front of the cell of exchange `k + 1`, and \[1]
-//! of the next chunk its back. It is the cell of exchange `k - 1` too, in which peers read it last; all have
-//! arrived at exchange `k` before \[2] begins, so they are done with it. \[3] runs one exchange after \[2],
-//! because a slice is known to be complete when its owner has arrived at the next exchange.
+//! of the next chunk its back. That cell is the cell of exchange `k - 1` too, in which peers read it last;
+//! all have arrived at exchange `k` before \[2] begins, so they are done with it. \[3] runs one exchange
+//! after \[2], because a slice is known to be complete when its owner has arrived at the next exchange.
 //!
 //! A rank reads its slices, n / size bytes, of each operand: n bytes of all operands together. Then it copies
 //! the other slices of the result, n (size - 1) / size bytes.
@@ -39,7 +38,8 @@ use crate::shm::kernel::{self, Store};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Bytes folded before they are written to all ranks: they stay in the first-level cache meanwhile.
+/// The number of bytes folded before they are written to all ranks: they stay in the first-level cache
+/// meanwhile.
 const BLOCK: usize = 16 << 10;
 
 /// A reduction to private memory, cut into chunks and slices.
@@ -48,11 +48,12 @@ struct Sliced<'c> {
     fold: &'c Fold<'c>,
     me: usize,
     size: usize,
-    /// Bytes of which slices are multiples: see [`unit()`].
+    /// The number of bytes of which slices are multiples: see [`unit()`].
     unit: usize,
-    /// Bytes of a chunk; the last one may be shorter.
+    /// The length of a chunk in bytes; the last one may be shorter.
     chunk: usize,
-    /// Bytes at the beginning of a cell for a slice of the result; a chunk of the operand follows.
+    /// The number of bytes at the beginning of a cell for a slice of the result; a chunk of the operand
+    /// follows.
     room: usize,
     store: Store,
 }
@@ -82,7 +83,7 @@ impl<'c> Sliced<'c> {
     }
 
     /// Returns the bytes `range` of a rank's operand, counted from the beginning of the vector. A peer shows
-    /// all of it, or the chunk in its cell; this rank's own is read from `send`.
+    /// its whole operand, or the chunk in its cell; this rank's own operand is read from `send`.
     fn operand<'s>(&self, seen: &Seen<'s>, chunk: usize, rank: usize, range: Range<usize>) -> Result<&'s [u8]>
     where
         'c: 's,
@@ -92,8 +93,8 @@ impl<'c> Sliced<'c> {
         if rank == self.me { Ok(&self.send[range]) } else { seen.part(rank, skipped, range) }
     }
 
-    /// \[1] Copies the parts of a chunk that others fold into this rank's cell; nobody else reads its own
-    /// slice.
+    /// \[1] Copies the parts of a chunk that others fold into this rank's cell, without this rank's own
+    /// slice, which no other rank reads.
     fn stage(&self, chunk: usize, cell: &mut [u8], local: &Local) {
         for slice in (0..self.size).filter(|&peer| peer != self.me).map(|peer| self.slice(chunk, peer)) {
             let at = slice.start - chunk * self.chunk + self.room;
@@ -103,7 +104,7 @@ impl<'c> Sliced<'c> {
     }
 
     /// \[2] Folds this rank's slice of a chunk into its next cell and, in the same pass, to its place in
-    /// `recv`. The cell is read by peers soon, so it stays in the caches; `recv` may be streamed past them.
+    /// `recv`. The cell is read by peers soon, and so stays in the caches; `recv` may be streamed past them.
     fn fold_slice(&self, epoch: &mut Epoch<'_>, chunk: usize, recv: Option<&mut [u8]>) -> Result<()> {
         let (seen, mine) = (epoch.seen, self.slice(chunk, self.me));
         let next = &mut epoch.next_cell[..mine.len()];
@@ -181,7 +182,7 @@ impl Shm {
                 break;
             }
         }
-        // If `recv` is in shared memory, peers may read it after a later exchange: order what was streamed.
+        // If `recv` is in shared memory, peers may read it after a later exchange: order the streamed stores.
         kernel::order(sliced.store);
         Ok(())
     }
@@ -194,7 +195,7 @@ pub(super) struct Spread<'c> {
     me: usize,
     size: usize,
     unit: usize,
-    /// Bytes folded before they are written to all ranks.
+    /// The number of bytes folded before they are written to all ranks.
     block: usize,
     store: Store,
 }
@@ -223,10 +224,10 @@ impl<'c> Spread<'c> {
 
     /// Folds this rank's slice of a chunk, and writes it to the targets of all ranks.
     ///
-    /// Two ranks fold straight to both targets in one pass. More fold a block into this rank's next cell,
-    /// which serves as scratch and stays in the first-level cache, and copy it from there to each target. The
-    /// cell is free: its last readers have arrived at this exchange, and the next chunk is staged there only
-    /// after this one.
+    /// Two ranks fold straight to both targets in one pass. More ranks fold a block into this rank's next
+    /// cell, which serves as scratch and stays in the first-level cache, and copy it from there to each
+    /// target. The cell is free: its last readers have arrived at this exchange, and the next chunk is staged
+    /// there only after this one.
     pub(super) fn write(&self, epoch: &mut Epoch<'_>, chunk: Range<usize>, local: &Local) -> Result<()> {
         let units = chunk.len().div_ceil(self.unit);
         let bound = |rank: usize| (chunk.start + units * rank / self.size * self.unit).min(chunk.end);
@@ -258,7 +259,7 @@ impl<'c> Spread<'c> {
     }
 }
 
-/// Describes operands of a reduction that do not fit each other, in the error of all ranks.
+/// The description, in the error of all ranks, of operands of a reduction that do not fit each other.
 pub(crate) const UNLIKE: &str = "the ranks give vectors of different lengths, or other functions";
 
 /// Fails unless all ranks give equally many bytes and the same function. Every rank finds that out from the
@@ -270,8 +271,8 @@ pub(super) fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
     }
 }
 
-/// Returns the bytes of which slices are multiples: a cache line if it holds whole elements (ranks then write
-/// different lines of memory that begins on a line), else one element.
+/// Returns the number of bytes of which slices are multiples: a cache line if it holds whole elements (ranks
+/// then write different lines of memory that begins on a line), else one element.
 pub(crate) fn unit(element: usize) -> usize {
     if element > 0 && ALIGN.is_multiple_of(element) { ALIGN } else { element.max(1) }
 }

@@ -1,5 +1,5 @@
-//! Answers how some ranks of a communicator get one of their own, without a supervisor: MPI_Comm_split, over
-//! two all-gathers of the parent.
+//! Splits communicators off a communicator, without a supervisor: MPI_Comm_split, over two all-gathers of the
+//! parent.
 //!
 //! ```text
 //! [1] all-gather    colour and key of every rank: all compute the same members, in the same order
@@ -12,8 +12,9 @@
 //! *No word is used before it is ready.* A board is prepared in \[2], before its owner arrives at \[3], which
 //! all members wait for before \[4].
 //!
-//! *No word is used after it is given back.* A block counts as many holders as there are members; each lets
-//! go of it when it drops the communicator, and the heap of its owner uses it again after the last one has.
+//! *No word is used after it is given back.* A block counts as many holders as there are members. Each member
+//! lets go of it when it drops the communicator, and the heap of its owner uses it again after the last one
+//! has.
 //!
 //! Ranks without a colour take part in both all-gathers, and get nothing.
 
@@ -36,7 +37,7 @@ impl Splits for Shm {
 }
 
 impl Shm {
-    /// See [`Splits::split`], and the head of this file for the steps.
+    /// Splits: see [`Splits::split`], and the head of this file for the steps.
     pub(crate) fn split_off(&mut self, call: &Call, colour: Option<u64>, key: u64) -> Result<Option<Shm>> {
         // [1] Whether a colour is named is a word of its own: ranks without one form no group with colour 0.
         let mine = [u64::from(colour.is_some()), colour.unwrap_or(0), key];
@@ -51,8 +52,8 @@ impl Shm {
         let member = Member::new(members.len());
         let made = colour.map(|_| self.make_share(&member, members.len(), me == 0)).transpose();
         let made = made.map_err(|error| self.abort(call, error))?;
-        // [3] Of the serial numbers only the first member's counts. No other split that it is first of has
-        // this one, so the communicator's number (`World::group`) is unique in the epoch.
+        // [3] Among the serial numbers only the first member's counts. No other split with the same first
+        // member has this number, so that the communicator's number (`World::group`) is unique in the epoch.
         let serial = self.local.splits.get() + 1;
         self.local.splits.set(serial);
         let at = |block: &Option<Block>| block.as_ref().map_or(0, |block| block.offset() as u64);
@@ -61,13 +62,14 @@ impl Shm {
         let mut places = vec![[0u64; 3]; self.size()];
         let told = self.all_gather(call, bytemuck::bytes_of(&place), bytemuck::cast_slice_mut(&mut places));
         if told.is_err() && self.window.not_revoked(call).is_ok() {
-            // A rank has ended the call, so nobody goes on to join: what this rank has made is its own again.
+            // A rank has ended the call, so that nobody goes on to join: the blocks that this rank has made
+            // are its own again.
             let made = made.iter().flat_map(|(cells, boards)| boards.iter().chain([cells]));
             made.for_each(|block| block.share(1));
         }
         told?;
         let Some((cells, boards)) = made else { return Ok(None) };
-        // [4] The holds that this rank was counted for in [2], one per block.
+        // [4] This rank has one hold per block, for which it was counted in [2].
         let segment = &self.local.segment;
         let join = |place: u64, len| Block::join(segment, place as usize, len);
         let [_, first_board, serial] = places[members[0]];
@@ -89,7 +91,7 @@ impl Shm {
     }
 
     /// \[2] Returns this rank's cells in a communicator of `size` ranks, and for the `first` of its members
-    /// the boards of all; readied, and held by all members.
+    /// the boards of all. They are readied, and held by all members.
     ///
     /// Boards are one block: a rank that reads those of all others maps few page tables (group.rs). Cells are
     /// sparse: those that nobody uses have no memory.

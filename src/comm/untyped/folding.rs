@@ -14,8 +14,9 @@ impl Comm<'_> {
     /// [`Comm::reduce`].
     ///
     /// # Errors
-    /// As [`Comm::reduce`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype, or it does
-    /// not have the reduction ([`Reduction::folds`](crate::untyped::Reduction::folds)).
+    /// As [`Comm::reduce`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype, or the datatype does not have the reduction
+    /// ([`Reduction::folds`](crate::untyped::Reduction::folds)).
     ///
     /// ```
     /// use phalanx::untyped::{Datatype, Reduction};
@@ -81,8 +82,8 @@ impl Comm<'_> {
         })
     }
 
-    /// Folds the ranks' elements in rank order, and leaves rank r the r-th of the consecutive parts, as long as its `recv`:
-    /// [`Comm::reduce_scatter`].
+    /// Folds the ranks' elements in rank order, and leaves rank r the r-th of the consecutive parts of the
+    /// result, as long as its `recv`: [`Comm::reduce_scatter`].
     ///
     /// # Errors
     /// As [`Comm::reduce_scatter`] and [`Comm::reduce_bytes`].
@@ -170,11 +171,11 @@ impl Comm<'_> {
         })
     }
 
-    /// Sums over all ranks, each sum rounded once: [`Comm::all_reduce_exact`].
+    /// Sums over all ranks, and rounds each sum once: [`Comm::all_reduce_exact`].
     ///
     /// # Errors
-    /// As [`Comm::all_reduce_exact`]; and on all ranks if the datatype is neither a float nor complex, or a rank's bytes
-    /// are not whole elements of it.
+    /// As [`Comm::all_reduce_exact`]; and on all ranks if the datatype is neither a float nor complex, or a
+    /// rank's bytes are not whole elements of it.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -224,7 +225,7 @@ impl Comm<'_> {
         let (align, reduction) = (datatype.align(), operation.reduction);
         let call = call.op(reduction.into());
         let (send, recv) = (self.elements(&call, datatype, send)?, self.room(&call, datatype, recv)?);
-        // Rank 0 of an exclusive scan receives nothing: any bytes may be there.
+        // Rank 0 of an exclusive scan receives nothing: its `recv` may hold any bytes.
         let is_first = call.verb == Verb::ExclusiveScan && self.is_root();
         let received = if is_first { Datatype::UInt8 } else { datatype };
         with_aligned(send, align, |send| {
@@ -240,7 +241,7 @@ impl Comm<'_> {
     }
 }
 
-/// Memory on the boundary of any built-in element.
+/// Memory aligned for any built-in element.
 struct Aligned(Vec<u128>);
 
 impl Aligned {
@@ -260,7 +261,7 @@ fn is_aligned(bytes: &[u8], align: usize) -> bool {
     bytes.as_ptr().addr().is_multiple_of(align)
 }
 
-/// Lets `f` read the elements where they lie if aligned, else in a copy.
+/// Lets `f` read the elements: in place if they are aligned, else in a copy.
 fn with_aligned<R>(send: Sent<'_>, align: usize, f: impl FnOnce(Sent<'_>) -> R) -> R {
     if is_aligned(send.bytes, align) {
         return f(send);
@@ -268,7 +269,8 @@ fn with_aligned<R>(send: Sent<'_>, align: usize, f: impl FnOnce(Sent<'_>) -> R) 
     f(Sent { bytes: Aligned::copy(send.bytes).bytes(send.bytes.len()), ..send })
 }
 
-/// Lets `f` write the elements where they lie if aligned, else into a copy, which is copied back on success.
+/// Lets `f` write the elements: in place if they are aligned, else in a copy, which is copied back on
+/// success.
 fn with_aligned_mut(recv: Room<'_>, align: usize, f: impl FnOnce(Room<'_>) -> Result<()>) -> Result<()> {
     if is_aligned(recv.bytes, align) {
         return f(recv);

@@ -1,6 +1,8 @@
-//! The untyped face of [`Comm`]: bytes with a datatype that is named at run time, for bindings to other languages.
+//! The untyped interface of [`Comm`]: bytes with a datatype that is named at run time, for bindings to other
+//! languages.
 //!
-//! Each call here checks that its bytes are whole, valid elements, and then makes the call of the typed face (bytes.rs).
+//! Each call here checks that its bytes are whole, valid elements, and then makes the call of the typed
+//! interface (bytes.rs).
 
 mod folding;
 
@@ -14,8 +16,8 @@ impl Comm<'_> {
     /// Copies root's `data` to all other ranks, whose `data` are as long: [`Comm::broadcast`].
     ///
     /// # Errors
-    /// As [`Comm::broadcast`]; and on all ranks if a rank's bytes are not whole elements of this datatype, or root's not
-    /// valid ones.
+    /// As [`Comm::broadcast`]; and on all ranks if a rank's bytes are not whole elements of this datatype, or
+    /// root's bytes not valid ones.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -40,7 +42,8 @@ impl Comm<'_> {
     /// Collects equal parts, in rank order, in root's `recv`; the other ranks give `None`: [`Comm::gather`].
     ///
     /// # Errors
-    /// As [`Comm::gather`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype.
+    /// As [`Comm::gather`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -66,11 +69,12 @@ impl Comm<'_> {
         self.gather_parts(&call, send, recv.map(|recv| (recv, &counts[..])), datatype)
     }
 
-    /// Collects parts of any lengths, in rank order, in root's `recv`; root also gives each rank's number of elements:
-    /// [`Comm::gather_varcount`].
+    /// Collects parts of any lengths, in rank order, in root's `recv`; root also gives each rank's number of
+    /// elements: [`Comm::gather_varcount`].
     ///
     /// # Errors
-    /// As [`Comm::gather_varcount`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype.
+    /// As [`Comm::gather_varcount`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -115,7 +119,8 @@ impl Comm<'_> {
     /// Collects all parts, of any lengths, in rank order, on every rank: [`Comm::all_gather`].
     ///
     /// # Errors
-    /// As [`Comm::all_gather`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype.
+    /// As [`Comm::all_gather`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -135,11 +140,12 @@ impl Comm<'_> {
         filled(datatype, recv, |recv| self.all_gather_call(&call, send.bytes, recv.bytes))
     }
 
-    /// Deals root's `send` out in rank order, to each rank as many bytes as its `recv` has; the other ranks give `None`:
-    /// [`Comm::scatter`].
+    /// Deals root's `send` out in rank order, to each rank as many bytes as its `recv` has; the other ranks
+    /// give `None`: [`Comm::scatter`].
     ///
     /// # Errors
-    /// As [`Comm::scatter`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype.
+    /// As [`Comm::scatter`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -168,11 +174,12 @@ impl Comm<'_> {
         filled(datatype, recv, |recv| self.scatter_call(&call, send, recv.bytes))
     }
 
-    /// Sends the r-th of equal parts of `send` to rank r, and receives that of rank r as the r-th part of `recv`:
-    /// [`Comm::all_to_all`].
+    /// Sends the r-th of the equal parts of `send` to rank r, and receives the part from rank r as the r-th
+    /// part of `recv`: [`Comm::all_to_all`].
     ///
     /// # Errors
-    /// As [`Comm::all_to_all`]; and on all ranks if a rank's bytes are not whole, valid elements of this datatype.
+    /// As [`Comm::all_to_all`]; and on all ranks if a rank's bytes are not whole, valid elements of this
+    /// datatype.
     ///
     /// ```
     /// use phalanx::untyped::Datatype;
@@ -241,7 +248,7 @@ impl Comm<'_> {
         filled(datatype, message, |message| self.recv_call(&call, from, message.bytes))
     }
 
-    /// Returns the elements that `bytes` are; refuses others on all ranks.
+    /// Returns `bytes` as elements; refuses bytes that are not whole, valid elements on all ranks.
     fn elements<'b>(&mut self, call: &Call, datatype: Datatype, bytes: &'b [u8]) -> Result<Sent<'b>> {
         match not_whole(datatype, bytes.len()).or_else(|| not_valid(datatype, bytes)) {
             Some(problem) => self.refuse(call, problem),
@@ -249,7 +256,7 @@ impl Comm<'_> {
         }
     }
 
-    /// Returns the room for elements that `bytes` are; refuses others on all ranks.
+    /// Returns `bytes` as room for elements; refuses bytes that are not room for whole elements on all ranks.
     fn room<'b>(&mut self, call: &Call, datatype: Datatype, bytes: &'b mut [u8]) -> Result<Room<'b>> {
         match not_whole(datatype, bytes.len()) {
             Some(problem) => self.refuse(call, problem),
@@ -258,20 +265,21 @@ impl Comm<'_> {
     }
 }
 
-/// Describes bytes that end within an element.
+/// Describes the problem if bytes end within an element.
 fn not_whole(datatype: Datatype, len: usize) -> Option<String> {
     let (name, size) = (datatype.name(), datatype.size());
     let problem = || format!("{len} bytes are no whole number of elements: {name} has {size} bytes");
     (!len.is_multiple_of(size)).then(problem)
 }
 
-/// Describes bytes that are no elements.
+/// Describes the problem if bytes are not valid elements.
 fn not_valid(datatype: Datatype, bytes: &[u8]) -> Option<String> {
     let at = datatype.invalid(bytes)?;
     Some(format!("byte {at} to send is {}, which is no {}", bytes[at], datatype.name()))
 }
 
-/// Lets `f` receive elements; bytes from a peer that are none are replaced by zeros and reported.
+/// Lets `f` receive elements; if the bytes from a peer are not valid elements, replaces them by zeros and
+/// returns an error.
 fn filled(datatype: Datatype, recv: Room<'_>, f: impl FnOnce(Room<'_>) -> Result<()>) -> Result<()> {
     let Room { bytes, count } = recv;
     f(Room { bytes: &mut *bytes, count })?;

@@ -1,7 +1,8 @@
-//! Serde values as bytes that describe themselves: what a rank reads equals what was sent.
+//! Serde values as bytes that describe themselves: the value that a rank reads equals the one that was sent.
 //!
-//! A value is a sequence of tokens of serde's data model, each with its exact type, and structs by the names of their fields.
-//! A reader that knows only names and types therefore needs no agreement about which fields were left out.
+//! A value is a sequence of tokens of serde's data model, each with its exact type. Structs are written by
+//! the names of their fields. A reader that knows only names and types therefore needs no agreement about
+//! which fields were left out.
 //!
 //! ```text
 //! kind u8             what follows; counts are one byte below 255, else that and a u64
@@ -17,9 +18,9 @@
 //! VARIANT             a name and a value
 //! ```
 //!
-//! Crates with such encodings were tried (ciborium, rmp-serde, cbor4ii, minicbor-serde, pot, serde-brief): none tells
-//! `Some(None)` from `None`, and none but this one keeps the widths of integers, by which [`arrival`] finds a value that is read
-//! as another.
+//! Crates with such encodings were tried (ciborium, rmp-serde, cbor4ii, minicbor-serde, pot, serde-brief):
+//! none tells `Some(None)` from `None`, and none keeps the widths of integers, by which [`arrival`] finds a
+//! value that is read as another.
 
 mod read;
 mod tokens;
@@ -34,7 +35,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::any::type_name;
 use std::fmt;
 
-/// A value that cannot travel: its type, why, and what helps.
+/// Returns the error for a value that cannot travel: its type and the reason.
 pub(crate) fn refusal<T>(why: Why) -> Error {
     refused(type_name::<T>(), &why)
 }
@@ -43,22 +44,23 @@ fn refused(name: &str, why: &dyn fmt::Display) -> Error {
     Error::other(format!("a value of type {name} cannot travel between ranks: {why}"))
 }
 
-/// As [`write`]; the error names the type.
+/// Writes a value as [`write()`] does; the error names the type.
 fn written<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     write(value).map_err(|why| refused(type_name::<T>(), &format!("its Serialize says: {why}")))
 }
 
-/// Writes `value`, and reads it back: the bytes, and the value as it will arrive.
+/// Writes `value`, and reads it back. Returns the bytes, and the value as it will arrive.
 ///
 /// # Errors
-/// If it cannot be written or read, or if what arrives would be another value.
+/// If the value cannot be written or read, or if another value would arrive.
 pub(crate) fn travel<T: Serialize + DeserializeOwned>(value: &T) -> Result<(Vec<u8>, T)> {
     let bytes = written(value)?;
     let arrived = arrival(&bytes)?;
     Ok((bytes, arrived))
 }
 
-/// The value that was written, as it will arrive; an error if that would be another one. Only what serde sees is compared.
+/// Returns the value that was written, as it will arrive; an error if that would be another value. Only what
+/// serde sees is compared.
 pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let arrived: T = read(bytes).map_err(|why| unreadable(type_name::<T>(), &why))?;
     is_same(type_name::<T>(), &written(&arrived)?, bytes)?;
@@ -71,9 +73,9 @@ fn unreadable(name: &str, why: &Why) -> Error {
     refused(name, &format!("written, it cannot be read back: {why}; {advice}"))
 }
 
-/// Returns an error unless what was written `again` is the value that `bytes` has.
+/// Returns an error unless `again`, the value written once more, is the same value as `bytes`.
 fn is_same(name: &str, again: &[u8], bytes: &[u8]) -> Result<()> {
-    if again == bytes || digest(again) == digest(bytes) {
+    if again == bytes || digest(again).is_some_and(|again| digest(bytes) == Some(again)) {
         return Ok(());
     }
     let advice = "look for an untagged enum of which an earlier variant accepts what a later one writes \
@@ -82,14 +84,15 @@ fn is_same(name: &str, again: &[u8], bytes: &[u8]) -> Result<()> {
     Err(refused(name, &format!("read back, it is another value; {advice}")))
 }
 
-/// Returns a digest that is the same for equal values in all processes of one program, and differs if elements of a list
-/// change places. (Hash sets are written as lists: equal ones may differ.)
+/// Returns a digest that is the same for equal values in all processes of one program, and differs if
+/// elements of a list change places. (Hash sets are written as lists: equal sets may have different digests.)
 pub(crate) fn digest_of<T: Serialize>(value: &T) -> Result<u64> {
     let bytes = written(value)?;
     read::Reader::new(&bytes).digest(true).map_err(refusal::<T>)
 }
 
-/// What two writings of equal values have in common: elements of hash maps and sets have any order.
+/// Returns a digest that two writings of equal values have in common: elements of hash maps and sets have any
+/// order.
 fn digest(bytes: &[u8]) -> Option<u64> {
     read::Reader::new(bytes).digest(false).ok()
 }
@@ -144,7 +147,7 @@ mod tests {
         assert_eq!(two - one, one - 2 - "Two".len());
     }
 
-    /// Says that it has more elements than it has, or fewer.
+    /// A sequence that says that it has more elements than it has, or fewer.
     struct Says(Option<usize>);
 
     impl Serialize for Says {

@@ -1,4 +1,4 @@
-//! Tokens to values.
+//! Reading: from tokens to values.
 
 use super::tokens::*;
 use serde::de::value::BorrowedStrDeserializer;
@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 type Read<T> = std::result::Result<T, Why>;
 
-/// The value in `bytes`, all of which must belong to it.
+/// Returns the value in `bytes`, all of which must belong to it.
 pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Read<T> {
     let mut reader = Reader::new(bytes);
     let value = T::deserialize(&mut reader)?;
@@ -23,14 +23,14 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Read<T> {
 
 pub(super) struct Reader<'de> {
     rest: &'de [u8],
-    /// Scalars of this kind follow without a head.
+    /// The kind of the scalars that follow without a head.
     kind: u8,
     left: usize,
-    /// By their numbers.
+    /// The names given so far, by their numbers.
     names: Vec<&'de str>,
 }
 
-/// What tokens that are no scalars and no parts of one say.
+/// The meaning of a token. A run of scalars gives one such token per scalar.
 enum Token<'de> {
     Unit,
     None,
@@ -73,7 +73,7 @@ impl<'de> Reader<'de> {
         std::str::from_utf8(self.blob()?).map_err(Why::custom)
     }
 
-    /// A name, whose head has been taken.
+    /// Returns a name, whose head has been taken.
     fn name(&mut self, kind: u8) -> Read<&'de str> {
         if kind == NEW_NAME {
             let name = self.text()?;
@@ -124,15 +124,15 @@ impl<'de> Reader<'de> {
         })
     }
 
-    /// The next token, if it has this kind and nothing behind its head.
+    /// Takes the next token, if it has this kind and nothing behind its head; returns whether it did.
     fn accept(&mut self, kind: u8) -> bool {
         let accepted = self.left == 0 && self.rest.first() == Some(&kind);
         self.rest = &self.rest[usize::from(accepted)..];
         accepted
     }
 
-    /// Returns a digest of the next value that does not depend on the order of elements; with `lists` it depends on the order of
-    /// lists, and not on that of maps.
+    /// Returns a digest of the next value that does not depend on the order of elements; with `lists` it
+    /// depends on the order of lists, and not on that of maps.
     pub(super) fn digest(&mut self, lists: bool) -> Read<u64> {
         let leaf = |kind: u8, bytes: &[u8]| Ok(xxh3_64_with_seed(bytes, kind.into()));
         match self.token()? {
@@ -141,7 +141,7 @@ impl<'de> Reader<'de> {
             Token::Some => Ok(xxh3_64_with_seed(&self.digest(lists)?.to_le_bytes(), SOME.into())),
             Token::Str(text) => leaf(STR, text.as_bytes()),
             Token::Bytes(bytes) => leaf(BYTES, bytes),
-            // All not-a-numbers are alike.
+            // All NaNs are alike.
             Token::Scalar(F64, bytes)
                 if lists && bytes.try_into().is_ok_and(|bytes| f64::from_le_bytes(bytes).is_nan()) =>
             {
@@ -177,7 +177,7 @@ macro_rules! number {
     };
 }
 
-/// A scalar's value.
+/// The value of a scalar.
 enum Scalar {
     Bool(bool),
     I8(i8),
@@ -238,7 +238,8 @@ impl Scalar {
     }
 }
 
-/// Scalars that are asked for by their type. In a run of them nothing else need be looked at: lists are long.
+/// Defines the methods for scalars that are asked for by their type. In a run of such scalars nothing else
+/// need be looked at: lists are long.
 macro_rules! scalars {
     ($($method:ident $visit:ident $kind:ident $type:ty;)*) => {
         $(#[inline]
@@ -274,7 +275,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
                 let value = visitor.visit_map(&mut many)?;
                 many.end().map(|()| value)
             }
-            // As formats for people have it: what buffers a value of unknown type knows no variants.
+            // This is how human-readable formats have it: buffers for values of unknown type know no
+            // variants.
             Token::Variant(name) => visitor.visit_map(Named { name: Some(name), reader: self }),
         }
     }
@@ -310,7 +312,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
                 visitor.visit_enum(BorrowedStrDeserializer::new(name))
             }
             Token::Variant(name) => visitor.visit_enum(Named { name: Some(name), reader: self }),
-            // An enum that writes itself as a map.
+            // This is an enum that writes itself as a map.
             Token::Map(1) => match self.token()? {
                 Token::Str(name) => visitor.visit_enum(Named { name: Some(name), reader: self }),
                 _ => Err(Why("it has a variant without a name".to_owned())),
@@ -335,14 +337,14 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 }
 
-/// Elements of a sequence or map.
+/// The elements of a sequence or map.
 struct Many<'a, 'de> {
     reader: &'a mut Reader<'de>,
     left: usize,
 }
 
 impl Many<'_, '_> {
-    /// Returns an error unless all have been read.
+    /// Returns an error unless all elements have been read.
     fn end(&self) -> Read<()> {
         match self.left {
             0 => Ok(()),
@@ -350,7 +352,8 @@ impl Many<'_, '_> {
         }
     }
 
-    /// So much may be allocated in advance: no more elements than bytes, whatever the count says.
+    /// Returns the number of elements for which memory may be allocated in advance: no more than there are
+    /// bytes, whatever the count says.
     fn hint(&self) -> Option<usize> {
         Some(self.left.min(self.reader.rest.len()))
     }

@@ -1,4 +1,4 @@
-//! The tokens of which values consist: see the table in mod.rs.
+//! The tokens of which written values consist: see the table in mod.rs.
 
 use crate::error::Error;
 use std::fmt;
@@ -29,12 +29,12 @@ pub(super) const U128: u8 = 21;
 pub(super) const F32: u8 = 22;
 pub(super) const F64: u8 = 23;
 pub(super) const CHAR: u8 = 24;
-/// Several scalars of one kind, one behind the other.
+/// The bit of a head that several scalars of one kind follow, one behind the other.
 pub(super) const RUN: u8 = 0x80;
-/// Counts from here on do not fit into their first byte.
+/// The first byte of a count that does not fit into one byte: counts from this number on.
 pub(super) const LONG: u8 = u8::MAX;
 
-/// Bytes of a scalar, if `kind` is one.
+/// Returns the number of bytes of a scalar, if `kind` is one.
 pub(super) const fn width(kind: u8) -> Option<usize> {
     match kind {
         BOOL | I8 | U8 => Some(1),
@@ -46,7 +46,7 @@ pub(super) const fn width(kind: u8) -> Option<usize> {
     }
 }
 
-/// Why a value cannot be written or read, as its `Serialize` or `Deserialize` says.
+/// The reason why a value cannot be written or read, as its `Serialize` or `Deserialize` says.
 #[derive(Debug)]
 pub(crate) struct Why(pub(super) String);
 

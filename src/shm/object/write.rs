@@ -1,4 +1,4 @@
-//! Values to tokens.
+//! Writing: from values to tokens.
 
 use super::tokens::*;
 use serde::ser::{
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 type Done = std::result::Result<(), Why>;
 
-/// A value as bytes.
+/// Returns a value as bytes.
 pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> std::result::Result<Vec<u8>, Why> {
     let mut writer = Writer::default();
     value.serialize(&mut writer)?;
@@ -20,24 +20,24 @@ pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> std::result::Result<Vec
 #[derive(Default)]
 struct Writer {
     bytes: Vec<u8>,
-    /// The kind and place of the last head, if it is a scalar's: others of its kind may follow.
+    /// The kind and place of the last head, if it is a scalar's: other scalars of its kind may follow.
     run: Option<(u8, usize)>,
-    /// Is the value just written UNIT, NONE or SOME?
+    /// Whether the value just written is UNIT, NONE or SOME.
     hollow: bool,
     names: Names,
 }
 
-/// The numbers of names, by where the program has them: they are constants.
+/// The numbers of names, by their addresses in the program: they are constants.
 #[derive(Default)]
 struct Names {
     numbers: HashMap<(usize, usize), usize>,
-    /// Each name, and the number of the one that followed it last: lists repeat themselves.
+    /// Each name, and the number of the name that followed it last: lists repeat themselves.
     given: Vec<((usize, usize), usize)>,
     last: usize,
 }
 
 impl Names {
-    /// The name's number; is it new?
+    /// Returns the name's number, and whether it is new.
     fn number(&mut self, name: &'static str) -> (usize, bool) {
         let place = (name.as_ptr() as usize, name.len());
         let guess = self.given.get(self.last).map_or(0, |&(_, next)| next);
@@ -55,7 +55,7 @@ impl Names {
     }
 }
 
-/// A count as its bytes, and how many they are.
+/// Returns the bytes of a count, and their number.
 fn count_bytes(count: usize) -> ([u8; 9], usize) {
     let mut bytes = [0; 9];
     if count < usize::from(LONG) {
@@ -79,7 +79,7 @@ impl Writer {
         self.bytes.extend_from_slice(&bytes[..len]);
     }
 
-    /// Puts a count at `at` in place of `before` bytes, and moves what stands behind.
+    /// Puts a count at `at` in place of `before` bytes, and moves the bytes behind it.
     fn put_count(&mut self, at: usize, before: usize, count: usize) {
         let (bytes, len) = count_bytes(count);
         let end = self.bytes.len();
@@ -89,7 +89,7 @@ impl Writer {
         self.bytes[at..at + len].copy_from_slice(&bytes[..len]);
     }
 
-    /// Now it is known how many scalars one head has.
+    /// Completes the head of a run, when the number of its scalars is known.
     fn end_run(&mut self) {
         let Some((kind, at)) = self.run.take() else { return };
         let count = (self.bytes.len() - at - 1) / width(kind).unwrap_or(1);
@@ -125,7 +125,8 @@ impl Writer {
         }
     }
 
-    /// `expected`: how many elements the value says it has. Some say wrong.
+    /// Begins a sequence or map. `expected` is the number of elements that the value says it has; some values
+    /// say a wrong one.
     fn many(&mut self, kind: u8, expected: usize) -> std::result::Result<Many<'_>, Why> {
         self.head(kind);
         let at = self.bytes.len();
@@ -137,7 +138,7 @@ impl Writer {
 /// A sequence or map whose elements are being written.
 struct Many<'a> {
     writer: &'a mut Writer,
-    /// Where its count stands, and what stands there.
+    /// The place of the count, and (`expected`) the count written there.
     at: usize,
     expected: usize,
     count: usize,
@@ -166,7 +167,7 @@ impl Many<'_> {
     }
 }
 
-/// Scalars by their bytes.
+/// Defines the methods for scalars, which write their bytes.
 macro_rules! scalars {
     ($($method:ident $type:ty, $kind:ident;)*) => {
         $(#[inline]
@@ -312,7 +313,7 @@ impl<'a> Serializer for &'a mut Writer {
     }
 }
 
-/// The traits of compounds, which differ in name only.
+/// Implements the traits of compounds, which differ in name only.
 macro_rules! compounds {
     ($($compound:ident $method:ident ($($name:ident: $type:ty)?) $by:ident;)*) => {
         $(impl $compound for Many<'_> {

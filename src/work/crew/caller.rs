@@ -1,14 +1,15 @@
-//! Answers how a caller opens a crew, waits for it and ends it.
+//! The caller's side of a crew: opens it, waits for it and ends it.
 //!
-//! *Opening* forks the zygote and returns; a crew that is never waited for is ended when it is dropped.
+//! *Opening* forks the zygote and returns; a crew for which nobody waits is ended when it is dropped.
 //!
 //! *Waiting* is one poll on the zygote's pidfd, on the pipes of what slots print, on a bell of the work's,
-//! and on a bell that signals ring. The outcome is read from shared memory when the zygote has ended: its
-//! exit code, and the slot that failed first. A caller that ignores SIGCHLD is not told by the kernel how
-//! its children end.
+//! and on a bell that signals ring. The outcome is read from shared memory when the zygote has ended: the
+//! zygote's exit code, and the slot that failed first. (The kernel does not tell a caller that ignores
+//! SIGCHLD how its children end.)
 //!
-//! *Signals* that ask the program to end (SIGINT, SIGTERM, SIGHUP), where it has left them to the kernel, are
-//! held back while it waits: the caller ends its crew first, so that nothing is left of it, and then itself.
+//! *Signals* that ask the program to end (SIGINT, SIGTERM, SIGHUP) are held back while the caller waits, if
+//! the program has left them to the kernel. The caller ends its crew first, so that nothing is left of it,
+//! and then itself.
 
 use crate::channel::slots::Slots;
 use crate::error::{Death, Error, Result};
@@ -26,23 +27,23 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// The time after which the caller tries again to print what waits for that.
+/// The time after which the caller tries again to print the output that waits.
 const PRINTING: Duration = Duration::from_millis(50);
 
 /// A running crew. Dropping it ends its processes.
 pub(crate) struct Crew {
     words: Slots,
-    /// None once it has ended and was collected.
+    /// The zygote; `None` once it has ended and was collected.
     zygote: Option<Process>,
-    /// Rung to end the crew.
+    /// The bell that the caller rings to end the crew.
     bell: Bell,
     output: Option<Output>,
-    /// The process that opened it: a child that inherits the crew by fork and drops it ends nothing.
+    /// The process that opened the crew: a child that inherits the crew by fork and drops it ends nothing.
     caller: u32,
-    /// The zygote runs `build`.
+    /// Whether the zygote runs `build`.
     warm: bool,
-    /// Signals that are held back from before the fork on, until the caller waits. None where it does other
-    /// things first.
+    /// The signals that are held back from before the fork on, until the caller waits. `None` if the caller
+    /// does other things first.
     held: Option<HeldSignals>,
 }
 
@@ -62,11 +63,11 @@ impl Crew {
         if procfs::is_threaded(&threads) && !allow_threads {
             return Err(Error::Threads { operation, threads: threads[1..].join(", ") });
         }
-        // All that the zygote inherits is made before the fork.
+        // Everything that the zygote inherits is made before the fork.
         let (caller, bell) = (Process::this()?, Bell::new()?);
         let output = if job.tag_output { Some(Output::open(words.count())?) } else { None };
-        // Before the fork as well: a signal that arrives before the caller waits ends the crew in the same
-        // way.
+        // This is before the fork as well: a signal that arrives before the caller waits ends the crew in the
+        // same way.
         let held = (!job.beside && !job.led).then(HeldSignals::hold);
         match process::fork(if job.beside { Child::Beside } else { Child::Awaited })? {
             Fork::Parent(zygote) => {
@@ -81,25 +82,25 @@ impl Crew {
         }
     }
 
-    /// Returns whether this is the process that has opened it.
+    /// Returns whether this is the process that has opened the crew.
     pub(crate) fn is_callers(&self) -> bool {
         self.caller == process::incarnation()
     }
 
-    /// Waits until all slots have ended. Returns false if the zygote found that it cannot keep what `build`
-    /// made: nothing has run then, and the crew is to be opened again, cold.
+    /// Waits until all slots have ended. Returns false if the zygote found that it cannot keep the state that
+    /// `build` made: nothing has run then, and the crew must be opened again, cold.
     ///
     /// # Errors
-    /// The first failure of a slot; if the zygote died, or a signal has asked the program to end.
+    /// The first failure of a slot; or an error if the zygote died, or a signal has asked the program to end.
     pub(crate) fn wait(&mut self) -> Result<bool> {
         self.wait_with(None, &mut || None)
     }
 
-    /// Waits as [`Crew::wait`] does, calling `tick` again and again: as soon as `call` is rung, or the time
-    /// has passed that it said last.
+    /// Waits as [`Crew::wait`] does, and calls `tick` again and again: as soon as `call` is rung, or after
+    /// the time that `tick` returned last.
     ///
-    /// Each turn: look after the zygote; `tick`; sleep until something happens; forward what slots have
-    /// printed; then see whether that was all, or a signal was caught.
+    /// Each turn looks after the zygote, calls `tick`, sleeps until something happens, and forwards the
+    /// output of slots; then it finds out whether that was all, or a signal was caught.
     pub(crate) fn wait_with(
         &mut self,
         call: Option<&Bell>,
@@ -112,23 +113,25 @@ impl Crew {
         let mut most = LOOK;
         loop {
             guard.look(zygote);
-            // Before `tick` looks for the reason of the call: another call rings again.
+            // This is done before `tick` looks for the reason of the call: another call rings again.
             call.iter().for_each(|bell| bell.still());
             let slice = tick().map_or(most, |slice| slice.min(most));
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
             sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
-            // Its end, not its stored exit code: after that the zygote may still drop what was built, and
-            // signals end that, too. (If the program has closed its descriptor, the code must do.)
+            // The zygote's end counts, not its stored exit code: after storing it the zygote may still drop
+            // the state that was built, and signals end that, too. (If the program has closed its descriptor,
+            // the code must do.)
             let ended = descriptor::poll(&sources, slice)[0]
                 || (self.words.closed().is_some() && !zygote.is_watched());
             let printed = self.output.as_mut().is_none_or(|output| output.forward(ended));
             let over = ended && printed;
-            // All has ended well: a signal that was caught meanwhile is raised when `held` is dropped.
+            // All slots have ended well: a signal that was caught meanwhile is raised when `held` is dropped.
             if over && self.words.culprit().is_none() {
                 break;
             }
-            // Before a failure is reported: a rank that the same signal has ended is no failure of its own.
+            // This is asked before a failure is reported: a rank that the same signal has ended is no failure
+            // of its own.
             if let Some(signal) = held.caught() {
                 self.end_for(signal.as_str());
                 drop(held);
@@ -146,8 +149,8 @@ impl Crew {
         self.outcome(lost, guard.gave_up, death)
     }
 
-    /// Ends the crew because a signal has asked this program to end, prints what it had to say, and says that
-    /// it has ended.
+    /// Ends the crew because a signal has asked this program to end, prints what the crew had to say, and
+    /// says that it has ended.
     fn end_for(&mut self, signal: &str) {
         self.end();
         self.output.iter_mut().for_each(|output| _ = output.forward(true));
@@ -155,15 +158,15 @@ impl Crew {
             1 => "the worker has been ended; nothing is left of it".to_owned(),
             workers => format!("the {workers} workers have been ended; nothing is left of them"),
         };
-        // Without a terminal left there is nobody to tell.
+        // If no terminal is left there is nobody to tell.
         let _ = writeln!(std::io::stderr(), "phalanx: {signal}: {ended}");
     }
 
-    /// Returns the outcome of a crew that has ended: the exit code that the zygote has stored counts, or,
-    /// if it has stored none, its `death`.
+    /// Returns the outcome of a crew that has ended: the exit code that the zygote has stored counts, or, if
+    /// it has stored none, its `death`.
     ///
-    /// `lost`: no descriptor led to it any more. `gave_up`: it was killed because it had been stopped for too
-    /// long.
+    /// `lost` says that no descriptor led to the zygote any more, `gave_up` that the zygote was killed
+    /// because it had been stopped for too long.
     fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<bool> {
         match (self.words.closed(), self.words.culprit()) {
             (Some(COLD), _) => return Ok(false),
@@ -194,14 +197,14 @@ impl Crew {
     }
 }
 
-/// Watches for a zygote that is stopped, and looks after nobody: it is named, and in a world with a deadline
-/// ended.
+/// The watch on a zygote that may be stopped, and then looks after nobody. A stopped zygote is named, and in
+/// a world with a deadline ended.
 struct Guard {
     deadline: Option<Duration>,
     stopped: Stopped,
-    /// When it last looked.
+    /// The time of the last look.
     looked: Instant,
-    /// It has ended the zygote.
+    /// Whether the guard has ended the zygote.
     gave_up: bool,
 }
 
@@ -236,10 +239,10 @@ impl Drop for Crew {
 }
 
 impl Crew {
-    /// Ends its processes; returns when they are gone.
+    /// Ends the crew's processes; returns when they are gone.
     ///
-    /// The zygote is asked first: it ends also what slots have started, which nobody else can. If it does not
-    /// end (it is stopped, say), it is killed; the kernel then kills the slots.
+    /// The zygote is asked first: it also ends the processes that slots have started, which nobody else can.
+    /// If the zygote does not end (it is stopped, say), it is killed; the kernel then kills the slots.
     fn end(&mut self) {
         if let Some(zygote) = self.zygote.take().filter(|_| self.is_callers()) {
             self.bell.ring();
@@ -251,15 +254,15 @@ impl Crew {
                 }
                 zygote.reap(true);
             }
-            // It has stored no exit code, so it has not waited for its slots.
+            // The zygote has stored no exit code, and therefore has not waited for its slots.
             if self.words.closed().is_none() {
                 self.words.outlast_slots();
             }
         }
     }
 
-    /// Ends a zygote to which no descriptor leads any more: by a word in shared memory, at which it looks now
-    /// and then, and in the end by its number.
+    /// Ends a zygote to which no descriptor leads any more: by a word in shared memory, at which the zygote
+    /// looks now and then, and in the end by its number.
     fn end_unwatched(&self, zygote: &Process) -> Death {
         self.words.dismiss();
         let until = Instant::now() + Duration::from_secs(2);

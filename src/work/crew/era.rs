@@ -1,4 +1,4 @@
-//! Answers what a zygote has decided so far in a world that recovers: in its own memory, which no rank can
+//! The decisions of a zygote so far in a world that recovers, in the zygote's own memory, which no rank can
 //! overwrite.
 
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ pub(super) struct Era {
     pub(super) members: Vec<usize>,
     /// The number of decisions made.
     pub(super) decided: u32,
-    /// When a rank first asked for the next one.
+    /// The time at which a rank first asked for the next decision.
     pub(super) asked_since: Option<Instant>,
 }
 
@@ -22,7 +22,7 @@ impl Era {
         Era { epoch: 0, members: (0..ranks).collect(), decided: 0, asked_since: None }
     }
 
-    /// Moves the deadline of those who have not asked by the time that all processes were stopped.
+    /// Moves the deadline of the ranks that have not asked by the time that all processes were stopped.
     pub(super) fn postpone(&mut self, stood: Duration) {
         self.asked_since = self.asked_since.map(|at| at + stood);
     }

@@ -1,70 +1,71 @@
-//! Answers what the slots of a crew do, and what their deaths mean to the others: the order that a caller
-//! gives its crew.
+//! The order that a caller gives its crew: the work of the slots, and the meaning of a slot's death to the
+//! others.
 
 use crate::channel::world::World;
 use crate::error::Result;
 use crate::os::descriptor::Bell;
 
-/// Exit status of a zygote whose build left threads or descriptors behind: threads keep it from forking,
+/// The exit status of a zygote whose build left threads or descriptors behind: threads keep it from forking,
 /// descriptors lead all slots to one pipe, socket or place in a file. Each slot must build for itself: the
 /// caller opens the crew again, cold.
 pub(super) const COLD: i32 = 77;
-/// Exit status of a zygote that was told to end while slots ran.
+/// The exit status of a zygote that was told to end while slots ran.
 pub(super) const RUNG: i32 = 78;
 
 /// The order of a crew.
 pub(crate) struct Job<'a> {
-    /// What all slots inherit.
+    /// The state that all slots inherit.
     pub(crate) state: Option<Inherited<'a>>,
     /// The work of a slot. Returns where its result lies in the segment.
     pub(crate) body: &'a dyn Fn(usize) -> Result<(usize, usize)>,
     /// The meaning of a slot's death.
     pub(crate) policy: Policy<'a>,
-    /// The output of slots goes through the caller, which marks each line with the rank.
+    /// Whether the output of slots goes through the caller, which marks each line with the rank.
     pub(crate) tag_output: bool,
-    /// The caller is rank 0 itself: the crew has no process for this slot.
+    /// Whether the caller is rank 0 itself: the crew has no process for this slot.
     pub(crate) led: bool,
-    /// The caller goes on while the slots work, instead of waiting for them.
+    /// Whether the caller goes on while the slots work, instead of waiting for them.
     pub(crate) beside: bool,
 }
 
-/// A state that is built once, in the zygote, before it forks the slots: each of them has its copy of the
-/// memory in which these functions keep it.
+/// A state that is built once, in the zygote, before it forks the slots: each slot has its own copy of the
+/// memory in which these functions keep the state.
 #[derive(Clone, Copy)]
 pub(crate) struct Inherited<'a> {
-    /// Builds it.
+    /// The function that builds the state.
     pub(crate) build: &'a dyn Fn() -> Result<()>,
-    /// Drops it. Called in the zygote only, when the slots have ended.
+    /// The function that drops the state. It is called in the zygote only, when the slots have ended.
     pub(crate) discard: &'a dyn Fn(),
 }
 
 /// The meaning of a slot's death to the others.
 #[derive(Clone, Copy)]
 pub(crate) enum Policy<'a> {
-    /// The end: they are told, and ended after a grace.
+    /// The end: the others are told, and ended after a grace period.
     End,
-    /// They are told, and decide together, in this world: see recovery.rs.
+    /// A decision: the others are told, and decide together, in this world: see recovery.rs.
     Recover(&'a World),
-    /// Nothing: it is forked again, as long as its processes get anywhere.
+    /// Nothing: the slot is forked again, as long as its processes get anywhere.
     Replace(&'a dyn Labour),
 }
 
 /// The work of slots that are replaced, as their supervisor sees it: whether a process got anywhere before it
-/// died, and where the work of a slot goes that is not replaced.
+/// died, and who gets the work of a slot that is not replaced.
 pub(crate) trait Labour {
     /// Returns how many tasks the slot has begun.
     fn begun(&self, slot: usize) -> u64;
 
-    /// Returns the task that the slot is at, and since when (nanoseconds since 1970); none if it is at none.
+    /// Returns the task at which the slot is, and since when (nanoseconds since 1970); `None` if it is at
+    /// none.
     fn now(&self, slot: usize) -> Option<(usize, u64)>;
 
-    /// Says whether a slot is forked again after this number of deaths in a row without a task begun.
+    /// Returns whether a slot is forked again after this number of deaths in a row without a task begun.
     fn again(&self, deaths: u32) -> bool;
 
-    /// Says whether the slot was given up already, by its own process, which has said why.
+    /// Returns whether the slot was given up already, by its own process, which has said why.
     fn is_given_up(&self, slot: usize) -> bool;
 
-    /// Gives the slot up, whose process is gone: others may do its work.
+    /// Gives up the slot, whose process is gone: others may do its work.
     fn give_up(&self, slot: usize);
 
     /// Notes that the slot's last process has left. Called again and again: a process may overwrite the word

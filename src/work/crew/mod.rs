@@ -1,5 +1,5 @@
-//! Answers how processes that work are made and kept: the crew, a zygote that forks slots, supervises them
-//! and, if told to, replaces the dead.
+//! The crew, which makes and keeps the processes that work: a zygote forks slots, supervises them and, if
+//! told to, replaces the dead.
 //!
 //! ```text
 //! caller (the user's main; no rank)

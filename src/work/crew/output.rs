@@ -1,4 +1,4 @@
-//! Answers how the output of slots reaches the caller's streams in whole lines, with the rank in front.
+//! Carries the output of slots to the caller's streams, in whole lines with the rank in front.
 //!
 //! ```text
 //! slot     prints to its standard output and error, which are pipes: one per slot and stream
@@ -7,19 +7,21 @@
 //!          [3] prints whole lines as fast as they are taken; others wait in memory
 //! ```
 //!
-//! *Nobody waits for ever.* The caller must look after its zygote and signals too, so it waits for the reader
-//! of its output only for a moment at a time. While too much waits to be printed it reads no more; pipes
-//! fill, and slots that print wait. When the slots have ended, it prints what is left.
+//! *Nobody waits for ever.* The caller must look after its zygote and signals too, and therefore waits for
+//! the reader of its output only for a moment at a time. While too much output waits to be printed, the
+//! caller reads no more; pipes fill, and slots that print wait. When the slots have ended, the caller prints
+//! what is left.
 
 use crate::error::Result;
 use crate::os::descriptor::{self, Pipe};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// A line longer than this is broken. While more than this waits to be printed, slots that print wait, too.
+/// The number of bytes above which a line is broken, and above which, if they wait to be printed, slots that
+/// print wait too.
 const LONGEST: usize = 1 << 20;
 /// The time for which the caller waits for the reader of its output before it looks after other things: while
-/// slots run, and when there are none left.
+/// slots run, and when none is left.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
 /// The standard output and error of the slots.
@@ -38,26 +40,26 @@ struct Stream {
 }
 
 impl Output {
-    /// Makes the pipes, before the zygote is forked: it and its slots inherit them.
+    /// Makes the pipes, before the zygote is forked: the zygote and its slots inherit them.
     pub(super) fn open(ranks: usize) -> Result<Output> {
         let stream = || -> Result<Stream> { Ok(Stream { pipe: Pipe::new()?, unfinished: Vec::new() }) };
         let slots = (0..ranks).map(|_| Ok([stream()?, stream()?])).collect::<Result<_>>()?;
         Ok(Output { slots, waiting: [Vec::new(), Vec::new()] })
     }
 
-    /// Sends what this process, a slot's, prints from now on through its pipes.
+    /// Sends the output of this process, a slot's, through its pipes from now on.
     pub(super) fn enter(&self, rank: usize) {
         let [out, err] = &self.slots[rank];
         descriptor::print_to(&out.pipe, &err.pipe);
     }
 
-    /// Returns the pipes that end a wait of the caller early: those that it would read now.
+    /// Returns the pipes that end a wait of the caller early: those that the caller would read now.
     pub(super) fn sources(&self) -> impl Iterator<Item = &dyn AsFd> {
         let streams = self.slots.iter().flat_map(|streams| streams.iter().zip(&self.waiting));
         streams.filter(|(_, waiting)| waiting.len() <= LONGEST).map(|(stream, _)| &stream.pipe as &dyn AsFd)
     }
 
-    /// \[1]-\[3] in the caller: reads, and prints whole lines as far as they are taken; at the `end`, when no
+    /// \[1]-\[3] Reads, in the caller, and prints whole lines as far as they are taken; at the `end`, when no
     /// slot is left, also a line without an end. Returns whether nothing is left.
     pub(super) fn forward(&mut self, end: bool) -> bool {
         let mut read = true;
@@ -90,7 +92,7 @@ impl Stream {
                 lines.extend([format!("[{rank}] ").as_bytes(), line].concat());
                 rest = behind;
             }
-            // Too long for a line; or nothing follows.
+            // The line is too long, or nothing follows.
             if rest.len() > LONGEST || (end && !more && !rest.is_empty()) {
                 lines.extend([format!("[{rank}] ").as_bytes(), rest, b"\n"].concat());
                 rest = &[];

@@ -1,7 +1,8 @@
-//! Answers what a panic of the user's code was, and where: as a text, for errors and records.
+//! The text and place of a panic of the user's code, for errors and records.
 //!
-//! The text is the payload's. The place is told to the panic hook only: this file installs a hook of its own
-//! while something runs that is [`caught`], over the one that it finds, which it puts back.
+//! The text is the payload's. Only the panic hook is told the place: while a function runs that is
+//! [`caught`], this file installs a hook of its own over the one that it finds, which it puts back
+//! afterwards.
 //!
 //! | the hook that was found | a panic inside `caught` | any other |
 //! | --- | --- | --- |
@@ -17,7 +18,7 @@
 //! ```
 //!
 //! A program that sets its own hook meanwhile keeps it: the text has no place then. A panic that nobody will
-//! catch, because the process is about to abort, is printed with those before it.
+//! catch, because the process is about to abort, is printed with the panics before it.
 
 use crate::error::{Error, Result};
 use crate::os::process;
@@ -33,12 +34,12 @@ use std::thread::panicking;
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
 
 thread_local! {
-    /// This thread is inside [`caught`].
+    /// Whether this thread is inside [`caught`].
     static CATCHING: Cell<bool> = const { Cell::new(false) };
     /// The number of [`Listening`] values of this thread.
     static LISTENING: Cell<u32> = const { Cell::new(0) };
-    /// [`SEEN`] has something. A flag of its own, as to look there costs more than all else that [`caught`]
-    /// does.
+    /// Whether [`SEEN`] has something. This is a flag of its own, as a look there costs more than all else
+    /// that [`caught`] does.
     static ANY_SEEN: Cell<bool> = const { Cell::new(false) };
     /// The last two panics of this thread since [`caught`] began: the second may be the end of both.
     static SEEN: RefCell<[Option<Seen>; 2]> = const { RefCell::new([None, None]) };
@@ -54,7 +55,7 @@ struct Seen {
 /// The hook that was found.
 struct Former {
     hook: Hook,
-    /// The standard library's, which prints.
+    /// Whether this is the standard library's hook, which prints.
     is_default: bool,
 }
 
@@ -62,7 +63,7 @@ impl Former {
     /// Takes the process's hook.
     fn take() -> Former {
         let hook = take_hook();
-        // With none set this gives the standard library's.
+        // If none is set this returns the standard library's hook.
         let default = take_hook();
         let is_default = std::ptr::eq(&*hook, &*default);
         Former { hook, is_default }
@@ -82,7 +83,7 @@ impl Former {
                 return;
             }
         } else if told_later && self.is_default {
-            // This one aborts the process, and those before it have not been printed.
+            // This panic aborts the process, and those before it have not been printed.
             SEEN.with_borrow(|[last, before]| {
                 for Seen { text, place, .. } in [before, last].into_iter().flatten() {
                     let text = text.as_deref().unwrap_or(NO_TEXT);
@@ -96,10 +97,10 @@ impl Former {
 }
 
 /// Returns whether this is the last panic of the process. (`PanicHookInfo::can_unwind` is not stable.) The
-/// language raises these where a panic must not pass: out of a destructor while another unwinds, out of a
-/// foreign function.
+/// language raises such panics where a panic must not pass: out of a destructor while another panic unwinds,
+/// out of a foreign function.
 fn aborts(panic: &PanicHookInfo<'_>) -> bool {
-    // Other panics, also of the standard library, have the place of the caller of what panicked.
+    // Other panics, also of the standard library, have the place of the caller of the function that panicked.
     let raised_by_language = |place: &Location<'_>| place.file().ends_with("library/core/src/panicking.rs");
     let violated = |text: &str| text.contains("precondition(s) violated");
     panic.location().is_some_and(raised_by_language) || literal(panic.payload()).is_some_and(violated)
@@ -107,9 +108,10 @@ fn aborts(panic: &PanicHookInfo<'_>) -> bool {
 
 /// The hook of this file, which is installed while threads are [`Listening`].
 struct Standing {
-    /// The number of these threads.
+    /// The number of threads that listen.
     threads: usize,
-    /// Its address, and the hook that it has replaced; it may have been replaced itself meanwhile.
+    /// The address of the hook, and the hook that it has replaced; it may have been replaced itself
+    /// meanwhile.
     ours: Option<(usize, Arc<Former>)>,
 }
 
@@ -119,9 +121,9 @@ type Lock<T> = std::sync::Mutex<T>;
 static STANDING: Lock<Standing> = Lock::new(Standing { threads: 0, ours: None });
 
 impl Standing {
-    /// \[1] A thread begins to listen: installs the hook, unless it is.
+    /// \[1] Notes that a thread begins to listen: installs the hook, unless it is installed.
     fn begin(&mut self) {
-        // A thread that panics may not change hooks. If the last one to end was such a thread, the hook is
+        // A thread that panics may not change hooks. If the last thread to end was such a thread, the hook is
         // still installed: it is replaced.
         if !panicking() && (self.threads == 0 || self.ours.is_none()) {
             let former = self.remove().unwrap_or_else(|| Arc::new(Former::take()));
@@ -133,17 +135,17 @@ impl Standing {
         self.threads += 1;
     }
 
-    /// \[4] A thread listens no more: after the last one puts the former hook back.
+    /// \[4] Notes that a thread listens no more: after the last thread, puts the former hook back.
     fn end(&mut self) {
         self.threads -= 1;
-        // If this thread panics the hook stays until the next end. It passes all on, as nobody is inside
-        // `caught`.
+        // If this thread panics the hook stays until the next end. The hook passes all panics on, as nobody
+        // is inside `caught`.
         if self.threads == 0 && !panicking() {
             match self.remove().map(Arc::try_unwrap) {
                 Some(Ok(former)) if !former.is_default => set_hook(former.hook),
                 Some(Err(former)) => set_hook(Box::new(move |panic| (former.hook)(panic))),
-                // The standard library's has been in force since ours was removed; or the program has set
-                // another one.
+                // The standard library's hook has been in force since ours was removed; or the program has
+                // set another one.
                 _ => {}
             }
         }
@@ -153,8 +155,8 @@ impl Standing {
     fn remove(&mut self) -> Option<Arc<Former>> {
         let (ours, former) = self.ours.take()?;
         let now = take_hook();
-        // The hook holds the former one. While it exists nothing else has its address; if it does not, an
-        // equal address is another hook's.
+        // Our hook holds the former one. While our hook exists nothing else has its address; if it does not
+        // exist, an equal address is another hook's.
         let exists = Arc::strong_count(&former) > 1;
         if exists && address(&now) == ours {
             return Some(former);
@@ -169,11 +171,11 @@ fn address(hook: &Hook) -> usize {
     std::ptr::from_ref(&**hook).cast::<()>().addr()
 }
 
-/// While this lives, [`caught`] knows where panics of this thread happen, at no further cost.
+/// A guard: while it lives, [`caught`] knows where panics of this thread happen, at no further cost.
 pub(crate) struct Listening(PhantomData<*const ()>);
 
 impl Listening {
-    /// Begins to listen. A worker does so for its whole life, so that the hook is not changed for each task.
+    /// Begins to listen. A worker listens for its whole life, so that the hook is not changed for each task.
     pub(crate) fn new() -> Listening {
         if LISTENING.replace(LISTENING.get() + 1) == 0 {
             STANDING.lock().unwrap_or_else(PoisonError::into_inner).begin();
@@ -201,12 +203,12 @@ fn text(payload: &(dyn Any + Send)) -> Option<String> {
     literal(payload).map(str::to_owned).or_else(error).or_else(own)
 }
 
-/// Returns the text of a payload that is one, as `panic!` makes it.
+/// Returns the text of a payload that is a text, as `panic!` makes it.
 fn literal(payload: &(dyn Any + Send)) -> Option<&str> {
     payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
-/// Runs `f`, as [`caught`] does; an error becomes its text, which the user's own code makes and may panic in.
+/// Runs `f` as [`caught`] does; an error becomes its text, which the user's own code makes and may panic in.
 pub(crate) fn told<R>(
     f: impl FnOnce() -> Result<R>,
 ) -> std::result::Result<std::result::Result<R, String>, String> {
@@ -221,11 +223,11 @@ pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> std::result::Result<R, String>
     result.ok_or_else(|| NO_TEXT.to_owned())
 }
 
-/// As [`caught`]: its part that is compiled once.
+/// Does the part of [`caught`] that is compiled once.
 fn run_caught(f: &mut dyn FnMut()) -> std::result::Result<(), String> {
     let process = process::incarnation();
     let _listening = Listening::new();
-    // Calls may be nested: what the outer one has seen is put aside until this one is done.
+    // Calls may be nested: the panics that the outer call has seen are put aside until this call is done.
     let outer = (CATCHING.replace(true), if ANY_SEEN.replace(false) { Some(SEEN.take()) } else { None });
     let result = catch_unwind(AssertUnwindSafe(f));
     if process != process::incarnation() {
@@ -235,7 +237,7 @@ fn run_caught(f: &mut dyn FnMut()) -> std::result::Result<(), String> {
     }
     CATCHING.set(outer.0);
     let any = ANY_SEEN.replace(outer.1.is_some());
-    // The last panic of this call; the outer one's are put back.
+    // This is the last panic of this call; those of the outer call are put back.
     let last = match (any, outer.1) {
         (false, None) => None,
         (_, before) => SEEN.replace(before.unwrap_or_default())[0].take(),
@@ -244,14 +246,14 @@ fn run_caught(f: &mut dyn FnMut()) -> std::result::Result<(), String> {
         let (kind, text) = ((*payload).type_id(), text(&*payload));
         // Dropping a payload may panic again, here where nobody catches it.
         core::mem::forget(payload);
-        // [3] Not the place of another panic, which `f` has caught itself.
+        // [3] The place of another panic, which `f` has caught itself, is not taken.
         let place = last.filter(|seen| (seen.kind, &seen.text) == (kind, &text)).map(|seen| seen.place);
         let text = text.unwrap_or_else(|| NO_TEXT.to_owned());
         place.map_or_else(|| text.clone(), |place| format!("{text} ({place})"))
     })
 }
 
-/// Returns the text of a failure; if a rank may have tried to read the terminal, with the remedy.
+/// Returns the text of a failure, with the remedy if a rank may have tried to read the terminal.
 pub(crate) fn explained(text: String) -> String {
     match text.contains("Input/output error") && signal::is_kept_off_terminal() {
         true => {

@@ -1,14 +1,15 @@
-//! Answers what the zygote does while slots run: it learns how they end, tells the others or forks them
-//! again, and stands still with its caller.
+//! The zygote's work while slots run: it learns how they end, tells the others or forks them again, and
+//! stands still with its caller.
 //!
 //! The zygote sleeps in one poll, on the pidfds of its slots and of the caller, and on bells: it wakes for an
 //! end at once. After [`GLANCE`] at the latest it looks for states of which the kernel tells nobody, such as
 //! a caller or a slot that is stopped.
 //!
-//! *A death is told in this order* (`bury`): what the dead process has started is killed while its number is
-//! still its own; the process is collected; how it died is recorded; then its alive word is marked and its
-//! peers are woken. They find the record. The kernel has marked the word before in most cases (the robust
-//! list), and peers that are quicker than the record wait for it for a moment (channel/blame.rs).
+//! *A death is told in this order* (`bury`): the processes that the dead process has started are killed while
+//! its number is still its own; the process is collected; the cause of its death is recorded; then its alive
+//! word is marked and its peers are woken, which find the record. The kernel has marked the word before in
+//! most cases (the robust list), and peers that are quicker than the record wait for it for a moment
+//! (channel/blame.rs).
 
 use crate::error::Death;
 use crate::os::clock::unix_time;
@@ -34,15 +35,15 @@ const GLANCE: Duration = Duration::from_millis(200);
 impl Zygote<'_> {
     /// Supervises the slots until all have ended, or the caller has; returns the zygote's exit status.
     pub(super) fn supervise(&mut self) -> i32 {
-        // When slots are ended after the first failure.
+        // The time at which slots are ended, after the first failure.
         let mut ending: Option<Instant> = None;
         while self.slots.iter().any(Option::is_some) {
-            // While all stood still no deadline passed.
+            // No deadline passes while all processes stand still.
             let stood = self.stand_with_caller();
             ending = ending.map(|at| at + stood);
             self.era.postpone(stood);
             self.name_stopped();
-            // Sleep until the caller or a slot has ended, or someone rings. The order of the sources is used
+            // Sleep until the caller or a slot has ended, or a bell rings. The order of the sources is used
             // below.
             let running: Vec<usize> =
                 (0..self.slots.len()).filter(|&rank| self.slots[rank].is_some()).collect();
@@ -64,7 +65,7 @@ impl Zygote<'_> {
             // Orphans of slots are this process's children, and would stay zombies.
             let slots: Vec<u32> = self.slots.iter().flatten().map(|slot| slot.process.pid()).collect();
             process::reap_others(&slots);
-            // After deaths were noted: a decision may have waited for them.
+            // This is done after deaths were noted: a decision may have waited for them.
             if let Policy::Recover(world) = self.job.policy {
                 self.decide(world);
             } else if self.words.culprit().is_some()
@@ -90,7 +91,7 @@ impl Zygote<'_> {
         0
     }
 
-    /// Says on standard error what all slots are known to do: the answer to SIGUSR1.
+    /// Prints on standard error what all slots are known to do: the answer to SIGUSR1.
     fn tell_states(&self) {
         let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
         for (rank, state) in self.words.states().into_iter().enumerate() {
@@ -109,11 +110,11 @@ impl Zygote<'_> {
         }
     }
 
-    /// Stops the slots while the caller is stopped, by a terminal or by anyone; returns for how long.
+    /// Stops the slots while the caller is stopped, by a terminal or otherwise; returns for how long.
     ///
-    /// At first they are asked to stop as Ctrl-Z does it (SIGTSTP), so that launchers among what they have
-    /// started pass it on; then, every tenth of a second, they are stopped by force. It ends when the caller
-    /// continues, or has ended.
+    /// At first the slots are asked to stop as Ctrl-Z does it (SIGTSTP), so that launchers among the
+    /// processes that they have started pass it on; then, every tenth of a second, they are stopped by force.
+    /// The stop ends when the caller continues, or has ended.
     fn stand_with_caller(&mut self) -> Duration {
         if self.glanced.elapsed() < GLANCE {
             return Duration::ZERO;
@@ -134,12 +135,12 @@ impl Zygote<'_> {
         begun.elapsed()
     }
 
-    /// Looks at each slot, once per period: says which have been stopped for longer than a call may wait. A
-    /// world with a deadline ends then, though perhaps nobody waits for them in a call, which would find that
-    /// out.
+    /// Looks at each slot, once per period, and says which slots have been stopped for longer than a call may
+    /// wait. A world with a deadline ends then, even if nobody waits for such a slot in a call, which would
+    /// find it out.
     ///
-    /// For workers, who have no peers that wait for them, it also notes those that have left, and ends those
-    /// that have become another program.
+    /// Workers have no peers that wait for them: for workers it also notes those that have left, and ends
+    /// those that have become another program.
     fn name_stopped(&mut self) {
         let (passed, period) = (self.looked.elapsed(), period(self.slots.len()));
         if passed < period {
@@ -155,8 +156,8 @@ impl Zygote<'_> {
                 }
                 continue;
             };
-            // It has called exec: the kernel has marked its word, but the process lives. The peers of a rank
-            // find that out (`Slots::blame`); a worker has none.
+            // The process has called exec: the kernel has marked its word, but the process lives. The peers
+            // of a rank find that out (`Slots::blame`); a worker has none.
             if workers && self.words.slot(rank).is_dead() && procfs::is_another_program(slot.process.pid()) {
                 slot.is_another = true;
                 slot.process.kill();
@@ -175,19 +176,20 @@ impl Zygote<'_> {
         }
     }
 
-    /// Notes how a slot's process has ended, and revokes the epoch or forks it again: see the head of this
-    /// file for the order.
+    /// Notes how a slot's process has ended, and revokes the epoch or forks the slot again: see the head of
+    /// this file for the order.
     fn bury(&mut self, rank: usize) {
         let Some(slot) = self.slots[rank].take() else { return };
         point(Site::ZygoteBurying);
-        // Its children are in its group; root's are in the caller's, where nobody else's orphans are.
+        // The children of the process are in its group; root's are in the caller's group, where nobody else's
+        // orphans are.
         slot.process.kill_group();
         if self.is_root(rank) {
             let running = self.slots.iter().flatten().chain([&slot]);
             process::end_orphans(self.group, &running.map(|slot| slot.process.pid()).collect::<Vec<_>>());
         }
         let Some(death) = slot.process.reap(false) else {
-            // A debugger is told of the end first, and has not let go of it.
+            // A debugger is told of the end first, and has not let go of the process.
             std::thread::sleep(Duration::from_millis(1));
             self.slots[rank] = Some(slot);
             return;
@@ -203,8 +205,8 @@ impl Zygote<'_> {
         }
         let Policy::Replace(labour) = self.job.policy else { return self.words.revoke(epoch, rank) };
         if labour.is_given_up(rank) {
-            // It has given itself up, and may have been killed before it could wake those that wait for its
-            // work.
+            // The worker has given itself up, and may have been killed before it could wake those that wait
+            // for its work.
             return labour.give_up(rank);
         }
         // Deaths in a row count only if none of the processes has begun a task: else the slot gets somewhere.
@@ -226,8 +228,9 @@ impl Zygote<'_> {
         }
     }
 
-    /// Records how a slot's process ended. If it had called `exec`, the other program has ended: peers of a rank may have
-    /// noted that. (Of a worker, whose words keep the death of the process before, only this process notes it.)
+    /// Records how a slot's process ended. If it had called `exec`, the other program has ended: peers of a
+    /// rank may have noted that. (For a worker, whose words keep the death of the process before, only the
+    /// zygote notes it.)
     fn record(&self, rank: usize, slot: &Slot, death: Death) {
         let words = self.words.slot(rank);
         let is_worker = matches!(self.job.policy, Policy::Replace(_));
@@ -235,7 +238,7 @@ impl Zygote<'_> {
         words.record_death(if is_another { Death::Exec } else { death });
     }
 
-    /// Tells a kill by the kernel for want of memory from others, by the kernel's count of such kills.
+    /// Tells a kill by the kernel for lack of memory from other kills, by the kernel's count of such kills.
     fn explained(&mut self, death: Death) -> Death {
         if death != Death::Signal(KILL) {
             return death;
@@ -244,8 +247,8 @@ impl Zygote<'_> {
         if self.oom_kills > before { Death::Oom } else { death }
     }
 
-    /// Ends all slots and everything that they have started: all are killed first, so that they end at the
-    /// same time, then collected; then the orphans, which become this process's children.
+    /// Ends all slots and all processes that they have started. All slots are killed first, so that they end
+    /// at the same time, then collected; then the orphans, which become the zygote's children, are ended.
     pub(super) fn end_all(&mut self) {
         for slot in self.slots.iter().flatten() {
             slot.process.kill();

@@ -1,4 +1,4 @@
-//! Back ends by name.
+//! The back ends and their names.
 
 #[cfg(feature = "mpi")]
 use crate::comm::hybrid::job as nodes;
@@ -7,15 +7,16 @@ use crate::os::launcher::{Launcher, launcher};
 use std::fmt;
 use std::str::FromStr;
 
-/// Where the workers of a sweep run.
+/// The place where the workers of a sweep run.
 ///
 /// A program is one process of a job if a launcher says so in the environment: `mpirun` and `mpiexec` of the
 /// MPIs, `srun` (in a step of several tasks; a batch script is alone), `prun`, `flux run`, `jsrun`, `aprun`.
-/// Then [`Auto`](Self::Auto) joins the other processes, or is refused where the program was built without the
-/// feature `mpi`, for each process would do all the work. With `PHALANX_LAUNCHER=none` in the environment
-/// each does, and nothing is joined.
+/// In that case [`Auto`](Self::Auto) joins the other processes; if the program was built without the feature
+/// `mpi`, `Auto` is refused, because each process would do all the work. With `PHALANX_LAUNCHER=none` in the
+/// environment each process does all the work, and nothing is joined.
 ///
-/// A rank, or what a sweep calls in its caller, joins nothing: what it starts is its own, on forked workers.
+/// A rank, or a function that a sweep calls in its caller, joins nothing: the workers that it starts are its
+/// own, on forked processes.
 ///
 /// ```
 /// use phalanx::Backend;
@@ -25,7 +26,7 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {
-    /// Whatever suits the machine: forked processes; those of a job, if this is one of them.
+    /// The back end that suits the machine: forked processes; the processes of a job, if this is one of them.
     #[default]
     Auto,
     /// The calling thread.
@@ -34,16 +35,16 @@ pub enum Backend {
     Threads,
     /// Forked processes that share memory: a model may crash, leak, or keep global state.
     SharedMemory,
-    /// The processes that an MPI launcher has started, and what they fork: those of a node share memory, one
-    /// a node speaks for it. Needs the feature `mpi`.
+    /// The processes that an MPI launcher has started, and the workers that they fork: those of a node share
+    /// memory, one process per node speaks for it. Needs the feature `mpi`.
     Hybrid,
-    /// The same, but all that ranks exchange goes through MPI.
+    /// As [`Hybrid`](Self::Hybrid), but all that ranks exchange goes through MPI.
     Mpi,
 }
 
 impl Backend {
-    /// The job whose processes are to be used, if a launcher has started this program as part of one. Not in
-    /// a rank, which is alone with what it starts.
+    /// Returns the job whose processes are to be used, if a launcher has started this program as part of one.
+    /// Returns `None` in a rank, which is alone with the workers that it starts.
     pub(crate) fn job(self, operation: &'static str) -> Result<Option<Launcher>> {
         let (named, refused) =
             (matches!(self, Backend::Hybrid | Backend::Mpi), |problem| Error::option(operation, problem));
@@ -87,7 +88,7 @@ impl Backend {
     }
 }
 
-/// Names of back ends, with the names that users of parameter_sweep know as aliases.
+/// The names of back ends, with the names that users of parameter_sweep know as aliases.
 const BACKENDS: [(&str, Backend); 12] = [
     ("auto", Backend::Auto),
     ("serial", Backend::Serial),
@@ -106,7 +107,7 @@ const BACKENDS: [(&str, Backend); 12] = [
 impl FromStr for Backend {
     type Err = Error;
 
-    /// By name, in any case.
+    /// Returns the back end of a name, in any case.
     ///
     /// ```
     /// use phalanx::Backend;

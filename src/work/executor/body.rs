@@ -1,4 +1,4 @@
-//! What the ranks of a world run, and how the world is to be.
+//! The body that the ranks of a world run, and the options of the world.
 
 use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
@@ -9,12 +9,12 @@ use crate::work::executor::placement::{Placement, ranks};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a rank of a world does; returns where its result lies in the segment.
+/// The work of a rank of a world; returns the place of its result in the segment.
 pub(crate) type Body<'a> = &'a dyn Fn(&World, &mut Comm<'_>, &Local) -> Result<(usize, usize)>;
-/// Takes the results, in rank order.
+/// A function that takes the results, in rank order.
 pub(crate) type Take<'a> = &'a mut dyn FnMut(&Arc<Segment>, &[u8]) -> Result<()>;
 
-/// How the ranks of a world are to be.
+/// The options of the ranks of a world.
 pub(crate) struct RankOptions {
     /// The name of the call, in errors.
     pub(crate) operation: &'static str,

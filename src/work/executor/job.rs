@@ -9,7 +9,7 @@ use crate::channel::world::{Plan, World};
 use crate::comm::Comm;
 use crate::comm::hybrid::job::{InWorld, fatal};
 use crate::comm::hybrid::mpi::Mpi;
-use crate::comm::hybrid::net::{Net, Step, Tag, always, step};
+use crate::comm::hybrid::net::{Net, Step, Tag, always, give_way, step};
 use crate::comm::hybrid::seats::{Seats, is_crowded};
 use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::local::Local;
@@ -26,17 +26,17 @@ use crate::work::executor::placement::requested;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// How the ranks of a job are made.
+/// The way in which the ranks of a job are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Every process is a rank; those of a host share memory, unless `flat`.
     Processes { flat: bool },
-    /// Each of so many processes forks so many ranks, itself among them.
+    /// Each of `processes` processes forks a crew of `each` ranks, itself among them.
     Crews { each: usize, processes: usize },
 }
 
-/// How `asked` ranks come from the processes of a job. Only what this process knows decides: MPI is not there
-/// yet.
+/// Returns the way in which `asked` ranks come from the processes of a job. It depends only on what this
+/// process knows: MPI is not there yet.
 fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
     let Launcher { size, local, .. } = job;
     match asked {
@@ -46,7 +46,7 @@ fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
         }
         Some(ranks) => {
             let problem = format!(
-                "{ranks} ranks from {size} processes: start as many processes (mpirun -n {ranks}), or one a node and ask for a \
+                "{ranks} ranks from {size} processes: start as many processes (mpirun -n {ranks}), or one per node and ask for a \
                  multiple of their number"
             );
             Err(Error::option("launch", problem))
@@ -58,11 +58,11 @@ fn way(job: Launcher, asked: Option<usize>, flat: bool) -> Result<Way> {
     }
 }
 
-/// What the steps of the ways are known by: all processes must go the same.
+/// The numbers of the ways in the steps of a job: all processes must go the same way.
 const PROCESSES: u64 = 0;
 const CREWS: u64 = 2;
 
-/// Runs `body` on the ranks of a job. Says whether this process is rank 0, which takes the results.
+/// Runs `body` on the ranks of a job. Returns whether this process is rank 0, which takes the results.
 pub(super) fn run(
     options: &RankOptions,
     (job, flat): (Launcher, bool),
@@ -76,7 +76,7 @@ pub(super) fn run(
         return refused("a world over several nodes ends with the first death: it cannot `recover`");
     }
     if options.tag_output {
-        // The leaders are ranks themselves: nobody is there to forward what the others print.
+        // The leaders are ranks themselves: no process is there to forward the output of the others.
         return refused("`tag_output` is for one node; over several mpirun --tag-output does it");
     }
     let allow_threads = options.allow_threads;
@@ -88,15 +88,15 @@ pub(super) fn run(
     }
 }
 
-/// The body of one rank.
+/// Runs the body of one rank.
 fn one(world: &World, comm: &mut Comm<'_>, seat: &Local, body: Body<'_>) -> Result<(usize, usize)> {
     let place = body(world, comm, seat)?;
-    // Whoever still calls something learns that this rank will not.
+    // A rank that still makes a call learns that this rank will not.
     comm.leave()?;
     Ok(place)
 }
 
-/// Way b.
+/// Runs the ranks in way b.
 fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     Mpi::may_fork("launch")?;
     let world = World::new(plan)?;
@@ -108,7 +108,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
             leaders: (0..processes).collect(),
             everyone: None,
             contexts: Rc::new(Cell::new(0)),
-            // As the leader says.
+            // This is as the leader says.
             crowded: false,
         };
         let mut comm = Comm::over(Box::new(Hybrid::new(shm, None, ways, None)?));
@@ -117,7 +117,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     };
     let job =
         Job { state: None, body: &worker, policy: Policy::End, tag_output: false, led: true, beside: false };
-    // Whoever fails before it has joined leaves the others waiting: so it joins.
+    // A process that fails before it has joined would leave the others waiting: therefore it joins.
     let made = Crew::open(&world.slots, &job, "launch", allow_threads);
     let mpi = Mpi::join()?;
     let mut crew = made.or_else(|error| fatal(mpi, error))?;
@@ -131,7 +131,7 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     // The other ranks of this node look at what this process made before: it must not change meanwhile.
     let frozen = process::freeze().or_else(|error| fatal(mpi, error))?;
     let rank = Cell::new(0);
-    let led = as_rank(&rank, || {
+    let led = as_rank(mpi, &rank, || {
         let seat = Rc::new(Local::lasting(&world, 0));
         let shm = Shm::new(&world, 0, Rc::clone(&seat))?;
         let leaders: Vec<usize> = (0..mpi.size).collect();
@@ -158,16 +158,17 @@ fn crews(plan: Plan, processes: usize, allow_threads: bool, body: Body<'_>, take
     collect(&all, &world, mine, mpi.rank == 0, take).or_else(|error| fatal(mpi, error))
 }
 
-/// Runs what a process of the job does as a rank; returns its failure with its `rank`, which it may find out meanwhile.
-fn as_rank<T>(rank: &Cell<usize>, run: impl FnOnce() -> Result<T>) -> Result<T> {
-    match told(run) {
+/// Runs the part of a process of the job as a rank; returns its failure with its `rank`, which it may find
+/// out meanwhile.
+fn as_rank<T>(mpi: &Mpi, rank: &Cell<usize>, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    match told(|| run().inspect_err(|error| give_way(mpi, error))) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(text)) => Err(Error::Returned { rank: rank.get(), text }),
         Err(text) => Err(Error::Panicked { rank: rank.get(), text }),
     }
 }
 
-/// Way a.
+/// Runs the ranks in way a.
 fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     let mpi = Mpi::join()?;
     let all = Net::job(mpi);
@@ -176,7 +177,7 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     let _in_world = InWorld::enter(mpi);
     let Seats { world, local, .. } = &seats;
     world.slots.enter(*local, true);
-    let ran = as_rank(&Cell::new(seats.rank), || {
+    let ran = as_rank(mpi, &Cell::new(seats.rank), || {
         let seat = Rc::new(Local::lasting(world, *local));
         let mut comm = seats.comm(mpi, Rc::clone(&seat))?;
         one(world, &mut comm, &seat, body)
@@ -188,15 +189,15 @@ fn processes(plan: Plan, flat: bool, body: Body<'_>, take: Take<'_>) -> Result<b
     world.slots.leave(*local, (offset, len));
     world.segment().allow(Access::Read, Access::Read);
     mpi.use_contexts(seats.contexts.get());
-    // Nobody has messages under way in the world's own context any more.
+    // No rank has messages under way in the world's own context any more.
     let everyone = Net::new(mpi, seats.order.clone(), seats.rank, context, seats.crowded)?;
     let mine = vec![world.slots.bytes(offset, len)?];
     let with_root = seats.rank < seats.nodes[0].len();
     collect(&everyone, world, mine, with_root, take).or_else(|error| fatal(mpi, error))
 }
 
-/// All ranks' results to process 0, which takes them in the order of the net. `with_root`: this process
-/// shares memory with it. Is this process 0?
+/// Sends all ranks' results to process 0, which takes them in the order of the net. `with_root` says that
+/// this process shares memory with process 0. Returns whether this is process 0.
 fn collect(net: &Net, world: &World, mine: Vec<Vec<u8>>, with_root: bool, take: Take<'_>) -> Result<bool> {
     if !with_root && mine.iter().any(|bytes| carries_leases(bytes)) {
         let problem = "a result that holds a Lease came from another node than root's, where nobody can read it: return an \

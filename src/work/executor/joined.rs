@@ -15,8 +15,8 @@ use crate::work::executor::running::reason;
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::sync::Arc;
 
-/// Does `tasks` tasks on all ranks of `comm`, which all call this together. On root `then` gets the ledger,
-/// with what each rank has done, and says what becomes of it.
+/// Does `tasks` tasks on all ranks of `comm`, which all make this call together. On root, calls `then` with
+/// the ledger and with what each rank has done, and returns its result.
 ///
 /// ```text
 /// [1] all agree on the tasks, by digest; root's heap holds ledger and source
@@ -40,7 +40,7 @@ pub(crate) fn run_in<R>(
     }
     let layout = |base: usize| Layout::new(base, tasks, columns, Memory::Dense);
     let room = layout(0).or_else(|error| comm.refuse(&call, error.to_string()))?;
-    // The source first: what must be zero lies together.
+    // The source comes first: bytes that must be zero lie together.
     let front = Source::len(workers).next_multiple_of(PAGE);
     let place = (front + room.len(), front + room.zeroed());
     let table = comm.hold(&call, place, work.digest_of_all())?;
@@ -60,7 +60,7 @@ pub(crate) fn run_in<R>(
         source: &source,
         policy,
         dealing,
-        // They wait where a death or a deadline ends the wait: in [3].
+        // The ranks wait where a death or a deadline ends the wait: in [3].
         stay: false,
         first: 0,
         of: workers,
@@ -79,13 +79,14 @@ pub(crate) fn run_in<R>(
     Ok(outcome)
 }
 
-/// \[3] Works until no task is left that a rank would do. On root returns why a rank has given up first, if one has.
+/// \[3] Works until no task is left that a rank would do. Returns, on root, the reason of the first rank that
+/// has given up, if one has.
 #[track_caller]
 fn rounds(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_>) -> Result<Option<String>> {
     let (rank, source, ledger) = (comm.rank(), shared.source, shared.ledger);
     let tasks = ledger.tasks();
     let mut given_up = false;
-    // Root's: the first reason, and which ranks have not given up so far.
+    // On root: the first reason, and which ranks have not given up so far.
     let (mut why, mut left) = (None, vec![true; comm.size()]);
     for round in 1.. {
         if !given_up {
@@ -98,7 +99,7 @@ fn rounds(comm: &mut Comm<'_>, call: &Call, shared: &mut Shared<'_>) -> Result<O
         why = why.or_else(|| reason(source, ledger));
         let unfinished = || !source.is_halted() && ledger.finished(0..tasks) < tasks;
         if !new.is_empty() && left.contains(&true) && unfinished() {
-            // Others had left before they could inherit.
+            // Other ranks had left before they could inherit the tasks.
             source.reset();
             Dealing::Dynamic.offer(source, 0..tasks);
             source.begin_round(round);

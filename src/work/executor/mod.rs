@@ -1,4 +1,5 @@
-//! The executor: workers that do the tasks of a ledger, fed by a source. Every face stands on it.
+//! The executor: workers that do the tasks of a ledger, fed by a source. All interfaces to users are built on
+//! it.
 //!
 //! | placement | workers are | a worker that dies |
 //! | --- | --- | --- |
@@ -6,7 +7,7 @@
 //! | [`Placement::Threads`] | threads of this process | takes the program along |
 //! | [`Placement::Forked`] | slots of a crew | is replaced, and its task tried again |
 //!
-//! A run has rounds. When workers were given up and tasks are left, those tasks are freed for a new set of
+//! A run has rounds. If workers were given up and tasks are left, those tasks are freed for a new set of
 //! workers, as long as the last set finished something.
 
 mod backend;

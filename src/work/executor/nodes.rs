@@ -1,5 +1,5 @@
-//! An executor on the processes of a job: each forks its workers, which take tasks from what root has granted
-//! their node.
+//! The executor on the processes of a job: each process forks its workers, which take tasks from the
+//! stretches that root has granted their node.
 //!
 //! ```text
 //! node                                                   root
@@ -12,7 +12,7 @@
 //! [5] ends, or begins another round at [1]               a last Grant: is anything left that some node would do?
 //! ```
 //!
-//! In a round every task is granted once, with the number of workers that have died on it in earlier ones.
+//! In a round every task is granted once, with the number of workers that have died on it in earlier rounds.
 //! Within a node the ledger's rules hold: a worker that dies is replaced, and its tasks are done by its
 //! successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt
 //! out again in another round, to all nodes whose workers were not given up, or have finished something. A
@@ -34,17 +34,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// As many more grants are made than nodes if all work equally fast: a grant is this part of a node's share
-/// of what is left.
+/// The divisor of a grant: a node gets its share of the tasks left, divided by this number. (If all nodes
+/// work equally fast, this many times more grants are made than there are nodes.)
 const PARTS: usize = 2;
-/// This part of all tasks is dealt before the processes know each other: not more, as some may have more
-/// workers than others.
+/// The divisor of the first deal: this part of all tasks is dealt before the processes know each other. It is
+/// not more, as some processes may have more workers than others.
 const FIRST: usize = 8;
-/// How often a node tells how far it has come; more nodes than a hundred tell less often: a thousand times a
-/// second in all.
+/// The time between two messages by which a node tells how far it has come. If there are more than a hundred
+/// nodes they tell less often: a thousand times per second in all.
 const NEWS: Duration = Duration::from_millis(100);
-/// MPI wakes nobody: the coordinator looks after this time, then after ever longer ones. (A look takes 20
-/// us.)
+/// The time after which the coordinator looks for messages, as MPI wakes nobody; then it looks after ever
+/// longer times. (A look takes 20 us.)
 const SHORT_NAP: Duration = Duration::from_micros(50);
 const LONG_NAP: Duration = Duration::from_millis(2);
 /// The longest nap after a long quiet time: a nap takes at most a hundredth of that time.
@@ -53,19 +53,19 @@ const LONGEST_NAP: Duration = Duration::from_millis(50);
 /// The first word of a Grant that is a verdict on the round: no stretch begins there.
 const VERDICT: u64 = u64::MAX;
 
-/// What a node tells root, with the number of its tasks that are done.
+/// The messages of a node to root, each with the number of the node's tasks that are done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 enum Say {
     Going = 1,
-    /// It needs more tasks.
+    /// The node needs more tasks.
     Hungry,
-    /// All its tasks are done, and it knows that there are no more. This and the next two are the last that
-    /// it says.
+    /// All tasks of the node are done, and it knows that there are no more. `Done`, `Left` and `Spent` are
+    /// last words: nothing follows in the round.
     Done,
-    /// It has left tasks, and would do more.
+    /// The node has left tasks, and would do more.
     Left,
-    /// It has left tasks, and would do none.
+    /// The node has left tasks, and would do none.
     Spent,
 }
 
@@ -77,38 +77,40 @@ impl Say {
     }
 }
 
-/// What one process of the job knows of the whole.
+/// The state of a job's work as one of its processes knows it.
 struct Coordinator {
     mpi: &'static Mpi,
     _part: Part,
     net: Net,
     ledger: Ledger,
     source: Source,
-    /// Workers of each node, and of all.
+    /// The number of workers of each node, and of all nodes.
     workers: Vec<usize>,
     all: usize,
-    /// Stretches that were granted to this node.
+    /// The stretches that were granted to this node.
     mine: Vec<Range<usize>>,
-    /// There are no more for it.
+    /// Whether there are no more stretches for this node.
     ended: bool,
-    /// Why its workers were given up, if they were.
+    /// The reason why this node's workers were given up, if they were.
     why: Option<String>,
-    /// In root: the tasks that nobody has been granted, with the number of workers that have died on each of
-    /// a run; how many tasks each node has finished; those nodes that are done, with their last words.
+    /// In root: the runs of tasks that no node has been granted, with the number of workers that have died on
+    /// each task of a run; the number of tasks that each node has finished; the nodes that are done, with
+    /// their last words.
     pool: Vec<(Range<usize>, u32)>,
     finished: Vec<u64>,
     done: Vec<(usize, Say)>,
-    /// In root: what the workers of each node have done.
+    /// In root: the work that the workers of each node have done.
     reports: Vec<Vec<Done>>,
-    /// Elsewhere: an answer is due; when root was last told something, and how many tasks were done.
+    /// In other processes: whether an answer is due; when root was last told something, and how many tasks
+    /// were done then.
     waiting: bool,
     told: (Instant, u64),
-    /// How long the next nap is, and since when there was nothing to do.
+    /// The length of the next nap, and the time since which there was nothing to do.
     nap: Duration,
     quiet: Instant,
 }
 
-/// Does all tasks on all nodes; root gets what the workers of all have done, in the order of nodes.
+/// Does all tasks on all nodes; root gets what the workers of all nodes have done, in the order of nodes.
 pub(super) fn run(
     executor: &mut Executor<'_>,
     job: Launcher,
@@ -117,7 +119,7 @@ pub(super) fn run(
     Mpi::may_fork(executor.options.operation)?;
     let (each, tasks, digest) =
         (executor.options.workers, executor.ledger.tasks(), executor.work.digest_of_all());
-    // By how often a task is tried its outcome may differ, and that must not depend on where it is.
+    // The outcome of a task may depend on how often it is tried, and must not depend on its node.
     let digest = xxh3_64(bytemuck::cast_slice(&[digest, u64::from(executor.options.policy.attempts)]));
     (executor.options.first, executor.of) = (job.rank * each, job.size * each);
     let shared = executor.shared();
@@ -152,7 +154,7 @@ pub(super) fn run(
             Verdict::Again => {
                 executor.ledger.reopen();
                 executor.source.reset();
-                // Whoever can work does what is left.
+                // The workers that are left do all tasks that are left.
                 executor.options.dealing = Dealing::Dynamic;
                 coordinator.begin_again(last == Say::Spent);
             }
@@ -169,7 +171,7 @@ fn work(
     is_first: bool,
 ) -> Result<Say> {
     let round = match executor.forked(watch, &mut |watch| lookout.look(watch)) {
-        // Others may get on, and have what was done.
+        // Other nodes may get on, and have what was done here.
         Err(error @ (Error::Threads { .. } | Error::System { .. })) if !is_first => {
             lookout.coordinator()?.give_up(&error.to_string(), |_| ())?;
             return Ok(Say::Spent);
@@ -184,11 +186,11 @@ fn work(
     lookout.coordinator()?.give_up(&why, |tasks| executor.release(tasks, &round))
 }
 
-/// How a round of all nodes ends.
+/// The end of a round of all nodes.
 enum Verdict {
-    /// With what the workers of all have done, in root.
+    /// The work is over; root has what the workers of all nodes have done.
     End(Option<Vec<Done>>),
-    /// Tasks are left, and some nodes would do them.
+    /// Another round follows: tasks are left, and some nodes would do them.
     Again,
 }
 
@@ -196,14 +198,14 @@ enum Verdict {
 /// sweep.
 #[derive(Clone, Debug)]
 struct Begin {
-    /// Those of this process.
+    /// The tasks of this process.
     mine: Range<usize>,
-    /// The first that is dealt later; `None`: these are all.
+    /// The first task that is dealt later; `None` if these are all.
     next: Option<usize>,
 }
 
 impl Begin {
-    /// Deals a part of so many tasks, as if all processes had as many workers.
+    /// Deals a part of `tasks` tasks, as if all processes had as many workers.
     fn of(tasks: usize, job: Launcher) -> Begin {
         let next = tasks / FIRST;
         let lens = array_split(next, job.size);
@@ -212,21 +214,21 @@ impl Begin {
     }
 }
 
-/// What the caller does while its workers work. MPI is joined when they have been forked.
+/// The caller's activity while its workers work. MPI is joined when they have been forked.
 struct Lookout {
     ledger: Ledger,
     source: Source,
     job: Launcher,
     begin: Begin,
     digest: u64,
-    /// Workers of this process.
+    /// The number of workers of this process.
     each: usize,
     coordinator: Option<Coordinator>,
     failed: Option<Error>,
 }
 
 impl Lookout {
-    /// Returns how long the process may sleep, unless its workers call.
+    /// Coordinates. Returns how long the process may sleep, unless its workers call.
     fn look(&mut self, watch: &mut Watch<'_>) -> Option<Duration> {
         if self.failed.is_some() {
             return None;
@@ -310,11 +312,11 @@ impl Coordinator {
         })
     }
 
-    /// [1]-[3]. Returns how long the process may sleep, unless its workers call.
+    /// Takes part in [1]-[3]. Returns how long the process may sleep, unless its workers call.
     fn coordinate(&mut self, watch: &mut Watch<'_>) -> Result<Option<Duration>> {
         self.source.wake();
         if self.ended {
-            // Again and again: a worker may overwrite it.
+            // This is done again and again: a worker may overwrite the word.
             self.source.close();
         }
         let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
@@ -323,7 +325,7 @@ impl Coordinator {
         } else {
             self.nap = (self.nap * 3 / 2).min((self.quiet.elapsed() / 100).clamp(LONG_NAP, LONGEST_NAP));
         }
-        // Root must hear the others; elsewhere only an answer is awaited.
+        // Root must hear the others; other processes only await an answer.
         let listens = self.waiting || (self.net.me == 0 && self.done.len() + 1 < self.net.size());
         let may_sleep = self.ended || self.waiting || self.source.doze();
         Ok(Some(match (may_sleep, listens) {
@@ -333,12 +335,12 @@ impl Coordinator {
         }))
     }
 
-    /// Returns how often a node tells how far it has come.
+    /// Returns the time between two messages by which a node tells how far it has come.
     fn news(&self) -> Duration {
         NEWS.max(Duration::from_millis(self.net.size() as u64))
     }
 
-    /// Returns a stretch of what is left, with the number of workers that have died on each of its tasks.
+    /// Returns a stretch of the tasks left, with the number of workers that have died on each of its tasks.
     fn ration(&mut self, node: usize) -> (Range<usize>, u32) {
         let left: usize = self.pool.iter().map(|(run, _)| run.len()).sum();
         let workers = self.workers[node];
@@ -406,13 +408,14 @@ impl Coordinator {
         Ok(moved)
     }
 
-    /// Sends a stretch with the number of deaths, or [`VERDICT`].
+    /// Sends a node a stretch with the number of deaths, or [`VERDICT`].
     fn grant(&self, node: usize, words: [u64; 3]) -> Result<()> {
         self.net.send_all(bytemuck::bytes_of(&words), node, Tag::Grant, &always)
     }
 
-    /// Workers of this node were given up: another round does what it still gets, and what it has left;
-    /// `release` frees what died. Returns the last words of this node.
+    /// Ends this node's round, as its workers were given up: another round does the tasks that it is still
+    /// granted, and those that it has left. `release` frees the tasks on which workers died. Returns the last
+    /// words of this node.
     fn give_up(&mut self, why: &str, release: impl Fn(Range<usize>)) -> Result<Say> {
         self.await_answer()?;
         self.ended = true;
@@ -430,7 +433,7 @@ impl Coordinator {
         })
     }
 
-    /// Readies another round. `spent`: this node has no workers for it.
+    /// Readies another round; if `spent`, this node has no workers for it.
     fn begin_again(&mut self, spent: bool) {
         (self.ended, self.waiting, self.why) = (spent, false, None);
         self.mine.clear();
@@ -459,7 +462,7 @@ impl Coordinator {
         self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
     }
 
-    /// [4], [5]
+    /// Takes part in [4] and [5].
     fn collect(&mut self, done: Vec<Done>, last: Say, watch: &mut Watch<'_>) -> Result<Verdict> {
         if self.net.me == 0 {
             self.reports[0] = done;
@@ -467,7 +470,7 @@ impl Coordinator {
             return self.judge(last);
         }
         if self.waiting {
-            // The workers ended before they were to.
+            // The workers ended too early.
             return Err(Error::Corrupt { what: "the source of a node" });
         }
         self.say(last)?;
@@ -485,17 +488,17 @@ impl Coordinator {
         }
     }
 
-    /// [5] of root.
+    /// Takes part in [5] as root.
     fn judge(&mut self, own: Say) -> Result<Verdict> {
         let words = || self.done.iter().map(|&(_, say)| say).chain([own]);
         let would = words().any(|say| say != Say::Spent);
-        // Not looked at without need: each look at a record makes its page.
+        // Records are not looked at without need: each look at a record makes its page.
         if words().any(|say| say != Say::Done) && would {
             let is_left = |&task: &usize| self.ledger.state(task) == State::Failed(Cause::NotReached);
             let left: Vec<usize> = (0..self.ledger.tasks()).filter(is_left).collect();
             let died = |task: usize| self.ledger.died(task);
             let runs = left.chunk_by(|&task, &next| task + 1 == next && died(task) == died(next));
-            // They are granted from the last on.
+            // The runs are granted from the last on.
             self.pool = runs.rev().map(|run| (run[0]..run[run.len() - 1] + 1, died(run[0]))).collect();
         }
         let again = !self.pool.is_empty();
@@ -504,7 +507,7 @@ impl Coordinator {
     }
 
     fn send(&mut self, done: Vec<Done>) -> Result<()> {
-        // Each text once, by its place in the log here, which the records name.
+        // Each text is sent once, with its place in the log here, which the records name.
         let mut texts = BTreeMap::new();
         for task in self.mine.iter().cloned().flatten() {
             if let State::Failed(_) = self.ledger.state(task) {
@@ -512,7 +515,7 @@ impl Coordinator {
                 texts.entry(place).or_insert_with(|| self.ledger.text(task));
             }
         }
-        // None, for want of room.
+        // Place 0 is that of texts for which there was no room.
         texts.remove(&0);
         let stretches: Vec<_> =
             self.mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
@@ -535,7 +538,7 @@ impl Coordinator {
         Ok(())
     }
 
-    /// From each node when it is done, while others still work.
+    /// Receives the results of each node when it is done, while others still work.
     fn receive(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let mut texts = Texts::default();
         let mut next = 0;
@@ -562,14 +565,14 @@ impl Coordinator {
                 |(tasks, nanos, replaced)| Done { tasks, busy: Duration::from_nanos(nanos), replaced };
             self.reports[node] = done.into_iter().map(worker).collect();
         }
-        // No node has asked for these: all workers were given up.
+        // No node has asked for these tasks: all workers were given up.
         let why = self.why.as_deref().unwrap_or("no worker is left on any node");
         self.ledger.abandon(self.pool.drain(..).flat_map(|(run, _)| run), why);
         Ok(())
     }
 
-    /// A stretch of another node: its rows to where they stay. `places`: of the texts of its failed tasks
-    /// here, by those there.
+    /// Takes a stretch of another node: its rows are received where they stay. `places` maps the places of
+    /// the texts of failed tasks on that node to their places here.
     fn adopt(&self, node: usize, stretch: Range<usize>, places: &BTreeMap<u64, u64>) -> Result<()> {
         if stretch.start > stretch.end || stretch.end > self.ledger.tasks() {
             return Err(Error::Corrupt { what: "the stretches of a node" });
@@ -594,13 +597,13 @@ impl Coordinator {
 impl Drop for Coordinator {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // The user's progress did.
+            // The panic was in the user's `progress`.
             end_job(self.mpi, &Error::option("sweep", "the program panicked"));
         }
     }
 }
 
-/// A place in parts that MPI can count.
+/// Splits a place into parts that MPI can count.
 fn parts(place: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = place.end;
     place.step_by(LARGEST).map(move |start| start..(start + LARGEST).min(end))

@@ -1,7 +1,7 @@
-//! Results of any length: a worker puts them into its heap, and the row says where.
+//! Results of any length: a worker puts them into its heap, and the row holds their places.
 //!
-//! They lie one after the other in shelves of a fixed size; a larger one has a block of its own. Shelves are
-//! the caller's once the worker has left them: the heap never uses them again.
+//! Results lie one after the other in shelves of a fixed size; a larger one has a block of its own. Shelves
+//! are the caller's once the worker has left them: the heap never uses them again.
 
 use crate::error::{Error, Result};
 use crate::shm::arena::{Block, Fill};
@@ -12,17 +12,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 
-/// Bytes of a shelf.
+/// The length of a shelf in bytes.
 const SHELF: usize = 256 << 10;
 
-/// Where a payload lies: the shelf's offset in the segment, the payload's on the shelf, and its length.
+/// The place of a payload: the shelf's offset in the segment, the payload's offset on the shelf, and its
+/// length.
 pub(crate) type Place = [u64; 3];
 
 /// The payloads that a worker writes.
 pub(crate) struct Payloads {
-    /// The segment in which its heap lies, if it has one.
+    /// The segment in which the worker's heap lies, if it has one.
     segment: Option<Arc<Segment>>,
-    /// Where the next one goes, and how far that is used.
+    /// The shelf for the next payload, and the number of its bytes that are used.
     shelf: Option<(Block, usize)>,
 }
 
@@ -35,14 +36,14 @@ impl Payloads {
     /// caller's.
     ///
     /// # Errors
-    /// If it cannot be written, or would arrive as another value.
+    /// If the value cannot be written, or would arrive as another value.
     pub(crate) fn pack<T: Serialize + DeserializeOwned>(&mut self, value: &T) -> Result<Place> {
         let segment = self.segment.as_ref().ok_or(Error::Corrupt { what: "the heap of a worker" })?;
         let (bytes, _) = pack(segment, value)?;
         self.put(&bytes)
     }
 
-    /// Keeps these bytes for the caller.
+    /// Keeps `bytes` for the caller.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<Place> {
         let fits = |(shelf, used): &(Block, usize)| used + bytes.len() <= shelf.bytes().len();
         if !self.shelf.as_ref().is_some_and(fits) {
@@ -71,7 +72,8 @@ impl Drop for Payloads {
     }
 }
 
-/// The payloads that workers have left, as their caller reads them. Those on one shelf keep it together.
+/// The payloads that workers have left, as their caller reads them. The payloads on one shelf keep it
+/// together.
 pub(crate) struct Left {
     segment: Arc<Segment>,
     shelves: HashMap<u64, Block>,
@@ -82,7 +84,7 @@ impl Left {
         Left { segment: Arc::clone(segment), shelves: HashMap::new() }
     }
 
-    /// Returns a value that was packed; once.
+    /// Returns a value that was packed, which is possible once.
     pub(crate) fn unpack<T: DeserializeOwned>(&mut self, place: Place) -> Result<T> {
         let segment = Arc::clone(&self.segment);
         unpack(&segment, self.read(place)?)

@@ -1,4 +1,4 @@
-//! Where workers run, decided once: by the back end, the environment and what was asked for.
+//! The place where workers run, decided once: by the back end, the environment and the caller's request.
 
 use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::os::launcher::Launcher;
 use crate::os::topology;
 use crate::work::executor::Backend;
 
-/// Where workers run.
+/// The place where workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placement {
     /// The calling thread.
@@ -15,13 +15,13 @@ pub(crate) enum Placement {
     Threads,
     /// Slots of a crew.
     Forked,
-    /// The processes of a job, and the slots of the crews that they fork. `flat`: all that ranks exchange
+    /// The processes of a job, and the slots of the crews that they fork. If `flat`, all that ranks exchange
     /// goes through MPI.
     Job { job: Launcher, flat: bool },
 }
 
 impl Placement {
-    /// Decides for a back end.
+    /// Returns the placement for a back end.
     pub(crate) fn of(backend: Backend, operation: &'static str) -> Result<Placement> {
         if let Some(job) = backend.job(operation)? {
             return Ok(Placement::Job { job, flat: backend == Backend::Mpi });
@@ -33,7 +33,7 @@ impl Placement {
         })
     }
 
-    /// Decides how many workers this process has for so many tasks.
+    /// Returns how many workers this process has for `tasks` tasks.
     pub(crate) fn workers(
         self,
         operation: &'static str,
@@ -52,7 +52,7 @@ impl Placement {
     }
 }
 
-/// How many workers each process of a job has.
+/// Returns how many workers each process of a job has.
 fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>) -> Result<usize> {
     match requested(operation, wanted)? {
         Some(workers) if workers > 0 && workers.is_multiple_of(job.size) => Ok(workers / job.size),
@@ -70,13 +70,13 @@ fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>)
     }
 }
 
-/// Returns how many ranks there shall be: as asked for, as the environment says, or one per available
+/// Returns the number of ranks to start: as asked for, as the environment says, or one per available
 /// processor.
 pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
     Ok(requested(operation, ranks)?.unwrap_or_else(topology::cpus))
 }
 
-/// Returns how many ranks were asked for, by the program or the environment.
+/// Returns the number of ranks that were asked for, by the program or the environment.
 pub(crate) fn requested(operation: &'static str, ranks: Option<usize>) -> Result<Option<usize>> {
     let (None, Ok(text)) = (ranks, std::env::var("PHALANX_RANKS")) else { return Ok(ranks) };
     let number = text.trim().parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));

@@ -1,36 +1,37 @@
-//! What failures mean: how often a task, a worker or a build is tried again.
+//! The consequences of failures: how often a task, a worker or a build is tried again.
 
 use crate::error::{Death, Error, Result};
 use std::time::Duration;
 
-/// Time before a state that could not be built is built again; then ten times as long.
+/// The time before a state that could not be built is built again; each later time is ten times as long.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// As many attempts as a record counts.
+/// The largest number of attempts that a record counts.
 const MOST: u32 = 0xFFFF;
 
-/// How often what is tried again.
+/// The numbers of times that tasks, workers and builds are tried again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// How many workers may die on a task before it is given up.
+    /// The number of workers that may die on a task before it is given up.
     pub(crate) attempts: u32,
-    /// How often a worker may die in a row without a task begun.
+    /// The number of times that a worker may die in a row without a task begun.
     pub(crate) restarts: u32,
     /// The name of the function that builds a worker's state, in errors.
     pub(crate) build: &'static str,
-    /// How often in a row a worker builds its state before it does nothing more.
+    /// The number of times in a row that a worker builds its state before it does nothing more.
     pub(crate) builds: u32,
-    /// A worker that cannot build its state fails the task at hand; otherwise it leaves that to others.
+    /// Whether a worker that cannot build its state fails the task at hand; otherwise it leaves the task to
+    /// others.
     pub(crate) unbuilt_fails: bool,
-    /// A task that fails ends the work: workers finish what they are at, and begin nothing.
+    /// Whether a task that fails ends the work: workers finish their current tasks, and begin nothing.
     pub(crate) stop_at_failure: bool,
 }
 
 impl Policy {
-    /// The policy of a sweep: its rows have so many attempts, or three, and `build` three.
+    /// Returns the policy of a sweep: its rows have `attempts` attempts, or three, and `build` has three.
     ///
     /// # Errors
-    /// If there are none, or more than a record counts; of the call of that name.
+    /// If `attempts` is 0, or more than a record counts; the error is one of the call named `operation`.
     pub(crate) fn new(operation: &'static str, build: &'static str, attempts: Option<u32>) -> Result<Policy> {
         let attempts = attempts.unwrap_or(3);
         if !(1..=MOST).contains(&attempts) {
@@ -41,8 +42,8 @@ impl Policy {
         Ok(Policy { attempts, restarts, build, builds, unbuilt_fails: false, stop_at_failure: false })
     }
 
-    /// Says what became of a task on which workers have died, the last one by `death`; `None`: it is tried
-    /// again.
+    /// Returns the text for a task that is given up because `died` workers have died on it, the last one by
+    /// `death`; `None` if the task is tried again.
     pub(super) fn verdict(&self, died: u32, death: impl Fn() -> Death) -> Option<String> {
         (died >= self.attempts).then(|| match self.attempts {
             1 => format!("its worker died by {}", death()),
@@ -50,13 +51,13 @@ impl Policy {
         })
     }
 
-    /// Says whether a worker is replaced after so many deaths in a row without a task begun.
+    /// Returns whether a worker is replaced after `deaths` deaths in a row without a task begun.
     pub(super) fn replaces(&self, deaths: u32) -> bool {
         deaths < self.restarts
     }
 
-    /// Returns how long to wait before the next build, after so many that failed in a row; `None`: there is
-    /// none.
+    /// Returns the time to wait before the next build, after `failed` builds that failed in a row; `None` if
+    /// there is no next one.
     pub(super) fn pause(&self, failed: u32) -> Option<Duration> {
         (failed < self.builds).then(|| PAUSE * 10u32.pow((failed - 1).min(6)))
     }

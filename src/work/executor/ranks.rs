@@ -1,7 +1,7 @@
 //! Ranks: one body per slot, each with a communicator of all.
 //!
-//! A forked rank leaves its result packed in its heap, where the caller reads it once all have ended; a
-//! thread hands it over as it is.
+//! A forked rank leaves its result packed in its heap, where the caller reads it once all ranks have ended; a
+//! thread hands its result over as it is.
 
 use crate::channel::world::World;
 use crate::comm::Comm;
@@ -23,8 +23,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::rc::Rc;
 use std::thread::Builder;
 
-/// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; on the processes of
-/// a job that do not have rank 0 `None`.
+/// Runs `body` on forked ranks, or on those of a job. Returns the results in rank order; `None` on the
+/// processes of a job that do not have rank 0.
 pub(crate) fn fork<R, F>(options: &RankOptions, body: &F) -> Result<Option<Vec<R>>>
 where
     R: Serialize + DeserializeOwned,
@@ -35,7 +35,7 @@ where
         &|world, comm, local| leave_packed(world.segment(), &local.heap, body(comm)?, local.lives_on);
     let take: Take<'_> = &mut |segment, packed| unpack(segment, packed).map(|result| results.push(result));
     let is_root = match options.placement {
-        // A rank that launches a world launches its own.
+        // A rank that launches a world launches one of its own.
         #[cfg(feature = "mpi")]
         Placement::Job { job, flat } if !in_world() => {
             job::run(options, (job, flat), options.plan(0), body, take)?
@@ -45,7 +45,7 @@ where
     Ok(is_root.then_some(results))
 }
 
-/// Returns whether this process has taken the results: it has.
+/// Runs forked ranks. Returns whether this process has taken the results, which it always has.
 fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool> {
     let RankOptions { recover, tag_output, .. } = *options;
     let world = World::new(options.plan_here()?)?;
@@ -59,12 +59,12 @@ fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool>
     let policy = if recover { Policy::Recover(&world) } else { Policy::End };
     let job = Job { state: None, body: &run, policy, tag_output, led: false, beside: false };
     Crew::open(&world.slots, &job, options.operation, options.allow_threads)?.wait()?;
-    // What the ranks have left is the caller's; children that it forks may read it.
+    // The memory that the ranks have left is the caller's; children that it forks may read it.
     world.segment().allow(Access::Read, Access::Read);
     for rank in 0..world.ranks() {
         match world.slots.result(rank) {
             Some((offset, len)) => take(world.segment(), &world.slots.bytes(offset, len)?)?,
-            // The others went on without it.
+            // The other ranks went on without this one.
             None if recover && !world.slots.slot(rank).has_left() => {}
             None => return Err(Error::Corrupt { what: "a rank's result" }),
         }
@@ -100,7 +100,7 @@ where
             started
                 .inspect_err(|error| world.slots.unstarted(rank, &format!("rank {rank}, a thread: {error}")))
         };
-        // Without one of them the others' calls fail.
+        // If one of them is missing, the calls of the others fail.
         let threads: Vec<_> = (0..world.ranks()).map_while(|rank| start(rank).ok()).collect();
         let results = threads.into_iter().map(|thread| thread.join().ok().flatten());
         results.chain([None]).take(world.ranks()).collect()

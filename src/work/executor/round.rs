@@ -1,4 +1,4 @@
-//! Rounds: workers do the tasks of a ledger, and others what is left when some were given up.
+//! Rounds: workers do the tasks of a ledger; if some were given up, other workers do the tasks that are left.
 
 use crate::channel::ledger::{Column, Ledger, Texts};
 use crate::channel::slots::{Plan, Slots};
@@ -20,40 +20,40 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-/// How often the caller is called while others work, if it wants to be.
+/// The time between two calls of the caller's `tick` while others work, if it wants them.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What one worker has done.
+/// The work that one worker has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {
-    /// Tasks finished.
+    /// The number of tasks finished.
     pub(crate) tasks: u64,
-    /// Time spent in them.
+    /// The time spent in these tasks.
     pub(crate) busy: Duration,
-    /// How often its process was replaced.
+    /// The number of times that the worker's process was replaced.
     pub(crate) replaced: u32,
 }
 
-/// How a run is to be made.
+/// The options of a run.
 pub(crate) struct Options {
     /// The name of the call, in errors.
     pub(crate) operation: &'static str,
     pub(crate) placement: Placement,
     pub(crate) workers: usize,
-    /// The number of the first of them.
+    /// The number of the first of these workers.
     pub(crate) first: usize,
     pub(crate) policy: Policy,
     pub(crate) dealing: Dealing,
-    /// Each worker builds for itself.
+    /// Whether each worker builds its own state.
     pub(crate) cold: bool,
-    /// Fork although this process runs other threads.
+    /// Whether to fork although this process runs other threads.
     pub(crate) allow_threads: bool,
 }
 
-/// Told while workers work how far they have come.
+/// The watch of a run, which is told how far the workers have come.
 pub(crate) struct Watch<'a> {
-    /// Called at least ten times a second, with the number of workers and of tasks that are finished, on all
-    /// nodes; it may call a function of the user's.
+    /// A function that is called at least ten times a second, with the number of workers and the number of
+    /// tasks that are finished, on all nodes; it may call a user function.
     pub(crate) tick: &'a mut dyn FnMut(usize, u64),
     pub(crate) wanted: bool,
 }
@@ -65,23 +65,24 @@ pub(crate) struct Executor<'a> {
     pub(super) ledger: Ledger,
     pub(super) source: Source,
     clock: Clock,
-    /// Workers on all nodes.
+    /// The number of workers on all nodes.
     pub(super) of: usize,
     pub(super) replaced: Vec<u32>,
 }
 
-/// What workers have left when they have ended.
+/// The state that workers have left when they have ended.
 #[derive(Default)]
 pub(super) struct Round {
-    /// How often each worker was replaced, and how it died last; nothing where they are no processes.
+    /// The number of times that each worker was replaced, and its last death; empty if workers are no
+    /// processes.
     pub(super) replaced: Vec<u32>,
     deaths: Vec<Death>,
-    /// Why one of them was given up, unless the source knows.
+    /// The reason why one of them was given up, unless the source knows it.
     pub(super) given_up: Option<String>,
 }
 
 impl<'a> Executor<'a> {
-    /// Readies workers for so many tasks, whose rows have these columns.
+    /// Readies workers for `tasks` tasks, whose rows have these columns.
     pub(crate) fn new(
         work: &'a (dyn Work + Sync),
         options: Options,
@@ -111,13 +112,13 @@ impl<'a> Executor<'a> {
         Shared { work, ledger, source, policy, dealing, stay: true, first, of, clock, death }
     }
 
-    /// Returns what each worker has done.
+    /// Returns the work that each worker has done.
     pub(super) fn done(&self) -> Vec<Done> {
         done(&self.source, &self.replaced)
     }
 
-    /// Runs the forked workers of one round. `look` is called again and again while they work, after the time
-    /// that it said last, or when they call for more.
+    /// Runs the forked workers of one round. `look` is called again and again while they work: after the time
+    /// that it returned last, or when they call for more.
     pub(super) fn forked(
         &mut self,
         watch: &mut Watch<'_>,
@@ -147,25 +148,25 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Counts how often workers were replaced in a round.
+    /// Adds the numbers of times that workers were replaced in a round to the totals.
     pub(super) fn count(&mut self, replaced: &[u32]) {
         self.replaced.iter_mut().zip(replaced).for_each(|(all, more)| *all += more);
     }
 
-    /// Frees what the workers of a round have left unfinished, or finishes it, where too many have died on
-    /// it.
+    /// Frees the tasks that the workers of a round have left unfinished, or finishes those on which too many
+    /// have died.
     pub(super) fn release(&self, tasks: Range<usize>, round: &Round) {
         let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
         self.ledger.release(tasks, |slot, died| self.options.policy.verdict(died, || death(slot)));
     }
 
-    /// Returns why a worker has given up, if one has.
+    /// Returns the reason why a worker has given up, if one has.
     pub(super) fn reason(&self) -> Option<String> {
         reason(&self.source, &self.ledger)
     }
 
-    /// Forks the workers; returns while they work. `beside`: the caller goes on meanwhile. `heap`: bytes for
-    /// the results of each that do not fit into rows, as a world has them.
+    /// Forks the workers; returns while they work. If `beside`, the caller goes on meanwhile. `heap` is the
+    /// number of bytes for the results of each worker that do not fit into rows, as a world has them.
     fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
         let Options { operation, workers, cold, allow_threads, .. } = self.options;
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
@@ -206,7 +207,7 @@ impl<'a> Executor<'a> {
         Ok(Running { crew, slots, ledger: self.ledger.clone(), source: self.source.clone() })
     }
 
-    /// Forks workers that do all tasks, each building for itself, while the caller goes on.
+    /// Forks workers that do all tasks, each with a state of its own, while the caller goes on.
     pub(crate) fn start(mut self, heap: Option<usize>) -> Result<Running> {
         self.options.cold = true;
         self.options.dealing.offer(&self.source, 0..self.ledger.tasks());
@@ -214,7 +215,7 @@ impl<'a> Executor<'a> {
     }
 }
 
-/// Returns what each worker of a source has done, and how often its process was `replaced`.
+/// Returns the work that each worker of a source has done; its processes were `replaced` that often.
 pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
     let workers = source.workers().iter().zip(replaced);
     let done = workers.map(|(words, &replaced)| Done {
@@ -227,9 +228,9 @@ pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
 
 impl Executor<'_> {
     /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up,
-    /// and new ones would get on.
+    /// and new workers would get on.
     pub(super) fn rounds(&mut self, tasks: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
-        // Not counted: each look at a record makes its page.
+        // The records are not counted: each look at a record makes its page.
         let mut before = self.source.finished() as usize;
         loop {
             self.options.dealing.offer(&self.source, tasks.clone());
@@ -250,7 +251,7 @@ impl Executor<'_> {
             }
             before = finished;
             self.source.reset();
-            // Whoever can work does what is left.
+            // The workers that are left do all tasks that are left.
             self.options.dealing = Dealing::Dynamic;
         }
     }
@@ -265,7 +266,7 @@ impl Executor<'_> {
             Placement::Forked | Placement::Job { .. } => {
                 let (source, workers) = (self.source.clone(), self.options.workers);
                 return self.forked(watch, &mut |watch| {
-                    // Again and again: a worker may overwrite it.
+                    // This is done again and again: a worker may overwrite the word.
                     source.close();
                     (watch.tick)(workers, source.finished());
                     watch.wanted.then_some(TICK)
@@ -288,7 +289,7 @@ impl Executor<'_> {
             };
             let start = |slot: usize| {
                 let started = Builder::new().spawn_scoped(scope, run(slot));
-                // The others do what it would have done.
+                // The other workers do the tasks of this one.
                 started.inspect_err(|error| {
                     let text = format!("worker {slot}, a thread, could not be started: {error}");
                     let place = Texts::default().place(self.ledger.log(), &text, &|| 1);
@@ -300,14 +301,14 @@ impl Executor<'_> {
             while watch.wanted && all_ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                 (watch.tick)(self.options.workers, self.source.finished());
             }
-            // One by one: the scope's own end orders nothing that a tool could see. (None panics: all is
-            // caught.)
+            // The threads are joined one by one: the scope's own end orders nothing that a tool could see.
+            // (None panics: all panics are caught.)
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
     }
 }
 
-/// A crew's work, as its supervisor sees it.
+/// The work of a crew, as its supervisor sees it.
 struct Supervised<'a> {
     source: &'a Source,
     policy: Policy,

@@ -1,4 +1,4 @@
-//! A run from begin to end, where the placement says.
+//! A run from beginning to end, at its placement.
 
 #[cfg(feature = "mpi")]
 use crate::comm::hybrid::job::Callback;
@@ -10,8 +10,8 @@ use crate::work::executor::placement::Placement;
 use crate::work::executor::round::{Done, Executor, Watch};
 
 impl Executor<'_> {
-    /// Does all tasks; those that no worker was left to try are finished without result. Returns what each
-    /// worker has done, of all nodes; on the processes of a job that are not root `None`.
+    /// Does all tasks; tasks that no worker was left to try are finished without result. Returns the work
+    /// that each worker has done, on all nodes; `None` on the processes of a job that are not root.
     pub(crate) fn run(&mut self, watch: &mut Watch<'_>) -> Result<Option<Vec<Done>>> {
         match self.options.placement {
             #[cfg(feature = "mpi")]
@@ -27,14 +27,14 @@ impl Executor<'_> {
     }
 }
 
-/// Can workers that are forked read these bytes of the caller's where they are?
+/// Returns whether forked workers can read these bytes of the caller where they are.
 pub(crate) fn workers_can_read(bytes: &[u8]) -> bool {
     let range = bytes.as_ptr_range();
     process::children_can_read(range.start.addr()..range.end.addr())
 }
 
-/// Calls a function of the user's, which is alone with what it starts, in a job too. It may fork: a child
-/// that returns from it is not this process.
+/// Calls a user function, which is alone with the workers that it starts, in a job too. The function may
+/// fork: a child that returns from it is not this process.
 pub(crate) fn called<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "mpi")]
     let _alone = Callback::enter();

@@ -13,13 +13,13 @@ use crate::work::executor::policy::Policy;
 use std::ops::Range;
 use std::time::Duration;
 
-/// A part of tasks that is taken at once shall take no longer, so that the last ones are spread over all
-/// workers.
+/// The longest time that a part of tasks that is taken at once shall take, so that the last tasks are spread
+/// over all workers.
 const PART_TIME: Duration = Duration::from_millis(20);
-/// Memory is measured no more often.
+/// The shortest time between two measurements of memory, in nanoseconds.
 const MEASURING: u64 = 10_000_000;
 
-/// What is run: how a worker gets ready, and what one task is.
+/// The work of a run: how a worker gets ready, and what one task is.
 pub(crate) trait Work {
     /// Returns the hand of one more worker, without a state.
     fn hand(&self) -> Box<dyn Hand + '_>;
@@ -30,12 +30,12 @@ pub(crate) trait Work {
     /// Returns the digest of all that must be the same in all processes that work together.
     fn digest_of_all(&self) -> u64;
 
-    /// Keeps more of the text of a failed task than the log does, where the row says. By default the row is
-    /// blank.
+    /// Keeps more of the text of a failed task than the log does, at a place that the row names. By default
+    /// the row is blank.
     fn keep(&self, _cause: Cause, _text: &str, _out: &mut Out<'_>) {}
 }
 
-/// A worker's state, which it builds once and keeps from task to task, and what it does with it.
+/// A worker's state, which it builds once and keeps from task to task, and the functions that use it.
 pub(crate) trait Hand {
     /// Returns whether there is a state.
     fn is_ready(&self) -> bool;
@@ -49,7 +49,7 @@ pub(crate) trait Hand {
     /// Drops the state.
     fn discard(&mut self);
 
-    /// Leaves the state where it is, without dropping it: there is none then.
+    /// Leaves the state where it is, without dropping it; the hand has no state afterwards.
     fn forget(&mut self);
 }
 
@@ -99,28 +99,28 @@ where
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
     pub(crate) number: usize,
-    /// How many workers have died on it.
+    /// The number of workers that have died on the task.
     pub(crate) attempt: u32,
 }
 
-/// Where a task's result goes.
+/// The place for a task's result.
 pub(crate) struct Out<'a> {
     /// The number of the task.
     pub(crate) task: usize,
-    /// The row; it begins on a boundary of 8 bytes.
+    /// The row, aligned to 8 bytes.
     pub(crate) row: &'a mut [u8],
-    /// For what does not fit there.
+    /// The payloads, for results that do not fit into the row.
     pub(crate) payloads: &'a mut Payloads,
 }
 
-/// How tasks reach workers.
+/// The way in which tasks reach workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dealing {
-    /// Each worker takes the next ones when it is ready for them, fewer at a time towards the end.
+    /// Each worker takes the next tasks when it is ready for them, fewer at a time towards the end.
     Dynamic,
-    /// Each worker takes the next one when it is ready for it.
+    /// Each worker takes the next task when it is ready for it.
     Singly,
-    /// Each worker has one stretch from the start, as numpy's `array_split` cuts them.
+    /// Each worker has one stretch from the start, as numpy's `array_split` cuts the tasks.
     Fixed,
 }
 
@@ -134,30 +134,30 @@ impl Dealing {
     }
 }
 
-/// What all workers of a run share.
+/// The data that all workers of a run share.
 pub(crate) struct Shared<'a> {
     pub(crate) work: &'a dyn Work,
     pub(crate) ledger: &'a Ledger,
     pub(crate) source: &'a Source,
     pub(crate) policy: Policy,
     pub(crate) dealing: Dealing,
-    /// Workers that find nothing more stay as long as others may leave them something.
+    /// Whether workers that find nothing more stay as long as others may leave them something.
     pub(crate) stay: bool,
     /// The number of the first of these workers, among `of` on all nodes.
     pub(crate) first: usize,
     pub(crate) of: usize,
     pub(crate) clock: Clock,
-    /// Returns how the last process of a slot died, or its latest one that did.
+    /// A function that returns how the last process of a slot died, or the latest one that did.
     pub(crate) death: &'a (dyn Fn(usize) -> Death + Sync),
 }
 
 impl Shared<'_> {
-    /// How many workers there are here.
+    /// Returns the number of workers in this process.
     pub(crate) fn workers(&self) -> usize {
         self.source.workers().len()
     }
 
-    /// Returns the stretch of a worker, where each has one from the start.
+    /// Returns the stretch of a worker, if each has one from the start.
     pub(crate) fn stretch(&self, slot: usize) -> Range<usize> {
         let lens = array_split(self.ledger.tasks(), self.of);
         let slot = self.first + slot;
@@ -165,8 +165,8 @@ impl Shared<'_> {
         start..start + lens[slot]
     }
 
-    /// How many tasks to take next: a share of what is left (guided self-scheduling, Polychronopoulos and
-    /// Kuck 1987), within the time that one part shall take.
+    /// Returns the number of tasks to take next: a share of the tasks left (guided self-scheduling,
+    /// Polychronopoulos and Kuck 1987), within the time that one part shall take.
     fn part(&self, words: &WorkerWords, left: usize) -> usize {
         if self.dealing == Dealing::Singly {
             return 1;
@@ -180,19 +180,19 @@ impl Shared<'_> {
     }
 }
 
-/// Ends a worker's life early.
+/// The reasons to end a worker's life early.
 enum End {
-    /// It was given up, for this reason.
+    /// The worker was given up, for this reason.
     GivenUp(String),
-    /// There is nothing more to do for it.
+    /// There is nothing more to do for the worker.
     Over,
 }
 
-/// Lives the life of worker `slot`: what its predecessor left, if it `replaces` one, then tasks as they are
-/// dealt, then what those left that were given up. `tick` is called after each part.
+/// Lives the life of worker `slot`: does the tasks that its predecessor left, if it `replaces` one, then
+/// tasks as they are dealt, then the tasks of workers that were given up. `tick` is called after each part.
 ///
-/// A state that is there at the start was built before the fork, for all workers: they share what it has
-/// outside of its memory, so none of them drops it.
+/// A state that is there at the start was built before the fork, for all workers: they share what the state
+/// has outside of its memory, so that none of them drops it.
 pub(crate) fn live(
     shared: &Shared<'_>,
     slot: usize,
@@ -207,7 +207,7 @@ pub(crate) fn live(
     let (texts, words, slot, clock) =
         (Texts::default(), shared.source.worker(slot), slot as u32, shared.clock.reader());
     if words.is_given_up() {
-        // Its predecessor has given up, and was killed before it had left.
+        // The predecessor has given up, and was killed before it had left.
         return;
     }
     let (measured, peak) = (0, 0);
@@ -221,7 +221,8 @@ pub(crate) fn live(
     worker.discard();
 }
 
-/// A worker that unwinds, by a fault of the engine's own, is given up: others do not wait for it.
+/// A guard: a worker that unwinds, by a fault of the engine's own, is given up, so that others do not wait
+/// for it.
 struct Unwinding<'a>(&'a Source, usize);
 
 impl Drop for Unwinding<'_> {
@@ -238,14 +239,14 @@ struct Worker<'a, 's> {
     slot: u32,
     words: &'a WorkerWords,
     hand: &'s mut dyn Hand,
-    /// The state is the one that was built before the fork.
+    /// Whether the state is the one that was built before the fork.
     inherits: bool,
     texts: Texts,
     payloads: Payloads,
     clock: Reader,
-    /// Called now and then, where the worker is the caller itself.
+    /// A function that is called now and then, for the case that the worker is the caller itself.
     tick: &'s mut dyn FnMut(),
-    /// When its memory was measured last, and how much it was, in KiB.
+    /// The time at which the process's memory was measured last, and the result (`peak`) in KiB.
     measured: u64,
     peak: u32,
 }
@@ -277,7 +278,7 @@ impl Worker<'_, '_> {
     }
 
     /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `known` were
-    /// gone through before; says whether there were others.
+    /// gone through before; returns whether there were others.
     fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
         let Shared { source, dealing, .. } = *self.shared;
         let given_up = source.given_up().into_iter().map(|(slot, _)| slot);
@@ -285,7 +286,7 @@ impl Worker<'_, '_> {
         for &slot in &new {
             let words = source.worker(slot);
             let part = match dealing {
-                // It was given up before it had noted its stretch.
+                // The worker was given up before it had noted its stretch.
                 Dealing::Fixed if !words.has_entered() => self.shared.stretch(slot),
                 _ => words.left(),
             };
@@ -293,7 +294,7 @@ impl Worker<'_, '_> {
             self.words.enter(&part);
             point(Site::Inherited);
             self.go_through(part.clone())?;
-            // Last, as it may kill again.
+            // This task comes last, as it may kill again.
             self.words.enter(&part);
             if let Some(task) = part.clone().next() {
                 self.take_over(task, slot as u32)?;
@@ -303,7 +304,7 @@ impl Worker<'_, '_> {
         Ok(!new.is_empty())
     }
 
-    /// Claims and finishes those of the tasks that are free.
+    /// Claims and finishes those tasks of a part that are free.
     fn go_through(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
         let Shared { ledger, source, .. } = *self.shared;
         let mut now = self.clock.now();
@@ -329,7 +330,8 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// The task that slot `from` may have left unfinished when its last process died: again, or given up.
+    /// Takes over the task that slot `from` may have left unfinished when its last process died: runs it
+    /// again, or gives it up.
     fn take_over(&mut self, task: usize, from: u32) -> std::result::Result<(), End> {
         let Shared { ledger, policy, .. } = *self.shared;
         let Some(attempt) = ledger.left_by(task, from) else { return Ok(()) };
@@ -352,8 +354,8 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// Builds the state, if there is none. A server that is busy, say, gets some time. `task`: the one that
-    /// is free, and would be next.
+    /// Builds the state, if there is none. Some time passes between attempts, for a server that is busy, say.
+    /// `task` is the task that is free, and would be next.
     fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
         for failed in 1.. {
             if self.hand.is_ready() {
@@ -372,7 +374,7 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// The state could not be built, so often in a row.
+    /// Ends this worker, as the state could not be built `failed` times in a row.
     fn unbuilt(&mut self, task: Option<usize>, why: String, failed: u32) -> End {
         let Shared { ledger, policy, .. } = *self.shared;
         if policy.unbuilt_fails {
@@ -392,7 +394,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Runs a task that was claimed, with a state that is there; returns the time at which it ended.
+    /// Runs a task that was claimed, with a state that is there; returns the time at which the task ended.
     fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> u64 {
         self.words.begin();
         claim.record.begin(start);
@@ -443,7 +445,7 @@ impl Worker<'_, '_> {
         self.texts.place(ledger.log(), text, &unfinished)
     }
 
-    /// Drops a state of its own; what the destructor panics with is nobody's loss.
+    /// Drops the worker's own state; a panic of the destructor is nobody's loss.
     fn discard(&mut self) {
         match std::mem::take(&mut self.inherits) {
             true => self.hand.forget(),

@@ -20,16 +20,16 @@ use tasks::{Deal, Gathered, Outcome, Outcomes, share};
 
 pub use tasks::{Granularity, LocalResults, ParallelActor, build_and_execute};
 
-/// A manager by the name of its back end, in any case: `auto`, `serial`, `threads`, `shared-memory`, and the
-/// names that WaterTAP's users know (`concurrentfutures`, `multiprocessing`, `ray`, ...), which all mean
-/// forked workers.
+/// Returns a manager by the name of its back end, in any case: `auto`, `serial`, `threads`, `shared-memory`,
+/// and the names that WaterTAP's users know (`concurrentfutures`, `multiprocessing`, `ray`, ...), which all
+/// mean forked workers.
 ///
-/// As there, `multiprocessing` and `ray` deal one sample at a time ([`Granularity::PerSample`]), the others a
-/// stretch to each worker. Inside [`launch`](crate::launch()) the ranks are the workers:
+/// As in WaterTAP, `multiprocessing` and `ray` deal one sample at a time ([`Granularity::PerSample`]), the
+/// others a stretch to each worker. Inside [`launch`](crate::launch()) the ranks are the workers: see
 /// [`ParallelManager::with_peers`].
 ///
 /// # Errors
-/// If the name is not known (the error lists those that are) or not in this build, or the number is zero or
+/// If the name is not known (the error lists the known ones) or not in this build, or the number is zero or
 /// too large.
 ///
 /// ```
@@ -51,12 +51,14 @@ pub fn create_parallel_manager(
     Ok(manager)
 }
 
-/// Runs a function over a list of samples, and lets those who run the same program exchange data.
+/// A manager that runs a function over a list of samples, and lets the processes that run the same program
+/// exchange data.
 ///
-/// It is one of two things:
+/// A manager is one of two things:
 /// - *A fan-out* ([`create_parallel_manager`], [`ParallelManager::new`]), used by a program that runs once.
 ///   [`scatter`](Self::scatter) starts workers, which work while the caller goes on; [`gather`](Self::gather)
-///   waits for them. The caller is root, alone: what it exchanges with its peers it exchanges with itself.
+///   waits for them. The caller is root, alone: the data that it exchanges with its peers it exchanges with
+///   itself.
 /// - *Peers* ([`ParallelManager::with_peers`]), used by every rank of a world. Each runs its share; all other
 ///   operations are collectives, which all ranks must call in the same order.
 ///
@@ -90,25 +92,25 @@ pub fn create_parallel_manager(
 /// })?;
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-/// It differs from WaterTAP's in this: ranks are real peers, and every rank's failure reaches all; `do_build` takes
-/// no keyword arguments (a closure captures what it needs); `gather` takes what `scatter` returned; an empty
-/// list gives no results; nobody is ever called without a sample.
+/// The manager differs from WaterTAP's in this: ranks are real peers, and every rank's failure reaches all;
+/// `do_build` takes no keyword arguments (a closure captures what it needs); `gather` takes what `scatter`
+/// returned; an empty list gives no results; no function is ever called without a sample.
 #[derive(Debug)]
 pub struct ParallelManager<'c, 'w> {
     group: Group<'c, 'w>,
-    /// How samples are dealt to tasks. All ranks of a world must agree.
+    /// The way in which samples are dealt to tasks. All ranks of a world must agree.
     pub granularity: Granularity,
-    /// How many forked workers may die on a task before it is given up; `None`: three. With 1 none is run
-    /// again.
+    /// The number of forked workers that may die on a task before it is given up; `None`: three. With 1 no
+    /// task is run again.
     pub attempts: Option<u32>,
-    /// Run no other task when one has failed: for programs that have no use for the others.
+    /// Whether no other task is run when one has failed: for programs that have no use for the others.
     pub stop_at_failure: bool,
-    /// Fork although this process runs other threads: see
+    /// Whether to fork although this process runs other threads: see
     /// [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
-    /// Address space for each worker's results, in bytes: see [`Launch::heap`](crate::Launch::heap).
+    /// The address space for each worker's results, in bytes: see [`Launch::heap`](crate::Launch::heap).
     pub heap: Option<usize>,
-    /// How many scatters it has begun.
+    /// The number of scatters that this manager has begun.
     scatters: u64,
 }
 
@@ -118,20 +120,21 @@ enum Group<'c, 'w> {
     #[cfg(feature = "mpi")]
     Job(Box<JobComm<'w>>),
     FanOut {
-        /// Of the caller with itself.
+        /// The communicator of the caller with itself.
         comm: Comm<'w>,
         placement: Placement,
-        /// At most this many workers.
+        /// The largest number of workers.
         limit: usize,
-        /// As many as the last scatter had work for; 1 before it.
+        /// The number of workers for which the last scatter had work; 1 before it.
         workers: usize,
     },
 }
 
-/// The tasks that [`ParallelManager::scatter`] has begun, for [`ParallelManager::gather`]. Dropping it ends the
-/// workers.
+/// The tasks that [`ParallelManager::scatter`] has begun, for [`ParallelManager::gather`]. Dropping this
+/// value ends the workers.
 ///
-/// Each scatter has its own, so that no gather sees another one's results, and none comes before its scatter:
+/// Each scatter returns its own value, so that no gather sees the results of another scatter, and none comes
+/// before its scatter:
 ///
 /// ```compile_fail
 /// let mut manager = phalanx::create_parallel_manager("serial", 1)?;
@@ -142,7 +145,7 @@ enum Group<'c, 'w> {
 pub struct Scattered<P, R> {
     parameters: Vec<P>,
     deal: Deal,
-    /// A task that fails keeps others from being run.
+    /// Whether a task that fails keeps others from being run.
     stop: bool,
     pending: Pending<R>,
 }
@@ -152,11 +155,11 @@ enum Pending<R> {
     Done(Vec<(usize, Outcome<R>)>),
     /// This rank's tasks have been run; its peers have the others.
     Share(Vec<(usize, Outcome<R>)>),
-    /// Forked workers run them.
+    /// Forked workers run the tasks.
     Away(Box<Running>),
 }
 
-/// Tasks that this process is to run, itself or by workers, and how.
+/// The tasks that this process is to run, itself or by workers, and the options for them.
 struct Order {
     options: Options,
     mine: Range<usize>,
@@ -164,9 +167,9 @@ struct Order {
 
 /// Tasks that have been begun.
 enum Begun {
-    /// Forked workers run them.
+    /// Forked workers run the tasks.
     Away(Box<Running>),
-    /// They have been run, in this process.
+    /// The tasks have been run, in this process.
     Here(Ledger),
 }
 
@@ -177,11 +180,12 @@ impl<P, R> fmt::Debug for Scattered<P, R> {
 }
 
 impl<'c, 'w> ParallelManager<'c, 'w> {
-    /// A fan-out over at most `workers` workers. [`Backend::Serial`] has one, whatever the number.
+    /// Makes a fan-out over at most `workers` workers. [`Backend::Serial`] has one, whatever the number.
     ///
-    /// Started by a launcher ([`Backend`]; and with the feature `mpi`), the processes of the job are the
-    /// workers, as with upstream's MPI back end, and peers of each other: all make the manager, call it and
-    /// drop it together; `workers` does not matter. That of a rank is a fan-out over workers of its own.
+    /// If a launcher has started the program ([`Backend`]; and with the feature `mpi`), the processes of the
+    /// job are the workers, as with upstream's MPI back end, and peers of each other: all make the manager,
+    /// call it and drop it together; `workers` does not matter. The manager of a rank is a fan-out over
+    /// workers of its own.
     ///
     /// # Errors
     /// If the number is zero or too large, or a launcher has started several processes of a program without
@@ -222,7 +226,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// A manager of the ranks of `comm`: each of them makes one.
+    /// Makes a manager of the ranks of `comm`: each of them makes one.
     ///
     /// Each rank runs its share of a scattered list in the call of [`scatter`](Self::scatter): its stretch,
     /// as numpy's `array_split` cuts the list, whatever the granularity. A rank for which no sample is left
@@ -262,7 +266,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// Is this rank 0 of its group? A caller that fans out always is.
+    /// Returns whether this is rank 0 of its group. A caller that fans out always is.
     ///
     /// ```
     /// let alone = phalanx::create_parallel_manager("serial", 1)?;
@@ -273,7 +277,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         self.comm().is_root()
     }
 
-    /// This process's number among those that run this program: 0 for a caller that fans out.
+    /// Returns this process's number among those that run this program: 0 for a caller that fans out.
     ///
     /// ```
     /// let ranks = phalanx::launch(3, |comm| Ok(phalanx::ParallelManager::with_peers(comm).get_rank()))?;
@@ -304,7 +308,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// Returns the most workers that a scatter starts; the ranks of the world, if it has peers.
+    /// Returns the largest number of workers that a scatter starts; with peers, the number of ranks of the
+    /// world.
     pub fn max_workers(&self) -> usize {
         match &self.group {
             Group::FanOut { limit, .. } => *limit,
@@ -320,25 +325,26 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
     /// every back end ([`Comm::broadcast_object`](crate::Comm::broadcast_object) says what arrives). (Samples
     /// are `Serialize` so that peers can compare their lists, for which sets in them must have an order:
     /// `BTreeSet`, not `HashSet`. Samples that are not `Serialize`, such as models or handles, are scattered
-    /// by their index in a list that `do_execute` captures.) Nobody is called without a sample: workers that
-    /// are more than samples are not started, and for an empty list none is.
+    /// by their index in a list that `do_execute` captures.) Neither function is called without a sample: no
+    /// more workers are started than there are samples, and for an empty list none is.
     ///
     /// *Forked workers* (the default) inherit all memory copy-on-write and work while the caller goes on. Big
     /// results come back without a copy if `do_execute` returns a [`Lease`](crate::Lease::zeros); the caller
-    /// then holds it, and workers of a later scatter cannot look into it. (Peers refuse a `Lease`: they gather by
-    /// [`gather_arrays_to_root`](Self::gather_arrays_to_root).) (Numbers in a `Vec` are serialised
-    /// one by one, some 20 ns each in all.) A worker that dies is replaced and its task run again,
+    /// then holds the array, and workers of a later scatter cannot look into it. (Peers refuse a `Lease`:
+    /// they gather by [`gather_arrays_to_root`](Self::gather_arrays_to_root). Numbers in a `Vec` are
+    /// serialised one by one, some 20 ns each in all.) A worker that dies is replaced and its task run again,
     /// [`attempts`](Self::attempts) times in all. *Serial*, *threads* and *peers* run the tasks in this call.
     ///
-    /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure));
-    /// after a panic the worker builds anew, and one that cannot build ends. `gather` tells.
+    /// A task that fails keeps no other from being run (but see [`stop_at_failure`](Self::stop_at_failure)).
+    /// After a panic the worker builds its state anew; a worker that cannot build ends. `gather` reports
+    /// these failures.
     ///
     /// Another scatter may begin before the first is gathered: each has its own workers.
     ///
     /// # Errors
     /// If `attempts` is 0. If samples that peers scatter cannot be serialised. If workers cannot be forked:
-    /// threads are running, no memory, too many processes. Failures of the functions are reported by
-    /// `gather`.
+    /// threads are running, no memory, too many processes. (Failures of the functions are reported by
+    /// `gather`.)
     ///
     /// ```
     /// let mut manager = phalanx::create_parallel_manager("multiprocessing", 2)?;
@@ -363,7 +369,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         R: Serialize + DeserializeOwned + Send,
     {
         let (mut deal, order) = self.deal(all_parameters.len())?;
-        // Workers read a copy: they may not look into the caller's shared memory, which it may change
+        // Workers read a copy: they may not look into the caller's shared memory, which the caller may change
         // meanwhile.
         let parameters = all_parameters.to_vec();
         if !matches!(self.group, Group::FanOut { .. }) {
@@ -381,7 +387,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok(Scattered { parameters, deal, stop: self.stop_at_failure, pending })
     }
 
-    /// Deals so many samples to tasks, and decides how this process runs its share of them.
+    /// Deals `samples` samples to tasks, and decides how this process runs its share of them.
     fn deal(&mut self, samples: usize) -> Result<(Deal, Order)> {
         let most = self.max_workers();
         self.scatters += 1;
@@ -400,7 +406,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok((deal, Order { options, mine }))
     }
 
-    /// Starts forked workers on tasks; others have done them when this returns.
+    /// Starts forked workers on tasks; workers of another kind have done the tasks when this returns.
     fn begin(&self, work: &(dyn Work + Sync), Order { options, mine }: Order) -> Result<Begun> {
         let forked = options.placement == Placement::Forked;
         let mut executor = Executor::new(work, options, (mine.len(), &columns()))?;
@@ -417,13 +423,14 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok(Begun::Here(ledger))
     }
 
-    /// How a scatter of so many tasks is run; `rank` is this process's among its peers.
+    /// Returns the options of a scatter of `tasks` tasks; `rank` is this process's number among its peers.
     fn options(&self, placement: Placement, policy: Policy, (tasks, rank): (usize, usize)) -> Options {
         let workers = match &self.group {
             Group::FanOut { workers, .. } => *workers,
             _ => 1,
         };
-        // With as many tasks as workers each has its own, and meets it with a state fresh from `do_build`.
+        // With as many tasks as workers each worker has its own task, and runs it with a state fresh from
+        // `do_build`.
         let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Singly };
         let stop_at_failure = self.stop_at_failure;
         let policy = Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..policy };
@@ -431,7 +438,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
     }
 
-    /// Tasks that have been run in this process: all, or this rank's.
+    /// Wraps the outcomes of tasks that have been run in this process: all tasks, or this rank's.
     fn done<R>(&self, outcomes: Vec<(usize, Outcome<R>)>) -> Pending<R> {
         match &self.group {
             Group::FanOut { .. } => Pending::Done(outcomes),
@@ -439,13 +446,13 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// Waits for what a scatter has begun: one [`LocalResults`] per task, in the order of the samples. A
-    /// collective of peers; all get all results.
+    /// Waits for the tasks that a scatter has begun, and returns one [`LocalResults`] per task, in the order
+    /// of the samples. A collective of peers; all get all results.
     ///
     /// # Errors
     /// [`Error::Task`], on all ranks alike, if a task failed: with its samples, the worker, and the text of
-    /// the panic or error, or how the worker died. The results of the others are lost then: see
-    /// [`gather_finished`](Self::gather_finished). As all collectives, if a rank is gone, or the ranks
+    /// the panic or error, or the way in which the worker died. The results of the other tasks are lost then:
+    /// see [`gather_finished`](Self::gather_finished). As all collectives, if a rank is gone, or the ranks
     /// scattered different lists. If workers could not be started, or their supervisor died.
     ///
     /// ```
@@ -480,9 +487,10 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         }
     }
 
-    /// As [`gather`](Self::gather), but keeps what was finished: the results of the tasks that have one, in
-    /// the order of the samples, and for each of the others an [`Error::Task`], in that order too. Of
-    /// [`Granularity::PerSample`] a sample that fails costs nothing but itself.
+    /// Waits as [`gather`](Self::gather) does, but keeps the results that were finished. Returns the results
+    /// of the tasks that have one, in the order of the samples, and for each of the others an
+    /// [`Error::Task`], in that order too. With [`Granularity::PerSample`] a sample that fails costs nothing
+    /// but itself.
     ///
     /// # Errors
     /// As [`gather`](Self::gather), but for failures of tasks.
@@ -528,7 +536,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok((results, failures))
     }
 
-    /// What all tasks have given, beside their samples.
+    /// Returns the outcomes of all tasks, beside their samples.
     #[track_caller]
     fn gathered<P, R>(&mut self, scattered: Scattered<P, R>) -> Result<(Deal, Gathered<P, R>, Option<Error>)>
     where
@@ -555,8 +563,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         Ok((deal, deal.sort(parameters, run), why))
     }
 
-    /// Those of the results, as `gather` returned them, that this process answers for: on a rank its own, in
-    /// a fan-out all.
+    /// Returns those of the results, as `gather` returned them, for which this process answers: its own on a
+    /// rank, all in a fan-out.
     ///
     /// ```
     /// phalanx::launch(2, |comm| {

@@ -1,4 +1,4 @@
-//! What those who run the same program exchange: WaterTAP's names for collectives with root 0.
+//! Exchanges of processes that run the same program: WaterTAP's names for collectives with root 0.
 
 use crate::comm::buffer::{Buffer, BufferMut};
 use crate::comm::op::Op;
@@ -8,7 +8,7 @@ use crate::work::manager::ParallelManager;
 use serde::{Serialize, de::DeserializeOwned};
 
 impl ParallelManager<'_, '_> {
-    /// Returns when all peers have called it.
+    /// Returns when all peers have made this call.
     ///
     /// # Errors
     /// As all collectives: see [`Comm`](crate::Comm).
@@ -22,7 +22,7 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().barrier()
     }
 
-    /// Copies root's array into that of all peers, in place. All have as many elements.
+    /// Copies root's array into the arrays of all peers, in place. All have as many elements.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths or element types differ.
@@ -43,7 +43,7 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().broadcast(data, 0)
     }
 
-    /// Returns root's object on every rank; the others' is not used.
+    /// Returns root's object on every rank; the objects of the others are not used.
     ///
     /// # Errors
     /// As [`Comm::broadcast_object`](crate::Comm::broadcast_object).
@@ -62,7 +62,7 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().broadcast_object(obj, 0)
     }
 
-    /// Everyone's object, in rank order, on every rank.
+    /// Returns the objects of all ranks, in rank order, on every rank.
     ///
     /// # Errors
     /// As [`Comm::all_gather_objects`](crate::Comm::all_gather_objects).
@@ -77,9 +77,9 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().all_gather_objects(data)
     }
 
-    /// Collects everyone's array, of any length, in rank order in root's. `recvbuf_spec` is root's array with
-    /// the numbers of elements that the ranks send; that of the others is left alone, and may be empty:
-    /// `(&mut [], &[])`. Any element type, any number of elements.
+    /// Collects the arrays of all ranks, of any lengths, in rank order in root's array. `recvbuf_spec` is
+    /// root's array with the numbers of elements that the ranks send; the `recvbuf_spec` of other ranks is
+    /// left alone, and may be empty: `(&mut [], &[])`. Any element type, any number of elements.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if the sizes do not add up to root's array, are not what ranks
@@ -107,8 +107,8 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().gather_varcount(sendbuf, recvbuf, counts, 0)
     }
 
-    /// Sums everyone's array (or number), element by element in rank order, into everyone's `recvbuf`, which
-    /// has as many elements. The result has the same bits on every rank and in every run.
+    /// Sums the arrays (or numbers) of all ranks, element by element in rank order, into every rank's
+    /// `recvbuf`, which has as many elements. The result has the same bits on every rank and in every run.
     ///
     /// # Errors
     /// As all collectives; and on all ranks if lengths or element types differ.
@@ -135,8 +135,8 @@ impl ParallelManager<'_, '_> {
         self.comm_mut().all_reduce(sendbuf, recvbuf, &Op::sum())
     }
 
-    /// As [`sum_values_and_sync`](Self::sum_values_and_sync), for a list of arrays at once: the elements of
-    /// all of them, one behind the other, are as many in both lists.
+    /// Sums as [`sum_values_and_sync`](Self::sum_values_and_sync) does, for a list of arrays at once: the
+    /// elements of all of them, one behind the other, are as many in both lists.
     ///
     /// # Errors
     /// As [`sum_values_and_sync`](Self::sum_values_and_sync).

@@ -1,7 +1,7 @@
-//! What a worker does with samples, and how what it returns reaches the caller.
+//! The work of a worker on samples, and the way of its results to the caller.
 //!
-//! A forked worker packs a result into its heap, and the row of the task says where it lies: a result is
-//! whole or not there, whenever the worker is killed. In the caller's own process results are handed over,
+//! A forked worker packs a result into its heap, and the row of the task holds the result's place: a result
+//! is whole or not there, whenever the worker is killed. In the caller's own process results are handed over,
 //! changed as if they had been packed.
 
 use crate::error::{Error, Reason, Result};
@@ -19,12 +19,12 @@ type Execute<'a, P, S, R> = &'a (dyn Fn(&[P], &mut S) -> Result<R, Reason> + Syn
 #[expect(clippy::disallowed_types, reason = "threads of one process keep results side by side")]
 type Lock<T> = std::sync::Mutex<T>;
 
-/// What tasks that are run in this process have given, by number: a result, or the text of a failure that is
+/// The results of tasks that are run in this process, by number: a result, or the text of a failure that is
 /// too long for the log.
 pub(super) struct Kept<R>(Lock<Vec<Option<std::result::Result<R, String>>>>);
 
 impl<R> Kept<R> {
-    /// Makes room for so many tasks.
+    /// Makes room for `tasks` tasks.
     pub(super) fn new(tasks: usize) -> Kept<R> {
         Kept(Lock::new((0..tasks).map(|_| None).collect()))
     }
@@ -42,15 +42,15 @@ impl<R> Kept<R> {
 pub(super) struct Samples<'a, P, S, R> {
     pub(super) parameters: &'a [P],
     pub(super) deal: Deal,
-    /// The number of the first task, of those that the ledger has.
+    /// The number of the first of the tasks that the ledger has.
     pub(super) first: usize,
     pub(super) do_build: Build<'a, S>,
     pub(super) do_execute: Execute<'a, P, S, R>,
-    /// Where results go that stay in this process.
+    /// The place for results that stay in this process.
     pub(super) here: Option<&'a Kept<R>>,
 }
 
-/// The columns of a task's row: the place of its result.
+/// Returns the columns of a task's row: the place of its result.
 pub(super) fn columns() -> [Column; 1] {
     [Column::new("place", Scalar::U64, 3)]
 }
@@ -90,7 +90,7 @@ impl<P, S, R: Serialize + DeserializeOwned> Work for Samples<'_, P, S, R> {
         if text.len() <= LONGEST {
             return;
         }
-        // Without room the log has the begin.
+        // If there is no room the log has the beginning.
         match self.here {
             None => drop(out.payloads.put(text.as_bytes()).and_then(|place| write(out.row, place))),
             Some(here) => here.put(out.task, Err(text.to_owned())),
@@ -104,7 +104,7 @@ fn write(row: &mut [u8], place: Place) -> Result<()> {
     Ok(())
 }
 
-/// What a user's function has returned, or how it has failed, in words.
+/// Returns the result of a user function, or the text of its failure.
 fn told<T>(name: &str, called: std::result::Result<Result<T>, String>) -> std::result::Result<T, String> {
     match called {
         Ok(Ok(value)) => Ok(value),
@@ -113,15 +113,15 @@ fn told<T>(name: &str, called: std::result::Result<Result<T>, String>) -> std::r
     }
 }
 
-/// Where the results of tasks are.
+/// The place of the results of tasks.
 pub(super) enum Results<R> {
     Packed(Left),
     Here(Kept<R>),
 }
 
 impl<R: DeserializeOwned> Results<R> {
-    /// Returns the outcomes of all tasks of a ledger that were run, by number; `first` is the number of its
-    /// first.
+    /// Returns the outcomes of all tasks of a ledger that were run, by number; `first` is the number of the
+    /// ledger's first task.
     pub(super) fn outcomes(mut self, ledger: &Ledger, first: usize) -> Result<Vec<(usize, Outcome<R>)>> {
         let mut outcomes = Vec::new();
         for task in 0..ledger.tasks() {
@@ -147,7 +147,7 @@ impl<R: DeserializeOwned> Results<R> {
         Ok(outcomes)
     }
 
-    /// A task's result; that it could be written does not say that it can be read.
+    /// Returns a task's result; a result that could be written need not be readable.
     fn result(&mut self, task: usize, place: Place) -> Result<std::result::Result<R, String>> {
         match self {
             Results::Here(kept) => kept.take(task).ok_or(Error::Corrupt { what: "the result of a task" }),
@@ -158,7 +158,7 @@ impl<R: DeserializeOwned> Results<R> {
         }
     }
 
-    /// The text of a failed task, if it is too long for the log.
+    /// Returns the text of a failed task, if it is too long for the log.
     fn text(&mut self, task: usize, place: Place) -> Result<Option<String>> {
         Ok(match self {
             Results::Here(kept) => kept.take(task).and_then(std::result::Result::err),

@@ -1,10 +1,10 @@
-//! What is scattered: samples dealt to tasks.
+//! The tasks of a scatter, to which samples are dealt.
 
 use crate::error::{Error, Reason, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// How a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one
+/// The way in which a list of samples is dealt to tasks. A task is one call of `do_execute`; it gives one
 /// [`LocalResults`].
 ///
 /// ```
@@ -20,17 +20,17 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Granularity {
-    /// One task a worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3
-    /// workers: 214, 213 and 213). With fewer samples than workers, one a sample.
+    /// One task per worker: its stretch of the list, as numpy's `array_split` cuts it (640 samples for 3
+    /// workers: 214, 213 and 213). With fewer samples than workers, one task per sample.
     #[default]
     PerWorker,
-    /// One task a sample. A worker takes the next one when it is ready for it, and keeps from sample to
-    /// sample what it has built. (The ranks of a world have their stretch from the start: see
+    /// One task per sample. A worker takes the next task when it is ready for it, and keeps the state that it
+    /// has built from sample to sample. (The ranks of a world have their stretch from the start: see
     /// [`with_peers`](crate::ParallelManager::with_peers).)
     PerSample,
 }
 
-/// What one call of `do_execute` has given.
+/// The outcome of one call of `do_execute`.
 ///
 /// ```
 /// use phalanx::LocalResults;
@@ -45,42 +45,43 @@ pub struct LocalResults<P, R> {
     /// The number of the task: with [`Granularity::PerWorker`] that of the worker, with
     /// [`Granularity::PerSample`] that of the sample in the scattered list.
     pub process_number: usize,
-    /// The samples that it was called with.
+    /// The samples with which `do_execute` was called.
     pub parameters: Vec<P>,
-    /// What it returned.
+    /// The value that `do_execute` returned.
     pub results: R,
 }
 
-/// Why a task has no result.
+/// The reason why a task has no result.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) worker: usize,
     pub(crate) text: String,
 }
 
-/// What became of a task.
+/// The outcome of a task.
 pub(crate) type Outcome<R> = std::result::Result<R, Failure>;
 
-/// The outcomes of those tasks that were run, by number, and, if it is known, why others were not.
+/// The outcomes of those tasks that were run, by number, and, if it is known, the reason why others were not.
 pub(crate) struct Outcomes<R> {
     pub(crate) run: Vec<(usize, Outcome<R>)>,
     pub(crate) why: Option<Error>,
 }
 
-/// The results of a scatter: one [`LocalResults`] per task that has a result, in order; the failures of
-/// others, in order; and the tasks that were not run.
+/// The results of a scatter: one [`LocalResults`] per task that has a result, in order; the failures of other
+/// tasks, in order; and the tasks that were not run.
 pub(crate) struct Gathered<P, R> {
     pub(crate) results: Vec<LocalResults<P, R>>,
     pub(crate) failures: Vec<Error>,
     pub(crate) not_run: Vec<usize>,
 }
 
-/// How many samples there are, and to how many tasks they are dealt.
+/// The number of samples, and the number of tasks to which they are dealt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Deal {
     samples: usize,
     pub(crate) tasks: usize,
-    /// The manager's scatters, counted: peers gather what one of them has begun.
+    /// The number of the scatter among those of the manager: peers gather what one scatter of theirs has
+    /// begun.
     pub(crate) number: u64,
     /// The digest of the samples, among peers: each puts its own samples beside the results that the others
     /// return.
@@ -96,7 +97,7 @@ impl Deal {
         Deal { samples, tasks, number: 0, digest: 0 }
     }
 
-    /// The samples of a task.
+    /// Returns the samples of a task.
     pub(crate) fn samples(&self, task: usize) -> Range<usize> {
         share(self.samples, self.tasks, task)
     }
@@ -129,17 +130,17 @@ impl Deal {
     }
 }
 
-/// The `part`-th of `parts` stretches of `total`, as numpy's `array_split` cuts them: the first
+/// Returns the `part`-th of `parts` stretches of `total`, as numpy's `array_split` cuts them: the first
 /// `total % parts` are one longer.
 pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
     let start = |part: usize| part * (total / parts) + part.min(total % parts);
     start(part)..start(part + 1)
 }
 
-/// Builds, executes, and throws away what was built: what a worker does with its one stretch of a list.
+/// Builds a state, executes, and drops the state: the work of a worker on its one stretch of a list.
 ///
 /// # Errors
-/// Those of `do_build` and `do_execute`.
+/// The errors of `do_build` and `do_execute`.
 ///
 /// ```
 /// let sum = phalanx::build_and_execute(
@@ -181,7 +182,7 @@ impl<S, E> ParallelActor<S, E> {
     /// Builds the state.
     ///
     /// # Errors
-    /// That of `do_build`.
+    /// The error of `do_build`.
     ///
     /// ```
     /// use phalanx::{Error, ParallelActor};
@@ -201,7 +202,7 @@ impl<S, E> ParallelActor<S, E> {
     /// Calls `do_execute` with these samples and the state.
     ///
     /// # Errors
-    /// That of `do_execute`.
+    /// The error of `do_execute`.
     ///
     /// ```
     /// let mut actor = phalanx::ParallelActor::new(|| Ok(0.0), |x: &[f64], sum: &mut f64| {

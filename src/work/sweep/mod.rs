@@ -1,5 +1,5 @@
-//! Answers what a parameter sweep is to its user: a model evaluated at every row of a table of parameters.
-//! Workers, and what becomes of their failures, are the executor's; this face makes a sweep of it.
+//! The parameter sweep, as its user sees it: a model evaluated at every row of a table of parameters. The
+//! executor has the workers and deals with their failures; this interface makes a sweep of it.
 //!
 //! ```text
 //! [1] the table, in standard layout, where workers can read it; copied only if it is not
@@ -69,26 +69,28 @@ pub struct Sweep<'p> {
     /// (one per process, if an MPI launcher has started several on a host). No more workers start than there
     /// are rows.
     pub workers: Option<usize>,
-    /// Where they run.
+    /// The place where the workers run.
     pub backend: Backend,
     /// The way in which rows are dealt out.
     pub schedule: Schedule,
-    /// Builds the state in every worker instead of once for all (forked workers inherit what was built,
-    /// copy-on-write). A build that leaves threads or descriptors behind (a pipe to a solver, a socket, an
-    /// open file) is made in every worker anyway: see [what must be known about forks](crate::forks).
+    /// Whether the state is built in every worker instead of once for all (forked workers inherit the state
+    /// that was built, copy-on-write). A state whose build leaves threads or descriptors behind (a pipe to a
+    /// solver, a socket, an open file) is built in every worker anyway: see [the rules of forked
+    /// processes](crate::forks).
     pub cold: bool,
     /// The number of workers that may die on a row before it is given up; `None`: three; 65,535 are the most.
     /// With 1 no row is tried again.
     pub attempts: Option<u32>,
-    /// Where the seeds of rows start: see [`Row::seed`].
+    /// The number from which the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
-    /// Called in root's process about ten times per second, and at the end; rows of other nodes are known a
-    /// little later, and while MPI starts (until all processes of the job have joined) there are no calls.
+    /// A function called in root's process about ten times per second, and at the end; rows of other nodes
+    /// are known a little later, and while MPI starts (until all processes of the job have joined) there are
+    /// no calls.
     ///
-    /// It must not write to shared arrays that were made before (the workers may be reading them): that ends
-    /// the program, with a line that says so.
+    /// The function must not write to shared arrays that were made before (the workers may be reading them):
+    /// that ends the program, with a line that says so.
     pub progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
-    /// Forks although this process runs other threads: see
+    /// Whether to fork although this process runs other threads: see
     /// [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
 }
@@ -131,34 +133,34 @@ impl Sweep<'_> {
     /// Evaluates `model` at every row of `parameters` (n rows of k) and returns n rows of
     /// [`outputs`](Sweep::outputs) numbers.
     ///
-    /// `build` makes a worker's state. `model` gets it with a row and writes the row's outputs; before that
-    /// they hold unspecified numbers.
+    /// `build` makes a worker's state. `model` gets that state with a row and writes the row's outputs;
+    /// before that the outputs hold unspecified numbers.
     ///
     /// # Rows without a result
     /// A row for which the model returns a [`Reason`] or panics becomes NaN, and keeps the text; after a
     /// panic the state is built anew. `?` turns any error that can be displayed into a `Reason`. A worker
     /// that dies is replaced, and its row tried again, [`attempts`](Sweep::attempts) times in all.
     ///
-    /// Texts are kept up to 4096 bytes and end in `...` where they were cut. They are cut earlier if the
-    /// table has more than 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts
-    /// that they do not fit together; it depends on the order in which they are written which ones are.
+    /// Texts are kept up to 4096 bytes and end in `...` if they were cut. They are cut earlier if the table
+    /// has more than 60,000 rows (in [`run_in`](Sweep::run_in) 250) and so many different long texts that
+    /// they do not fit together; which texts are cut depends on the order in which they are written.
     ///
     /// # States
-    /// A state that was built once for all workers is dropped once, when all rows are done; one that a worker
-    /// has built for itself is dropped there. A destructor that panics costs nothing. A worker whose state
-    /// cannot be built three times in a row, or that dies five times in a row between rows, is given up, and
-    /// its rows are done by the others. If no worker is left others are started, unless the last ones have
-    /// finished no row: then the rows that are left are [`Outcome::NotDone`].
+    /// A state that was built once for all workers is dropped once, when all rows are done; a state that a
+    /// worker has built for itself is dropped in that worker. A destructor that panics costs nothing. A
+    /// worker whose state cannot be built three times in a row, or that dies five times in a row between
+    /// rows, is given up, and its rows are done by the others. If no worker is left others are started,
+    /// unless the last ones have finished no row: then the rows that are left are [`Outcome::NotDone`].
     ///
     /// Results do not depend on the back end, the number of workers or their timing, if the model's answer
     /// depends on nothing but its row (and on the state that `build` made).
     ///
     /// # Over nodes
-    /// On the processes of a job ([`Backend`]) all call this with the same table: each forks its share of the
-    /// workers and claims rows from root, in shrinking stretches. Root gets the results; on the others
+    /// On the processes of a job ([`Backend`]) all make this call with the same table: each forks its share
+    /// of the workers and claims rows from root, in shrinking stretches. Root gets the results; on the others
     /// [`Swept::is_root`] is false, and there are no rows. A rank, or `progress`, that sweeps does so alone,
-    /// with workers of its own. A process that ends without its first such call is waited for, as MPI_Init
-    /// does.
+    /// with workers of its own. The others wait for a process that ends without its first such call, as
+    /// MPI_Init does.
     ///
     /// # Errors
     /// - If no worker was asked for, the table does not fit into the address space, or workers cannot be
@@ -190,7 +192,7 @@ impl Sweep<'_> {
         self.evaluate(parameters, &Functions::new(build, model))
     }
 
-    /// As [`Sweep::run`]: its part that is compiled once.
+    /// Does the part of [`Sweep::run`] that is compiled once.
     fn evaluate(mut self, parameters: ArrayView2<'_, f64>, model: &(dyn Model + Sync)) -> Result<Swept> {
         let start = Instant::now();
         let rows = parameters.nrows();
@@ -212,7 +214,8 @@ impl Sweep<'_> {
         let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else {
             return Ok(Swept::elsewhere(self.outputs, start.elapsed()));
         };
-        // The last report counts records: workers' counts may lack a row that one finished before it died.
+        // The last report counts records: workers' counts may lack a row that a worker finished before it
+        // died.
         watcher.tell(done.len(), ledger.tried() as u64);
         ledger.finish();
         Swept::new(ledger, start.elapsed(), done)
@@ -236,14 +239,14 @@ impl Sweep<'_> {
         Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, model }
     }
 
-    /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all call this
+    /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all make this call
     /// together, with the same parameters. Root gets the results; on the others [`Swept::is_root`] is false.
     /// `workers`, `backend` and `progress` are not used. The ranks must share memory: on several nodes sweep
-    /// in the communicator of each ([`Comm::split_nodes`]).
+    /// in the communicator of each node ([`Comm::split_nodes`]).
     ///
     /// # Errors
-    /// As all collectives of the world; a rank that dies ends the world. [`Error::BadArgument`] on all ranks, which can go
-    /// on, if options do not fit or `build` failed on one of them.
+    /// As all collectives of the world; a rank that dies ends the world. [`Error::BadArgument`] on all ranks,
+    /// which can go on, if options do not fit or `build` failed on one of them.
     ///
     /// ```
     /// use ndarray::Array2;
@@ -270,7 +273,7 @@ impl Sweep<'_> {
         self.evaluate_in(comm, parameters, &Functions::new(build, model))
     }
 
-    /// As [`Sweep::run_in`]: its part that is compiled once.
+    /// Does the part of [`Sweep::run_in`] that is compiled once.
     #[track_caller]
     fn evaluate_in(
         &self,
@@ -280,7 +283,7 @@ impl Sweep<'_> {
     ) -> Result<Swept> {
         let start = Instant::now();
         // A rank that has no memory for its copy must still make the call, or the others would wait for it:
-        // it brings no rows, and an error where its policy would be, which all ranks return.
+        // it brings no rows, and in place of its policy an error, which all ranks return.
         let (parameters, policy) = match standard(&parameters) {
             Ok(parameters) => (parameters, self.policy()),
             Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
@@ -299,11 +302,12 @@ fn columns(outputs: usize) -> [Column; 1] {
     [Column::new("outputs", Scalar::F64, outputs)]
 }
 
-/// Returns the parameters in standard layout where workers can read them: in place, unless that is memory of
-/// a running world.
+/// Returns the parameters in standard layout where workers can read them: in place, unless they are in memory
+/// of a running world.
 fn inheritable<'a>(parameters: &'a ArrayView2<'_, f64>) -> Result<CowArray<'a, f64, Ix2>> {
     let parameters = standard(parameters)?;
-    // A child may not touch a running world's memory (os/inherit.rs): workers get a private copy of it.
+    // A child may not touch a running world's memory (os/inherit.rs): workers get a private copy of the
+    // parameters.
     Ok(match workers_can_read(bytemuck::cast_slice(parameters.as_slice().unwrap_or_default())) {
         true => parameters,
         false => parameters.into_owned().into(),

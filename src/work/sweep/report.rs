@@ -1,8 +1,8 @@
-//! Answers how many rows of a sweep are finished, and what became of each.
+//! The report of a sweep: the number of rows that are finished, and the outcome of each row.
 //!
 //! Results are not copied: [`Swept`] holds the ledger in which workers have written them, and its views lead
-//! into that shared memory. A row without a result is NaN there; its record has the cause, and the text's
-//! place in the ledger's log.
+//! into that shared memory. A row without a result is NaN there; its record has the cause, and the place of
+//! the text in the ledger's log.
 
 use crate::error::{Error, Result};
 use crate::work::executor::{Cause, Done, Finished, Ledger, called};
@@ -25,18 +25,18 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Rows in all.
+    /// The number of rows in all.
     pub rows: u64,
-    /// Rows finished, with or without a result.
+    /// The number of rows finished, with or without a result.
     pub done: u64,
-    /// Time since the sweep began.
+    /// The time since the sweep began.
     pub elapsed: Duration,
     /// The number of workers.
     pub workers: usize,
 }
 
 impl Progress {
-    /// Returns the rows finished per second so far.
+    /// Returns the number of rows finished per second so far.
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
@@ -74,7 +74,7 @@ impl Progress {
 pub enum Outcome {
     /// The row has a result.
     Done,
-    /// The model said that there is no answer; its [`Reason`](crate::Reason).
+    /// The model said that there is no answer, with this [`Reason`](crate::Reason).
     Infeasible(String),
     /// The model panicked, with this text.
     Panicked(String),
@@ -100,15 +100,15 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Rows that have a result.
+    /// The number of rows that have a result.
     pub done: usize,
-    /// Rows for which the model said that there is no answer.
+    /// The number of rows for which the model said that there is no answer.
     pub infeasible: usize,
-    /// Rows in which the model panicked.
+    /// The number of rows in which the model panicked.
     pub panicked: usize,
-    /// Rows on which every worker that tried died.
+    /// The number of rows on which every worker that tried died.
     pub died: usize,
-    /// Rows that no worker was left to try.
+    /// The number of rows that no worker was left to try.
     pub not_done: usize,
 }
 
@@ -133,9 +133,9 @@ impl fmt::Display for Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// Rows finished.
+    /// The number of rows finished.
     pub rows: u64,
-    /// Time spent in the model.
+    /// The time spent in the model.
     pub busy: Duration,
     /// The number of times that the worker's process was replaced.
     pub replaced: u32,
@@ -160,13 +160,13 @@ pub struct WorkerStats {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Swept {
-    /// The results, in root; none elsewhere.
+    /// The results, in root; `None` elsewhere.
     table: Option<Finished>,
-    /// Numbers per row.
+    /// The number of outputs per row.
     outputs: usize,
-    /// Time from start to end, the start of the workers included.
+    /// The time from start to end, the start of the workers included.
     pub elapsed: Duration,
-    /// The work of each worker; in a process that is not root, none.
+    /// The work of each worker; empty in a process that is not root.
     pub workers: Vec<WorkerStats>,
 }
 
@@ -182,7 +182,7 @@ impl fmt::Debug for Swept {
 }
 
 impl Swept {
-    /// Checks that every row is what was committed, and that one was tried.
+    /// Makes the report, after checks that every row is what was committed, and that one was tried.
     pub(super) fn new(ledger: Ledger, elapsed: Duration, done: Vec<Done>) -> Result<Swept> {
         let table = Finished::new(ledger)?;
         let (rows, outputs) = (table.tasks(), table.row_len() / size_of::<f64>());
@@ -201,7 +201,7 @@ impl Swept {
         Swept { table: None, outputs, elapsed, workers: Vec::new() }
     }
 
-    /// Tells whether this process has the rows. Only root has them: every caller on one node, rank 0 of a
+    /// Returns whether this process has the rows. Only root has them: every caller on one node, rank 0 of a
     /// world ([`Sweep::run_in`](crate::Sweep::run_in)), and one process of a job over several nodes.
     ///
     /// ```
@@ -273,12 +273,12 @@ impl Swept {
     }
 }
 
-/// Tells the user's function how many rows are finished.
+/// The watch on a sweep that tells the user's function how many rows are finished.
 pub(super) struct Watcher<'p> {
     progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     rows: u64,
     start: Instant,
-    /// When the function was called last.
+    /// The time at which the function was called last.
     last: Instant,
 }
 
@@ -297,7 +297,7 @@ impl<'p> Watcher<'p> {
         self.progress.is_some()
     }
 
-    /// Tells it, if that is due: ten times per second.
+    /// Tells the function, if that is due: ten times per second.
     pub(super) fn look(&mut self, workers: usize, done: u64) {
         // The executor calls every 100 ms, or more often: a call that is a little early must not wait for the
         // next.
@@ -307,7 +307,7 @@ impl<'p> Watcher<'p> {
         }
     }
 
-    /// Tells it now.
+    /// Tells the function now.
     pub(super) fn tell(&mut self, workers: usize, done: u64) {
         let (rows, elapsed) = (self.rows, self.start.elapsed());
         if let Some(progress) = &mut self.progress {

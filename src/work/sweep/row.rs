@@ -1,8 +1,8 @@
-//! Answers what one task of a sweep is: a row of parameters, at which the model is evaluated.
+//! One task of a sweep: a row of parameters, at which the model is evaluated.
 //!
 //! The parameters are read where the caller has them; the outputs are written to the ledger's row. A row is
-//! known by a digest of its parameters, all rows together by one digest, by which ranks and processes find
-//! out whether they sweep the same.
+//! known by a digest of its parameters, and all rows together by one digest, by which ranks and processes
+//! find out whether they sweep the same table.
 
 use crate::comm::seed::seed;
 use crate::error::{Error, Reason, Result};
@@ -21,15 +21,15 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Row<'a> {
-    /// Its number in the table.
+    /// The number of the row in the table.
     pub index: usize,
-    /// Its parameters.
+    /// The parameters of the row.
     pub values: &'a [f64],
-    /// The number of workers that have died on it.
+    /// The number of workers that have died on the row.
     pub attempt: u32,
-    /// A number for its random numbers to start from, which no other row has:
-    /// [`seed`](crate::seed())`(sweep.seed, index)`. The same on every back end, for every number of workers,
-    /// and at every attempt.
+    /// A number from which the row's random numbers start, and which no other row has:
+    /// [`seed`](crate::seed())`(sweep.seed, index)`. It is the same on every back end, for every number of
+    /// workers, and at every attempt.
     pub seed: u64,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// What is evaluated at each row, with what it needs for that.
+/// The model that is evaluated at each row, with what it needs for that.
 pub(super) trait Model {
     /// Returns the hand of one more worker.
     fn hand<'a>(&'a self, rows: &'a dyn Table) -> Box<dyn Hand + 'a>;
@@ -91,7 +91,7 @@ pub(super) trait Table {
 
 /// A model with its rows.
 pub(super) struct Rows<'a, M: ?Sized> {
-    /// In standard layout.
+    /// The parameters in standard layout.
     pub(super) parameters: ArrayView2<'a, f64>,
     pub(super) outputs: usize,
     pub(super) dealing: Dealing,
@@ -122,7 +122,7 @@ impl<M: Model + ?Sized> Work for Rows<'_, M> {
         xxh3_64(bytemuck::cast_slice(&canonical(self.values(row))))
     }
 
-    /// Digests all that decides about results: the seed, the table, and how it is dealt.
+    /// Digests all that determines results: the seed, the table, and the way in which it is dealt.
     fn digest_of_all(&self) -> u64 {
         let mut digest = Xxh3::with_seed(self.seed);
         let [rows, outputs] = [self.parameters.nrows() as u64, self.outputs as u64];

@@ -136,11 +136,11 @@ fn a_rank_fails_before_a_collective_of_the_others() {
     }
 }
 
-/// A user's function panics in one node, while all ranks are in long collectives, again and again.
+/// Lets a user function panic in one node, while all ranks are in long collectives, again and again.
 #[test]
 fn an_abort_ends_all_waits() {
     for job in Job::all() {
-        // A single rank on the first node has nothing to fold onto.
+        // A single rank on the first node has nothing to fold onto, and does not call the function.
         let last = job.nodes.len() - 1;
         for aborting in if job.nodes[0] > 1 { 0..=last } else { last..=last } {
             let text = all_fail(job, |comm| {

@@ -9,7 +9,8 @@ use crate::shm::datatype::TypeTag;
 use bytemuck::{cast_slice, cast_slice_mut};
 use ndarray::Array1;
 
-/// Elements: in the records, told to all, one slice per node, chunks along routes.
+/// Numbers of elements that travel in the records, told to all, one slice per node, and in chunks along
+/// routes.
 const LENGTHS: [usize; 6] = [0, 1, 13, 2_500, 12_500, 25_000];
 
 /// Runs `check` in all jobs, on every rank, for every length.
@@ -72,12 +73,13 @@ fn fast_sums_are_near_and_alike() {
 
 #[test]
 fn exact_sums() {
-    // As every rank adds its part of all operands, their lengths choose no other way.
+    // Every rank adds its part of all operands, whatever their length: other lengths choose no other
+    // algorithm.
     let check = |comm: &mut Comm<'_>, len: usize| {
         let mine = Array1::from_shape_fn(len, |at| [1e16, 1.0, -1e16, 1.0][(at + comm.rank()) % 4]);
         let mut sum = Array1::zeros(len);
         comm.all_reduce_exact(&mine, &mut sum)?;
-        // Integers, exact in 128 bits.
+        // These are integers, exact in 128 bits.
         let of = |at: usize, rank: usize| [10i128.pow(16), 1, -10i128.pow(16), 1][(at + rank) % 4];
         let expected = |at: usize| (0..comm.size()).map(|rank| of(at, rank)).sum::<i128>() as f64;
         assert!(sum.iter().enumerate().all(|(at, &sum)| sum == expected(at)));
@@ -157,7 +159,7 @@ fn scans() {
     });
 }
 
-/// Many chunks along every route.
+/// Reduces many chunks along every route.
 #[test]
 fn long_operands() {
     for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, eager: 0 }) {

@@ -50,7 +50,7 @@ fn between_all_pairs() {
                 }
                 Ok(())
             })?;
-            // To itself.
+            // Messages to itself.
             let rank = comm.rank();
             send(comm, rank, 100).and_then(|()| recv(comm, rank, 100))
         });
@@ -106,7 +106,7 @@ fn workers_cannot_send_to_other_nodes() {
     }
 }
 
-/// Collectives and messages of a communicator that was split off.
+/// Makes collectives and messages on a communicator that was split off.
 fn works(comm: &mut Comm<'_>) -> Result<()> {
     let (rank, size) = (comm.rank(), comm.size());
     let mut all = vec![0; size * 1000];
@@ -135,7 +135,7 @@ fn split_by_node() {
 fn split_keeps_the_leaders() {
     for job in Job::all() {
         job.check(|comm| {
-            // The second ranks of the nodes, if there are any, are no part of it.
+            // The second ranks of the nodes, if there are any, are no part of the communicator.
             let first: usize = job.nodes[..comm.transport.node()].iter().sum();
             let group = comm.split((comm.rank() - first != 1).then_some(7), 0)?;
             assert_eq!(group.is_some(), comm.rank() - first != 1);
@@ -145,7 +145,7 @@ fn split_keeps_the_leaders() {
     }
 }
 
-/// In the reverse order, and each half once more: all ranks of a node follow each other.
+/// Splits in the reverse order, and each half once more: all ranks of a node follow each other.
 #[test]
 fn split_in_reverse_and_again() {
     for job in Job::of(true) {
@@ -163,7 +163,7 @@ fn split_in_reverse_and_again() {
     }
 }
 
-/// The order goes to and fro between the nodes: each rank stands for itself.
+/// Splits in an order that goes to and fro between the nodes: each rank stands for itself.
 #[test]
 fn split_woven_across_nodes() {
     for job in Job::of(true) {

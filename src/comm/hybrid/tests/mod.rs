@@ -30,28 +30,28 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Ranks of each node.
+/// The numbers of ranks of each node.
 const SHAPES: [&[usize]; 5] = [&[2], &[1, 1], &[2, 2], &[2, 2, 2], &[1, 3]];
 
-/// Bytes of a message.
+/// The lengths of messages in bytes.
 const LENGTHS: [usize; 4] = [0, 1, 100, 200_000];
 
-/// Every send has completed when it begins, or none before its message is received.
+/// The limits for which every send has completed when it begins, or none before its message is received.
 const EAGER: [usize; 2] = [usize::MAX, 0];
 
 /// The processes of a job and the ranks that they make.
 #[derive(Clone, Copy, Debug)]
 struct Job {
-    /// Ranks of each node.
+    /// The number of ranks of each node.
     nodes: &'static [usize],
-    /// Every rank is a process of the job; else one rank per node is.
+    /// Whether every rank is a process of the job; else one rank per node is.
     everyone: bool,
     /// See [`Loopback::job`].
     eager: usize,
 }
 
 impl Job {
-    /// Returns all jobs in which every rank is a process, and all in which one per node is.
+    /// Returns all jobs in which every rank is a process, and all in which one rank per node is.
     fn all() -> impl Iterator<Item = Job> {
         [true, false].into_iter().flat_map(Job::of)
     }
@@ -62,8 +62,8 @@ impl Job {
         jobs.map(move |(nodes, eager)| Job { nodes, everyone, eager })
     }
 
-    /// Runs `body` on every rank; returns what came of each, and the text with which the job was aborted, if
-    /// it was.
+    /// Runs `body` on every rank; returns the outcome of each, and the text with which the job was aborted,
+    /// if it was.
     fn run<R: Send>(
         self,
         body: impl for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync,
@@ -98,7 +98,7 @@ impl Job {
     }
 
     /// Runs the body of one rank. A failure ends its node's world, and the job if the rank is a process of
-    /// it.
+    /// the job.
     fn run_rank<R>(
         self,
         world: &World,

@@ -97,7 +97,7 @@ fn all_to_all() {
     });
 }
 
-/// Several batches of pieces, and messages of both directions in each.
+/// Moves several batches of pieces, with messages of both directions in each.
 #[test]
 fn long_contributions() {
     for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, eager: 0 }) {

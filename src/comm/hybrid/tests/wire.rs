@@ -1,4 +1,5 @@
-//! The promises of a wire that protocols rely on, and what the loop-back does where MPI promises nothing.
+//! The promises of a wire that protocols rely on, and the behaviour of the loop-back where MPI promises
+//! nothing.
 
 use super::Watchdog;
 use crate::comm::hybrid::loopback::Loopback;
@@ -23,7 +24,7 @@ fn messages_of_a_tag_arrive_in_order() {
     assert!(b.recv(&mut other, 0, 6).unwrap().test().unwrap());
     let (mut first, mut second) = ([0], [0]);
     {
-        // Completed in another order than begun.
+        // These complete in another order than they begin.
         let (mut earlier, mut later) =
             (b.recv(&mut first, 0, 5).unwrap(), b.recv(&mut second, 0, 5).unwrap());
         assert!(later.test().unwrap() && earlier.test().unwrap());
