@@ -297,12 +297,15 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
 /// knows the first failure has mostly ended the job by then. Each process waits a little longer than the one
 /// before it, so that a single one speaks if nobody knows more.
 const GIVING_WAY: Duration = Duration::from_millis(200);
-const EACH: Duration = Duration::from_millis(10);
+const EACH: Duration = Duration::from_millis(50);
 
-/// Pauses, if the error follows from another rank's failure.
+/// Pauses, if the error follows from another rank's failure, or is the same on all ranks.
 pub(crate) fn give_way(wire: &dyn Wire, error: &Error) {
-    if error.kind() == ErrorKind::Peer {
-        std::thread::sleep(GIVING_WAY + EACH * wire.rank().min(100) as u32);
+    let each = EACH * wire.rank().min(20) as u32;
+    match error.kind() {
+        ErrorKind::Peer => std::thread::sleep(GIVING_WAY + each),
+        ErrorKind::Mismatch => std::thread::sleep(each),
+        _ => {}
     }
 }
 
