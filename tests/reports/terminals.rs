@@ -356,7 +356,7 @@ fn stopped_jobs_stop_and_go_on() {
 
 fn helper_builds() {
     if is_helper() {
-        println!("builds");
+        println!("a build begins");
         let build = || {
             compute(700);
             Ok(())
@@ -369,7 +369,7 @@ fn helper_builds() {
 fn stopped_builds_stop_and_go_on() {
     let mut terminal = Terminal::new();
     terminal.start("helper_builds");
-    terminal.see("builds");
+    terminal.see("a build begins");
     std::thread::sleep(Duration::from_millis(200));
     terminal.press("\x1a");
     terminal.see("Stopped");
