@@ -66,10 +66,11 @@ impl Texts {
         if let Some(&place) = self.0.get(&*text) {
             return place;
         }
-        let left = log.words.len().saturating_sub(log.used.load(Ordering::Relaxed) as usize);
-        // Asked after `left` was read: texts that others put meanwhile are of tasks that count as unfinished
+        // Read before `left`: a text that another worker puts meanwhile is of a task that counts as unfinished
         // here.
-        let share = (left / unfinished().max(1)).saturating_sub(1) * 8;
+        let unfinished = unfinished().max(1);
+        let left = log.words.len().saturating_sub(log.used.load(Ordering::Relaxed) as usize);
+        let share = (left / unfinished).saturating_sub(1) * 8;
         let room = if left > log.words.len() / 2 { LONGEST } else { share.min(LONGEST) };
         let kept = shortened(&text, room);
         let need = 1 + kept.len().div_ceil(8);

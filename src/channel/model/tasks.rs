@@ -124,7 +124,7 @@ impl Work {
         let other = 1 - slot;
         let inherits = self.workers[other].is_given_up() && !known.contains(&other);
         if inherits {
-            let left = self.workers[other].left();
+            let left = self.workers[other].remaining();
             self.workers[slot].go_on();
             self.workers[slot].enter(&left);
             self.take_over(slot, other, left);
@@ -135,7 +135,7 @@ impl Work {
 
     /// Lives a worker's life, from its predecessor's end.
     fn live(&self, slot: usize) {
-        self.take_over(slot, slot, self.workers[slot].left());
+        self.take_over(slot, slot, self.workers[slot].remaining());
         let mut known = Vec::new();
         loop {
             match self.take(slot, 2) {
@@ -145,7 +145,7 @@ impl Work {
                 Next::Nothing => match self.fault {
                     Fault::Hasty => return,
                     Fault::NoFenceAtEnd => {
-                        self.source.end(&self.workers, slot, Ordering::AcqRel);
+                        self.source.mark_through(&self.workers, slot, Ordering::AcqRel);
                         if !self.source.remain(&self.workers, slot, &known, Pace::ASLEEP) {
                             return;
                         }

@@ -143,19 +143,19 @@ impl Source {
         next
     }
 
-    /// Waits until a worker that has inherited from the `known` workers may find more, or nothing more will
+    /// Waits until a worker that has inherited from the `inherited` workers may find more, or nothing more will
     /// be granted.
-    pub(crate) fn wait(&self, known: &[usize]) {
-        self.words().wait(self.workers(), known);
+    pub(crate) fn wait(&self, inherited: &[usize]) {
+        self.words().wait(self.workers(), inherited);
     }
 
-    /// Lets a worker that finds nothing more to do, and has inherited from the `known` workers, stay as long
+    /// Lets a worker that finds nothing more to do, and has inherited from the `inherited` workers, stay as long
     /// as others may leave it something. Returns whether they may have done so; if not, the worker is to
     /// leave.
-    pub(crate) fn stay(&self, slot: usize, known: &[usize]) -> bool {
+    pub(crate) fn stay(&self, slot: usize, inherited: &[usize]) -> bool {
         // Often the others are through in a moment.
         let pace = Pace::new(self.workers > topology::allowed());
-        self.words().stay(self.workers(), slot, known, pace)
+        self.words().stay(self.workers(), slot, inherited, pace)
     }
 
     /// Gives a worker up: it does nothing more, and others are its heirs. `place` is that of the reason in
@@ -165,8 +165,8 @@ impl Source {
     }
 
     /// Notes that a worker's process has left: the worker is through, unless it was given up.
-    pub(crate) fn left(&self, slot: usize) {
-        self.words().left(self.worker(slot));
+    pub(crate) fn departed(&self, slot: usize) {
+        self.words().departed(self.worker(slot));
     }
 
     /// Returns the workers that were given up, with the places of the reasons.
@@ -215,7 +215,7 @@ mod tests {
         assert!(Source::len(3) == 384 + 3 * 128 && source.grant(0..1000));
         let mut seen = 0;
         while let Next::Part(part) = source.take(0, |left| left / 4) {
-            assert_eq!((part.start, source.worker(0).left()), (seen, part.clone()));
+            assert_eq!((part.start, source.worker(0).remaining()), (seen, part.clone()));
             seen = part.end;
         }
         assert_eq!(seen, 1000);
@@ -256,9 +256,9 @@ mod tests {
         worker.note(2, 77);
         worker.begin();
         worker.finish(5);
-        assert_eq!((worker.now(), worker.left(), worker.begun()), (Some((2, 77)), 2..4, 1));
+        assert_eq!((worker.current(), worker.remaining(), worker.begun()), (Some((2, 77)), 2..4, 1));
         worker.rest();
-        assert_eq!(worker.now(), None);
+        assert_eq!(worker.current(), None);
         assert_eq!(source.given_up(), []);
         source.give_up(1, 0);
         source.give_up(1, 7);
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(source.round(), 0);
         source.begin_round(3);
         assert_eq!(source.round(), 3);
-        assert_eq!((source.given_up(), worker.left(), source.take(0, all)), (vec![], 0..0, Next::Later));
+        assert_eq!((source.given_up(), worker.remaining(), source.take(0, all)), (vec![], 0..0, Next::Later));
     }
 
     /// Runs `f` while another thread does `then`, a little later; returns what `f` does, and whether `then`
@@ -332,7 +332,7 @@ mod tests {
     fn who_stays_leaves_when_all_others_are_through() {
         let source = Source::new(3).unwrap();
         source.close();
-        source.left(1);
+        source.departed(1);
         assert_eq!(
             meanwhile(|| source.stay(0, &[]), || source.give_up(2, 0)),
             (true, true),
@@ -341,12 +341,12 @@ mod tests {
         assert!(!source.stay(0, &[2]));
         let source = Source::new(2).unwrap();
         source.close();
-        assert_eq!(meanwhile(|| source.stay(0, &[]), || source.left(1)), (false, true));
+        assert_eq!(meanwhile(|| source.stay(0, &[]), || source.departed(1)), (false, true));
         // A worker that was given up does not become through by leaving: others must inherit first.
         let source = Source::new(2).unwrap();
         source.close();
         source.give_up(1, 0);
-        source.left(1);
+        source.departed(1);
         assert!(source.stay(0, &[]));
     }
 

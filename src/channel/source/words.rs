@@ -13,28 +13,37 @@
 //!      note it, claim it (ledger), run, commit
 //!
 //! worker, at the end                               heir of a worker that was given up
-//! [T4] note an empty part; through = 1; fence;     [H1] through = 0; note what is left of its part; [T3]
-//!      if all are through, or given up: tell       [H2] note it again; take its task over (ledger)
+//! [T4] note an empty part; through = 1; fence;     [H1] through = 0; note the rest of that worker's part as
+//!      if all are through, or given up: tell            this worker's own; [T3] for it
+//!                                                  [H2] note that part again; take over the task that the
+//!                                                       worker owned (ledger)
 //! [T5] stay until all others are through, or given up and inherited by this worker; else [H1], or [T1]
 //! ```
 //!
-//! *No task is lost.* A worker notes a part before it takes it (\[T1], \[T2]), so every task that has left a
-//! stretch is either finished, or in the noted part of a worker from the task that it is at. The worker's
+//! A worker is *given up* if its process has died too often, or its state could not be built too often: it is
+//! not replaced any more. A worker *inherits* from it by going through the rest of its part.
+//!
+//! *No task is lost.* A worker notes a part before it takes it (\[T1], \[T2]), so every task that was taken
+//! from a stretch is either finished, or lies in the noted part of a worker, at that worker's current task or
+//! behind it. The worker's
 //! successor, forked after the kernel has reported the death, goes through that part again; if the worker
 //! died before \[T2], the part is still in the stretch as well, and a worker that takes it there finds which
 //! tasks are done. A worker that is given up leaves its part to heirs: workers that find nothing else go
 //! through the parts of all that were given up. The ledger decides which worker runs a task: a part only says
 //! where to look.
 //!
-//! *No task is left while a worker lives that was not given up.* When a worker leaves (\[T5]), no other has
-//! anything under way: the other is through, or the leaving worker has gone through the other's part after
-//! its end. A task that was found owned in that part belongs to an heir, which was not through when it
-//! claimed the task (\[H1] comes before \[H2]). Either the heir is through again, and the task done, or the
-//! heir was given up in its turn, and is inherited, too. *All come to leave*: of the last two that write
-//! `through`, at least one sees the other's (fence), and tells. A process that gives a worker up tells, and
-//! so does the zygote, should the worker that sees the other's be killed before it tells.
+//! *As long as a worker lives that was not given up, every task gets done.* When a worker departs (\[T5]),
+//! every other worker either is through, or was given up, and the departing worker has gone through that one's
+//! part after it was given up. If the departing worker found a task of that part owned, the owner is another
+//! heir, which had cleared its `through` before it claimed the task (\[H1] comes before \[H2]). By now that heir
+//! is through again, and the task is done; or that heir was given up in its turn, and the departing worker has
+//! inherited from it, too.
 //!
-//! *A successor does what is left, and no more.* The one task that its predecessor may own is the noted one:
+//! *Every worker departs in the end.* Because of the fence, at least one of the last two workers that set
+//! `through` sees that the other one has set it, and tells. If it is killed before it tells, the zygote tells. A
+//! process that gives a worker up tells as well.
+//!
+//! *A successor does the rest of the part, and no more.* The one task that its predecessor may own is the noted one:
 //! the note precedes the claim.
 
 use crate::os::fault::{Site, point};
@@ -45,7 +54,8 @@ use crate::sync::wait::Pace;
 use std::ops::Range;
 
 shared! {
-    /// The words of a source, on lines of their own for each writer.
+    /// The words of a source. The stretches and `closed` have 128 bytes each to themselves; the others, which
+    /// change rarely, share 128.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct Words {
@@ -53,7 +63,7 @@ shared! {
         /// moves an end, workers move the first; both by compare-exchange.
         pub(super) stretches: [AtomicU64; 2],
         /// Not 0 once nothing more will be granted. Written by the producer.
-        closed: Line,
+        closed: Padded,
         /// Not 0 once nothing more shall be begun. Written by the process that ends the work.
         pub(super) halted: AtomicU32,
         /// The number of rounds of work before the current round. Written by the process that grants.
@@ -68,10 +78,10 @@ shared! {
 }
 
 shared! {
-    /// A word at the beginning of a line.
+    /// A word with 128 bytes to itself.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
-    struct Line {
+    struct Padded {
         word: AtomicU32,
     }
 }
@@ -207,9 +217,10 @@ impl Words {
         self.news().tell();
     }
 
-    /// Notes, for the zygote, that a worker that has left is through: the worker's own note may have been
-    /// overwritten. (Not for a worker that was given up: its heirs must see that first.)
-    pub(super) fn left(&self, worker: &WorkerWords) {
+    /// Sets `through` for a worker whose last process has ended well, in case a stray write has overwritten
+    /// the worker's own. Called by the zygote. Does nothing for a worker that was given up: its heirs must go
+    /// through its part first.
+    pub(super) fn departed(&self, worker: &WorkerWords) {
         if !worker.is_given_up() && !worker.is_through() {
             worker.through.store(1, Ordering::Release);
             self.news().tell();
@@ -221,34 +232,35 @@ impl Words {
         self.halted.load(Ordering::Relaxed) != 0
     }
 
-    /// Waits until a worker that has inherited from the `known` workers may find more, or nothing more will
-    /// be granted.
-    pub(crate) fn wait(&self, workers: &[WorkerWords], known: &[usize]) {
+    /// Waits until the calling worker, which has inherited from the `inherited` workers, may find more, or
+    /// nothing more will be granted.
+    pub(crate) fn wait(&self, workers: &[WorkerWords], inherited: &[usize]) {
         let closed = || self.closed.word.load(Ordering::Acquire) != 0;
-        let look = || (closed() || self.has_news(workers, known)).then_some(());
+        let look = || (closed() || self.has_news(workers, inherited)).then_some(());
         self.news().wait(Pace::ASLEEP, look);
     }
 
     /// \[T4], \[T5]: lets worker `me`, which finds nothing more to do, stay as long as there may be something
-    /// yet. Returns whether there is.
-    pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, known: &[usize], pace: Pace) -> bool {
-        self.end(workers, me, Ordering::SeqCst);
-        self.remain(workers, me, known, pace)
+    /// yet. Returns true if the worker is to look again (for tasks, for a worker to inherit from, or because of
+    /// a halt), false if all others have ended.
+    pub(crate) fn stay(&self, workers: &[WorkerWords], me: usize, inherited: &[usize], pace: Pace) -> bool {
+        self.mark_through(workers, me, Ordering::SeqCst);
+        self.remain(workers, me, inherited, pace)
     }
 
-    /// \[T5]: waits until there may be something to do, or all others have ended; returns whether there may
-    /// be.
+    /// \[T5]: waits until the worker is to look again, or all others have ended; returns what [`Words::stay`]
+    /// does.
     pub(in crate::channel) fn remain(
         &self,
         workers: &[WorkerWords],
         me: usize,
-        known: &[usize],
+        inherited: &[usize],
         pace: Pace,
     ) -> bool {
         let over = |(slot, worker): (usize, &WorkerWords)| {
-            worker.is_through() || (worker.is_given_up() && (slot == me || known.contains(&slot)))
+            worker.is_through() || (worker.is_given_up() && (slot == me || inherited.contains(&slot)))
         };
-        let look = || match self.has_news(workers, known) {
+        let look = || match self.has_news(workers, inherited) {
             true => Some(true),
             false => workers.iter().enumerate().all(over).then_some(false),
         };
@@ -257,7 +269,7 @@ impl Words {
 
     /// \[T4]: notes that worker `me` is through, with a fence of this order; only the model checker tries
     /// another order.
-    pub(in crate::channel) fn end(&self, workers: &[WorkerWords], me: usize, order: Ordering) {
+    pub(in crate::channel) fn mark_through(&self, workers: &[WorkerWords], me: usize, order: Ordering) {
         workers[me].finish_part();
         point(Site::Through);
         fence(order);
@@ -266,11 +278,11 @@ impl Words {
         }
     }
 
-    /// Returns whether there may be something to do for a worker that has inherited from the `known` workers,
-    /// or a reason to leave.
-    fn has_news(&self, workers: &[WorkerWords], known: &[usize]) -> bool {
-        let left = |(slot, worker): (usize, &WorkerWords)| worker.is_given_up() && !known.contains(&slot);
-        self.is_halted() || self.has_tasks() || workers.iter().enumerate().any(left)
+    /// Returns whether a worker that has inherited from the `inherited` workers is to look again.
+    fn has_news(&self, workers: &[WorkerWords], inherited: &[usize]) -> bool {
+        let uninherited =
+            |(slot, worker): (usize, &WorkerWords)| worker.is_given_up() && !inherited.contains(&slot);
+        self.is_halted() || self.has_tasks() || workers.iter().enumerate().any(uninherited)
     }
 
     /// Returns whether another stretch can be granted.
@@ -302,7 +314,8 @@ impl WorkerWords {
 
     /// \[H1]: notes that the worker has something to do again.
     pub(crate) fn go_on(&self) {
-        // Release, as are the stores that follow: none is seen without this one.
+        // Release, like the stores that follow (of notes, of a claim): whoever sees one of them sees this
+        // one, too.
         self.through.store(0, Ordering::Release);
         point(Site::GoneOn);
     }
@@ -314,7 +327,7 @@ impl WorkerWords {
     /// Notes the task that the worker will claim now, at this time.
     pub(crate) fn note(&self, task: usize, now: u64) {
         self.since.store(now, Ordering::Relaxed);
-        // Release: comes after all by which the last task was finished.
+        // Release: whoever sees this note sees all that has finished the task before.
         self.at.store(task as u64, Ordering::Release);
     }
 
@@ -341,7 +354,7 @@ impl WorkerWords {
     }
 
     /// Returns the task that the worker is at, and since when; none if it is at none.
-    pub(crate) fn now(&self) -> Option<(usize, u64)> {
+    pub(crate) fn current(&self) -> Option<(usize, u64)> {
         let since = self.since.load(Ordering::Relaxed);
         (since != 0).then(|| (self.at.load(Ordering::Relaxed) as usize, since))
     }
@@ -352,7 +365,7 @@ impl WorkerWords {
     }
 
     /// Returns the rest of the worker's part, from the task that it is at.
-    pub(crate) fn left(&self) -> Range<usize> {
+    pub(crate) fn remaining(&self) -> Range<usize> {
         let (at, end) = (self.at.load(Ordering::Acquire), self.end.load(Ordering::Acquire));
         at.min(end) as usize..end as usize
     }

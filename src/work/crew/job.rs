@@ -57,7 +57,7 @@ pub(crate) trait Labour {
 
     /// Returns the task at which the slot is, and since when (nanoseconds since 1970); `None` if it is at
     /// none.
-    fn now(&self, slot: usize) -> Option<(usize, u64)>;
+    fn current(&self, slot: usize) -> Option<(usize, u64)>;
 
     /// Returns whether a slot is forked again after this number of deaths in a row without a task begun.
     fn again(&self, deaths: u32) -> bool;
@@ -70,7 +70,7 @@ pub(crate) trait Labour {
 
     /// Notes that the slot's last process has left. Called again and again: a process may overwrite the word
     /// that says so.
-    fn left(&self, slot: usize);
+    fn departed(&self, slot: usize);
 }
 
 impl<'a> Policy<'a> {

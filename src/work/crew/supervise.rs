@@ -22,7 +22,7 @@ use crate::os::signal::{self, KILL};
 use crate::os::topology;
 use crate::work::crew::job::{Policy, RUNG};
 use crate::work::crew::stopped::{STOPPED, period, tell_stopped};
-use crate::work::crew::zygote::{Slot, Zygote};
+use crate::work::crew::zygote::{Occupant, Zygote};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ impl Zygote<'_> {
     fn tell_states(&self) {
         let labour = if let Policy::Replace(labour) = self.job.policy { Some(labour) } else { None };
         for (rank, state) in self.words.states().into_iter().enumerate() {
-            let line = match labour.map(|labour| labour.now(rank)) {
+            let line = match labour.map(|labour| labour.current(rank)) {
                 None => state.to_string(),
                 Some(Some((task, since))) => {
                     let passed = unix_time().saturating_sub(Duration::from_nanos(since));
@@ -116,7 +116,7 @@ impl Zygote<'_> {
     /// processes that they have started pass it on; then, every tenth of a second, they are stopped by force.
     /// The stop ends when the caller continues, or has ended.
     fn stand_with_caller(&mut self) -> Duration {
-        if self.glanced.elapsed() < GLANCE {
+        if self.saw_caller.elapsed() < GLANCE {
             return Duration::ZERO;
         }
         let (begun, mut asking) = (Instant::now(), true);
@@ -127,7 +127,7 @@ impl Zygote<'_> {
                 break;
             }
         }
-        self.glanced = Instant::now();
+        self.saw_caller = Instant::now();
         if asking {
             return Duration::ZERO;
         }
@@ -142,17 +142,17 @@ impl Zygote<'_> {
     /// Workers have no peers that wait for them: for workers it also notes those that have left, and ends
     /// those that have become another program.
     fn name_stopped(&mut self) {
-        let (passed, period) = (self.looked.elapsed(), period(self.slots.len()));
+        let (passed, period) = (self.saw_slots.elapsed(), period(self.slots.len()));
         if passed < period {
             return;
         }
-        self.looked = Instant::now();
+        self.saw_slots = Instant::now();
         let patience = self.words.deadline.unwrap_or(STOPPED);
         let workers = matches!(self.job.policy, Policy::Replace(_));
         for (rank, slot) in self.slots.iter_mut().enumerate() {
             let Some(slot) = slot else {
                 if let Policy::Replace(labour) = self.job.policy {
-                    labour.left(rank);
+                    labour.departed(rank);
                 }
                 continue;
             };
@@ -231,7 +231,7 @@ impl Zygote<'_> {
     /// Records how a slot's process ended. If it had called `exec`, the other program has ended: peers of a
     /// rank may have noted that. (For a worker, whose words keep the death of the process before, only the
     /// zygote notes it.)
-    fn record(&self, rank: usize, slot: &Slot, death: Death) {
+    fn record(&self, rank: usize, slot: &Occupant, death: Death) {
         let words = self.words.slot(rank);
         let is_worker = matches!(self.job.policy, Policy::Replace(_));
         let is_another = slot.is_another || !is_worker && words.death() == Death::Exec;

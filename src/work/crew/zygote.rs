@@ -64,12 +64,12 @@ pub(super) struct Zygote<'a> {
     /// The pipes of what slots print, if the caller marks each line with the rank.
     pub(super) output: Option<Output>,
     /// The process of each slot; `None` if it has ended, was not started, or is the caller.
-    pub(super) slots: Vec<Option<Slot>>,
+    pub(super) slots: Vec<Option<Occupant>>,
     /// The time of the last look whether the caller is stopped: by SIGSTOP, or by job control as Ctrl-Z does
     /// it.
-    pub(super) glanced: Instant,
+    pub(super) saw_caller: Instant,
     /// The time of the last look whether slots are stopped, in one of these ways or by a debugger.
-    pub(super) looked: Instant,
+    pub(super) saw_slots: Instant,
     /// See `topology::oom_kills`, as last seen.
     pub(super) oom_kills: u64,
     /// The zygote's decisions in a world that recovers: see recovery.rs.
@@ -80,7 +80,7 @@ pub(super) struct Zygote<'a> {
 }
 
 /// The process of a slot.
-pub(super) struct Slot {
+pub(super) struct Occupant {
     pub(super) process: Process,
     /// The number of processes of this slot that died in a row before this one was forked. Only the first of
     /// them may have begun a task. A worker slot is given up when this number gets too high.
@@ -116,8 +116,8 @@ impl<'a> Zygote<'a> {
             bell,
             output,
             slots: Vec::new(),
-            glanced: now,
-            looked: now,
+            saw_caller: now,
+            saw_slots: now,
             oom_kills: topology::oom_kills(),
             era: Era::first(words.count()),
             given_up: None,
@@ -237,7 +237,7 @@ impl<'a> Zygote<'a> {
         1
     }
 
-    /// \[5] Forks the process of a slot, which lives \[a]-\[e]. For `deaths` and `begun` see [`Slot`].
+    /// \[5] Forks the process of a slot, which lives \[a]-\[e]. For `deaths` and `begun` see [`Occupant`].
     ///
     /// The slot's words are readied before the fork: the new process may look at them at once, and peers may
     /// already wait for it.
@@ -264,7 +264,7 @@ impl<'a> Zygote<'a> {
                 // that, reports have its number from here.
                 words.filled(process.pid());
                 self.slots[rank] =
-                    Some(Slot { process, deaths, begun, stopped: Stopped::default(), is_another: false });
+                    Some(Occupant { process, deaths, begun, stopped: Stopped::default(), is_another: false });
                 Ok(())
             }
             Fork::Child => {

@@ -319,8 +319,8 @@ impl Labour for Supervised<'_> {
         self.source.worker(slot).begun()
     }
 
-    fn now(&self, slot: usize) -> Option<(usize, u64)> {
-        self.source.worker(slot).now()
+    fn current(&self, slot: usize) -> Option<(usize, u64)> {
+        self.source.worker(slot).current()
     }
 
     fn again(&self, deaths: u32) -> bool {
@@ -336,7 +336,7 @@ impl Labour for Supervised<'_> {
         self.source.give_up(slot, 0);
     }
 
-    fn left(&self, slot: usize) {
-        self.source.left(slot);
+    fn departed(&self, slot: usize) {
+        self.source.departed(slot);
     }
 }

@@ -255,7 +255,7 @@ impl Worker<'_, '_> {
     fn live(&mut self, replaces: bool) -> std::result::Result<(), End> {
         let shared = self.shared;
         if replaces {
-            let left = self.words.left();
+            let left = self.words.remaining();
             self.take_over(left.start, self.slot)?;
             self.go_through(left)?;
         }
@@ -264,31 +264,31 @@ impl Worker<'_, '_> {
             self.words.enter(&stretch);
             self.go_through(stretch)?;
         }
-        let mut known = Vec::new();
+        let mut inherited = Vec::new();
         loop {
             match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
                 Next::Part(part) => self.go_through(part)?,
                 _ if shared.source.is_halted() => return Ok(()),
-                _ if self.inherit(&mut known)? => {}
-                Next::Later => shared.source.wait(&known),
-                Next::Nothing if shared.stay && shared.source.stay(self.slot as usize, &known) => {}
+                _ if self.inherit(&mut inherited)? => {}
+                Next::Later => shared.source.wait(&inherited),
+                Next::Nothing if shared.stay && shared.source.stay(self.slot as usize, &inherited) => {}
                 Next::Nothing => return Ok(()),
             }
         }
     }
 
-    /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `known` were
+    /// \[H1], \[H2] of words.rs: goes through the parts of workers that were given up, of which `inherited` were
     /// gone through before; returns whether there were others.
-    fn inherit(&mut self, known: &mut Vec<usize>) -> std::result::Result<bool, End> {
+    fn inherit(&mut self, inherited: &mut Vec<usize>) -> std::result::Result<bool, End> {
         let Shared { source, dealing, .. } = *self.shared;
         let given_up = source.given_up().into_iter().map(|(slot, _)| slot);
-        let new: Vec<usize> = given_up.filter(|slot| !known.contains(slot)).collect();
+        let new: Vec<usize> = given_up.filter(|slot| !inherited.contains(slot)).collect();
         for &slot in &new {
             let words = source.worker(slot);
             let part = match dealing {
                 // The worker was given up before it had noted its stretch.
                 Dealing::Fixed if !words.has_entered() => self.shared.stretch(slot),
-                _ => words.left(),
+                _ => words.remaining(),
             };
             self.words.go_on();
             self.words.enter(&part);
@@ -299,7 +299,7 @@ impl Worker<'_, '_> {
             if let Some(task) = part.clone().next() {
                 self.take_over(task, slot as u32)?;
             }
-            known.push(slot);
+            inherited.push(slot);
         }
         Ok(!new.is_empty())
     }
