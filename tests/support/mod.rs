@@ -44,7 +44,7 @@ const RANKS: &str = "PHALANX_TEST_RANKS";
 /// One sleep in so many ends at once, for no reason (feature `faults`).
 #[cfg(feature = "faults")]
 const WAKES: &str = "PHALANX_TEST_WAKES";
-/// So many cases run at a time, instead of one: for suites that mostly wait.
+/// The number of cases that run side by side (1 by default), for suites that mostly wait.
 const LANES: &str = "PHALANX_TEST_LANES";
 /// Every process of a case gets so many signals a second.
 const STORM: &str = "PHALANX_TEST_STORM";

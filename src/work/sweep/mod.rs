@@ -19,7 +19,7 @@ use crate::work::executor::{
 };
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
-use row::{Functions, Model, Rows};
+use row::{BuildAndModel, Evaluation, Model, Rows};
 use std::fmt;
 use std::time::Instant;
 
@@ -189,7 +189,7 @@ impl Sweep<'_> {
         build: impl Fn() -> Result<S, Reason> + Sync,
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason> + Sync,
     ) -> Result<Swept> {
-        self.evaluate(parameters, &Functions::new(build, model))
+        self.evaluate(parameters, &BuildAndModel::new(build, model))
     }
 
     /// Does the part of [`Sweep::run`] that is compiled once.
@@ -235,8 +235,9 @@ impl Sweep<'_> {
     }
 
     /// Returns the rows of a table as tasks of the executor.
-    fn work<'a, M: ?Sized>(&self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Rows<'a, M> {
-        Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed, model }
+    fn work<'a, M: ?Sized>(&self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Evaluation<'a, M> {
+        let rows = Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed };
+        Evaluation { rows, model }
     }
 
     /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all make this call
@@ -270,7 +271,7 @@ impl Sweep<'_> {
         build: impl Fn() -> Result<S, Reason>,
         model: impl Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
     ) -> Result<Swept> {
-        self.evaluate_in(comm, parameters, &Functions::new(build, model))
+        self.evaluate_in(comm, parameters, &BuildAndModel::new(build, model))
     }
 
     /// Does the part of [`Sweep::run_in`] that is compiled once.

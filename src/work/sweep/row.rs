@@ -49,32 +49,32 @@ impl<'a> Row<'a> {
 /// The model that is evaluated at each row, with what it needs for that.
 pub(super) trait Model {
     /// Returns the hand of one more worker.
-    fn hand<'a>(&'a self, rows: &'a dyn Table) -> Box<dyn Hand + 'a>;
+    fn hand<'a>(&'a self, rows: &'a Rows<'_>) -> Box<dyn Hand + 'a>;
 }
 
-/// The functions of a sweep: `build` makes a worker's state, `model` evaluates a row with it.
-pub(super) struct Functions<S, B, M> {
+/// The user's two functions: `build` makes a worker's state, `model` evaluates a row with it.
+pub(super) struct BuildAndModel<S, B, M> {
     build: B,
     model: M,
     state: PhantomData<fn() -> S>,
 }
 
-impl<S, B, M> Functions<S, B, M>
+impl<S, B, M> BuildAndModel<S, B, M>
 where
     B: Fn() -> Result<S, Reason>,
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
 {
     pub(super) fn new(build: B, model: M) -> Self {
-        Functions { build, model, state: PhantomData }
+        BuildAndModel { build, model, state: PhantomData }
     }
 }
 
-impl<S, B, M> Model for Functions<S, B, M>
+impl<S, B, M> Model for BuildAndModel<S, B, M>
 where
     B: Fn() -> Result<S, Reason>,
     M: Fn(&mut S, &Row<'_>, &mut [f64]) -> Result<(), Reason>,
 {
-    fn hand<'a>(&'a self, rows: &'a dyn Table) -> Box<dyn Hand + 'a> {
+    fn hand<'a>(&'a self, rows: &'a Rows<'_>) -> Box<dyn Hand + 'a> {
         let build = || (self.build)().map_err(Error::from);
         hand(build, |state, task, out| {
             let outputs = bytemuck::cast_slice_mut(out.row);
@@ -83,52 +83,50 @@ where
     }
 }
 
-/// Rows by their numbers.
-pub(super) trait Table {
-    /// Returns the row of a task.
-    fn row(&self, task: Task) -> Row<'_>;
-}
-
-/// A model with its rows.
-pub(super) struct Rows<'a, M: ?Sized> {
+/// The rows of a sweep.
+pub(super) struct Rows<'a> {
     /// The parameters in standard layout.
     pub(super) parameters: ArrayView2<'a, f64>,
     pub(super) outputs: usize,
     pub(super) dealing: Dealing,
     pub(super) seed: u64,
-    pub(super) model: &'a M,
 }
 
-impl<M: ?Sized> Rows<'_, M> {
+impl Rows<'_> {
     /// Returns the parameters of a row.
     fn values(&self, row: usize) -> &[f64] {
         let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
         &all[row * columns..(row + 1) * columns]
     }
-}
 
-impl<M: ?Sized> Table for Rows<'_, M> {
+    /// Returns the row of a task.
     fn row(&self, Task { number: index, attempt }: Task) -> Row<'_> {
         Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) }
     }
 }
 
-impl<M: Model + ?Sized> Work for Rows<'_, M> {
+/// A model with the rows at which it is evaluated.
+pub(super) struct Evaluation<'a, M: ?Sized> {
+    pub(super) rows: Rows<'a>,
+    pub(super) model: &'a M,
+}
+
+impl<M: Model + ?Sized> Work for Evaluation<'_, M> {
     fn hand(&self) -> Box<dyn Hand + '_> {
-        self.model.hand(self)
+        self.model.hand(&self.rows)
     }
 
     fn digest(&self, row: usize) -> u64 {
-        xxh3_64(bytemuck::cast_slice(&canonical(self.values(row))))
+        xxh3_64(bytemuck::cast_slice(&canonical(self.rows.values(row))))
     }
 
     /// Digests all that determines results: the seed, the table, and the way in which it is dealt.
     fn digest_of_all(&self) -> u64 {
-        let mut digest = Xxh3::with_seed(self.seed);
-        let [rows, outputs] = [self.parameters.nrows() as u64, self.outputs as u64];
-        digest.update(bytemuck::bytes_of(&[rows, outputs, self.dealing as u64]));
-        let rows = 0..self.parameters.nrows();
-        rows.for_each(|row| digest.update(bytemuck::cast_slice(&canonical(self.values(row)))));
+        let Rows { parameters, outputs, dealing, seed } = &self.rows;
+        let mut digest = Xxh3::with_seed(*seed);
+        let rows = 0..parameters.nrows();
+        digest.update(bytemuck::bytes_of(&[rows.len() as u64, *outputs as u64, *dealing as u64]));
+        rows.for_each(|row| digest.update(bytemuck::cast_slice(&canonical(self.rows.values(row)))));
         digest.digest()
     }
 }
