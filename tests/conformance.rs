@@ -115,7 +115,6 @@ fn main() -> std::process::ExitCode {
             ("left_behind", start::left_behind),
             ("worlds_within_worlds", start::worlds_within_worlds),
             ("idle_ranks_cost_nothing", limits::idle),
-            ("beyond_4_gib", limits::beyond_4_gib),
         ],
     ];
     support::main(&cases.concat())

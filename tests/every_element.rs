@@ -6,6 +6,8 @@
 
 #[path = "every_element/calls.rs"]
 mod calls;
+#[path = "every_element/large.rs"]
+mod large;
 #[path = "every_element/strip.rs"]
 mod strip;
 mod support;
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         ("ranks_6", || case(6)),
         ("ranks_7", || case(7)),
         ("ranks_8", || case(8)),
+        ("beyond_4_gib", large::beyond_4_gib),
     ];
     support::main_within(if is_long() { Duration::from_secs(7200) } else { Duration::from_secs(120) }, &cases)
 }
