@@ -298,7 +298,7 @@ fn user_functions_must_be_the_same() {
         assert_eq!(total[0], 6);
         Ok(refusal(different))
     });
-    told.unwrap().unwrap().iter().for_each(|text| assert_says(text, "other functions"));
+    told.unwrap().unwrap().iter().for_each(|text| assert_says(text, "functions from different calls"));
 }
 
 fn arrays_of_a_body_cannot_be_opened() {

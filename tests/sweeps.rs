@@ -4,7 +4,7 @@
 
 mod support;
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis, array, s};
 use phalanx::{Backend, Outcome, Progress, Reason, Row, Schedule, Sweep, Swept};
 use std::cell::RefCell;
 use std::time::Duration;
@@ -34,7 +34,29 @@ const CASES: &[Case] = &[
     ("inside_a_world", inside_a_world),
     ("a_dropped_sweep_leaves_nothing", a_panicking_progress_leaves_nothing),
     ("wide_rows_are_written_in_place", wide_rows_are_written_in_place),
+    ("outputs_that_are_not_written_are_nan", outputs_that_are_not_written_are_nan),
 ];
+
+/// Also those that an attempt has written whose worker died.
+fn outputs_that_are_not_written_are_nan() {
+    for backend in [Backend::SharedMemory, Backend::Threads, Backend::Serial] {
+        let dies = backend == Backend::SharedMemory;
+        let model = |_: &mut (), row: &Row<'_>, out: &mut [f64]| {
+            if dies && row.index == 2 && row.attempt == 0 {
+                out.fill(7.0);
+                std::process::abort();
+            }
+            if !(dies && row.index == 2) {
+                out[row.index % 2] = 1.0;
+            }
+            Ok(())
+        };
+        let swept = Sweep { backend, ..sweep(2) }.run(table(4).view(), || Ok(()), model).unwrap();
+        let is_nan = swept.values().mapv(f64::is_nan);
+        assert_eq!(is_nan, array![[false, true], [true, false], [dies, true], [true, false]], "{backend}");
+        assert!((0..4).all(|row| swept.outcome(row) == Outcome::Done));
+    }
+}
 
 fn main() -> std::process::ExitCode {
     support::main(CASES)

@@ -81,6 +81,9 @@ fn by_sea(table: Table<'_>) -> Vec<Found> {
     found
 }
 
+/// Fewer rows are soon over: their times say more about the machine than about the sweep.
+const ENOUGH: usize = 1000;
+
 /// How fast it went, against the first rows run serially before.
 pub fn figures(swept: &Swept, serial: (usize, Duration)) {
     let rows = swept.values().nrows();
@@ -94,6 +97,9 @@ pub fn figures(swept: &Swept, serial: (usize, Duration)) {
         grouped(rate as usize),
         swept.imbalance(),
     );
+    if rows < ENOUGH {
+        return;
+    }
     println!(
         "speed-up    {:.2} over the serial back end ({} rows/s on the first {} rows)",
         rate / serial_rate,

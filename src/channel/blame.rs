@@ -62,10 +62,10 @@ impl Slots {
         }
         let alive = slot.alive.load(Ordering::Acquire);
         match (alive, slot.status()) {
-            (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.last_words(rank) },
+            (FAILED, _) => Error::PeerFailed { place, rank: number, text: self.end_text(rank) },
             // The rank ended the world, and then returned.
             (LEFT, _) => Error::Ended { place, rank: number, text: self.told(rank) },
-            (_, Status::Unstarted) => Error::Start { text: self.last_words(rank) },
+            (_, Status::Unstarted) => Error::Start { text: self.end_text(rank) },
             (_, Status::Stopped) => self.was_stopped(place, rank),
             (alive, _) if !wait::is_gone(alive) => {
                 Error::Ended { place, rank: number, text: self.told(rank) }
@@ -91,7 +91,7 @@ impl Slots {
     /// Returns the error that the caller of the crew reports for the first culprit.
     pub(crate) fn failure_of(&self, rank: usize) -> Error {
         let (slot, place) = (self.slot(rank), Place::outside("launch"));
-        let (text, number) = (self.last_words(rank), self.number(rank));
+        let (text, number) = (self.end_text(rank), self.number(rank));
         match slot.status() {
             Status::Unstarted => Error::Start { text },
             Status::Panicked if slot.has_spoken() => Error::Panicked { rank: number, text },

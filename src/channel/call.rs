@@ -126,7 +126,13 @@ impl Call {
     pub(crate) fn differs(&self) -> &'static str {
         match self.verb {
             Verb::Sweep => "the ranks give different parameters, outputs, schedules or seeds",
-            _ => "the ranks give different arrays or splits",
+            Verb::ReduceScatter => {
+                "the ranks give different counts, or functions from different calls of `Op::user`"
+            }
+            Verb::Parts | Verb::Open | Verb::Publish | Verb::Reopen => {
+                "the ranks give different arrays or splits"
+            }
+            _ => "the ranks give functions from different calls of `Op::user`",
         }
     }
 

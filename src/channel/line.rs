@@ -31,7 +31,7 @@ shared! {
         sequence: AtomicU32,
         /// The call's mark, for reports.
         call: AtomicU32,
-        /// signature (two words), len, place, target, room, digest
+        /// signature (two words), len, place, target, capacity, digest
         head: [AtomicU64; 7],
         inline: [AtomicU64; INLINE_WORDS],
     }
@@ -123,7 +123,7 @@ pub(crate) struct Head {
     pub(crate) place: u64,
     /// The offset of memory that peers may write, and its length; 0 for none.
     pub(crate) target: u64,
-    pub(crate) room: u64,
+    pub(crate) capacity: u64,
     /// A digest of everything else that all ranks compare.
     pub(crate) digest: u64,
 }
@@ -166,7 +166,7 @@ impl Gate {
         let mark = self.lines[self.me].mark(self.next);
         mark.call.store(call, Ordering::Relaxed);
         let [call, datatype] = head.signature;
-        let words = [call, datatype, head.len, head.place, head.target, head.room, head.digest];
+        let words = [call, datatype, head.len, head.place, head.target, head.capacity, head.digest];
         for (word, value) in mark.head.iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
@@ -229,7 +229,7 @@ impl Gate {
             len: word(2),
             place: word(3),
             target: word(4),
-            room: word(5),
+            capacity: word(5),
             digest: word(6),
         };
         (head, mark.call.load(Ordering::Relaxed))

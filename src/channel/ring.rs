@@ -1,5 +1,6 @@
-//! Bounded frame rings: one writer, one reader. Small messages travel in the slot, larger messages in pieces
-//! through a circular store of bytes, arrays by descriptor.
+//! A ring is a bounded queue of frames, with one writer and one reader. Each frame lies in a slot of the ring. A
+//! small message travels in the slot itself, a larger one in pieces through a circular store of bytes, an array
+//! by its offset.
 //!
 //! A slot carries its own stamp, so a small message costs one cache line (LMAX Disruptor; FastForward). For
 //! position `q`, counted from the world's first sequence:
@@ -7,15 +8,16 @@
 //! ```text
 //! writer                                              reader
 //! [1] wait until q - head < SLOTS and the store       [1] wait until slot.stamp == q + 1
-//!     has room (it knows a head, or waits for one)    [2] read the frame, copy its piece out of the store
+//!     has free space (by the head that it saw last)   [2] read the frame, copy its piece out of the store
 //! [2] piece into the store, frame into slot q % SLOTS [3] signal: head = q + 1, fence, wake a sleeping writer
 //! [3] signal: slot.stamp = q + 1, fence, wake
 //! ```
 //!
 //! *Nothing is overwritten while it is read*: the writer reuses slot and store of `q` only after head has
 //! passed `q`, which the reader stores (release) after its last look. *Nothing is read before it is written*:
-//! the stamp is stored last (release). A slot's earlier stamps are `q + 1 - SLOTS` and less: equality tells
-//! them apart, across wrap-around.
+//! the stamp is stored last (release). Until then the slot holds `q + 1 - SLOTS`,
+//! its stamp of the round before (or from `prepare`): the reader tests for equality, which holds across
+//! wrap-around.
 #![expect(unsafe_code, reason = "the store of bytes as slices, under the protocol above")]
 
 use crate::channel::call::Signature;
@@ -46,8 +48,8 @@ shared! {
     pub(crate) struct Slot {
         stamp: AtomicU32,
         kind: AtomicU32,
-        /// signature (two words), total length of the message, where the piece ends in the store (or an
-        /// array's offset)
+        /// signature (two words), total length of the message, the position in the store where the piece ends
+        /// (or an array's offset in the segment)
         words: [AtomicU64; 4],
         small: [AtomicU64; SMALL / 8],
     }
@@ -58,13 +60,15 @@ shared! {
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct RingWords {
-        /// The position below which all are free for the writer. Written by the reader.
+        /// The reader's next position: the slots and store bytes of all frames before it are free for the
+        /// writer. Written by the reader.
         head: AtomicU32,
         /// Whether the writer sleeps on `head`. Written by the writer.
         writer_sleeps: AtomicU32,
         /// The ring's entry in the reader's directory.
         pub(crate) link: Link,
-        /// Whether the reader sleeps on a stamp, on a line of its own. Written by the reader.
+        /// Whether the reader sleeps on a stamp. Written by the reader; in a cache line without the writer's words
+        /// or slots.
         reader_sleeps: Padded,
         slots: [Slot; SLOTS as usize],
     }
@@ -135,9 +139,9 @@ impl RingWords {
 pub(crate) enum Kind {
     /// The whole message, in the slot.
     Small = 1,
-    /// A piece of the message, in the store, up to the position in `at`.
+    /// A piece of the message, in the store; `Frame::at` is the position at which it ends.
     Piece = 2,
-    /// The offset, in `at`, of an array in the sender's heap.
+    /// An array in the sender's heap; `Frame::at` is its offset in the segment.
     Array = 3,
 }
 
@@ -148,10 +152,11 @@ pub(crate) struct Frame {
     pub(crate) signature: Signature,
     /// Bytes of the whole message.
     pub(crate) total: u64,
+    /// Depends on `kind`; 0 for a small message.
     pub(crate) at: u64,
 }
 
-/// One end's fixed view of a ring, and its hold on the ring's memory.
+/// The part that both ends have: where the ring lies, the position that comes next, and a hold on the memory.
 pub(crate) struct End {
     words: Placed<RingWords>,
     segment: Arc<Segment>,
@@ -166,7 +171,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// Makes an end of the ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
+    /// Makes one of the two ends of the ring at `at`, for positions from `first` on; `guard` watches the other end's rank.
     pub(crate) fn new(
         segment: &Arc<Segment>,
         (at, hold): (usize, Option<Block>),
@@ -178,12 +183,12 @@ impl End {
         End { hold, ..End::over(Placed::new(segment, at), store, guard, pace, first) }
     }
 
-    /// Keeps the ring for the writer alone: nobody will read it.
-    pub(crate) fn keep(&self) {
+    /// Gives up the reader's hold on a ring that was never published: its memory is free when the writer drops it.
+    pub(crate) fn hold_alone(&self) {
         self.hold.iter().for_each(|hold| hold.share(1));
     }
 
-    /// Makes an end of the ring of these words, with a store of length `room` at `store`.
+    /// Makes one of the two ends of the ring of these words, with a store of length `room` at `store`.
     pub(super) fn over(
         words: Placed<RingWords>,
         (segment, store, room): (&Arc<Segment>, usize, usize),
@@ -194,7 +199,7 @@ impl End {
         End { words, segment: Arc::clone(segment), store, room, guard, pace, next: first, hold: None }
     }
 
-    /// Returns where the `at`-th byte ever written lies in the store.
+    /// Returns where position `at` lies in the store.
     fn start(&self, at: u64) -> usize {
         // A power of two: see `Layout::new`.
         at as usize & (self.room - 1)
@@ -211,20 +216,23 @@ pub(crate) struct Writer {
     end: End,
     /// The reader's head as last seen.
     head: u32,
-    /// Bytes ever taken from the store, and given back.
+    /// The position up to which the writer has taken the store. Positions count all bytes ever taken, those
+    /// skipped at the store's end, too.
     taken: u64,
+    /// The position up to which the reader has given the store back.
     returned: u64,
-    /// The store position behind each frame under way.
-    ends: VecDeque<u64>,
+    /// For each frame that the reader has not passed: `taken` when it was pushed.
+    stops: VecDeque<u64>,
 }
 
 impl Writer {
     pub(crate) fn new(end: End) -> Writer {
-        Writer { head: end.next, end, taken: 0, returned: 0, ends: VecDeque::new() }
+        Writer { head: end.next, end, taken: 0, returned: 0, stops: VecDeque::new() }
     }
 
-    /// Cuts a message into pieces of which one frame carries each.
+    /// Cuts a message into pieces, one for each frame.
     pub(crate) fn pieces<'m>(&self, message: &'m [u8]) -> impl Iterator<Item = &'m [u8]> + use<'m> {
+        // A small message, even an empty one, is one piece; `chunks` of an empty slice would give none.
         let whole = message.len() <= SMALL;
         whole.then_some(message).into_iter().chain(message.chunks(self.end.room / 4).skip(usize::from(whole)))
     }
@@ -260,19 +268,19 @@ impl Writer {
         let at = self.reserve(piece.len(), deadline)?;
         let place = self.end.store(self.end.start(at - piece.len() as u64), piece.len());
         // SAFETY: `reserve` found these bytes of the store free: the reader has passed all frames that used
-        // them, and looks at them again only behind the stamp that `push` stores after this copy.
+        // them, and looks at them again only after it has seen the stamp, which `push` stores after this copy.
         let place = unsafe { core::slice::from_raw_parts_mut(place.as_ptr(), piece.len()) };
         kernel::copy(place, piece, Store::Cached);
         point(Site::RingStored);
         self.push(Frame { kind, signature, total, at }, &[], deadline)
     }
 
-    /// Returns whether the reader has left room for a piece of `len` bytes, of a message of `total`.
+    /// Returns whether the ring has free space for a piece of `len` bytes, of a message of `total`.
     pub(crate) fn has_room(&mut self, total: usize, len: usize) -> bool {
         // Acquire: pairs with the Release of the reader's [3].
         self.passed(self.end.words.head.load(Ordering::Acquire));
         self.end.next.wrapping_sub(self.head) < SLOTS
-            && (total <= SMALL || self.end_of(len) - self.returned <= self.end.room as u64)
+            && (total <= SMALL || self.stop_of(len) - self.returned <= self.end.room as u64)
     }
 
     /// \[1]-\[3]: writes one frame.
@@ -284,7 +292,7 @@ impl Writer {
     ) -> std::result::Result<(), Broken> {
         let q = self.end.next;
         while q.wrapping_sub(self.head) >= SLOTS {
-            self.advance(deadline)?;
+            self.wait_for_reader(deadline)?;
         }
         let slot = self.end.words.slot(q);
         slot.kind.store(frame.kind as u32, Ordering::Relaxed);
@@ -298,50 +306,51 @@ impl Writer {
             word.store(u64::from_ne_bytes(padded), Ordering::Relaxed);
         }
         point(Site::RingFilled);
-        self.ends.push_back(self.taken);
+        self.stops.push_back(self.taken);
         self.end.next = q.wrapping_add(1);
         self.end.words.stamp(q).signal(self.end.next);
         point(Site::RingPushed);
         Ok(())
     }
 
-    /// Takes room for `len` contiguous bytes of the store, waiting for it if need be; returns the position
-    /// behind them.
+    /// Takes `len` contiguous bytes of the store, and waits until they are free; returns the position just past
+    /// them.
     pub(super) fn reserve(
         &mut self,
         len: usize,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Broken> {
-        let end = self.end_of(len);
-        while end - self.returned > self.end.room as u64 {
-            self.advance(deadline)?;
+        let stop = self.stop_of(len);
+        while stop - self.returned > self.end.room as u64 {
+            self.wait_for_reader(deadline)?;
         }
-        self.taken = end;
-        Ok(end)
+        self.taken = stop;
+        Ok(stop)
     }
 
-    /// Returns the position behind the next `len` contiguous bytes of the store.
-    fn end_of(&self, len: usize) -> u64 {
+    /// Returns the position just past the next `len` contiguous bytes of the store.
+    fn stop_of(&self, len: usize) -> u64 {
         let left = (self.end.room - self.end.start(self.taken)) as u64;
         let skip = if (len as u64) <= left { 0 } else { left };
         self.taken + skip + len as u64
     }
 
     /// Waits for the reader to pass at least one more frame.
-    fn advance(&mut self, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
+    fn wait_for_reader(&mut self, deadline: Option<Instant>) -> std::result::Result<(), Broken> {
         let (end, seen) = (&self.end, self.head);
         let head = end.words.head().wait(end.guard.get(), end.pace, deadline, |head| head != seen)?;
         self.passed(head);
         Ok(())
     }
 
-    /// Takes back the room of the frames that the reader has passed.
+    /// Takes back the slots and store bytes of the frames that the reader has passed.
     fn passed(&mut self, head: u32) {
-        // A head beyond what was written is not the reader's: take no more than is under way.
-        let passed = (head.wrapping_sub(self.head) as usize).min(self.ends.len());
+        // A head past the last frame was not written by the reader (the memory was overwritten): only frames that
+        // were pushed count.
+        let passed = (head.wrapping_sub(self.head) as usize).min(self.stops.len());
         self.head = self.head.wrapping_add(passed as u32);
-        if let Some(end) = self.ends.drain(..passed).next_back() {
-            self.returned = end;
+        if let Some(stop) = self.stops.drain(..passed).next_back() {
+            self.returned = stop;
         }
     }
 }
@@ -385,7 +394,9 @@ impl Reader {
         Ok(Ok(Frame { kind, signature: [call, datatype], total, at }))
     }
 
-    /// \[2]: copies the piece of a peeked `frame` to the front of `rest`; returns its length.
+    /// \[2]: copies the piece of a peeked `frame` to the front of `rest`, and returns its length. `rest` is the end
+    /// of the message's buffer that is still empty: a frame does not say how long its piece is, but the piece is
+    /// as long as `rest`, up to [`Reader::piece`] (in a small message, up to its total).
     pub(crate) fn read(&self, frame: &Frame, rest: &mut [u8]) -> Result<usize> {
         let corrupt = || Error::Corrupt { what: "a message's frame" };
         match frame.kind {
@@ -403,7 +414,8 @@ impl Reader {
                     return Err(corrupt());
                 }
                 let place = self.end.store(start, len);
-                // SAFETY: in bounds; the writer filled it before the stamp and reuses it after `advance`.
+                // SAFETY: in bounds; the writer filled it before it stored the stamp, and uses it again only after
+                // `Reader::advance`.
                 let piece = unsafe { core::slice::from_raw_parts(place.as_ptr(), len) };
                 kernel::copy(&mut rest[..len], piece, Store::Cached);
                 Ok(len)

@@ -93,7 +93,7 @@ impl Rings {
         point(Site::RingMade);
         let end = End::new(&self.segment, (at, hold), &self.layout, (self.guards.only(to), pace), self.first);
         if !self.directory(to).publish(at as u64, &words.link, self.me) {
-            end.keep();
+            end.hold_alone();
         }
         Ok(Writer::new(end))
     }

@@ -3,9 +3,9 @@
 //! ```text
 //! 0            Header        128 B
 //! 128          Slot  x n     128 B each: who is it, is it alive, what became of it (slot.rs)
-//! page         Text  x n x 2 4 KiB each: a panic's or an error's text; why the latest failed call failed
-//! page         a world's own words (world.rs); nothing in other crews
-//! 2 MiB        heap  x n     sparse; none if none was asked for
+//! next page    Text  x n x 2 4 KiB each: [0] the panic or error that ended the rank, [1] why the latest of its calls to fail did
+//! next page    a world's own words (world.rs); nothing in other crews
+//! next 2 MiB   heap  x n     sparse; none if none was asked for
 //! ```
 //!
 //! The errors for failures are made in blame.rs.
@@ -37,42 +37,45 @@ shared! {
     /// Words of the crew as a whole.
     #[repr(align(128))]
     struct Header {
-        /// The revoked word, by which an epoch ends: see [`wait::clean`]. Written once per epoch, by
-        /// compare-exchange; by the zygote for the next epoch.
+        /// The revoked word, by which an epoch ends: see [`wait::clean`]. In each epoch the first failure is
+        /// written, by compare-exchange. The zygote stores the clean word of the next epoch.
         revoked: AtomicU32,
-        /// The exit code of the zygote plus one, when nothing of the crew is left. Written by the zygote.
+        /// The exit code of the zygote plus one, when nothing of the crew is left; 0 before. Written by the
+        /// zygote.
         closed: AtomicU32,
         /// The zygote's robust word.
         supervisor: AtomicU32,
-        /// The number of rank 0 in errors: a world may be one node's part of a larger world. Written before
-        /// any body runs.
+        /// The number by which errors call rank 0: not 0 where this world is one node's part of a larger
+        /// world. Written before any body runs.
         first: AtomicU32,
-        /// The zygote's fault: see `inherit::note_in`. Written by the zygote, while it builds.
+        /// The access of a memory fault (SIGSEGV) in the zygote, 0 if none: see `inherit::note_in`. Written by the zygote, while it builds.
         fault: AtomicU32,
         /// Not 0 once the zygote is to end. Written by the caller.
         dismissed: AtomicU32,
     }
 }
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Header>() == SLOTS);
-const SLOTS: usize = 128;
+const _: () = assert!(size_of::<Header>() == SLOTS_AT);
+/// The offset of the first slot: behind the header.
+const SLOTS_AT: usize = 128;
 
 /// The plan of a crew, or of a world.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
     /// The number of ranks or workers.
     pub(crate) ranks: usize,
-    /// Bytes of address space per heap, rounded up to 2 MiB; 0 for no heaps, `None` for as much as there is
-    /// memory.
+    /// Bytes of address space per heap, rounded up to 2 MiB; 0 for no heaps, `None` for as much as the machine
+    /// has memory, for each.
     pub(crate) heap: Option<usize>,
-    /// The time for which a call may wait, and a process be stopped.
+    /// The time for which a call may wait, and for which a process may stay suspended (SIGSTOP, Ctrl-Z) before
+    /// it is given up. `None`: no limit.
     pub(crate) deadline: Option<Duration>,
-    /// The number from which counters start; used by worlds only.
+    /// The number from which the counters of exchanges and messages start; used by worlds only.
     pub(crate) first_sequence: u32,
     /// Whether ranks may outlive others (recovery.rs); used by worlds only.
     pub(crate) recover: bool,
-    /// Whether there are more ranks than processors, where this process cannot know that by itself; used by
-    /// worlds only.
+    /// Whether there are more ranks than processors; used by worlds only. `None`: compare `ranks` with this
+    /// process's processors. `Some` where other processes of a job share the machine.
     pub(crate) crowded: Option<bool>,
 }
 
@@ -86,10 +89,11 @@ impl Plan {
 /// The identity of a crew, which tells it from all others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
-    /// The crew's number among all crews that this process and its ancestors have made.
+    /// A hash of the maker's serial and process numbers, which tells the crew from all others that this process
+    /// and its ancestors have made.
     pub(crate) id: u64,
-    /// The process that made the crew: see `process::incarnation`. 0, which is no process, if others join the
-    /// crew.
+    /// The process that made the crew: see `process::incarnation`. 0, which is no process, if processes that it
+    /// has not forked join the crew.
     pub(crate) caller: u32,
 }
 
@@ -108,11 +112,13 @@ pub(crate) struct Slots {
     count: usize,
     pub(crate) identity: Identity,
     pub(crate) deadline: Option<Duration>,
-    texts: usize,
-    heaps: usize,
+    /// The offset of the first text.
+    texts_at: usize,
+    /// The offset of the first heap.
+    heaps_at: usize,
     /// Bytes of a heap.
     pub(super) heap: usize,
-    /// The place where a world's ranks say what they call, for reports; worlds only.
+    /// The boards on which a world's ranks note the call that they are in, for reports; `None` in other crews.
     pub(super) calls: Option<Boards>,
 }
 
@@ -125,16 +131,17 @@ impl Slots {
         Ok(slots)
     }
 
-    /// Returns how many bytes the words of `count` slots take: more words, and the heaps, may follow.
+    /// Returns the length of the header, slots and texts of `count` ranks. A world's own words, and the heaps,
+    /// may follow.
     pub(super) fn words_len(count: usize) -> Result<usize> {
         if count == 0 || count > MAX_RANKS {
             let problem = format!("{count} ranks; a world has 1 to {MAX_RANKS}");
             return Err(Error::option("launch", problem));
         }
-        Ok(texts(count) + 2 * count * size_of::<Text>())
+        Ok(texts_at(count) + 2 * count * size_of::<Text>())
     }
 
-    /// Lays out the slots of a plan, in a segment that `map` maps; heaps begin after `words` bytes.
+    /// Lays out the slots of a plan, in a segment that `map` maps; `words` bytes lie before the heaps.
     pub(super) fn over(
         plan: Plan,
         identity: Identity,
@@ -144,14 +151,16 @@ impl Slots {
     ) -> Result<Slots> {
         let (count, deadline) = (plan.ranks, plan.deadline);
         let heap = plan.heap.unwrap_or_else(|| default_heap(count, words));
+        // Together at most a quarter of a process's addresses, which are 2^47.
         let heap = heap.min((1 << 45) / count).next_multiple_of(HUGE);
         let mut carver = Carver::at(words);
-        let heaps = carver.take(heap * count, HUGE);
+        let heaps_at = carver.take(heap * count, HUGE);
         let segment = Arc::new(map(carver.end())?);
-        Ok(Slots { segment, count, identity, deadline, texts: texts(count), heaps, heap, calls })
+        Ok(Slots { segment, count, identity, deadline, texts_at: texts_at(count), heaps_at, heap, calls })
     }
 
-    /// Readies the words of a new crew, which are backed by memory before anyone depends on them.
+    /// Readies the words of a new crew. Each slot is written, so the kernel backs it with memory before anyone
+    /// depends on it.
     pub(super) fn begin(&self) {
         wait::prepare();
         (0..self.count).for_each(|rank| self.slot(rank).set_status(Status::Running));
@@ -171,39 +180,40 @@ impl Slots {
     }
 
     pub(crate) fn slot(&self, rank: usize) -> &Slot {
-        &self.segment.places(SLOTS, self.count)[rank]
+        &self.segment.places(SLOTS_AT, self.count)[rank]
     }
 
-    /// Returns the text that a rank leaves at its end, and the one that says why its latest failed collective
+    /// Returns the rank's two texts: the one that it leaves at its end, and the reason why a call of it last
     /// failed.
     fn texts(&self, rank: usize) -> [&Text; 2] {
-        let texts = self.segment.places(self.texts, 2 * self.count);
+        let texts = self.segment.places(self.texts_at, 2 * self.count);
         [&texts[2 * rank], &texts[2 * rank + 1]]
     }
 
-    /// Returns the allocator of `rank`'s heap; only one at a time, in the process that fills the slot.
+    /// Returns the allocator of `rank`'s heap. The caller must be the process that fills the slot, and must have
+    /// no other allocator of this heap.
     pub(crate) fn heap(&self, rank: usize) -> Heap {
         let used = slot_at(rank) + core::mem::offset_of!(Slot, heap_used);
-        let start = self.heaps + rank * self.heap;
+        let start = self.heaps_at + rank * self.heap;
         Heap::new(Arc::clone(&self.segment), used, start, start + self.heap)
     }
 
-    /// Numbers this crew's ranks from `first` on in errors: the crew is a part of a larger world.
+    /// From now on errors call this crew's ranks `first`, `first + 1`, ...: the crew is a part of a larger world.
     #[cfg(any(feature = "mpi", test))]
     pub(crate) fn number_from(&self, first: usize) {
         self.header().first.store(first as u32, Ordering::Relaxed);
     }
 
-    /// Returns the number of the rank in errors.
+    /// Returns the number by which errors call the rank.
     pub(crate) fn number(&self, rank: usize) -> usize {
         self.header().first.load(Ordering::Relaxed) as usize + rank
     }
 }
 
-/// The zygote's own words.
+/// The words between the zygote, its caller and its slots.
 impl Slots {
     /// Announces the zygote: from now on its death ends the waits for its decisions.
-    pub(crate) fn supervise(&self) {
+    pub(crate) fn announce_zygote(&self) {
         let header = self.header();
         header.supervisor.store(wait::announce_death_through(&header.supervisor), Ordering::Release);
         #[cfg(not(loom))]
@@ -211,12 +221,14 @@ impl Slots {
     }
 
     /// Returns the words that end a wait for the zygote.
-    pub(crate) fn supervised(&self) -> Guard<'_> {
+    pub(crate) fn zygote_guard(&self) -> Guard<'_> {
         let header = self.header();
+        // `closed` is 0 until the zygote has stored its exit code, and then ends the wait like a revoked word.
         Guard { alive: &header.supervisor, revoked: &header.closed, clean: 0 }
     }
 
-    /// Returns how the zygote died, whose `death` the kernel has reported.
+    /// Returns `death`, which the kernel has reported of the zygote, or that it touched memory which it was kept
+    /// from, if it has noted that.
     pub(crate) fn supervisor_death(&self, death: Death) -> Death {
         death::explained(death, &self.header().fault)
     }
@@ -241,9 +253,9 @@ impl Slots {
         self.header().closed.load(Ordering::Acquire).checked_sub(1).map(|code| code as i32)
     }
 
-    /// Waits, for a second at most, until the kernel has marked all ranks' deaths: their zygote is dead, so
-    /// the kernel has been told to kill them.
-    pub(crate) fn outlast_slots(&self) {
+    /// Waits, for a second at most, until the kernel has marked the deaths of all ranks. For callers whose
+    /// zygote has ended: the kernel then kills its slots (PR_SET_PDEATHSIG).
+    pub(crate) fn await_slot_deaths(&self) {
         let lives = |rank| {
             let alive = self.slot(rank).alive.load(Ordering::Acquire);
             alive != 0 && !wait::is_gone(alive)
@@ -267,8 +279,8 @@ impl Slots {
         self.revoke(self.epoch(), rank);
     }
 
-    /// Notes that the first culprit, if it lives, has not returned in time and will be killed: the reason
-    /// that it has told stays the failure.
+    /// Marks the first culprit as late if it still lives: it is about to be killed, and errors must go on to
+    /// report the reason that it has told, not the kill.
     pub(crate) fn note_late(&self, culprit: usize) {
         let slot = self.slot(culprit);
         let lives = !wait::is_gone(slot.alive.load(Ordering::Acquire));
@@ -317,8 +329,8 @@ impl Slots {
         wait::revoke(self.revoked_word(), wait::clean(epoch), culprit);
     }
 
-    /// Ends an epoch as [`Slots::revoke`] does, for a rank that unwinds: it tells why once it has unwound
-    /// (unless its body catches the panic).
+    /// Ends an epoch as [`Slots::revoke`] does, for a rank that unwinds. The text that is told here counts if
+    /// its body catches the panic; if not, [`Slots::fail`] writes the panic's own text afterwards.
     pub(crate) fn revoke_unwinding(&self, epoch: u32, rank: usize) {
         self.tell(rank, "it panicked in a collective, and its body caught that");
         self.slot(rank).set_status(Status::Unwinding);
@@ -328,13 +340,14 @@ impl Slots {
 
 /// The acts of a rank, and what it leaves behind.
 impl Slots {
-    /// Starts the rank, whose death is known from now on. `process`: whether it is a process (not a thread of
-    /// the caller).
+    /// Marks the calling process or thread as `rank`, alive. If it is a `process` (not a thread of the caller),
+    /// its death is noticed from now on.
     pub(crate) fn enter(&self, rank: usize, process: bool) {
         self.slot(rank).enter(self.epoch(), process);
     }
 
-    /// Notes that the rank's body has returned; its result, if that is bytes, lies in the rank's heap.
+    /// Notes that the rank's body has returned. `result`: offset and length of the result's bytes in the
+    /// rank's heap; (0, 0) if it has none.
     pub(crate) fn leave(&self, rank: usize, result: (usize, usize)) {
         self.slot(rank).leave(rank, result, self.identity.id);
     }
@@ -343,18 +356,19 @@ impl Slots {
     pub(crate) fn fail(&self, rank: usize, panicked: bool, text: &str) {
         let slot = self.slot(rank);
         self.texts(rank)[0].write(text);
-        // From here on, peers may go on without this rank, and a successor may fill its slot.
+        // Read before `slot.fail`: afterwards a successor may fill the slot and change its epoch.
         let epoch = slot.epoch();
         slot.fail(if panicked { Status::Panicked } else { Status::Returned });
         self.revoke(epoch, rank);
     }
 
-    /// Returns where the result of a rank that has left lies.
+    /// Returns the offset and length of the result of a rank that has left; `None` if it has not, or if the
+    /// words are damaged.
     pub(crate) fn result(&self, rank: usize) -> Option<(usize, usize)> {
         self.slot(rank).result(rank, self.identity.id)
     }
 
-    /// Returns a copy of bytes that a rank has left behind. Call it only once all ranks have ended.
+    /// Returns a copy of bytes that a rank has left behind. Call it only after all ranks have ended.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Result<Vec<u8>> {
         let block = Block::join(&self.segment, offset, len)?.orphan();
         Ok(kernel::to_vec(block.bytes()))
@@ -371,24 +385,24 @@ impl Slots {
     }
 
     /// Returns the text that the rank, or the zygote for it, has left at its end.
-    pub(crate) fn last_words(&self, rank: usize) -> String {
+    pub(crate) fn end_text(&self, rank: usize) -> String {
         self.texts(rank)[0].read()
     }
 }
 
 /// Returns where the slot of `rank` lies.
 fn slot_at(rank: usize) -> usize {
-    SLOTS + rank * size_of::<Slot>()
+    SLOTS_AT + rank * size_of::<Slot>()
 }
 
 /// Returns where the texts of `count` slots begin.
-fn texts(count: usize) -> usize {
-    (SLOTS + count * size_of::<Slot>()).next_multiple_of(PAGE)
+fn texts_at(count: usize) -> usize {
+    (SLOTS_AT + count * size_of::<Slot>()).next_multiple_of(PAGE)
 }
 
-/// Returns the address space for each rank's heap after `words` bytes: as much as the machine has memory.
-/// Where address space is limited, all heaps together get half of what is left: the rest is for ordinary
-/// memory, and for arrays of the caller's.
+/// Returns the bytes of each rank's heap if no length was asked for: as many as the machine has memory, because
+/// pages that are not touched cost nothing. Under a limit on addresses, all heaps together get half of what the
+/// limit leaves beside `words` bytes; the rest is for ordinary memory and for the caller's arrays.
 fn default_heap(ranks: usize, words: usize) -> usize {
     if cfg!(miri) {
         return HUGE;
@@ -429,7 +443,7 @@ mod tests {
         slots.fail(1, true, &"ü".repeat(5000));
         let Error::Panicked { rank: 1, text } = slots.failure_of(1) else { panic!() };
         assert!(
-            text.starts_with(&"ü".repeat(2000)) && text.len() <= LONGEST && !text.ends_with('ü'),
+            text.starts_with(&"ü".repeat(2000)) && text.len() <= LONGEST && text.ends_with("..."),
             "{text}"
         );
     }

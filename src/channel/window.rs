@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! [1] payload into my cell `e & 1`, or inline into my mark `e & 1`, or none (it lies exposed in shared memory)
-//! [2] head {signature, len, place, target, room, digest} into my mark `e & 1`
+//! [2] head {signature, len, place, target, capacity, digest} into my mark `e & 1`
 //! [3] signal: mark.sequence = e, fence, wake if someone sleeps            (wait.rs [1]-[3])
 //! [4] for each peer in rank order: wait until its mark `e & 1` says e     (wait.rs [a]-[d])
 //! [5] copy each peer's head once; compare signatures; only then look at payloads and write output
@@ -166,9 +166,15 @@ impl Window {
         error
     }
 
-    /// Notes, for reports, that this rank waits for a message of this call, or for none.
-    pub(crate) fn awaits(&self, call: Option<&Call>) {
-        self.gate.awaits(call);
+    /// Waits for a message of this call, which reports of this rank name meanwhile. If the wait fails, they go on to name it:
+    /// peers whose deadline ends a little later look then.
+    pub(crate) fn waits<R, E>(&self, call: &Call, wait: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+        self.gate.awaits(Some(call));
+        let done = wait();
+        if done.is_ok() {
+            self.gate.awaits(None);
+        }
+        done
     }
 
     /// Returns the known state of each rank; nothing in a process that was forked by a rank, which may not
@@ -417,10 +423,10 @@ impl Window {
             Payload::Staged => (IN_CELL, &[]),
             Payload::Exposed(offset, _) => (offset as u64, &[]),
         };
-        let (target, room) = offer.target.unwrap_or_default();
+        let (target, capacity) = offer.target.unwrap_or_default();
         let (len, digest) = (offer.len as u64, offer.digest);
         let signature = call.signature();
-        let head = Head { signature, len, place, target: target as u64, room: room as u64, digest };
+        let head = Head { signature, len, place, target: target as u64, capacity: capacity as u64, digest };
         self.gate.arrive(call, &head, inline);
         point(Site::ExchangeArrived);
         let deadline = self.world.plan.until();
@@ -533,8 +539,9 @@ impl Epoch<'_> {
         let corrupt = || Error::Corrupt { what: "the head of a peer's call" };
         let place = |rank: usize| {
             let head = &window.heads[rank];
-            let room =
-                (head.target as usize).checked_add(range.start).filter(|_| range.end <= head.room as usize);
+            let room = (head.target as usize)
+                .checked_add(range.start)
+                .filter(|_| range.end <= head.capacity as usize);
             room.filter(|_| head.target != 0 && range.start <= range.end)
         };
         let mut offsets = [0; K];

@@ -168,7 +168,7 @@ impl World {
         deadline: Option<Instant>,
     ) -> std::result::Result<Decision, Broken> {
         let ring = || self.bell.iter().for_each(|bell| bell.ring());
-        let supervised = self.slots.supervised();
+        let supervised = self.slots.zygote_guard();
         self.petition(rank).ask(self.verdict_words(), self.ranks(), wish, ring, supervised, deadline)
     }
 

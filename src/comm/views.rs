@@ -90,8 +90,9 @@ impl<'w> Comm<'w> {
             nodes => self.refuse(
                 call,
                 format!(
-                    "this needs memory that all ranks share, and they are on {nodes} nodes: do it in the communicator of each node \
-                     (Comm::split_nodes), and gather what comes out"
+                    "this needs memory that all ranks share, and only those of a node do; there are {nodes} nodes (a process of the \
+                     job that forks ranks counts as one): do it in the communicator of each node (Comm::split_nodes), and gather \
+                     what comes out"
                 ),
             ),
         }

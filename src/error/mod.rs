@@ -140,7 +140,8 @@ pub enum Error {
     /// Threads are running where only a single-threaded process may fork.
     #[error(
         "{operation}: this process runs other threads ({threads}); a fork would copy their locks but not them. \
-         Open the world before starting threads, use the threads back end, or set `allow_threads` if they hold no lock"
+         Make this call before threads are started, use a back end that does not fork (`Backend::Threads` or, for sweeps, \
+         `Backend::Serial`), or set `allow_threads` if the threads hold no lock"
     )]
     Threads {
         /// The operation that was called.

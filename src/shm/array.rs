@@ -517,7 +517,10 @@ impl<T: Element, D: Dimension> SharedArray<T, D> {
 
     /// Marks the array as open nowhere: worlds that had it open have ended, or `&mut self` could not be had.
     fn close(&self) {
-        assert!(self.mine.is_mine(), "a rank reaches an array of its caller through Comm::open");
+        assert!(
+            self.mine.is_mine(),
+            "a rank reaches an array of its caller through Comm::open, or reads a view that was taken before the world started"
+        );
         let block = &self.array.block;
         Block::open_word(block.segment(), block.offset()).store(0, Ordering::Release);
         block.segment().allow(Access::Write, Access::Read);

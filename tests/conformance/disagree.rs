@@ -117,7 +117,7 @@ pub fn functions_differ(back: Back) {
                 (false, true) => Op::user(|a, b| a - b),
             };
             let error = reduce(comm, &op).expect_err("different functions");
-            assert!(error.to_string().contains("other functions"), "{error}");
+            assert!(error.to_string().contains("functions from different calls"), "{error}");
         });
     }
 }

@@ -37,7 +37,7 @@ use crate::channel::call::{Call, Verb};
 use crate::channel::line::INLINE;
 use crate::channel::window::Offer;
 use crate::comm::op::Fold;
-use crate::comm::shm::{UNLIKE, digest_of, unit};
+use crate::comm::shm::{digest_of, unit};
 use crate::comm::transport::{Control, Folds, Moves};
 use crate::error::{Error, Result};
 use crate::shm::arena::Block;
@@ -62,7 +62,7 @@ impl Folds for Hybrid {
         let carried = (1..=INLINE).contains(&n) && n * of_node <= CARRIED;
         let met = self.meet_to_fold(call, send, fold, carried)?;
         if !met.alike() {
-            return Err(self.differ(call, &met, UNLIKE));
+            return Err(self.unlike(call, &met));
         }
         let parts = if fold.fast { nodes } else { self.size() };
         // Not for a single root, as all nodes are told the totals; nor if a ring has chunks enough.
@@ -103,7 +103,7 @@ impl Folds for Hybrid {
     ) -> Result<()> {
         // The meeting of the reduction does not compare the counts.
         let digest = digest_of(counts.iter().copied(), fold.id);
-        self.meet_alike(call, (send.len(), digest), UNLIKE)?;
+        self.meet_alike(call, (send.len(), digest))?;
         let start: usize = counts[..self.rank()].iter().sum();
         let made = Aligned::zeroed(fold, send.len()).map_err(|error| self.abort(call, error));
         let mut all = made?;
@@ -121,7 +121,7 @@ impl Folds for Hybrid {
         fold: &Fold<'_>,
         inclusive: bool,
     ) -> Result<()> {
-        self.meet_alike(call, (send.len(), fold.id), UNLIKE)?;
+        self.meet_alike(call, (send.len(), fold.id))?;
         self.scan_chunks(call, send, recv, fold, inclusive)
     }
 }

@@ -23,6 +23,7 @@ use super::Hybrid;
 use super::layout::Layout;
 use crate::channel::call::{Call, Signature, Verb, describe};
 use crate::channel::window::{Offer, Payload, Shown, UNCHANGED};
+use crate::comm::shm::unlike;
 use crate::comm::transport::{Control, Moves};
 use crate::error::{Error, Result, shortened};
 
@@ -135,9 +136,9 @@ impl Hybrid {
     }
 
     /// Meets all ranks, and fails unless all say the same length and digest.
-    pub(super) fn meet_alike(&mut self, call: &Call, said: (usize, u64), problem: &str) -> Result<()> {
+    pub(super) fn meet_alike(&mut self, call: &Call, said: (usize, u64)) -> Result<()> {
         let met = self.meet(call, said, &[], |_, _| Ok(()))?;
-        if met.alike() { Ok(()) } else { Err(self.differ(call, &met, problem)) }
+        if met.alike() { Ok(()) } else { Err(self.unlike(call, &met)) }
     }
 
     /// Makes the last exchange of a call whose exchanges each close the one before: this rank may change what
@@ -209,6 +210,11 @@ impl Hybrid {
     pub(super) fn differ(&self, call: &Call, met: &Met, problem: &str) -> Error {
         let (place, (lens, _)) = (call.place(self.rank(), self.calls), met.said(&self.layout));
         Error::bad(place, format!("{problem}; bytes given by the ranks in order: {lens:?}"))
+    }
+
+    /// Returns [`Hybrid::differ`] for ranks that must all say the same.
+    pub(super) fn unlike(&self, call: &Call, met: &Met) -> Error {
+        self.differ(call, met, unlike(call, met.said(&self.layout).0))
     }
 
     /// Performs \[2] in a leader whose node has aborted: tells the other nodes that the arguments of one of

@@ -35,10 +35,7 @@ impl Shm {
     fn frame(&mut self, call: &Call, from: usize) -> Result<Frame> {
         self.window.is_own(call)?;
         let deadline = self.deadline();
-        // Reports of this rank say what it waits for: see `Line::awaits`.
-        self.window.awaits(Some(call));
-        let peeked = self.rings.peek(from, self.window.pace(), deadline);
-        self.window.awaits(None);
+        let peeked = self.window.waits(call, || self.rings.peek(from, self.window.pace(), deadline));
         let frame = peeked.map_err(|broken| self.window.broken(call, from, broken))??;
         if frame.signature != call.signature() {
             let sent = describe_message(frame.signature, frame.total);
@@ -62,9 +59,7 @@ impl Messages for Shm {
         self.window.not_revoked(call)?;
         let deadline = self.deadline();
         let writer = self.rings.writer(to, self.window.pace(), &self.local.heap)?;
-        self.window.awaits(Some(call));
-        let sent = writer.send(call.signature(), message, deadline);
-        self.window.awaits(None);
+        let sent = self.window.waits(call, || writer.send(call.signature(), message, deadline));
         sent.map_err(|broken| self.window.broken(call, to, broken))?;
         self.local.count(message.len());
         Ok(())
@@ -119,9 +114,7 @@ impl Messages for Shm {
             return Err(self.wrong(call, "others hold this array too"));
         }
         let frame = Frame { kind: Kind::Array, signature: call.signature(), total, at };
-        self.window.awaits(Some(call));
-        let sent = writer.push(frame, &[], deadline);
-        self.window.awaits(None);
+        let sent = self.window.waits(call, || writer.push(frame, &[], deadline));
         sent.map_err(|broken| self.window.broken(call, to, broken))
     }
 

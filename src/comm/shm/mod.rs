@@ -45,7 +45,7 @@ mod split;
 use crate::channel::call::Call;
 use crate::channel::line::INLINE;
 use crate::channel::rings::Rings;
-use crate::channel::window::{Agreed, Offer, Payload, Seen, Shown, Window};
+use crate::channel::window::{Agreed, Epoch, Offer, Payload, Seen, Shown, Window};
 use crate::channel::world::World;
 use crate::comm::local::Local;
 use crate::comm::mailbox::Mailbox;
@@ -59,7 +59,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 #[cfg(any(feature = "mpi", test))]
-pub(crate) use slices::{UNLIKE, unit};
+pub(crate) use slices::unit;
 
 /// The transport of one communicator whose ranks share a segment: one rank's end of it.
 pub(crate) struct Shm {
@@ -167,10 +167,30 @@ impl Control for Shm {
     /// Makes one exchange without payloads, which is a barrier. The heads carry the digests: every rank
     /// compares the same ones, so if they differ the call fails on all ranks, and else on none.
     fn rendezvous(&mut self, call: &Call, digest: u64) -> Result<Agreed> {
-        self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| match epoch.seen.alike() {
-            true => Ok(epoch.seen.agreed()),
-            false => Err(epoch.seen.differ(call, call.differs())),
+        self.window.exchange(call, Offer { digest, ..Offer::default() }, |epoch| {
+            alike(call, epoch)?;
+            Ok(epoch.seen.agreed())
         })
+    }
+}
+
+/// Returns the text that reports contributions of these lengths that do not fit each other.
+pub(crate) fn unlike(call: &Call, lens: impl IntoIterator<Item = usize>) -> &'static str {
+    let mut lens = lens.into_iter();
+    let first = lens.next();
+    match lens.all(|len| Some(len) == first) {
+        true => call.differs(),
+        false => "the ranks give vectors of different lengths",
+    }
+}
+
+/// Fails unless all ranks give equally many bytes and the same digest (of functions, counts, arrays). Every
+/// rank finds that out from the heads of the same exchange, before it writes any output.
+pub(super) fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
+    let seen = &epoch.seen;
+    match seen.alike() {
+        true => Ok(()),
+        false => Err(seen.differ(call, unlike(call, (0..seen.size()).map(|peer| seen.len(peer))))),
     }
 }
 

@@ -124,7 +124,7 @@ impl Shm {
             Outcome::Unstarted(rank) => {
                 let text = format!(
                     "rank {rank} could not be forked again: {}",
-                    world.slots.last_words(rank.min(world.ranks() - 1))
+                    world.slots.end_text(rank.min(world.ranks() - 1))
                 );
                 Err(Error::Start { text })
             }

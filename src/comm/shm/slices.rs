@@ -29,7 +29,7 @@ use crate::channel::call::Call;
 use crate::channel::window::{Epoch, Offer, Payload, Seen, Then};
 use crate::comm::local::Local;
 use crate::comm::op::Fold;
-use crate::comm::shm::Shm;
+use crate::comm::shm::{Shm, alike};
 use crate::comm::transport::Control;
 use crate::error::Result;
 use crate::os::fault::{Site, point};
@@ -256,18 +256,6 @@ impl<'c> Spread<'c> {
         }
         kernel::order(self.store);
         Ok(())
-    }
-}
-
-/// The description, in the error of all ranks, of operands of a reduction that do not fit each other.
-pub(crate) const UNLIKE: &str = "the ranks give vectors of different lengths, or other functions";
-
-/// Fails unless all ranks give equally many bytes and the same function. Every rank finds that out from the
-/// heads of the same exchange, before it writes any output.
-pub(super) fn alike(call: &Call, epoch: &Epoch<'_>) -> Result<()> {
-    match epoch.seen.alike() {
-        true => Ok(()),
-        false => Err(epoch.seen.differ(call, UNLIKE)),
     }
 }
 

@@ -180,7 +180,7 @@ impl Crew {
         }
         // The zygote has failed or died. The kernel kills its slots: nothing may be left of the crew when
         // this returns.
-        self.words.outlast_slots();
+        self.words.await_slot_deaths();
         let code = self.words.closed();
         let unstarted = || (0..self.words.count()).all(|rank| self.words.slot(rank).generation() == 0);
         let hint = match code {
@@ -256,7 +256,7 @@ impl Crew {
             }
             // The zygote has stored no exit code, and therefore has not waited for its slots.
             if self.words.closed().is_none() {
-                self.words.outlast_slots();
+                self.words.await_slot_deaths();
             }
         }
     }

@@ -133,7 +133,7 @@ impl<'a> Zygote<'a> {
         // program that they start may join the MPI job in the place of this job's process.
         launcher::leave_job();
         // Registers the robust futex word: the zygote's death ends the waits for its decisions.
-        self.words.supervise();
+        self.words.announce_zygote();
         point(Site::ZygoteBegun);
         // [2] While `build` runs, which is the user's code, nobody polls the caller's pidfd.
         if !process::die_with_parent(self.caller.pid()) {

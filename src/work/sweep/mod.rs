@@ -134,7 +134,7 @@ impl Sweep<'_> {
     /// [`outputs`](Sweep::outputs) numbers.
     ///
     /// `build` makes a worker's state. `model` gets that state with a row and writes the row's outputs;
-    /// before that the outputs hold unspecified numbers.
+    /// those that it does not write are NaN.
     ///
     /// # Rows without a result
     /// A row for which the model returns a [`Reason`] or panics becomes NaN, and keeps the text; after a

@@ -77,7 +77,9 @@ where
     fn hand<'a>(&'a self, rows: &'a Rows<'_>) -> Box<dyn Hand + 'a> {
         let build = || (self.build)().map_err(Error::from);
         hand(build, |state, task, out| {
-            let outputs = bytemuck::cast_slice_mut(out.row);
+            let outputs: &mut [f64] = bytemuck::cast_slice_mut(out.row);
+            // The row may hold what an attempt has left that died.
+            outputs.fill(f64::NAN);
             (self.model)(state, &rows.row(task), outputs).map_err(Reason::into_text)
         })
     }
