@@ -81,6 +81,7 @@ mod guide {
         nodes: "../docs/guide/nodes.md";
         from_parallel_manager: "../docs/guide/from-parallel-manager.md";
         from_mpi: "../docs/guide/from-mpi.md";
+        queue: "../docs/queue.md";
         readme: "../README.md";
     }
 }
@@ -137,5 +138,8 @@ pub use work::launch::{Launch, launch, leave_behind};
 pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
+};
+pub use work::queue::{
+    Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Submit, Tasks,
 };
 pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};

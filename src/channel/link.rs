@@ -37,7 +37,7 @@ use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::shared;
 use crate::shm::segment::{Carver, Placed, Segment};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::eventcount::EventCount;
 use crate::sync::wait::{Broken, Meeting, Pace};
 use std::collections::VecDeque;
@@ -57,6 +57,20 @@ shared! {
         opened: AtomicU32,
         /// Whether the process sleeps on `opened`. Written by the process.
         sleepers: AtomicU32,
+        /// The number of messages that the slot's processes have begun to answer. Written by the process.
+        begun: AtomicU64,
+        /// When the process began to answer the message at hand, in nanoseconds since 1970; 0 if it has none at
+        /// hand. Written by the process.
+        since: AtomicU64,
+        /// Until when it shall have answered, likewise; 0: it may take its time. Written by the process.
+        until: AtomicU64,
+                /// Not 0 once no process will follow. Written by the zygote.
+        given_up: AtomicU32,
+        /// The number of the message at which the process is to be killed, plus one. Written by the caller.
+        doomed: AtomicU64,
+        /// The number of the message for which the process was killed because it was overdue, plus one. Written by
+        /// the zygote.
+        overdue: AtomicU64,
     }
 }
 
@@ -88,12 +102,14 @@ pub(crate) struct Link {
     pub(super) up: (Placed<RingWords>, usize),
     /// Bytes of each store.
     pub(super) room: usize,
+    /// How the two processes wait for each other.
+    pub(super) pace: Pace,
 }
 
 impl Link {
     /// Returns an end of one of the rings, from its beginning; `guards` ends the waits for member `other`.
     fn end(&self, (words, store): &(Placed<RingWords>, usize), (guards, other): (&Guards, usize)) -> End {
-        End::over(words.clone(), (&self.segment, *store, self.room), guards.only(other), Pace::ASLEEP, 0)
+        End::over(words.clone(), (&self.segment, *store, self.room), guards.only(other), self.pace, 0)
     }
 
     fn opened(&self) -> Meeting<'_> {
@@ -123,8 +139,9 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Maps the links of a crew of `count` slots. `guards`: see the field.
-    pub(crate) fn new(count: usize, guards: [Guards; 2]) -> Result<Links> {
+    /// Maps the links of a crew of `count` slots, whose processes and caller wait at this pace. `guards`: see the
+    /// field.
+    pub(crate) fn new(count: usize, guards: [Guards; 2], pace: Pace) -> Result<Links> {
         let layout = Layout::new(ROOM);
         let mut carver = Carver::default();
         let heard = carver.take_of::<Heard>(1);
@@ -141,6 +158,7 @@ impl Links {
             down: ring(2 * slot),
             up: ring(2 * slot + 1),
             room: layout.room,
+            pace,
         };
         Ok(Links { heard: Placed::new(&segment, heard), links: (0..count).map(link).collect(), guards })
     }
@@ -155,14 +173,20 @@ impl Links {
 
     /// \[z]: counts a turn without telling it; only the model checker leaves it at that.
     pub(super) fn turn_untold(&self, slot: usize) {
+        // A process that has ended is at no message any more: its successor is not to be killed for it.
+        self.links[slot].words.since.store(0, Ordering::Relaxed);
         // Release: comes after all that the zygote knows.
         self.links[slot].words.life.fetch_add(1, Ordering::Release);
     }
 
+    fn pace(&self) -> Pace {
+        self.links.first().map_or(Pace::ASLEEP, |link| link.pace)
+    }
+
     /// Returns the caller's ends of all links. Called once.
     pub(crate) fn listen(&self) -> Caller {
-        let ends = self.links.iter().map(|_| None).collect();
-        Caller { links: self.clone(), ends, events: VecDeque::new(), turn: 0, more: false }
+        let (ends, given_up) = (self.links.iter().map(|_| None).collect(), vec![false; self.links.len()]);
+        Caller { links: self.clone(), ends, given_up, events: VecDeque::new(), turn: 0, more: false }
     }
 
     /// \[a]: waits until the caller has readied the rings of the slot; returns the ends of the process that
@@ -170,7 +194,7 @@ impl Links {
     pub(crate) fn join(&self, slot: usize) -> std::result::Result<Process, Broken> {
         let link = &self.links[slot];
         let life = link.life();
-        link.opened().wait(self.guards[1].of(0), Pace::ASLEEP, None, |opened| opened == life)?;
+        link.opened().wait(self.guards[1].of(0), link.pace, None, |opened| opened == life)?;
         Ok(self.hurry(slot))
     }
 
@@ -179,7 +203,50 @@ impl Links {
         let (link, caller) = (&self.links[slot], (&self.guards[1], 0));
         let reader = Reader::new(link.end(&link.down, caller));
         let writer = Writer::new(link.end(&link.up, caller));
-        Process { reader, writer, partial: Partial::default(), heard: self.heard.clone() }
+        let (partial, heard, words) = (Partial::default(), self.heard.clone(), link.words.clone());
+        Process { reader, writer, partial, heard, words }
+    }
+
+    /// Returns how many messages the slot's processes have begun to answer.
+    pub(crate) fn begun(&self, slot: usize) -> u64 {
+        self.links[slot].words.begun.load(Ordering::Relaxed)
+    }
+
+    /// Notes that no process follows the slot's last one, and tells it.
+    pub(crate) fn give_up(&self, slot: usize) {
+        // Release: comes after the turn that says that the last process is gone.
+        self.links[slot].words.given_up.store(1, Ordering::Release);
+        self.heard.events().tell();
+    }
+
+    /// Returns whether the slot's process is to be killed: the caller wants that, or its answer is overdue, `now` in
+    /// nanoseconds since 1970. (It may be done with this message, and begin the next, before it is killed: a matter of
+    /// microseconds.)
+    pub(crate) fn is_doomed(&self, slot: usize, now: u64) -> bool {
+        let words = &self.links[slot].words;
+        // Acquire: pairs with the Release of `begin`, so that all words are of the same message, or of a later one.
+        let since = words.since.load(Ordering::Acquire);
+        let (until, begun) = (words.until.load(Ordering::Relaxed), words.begun.load(Ordering::Relaxed));
+        if since == 0 {
+            return false;
+        }
+        let overdue = until != 0 && until < now;
+        if overdue {
+            words.overdue.store(begun, Ordering::Relaxed);
+        }
+        overdue || words.doomed.load(Ordering::Relaxed) == begun
+    }
+
+    /// Tells the caller to look again: the zygote has ended, or a thread.
+    pub(crate) fn tell(&self) {
+        self.heard.events().tell();
+    }
+
+    /// Returns the number of the message that the slot's process is answering, and since when, in nanoseconds
+    /// since 1970; `None` if it has none at hand.
+    pub(crate) fn current(&self, slot: usize) -> Option<(u64, u64)> {
+        let since = self.links[slot].words.since.load(Ordering::Relaxed);
+        (since != 0).then(|| (self.begun(slot).wrapping_sub(1), since))
     }
 }
 
@@ -190,14 +257,17 @@ pub(crate) enum Event {
     Began { slot: usize },
     /// The process has said this message.
     Said { slot: usize, message: Vec<u8> },
-    /// The process has ended. Another may follow.
-    Gone { slot: usize },
+    /// The process has ended, after it has begun to answer so many messages; `overdue` if it was killed because the
+    /// last answer was. Another may follow.
+    Gone { slot: usize, begun: u64, overdue: bool },
+    /// No other process follows the last one.
+    GivenUp { slot: usize },
 }
 
 impl Event {
     /// Returns whether a process of this slot begins or ends.
     fn is_turn_of(&self, of: usize) -> bool {
-        matches!(self, Event::Began { slot } | Event::Gone { slot } if *slot == of)
+        matches!(self, Event::Began { slot } | Event::Gone { slot, .. } if *slot == of)
     }
 }
 
@@ -236,6 +306,8 @@ impl Partial {
 /// The caller's ends of one link.
 struct Ends {
     life: u32,
+    /// How many messages the processes before have begun to answer.
+    begun: u64,
     writer: Writer,
     reader: Reader,
     partial: Partial,
@@ -248,6 +320,8 @@ pub(crate) struct Caller {
     links: Links,
     /// The ends for each slot; `None` where no process is known.
     ends: Vec<Option<Ends>>,
+    /// The slots that are known to be given up.
+    given_up: Vec<bool>,
     /// The events that were heard while the caller posted.
     events: VecDeque<Result<Event>>,
     /// The slot that is looked at first.
@@ -270,7 +344,7 @@ impl Caller {
         let (heard, link) = (self.links.heard.clone(), self.links.links[slot].clone());
         for piece in pieces {
             loop {
-                let turn = heard.events().wait(Pace::ASLEEP, || {
+                let turn = heard.events().wait(link.pace, || {
                     let ends = self.ends[slot].as_mut().filter(|ends| [ends.life, link.life()] == [life; 2]);
                     match ends.map(|ends| ends.writer.has_room(message.len(), piece.len())) {
                         None => Some(Turn::Gone),
@@ -299,6 +373,14 @@ impl Caller {
         true
     }
 
+    /// Wants the process that fills the slot, as far as the caller knows, to be killed at its `number`-th message, the
+    /// first being 1.
+    pub(crate) fn doom(&mut self, slot: usize, number: u64) {
+        if let Some(ends) = &self.ends[slot] {
+            self.links.links[slot].words.doomed.store(ends.begun.wrapping_add(number), Ordering::Relaxed);
+        }
+    }
+
     /// \[3]: waits for the next event. Returns `None` when nothing has happened and `over`, which is called
     /// now and then, returns true.
     ///
@@ -308,9 +390,9 @@ impl Caller {
         if let Some(event) = self.events.pop_front() {
             return event.map(Some);
         }
-        let heard = self.links.heard.clone();
+        let (heard, pace) = (self.links.heard.clone(), self.links.pace());
         loop {
-            let turn = heard.events().wait(Pace::ASLEEP, || match self.look() {
+            let turn = heard.events().wait(pace, || match self.look() {
                 None if over() => Some(Turn::Gone),
                 None if self.more => Some(Turn::More),
                 event => event.map(Turn::Heard),
@@ -338,10 +420,14 @@ impl Caller {
         // The life is read before the ring.
         let life = link.life();
         let Some(ends) = &mut self.ends[slot] else {
-            return (life % 2 == 1).then(|| {
+            if life % 2 == 1 {
                 self.ready(slot, life);
-                Ok(Event::Began { slot })
-            });
+                return Some(Ok(Event::Began { slot }));
+            }
+            // Acquire: pairs with the Release of `give_up`.
+            let given_up = link.words.given_up.load(Ordering::Acquire) != 0 && !self.given_up[slot];
+            self.given_up[slot] |= given_up;
+            return given_up.then_some(Ok(Event::GivenUp { slot }));
         };
         let mut pieces = 0;
         while !ends.spoiled && ends.reader.is_ready() {
@@ -362,9 +448,12 @@ impl Caller {
             }
         }
         // [4]
-        (ends.life != life).then(|| {
+        let (known, before) = (ends.life, ends.begun);
+        (known != life).then(|| {
+            let begun = link.words.begun.load(Ordering::Relaxed);
+            let overdue = begun != before && link.words.overdue.load(Ordering::Relaxed) == begun;
             self.ends[slot] = None;
-            Ok(Event::Gone { slot })
+            Ok(Event::Gone { slot, begun: begun.wrapping_sub(before), overdue })
         })
     }
 
@@ -376,7 +465,9 @@ impl Caller {
         let process = (&self.links.guards[0], slot);
         let (writer, reader) =
             (Writer::new(link.end(&link.down, process)), Reader::new(link.end(&link.up, process)));
-        self.ends[slot] = Some(Ends { life, writer, reader, partial: Partial::default(), spoiled: false });
+        let (partial, begun) = (Partial::default(), link.words.begun.load(Ordering::Relaxed));
+
+        self.ends[slot] = Some(Ends { life, begun, writer, reader, partial, spoiled: false });
         point(Site::LinkReadied);
         link.opened().signal(life);
     }
@@ -403,6 +494,7 @@ pub(crate) struct Process {
     writer: Writer,
     partial: Partial,
     heard: Placed<Heard>,
+    words: Placed<LinkWords>,
 }
 
 impl Process {
@@ -418,6 +510,21 @@ impl Process {
                 return Ok(message);
             }
         }
+    }
+
+    /// Notes that the process begins to answer a message, `now` in nanoseconds since 1970, and until when it shall
+    /// have answered (0: it may take its time). The caller learns of it when the process has died.
+    pub(crate) fn begin(&self, now: u64, until: u64) {
+        let begun = self.words.begun.load(Ordering::Relaxed);
+        self.words.begun.store(begun.wrapping_add(1), Ordering::Relaxed);
+        self.words.until.store(until, Ordering::Relaxed);
+        // Release: pairs with the Acquire of `is_doomed`.
+        self.words.since.store(now, Ordering::Release);
+    }
+
+    /// Notes that the process has answered.
+    pub(crate) fn finish(&self) {
+        self.words.since.store(0, Ordering::Relaxed);
     }
 
     /// \[c]: says a message to the caller. Returns when all of it is in the ring.
@@ -445,7 +552,7 @@ mod tests {
         let slots = Slots::new(Plan { ranks: count, heap: Some(0), ..Plan::default() }).unwrap();
         let all: Vec<usize> = (0..count).collect();
         // No alive word says that its process is gone.
-        Links::new(count, [slots.guards(&all, 0), slots.guards(&[0], 0)]).unwrap()
+        Links::new(count, [slots.guards(&all, 0), slots.guards(&[0], 0)], Pace::ASLEEP).unwrap()
     }
 
     fn never() -> bool {
@@ -484,7 +591,7 @@ mod tests {
             }
         });
         links.turn(0);
-        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
         assert_eq!((caller.next(|| true), caller.post(0, &[1], never)), (Ok(None), false));
     }
 
@@ -512,7 +619,7 @@ mod tests {
                         assert!(caller.post(slot, &message(len, slot + 7), never));
                     }
                     Event::Said { slot, message } => said[slot].push(message),
-                    Event::Gone { slot } => panic!("{slot} lives"),
+                    Event::Gone { slot, .. } | Event::GivenUp { slot } => panic!("{slot} lives"),
                 }
             }
             assert_eq!(began, 3);
@@ -549,13 +656,13 @@ mod tests {
                 // Another process is there before the caller knows.
                 links.turn(0);
                 assert_eq!(caller.next(never), said(vec![number; 30]));
-                assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+                assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
                 assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
                 links.turn(0);
             } else {
                 assert_eq!(caller.next(never), said(vec![number; 30]));
             }
-            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
             assert_eq!(caller.next(|| true), Ok(None));
         }
     }
@@ -573,7 +680,7 @@ mod tests {
             });
             assert!(!caller.post(0, &message(5 * ROOM, 1), never));
         });
-        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
     }
 
     #[test]
@@ -607,7 +714,7 @@ mod tests {
             assert!(caller.post(1, &message(5 * ROOM, 1), never));
         });
         assert!(!caller.post(0, &[1], never), "the one that the caller knows is gone");
-        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+        assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
         assert!(!caller.post(0, &[1], never));
         assert_eq!(caller.next(never), Ok(Some(Event::Began { slot: 0 })));
         assert!(caller.post(0, &[1], never));
@@ -628,7 +735,7 @@ mod tests {
             process.say(&[1]).unwrap();
             assert_eq!(caller.next(|| true), Ok(None));
             links.turn(0);
-            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0 })));
+            assert_eq!(caller.next(never), Ok(Some(Event::Gone { slot: 0, begun: 0, overdue: false })));
         }
     }
 }

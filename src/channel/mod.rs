@@ -9,8 +9,7 @@ pub(crate) mod group;
 pub(crate) mod guards;
 pub(crate) mod ledger;
 pub(crate) mod line;
-#[cfg_attr(not(test), expect(dead_code, reason = "the work queue and the pool of actors will stand on it"))]
-mod link;
+pub(crate) mod link;
 #[cfg(test)]
 #[cfg(loom)]
 mod model;

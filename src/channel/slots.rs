@@ -253,6 +253,11 @@ impl Slots {
         self.header().closed.load(Ordering::Acquire).checked_sub(1).map(|code| code as i32)
     }
 
+    /// Returns whether the zygote has ended, as far as memory tells.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closed().is_some() || wait::is_gone(self.header().supervisor.load(Ordering::Acquire))
+    }
+
     /// Waits, for a second at most, until the kernel has marked the deaths of all ranks. For callers whose
     /// zygote has ended: the kernel then kills its slots (PR_SET_PDEATHSIG).
     pub(crate) fn await_slot_deaths(&self) {

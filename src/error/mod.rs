@@ -202,6 +202,18 @@ pub enum Error {
         /// The reason: a panic's text, the error returned, or how the worker died.
         text: String,
     },
+    /// A call of a work queue has no result.
+    #[error("call {id} of {function} failed on worker {worker}: {text}")]
+    Call {
+        /// The name of the function.
+        function: String,
+        /// The id of the call.
+        id: u64,
+        /// The number of the worker that made the call, or died on it; 0 for the controller.
+        worker: usize,
+        /// The reason: the error's or panic's text, or how the worker died.
+        text: String,
+    },
     /// An error of the user's own: see [`Error::other`]. The source is that error or, if the error has come
     /// from another process, its text.
     #[error("{0}")]
@@ -276,9 +288,11 @@ impl Error {
             Error::System { .. } | Error::Threads { .. } | Error::Start { .. } => ErrorKind::System,
             Error::Interrupted { .. } => ErrorKind::Interrupted,
             Error::Corrupt { .. } => ErrorKind::Corrupt,
-            Error::Panicked { .. } | Error::Returned { .. } | Error::Task { .. } | Error::Other(_) => {
-                ErrorKind::User
-            }
+            Error::Panicked { .. }
+            | Error::Returned { .. }
+            | Error::Task { .. }
+            | Error::Call { .. }
+            | Error::Other(_) => ErrorKind::User,
         }
     }
 

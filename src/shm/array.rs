@@ -17,6 +17,7 @@ use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -289,6 +290,72 @@ pub(crate) fn pack<T: Serialize + DeserializeOwned>(
     value: &T,
 ) -> Result<(Vec<u8>, Option<T>)> {
     pack_with(segment, value, None)
+}
+
+/// A value as bytes, with the leases in it: on its way to another holder of their segment, or within a process.
+pub(crate) struct Packed<'a> {
+    bytes: Cow<'a, [u8]>,
+    leases: Vec<Option<(Arc<Segment>, Descriptor)>>,
+}
+
+impl<'a> Packed<'a> {
+    /// Packs a value, as [`pack`] does. Its leases must be of `segment`; of any if there is none. They are set off,
+    /// so that dropping the value does not end them.
+    pub(crate) fn pack<T: Serialize + DeserializeOwned>(
+        segment: Option<&Arc<Segment>>,
+        value: &T,
+    ) -> Result<Packed<'a>> {
+        let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), || object::write(value))?;
+        if manifest.leases.is_empty() {
+            object::arrival::<T>(&bytes)?;
+        }
+        Ok(Packed { bytes: bytes.into(), leases: manifest.leases })
+    }
+
+    /// Returns the value.
+    pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
+        let leases = Manifest::to_read(std::mem::take(&mut self.leases));
+        let (value, manifest) = with_manifest::<T, _>(leases, || object::read(&self.bytes))?;
+        self.leases = manifest.leases;
+        Ok(value)
+    }
+
+    /// Appends the packed value to a message; returns whether it has leases.
+    pub(crate) fn put(mut self, message: &mut Vec<u8>) -> Result<bool> {
+        message.extend_from_slice(&self.bytes);
+        if self.leases.is_empty() {
+            return Ok(false);
+        }
+        let leases = std::mem::take(&mut self.leases);
+        let leases: Vec<Descriptor> = leases.into_iter().flatten().map(|(_, lease)| lease).collect();
+        message.extend(object::write(&leases)?);
+        message.extend((self.bytes.len() as u64).to_le_bytes());
+        Ok(true)
+    }
+
+    /// Takes the packed value out of a message's end; leases lie in `segment`.
+    pub(crate) fn take(bytes: &'a [u8], leases: bool, segment: &Arc<Segment>) -> Result<Packed<'a>> {
+        if !leases {
+            return Ok(Packed { bytes: bytes.into(), leases: Vec::new() });
+        }
+        let (bytes, manifest) = parts_to_read(segment, bytes)?;
+        Ok(Packed { bytes: bytes.into(), leases: manifest.leases })
+    }
+
+    /// Returns the packed value in memory of its own.
+    pub(crate) fn into_owned(mut self) -> Packed<'static> {
+        let bytes = std::mem::take(&mut self.bytes).into_owned().into();
+        Packed { bytes, leases: std::mem::take(&mut self.leases) }
+    }
+}
+
+impl Drop for Packed<'_> {
+    /// Ends the leases that nobody has taken.
+    fn drop(&mut self) {
+        for (segment, lease) in self.leases.drain(..).flatten() {
+            drop(Block::take_up(&segment, lease.offset as usize, lease.len as usize));
+        }
+    }
 }
 
 /// Packs as [`pack`] does; with a heap for copies, leases stay with their holders.

@@ -4,4 +4,5 @@ pub(crate) mod crew;
 pub(crate) mod executor;
 pub(crate) mod launch;
 pub(crate) mod manager;
+pub(crate) mod queue;
 pub(crate) mod sweep;

@@ -6,6 +6,7 @@ use crate::channel::link::{Event, Heard, Link, LinkWords, Links};
 use crate::channel::ring::RingWords;
 use crate::shm::segment::{Placed, Places, Segment};
 use crate::sync::atomic::AtomicU32;
+use crate::sync::wait::Pace;
 use std::sync::Arc;
 
 /// Makes the links of one slot. `segment`, the machine's and not loom's, serves all executions.
@@ -16,7 +17,7 @@ fn links(segment: &Arc<Segment>) -> Links {
     };
     let ring = || (Placed::over(RingWords::default()), 0);
     let (words, segment) = (Placed::over(LinkWords::default()), Arc::clone(segment));
-    let link = Link { words, segment, down: ring(), up: ring(), room: 64 };
+    let link = Link { words, segment, down: ring(), up: ring(), room: 64, pace: Pace::ASLEEP };
     Links { heard: Placed::over(Heard::default()), links: Arc::new([link]), guards: [guards(), guards()] }
 }
 
@@ -61,7 +62,7 @@ fn two_processes(bounds: Bounds, fault: Fault) {
                 heard.push(event);
             }
             let said = |message: u8| Event::Said { slot: 0, message: vec![message] };
-            let (began, gone) = (Event::Began { slot: 0 }, Event::Gone { slot: 0 });
+            let (began, gone) = (Event::Began { slot: 0 }, Event::Gone { slot: 0, begun: 0, overdue: false });
             assert_eq!(heard, [began.clone(), said(1), gone, began, said(13)]);
         });
     });

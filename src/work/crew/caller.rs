@@ -82,6 +82,17 @@ impl Crew {
         }
     }
 
+    /// Returns whether the zygote has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let gone = |zygote: &Process| zygote.is_watched() && descriptor::poll(&[zygote], Duration::ZERO)[0];
+        self.zygote.as_ref().is_none_or(gone) || self.words.closed().is_some()
+    }
+
+    /// Tells the zygote to end its slots, and itself.
+    pub(crate) fn dismiss(&self) {
+        self.bell.ring();
+    }
+
     /// Returns whether this is the process that has opened the crew.
     pub(crate) fn is_callers(&self) -> bool {
         self.caller == process::incarnation()

@@ -70,7 +70,18 @@ pub(crate) trait Labour {
 
     /// Notes that the slot's last process has left. Called again and again: a process may overwrite the word
     /// that says so.
-    fn departed(&self, slot: usize);
+    fn departed(&self, _slot: usize) {}
+
+    /// Returns whether the slot's process is to be killed.
+    fn is_doomed(&self, _slot: usize) -> bool {
+        false
+    }
+
+    /// Notes that the supervisor has stored its exit code.
+    fn closed(&self) {}
+
+    /// Notes that a process is about to be forked for the slot, or that the slot's process has ended.
+    fn turned(&self, _slot: usize) {}
 }
 
 impl<'a> Policy<'a> {

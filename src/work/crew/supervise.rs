@@ -43,6 +43,7 @@ impl Zygote<'_> {
             ending = ending.map(|at| at + stood);
             self.era.postpone(stood);
             self.name_stopped();
+            self.end_doomed();
             // Sleep until the caller or a slot has ended, or a bell rings. The order of the sources is used
             // below.
             let running: Vec<usize> =
@@ -97,6 +98,8 @@ impl Zygote<'_> {
         for (rank, state) in self.words.states().into_iter().enumerate() {
             let line = match labour.map(|labour| labour.current(rank)) {
                 None => state.to_string(),
+                // The caller.
+                Some(_) if self.job.led && rank == 0 => continue,
                 Some(Some((task, since))) => {
                     let passed = unix_time().saturating_sub(Duration::from_nanos(since));
                     format!(
@@ -176,6 +179,15 @@ impl Zygote<'_> {
         }
     }
 
+    /// Kills the workers that are to be killed.
+    fn end_doomed(&self) {
+        let Policy::Replace(labour) = self.job.policy else { return };
+        let doomed = |(rank, slot): (usize, &Option<Occupant>)| {
+            slot.as_ref().filter(|_| labour.is_doomed(rank)).map(|slot| slot.process.kill())
+        };
+        self.slots.iter().enumerate().filter_map(doomed).for_each(drop);
+    }
+
     /// Notes how a slot's process has ended, and revokes the epoch or forks the slot again: see the head of
     /// this file for the order.
     fn bury(&mut self, rank: usize) {
@@ -199,6 +211,9 @@ impl Zygote<'_> {
         point(Site::ZygoteRecorded);
         let epoch = self.era.epoch;
         self.words.slot(rank).bury();
+        if let Policy::Replace(labour) = self.job.policy {
+            labour.turned(rank);
+        }
         if self.words.slot(rank).has_spoken() {
             // A rank that fails says so, then revokes its epoch: it may have been killed in between.
             return self.words.revoke_failed(rank);

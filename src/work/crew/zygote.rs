@@ -150,6 +150,9 @@ impl<'a> Zygote<'a> {
         self.end_all();
         // [8]
         self.words.close(code);
+        if let Policy::Replace(labour) = self.job.policy {
+            labour.closed();
+        }
         point(Site::ZygoteClosed);
         // [9] comes after [8]: a destructor that crashes takes no result along. Destructors are the user's
         // code, so that [2] is done again for them. If the caller is gone they do not run: nobody waits for
@@ -252,12 +255,18 @@ impl<'a> Zygote<'a> {
             words.forget();
             world.petition(rank).clear(self.era.decided);
         }
+        let turned = || {
+            if let Policy::Replace(labour) = self.job.policy {
+                labour.turned(rank);
+            }
+        };
+        turned();
         point(Site::ZygoteForking);
         // Signals wait until this is dropped. The child drops it when it handles signals as the program does:
         // the zygote's handlers, which the child has at first, would swallow them. The parent drops it at the
         // end of this function.
         let deferred = signal::Deferred::new();
-        match process::fork(Child::Slot)? {
+        match process::fork(Child::Slot).inspect_err(|_| turned())? {
             Fork::Parent(process) => {
                 point(Site::ZygoteForked);
                 // The child stores the same number itself at [c], before or after this. If it dies before

@@ -15,6 +15,7 @@ mod body;
 #[cfg(feature = "mpi")]
 mod job;
 mod joined;
+mod linked;
 #[cfg(feature = "mpi")]
 mod nodes;
 mod payload;
@@ -37,6 +38,7 @@ pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
 pub(crate) use joined::run_in;
+pub(crate) use linked::{Linked, Terms, with_processes, with_threads};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
 pub(crate) use policy::Policy;

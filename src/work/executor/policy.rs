@@ -58,7 +58,7 @@ impl Policy {
 
     /// Returns the time to wait before the next build, after `failed` builds that failed in a row; `None` if
     /// there is no next one.
-    pub(super) fn pause(&self, failed: u32) -> Option<Duration> {
+    pub(crate) fn pause(&self, failed: u32) -> Option<Duration> {
         (failed < self.builds).then(|| PAUSE * 10u32.pow((failed - 1).min(6)))
     }
 }

@@ -1,0 +1,283 @@
+//! Linked workers: each is posted messages by its caller, one by one, and answers each (channel/link.rs). The
+//! caller goes on meanwhile, and decides what becomes of the messages of a worker that has died.
+//!
+//! Slot 0 is the caller's, which has a heap there as the workers have; workers are slots 1 and up.
+
+use crate::channel::link::{Caller, Event, Links, Process};
+use crate::channel::slots::{Plan, Slots};
+use crate::error::{Death, Error, Result};
+use crate::os::clock::unix_time;
+use crate::os::process;
+use crate::os::topology;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::wait::Pace;
+use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths, caught};
+use crate::work::executor::policy::Policy;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+/// The time after which a caller that waits looks whether its supervisor lives.
+const WHILE: Duration = Duration::from_secs(1);
+
+/// The options of linked workers.
+pub(crate) struct Terms {
+    /// The name of the call, in errors.
+    pub(crate) operation: &'static str,
+    pub(crate) workers: usize,
+    pub(crate) policy: Policy,
+    pub(crate) allow_threads: bool,
+    /// Bytes of each heap, as in [`Plan`].
+    pub(crate) heap: Option<usize>,
+}
+
+/// A worker's life: takes messages, and answers each, until it is told to end.
+pub(crate) type Serve<'a> = dyn Fn(usize, &Slots, &mut Process) -> Result<()> + 'a;
+
+/// Workers at work, as their caller has them.
+pub(crate) struct Linked {
+    pub(crate) slots: Slots,
+    caller: Caller,
+    /// An event that was heard before anybody asked.
+    first: Option<Event>,
+    /// Whether the supervisor has ended, although its memory does not say so.
+    lost: bool,
+    /// The number of threads that work.
+    threads: Arc<AtomicU32>,
+    /// The processes; `None` if workers are threads.
+    crew: Option<Crew>,
+}
+
+impl Linked {
+    /// Waits for the next event; `None` if `over` returns true first, or nothing has happened for a while.
+    ///
+    /// # Errors
+    /// If no worker is left, or the supervisor has died.
+    pub(crate) fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        if let Some(event) = self.first.take() {
+            return Ok(Some(event));
+        }
+        match self.hear(over)? {
+            None if self.is_over()() => Err(self.ended()),
+            event => Ok(event),
+        }
+    }
+
+    /// Posts a message to a worker; returns false if the worker is gone.
+    pub(crate) fn post(&mut self, slot: usize, message: &[u8]) -> bool {
+        let over = self.is_over();
+        self.caller.post(slot, message, over)
+    }
+
+    /// Waits for the next event, until `over` returns true, nobody is left, or a while has passed.
+    fn hear(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        let (ended, begun) = (self.is_over(), Instant::now());
+        let event = self.caller.next(|| over() || ended() || begun.elapsed() > WHILE)?;
+        // The supervisor's memory does not tell of every way in which it may end.
+        if event.is_none() && begun.elapsed() > WHILE {
+            self.lost |= self.crew.as_ref().is_some_and(Crew::has_ended);
+        }
+        Ok(event)
+    }
+
+    /// Returns a function that tells whether the supervisor, or the last thread, has ended.
+    fn is_over(&self) -> impl Fn() -> bool + use<> {
+        let (slots, forked, lost, threads) =
+            (self.slots.clone(), self.crew.is_some(), self.lost, Arc::clone(&self.threads));
+        move || lost || if forked { slots.is_over() } else { threads.load(Ordering::Acquire) == 0 }
+    }
+
+    /// Returns whether workers are processes, which can be killed.
+    pub(crate) fn are_processes(&self) -> bool {
+        self.crew.is_some()
+    }
+
+    /// Wants a worker's process to be killed at its `number`-th message, which takes a fifth of a second at most;
+    /// another follows.
+    pub(crate) fn doom(&mut self, slot: usize, number: u64) {
+        self.caller.doom(slot, number);
+    }
+
+    /// Returns how the last process of a slot died.
+    pub(crate) fn death(&self, slot: usize) -> Death {
+        self.slots.slot(slot).death()
+    }
+
+    /// Returns the error of workers that have ended before they were told to.
+    fn ended(&mut self) -> Error {
+        let ended = self.crew.as_mut().map(|crew| {
+            crew.dismiss();
+            crew.wait()
+        });
+        let text = "all workers have ended before they were told to".to_owned();
+        ended.and_then(Result::err).unwrap_or(Error::Start { text })
+    }
+
+    /// Tells all workers to end when they have answered what they have.
+    pub(crate) fn dismiss(&mut self) {
+        // An empty message; a worker that is gone needs none, and one that follows it is told, too.
+        (1..self.slots.count()).for_each(|slot| _ = self.post(slot, &[]));
+    }
+
+    /// Returns whether the state that was built cannot be kept, once that is known.
+    fn is_cold(&mut self) -> Result<bool> {
+        while self.first.is_none() {
+            self.first = self.hear(&|| false)?;
+            if let (None, true, Some(crew)) = (&self.first, self.is_over()(), &mut self.crew) {
+                return crew.wait().map(|kept| !kept);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Tells all workers to end, those that begin late, too, and waits until all have ended.
+    fn finish(&mut self) -> Result<()> {
+        self.dismiss();
+        while !self.is_over()() {
+            let event = self.first.take().map_or_else(|| self.hear(&|| false), |event| Ok(Some(event)));
+            // What is said now nobody asks for; a process whose words are damaged is told to end all the same.
+            if let Ok(Some(Event::Began { slot })) = event {
+                self.post(slot, &[]);
+            }
+        }
+        match self.crew.as_mut().map_or(Ok(true), Crew::wait) {
+            // A worker was given up, and the others have done its work.
+            Ok(_) | Err(Error::Start { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Slots, links and the caller's ends of them, before there is any worker.
+fn readied(terms: &Terms) -> Result<(Links, Linked)> {
+    let count = terms.workers + 1;
+    let slots = Slots::new(Plan { ranks: count, heap: terms.heap, ..Plan::default() })?;
+    let all: Vec<usize> = (0..count).collect();
+    let guards = [slots.guards(&all, 0), slots.guards(&[0], 0)];
+    let links = Links::new(count, guards, Pace::new(count > topology::cpus()))?;
+    let caller = links.listen();
+    let threads = Arc::new(AtomicU32::new(0));
+    Ok((links, Linked { slots, caller, first: None, lost: false, threads, crew: None }))
+}
+
+/// Lets a worker live, once its caller has readied its link.
+fn live(links: &Links, slots: &Slots, slot: usize, serve: &Serve<'_>) -> Result<()> {
+    match links.join(slot) {
+        Ok(mut process) => serve(slot, slots, &mut process),
+        // The caller is gone.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Calls `f` with forked workers that live the life `serve`; they are gone when this returns. A worker that dies
+/// is replaced. `state` is built once, before the workers are forked, if that is possible.
+///
+/// # Errors
+/// If workers cannot be started, or the error of `f`.
+pub(crate) fn with_processes(
+    terms: &Terms,
+    serve: &Serve<'_>,
+    mut state: Option<Inherited<'_>>,
+    f: &mut dyn FnMut(&mut Linked) -> Result<()>,
+) -> Result<()> {
+    loop {
+        let (links, mut linked) = readied(terms)?;
+        let slots = linked.slots.clone();
+        let labour = Answering { links: &links, policy: terms.policy };
+        let body = |slot: usize| match caught(|| live(&links, &slots, slot, serve)) {
+            Ok(Ok(())) => Ok((0, 0)),
+            // The engine's own failure: the slot is filled again.
+            _ => process::leave(1),
+        };
+        let policy = Deaths::Replace(&labour);
+        let job = Job { state, body: &body, policy, tag_output: false, led: true, beside: true };
+        linked.crew = Some(Crew::open(&slots, &job, terms.operation, terms.allow_threads)?);
+        if state.is_some() && linked.is_cold()? {
+            state = None;
+            continue;
+        }
+        f(&mut linked)?;
+        return linked.finish();
+    }
+}
+
+/// Calls `f` with workers as [`with_processes`] does, which are threads of this process.
+pub(crate) fn with_threads(
+    terms: &Terms,
+    serve: &(dyn Fn(usize, &Slots, &mut Process) -> Result<()> + Sync),
+    f: &mut dyn FnMut(&mut Linked) -> Result<()>,
+) -> Result<()> {
+    let (links, mut linked) = readied(terms)?;
+    let slots = linked.slots.clone();
+    let live = &|slot| live(&links, &slots, slot, serve);
+    let (links, working) = (&links, &Arc::clone(&linked.threads));
+    std::thread::scope(|scope| {
+        let ended = move |slot: usize| {
+            links.turn(slot);
+            links.give_up(slot);
+            working.fetch_sub(1, Ordering::Release);
+            links.tell();
+        };
+        let start = |slot: usize| {
+            links.turn(slot);
+            working.fetch_add(1, Ordering::Relaxed);
+            let work = move || {
+                // A worker's life catches the panics of user functions.
+                drop(caught(|| live(slot)));
+                ended(slot);
+            };
+            Builder::new().spawn_scoped(scope, work).inspect_err(|_| ended(slot))
+        };
+        let threads: Vec<_> = (1..=terms.workers).map(start).collect();
+        if let (true, Some(Err(error))) = (threads.iter().all(|thread| thread.is_err()), threads.first()) {
+            return Err(Error::Start { text: format!("no thread could be started: {error}") });
+        }
+        // Threads cannot be ended: they finish the calls that they are at, also if `f` panics.
+        let result = catch_unwind(AssertUnwindSafe(|| f(&mut linked)));
+        let ended = linked.finish();
+        threads.into_iter().flatten().for_each(|thread| drop(thread.join()));
+        result.unwrap_or_else(|panic| resume_unwind(panic)).and(ended)
+    })
+}
+
+/// The work of linked workers, as their supervisor sees it.
+struct Answering<'a> {
+    links: &'a Links,
+    policy: Policy,
+}
+
+impl Labour for Answering<'_> {
+    fn begun(&self, slot: usize) -> u64 {
+        self.links.begun(slot)
+    }
+
+    fn current(&self, slot: usize) -> Option<(usize, u64)> {
+        self.links.current(slot).map(|(message, since)| (message as usize, since))
+    }
+
+    fn again(&self, deaths: u32) -> bool {
+        self.policy.replaces(deaths)
+    }
+
+    fn is_given_up(&self, _slot: usize) -> bool {
+        false
+    }
+
+    /// Tells the caller, which knows what it has posted.
+    fn give_up(&self, slot: usize) {
+        self.links.give_up(slot);
+    }
+
+    fn is_doomed(&self, slot: usize) -> bool {
+        self.links.is_doomed(slot, unix_time().as_nanos() as u64)
+    }
+
+    fn turned(&self, slot: usize) {
+        self.links.turn(slot);
+    }
+
+    fn closed(&self) {
+        self.links.tell();
+    }
+}

@@ -1,0 +1,580 @@
+//! The calls of a queue: which wait, which are in a worker's hands, and what became of the others.
+//!
+//! A worker makes its calls one after the other, and answers in order. So the first of its calls that is not
+//! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
+//! reported, or begun again if its function allows that; the others go back to the head of the queue.
+
+use crate::error::{Death, Error, Result};
+use crate::os::process;
+use crate::shm::array::Packed;
+use crate::shm::segment::Segment;
+use crate::work::queue::tasks::Table;
+use crate::work::queue::worker::{self, Kind, answered};
+use std::collections::hash_map::{Entry as Slot, HashMap};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Calls that take longer than this, all that a worker has together, are not given to it in advance: another
+/// worker may be free earlier.
+const AHEAD: Duration = Duration::from_millis(1);
+
+/// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
+const SHORT: usize = 4096;
+
+/// What became of a call.
+pub(super) type Ended = Result<Packed<'static>>;
+
+/// One call whose result was not taken yet.
+struct Entry {
+    function: usize,
+    /// The message that asks for the call; empty when it is answered.
+    message: Vec<u8>,
+    estimate: f64,
+    /// The worker that must make the call, if one must.
+    pinned: Option<usize>,
+    /// The worker that shall make the call if it is free.
+    preferred: Option<usize>,
+    deadline: Option<Duration>,
+    /// Tells the call from all others of this program.
+    serial: u64,
+
+    /// How many workers have begun the call and died.
+    died: u32,
+    /// Whether nobody wants the result any more.
+    cancelled: bool,
+    ended: Option<Ended>,
+}
+
+/// One worker, as the controller knows it; number 0 is the controller.
+#[derive(Default)]
+struct Worker {
+    /// Whether a process is there.
+    lives: bool,
+    /// The calls in its hands, in order.
+    hands: VecDeque<u64>,
+    /// The number of calls that its process has answered.
+    answered: u64,
+    /// Calls that only this worker may make.
+    pinned: VecDeque<u64>,
+    /// The sum of the estimates of the calls in its hands.
+    ahead: f64,
+    /// Why it has given itself up.
+    given_up: Option<String>,
+    stats: QueueWorkerStats,
+}
+
+/// The time of one call.
+///
+/// ```
+/// let mut tasks = phalanx::Tasks::new();
+/// let wait = tasks.register("wait", |(), ()| Ok(std::thread::sleep(std::time::Duration::from_millis(2))))?;
+/// phalanx::Queue::default().run(&tasks, |controller| {
+///     let call = controller.submit(&wait, ())?;
+///     controller.get_result(&call)?;
+///     let stats = controller.stats();
+///     assert!(stats.calls[0].time.as_millis() >= 2);
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CallStats {
+    /// The call's id.
+    pub id: u64,
+    /// The worker that made the call.
+    pub worker: usize,
+    /// The time that the call took there.
+    pub time: Duration,
+    /// The estimate that was given for it.
+    pub estimate: f64,
+}
+
+/// The work of one worker: see [`QueueStats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct QueueWorkerStats {
+    /// The number of calls made.
+    pub calls: u64,
+    /// The time spent in them.
+    pub time: Duration,
+    /// The sum of their estimates.
+    pub estimate: f64,
+    /// The number of processes that died.
+    pub died: u32,
+}
+
+/// The statistics of a queue: see [`Controller::stats`](crate::Controller::stats).
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct QueueStats {
+    /// The calls that were made, in the order in which their results came.
+    pub calls: Vec<CallStats>,
+    /// The work of each worker, by its number; number 0 is the controller.
+    pub workers: Vec<QueueWorkerStats>,
+    /// The number of calls whose results were not taken yet.
+    pub not_taken: usize,
+}
+
+impl fmt::Display for QueueStats {
+    /// Lists the figures of distwq's `info`: calls, their times, and how these compare to the estimates; and the same
+    /// per worker.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let times: Vec<f64> = self.calls.iter().map(|call| call.time.as_secs_f64()).collect();
+        let (mean, deviation) = mean_and_deviation(&times);
+        writeln!(f, "calls made                   {}", self.calls.len())?;
+        writeln!(f, "results not taken            {}", self.not_taken)?;
+        writeln!(f, "time in calls                {:.3} s", times.iter().sum::<f64>())?;
+        writeln!(f, "time per call                {mean:.6} s, standard deviation {deviation:.6} s")?;
+        let over = self.calls.iter().map(|call| call.time.as_secs_f64() / call.estimate);
+        writeln!(f, "variation of time / estimate {:.3}", variation(&over.collect::<Vec<_>>()))?;
+        let workers = self.workers.iter().enumerate().filter(|(_, worker)| worker.calls > 0);
+        for (number, worker) in workers {
+            let QueueWorkerStats { calls, time, estimate, died } = worker;
+            let name = if number == 0 { "controller".to_owned() } else { format!("worker {number}") };
+            writeln!(
+                f,
+                "{name:<28} {calls} calls in {:.3} s, estimated {estimate}; {died} died",
+                time.as_secs_f64()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    (mean, (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
+}
+
+/// Returns the coefficient of variation.
+fn variation(values: &[f64]) -> f64 {
+    let (mean, deviation) = mean_and_deviation(values);
+    if mean > 0.0 { deviation / mean } else { 0.0 }
+}
+
+/// The options of a call, as the controller has checked them.
+pub(super) struct Asked {
+    pub(super) function: usize,
+    pub(super) message: Vec<u8>,
+    pub(super) estimate: f64,
+    pub(super) id: Option<u64>,
+    pub(super) pinned: Option<usize>,
+    pub(super) preferred: Option<usize>,
+    pub(super) deadline: Option<Duration>,
+}
+
+/// All calls of a queue.
+pub(super) struct Calls {
+    names: Vec<String>,
+    attempts: Vec<u32>,
+    /// The number of the list of functions.
+    pub(super) of: u64,
+    prefetch: usize,
+    known: HashMap<u64, Entry>,
+    waiting: VecDeque<u64>,
+    /// Calls that have ended and whose results were not taken, in this order: by when they ended.
+    ended: BTreeMap<u64, u64>,
+    /// For each of these calls, its number in that order.
+    order: HashMap<u64, u64>,
+    next_id: u64,
+    next_order: u64,
+    serial: u64,
+    workers: Vec<Worker>,
+    stats: Vec<CallStats>,
+    /// The time of a call, as it is expected: a moving mean.
+    mean: Option<Duration>,
+    /// After this time no call is begun; and how long that is after the start.
+    limit: Option<(Instant, Duration)>,
+}
+
+impl Calls {
+    pub(super) fn new(table: &dyn Table, workers: usize, prefetch: usize, limit: Option<Duration>) -> Calls {
+        let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
+        let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
+        Calls {
+            names,
+            attempts,
+            of: table.number(),
+            prefetch,
+            known: HashMap::new(),
+            waiting: VecDeque::new(),
+            ended: BTreeMap::new(),
+            order: HashMap::new(),
+            next_id: 0,
+            next_order: 0,
+            serial: u64::from(process::serial()) << 40,
+            workers: (0..=workers).map(|_| Worker::default()).collect(),
+            stats: Vec::new(),
+            mean: None,
+            limit: limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit))),
+        }
+    }
+
+    /// Returns the number of workers.
+    pub(super) fn workers(&self) -> usize {
+        self.workers.len() - 1
+    }
+
+    /// Returns the number of a function by its name.
+    pub(super) fn function(&self, name: &str) -> Result<usize> {
+        self.names.iter().position(|known| known == name).ok_or_else(|| {
+            let known = self.names.join(", ");
+            Error::option("submit", format!("no function is registered as {name:?}; there are: {known}"))
+        })
+    }
+
+    /// Takes a call in; returns its id and its serial number.
+    pub(super) fn add(&mut self, asked: Asked) -> Result<(u64, u64)> {
+        let Asked { function, message, estimate, id, pinned, preferred, deadline } = asked;
+        if let Some(limit) = self.is_late() {
+            return Err(Error::option("submit", format!("the queue's time limit of {limit:?} has passed")));
+        }
+        if deadline.is_some_and(|deadline| deadline.is_zero()) {
+            return Err(Error::option("submit", "the deadline is 0; give the call some time"));
+        }
+        if !(estimate.is_finite() && estimate > 0.0) {
+            let problem = format!("the estimate is {estimate}; it must be a number above 0");
+            return Err(Error::option("submit", problem));
+        }
+        for worker in [pinned, preferred].into_iter().flatten() {
+            if worker == 0 || worker > self.workers() {
+                let problem = match self.workers() {
+                    0 => format!("there is no worker {worker}: the controller makes all calls itself"),
+                    workers => format!(
+                        "there is no worker {worker}; workers are 1 to {workers}, 0 is the controller"
+                    ),
+                };
+                return Err(Error::option("submit", problem));
+            }
+            if let (Some(why), Some(_)) = (&self.workers[worker].given_up, pinned) {
+                return Err(Error::option("submit", format!("worker {worker} has given up: {why}")));
+            }
+        }
+
+        let id = id.unwrap_or(self.next_id);
+        let (died, cancelled, ended) = (0, false, None);
+        self.serial += 1;
+        let serial = self.serial;
+        let entry = Entry {
+            function,
+            message,
+            estimate,
+            pinned,
+            preferred,
+            deadline,
+            serial,
+            died,
+            cancelled,
+            ended,
+        };
+        match self.known.entry(id) {
+            Slot::Occupied(_) => {
+                let problem = format!(
+                    "a call with id {id} is there already; take its result first, or choose another id"
+                );
+                return Err(Error::option("submit", problem));
+            }
+            Slot::Vacant(place) => _ = place.insert(entry),
+        }
+        // Ids are not used again, but those that the user chooses.
+        self.next_id = self.next_id.max(id.saturating_add(1));
+        self.queue(id).push_back(id);
+        Ok((id, serial))
+    }
+
+    fn queue(&mut self, id: u64) -> &mut VecDeque<u64> {
+        match self.known[&id].pinned {
+            Some(worker) => &mut self.workers[worker].pinned,
+            None => &mut self.waiting,
+        }
+    }
+
+    /// Returns whether a worker can be given one more call.
+    fn has_room(&self, worker: &Worker) -> bool {
+        let hands = worker.hands.len();
+        let soon = self.mean.is_some_and(|mean| mean * hands as u32 <= AHEAD);
+        worker.lives && (hands == 0 || soon && hands < self.prefetch)
+    }
+
+    /// Returns the worker with room that has the least ahead of it.
+    fn free(&self) -> Option<usize> {
+        let free = (1..self.workers.len()).filter(|&number| self.has_room(&self.workers[number]));
+        let load = |&number: &usize| {
+            let worker = &self.workers[number];
+            (worker.ahead, worker.stats.estimate)
+        };
+        free.min_by(|a, b| load(a).partial_cmp(&load(b)).unwrap_or(std::cmp::Ordering::Equal))
+    }
+
+    /// Returns the time limit, if it has passed.
+    pub(super) fn is_late(&self) -> Option<Duration> {
+        self.limit.filter(|(limit, _)| Instant::now() > *limit).map(|(_, limit)| limit)
+    }
+
+    /// Ends all calls that wait, because the time limit has passed.
+    fn end_waiting(&mut self, limit: Duration) {
+        let pinned = self.workers.iter_mut().flat_map(|worker| worker.pinned.drain(..));
+        let waiting: Vec<u64> = self.waiting.drain(..).chain(pinned).collect();
+        for id in waiting {
+            let error =
+                self.failed(id, 0, format!("it was not begun before the queue's time limit of {limit:?}"));
+            self.end(id, Err(error));
+        }
+    }
+
+    /// Returns the next call to be posted, and the worker that is to have it.
+    pub(super) fn next(&mut self) -> Option<(usize, u64)> {
+        if let Some(limit) = self.is_late() {
+            self.end_waiting(limit);
+            return None;
+        }
+        let pinned = (1..self.workers.len())
+            .find(|&number| !self.workers[number].pinned.is_empty() && self.has_room(&self.workers[number]));
+        if let Some(number) = pinned {
+            return Some((number, self.workers[number].pinned.pop_front()?));
+        }
+        let &first = self.waiting.front()?;
+        let entry = &self.known[&first];
+        let fits = |number: usize| {
+            let worker = &self.workers[number];
+            self.has_room(worker) && (worker.hands.is_empty() || entry.message.len() <= SHORT)
+        };
+        let preferred = entry.preferred.filter(|&number| fits(number));
+        let number = preferred.or_else(|| self.free()).filter(|&number| fits(number))?;
+        self.waiting.pop_front();
+        Some((number, first))
+    }
+
+    /// Returns the message of a call.
+    pub(super) fn message(&self, id: u64) -> &[u8] {
+        self.known.get(&id).map_or(&[], |entry| &entry.message)
+    }
+
+    /// Notes that a call was posted to a worker.
+    pub(super) fn posted(&mut self, number: usize, id: u64) {
+        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.estimate);
+        let worker = &mut self.workers[number];
+        worker.hands.push_back(id);
+        worker.ahead += estimate;
+    }
+
+    /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
+    pub(super) fn put_back(&mut self, id: u64) {
+        match self.known.get(&id) {
+            Some(entry) if !entry.cancelled => self.queue(id).push_front(id),
+            _ => _ = self.known.remove(&id),
+        }
+    }
+
+    /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
+    /// cancelled.
+    pub(super) fn unwanted(&self, number: usize) -> Option<u64> {
+        let worker = &self.workers[number];
+        let id = worker.hands.front()?;
+        self.known.get(id).filter(|entry| entry.cancelled).map(|_| worker.answered + 1)
+    }
+
+    /// Notes that a process fills a worker's place.
+    pub(super) fn began(&mut self, number: usize) {
+        let worker = &mut self.workers[number];
+        worker.lives = true;
+        worker.answered = 0;
+    }
+
+    /// Takes a worker's answer in.
+    pub(super) fn answered(&mut self, number: usize, message: &[u8], memory: &Arc<Segment>) -> Result<()> {
+        let (kind, time, rest) = answered(message)?;
+        let text = || String::from_utf8_lossy(rest).into_owned();
+        if kind == Kind::Unbuilt {
+            self.give_up(number, text());
+            return Ok(());
+        }
+        let worker = &mut self.workers[number];
+        worker.answered += 1;
+        let Some(id) = worker.hands.pop_front() else {
+            return Err(Error::Corrupt { what: "a worker's answer" });
+        };
+        let ended = match kind {
+            Kind::Result => Packed::take(rest, false, memory).map(Packed::into_owned),
+            Kind::Leases => Packed::take(rest, true, memory).map(Packed::into_owned),
+            Kind::Panicked => Err(self.failed(id, number, format!("it panicked: {}", text()))),
+            _ => Err(self.failed(id, number, text())),
+        };
+        self.count(id, number, time);
+        self.end(id, ended);
+        Ok(())
+    }
+
+    /// Takes the result of a call in that the controller has made itself.
+    pub(super) fn made(
+        &mut self,
+        id: u64,
+        time: Duration,
+        result: std::result::Result<Packed<'static>, String>,
+    ) {
+        let ended = result.map_err(|text| self.failed(id, 0, text));
+        self.count(id, 0, time);
+        self.end(id, ended);
+    }
+
+    /// Adds a call's time to the statistics.
+    fn count(&mut self, id: u64, number: usize, time: Duration) {
+        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.estimate);
+        let worker = &mut self.workers[number];
+        worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
+        worker.stats.calls += 1;
+        worker.stats.time += time;
+        worker.stats.estimate += estimate;
+        self.mean = Some(self.mean.map_or(time, |mean| (mean * 7 + time) / 8));
+        self.stats.push(CallStats { id, worker: number, time, estimate });
+    }
+
+    fn failed(&self, id: u64, worker: usize, text: String) -> Error {
+        let function = self.known.get(&id).map_or(String::new(), |entry| self.names[entry.function].clone());
+        Error::Call { function, id, worker, text }
+    }
+
+    fn end(&mut self, id: u64, ended: Ended) {
+        if self.known.get(&id).is_some_and(|entry| entry.cancelled) {
+            self.known.remove(&id);
+        }
+        if let Some(entry) = self.known.get_mut(&id) {
+            entry.message = Vec::new();
+            entry.ended = Some(ended);
+            self.ended.insert(self.next_order, id);
+            self.order.insert(id, self.next_order);
+            self.next_order += 1;
+        }
+    }
+
+    /// Notes that a worker's process has ended, after it had begun so many calls: see the head of this file.
+    pub(super) fn gone(&mut self, number: usize, (begun, overdue): (u64, bool), death: Death) {
+        let worker = &mut self.workers[number];
+        worker.lives = false;
+        worker.ahead = 0.0;
+        worker.stats.died += u32::from(worker.given_up.is_none());
+        let mut hands = std::mem::take(&mut worker.hands);
+        // One, unless memory was overwritten.
+        let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
+        let of_dead: Vec<u64> = hands.drain(..begun).collect();
+        for id in hands.into_iter().rev() {
+            self.put_back(id);
+        }
+        of_dead.into_iter().for_each(|id| self.lost(id, number, overdue, death));
+        if let Some(why) = self.workers[number].given_up.clone() {
+            self.give_up(number, why);
+        }
+    }
+
+    /// Decides what becomes of a call whose worker has died at it.
+    fn lost(&mut self, id: u64, number: usize, overdue: bool, death: Death) {
+        let Some(entry) = self.known.get_mut(&id) else { return };
+        entry.died += 1;
+        let (died, attempts) = (entry.died, self.attempts[entry.function]);
+        let overdue = entry.deadline.filter(|_| overdue);
+        // The leases of the argument have died with the worker.
+        if died < attempts && overdue.is_none() && !entry.cancelled && !worker::has_leases(&entry.message) {
+            return self.put_back(id);
+        }
+        let text = match (died, attempts) {
+            _ if let Some(deadline) = overdue => {
+                format!("it took longer than its deadline of {deadline:?}, and was ended")
+            }
+            (1, 1) => format!(
+                "its worker died by {death}; a function that may be called again is registered with `may_repeat`"
+            ),
+            (1, _) => format!("its worker died by {death}, and the arrays of its argument with it"),
+            _ => format!("its worker died {died} times, the last time by {death}"),
+        };
+        let error = self.failed(id, number, text);
+        self.end(id, Err(error));
+    }
+
+    /// Notes that a worker does no more calls; those that only it may make fail.
+    pub(super) fn give_up(&mut self, number: usize, why: String) {
+        let why = self.workers[number].given_up.clone().unwrap_or(why);
+        for id in std::mem::take(&mut self.workers[number].pinned) {
+            let error = self.failed(id, number, format!("its worker has given up: {why}"));
+            self.end(id, Err(error));
+        }
+        self.workers[number].given_up = Some(why);
+    }
+
+    /// Returns why no worker is left, if none is.
+    pub(super) fn none_left(&self) -> Option<&str> {
+        let gone = self.workers[1..].iter().all(|worker| worker.given_up.is_some() && !worker.lives);
+        self.workers.get(1).and_then(|worker| worker.given_up.as_deref()).filter(|_| gone)
+    }
+
+    /// Returns a call that the controller is to make itself: this one, if it waits, or the one that has waited
+    /// longest.
+    pub(super) fn take_waiting(&mut self, wanted: Option<u64>) -> Option<u64> {
+        if let Some(limit) = self.is_late() {
+            self.end_waiting(limit);
+        }
+        let at = wanted.map_or(Some(0), |wanted| self.waiting.iter().position(|&id| id == wanted))?;
+        self.waiting.remove(at)
+    }
+
+    /// Returns whether the call has ended.
+    ///
+    /// # Errors
+    /// If there is no such call.
+    pub(super) fn has_ended(&self, id: u64, serial: u64) -> Result<bool> {
+        let known = self.known.get(&id).filter(|entry| !entry.cancelled && entry.serial == serial);
+        known.map(|entry| entry.ended.is_some()).ok_or_else(|| {
+            let problem = format!("there is no call {id}: it was never submitted, its result was taken already, or it was cancelled");
+            Error::option("get_result", problem)
+        })
+    }
+
+    /// Takes the result of a call that has ended.
+    pub(super) fn take(&mut self, id: u64) -> Option<Ended> {
+        let order = self.order.remove(&id)?;
+        self.ended.remove(&order);
+        self.known.remove(&id)?.ended
+    }
+
+    /// Takes the result of the call that has ended first.
+    pub(super) fn take_first(&mut self) -> Option<(u64, Ended)> {
+        let &id = self.ended.first_key_value()?.1;
+        self.take(id).map(|ended| (id, ended))
+    }
+
+    /// Returns whether there are calls that have not ended.
+    pub(super) fn is_busy(&self) -> bool {
+        self.known.len() > self.ended.len()
+    }
+
+    /// Forgets a call that has not ended; returns whether there is one. If a worker is at it, returns that worker,
+    /// too.
+    pub(super) fn cancel(&mut self, id: u64, serial: u64) -> (bool, Option<usize>) {
+        let waits = |entry: &&mut Entry| entry.ended.is_none() && !entry.cancelled && entry.serial == serial;
+        let Some(entry) = self.known.get_mut(&id).filter(waits) else { return (false, None) };
+        entry.cancelled = true;
+        let queue = self.queue(id);
+        if let Some(at) = queue.iter().position(|&waiting| waiting == id) {
+            queue.remove(at);
+            self.known.remove(&id);
+            return (true, None);
+        }
+        (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&id)))
+    }
+
+    /// Returns a worker that has nothing in its hands.
+    pub(super) fn ready(&self) -> Option<usize> {
+        (1..self.workers.len()).find(|&number| {
+            let worker = &self.workers[number];
+            worker.lives && worker.hands.is_empty()
+        })
+    }
+
+    pub(super) fn stats(&self) -> QueueStats {
+        let workers = self.workers.iter().map(|worker| worker.stats).collect();
+        QueueStats { calls: self.stats.clone(), workers, not_taken: self.known.len() }
+    }
+}

@@ -1,0 +1,743 @@
+//! The controller of a queue: submits calls, and takes their results.
+
+use crate::channel::link::Event;
+use crate::error::{Error, Result};
+use crate::os::clock::unix_time;
+use crate::shm::arena::{Fill, Heap};
+use crate::shm::array::{Lease, Packed, byte_len};
+use crate::shm::element::Element;
+use crate::shm::segment::Segment;
+use crate::work::crew::{caught, told};
+use crate::work::executor::{Linked, Policy};
+use crate::work::queue::calls::{Asked, Calls, Ended, QueueStats};
+use crate::work::queue::tasks::{Function, Hand, foreign};
+use crate::work::queue::worker::{self, build};
+use ndarray::{Dimension, IntoDimension};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A call that was submitted: the handle by which its result is taken.
+///
+/// ```
+/// let mut tasks = phalanx::Tasks::new();
+/// let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+/// phalanx::Queue::default().run(&tasks, |controller| {
+///     let call = controller.submit(&double, 4)?;
+///     assert_eq!(call.id(), 0);
+///     assert_eq!(controller.get_result(&call)?, 8);
+///     Ok(())
+/// })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Call<R> {
+    id: u64,
+    serial: u64,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> Call<R> {
+    /// Returns the id of the call: the one that was asked for, or else one more than the largest so far.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// let call = controller.submit_call(&double, 4, phalanx::Submit { id: Some(77), ..Default::default() })?;
+    /// assert_eq!(call.id(), 77);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl<R> fmt::Debug for Call<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Call({})", self.id)
+    }
+}
+
+/// The options of one call: see [`Controller::submit_call`].
+///
+/// ```
+/// use phalanx::Submit;
+/// let options = Submit { estimate: 4.0, worker: Some(2), ..Submit::default() };
+/// assert_eq!(options.id, None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Submit {
+    /// The time that the call is expected to take, in any unit that all calls share; 1 by default. A call goes
+    /// to the worker that has the least ahead of it.
+    pub estimate: f64,
+    /// The id of the call; by default the next number.
+    pub id: Option<u64>,
+    /// The worker that must make the call, 1 or more.
+    pub worker: Option<usize>,
+    /// The worker that makes the call if it is free when the call's turn comes.
+    pub preferred: Option<usize>,
+    /// How long the call may take. If it takes longer, its worker is killed (and replaced), within a fifth of a second,
+    /// and the call has failed. For forked workers only.
+    pub deadline: Option<Duration>,
+}
+
+impl Default for Submit {
+    fn default() -> Submit {
+        Submit { estimate: 1.0, id: None, worker: None, preferred: None, deadline: None }
+    }
+}
+
+/// A call that has ended, with its result: see [`Controller::get_next_result`].
+///
+/// ```
+/// # let mut tasks = phalanx::Tasks::new();
+/// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+/// # phalanx::Queue::default().run(&tasks, |controller| {
+/// controller.submit(&double, 4)?;
+/// let finished = controller.get_next_result()?.expect("there is one");
+/// assert_eq!((finished.id, finished.value::<u64>()?), (0, 8));
+/// # Ok(())
+/// # })?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Finished {
+    /// The id of the call.
+    pub id: u64,
+    ended: Ended,
+}
+
+impl Finished {
+    /// Returns the result, which must be of the type that the function returns.
+    ///
+    /// # Errors
+    /// If the call has failed ([`Error::Call`]); if its result is of another type.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// let root = tasks.register("root", |(), x: f64| if x < 0.0 { Err("negative".into()) } else { Ok(x.sqrt()) })?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// controller.submit(&root, -1.0)?;
+    /// let error = controller.get_next_result()?.expect("there is one").value::<f64>().unwrap_err();
+    /// assert!(error.to_string().contains("call 0 of root failed") && error.to_string().ends_with("negative"));
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn value<R: DeserializeOwned>(self) -> Result<R> {
+        self.ended?.unpack()
+    }
+}
+
+impl fmt::Debug for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.ended {
+            Ok(_) => write!(f, "Finished({}: a result)", self.id),
+            Err(error) => write!(f, "Finished({}: {error})", self.id),
+        }
+    }
+}
+
+/// Those who make the calls.
+pub(super) enum Hands<'q> {
+    /// The controller itself.
+    Here(Here<'q>),
+    Linked(&'q mut Linked),
+}
+
+/// The controller as its own worker.
+pub(super) struct Here<'q> {
+    hand: Box<dyn Hand + 'q>,
+    policy: Policy,
+}
+
+impl<'q> Here<'q> {
+    pub(super) fn new(hand: Box<dyn Hand + 'q>, policy: Policy) -> Here<'q> {
+        Here { hand, policy }
+    }
+
+    /// Makes a call, given as the message that a worker would get.
+    fn make(&mut self, message: &[u8], argument: Packed<'_>) -> std::result::Result<Packed<'static>, String> {
+        let (hand, function) = (&mut *self.hand, worker::function(message));
+        told(|| hand.call(function, argument, None)).unwrap_or_else(|text| {
+            let _ = caught(|| hand.discard());
+            Err(format!("it panicked: {text}"))
+        })
+    }
+}
+
+/// The controller of a queue: it submits calls of the registered functions, and takes their results.
+///
+/// Calls go to the free worker that has the least ahead of it, in the order in which they were submitted. All
+/// methods belong to the process that has called [`Queue::run`](crate::Queue::run). Messages move while it is in
+/// one of them; workers work on meanwhile, on the calls that they have.
+///
+/// ```
+/// // Each result steers the next call: where is the cosine of x equal to x?
+/// let mut tasks = phalanx::Tasks::new();
+/// let cosine = tasks.register("cosine", |(), x: f64| Ok(x.cos()))?;
+/// let fixed = phalanx::Queue::default().run(&tasks, |controller| {
+///     let mut x = 1.0;
+///     for _ in 0..60 {
+///         let call = controller.submit(&cosine, x)?;
+///         x = controller.get_result(&call)?;
+///     }
+///     Ok(x)
+/// })?;
+/// assert!((fixed.expect("on one node") - 0.739085133).abs() < 1e-9);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Controller<'q> {
+    hands: Hands<'q>,
+    calls: Calls,
+    /// The arguments of calls that this process is to make itself.
+    arguments: std::collections::HashMap<u64, Packed<'static>>,
+    heap: Option<Heap>,
+    /// An error of which the user was not told yet.
+    failed: Option<Error>,
+    /// Whether the queue was ended.
+    exited: bool,
+}
+
+impl fmt::Debug for Controller<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Controller({} workers)", self.calls.workers())
+    }
+}
+
+impl<'q> Controller<'q> {
+    pub(super) fn new(hands: Hands<'q>, calls: Calls) -> Controller<'q> {
+        let heap = match &hands {
+            Hands::Linked(linked) => Some(linked.slots.heap(0)),
+            Hands::Here(_) => None,
+        };
+        Controller { hands, calls, arguments: Default::default(), heap, failed: None, exited: false }
+    }
+
+    /// Returns the number of workers; 0 if the controller makes all calls itself.
+    ///
+    /// ```
+    /// let queue = phalanx::Queue { workers: Some(3), ..Default::default() };
+    /// assert_eq!(queue.run(&phalanx::Tasks::new(), |controller| Ok(controller.n_workers()))?, Some(3));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn n_workers(&self) -> usize {
+        self.calls.workers()
+    }
+
+    /// Makes a zeroed array of `shape` in the memory that the controller shares with the workers: as a part of an
+    /// argument it travels without a copy.
+    ///
+    /// # Errors
+    /// If the shape overflows, or there is no room.
+    ///
+    /// ```
+    /// use ndarray::Ix1;
+    /// use phalanx::{Lease, Queue, Tasks};
+    /// let mut tasks = Tasks::new();
+    /// let sum = tasks.register("sum", |(), x: Lease<f64, Ix1>| Ok(x.view().sum()))?;
+    /// let total = Queue::default().run(&tasks, |controller| {
+    ///     let mut x = controller.alloc::<f64, _>(1000)?;
+    ///     x.view_mut().fill(2.0);
+    ///     let call = controller.submit(&sum, x)?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(total, Some(2000.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn alloc<T: Element, D: Dimension>(
+        &mut self,
+        shape: impl IntoDimension<Dim = D>,
+    ) -> Result<Lease<T, D>> {
+        let Some(heap) = &mut self.heap else { return Lease::zeros(shape) };
+        let dim = shape.into_dimension();
+        Ok(Lease::new(heap.alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?, dim))
+    }
+
+    /// Submits a call of `function` with this argument; returns at once.
+    ///
+    /// # Errors
+    /// If the function is of other [`Tasks`](crate::Tasks), the argument cannot travel, the queue was ended, or no
+    /// worker is left.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// let add = tasks.register("add", |(), (a, b): (f64, f64)| Ok(a + b))?;
+    /// let sum = phalanx::Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit(&add, (1.0, 2.0))?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(sum, Some(3.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn submit<A: Serialize + DeserializeOwned, R>(
+        &mut self,
+        function: &Function<A, R>,
+        argument: A,
+    ) -> Result<Call<R>> {
+        self.submit_call(function, argument, Submit::default())
+    }
+
+    /// Submits a call as [`Controller::submit`] does, with options.
+    ///
+    /// # Errors
+    /// As [`Controller::submit`]; if an option does not fit: an id that another call has, a worker that there is
+    /// not, an estimate that is not above 0.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// use phalanx::{Queue, Submit};
+    /// Queue { workers: Some(2), ..Queue::default() }.run(&tasks, |controller| {
+    ///     let call = controller.submit_call(&double, 4, Submit { id: Some(100), worker: Some(2), ..Submit::default() })?;
+    ///     assert_eq!(controller.get_result(&call)?, 8);
+    ///     let error = controller.submit_call(&double, 4, Submit { worker: Some(3), ..Submit::default() }).unwrap_err();
+    ///     assert!(error.to_string().contains("workers are 1 to 2"));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn submit_call<A: Serialize + DeserializeOwned, R>(
+        &mut self,
+        function: &Function<A, R>,
+        argument: A,
+        options: Submit,
+    ) -> Result<Call<R>> {
+        if function.of != self.calls.of {
+            return Err(Error::option("submit", foreign(&function.name)));
+        }
+        let memory = self.memory();
+        let packed = Packed::pack(memory.as_ref(), &argument)?;
+        let call = self.add(function.at, packed, options)?;
+        self.look();
+        Ok(call)
+    }
+
+    /// Submits a call of a function by its name: the argument must be of the type that the function takes.
+    ///
+    /// # Errors
+    /// As [`Controller::submit_call`]; if there is no function of this name (the error lists those that there are).
+    /// An argument of another type is an error of the call.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// phalanx::Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit_by_name::<_, u64>("double", 21u64, Default::default())?;
+    ///     assert_eq!(controller.get_result(&call)?, 42);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn submit_by_name<A: Serialize + DeserializeOwned, R>(
+        &mut self,
+        name: &str,
+        argument: A,
+        options: Submit,
+    ) -> Result<Call<R>> {
+        let (function, memory) = (self.calls.function(name)?, self.memory());
+        let packed = Packed::pack(memory.as_ref(), &argument)?;
+        let call = self.add(function, packed, options)?;
+        self.look();
+        Ok(call)
+    }
+
+    fn memory(&self) -> Option<Arc<Segment>> {
+        match &self.hands {
+            Hands::Linked(linked) => Some(Arc::clone(linked.slots.segment())),
+            Hands::Here(_) => None,
+        }
+    }
+
+    /// Processes, and keeps the error for the next method: the call was submitted.
+    fn look(&mut self) {
+        if let Err(error) = self.process() {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    fn add<R>(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<Call<R>> {
+        let (id, serial) = self.add_call(function, packed, options)?;
+        Ok(Call { id, serial, result: PhantomData })
+    }
+
+    /// Does the part of the submissions that is compiled once.
+    fn add_call(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<(u64, u64)> {
+        if self.exited {
+            return Err(Error::option("submit", "the queue was ended by `exit`"));
+        }
+        let Submit { estimate, id, worker: pinned, preferred, deadline } = options;
+        let can_kill = matches!(&self.hands, Hands::Linked(linked) if linked.are_processes());
+        if deadline.is_some() && !can_kill {
+            return Err(Error::option("submit", "a deadline needs forked workers, which can be ended"));
+        }
+        let (message, kept) = match self.hands {
+            Hands::Here(_) => (worker::call_here(function), Some(packed)),
+            Hands::Linked(_) => (worker::call(function, packed, deadline)?, None),
+        };
+        let added = self.calls.add(Asked { function, message, estimate, id, pinned, preferred, deadline })?;
+        if let Some(packed) = kept {
+            self.arguments.insert(added.0, packed);
+        }
+        Ok(added)
+    }
+
+    /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once.
+    ///
+    /// All other methods do this, too: call it between them if the controller works for long itself.
+    ///
+    /// # Errors
+    /// If no worker is left, or their supervisor has died.
+    ///
+    /// ```
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| controller.process())?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn process(&mut self) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        while self.step(&|| true)? {}
+        Ok(())
+    }
+
+    /// Posts what can be posted, and takes one event in; waits for one until `over` returns true. Returns whether
+    /// there was one.
+    fn step(&mut self, over: &dyn Fn() -> bool) -> Result<bool> {
+        let Hands::Linked(linked) = &mut self.hands else { return Ok(false) };
+        // All calls have ended before the queue was.
+        if self.exited {
+            return Ok(false);
+        }
+        while let Some((number, id)) = self.calls.next() {
+            if linked.post(number, self.calls.message(id)) {
+                self.calls.posted(number, id);
+            } else {
+                // The worker is gone: its end is among the events.
+                self.calls.put_back(id);
+                break;
+            }
+        }
+        if let Some(why) = self.calls.none_left() {
+            return Err(Error::Start { text: why.to_owned() });
+        }
+        let event = match linked.next(over)? {
+            None => return Ok(false),
+            Some(event) => event,
+        };
+        match event {
+            Event::Began { slot } => self.calls.began(slot),
+            Event::Said { slot, message } => {
+                self.calls.answered(slot, &message, linked.slots.segment())?;
+                if let Some(number) = self.calls.unwanted(slot) {
+                    linked.doom(slot, number);
+                }
+            }
+            Event::Gone { slot, begun, overdue } => {
+                self.calls.gone(slot, (begun, overdue), linked.death(slot))
+            }
+            Event::GivenUp { slot } => self.calls.give_up(
+                slot,
+                format!("its last process died by {}, and there will be no other", linked.death(slot)),
+            ),
+        }
+        Ok(true)
+    }
+
+    /// Waits until a call has ended.
+    fn wait_for(&mut self, (id, serial): (u64, u64)) -> Result<()> {
+        while !self.calls.has_ended(id, serial)? {
+            self.advance(Some(id))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until one more thing has happened, or makes a call.
+    fn advance(&mut self, wanted: Option<u64>) -> Result<()> {
+        let Hands::Here(here) = &mut self.hands else { return self.step(&|| false).map(drop) };
+        build(&mut *here.hand, &here.policy).map_err(|text| Error::Start { text })?;
+        // None waits if the time limit has passed.
+        let Some(id) = self.calls.take_waiting(wanted) else { return Ok(()) };
+        let argument = self.arguments.remove(&id).ok_or(Error::Corrupt { what: "the calls of a queue" })?;
+        let begun = unix_time();
+        let result = here.make(self.calls.message(id), argument);
+        self.calls.made(id, unix_time().saturating_sub(begun), result);
+        Ok(())
+    }
+
+    /// Returns the result of a call, waiting for it if need be. Results can be taken in any order, each once.
+    ///
+    /// # Errors
+    /// [`Error::Call`] if the call has failed: its function returned an error or panicked, or its worker died.
+    /// [`Error::BadArgument`] if the result was taken already. If no worker is left.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// let calls = [1, 2, 3].map(|x| controller.submit(&double, x));
+    /// for (x, call) in [3, 2, 1].into_iter().zip(calls.into_iter().rev()) {
+    ///     let call = call?;
+    ///     assert_eq!(controller.get_result(&call)?, 2 * x);
+    ///     assert!(controller.get_result(&call).is_err(), "it was taken");
+    /// }
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn get_result<R: DeserializeOwned>(&mut self, call: &Call<R>) -> Result<R> {
+        self.wait_for((call.id, call.serial))?;
+        let ended = self.calls.take(call.id).ok_or(Error::Corrupt { what: "the calls of a queue" })?;
+        ended?.unpack()
+    }
+
+    /// Returns the result that has come first of those that were not taken, waiting for it if need be; `None` if
+    /// all results were taken.
+    ///
+    /// # Errors
+    /// If no worker is left. (A call that has failed is a result: see [`Finished::value`].)
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// controller.submit(&double, 3)?;
+    /// assert_eq!(controller.get_next_result()?.expect("one").value::<u64>()?, 6);
+    /// assert!(controller.get_next_result()?.is_none());
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn get_next_result(&mut self) -> Result<Option<Finished>> {
+        loop {
+            if let Some(finished) = self.probe_next_result()? {
+                return Ok(Some(finished));
+            }
+            if !self.calls.is_busy() {
+                return Ok(None);
+            }
+            self.advance(None)?;
+        }
+    }
+
+    /// Returns the result that has come first of those that were not taken, or `None` if none is there now.
+    ///
+    /// # Errors
+    /// As [`Controller::get_next_result`].
+    ///
+    /// ```
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| {
+    ///     assert!(controller.probe_next_result()?.is_none());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn probe_next_result(&mut self) -> Result<Option<Finished>> {
+        self.process()?;
+        Ok(self.calls.take_first().map(|(id, ended)| Finished { id, ended }))
+    }
+
+    /// Returns all results that are there now and were not taken, in the order in which they came.
+    ///
+    /// # Errors
+    /// As [`Controller::get_next_result`].
+    ///
+    /// ```
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| {
+    ///     assert!(controller.probe_all_next_results()?.is_empty());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn probe_all_next_results(&mut self) -> Result<Vec<Finished>> {
+        self.process()?;
+        Ok(std::iter::from_fn(|| self.calls.take_first()).map(|(id, ended)| Finished { id, ended }).collect())
+    }
+
+    /// Submits a call of `function` for each argument, all of them or, if something does not fit, none; returns at once.
+    /// `estimates` has one estimate for each argument, or none at all: then each is 1. If `longest_first`, the calls
+    /// with the largest estimates go to workers first.
+    ///
+    /// # Errors
+    /// As [`Controller::submit_call`]; if there are not as many estimates as arguments.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// let calls = controller.submit_multiple(&double, [5, 6, 7], &[1.0, 9.0, 1.0], true)?;
+    /// let doubles: Vec<u64> = calls.iter().map(|call| controller.get_result(call)).collect::<phalanx::Result<_>>()?;
+    /// assert_eq!(doubles, [10, 12, 14]);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn submit_multiple<A: Serialize + DeserializeOwned, R>(
+        &mut self,
+        function: &Function<A, R>,
+        arguments: impl IntoIterator<Item = A>,
+        estimates: &[f64],
+        longest_first: bool,
+    ) -> Result<Vec<Call<R>>> {
+        if function.of != self.calls.of {
+            return Err(Error::option("submit", foreign(&function.name)));
+        }
+        let memory = self.memory();
+        let packed = arguments.into_iter().map(|argument| Packed::pack(memory.as_ref(), &argument));
+        let packed = packed.collect::<Result<Vec<_>>>()?;
+        let (all, given) = (packed.len(), estimates.len());
+        if given != 0 && given != all {
+            return Err(Error::option(
+                "submit_multiple",
+                format!("{given} estimates for {all} arguments; give one for each, or none"),
+            ));
+        }
+        if let Some(estimate) = estimates.iter().find(|estimate| !(estimate.is_finite() && **estimate > 0.0))
+        {
+            return Err(Error::option(
+                "submit_multiple",
+                format!("an estimate is {estimate}; it must be a number above 0"),
+            ));
+        }
+        let estimate = |at: usize| estimates.get(at).copied().unwrap_or(1.0);
+        let mut packed: Vec<_> = packed.into_iter().enumerate().collect();
+        if longest_first {
+            packed.sort_by(|(a, _), (b, _)| estimate(*b).total_cmp(&estimate(*a)));
+        }
+        let mut calls = Vec::with_capacity(all);
+        for (at, packed) in packed {
+            let options = Submit { estimate: estimate(at), ..Submit::default() };
+            calls.push((at, self.add(function.at, packed, options)?));
+        }
+        calls.sort_by_key(|(at, _)| *at);
+        self.look();
+        Ok(calls.into_iter().map(|(_, call)| call).collect())
+    }
+
+    /// Returns an iterator over the calls whose results were not taken, each as soon as it has ended.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// controller.submit_multiple(&double, 0..100, &[], false)?;
+    /// let mut sum = 0;
+    /// for finished in controller.as_completed() {
+    ///     sum += finished?.value::<u64>()?;
+    /// }
+    /// assert_eq!(sum, 9900);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn as_completed(&mut self) -> impl Iterator<Item = Result<Finished>> {
+        let mut over = false;
+        std::iter::from_fn(move || {
+            let next = if over { None } else { self.get_next_result().transpose() };
+            // Nothing comes after an error of the queue.
+            over = !matches!(next, Some(Ok(_)));
+            next
+        })
+    }
+
+    /// Prints the statistics of the queue so far, as text.
+    ///
+    /// ```
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| Ok(controller.info()))?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn info(&self) {
+        print!("{}", self.stats());
+    }
+
+    /// Returns a worker that has no call now, if there is one.
+    ///
+    /// # Errors
+    /// As [`Controller::process`].
+    ///
+    /// ```
+    /// let queue = phalanx::Queue { workers: Some(2), ..Default::default() };
+    /// queue.run(&phalanx::Tasks::new(), |controller| {
+    ///     while controller.get_ready_worker()?.is_none() {}
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn get_ready_worker(&mut self) -> Result<Option<usize>> {
+        self.process()?;
+        Ok(self.calls.ready())
+    }
+
+    /// Cancels a call: its result will never be there. If a forked worker is at it, that worker is killed, within a fifth
+    /// of a second, and replaced. Returns false if the call has ended already.
+    ///
+    /// # Errors
+    /// As [`Controller::process`].
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// phalanx::Queue { workers: Some(0), ..Default::default() }.run(&tasks, |controller| {
+    ///     let call = controller.submit(&double, 3)?;
+    ///     assert!(controller.cancel(&call)? && controller.get_next_result()?.is_none());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn cancel<R>(&mut self, call: &Call<R>) -> Result<bool> {
+        self.process()?;
+        self.arguments.remove(&call.id);
+        let (cancelled, worker) = self.calls.cancel(call.id, call.serial);
+        if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
+            && let Some(number) = self.calls.unwanted(worker)
+        {
+            linked.doom(worker, number);
+        }
+        Ok(cancelled)
+    }
+
+    /// Returns the statistics of the queue so far.
+    ///
+    /// ```
+    /// let stats = phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| Ok(controller.stats()))?;
+    /// assert!(stats.expect("on one node").calls.is_empty());
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn stats(&self) -> QueueStats {
+        self.calls.stats()
+    }
+
+    /// Waits for all calls that were submitted, and ends the workers. Results can still be taken; nothing more can
+    /// be submitted. The queue does this when `main` returns.
+    ///
+    /// # Errors
+    /// If no worker is left to make calls that wait.
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// phalanx::Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit(&double, 3)?;
+    ///     controller.exit()?;
+    ///     assert_eq!(controller.get_result(&call)?, 6);
+    ///     assert!(controller.submit(&double, 3).is_err());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn exit(&mut self) -> Result<()> {
+        while self.calls.is_busy() {
+            self.advance(None)?;
+        }
+        if let Hands::Linked(linked) = &mut self.hands
+            && !std::mem::replace(&mut self.exited, true)
+        {
+            linked.dismiss();
+        }
+        self.exited = true;
+        Ok(())
+    }
+}

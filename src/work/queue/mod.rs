@@ -1,0 +1,168 @@
+//! The work queue, as its user sees it: a controller submits calls of registered functions to workers, and takes
+//! their results (distwq). The life of a queue, by files:
+//!
+//! ```text
+//! [1] tasks.rs        functions are registered, with the state that they share
+//! [2] mod.rs          options are checked; linked workers are started (executor/linked.rs)
+//! [3] controller.rs   the caller's function submits calls, and takes results
+//! [4] calls.rs        which call goes to which worker, and what became of it
+//! [5] worker.rs       a worker takes calls, makes them, and answers each
+//! ```
+
+mod calls;
+mod controller;
+mod tasks;
+mod worker;
+
+use crate::channel::link::Process;
+use crate::channel::slots::Slots;
+use crate::error::{Error, Result};
+use crate::work::crew::Inherited;
+use crate::work::executor::{
+    Backend, Linked, Placement, Policy, Terms, called, with_processes, with_threads,
+};
+use calls::Calls;
+use controller::{Hands, Here};
+use std::cell::RefCell;
+use std::time::Duration;
+use tasks::Table;
+use worker::serve;
+
+pub use calls::{CallStats, QueueStats, QueueWorkerStats};
+pub use controller::{Call, Controller, Finished, Submit};
+pub use tasks::{Function, Tasks};
+
+/// The options of a work queue: workers make the calls that a controller submits.
+///
+/// ```
+/// use phalanx::{Queue, Tasks};
+/// let mut tasks = Tasks::new();
+/// let square = tasks.register("square", |(), x: u64| Ok(x * x))?;
+/// let queue = Queue { workers: Some(2), ..Queue::default() };
+/// let sum = queue.run(&tasks, |controller| {
+///     for x in 0..10 {
+///         controller.submit(&square, x)?;
+///     }
+///     let mut sum = 0;
+///     while let Some(finished) = controller.get_next_result()? {     // in the order in which they come
+///         sum += finished.value::<u64>()?;
+///     }
+///     Ok(sum)
+/// })?;
+/// assert_eq!(sum, Some(285));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// The number of workers; by default what `PHALANX_RANKS` says, or one for each processor. `Some(0)`: the
+    /// controller makes all calls itself, each when its result is asked for.
+    pub workers: Option<usize>,
+    /// Where workers run: see [`Backend`].
+    pub backend: Backend,
+    /// Whether each worker builds its own state, instead of inheriting one that was built once.
+    pub cold: bool,
+    /// The most calls that a worker has at once, if they are short: it need not wait for the next one. 32 by
+    /// default.
+    pub prefetch: usize,
+    /// The time after which no call is begun: calls that wait then have failed, those that workers are at go on.
+    pub time_limit: Option<Duration>,
+    /// Whether to fork although this process runs other threads: see
+    /// [`Launch::allow_threads`](crate::Launch::allow_threads).
+    pub allow_threads: bool,
+    /// Bytes of shared memory for the arrays of each worker, and of the controller; by default as many as the
+    /// machine has memory.
+    pub heap: Option<usize>,
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        let (workers, backend, heap) = (None, Backend::Auto, None);
+        Queue { workers, backend, cold: false, prefetch: 32, time_limit: None, allow_threads: false, heap }
+    }
+}
+
+impl Queue {
+    /// Starts workers, calls `main` with their controller, and ends them when it returns. Returns what `main`
+    /// returned.
+    ///
+    /// # Errors
+    /// If options do not fit, workers cannot be started, or `main` returns an error.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// let double = tasks.register("double", |(), x: f64| Ok(2.0 * x))?;
+    /// let result = phalanx::Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit(&double, 4.0)?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(result, Some(8.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn run<S, T>(
+        &self,
+        tasks: &Tasks<'_, S>,
+        main: impl FnOnce(&mut Controller<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let (mut main, mut result) = (Some(main), None);
+        self.run_with(tasks, &mut |controller| {
+            result = main.take().map(|main| called(|| main(controller))).transpose()?;
+            Ok(())
+        })?;
+        Ok(result)
+    }
+
+    /// Does the part of [`Queue::run`] that is compiled once.
+    fn run_with(
+        &self,
+        table: &dyn Table,
+        main: &mut dyn FnMut(&mut Controller<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let placement = match Placement::of(self.backend, "queue")? {
+            Placement::Job { .. } => {
+                return Err(Error::option(
+                    "queue",
+                    "a queue does not span the processes of a job yet; set `backend` to `Backend::SharedMemory`",
+                ));
+            }
+            placement => placement,
+        };
+        if self.prefetch == 0 {
+            return Err(Error::option("queue", "prefetch is 0; a worker has at least 1 call at a time"));
+        }
+        let policy = Policy { builds: 3, ..Policy::new("queue", "build", None)? };
+        let workers = match self.workers {
+            Some(0) => 0,
+            workers => placement.workers("queue", workers, usize::MAX)?,
+        };
+        if workers == 0 || placement == Placement::Serial {
+            let here = Here::new(table.hand(), policy);
+            let mut controller = Controller::new(Hands::Here(here), Calls::new(table, 0, 1, self.time_limit));
+            main(&mut controller)?;
+            return controller.exit();
+        }
+        let (operation, allow_threads, heap) =
+            ("queue", self.allow_threads, self.heap.map(|heap| heap.max(1)));
+        let terms = Terms { operation, workers, policy, allow_threads, heap };
+        let mut calls = Some(Calls::new(table, workers, self.prefetch, self.time_limit));
+        let mut controlled = |linked: &mut Linked| {
+            let calls = calls.take().ok_or(Error::Corrupt { what: "the calls of a queue" })?;
+            let mut controller = Controller::new(Hands::Linked(linked), calls);
+            main(&mut controller)?;
+            controller.exit()
+        };
+        if placement == Placement::Threads {
+            let life = |slot: usize, slots: &Slots, process: &mut Process| {
+                serve((slot, slots), process, &mut *table.hand(), &policy)
+            };
+            return with_threads(&terms, &life, &mut controlled);
+        }
+        // A forked worker finds the state here that was built before the fork, in its copy of this memory.
+        let template = RefCell::new(table.hand());
+        let build = || worker::build(&mut **template.borrow_mut(), &policy).map_err(Error::other);
+        let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
+        let life = |slot: usize, slots: &Slots, process: &mut Process| {
+            serve((slot, slots), process, &mut **template.borrow_mut(), &policy)
+        };
+        with_processes(&terms, &life, (!self.cold).then_some(state), &mut controlled)
+    }
+}

@@ -1,0 +1,249 @@
+//! The functions that workers may be asked to call, and the state that they share.
+
+use crate::error::{Error, Reason, Result};
+use crate::os::process;
+use crate::shm::array::Packed;
+use crate::shm::segment::Segment;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// The segment of a crew, in which leases lie; `None` where workers have none.
+pub(super) type Memory<'a> = Option<&'a Arc<Segment>>;
+
+/// A function with the types of its argument and result taken away.
+type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>) -> Result<Packed<'static>> + Sync + 'f;
+
+/// One function.
+struct Entry<'f, S> {
+    name: String,
+    attempts: u32,
+    call: Box<Erased<'f, S>>,
+}
+
+/// The functions that a [`Queue`](crate::Queue)'s workers can call, each with the worker's state.
+///
+/// ```
+/// use phalanx::{Queue, Tasks};
+/// let mut tasks = Tasks::with_state(|| Ok(10.0));       // built once, inherited by every worker
+/// let scale = tasks.register("scale", |factor: &mut f64, x: f64| Ok(*factor * x))?;
+/// let results = Queue::default().run(&tasks, |controller| {
+///     let calls = [1.0, 2.0].map(|x| controller.submit(&scale, x));
+///     calls.into_iter().map(|call| controller.get_result(&call?)).collect::<phalanx::Result<Vec<f64>>>()
+/// })?;
+/// assert_eq!(results, Some(vec![10.0, 20.0]));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Tasks<'f, S = ()> {
+    build: Box<dyn Fn() -> Result<S, Reason> + Sync + 'f>,
+    entries: Vec<Entry<'f, S>>,
+    number: u64,
+}
+
+/// A registered function: the handle by which a controller calls it, with the types of its argument and its
+/// result.
+///
+/// ```
+/// let mut tasks = phalanx::Tasks::new();
+/// let half = tasks.register("half", |(), x: f64| Ok(x / 2.0))?;
+/// assert_eq!(half.name(), "half");
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+pub struct Function<A, R> {
+    pub(super) name: String,
+    pub(super) at: usize,
+    /// The number of its [`Tasks`].
+    pub(super) of: u64,
+    types: PhantomData<fn(A) -> R>,
+}
+
+impl<A, R> Function<A, R> {
+    /// Returns the function's name.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// assert_eq!(tasks.register("solve", |(), x: u8| Ok(x))?.name(), "solve");
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl<A, R> fmt::Debug for Function<A, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Function({})", self.name)
+    }
+}
+
+impl<S> fmt::Debug for Tasks<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.entries.iter().map(|entry| &entry.name)).finish()
+    }
+}
+
+impl Tasks<'_> {
+    /// Makes an empty list of functions that need no state: each gets `&mut ()`.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// let square = tasks.register("square", |(), x: f64| Ok(x * x))?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    #[must_use]
+    pub fn new() -> Self {
+        Tasks::with_state(|| Ok(()))
+    }
+}
+
+impl Default for Tasks<'_> {
+    fn default() -> Self {
+        Tasks::new()
+    }
+}
+
+impl<'f, S> Tasks<'f, S> {
+    /// Makes an empty list of functions that share a state, which `build` makes: once for all forked workers
+    /// and their replacements, which inherit it, or in each worker ([`Queue::cold`](crate::Queue::cold), and
+    /// threads). What a worker changes stays with that worker.
+    ///
+    /// ```
+    /// let tasks = phalanx::Tasks::with_state(|| Ok(std::fs::read_to_string("/proc/version")?));
+    /// # drop(tasks);
+    /// ```
+    pub fn with_state(build: impl Fn() -> Result<S, Reason> + Sync + 'f) -> Tasks<'f, S> {
+        Tasks { build: Box::new(build), entries: Vec::new(), number: u64::from(process::serial()) }
+    }
+
+    /// Adds a function under a name. Its argument (a tuple, if it needs several) and result are anything that
+    /// serde can write and read; arrays travel without a copy as [`Lease`](crate::Lease).
+    ///
+    /// # Errors
+    /// If the name is taken.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// let power = tasks.register("power", |(), (x, n): (f64, i32)| Ok(x.powi(n)))?;
+    /// let again = tasks.register("power", |(), x: f64| Ok(x)).unwrap_err();
+    /// assert!(again.to_string().contains("a function of this name is registered already"));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn register<A, R>(
+        &mut self,
+        name: &str,
+        function: impl Fn(&mut S, A) -> Result<R, Reason> + Sync + 'f,
+    ) -> Result<Function<A, R>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        if self.entries.iter().any(|entry| entry.name == name) {
+            let problem = format!("{name:?}: a function of this name is registered already; choose another");
+            return Err(Error::option("register", problem));
+        }
+        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>| {
+            let argument = argument.unpack::<A>()?;
+            Packed::pack(memory, &function(state, argument)?)
+        };
+        self.entries.push(Entry { name: name.to_owned(), attempts: 1, call: Box::new(call) });
+        let at = self.entries.len() - 1;
+        Ok(Function { name: name.to_owned(), at, of: self.number, types: PhantomData })
+    }
+
+    /// Says that a function may be called again for the same argument: a call whose worker dies is then tried
+    /// up to `attempts` times in all. By default a call is begun at most once.
+    ///
+    /// # Errors
+    /// If the function is another list's, or `attempts` is 0.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// let solve = tasks.register("solve", |(), x: f64| Ok(x.sqrt()))?;
+    /// tasks.may_repeat(&solve, 3)?;
+    /// assert!(tasks.may_repeat(&solve, 0).is_err());
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn may_repeat<A, R>(&mut self, function: &Function<A, R>, attempts: u32) -> Result<()> {
+        if attempts == 0 {
+            return Err(Error::option("may_repeat", "0 attempts; a call has at least 1"));
+        }
+        match self.entries.get_mut(function.at).filter(|_| function.of == self.number) {
+            Some(entry) => entry.attempts = attempts,
+            None => return Err(Error::option("may_repeat", foreign(&function.name))),
+        }
+        Ok(())
+    }
+}
+
+/// Returns the text for a function of another list.
+pub(super) fn foreign(name: &str) -> String {
+    format!("{name:?} is a function of other `Tasks` than those that run; register it there")
+}
+
+/// The functions as the engine sees them.
+pub(super) trait Table: Sync {
+    fn number(&self) -> u64;
+
+    fn names(&self) -> Vec<&str>;
+
+    /// Returns how often a call of a function may be begun.
+    fn attempts(&self, function: usize) -> u32;
+
+    /// Returns the hand of one more worker, without a state.
+    fn hand(&self) -> Box<dyn Hand + '_>;
+}
+
+/// A worker's state, and the functions that use it.
+pub(super) trait Hand {
+    /// Builds the state, unless there is one.
+    fn build(&mut self) -> Result<()>;
+
+    /// Calls a function.
+    fn call(&mut self, function: usize, argument: Packed<'_>, memory: Memory<'_>) -> Result<Packed<'static>>;
+
+    /// Drops the state.
+    fn discard(&mut self);
+}
+
+struct StateAndTasks<'t, 'f, S> {
+    state: Option<S>,
+    tasks: &'t Tasks<'f, S>,
+}
+
+impl<S> Table for Tasks<'_, S> {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.entries.iter().map(|entry| entry.name.as_str()).collect()
+    }
+
+    fn attempts(&self, function: usize) -> u32 {
+        self.entries[function].attempts
+    }
+
+    fn hand(&self) -> Box<dyn Hand + '_> {
+        Box::new(StateAndTasks { state: None, tasks: self })
+    }
+}
+
+impl<S> Hand for StateAndTasks<'_, '_, S> {
+    fn build(&mut self) -> Result<()> {
+        if self.state.is_none() {
+            self.state = Some((self.tasks.build)()?);
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, function: usize, argument: Packed<'_>, memory: Memory<'_>) -> Result<Packed<'static>> {
+        let corrupt = Error::Corrupt { what: "a call" };
+        let entry = self.tasks.entries.get(function).ok_or(corrupt.clone())?;
+        (entry.call)(self.state.as_mut().ok_or(corrupt)?, argument, memory)
+    }
+
+    fn discard(&mut self) {
+        drop(self.state.take());
+    }
+}

@@ -1,0 +1,750 @@
+//! The work queue: every call's result once, whatever happens to the workers, and the same on every back end.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+/// Functions as cases by their names.
+macro_rules! cases {
+    ($($name:ident)*) => { &[$((stringify!($name), $name)),*] };
+}
+
+mod support;
+
+use ndarray::{Array1, Ix1};
+use phalanx::{Backend, Controller, Error, Lease, Queue, Reason, Result, Submit, Tasks};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use support::Case;
+
+const CASES: &[Case] = cases![
+    results_are_the_same_everywhere
+    results_come_in_any_order
+    next_results_come_as_they_finish
+    failures_stay_with_their_calls
+    a_state_is_built_once_or_in_each_worker
+    a_state_that_cannot_be_kept_is_built_in_each_worker
+    a_panic_builds_the_state_anew
+    builds_that_fail_are_told
+    a_dead_worker_costs_the_call_it_had_begun
+    a_function_that_may_be_called_again_is
+    random_kills_lose_nothing
+    calls_stay_with_their_worker
+    arrays_travel_without_a_copy
+    arrays_of_any_length_travel
+    estimates_spread_the_work
+    bad_input_is_refused
+    wrong_types_are_errors_of_the_call
+    calls_can_be_cancelled
+    a_deadline_ends_the_call
+    a_time_limit_begins_nothing_more
+    exit_ends_submissions_only
+    an_error_of_the_controller_ends_the_workers
+    many_queues_leave_nothing
+    idle_workers_sleep
+    functions_may_borrow
+    a_queue_in_a_rank
+    a_queue_in_a_worker_of_a_queue
+    statistics_add_up
+];
+
+fn main() -> std::process::ExitCode {
+    support::main(CASES)
+}
+
+const EVERYWHERE: [(Backend, usize); 6] = [
+    (Backend::Serial, 3),
+    (Backend::SharedMemory, 0),
+    (Backend::Threads, 1),
+    (Backend::Threads, 3),
+    (Backend::SharedMemory, 1),
+    (Backend::SharedMemory, 3),
+];
+
+fn queue(backend: Backend, workers: usize) -> Queue {
+    Queue { backend, workers: Some(workers), ..Queue::default() }
+}
+
+fn forked(workers: usize) -> Queue {
+    queue(Backend::SharedMemory, workers)
+}
+
+/// A function that takes its time.
+fn sleep_ms(_: &mut (), ms: u64) -> Result<(), Reason> {
+    std::thread::sleep(Duration::from_millis(ms));
+    Ok(())
+}
+
+/// Runs `main` on this queue, whose caller is the controller.
+fn run<S, T>(queue: &Queue, tasks: &Tasks<'_, S>, main: impl FnOnce(&mut Controller<'_>) -> Result<T>) -> T {
+    queue.run(tasks, main).unwrap().unwrap()
+}
+
+fn results_are_the_same_everywhere() {
+    let mut tasks = Tasks::with_state(|| Ok(0.5));
+    let text = tasks.register("text", |_, (n, name): (usize, String)| Ok(format!("{name} {n}"))).unwrap();
+    let power = tasks.register("power", |state: &mut f64, x: f64| Ok(x.powf(*state))).unwrap();
+    let nothing = tasks.register("nothing", |_, ()| Ok(())).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            assert_eq!(controller.n_workers(), if backend == Backend::Serial { 0 } else { workers });
+            let texts: Vec<_> = (0..300).map(|n| controller.submit(&text, (n, "n".repeat(n)))).collect();
+            let roots: Vec<_> = (0..300).map(|n| controller.submit(&power, f64::from(n))).collect();
+            let nothing = controller.submit(&nothing, ())?;
+            for (n, call) in texts.into_iter().enumerate() {
+                assert_eq!(controller.get_result(&call?)?, format!("{} {n}", "n".repeat(n)));
+            }
+            for (n, call) in roots.into_iter().enumerate() {
+                assert_eq!(controller.get_result(&call?)?.to_bits(), (n as f64).powf(0.5).to_bits());
+            }
+            controller.get_result(&nothing)
+        });
+    }
+}
+
+fn results_come_in_any_order() {
+    let mut tasks = Tasks::new();
+    let square = tasks.register("square", |(), x: u64| Ok(x * x)).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let mut calls =
+                (0..500).map(|x| Ok((x, controller.submit(&square, x)?))).collect::<Result<Vec<_>>>()?;
+            calls.sort_by_key(|(x, _)| x.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 7);
+            for (x, call) in calls {
+                assert_eq!(controller.get_result(&call)?, x * x);
+                let again = controller.get_result(&call).unwrap_err();
+                assert!(matches!(again, Error::BadArgument { .. }), "{again}");
+            }
+            assert!(controller.get_next_result()?.is_none());
+            Ok(())
+        });
+    }
+}
+
+fn next_results_come_as_they_finish() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", |(), ms: u64| {
+        std::thread::sleep(Duration::from_millis(ms));
+        Ok(ms)
+    });
+    let sleep = sleep.unwrap();
+    let order = run(&forked(3), &tasks, |controller| {
+        for ms in [600, 20, 250] {
+            controller.submit(&sleep, ms)?;
+        }
+        assert!(controller.probe_next_result()?.is_none());
+        let mut order = Vec::new();
+        while let Some(finished) = controller.get_next_result()? {
+            order.push(finished.value::<u64>()?);
+        }
+        Ok(order)
+    });
+    assert_eq!(order, [20, 250, 600]);
+}
+
+fn failures_stay_with_their_calls() {
+    let mut tasks = Tasks::new();
+    let root = tasks.register("root", |(), x: i64| match x {
+        13 => panic!("thirteen"),
+        x if x % 5 == 0 => Err(Reason::from(format!("{x} is a five"))),
+        x => Ok(x + 1),
+    });
+    let root = root.unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let calls: Vec<_> = (0..30).map(|x| controller.submit(&root, x)).collect();
+            for (x, call) in (0..).zip(calls) {
+                let call = call?;
+                match controller.get_result(&call) {
+                    Ok(y) => assert!(x != 13 && x % 5 != 0 && y == x + 1),
+                    Err(Error::Call { function, id, worker, text }) => {
+                        assert_eq!((function.as_str(), id), ("root", x as u64));
+                        assert_eq!(worker == 0, controller.n_workers() == 0);
+                        match x {
+                            13 => assert!(text.contains("thirteen") && text.contains("queue.rs"), "{text}"),
+                            x => assert_eq!(text, format!("{x} is a five")),
+                        }
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+fn a_state_is_built_once_or_in_each_worker() {
+    let tasks = || {
+        let mut tasks = Tasks::with_state(|| Ok((std::process::id(), 0)));
+        let call = tasks.register("call", |(built, calls): &mut (u32, u32), ()| {
+            *calls += 1;
+            Ok((*built, std::process::id(), *calls))
+        });
+        (call.unwrap(), tasks)
+    };
+    for (cold, backend) in
+        [(false, Backend::SharedMemory), (true, Backend::SharedMemory), (false, Backend::Threads)]
+    {
+        let (call, tasks) = tasks();
+        let queue = Queue { cold, ..queue(backend, 2) };
+        let seen = run(&queue, &tasks, |controller| {
+            (0..40).try_for_each(|at| {
+                let worker = Some(1 + at % 2);
+                controller.submit_call(&call, (), Submit { worker, ..Submit::default() }).map(drop)
+            })?;
+            let mut seen = Vec::new();
+            while let Some(finished) = controller.get_next_result()? {
+                seen.push(finished.value::<(u32, u32, u32)>()?);
+            }
+            Ok(seen)
+        });
+        let builders: std::collections::BTreeSet<u32> = seen.iter().map(|seen| seen.0).collect();
+        let own = seen.iter().all(|&(built, process, _)| built == process);
+        match (cold, backend) {
+            (_, Backend::Threads) => assert_eq!(builders.len(), 1),
+            (true, _) => assert!(own && builders.len() == 2, "{builders:?}"),
+            (false, _) => assert!(!own && builders.len() == 1 && !builders.contains(&std::process::id())),
+        }
+        let mut counts: Vec<u32> = seen.iter().map(|seen| seen.2).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, (1..=20).flat_map(|n| [n, n]).collect::<Vec<_>>());
+    }
+}
+
+fn a_state_that_cannot_be_kept_is_built_in_each_worker() {
+    let mut tasks = Tasks::with_state(|| Ok((std::process::id(), std::fs::File::open("/proc/self/stat")?)));
+    let built =
+        tasks.register("built", |(built, _): &mut (u32, std::fs::File), ()| Ok(*built == std::process::id()));
+    let built = built.unwrap();
+    run(&forked(2), &tasks, |controller| {
+        let call = controller.submit(&built, ())?;
+        assert!(controller.get_result(&call)?, "an open file is not inherited");
+        Ok(())
+    });
+}
+
+fn a_panic_builds_the_state_anew() {
+    let mut tasks = Tasks::with_state(|| Ok(Vec::<u32>::new()));
+    let push = tasks.register("push", |state: &mut Vec<u32>, x: u32| {
+        state.push(x);
+        assert!(x != 3, "three");
+        Ok(state.clone())
+    });
+    let push = push.unwrap();
+    for (backend, workers) in EVERYWHERE.into_iter().filter(|(_, workers)| *workers <= 1) {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let calls: Vec<_> = (1..=4).map(|x| controller.submit(&push, x)).collect::<Result<_>>()?;
+            let results: Vec<_> = calls.iter().map(|call| controller.get_result(call).ok()).collect();
+            assert_eq!(results, [Some(vec![1]), Some(vec![1, 2]), None, Some(vec![4])]);
+            Ok(())
+        });
+    }
+}
+
+fn builds_that_fail_are_told() {
+    for (backend, workers) in EVERYWHERE {
+        for cold in [false, true] {
+            for panics in [false, true] {
+                let mut tasks = Tasks::with_state(|| match panics {
+                    true => panic!("no licence"),
+                    false => Err::<(), _>("no licence".into()),
+                });
+                let call = tasks.register("call", |(), ()| Ok(())).unwrap();
+                let failed = Queue { cold, ..queue(backend, workers) }.run(&tasks, |controller| {
+                    let call = controller.submit(&call, ())?;
+                    controller.get_result(&call)
+                });
+                let error = failed.unwrap_err();
+                assert!(matches!(error, Error::Start { .. }), "{backend} {workers} {cold}: {error}");
+                assert!(error.to_string().contains("no licence"), "{error}");
+            }
+        }
+    }
+}
+
+fn a_dead_worker_costs_the_call_it_had_begun() {
+    let mut tasks = Tasks::new();
+    let deadly = tasks.register("deadly", |(), x: u32| {
+        if x % 10 == 7 {
+            std::process::abort();
+        }
+        Ok(x)
+    });
+    let deadly = deadly.unwrap();
+    for workers in [1, 2, 3] {
+        run(&forked(workers), &tasks, |controller| {
+            let calls: Vec<_> = (0..200).map(|x| controller.submit(&deadly, x)).collect::<Result<_>>()?;
+            for (x, call) in (0..).zip(calls) {
+                match controller.get_result(&call) {
+                    Ok(y) => assert!(y == x && x % 10 != 7),
+                    Err(Error::Call { text, .. }) => {
+                        assert!(
+                            x % 10 == 7 && text.contains("SIGABRT") && text.contains("may_repeat"),
+                            "{x}: {text}"
+                        );
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            let died: u32 = controller.stats().workers.iter().map(|worker| worker.died).sum();
+            assert_eq!(died, 20);
+            Ok(())
+        });
+    }
+}
+
+fn a_function_that_may_be_called_again_is() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut tasks = Tasks::new();
+    // Dies at its first and second try; some at the third, too.
+    let call = tasks.register("call", |(), x: u32| {
+        for attempt in 0..3 {
+            let mark = dir.join(format!("{x}-{attempt}"));
+            if std::fs::File::create_new(mark).is_ok() && (attempt < 2 || x % 4 == 3) {
+                std::process::abort();
+            }
+        }
+        Ok(x)
+    });
+    let call = call.unwrap();
+    tasks.may_repeat(&call, 3).unwrap();
+    run(&forked(2), &tasks, |controller| {
+        let calls: Vec<_> = (0..20).map(|x| controller.submit(&call, x)).collect::<Result<_>>()?;
+        for (x, call) in (0..).zip(calls) {
+            match controller.get_result(&call) {
+                Ok(y) => assert!(y == x && x % 4 != 3),
+                Err(Error::Call { text, .. }) => {
+                    assert!(x % 4 == 3 && text.contains("died 3 times, the last time by"), "{x}: {text}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        Ok(())
+    });
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Workers are killed from without, at any moment: each result comes once.
+fn random_kills_lose_nothing() {
+    let mut tasks = Tasks::new();
+    let work = tasks.register("work", |(), x: u64| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(50) {}
+        Ok((x, std::process::id()))
+    });
+    let work = work.unwrap();
+    tasks.may_repeat(&work, 1000).unwrap();
+    run(&forked(3), &tasks, |controller| {
+        let (mut seen, mut next, mut kills, mut number) = (BTreeMap::new(), 0, 0, 1u64);
+        while seen.len() < 5000 {
+            while next < 5000 && next < seen.len() as u64 + 60 {
+                controller.submit(&work, next)?;
+                next += 1;
+            }
+            let Some(finished) = controller.get_next_result()? else { break };
+            let id = finished.id;
+            let (x, process) = finished.value::<(u64, u32)>()?;
+            assert_eq!(x, id);
+            assert!(seen.insert(x, ()).is_none(), "{x} came twice");
+            number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            if number >> 58 == 0 {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(process as i32),
+                    nix::sys::signal::SIGKILL,
+                );
+                kills += 1;
+            }
+        }
+        assert_eq!(seen.len(), 5000);
+        assert!(kills > 20, "{kills}");
+        Ok(())
+    });
+}
+
+fn calls_stay_with_their_worker() {
+    let mut tasks = Tasks::new();
+    let process = tasks.register("process", |(), ()| Ok(std::process::id())).unwrap();
+    run(&forked(3), &tasks, |controller| {
+        let mut of = BTreeMap::new();
+        for turn in 0..60 {
+            let worker = 1 + turn % 3;
+            let call =
+                controller.submit_call(&process, (), Submit { worker: Some(worker), ..Submit::default() })?;
+            let process = controller.get_result(&call)?;
+            assert_eq!(*of.entry(worker).or_insert(process), process);
+        }
+        assert_eq!(of.values().collect::<std::collections::BTreeSet<_>>().len(), 3);
+        Ok(())
+    });
+}
+
+fn arrays_travel_without_a_copy() {
+    let mut tasks = Tasks::new();
+    let double = tasks.register("double", |(), x: Lease<f64, Ix1>| {
+        let mut out = Lease::<f64, Ix1>::zeros(x.shape()[0])?;
+        out.view_mut().assign(&(&x.view() * 2.0));
+        Ok(out)
+    });
+    let back = tasks.register("back", |(), x: Lease<f64, Ix1>| Ok((x, 1)));
+    let (double, back) = (double.unwrap(), back.unwrap());
+    for (backend, workers) in EVERYWHERE {
+        let heap = Some(32 << 20);
+        run(&Queue { heap, ..queue(backend, workers) }, &tasks, |controller| {
+            // So often that memory which is not used again would run out.
+            for turn in 0..25 {
+                let mut x = controller.alloc::<f64, _>(1 << 20)?;
+                x.view_mut().fill(f64::from(turn));
+                let call = controller.submit(&double, x)?;
+                let y = controller.get_result(&call)?;
+                assert!(y.view().iter().all(|&y| y == 2.0 * f64::from(turn)));
+                let call = controller.submit(&back, y);
+                // A worker's own array is handed on, too.
+                let (y, _) = controller.get_result(&call?)?;
+                assert_eq!(y.view().sum(), 2.0 * f64::from(turn) * f64::from(1 << 20));
+            }
+            Ok(())
+        });
+    }
+}
+
+fn arrays_of_any_length_travel() {
+    let mut tasks = Tasks::new();
+    let turn = tasks.register("turn", |(), mut x: Array1<u64>| {
+        x.as_slice_mut().unwrap().reverse();
+        Ok(x)
+    });
+    let turn = turn.unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            for len in [0, 1, 2, 3, 100, 4095, 8192, 32_767, 32_768, 32_769, 1_000_000] {
+                let x = Array1::from_iter(0..len);
+                let calls = [controller.submit(&turn, x.clone())?, controller.submit(&turn, x)?];
+                for call in calls {
+                    let y = controller.get_result(&call)?;
+                    assert!(y.iter().rev().copied().eq(0..len));
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+fn estimates_spread_the_work() {
+    let mut tasks = Tasks::new();
+    let work = tasks.register("work", sleep_ms).unwrap();
+    run(&forked(2), &tasks, |controller| {
+        while controller.get_ready_worker()?.is_none() {}
+        let options = |estimate| Submit { estimate, ..Submit::default() };
+        for ms in [200, 40, 40, 40, 40, 40] {
+            controller.submit_call(&work, ms, options(ms as f64))?;
+        }
+        controller.exit()?;
+        let stats = controller.stats();
+        let mut calls: Vec<u64> = stats.workers[1..].iter().map(|worker| worker.calls).collect();
+        calls.sort_unstable();
+        assert_eq!(calls, [1, 5], "nothing waits behind the long call");
+        Ok(())
+    });
+}
+
+fn bad_input_is_refused() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+    let mut others = Tasks::new();
+    let foreign = others.register("foreign", |(), x: u32| Ok(x)).unwrap();
+    assert!(tasks.may_repeat(&foreign, 2).is_err());
+    let says = |result: Result<()>, text: &str| {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error, Error::BadArgument { .. }) && error.to_string().contains(text),
+            "{text}: {error}"
+        );
+    };
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let first = controller.submit_call(&call, 1, Submit { id: Some(5), ..Submit::default() })?;
+            let again = controller.submit_call(&call, 1, Submit { id: Some(5), ..Submit::default() });
+            says(again.map(drop), "a call with id 5 is there already");
+            says(controller.submit(&foreign, 1).map(drop), "a function of other `Tasks`");
+            let unknown = controller.submit_by_name::<_, u32>("cal", 1u32, Submit::default());
+            says(unknown.map(drop), "no function is registered as \"cal\"; there are: call");
+            for estimate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+                let refused = controller.submit_call(&call, 1, Submit { estimate, ..Submit::default() });
+                says(refused.map(drop), "must be a number above 0");
+            }
+            for worker in [0, 100] {
+                let only =
+                    controller.submit_call(&call, 1, Submit { worker: Some(worker), ..Submit::default() });
+                says(only.map(drop), &format!("no worker {worker}"));
+                let rather =
+                    controller.submit_call(&call, 1, Submit { preferred: Some(worker), ..Submit::default() });
+                says(rather.map(drop), &format!("no worker {worker}"));
+            }
+            assert_eq!(controller.get_result(&first)?, 1, "nothing was lost by it");
+            says(controller.get_result(&first).map(drop), "never submitted, its result was taken already");
+            assert!(controller.get_next_result()?.is_none());
+            Ok(())
+        });
+    }
+    says(Queue { prefetch: 0, ..forked(1) }.run(&tasks, |_| Ok(())).map(drop), "prefetch is 0");
+    says(forked(5000).run(&tasks, |_| Ok(())).map(drop), "5000 workers");
+}
+
+fn wrong_types_are_errors_of_the_call() {
+    let mut tasks = Tasks::new();
+    tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let text = controller.submit_by_name::<_, u32>("call", "text".to_owned(), Submit::default())?;
+            let number = controller.submit_by_name::<_, String>("call", 7u32, Submit::default())?;
+            assert!(matches!(controller.get_result(&text), Err(Error::Call { .. })));
+            assert!(controller.get_result(&number).is_err(), "a number is no text");
+            Ok(())
+        });
+    }
+}
+
+fn calls_can_be_cancelled() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    let start = Instant::now();
+    run(&forked(1), &tasks, |controller| {
+        let long = controller.submit(&sleep, 200)?;
+        while controller.get_ready_worker()?.is_some() {}
+        let calls: Vec<_> = (0..10).map(|_| controller.submit(&sleep, 60_000)).collect::<Result<_>>()?;
+        for call in &calls[1..] {
+            assert!(controller.cancel(call)?);
+            assert!(!controller.cancel(call)?, "it is gone");
+        }
+        controller.get_result(&long)?;
+        // The first one runs now.
+        std::thread::sleep(Duration::from_millis(50));
+        controller.process()?;
+        assert!(controller.cancel(&calls[0])?);
+        assert!(controller.get_result(&calls[0]).unwrap_err().to_string().contains("cancelled"));
+        let short = controller.submit(&sleep, 1)?;
+        controller.get_result(&short)?;
+        assert!(!controller.cancel(&short)?, "it has ended");
+        assert!(controller.get_next_result()?.is_none());
+        Ok(())
+    });
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+fn a_deadline_ends_the_call() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    tasks.may_repeat(&sleep, 5).unwrap();
+    let deadline = Some(Duration::from_millis(100));
+    let start = Instant::now();
+    run(&forked(2), &tasks, |controller| {
+        let calls: Vec<_> = [60_000, 1, 60_000, 2, 3]
+            .into_iter()
+            .map(|ms| controller.submit_call(&sleep, ms, Submit { deadline, ..Submit::default() }))
+            .collect::<Result<_>>()?;
+        for (at, call) in calls.iter().enumerate() {
+            match controller.get_result(call) {
+                Ok(()) => assert!(at % 2 == 1 || at == 4),
+                Err(Error::Call { text, .. }) => {
+                    assert!(at == 0 || at == 2, "{at}: {text}");
+                    assert!(text.contains("longer than its deadline of 100ms"), "{text}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        Ok(())
+    });
+    assert!(start.elapsed() < Duration::from_secs(20));
+    for backend in [Backend::Serial, Backend::Threads] {
+        run(&queue(backend, 2), &tasks, |controller| {
+            let refused = controller.submit_call(&sleep, 1, Submit { deadline, ..Submit::default() });
+            assert!(refused.unwrap_err().to_string().contains("a deadline needs forked workers"));
+            Ok(())
+        });
+    }
+}
+
+fn a_time_limit_begins_nothing_more() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        let queue = Queue { time_limit: Some(Duration::from_millis(150)), ..queue(backend, workers) };
+        run(&queue, &tasks, |controller| {
+            let calls = controller.submit_multiple(&sleep, [100; 40], &[], false)?;
+            let results: Vec<_> = calls.iter().map(|call| controller.get_result(call)).collect();
+            let done = results.iter().filter(|result| result.is_ok()).count();
+            assert!((1..20).contains(&done), "{backend} {workers}: {done}");
+            for error in results.into_iter().filter_map(Result::err) {
+                assert!(error.to_string().contains("not begun before the queue's time limit"), "{error}");
+            }
+            assert!(controller.submit(&sleep, 1).unwrap_err().to_string().contains("time limit"));
+            Ok(())
+        });
+    }
+}
+
+fn exit_ends_submissions_only() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let calls: Vec<_> = (0..50).map(|x| controller.submit(&call, x)).collect::<Result<_>>()?;
+            controller.exit()?;
+            controller.exit()?;
+            let refused = controller.submit(&call, 1).unwrap_err();
+            assert!(refused.to_string().contains("ended by `exit`"), "{refused}");
+            for (x, call) in (0..).zip(calls) {
+                assert_eq!(controller.get_result(&call)?, x);
+            }
+            Ok(())
+        });
+    }
+}
+
+fn an_error_of_the_controller_ends_the_workers() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", |(), ()| sleep_ms(&mut (), 100_000)).unwrap();
+    let start = Instant::now();
+    let failed = forked(1).run(&tasks, |controller| {
+        controller.submit(&sleep, ())?;
+        while controller.get_ready_worker()?.is_some() {}
+        Err::<(), _>(Error::other("enough"))
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "enough");
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        forked(1).run(&tasks, |controller| {
+            controller.submit(&sleep, ())?;
+            panic!("enough");
+            #[expect(unreachable_code, reason = "the type of the body")]
+            Ok(())
+        })
+    }));
+    assert!(panicked.is_err());
+    for backend in [Backend::Threads, Backend::Serial] {
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            queue(backend, 2).run(&tasks, |_| -> Result<()> { panic!("enough") })
+        }));
+        assert!(panicked.is_err());
+    }
+    assert!(start.elapsed() < Duration::from_secs(20));
+    let children =
+        std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap();
+    assert_eq!(children, "", "nothing is left");
+}
+
+fn many_queues_leave_nothing() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), x: usize| Ok(x)).unwrap();
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mapped = || {
+        std::fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains("memfd"))
+            .count()
+    };
+    let before = (open(), mapped());
+    for turn in 0..100 {
+        let calls = turn % 4;
+        run(&forked(1 + turn % 5), &tasks, |controller| {
+            (0..calls).try_for_each(|x| controller.submit(&call, x).map(drop))
+        });
+    }
+    assert_eq!((open(), mapped()), before);
+}
+
+fn idle_workers_sleep() {
+    let mut tasks = Tasks::new();
+    let used = tasks.register("used", |(), ()| {
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    });
+    let used = used.unwrap();
+    run(&forked(2), &tasks, |controller| {
+        let mut ticks = || {
+            let calls = [1, 2].map(|worker| {
+                controller.submit_call(&used, (), Submit { worker: Some(worker), ..Submit::default() })
+            });
+            calls.into_iter().map(|call| controller.get_result(&call?)).sum::<Result<u64>>()
+        };
+        let before = ticks()?;
+        std::thread::sleep(Duration::from_secs(5));
+        let used = ticks()? - before;
+        assert!(used <= 10, "{used} ticks of 10 ms in 5 s");
+        Ok(())
+    });
+}
+
+fn functions_may_borrow() {
+    let table: Vec<f64> = (0..1000).map(f64::from).collect();
+    let mut tasks = Tasks::new();
+    let sum = tasks
+        .register("sum", |(), (from, to): (usize, usize)| Ok(table[from..to].iter().sum::<f64>()))
+        .unwrap();
+    for (backend, workers) in EVERYWHERE {
+        let total = run(&queue(backend, workers), &tasks, |controller| {
+            let calls: Vec<_> = (0..10)
+                .map(|part| controller.submit(&sum, (100 * part, 100 * part + 100)))
+                .collect::<Result<_>>()?;
+            calls.iter().map(|call| controller.get_result(call)).sum::<Result<f64>>()
+        });
+        assert_eq!(total, 999.0 * 500.0);
+    }
+}
+
+fn a_queue_in_a_rank() {
+    let sums = support::launch(2, |comm| {
+        let mut tasks = Tasks::new();
+        let add = tasks.register("add", |(), (a, b): (usize, usize)| Ok(a + b))?;
+        let rank = comm.rank();
+        let sum = forked(2).run(&tasks, |controller| {
+            let call = controller.submit(&add, (rank, 10))?;
+            controller.get_result(&call)
+        })?;
+        comm.barrier()?;
+        Ok(sum.unwrap())
+    });
+    assert_eq!(sums.unwrap().unwrap(), [10, 11]);
+}
+
+fn a_queue_in_a_worker_of_a_queue() {
+    let mut tasks = Tasks::new();
+    let outer = tasks.register("outer", |(), x: u64| {
+        let mut tasks = Tasks::new();
+        let inner = tasks.register("inner", |(), x: u64| Ok(x * x))?;
+        let squares = forked(2).run(&tasks, |controller| {
+            let calls = [x, x + 1].map(|x| controller.submit(&inner, x));
+            calls.into_iter().map(|call| controller.get_result(&call?)).sum::<Result<u64>>()
+        })?;
+        Ok(squares.unwrap())
+    });
+    let outer = outer.unwrap();
+    run(&forked(2), &tasks, |controller| {
+        let calls: Vec<_> = (0..6).map(|x| controller.submit(&outer, x)).collect::<Result<_>>()?;
+        for (x, call) in (0..).zip(calls) {
+            assert_eq!(controller.get_result(&call)?, x * x + (x + 1) * (x + 1));
+        }
+        Ok(())
+    });
+}
+
+fn statistics_add_up() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        let stats = run(&queue(backend, workers), &tasks, |controller| {
+            for ms in 1..=6 {
+                controller.submit_call(&sleep, ms, Submit { estimate: ms as f64, ..Submit::default() })?;
+            }
+            controller.exit()?;
+            Ok(controller.stats())
+        });
+        assert_eq!((stats.calls.len(), stats.not_taken), (6, 6));
+        assert!(stats.calls.iter().all(|call| call.time >= Duration::from_millis(call.id + 1)));
+        let (calls, estimate) = stats
+            .workers
+            .iter()
+            .fold((0, 0.0), |(calls, estimate), worker| (calls + worker.calls, estimate + worker.estimate));
+        assert_eq!((calls, estimate), (6, 21.0));
+    }
+}
