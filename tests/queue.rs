@@ -44,6 +44,12 @@ const CASES: &[Case] = cases![
     a_queue_in_a_rank
     a_queue_in_a_worker_of_a_queue
     statistics_add_up
+    a_pinned_call_of_a_worker_that_cannot_build_fails
+    cancelled_calls_are_not_made
+    handles_name_one_call_only
+    every_call_is_made_before_the_end
+    arrays_that_nobody_takes_are_freed
+    a_crash_in_a_call_with_a_deadline_costs_only_that
 ];
 
 fn main() -> std::process::ExitCode {
@@ -747,4 +753,154 @@ fn statistics_add_up() {
             .fold((0, 0.0), |(calls, estimate), worker| (calls + worker.calls, estimate + worker.estimate));
         assert_eq!((calls, estimate), (6, 21.0));
     }
+}
+
+fn a_pinned_call_of_a_worker_that_cannot_build_fails() {
+    for backend in [Backend::SharedMemory, Backend::Threads] {
+        let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+        std::fs::create_dir(&dir).unwrap();
+        // One worker has the licence; the other tries three times.
+        let mut tasks = Tasks::with_state(|| Ok(std::fs::File::create_new(dir.join("licence"))?));
+        let call = tasks.register("call", |_: &mut std::fs::File, ()| Ok(())).unwrap();
+        let queue = Queue { cold: true, ..queue(backend, 2) };
+        run(&queue, &tasks, |controller| {
+            let calls = [1, 2].map(|worker| {
+                controller.submit_call(&call, (), Submit { worker: Some(worker), ..Submit::default() })
+            });
+            let results = calls.map(|call| call.and_then(|call| controller.get_result(&call)));
+            assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+            let error = results.into_iter().find_map(Result::err).unwrap().to_string();
+            assert!(error.contains("given up") && error.contains("File exists"), "{error}");
+            // The other worker goes on.
+            let call = controller.submit(&call, ())?;
+            controller.get_result(&call)
+        });
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+fn cancelled_calls_are_not_made() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), (name, ms): (u32, u64)| {
+        std::fs::write(dir.join(name.to_string()), "")?;
+        std::thread::sleep(Duration::from_millis(ms));
+        Ok(())
+    });
+    let call = call.unwrap();
+    run(&forked(1), &tasks, |controller| {
+        // Short calls, so that the worker is given others in advance.
+        for _ in 0..50 {
+            controller.submit(&call, (1000, 0))?;
+        }
+        while controller.get_next_result()?.is_some() {}
+        let long = controller.submit(&call, (1, 60_000))?;
+        let next = controller.submit(&call, (2, 60_000))?;
+        let last = controller.submit(&call, (3, 0))?;
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(controller.cancel(&next)?);
+        assert!(controller.cancel(&long)?);
+        controller.get_result(&last)
+    });
+    let made: Vec<bool> = (1..=3).map(|name| dir.join(name.to_string()).exists()).collect();
+    assert_eq!(made, [true, false, true]);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn handles_name_one_call_only() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+    for (backend, workers) in EVERYWHERE {
+        let mut kept = None;
+        run(&queue(backend, workers), &tasks, |controller| {
+            let chosen = |id| Submit { id: Some(id), ..Submit::default() };
+            let old = controller.submit_call(&call, 1, chosen(1))?;
+            assert_eq!(controller.get_result(&old)?, 1);
+            let others = [controller.submit(&call, 2)?, controller.submit(&call, 3)?];
+            assert_eq!(others.each_ref().map(phalanx::Call::id), [2, 3], "ids are not used again");
+            let new = controller.submit_call(&call, 4, chosen(1))?;
+            assert!(controller.get_result(&old).is_err(), "another call has this id now");
+            assert!(!controller.cancel(&old)?);
+            assert_eq!(controller.get_result(&new)?, 4);
+            kept = Some(controller.submit(&call, 5)?);
+            Ok(())
+        });
+        run(&queue(backend, workers), &tasks, |controller| {
+            (0..6).try_for_each(|x| controller.submit(&call, x).map(drop))?;
+            assert!(controller.get_result(kept.as_ref().unwrap()).is_err(), "a call of another run");
+            Ok(())
+        });
+    }
+}
+
+fn every_call_is_made_before_the_end() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), name: String| Ok(std::fs::write(dir.join(name), "")?)).unwrap();
+    for (at, (backend, workers)) in EVERYWHERE.into_iter().enumerate() {
+        run(&queue(backend, workers), &tasks, |controller| {
+            (0..10).try_for_each(|number| controller.submit(&call, format!("{at}-{number}")).map(drop))
+        });
+        let made = (0..10).filter(|number| dir.join(format!("{at}-{number}")).exists()).count();
+        assert_eq!(made, 10, "{backend} {workers}");
+        run(&queue(backend, workers), &tasks, |controller| {
+            controller.submit(&call, format!("{at}-again"))?;
+            controller.exit()?;
+            let mut taken = 0;
+            while controller.get_next_result()?.is_some() {
+                taken += 1;
+            }
+            assert_eq!((taken, controller.probe_all_next_results()?.len()), (1, 0));
+            controller.process()
+        });
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn arrays_that_nobody_takes_are_freed() {
+    let mut tasks = Tasks::new();
+    let make = tasks.register("make", |(), len: usize| Ok(Lease::<u8, Ix1>::zeros(len)?)).unwrap();
+    let take = tasks.register("take", |(), x: Lease<u8, Ix1>| Ok(x.shape()[0])).unwrap();
+    let queue = Queue { heap: Some(16 << 20), ..forked(1) };
+    run(&queue, &tasks, |controller| {
+        for _ in 0..40 {
+            // A result that is dropped, one of another type, and an argument that is refused.
+            controller.submit(&make, 1 << 20)?;
+            drop(controller.get_next_result()?);
+            controller.submit(&make, 1 << 20)?;
+            assert!(controller.get_next_result()?.unwrap().value::<String>().is_err());
+            let x = controller.alloc::<u8, _>(1 << 20)?;
+            assert!(
+                controller.submit_call(&take, x, Submit { worker: Some(9), ..Submit::default() }).is_err()
+            );
+        }
+        Ok(())
+    });
+}
+
+/// The words of the dead are not taken for those of the process that follows.
+fn a_crash_in_a_call_with_a_deadline_costs_only_that() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), crashes: bool| {
+        if crashes {
+            std::process::abort();
+        }
+        Ok(std::process::id())
+    });
+    let call = call.unwrap();
+    run(&forked(1), &tasks, |controller| {
+        let options = Submit { deadline: Some(Duration::from_millis(100)), ..Submit::default() };
+        let crash = controller.submit_call(&call, true, options)?;
+        // The controller is away, far beyond the deadline.
+        std::thread::sleep(Duration::from_millis(1500));
+        let error = controller.get_result(&crash).unwrap_err().to_string();
+        assert!(error.contains("SIGABRT"), "{error}");
+        let next = controller.submit(&call, false)?;
+        controller.get_result(&next)?;
+        let died: u32 = controller.stats().workers.iter().map(|worker| worker.died).sum();
+        assert_eq!(died, 1);
+        Ok(())
+    });
 }

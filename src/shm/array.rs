@@ -259,8 +259,11 @@ fn run_with(
     }
     let reset = Reset(MANIFEST.replace(Some(manifest)));
     let result = f();
-    let manifest = MANIFEST.take();
+    let mut manifest = MANIFEST.take();
     drop(reset);
+    if let (Err(_), Some(manifest)) = (&result, manifest.as_mut().filter(|manifest| manifest.reading)) {
+        end_leases(&mut manifest.leases);
+    }
     match (result, manifest) {
         (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
         (Ok(()), Some(manifest)) => Ok(manifest),
@@ -350,11 +353,15 @@ impl<'a> Packed<'a> {
 }
 
 impl Drop for Packed<'_> {
-    /// Ends the leases that nobody has taken.
     fn drop(&mut self) {
-        for (segment, lease) in self.leases.drain(..).flatten() {
-            drop(Block::take_up(&segment, lease.offset as usize, lease.len as usize));
-        }
+        end_leases(&mut self.leases);
+    }
+}
+
+/// Ends the leases that nobody has taken.
+fn end_leases(leases: &mut Vec<Option<(Arc<Segment>, Descriptor)>>) {
+    for (segment, lease) in leases.drain(..).flatten() {
+        drop(Block::take_up(&segment, lease.offset as usize, lease.len as usize));
     }
 }
 

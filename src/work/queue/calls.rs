@@ -10,8 +10,7 @@ use crate::shm::array::Packed;
 use crate::shm::segment::Segment;
 use crate::work::queue::tasks::Table;
 use crate::work::queue::worker::{self, Kind, answered};
-use std::collections::hash_map::{Entry as Slot, HashMap};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -157,9 +156,9 @@ fn variation(values: &[f64]) -> f64 {
 }
 
 /// The options of a call, as the controller has checked them.
+#[derive(Clone, Copy)]
 pub(super) struct Asked {
     pub(super) function: usize,
-    pub(super) message: Vec<u8>,
     pub(super) estimate: f64,
     pub(super) id: Option<u64>,
     pub(super) pinned: Option<usize>,
@@ -184,6 +183,8 @@ pub(super) struct Calls {
     next_order: u64,
     serial: u64,
     workers: Vec<Worker>,
+    /// The segment in which the arrays of arguments lie.
+    pub(super) memory: Option<Arc<Segment>>,
     stats: Vec<CallStats>,
     /// The time of a call, as it is expected: a moving mean.
     mean: Option<Duration>,
@@ -208,6 +209,7 @@ impl Calls {
             next_order: 0,
             serial: u64::from(process::serial()) << 40,
             workers: (0..=workers).map(|_| Worker::default()).collect(),
+            memory: None,
             stats: Vec::new(),
             mean: None,
             limit: limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit))),
@@ -227,9 +229,9 @@ impl Calls {
         })
     }
 
-    /// Takes a call in; returns its id and its serial number.
-    pub(super) fn add(&mut self, asked: Asked) -> Result<(u64, u64)> {
-        let Asked { function, message, estimate, id, pinned, preferred, deadline } = asked;
+    /// Checks the options of a call.
+    pub(super) fn check(&self, asked: Asked) -> Result<()> {
+        let Asked { estimate, id, pinned, preferred, deadline, .. } = asked;
         if let Some(limit) = self.is_late() {
             return Err(Error::option("submit", format!("the queue's time limit of {limit:?} has passed")));
         }
@@ -255,6 +257,18 @@ impl Calls {
             }
         }
 
+        if self.known.contains_key(&id.unwrap_or(self.next_id)) {
+            let id = id.unwrap_or(self.next_id);
+            let problem =
+                format!("a call with id {id} is there already; take its result first, or choose another id");
+            return Err(Error::option("submit", problem));
+        }
+        Ok(())
+    }
+
+    /// Takes a call in that was checked; returns its id and its serial number.
+    pub(super) fn add(&mut self, asked: Asked, message: Vec<u8>) -> (u64, u64) {
+        let Asked { function, estimate, id, pinned, preferred, deadline } = asked;
         let id = id.unwrap_or(self.next_id);
         let (died, cancelled, ended) = (0, false, None);
         self.serial += 1;
@@ -271,19 +285,11 @@ impl Calls {
             cancelled,
             ended,
         };
-        match self.known.entry(id) {
-            Slot::Occupied(_) => {
-                let problem = format!(
-                    "a call with id {id} is there already; take its result first, or choose another id"
-                );
-                return Err(Error::option("submit", problem));
-            }
-            Slot::Vacant(place) => _ = place.insert(entry),
-        }
+        self.known.insert(id, entry);
         // Ids are not used again, but those that the user chooses.
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.queue(id).push_back(id);
-        Ok((id, serial))
+        (id, serial)
     }
 
     fn queue(&mut self, id: u64) -> &mut VecDeque<u64> {
@@ -320,6 +326,7 @@ impl Calls {
         let pinned = self.workers.iter_mut().flat_map(|worker| worker.pinned.drain(..));
         let waiting: Vec<u64> = self.waiting.drain(..).chain(pinned).collect();
         for id in waiting {
+            self.end_arrays(&self.known[&id].message);
             let error =
                 self.failed(id, 0, format!("it was not begun before the queue's time limit of {limit:?}"));
             self.end(id, Err(error));
@@ -366,7 +373,20 @@ impl Calls {
     pub(super) fn put_back(&mut self, id: u64) {
         match self.known.get(&id) {
             Some(entry) if !entry.cancelled => self.queue(id).push_front(id),
-            _ => _ = self.known.remove(&id),
+            _ => self.forget(id),
+        }
+    }
+
+    /// Forgets a call that no worker has begun, with the arrays of its argument.
+    fn forget(&mut self, id: u64) {
+        if let Some(entry) = self.known.remove(&id) {
+            self.end_arrays(&entry.message);
+        }
+    }
+
+    fn end_arrays(&self, message: &[u8]) {
+        if let (Some(memory), true) = (&self.memory, worker::has_leases(message)) {
+            drop(worker::argument(message, memory));
         }
     }
 
@@ -498,6 +518,7 @@ impl Calls {
     pub(super) fn give_up(&mut self, number: usize, why: String) {
         let why = self.workers[number].given_up.clone().unwrap_or(why);
         for id in std::mem::take(&mut self.workers[number].pinned) {
+            self.end_arrays(&self.known[&id].message);
             let error = self.failed(id, number, format!("its worker has given up: {why}"));
             self.end(id, Err(error));
         }
@@ -559,7 +580,7 @@ impl Calls {
         let queue = self.queue(id);
         if let Some(at) = queue.iter().position(|&waiting| waiting == id) {
             queue.remove(at);
-            self.known.remove(&id);
+            self.forget(id);
             return (true, None);
         }
         (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&id)))

@@ -209,9 +209,12 @@ impl fmt::Debug for Controller<'_> {
 }
 
 impl<'q> Controller<'q> {
-    pub(super) fn new(hands: Hands<'q>, calls: Calls) -> Controller<'q> {
+    pub(super) fn new(hands: Hands<'q>, mut calls: Calls) -> Controller<'q> {
         let heap = match &hands {
-            Hands::Linked(linked) => Some(linked.slots.heap(0)),
+            Hands::Linked(linked) => {
+                calls.memory = Some(Arc::clone(linked.slots.segment()));
+                Some(linked.slots.heap(0))
+            }
             Hands::Here(_) => None,
         };
         Controller { hands, calls, arguments: Default::default(), heap, failed: None, exited: false }
@@ -346,10 +349,7 @@ impl<'q> Controller<'q> {
     }
 
     fn memory(&self) -> Option<Arc<Segment>> {
-        match &self.hands {
-            Hands::Linked(linked) => Some(Arc::clone(linked.slots.segment())),
-            Hands::Here(_) => None,
-        }
+        self.calls.memory.clone()
     }
 
     /// Processes, and keeps the error for the next method: the call was submitted.
@@ -374,15 +374,16 @@ impl<'q> Controller<'q> {
         if deadline.is_some() && !can_kill {
             return Err(Error::option("submit", "a deadline needs forked workers, which can be ended"));
         }
-        let (message, kept) = match self.hands {
-            Hands::Here(_) => (worker::call_here(function), Some(packed)),
-            Hands::Linked(_) => (worker::call(function, packed, deadline)?, None),
-        };
-        let added = self.calls.add(Asked { function, message, estimate, id, pinned, preferred, deadline })?;
-        if let Some(packed) = kept {
-            self.arguments.insert(added.0, packed);
+        let asked = Asked { function, estimate, id, pinned, preferred, deadline };
+        self.calls.check(asked)?;
+        match self.hands {
+            Hands::Here(_) => {
+                let added = self.calls.add(asked, worker::call_here(function));
+                self.arguments.insert(added.0, packed);
+                Ok(added)
+            }
+            Hands::Linked(_) => Ok(self.calls.add(asked, worker::call(function, packed, deadline)?)),
         }
-        Ok(added)
     }
 
     /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once.
@@ -689,8 +690,10 @@ impl<'q> Controller<'q> {
     /// ```
     pub fn cancel<R>(&mut self, call: &Call<R>) -> Result<bool> {
         self.process()?;
-        self.arguments.remove(&call.id);
         let (cancelled, worker) = self.calls.cancel(call.id, call.serial);
+        if cancelled {
+            self.arguments.remove(&call.id);
+        }
         if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
             && let Some(number) = self.calls.unwanted(worker)
         {

@@ -11,9 +11,11 @@ use crate::channel::slots::Slots;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
 use crate::shm::array::{Packed, lend_heap};
+use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
 use crate::work::queue::tasks::Hand;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The kind of an answer.
@@ -67,6 +69,12 @@ pub(super) fn has_leases(message: &[u8]) -> bool {
     message.get(4).is_some_and(|&flags| flags & LEASES != 0)
 }
 
+/// Returns the argument of a call, with its leases.
+pub(super) fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
+    let (_, argument) = deadline_and_argument(message).ok_or(Error::Corrupt { what: "a call" })?;
+    Packed::take(argument, has_leases(message), memory)
+}
+
 /// Returns a call's deadline in nanoseconds, if it has one, and its argument.
 fn deadline_and_argument(message: &[u8]) -> Option<(Option<u64>, &[u8])> {
     let (head, rest) = message.split_first_chunk::<HEAD>()?;
@@ -112,15 +120,13 @@ pub(super) fn serve(
     }
     while let Ok(message) = process.take() {
         let message = message?;
-        let Some((deadline, argument)) = deadline_and_argument(&message) else { break };
-        let (function, leases) = (function(&message), has_leases(&message));
+        let Some((deadline, _)) = deadline_and_argument(&message) else { break };
+        let function = function(&message);
         let begun = unix_time();
         let now = begun.as_nanos() as u64;
         process.begin(now, deadline.map_or(0, |deadline| now.saturating_add(deadline)));
-        let result = told(|| {
-            let argument = Packed::take(argument, leases, slots.segment())?;
-            hand.call(function, argument, Some(slots.segment()))
-        });
+        let result =
+            told(|| hand.call(function, argument(&message, slots.segment())?, Some(slots.segment())));
         let time = unix_time().saturating_sub(begun);
         let answer = match result {
             Ok(Ok(packed)) => {
