@@ -10,8 +10,9 @@ use crate::shm::array::Packed;
 use crate::shm::segment::Segment;
 use crate::work::queue::tasks::Table;
 use crate::work::queue::worker::{self, Kind, answered};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,26 @@ const AHEAD: Duration = Duration::from_millis(1);
 
 /// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
 const SHORT: usize = 4096;
+
+/// A hash of ids, which are numbers of our own or of the user's: nobody gains by choosing them badly.
+#[derive(Clone, Copy, Default)]
+struct Id(u64);
+type Ids = BuildHasherDefault<Id>;
+
+impl Hasher for Id {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 << 8 | u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
+        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// What became of a call.
 pub(super) type Ended = Result<Packed<'static>>;
@@ -173,14 +194,14 @@ pub(super) struct Calls {
     /// The number of the list of functions.
     pub(super) of: u64,
     prefetch: usize,
-    known: HashMap<u64, Entry>,
+    known: HashMap<u64, Entry, Ids>,
     waiting: VecDeque<u64>,
-    /// Calls that have ended and whose results were not taken, in this order: by when they ended.
-    ended: BTreeMap<u64, u64>,
-    /// For each of these calls, its number in that order.
-    order: HashMap<u64, u64>,
+    /// Calls in the order in which they have ended: id and serial number. Those at the front have results that were
+    /// not taken.
+    ended: VecDeque<(u64, u64)>,
+    /// The number of known calls that have ended.
+    not_taken: usize,
     next_id: u64,
-    next_order: u64,
     serial: u64,
     workers: Vec<Worker>,
     /// The segment in which the arrays of arguments lie.
@@ -201,12 +222,11 @@ impl Calls {
             attempts,
             of: table.number(),
             prefetch,
-            known: HashMap::new(),
+            known: HashMap::default(),
             waiting: VecDeque::new(),
-            ended: BTreeMap::new(),
-            order: HashMap::new(),
+            ended: VecDeque::new(),
+            not_taken: 0,
             next_id: 0,
-            next_order: 0,
             serial: u64::from(process::serial()) << 40,
             workers: (0..=workers).map(|_| Worker::default()).collect(),
             memory: None,
@@ -465,9 +485,8 @@ impl Calls {
         if let Some(entry) = self.known.get_mut(&id) {
             entry.message = Vec::new();
             entry.ended = Some(ended);
-            self.ended.insert(self.next_order, id);
-            self.order.insert(id, self.next_order);
-            self.next_order += 1;
+            self.ended.push_back((id, entry.serial));
+            self.not_taken += 1;
         }
     }
 
@@ -555,20 +574,25 @@ impl Calls {
 
     /// Takes the result of a call that has ended.
     pub(super) fn take(&mut self, id: u64) -> Option<Ended> {
-        let order = self.order.remove(&id)?;
-        self.ended.remove(&order);
-        self.known.remove(&id)?.ended
+        let ended = self.known.remove(&id)?.ended?;
+        self.not_taken -= 1;
+        while let Some((id, serial)) = self.ended.front()
+            && self.known.get(id).is_none_or(|entry| entry.serial != *serial)
+        {
+            self.ended.pop_front();
+        }
+        Some(ended)
     }
 
     /// Takes the result of the call that has ended first.
     pub(super) fn take_first(&mut self) -> Option<(u64, Ended)> {
-        let &id = self.ended.first_key_value()?.1;
+        let &(id, _) = self.ended.front()?;
         self.take(id).map(|ended| (id, ended))
     }
 
     /// Returns whether there are calls that have not ended.
     pub(super) fn is_busy(&self) -> bool {
-        self.known.len() > self.ended.len()
+        self.known.len() > self.not_taken
     }
 
     /// Forgets a call that has not ended; returns whether there is one. If a worker is at it, returns that worker,
