@@ -27,6 +27,7 @@ const CASES: &[Case] = cases![
     a_dead_worker_costs_the_call_it_had_begun
     a_function_that_may_be_called_again_is
     random_kills_lose_nothing
+    no_call_is_begun_twice
     calls_stay_with_their_worker
     arrays_travel_without_a_copy
     arrays_of_any_length_travel
@@ -366,6 +367,56 @@ fn random_kills_lose_nothing() {
     });
 }
 
+/// Unless its function allows that, whenever its worker is killed.
+fn no_call_is_begun_twice() {
+    use std::os::unix::fs::FileExt;
+    const CALLS: u64 = 5000;
+    let path = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::write(&path, vec![0; CALLS as usize]).unwrap();
+    let mut tasks = Tasks::new();
+    let work = tasks.register("work", |(), x: u64| {
+        let file = std::fs::File::options().read(true).write(true).open(&path)?;
+        let mut begun = [0];
+        file.read_exact_at(&mut begun, x)?;
+        file.write_all_at(&[begun[0] + 1], x)?;
+        Ok(std::process::id())
+    });
+    let work = work.unwrap();
+    let failed = run(&forked(3), &tasks, |controller| {
+        let (mut failed, mut next, mut taken, mut number) = (0, 0, 0, 7u64);
+        while taken < CALLS {
+            while next < CALLS && next < taken + 60 {
+                controller.submit(&work, next)?;
+                next += 1;
+            }
+            let Some(finished) = controller.get_next_result()? else { break };
+            taken += 1;
+            match finished.value::<u32>() {
+                Ok(process) => {
+                    number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    if number >> 58 == 0 {
+                        let process = nix::unistd::Pid::from_raw(process as i32);
+                        let _ = nix::sys::signal::kill(process, nix::sys::signal::SIGKILL);
+                    }
+                }
+                Err(Error::Call { text, .. }) => {
+                    assert!(text.contains("SIGKILL"), "{text}");
+                    failed += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        assert_eq!(taken, CALLS);
+        let died: u32 = controller.stats().workers.iter().map(|worker| worker.died).sum();
+        assert!(died > 20 && failed <= died, "{failed} calls failed, {died} workers died");
+        Ok(failed)
+    });
+    let begun = std::fs::read(&path).unwrap();
+    assert!(begun.iter().all(|&times| times <= 1), "twice");
+    assert!(begun.iter().filter(|&&times| times == 0).count() <= failed as usize);
+    std::fs::remove_file(&path).unwrap();
+}
+
 fn calls_stay_with_their_worker() {
     let mut tasks = Tasks::new();
     let process = tasks.register("process", |(), ()| Ok(std::process::id())).unwrap();
@@ -649,7 +700,10 @@ fn many_queues_leave_nothing() {
             .count()
     };
     let before = (open(), mapped());
-    for turn in 0..100 {
+    // PHALANX_TEST_LONG=1: a thousand of each size.
+    let turns =
+        if std::env::var_os("PHALANX_TEST_LONG").is_some_and(|long| long != "0") { 5000 } else { 500 };
+    for turn in 0..turns {
         let calls = turn % 4;
         run(&forked(1 + turn % 5), &tasks, |controller| {
             (0..calls).try_for_each(|x| controller.submit(&call, x).map(drop))
