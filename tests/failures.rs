@@ -329,7 +329,7 @@ fn deadline_names_the_missing_rank() {
     let text = error.unwrap_err().to_string();
     let [first, second] = [0, 1].map(support::sequence);
     assert!(text.contains("300ms") && text.contains(&format!("barrier (call {second} of rank")), "{text}");
-    let state = format!("is sleeping; last call: barrier ({first})");
+    let state = format!("is sleeping; last call of this communicator: barrier ({first})");
     assert!(text.contains("rank 2 (process ") && text.contains(&state), "{text}");
     assert!(!text.contains("rank 1 (process "), "only the missing are named: {text}");
     assert!(start.elapsed() < Duration::from_secs(4));
@@ -592,10 +592,14 @@ fn a_supervisor_tells_what_its_ranks_do() {
     let text = String::from_utf8(caller.wait_with_output().unwrap().stderr).unwrap();
     assert_eq!(text.lines().count(), 4, "{text}");
     // In a storm of signals it may be seen at handling one.
-    let state = ["is sleeping", "is running"].map(|state| format!("{state}; it has made no call"));
+    let state = ["is sleeping", "is running"]
+        .map(|state| format!("{state}; it has made no call of this communicator"));
     assert!(text.contains("rank 0 (process ") && state.iter().any(|state| text.contains(state)), "{text}");
     assert!(
-        text.lines().nth(3).unwrap().contains(&format!("last call: barrier ({})", support::sequence(0))),
+        text.lines()
+            .nth(3)
+            .unwrap()
+            .contains(&format!("last call of this communicator: barrier ({})", support::sequence(0))),
         "{text}"
     );
     support::gone_within(Duration::from_secs(1), &mark);

@@ -127,12 +127,12 @@ impl Call {
         match self.verb {
             Verb::Sweep => "the ranks give different parameters, outputs, schedules or seeds",
             Verb::ReduceScatter => {
-                "the ranks give different counts, or functions from different calls of `Op::user`"
+                "the ranks give different counts, or functions from different calls of `Op::user`, or not all ask for `fast`"
             }
             Verb::Parts | Verb::Open | Verb::Publish | Verb::Reopen => {
                 "the ranks give different arrays or splits"
             }
-            _ => "the ranks give functions from different calls of `Op::user`",
+            _ => "the ranks give functions from different calls of `Op::user`, or not all ask for `fast`",
         }
     }
 

@@ -140,8 +140,13 @@ impl fmt::Display for RankState {
         let RankState { rank, pid, status, operation, sequence, line, file } = self;
         write!(f, "rank {rank} (process {pid}) is {status}; ")?;
         match operation {
-            None => f.write_str("it has made no call"),
-            Some(operation) => write!(f, "last call: {operation} ({sequence}), source line {line} of {file}"),
+            None => f.write_str("it has made no call of this communicator"),
+            Some(operation) => {
+                write!(
+                    f,
+                    "last call of this communicator: {operation} ({sequence}), source line {line} of {file}"
+                )
+            }
         }
     }
 }

@@ -247,7 +247,8 @@ impl Sweep<'_> {
     ///
     /// # Errors
     /// As all collectives of the world; a rank that dies ends the world. [`Error::BadArgument`] on all ranks,
-    /// which can go on, if options do not fit or `build` failed on one of them.
+    /// which can go on, if options do not fit or `build` failed on all of them. (If it failed on some, the others
+    /// do all rows.)
     ///
     /// ```
     /// use ndarray::Array2;
