@@ -10,7 +10,7 @@ macro_rules! cases {
 mod support;
 
 use ndarray::{Array1, Ix1};
-use phalanx::{Backend, Controller, Error, Lease, Queue, Reason, Result, Submit, Tasks};
+use phalanx::{Backend, Controller, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use support::Case;
@@ -51,6 +51,10 @@ const CASES: &[Case] = cases![
     every_call_is_made_before_the_end
     arrays_that_nobody_takes_are_freed
     a_crash_in_a_call_with_a_deadline_costs_only_that
+    groups_of_ranks_make_calls_together
+    groups_of_several_sizes_share_the_workers
+    a_member_that_dies_costs_its_call
+    wrong_groups_are_refused
 ];
 
 fn main() -> std::process::ExitCode {
@@ -955,6 +959,111 @@ fn a_crash_in_a_call_with_a_deadline_costs_only_that() {
         controller.get_result(&next)?;
         let died: u32 = controller.stats().workers.iter().map(|worker| worker.died).sum();
         assert_eq!(died, 1);
+        Ok(())
+    });
+}
+
+fn group(ranks: usize) -> Submit {
+    Submit { ranks, ..Submit::default() }
+}
+
+fn groups_of_ranks_make_calls_together() {
+    let mut tasks = Tasks::with_state(|| Ok(100));
+    let call = tasks.register_collective("call", |state: &mut usize, comm, x: &usize| {
+        *state += 1;
+        let sum = comm.all_reduce_value(comm.rank() * *x, &Op::sum())?;
+        // A rank that has nothing to say keeps its place.
+        Ok((comm.rank() != 1).then_some((comm.rank(), comm.size(), sum, *state)))
+    });
+    let call = call.unwrap();
+    for (backend, workers) in [(Backend::SharedMemory, 3), (Backend::SharedMemory, 0), (Backend::Serial, 3)] {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let calls: Vec<_> =
+                (0..20).map(|x| controller.submit_call(&call, x, group(3))).collect::<Result<_>>()?;
+            for (x, call) in calls.iter().enumerate() {
+                let results = controller.get_result(call)?;
+                assert_eq!(results, [Some((0, 3, 3 * x, 101)), None, Some((2, 3, 3 * x, 101))]);
+            }
+            let alone = controller.submit(&call, 7)?;
+            assert_eq!(controller.get_result(&alone)?, [Some((0, 1, 0, 101))]);
+            Ok(())
+        });
+    }
+}
+
+/// Each slot is busy with at most one call at a time.
+fn groups_of_several_sizes_share_the_workers() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, ms: &u64| {
+        std::thread::sleep(Duration::from_millis(*ms));
+        comm.barrier()?;
+        Ok(comm.size())
+    });
+    let call = call.unwrap();
+    let start = Instant::now();
+    run(&forked(4), &tasks, |controller| {
+        let mut calls = Vec::new();
+        for _ in 0..4 {
+            for ranks in [4, 2, 2, 1, 1, 2] {
+                calls.push((ranks, controller.submit_call(&call, 100, group(ranks))?));
+            }
+        }
+        for (ranks, call) in calls {
+            assert_eq!(controller.get_result(&call)?, vec![ranks; ranks]);
+        }
+        Ok(())
+    });
+    // Three turns of 100 ms for each set of six.
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(1200), "{took:?}: more than four ranks at once");
+}
+
+fn a_member_that_dies_costs_its_call() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, dies: &bool| {
+        if *dies && comm.rank() == 1 {
+            std::process::abort();
+        }
+        Ok(comm.all_reduce_value(1, &Op::sum())?)
+    });
+    let call = call.unwrap();
+    run(&forked(2), &tasks, |controller| {
+        for turn in 0..60 {
+            let one = controller.submit_call(&call, turn % 2 == 0, group(2))?;
+            match controller.get_result(&one) {
+                Ok(sums) => assert!(turn % 2 == 1 && sums == [2, 2]),
+                Err(Error::Call { text, .. }) => {
+                    assert!(turn % 2 == 0 && text.contains("SIGABRT") && text.contains("rank 1"), "{text}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        assert!(controller.stats().workers.iter().all(|worker| worker.died == 0), "its worker goes on");
+        Ok(())
+    });
+}
+
+fn wrong_groups_are_refused() {
+    let mut tasks = Tasks::new();
+    let single = tasks.register("single", |(), ()| Ok(())).unwrap();
+    let call = tasks.register_collective("call", |(), comm, (): &()| Ok(comm.size())).unwrap();
+    let says = |result: Result<()>, text: &str| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::BadArgument { .. }) && error.to_string().contains(text), "{error}");
+    };
+    run(&forked(2), &tasks, |controller| {
+        says(controller.submit_call(&single, (), group(2)).map(drop), "register_collective");
+        for ranks in [0, 3, 5000] {
+            says(controller.submit_call(&call, (), group(ranks)).map(drop), "groups have 1 to 2 here");
+        }
+        let pinned = Submit { worker: Some(1), ..group(2) };
+        says(controller.submit_call(&call, (), pinned).map(drop), "no worker of your choice");
+        let call = controller.submit_call(&call, (), group(2))?;
+        assert_eq!(controller.get_result(&call)?, [2, 2]);
+        Ok(())
+    });
+    run(&queue(Backend::Threads, 2), &tasks, |controller| {
+        says(controller.submit_call(&call, (), group(2)).map(drop), "use forked workers");
         Ok(())
     });
 }

@@ -4,6 +4,7 @@
 //! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
 //! reported, or begun again if its function allows that; the others go back to the head of the queue.
 
+use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Death, Error, Result};
 use crate::os::process;
 use crate::shm::array::Packed;
@@ -57,6 +58,8 @@ struct Entry {
     /// The worker that shall make the call if it is free.
     preferred: Option<usize>,
     deadline: Option<Duration>,
+    /// The number of ranks that make the call together.
+    ranks: usize,
     /// Tells the call from all others of this program.
     serial: u64,
 
@@ -80,6 +83,8 @@ struct Worker {
     pinned: VecDeque<u64>,
     /// The sum of the estimates of the calls in its hands.
     ahead: f64,
+    /// The worker at whose call its processor is wanted.
+    lent_to: Option<usize>,
     /// Why it has given itself up.
     given_up: Option<String>,
     stats: QueueWorkerStats,
@@ -185,12 +190,14 @@ pub(super) struct Asked {
     pub(super) pinned: Option<usize>,
     pub(super) preferred: Option<usize>,
     pub(super) deadline: Option<Duration>,
+    pub(super) ranks: usize,
 }
 
 /// All calls of a queue.
 pub(super) struct Calls {
     names: Vec<String>,
     attempts: Vec<u32>,
+    collective: Vec<bool>,
     /// The number of the list of functions.
     pub(super) of: u64,
     prefetch: usize,
@@ -218,6 +225,7 @@ impl Calls {
         let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
         let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
         Calls {
+            collective: (0..names.len()).map(|function| table.is_collective(function)).collect(),
             names,
             attempts,
             of: table.number(),
@@ -236,6 +244,10 @@ impl Calls {
         }
     }
 
+    pub(super) fn is_collective(&self, function: usize) -> bool {
+        self.collective[function]
+    }
+
     /// Returns the number of workers.
     pub(super) fn workers(&self) -> usize {
         self.workers.len() - 1
@@ -251,7 +263,24 @@ impl Calls {
 
     /// Checks the options of a call.
     pub(super) fn check(&self, asked: Asked) -> Result<()> {
-        let Asked { estimate, id, pinned, preferred, deadline, .. } = asked;
+        let Asked { function, estimate, id, pinned, preferred, deadline, ranks } = asked;
+        if ranks == 0 || ranks > MAX_RANKS || self.workers() > 0 && ranks > self.workers() {
+            let most = if self.workers() > 0 { self.workers() } else { MAX_RANKS };
+            return Err(Error::option(
+                "submit",
+                format!("a group of {ranks} ranks; groups have 1 to {most} here"),
+            ));
+        }
+        if ranks > 1 && !self.collective[function] {
+            let problem = format!(
+                "{:?} is called by one process; register it with `register_collective`",
+                self.names[function]
+            );
+            return Err(Error::option("submit", problem));
+        }
+        if ranks > 1 && (pinned.is_some() || preferred.is_some()) {
+            return Err(Error::option("submit", "a call of a group goes to no worker of your choice"));
+        }
         if let Some(limit) = self.is_late() {
             return Err(Error::option("submit", format!("the queue's time limit of {limit:?} has passed")));
         }
@@ -288,7 +317,7 @@ impl Calls {
 
     /// Takes a call in that was checked; returns its id and its serial number.
     pub(super) fn add(&mut self, asked: Asked, message: Vec<u8>) -> (u64, u64) {
-        let Asked { function, estimate, id, pinned, preferred, deadline } = asked;
+        let Asked { function, estimate, id, pinned, preferred, deadline, ranks } = asked;
         let id = id.unwrap_or(self.next_id);
         let (died, cancelled, ended) = (0, false, None);
         self.serial += 1;
@@ -300,6 +329,7 @@ impl Calls {
             pinned,
             preferred,
             deadline,
+            ranks,
             serial,
             died,
             cancelled,
@@ -323,7 +353,8 @@ impl Calls {
     fn has_room(&self, worker: &Worker) -> bool {
         let hands = worker.hands.len();
         let soon = self.mean.is_some_and(|mean| mean * hands as u32 <= AHEAD);
-        worker.lives && (hands == 0 || soon && hands < self.prefetch)
+        let is_free = worker.lives && worker.lent_to.is_none();
+        is_free && (hands == 0 || soon && hands < self.prefetch)
     }
 
     /// Returns the worker with room that has the least ahead of it.
@@ -366,6 +397,9 @@ impl Calls {
         }
         let &first = self.waiting.front()?;
         let entry = &self.known[&first];
+        if entry.ranks > 1 {
+            return self.next_group(first, entry.ranks);
+        }
         let fits = |number: usize| {
             let worker = &self.workers[number];
             self.has_room(worker) && (worker.hands.is_empty() || entry.message.len() <= SHORT)
@@ -374,6 +408,28 @@ impl Calls {
         let number = preferred.or_else(|| self.free()).filter(|&number| fits(number))?;
         self.waiting.pop_front();
         Some((number, first))
+    }
+
+    /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands;
+    /// until then all others wait. The first of them makes the call, the others lend their processors.
+    fn next_group(&mut self, id: u64, ranks: usize) -> Option<(usize, u64)> {
+        let idle = |&number: &usize| {
+            let worker = &self.workers[number];
+            worker.lives && worker.lent_to.is_none() && worker.hands.is_empty()
+        };
+        let group: Vec<usize> = (1..self.workers.len()).filter(idle).take(ranks).collect();
+        if group.len() < ranks {
+            return None;
+        }
+        group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
+        self.waiting.pop_front();
+        Some((group[0], id))
+    }
+
+    /// Notes that a worker has ended a call: its group, if it had one, is free again.
+    fn give_back(&mut self, number: usize) {
+        let lent = self.workers.iter_mut().filter(|worker| worker.lent_to == Some(number));
+        lent.for_each(|worker| worker.lent_to = None);
     }
 
     /// Returns the message of a call.
@@ -389,8 +445,14 @@ impl Calls {
         worker.ahead += estimate;
     }
 
+    /// Puts a call back that could not be posted to this worker.
+    pub(super) fn not_posted(&mut self, number: usize, id: u64) {
+        self.give_back(number);
+        self.put_back(id);
+    }
+
     /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
-    pub(super) fn put_back(&mut self, id: u64) {
+    fn put_back(&mut self, id: u64) {
         match self.known.get(&id) {
             Some(entry) if !entry.cancelled => self.queue(id).push_front(id),
             _ => self.forget(id),
@@ -438,6 +500,7 @@ impl Calls {
         let Some(id) = worker.hands.pop_front() else {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };
+        self.give_back(number);
         let ended = match kind {
             Kind::Result => Packed::take(rest, false, memory).map(Packed::into_owned),
             Kind::Leases => Packed::take(rest, true, memory).map(Packed::into_owned),
@@ -492,6 +555,7 @@ impl Calls {
 
     /// Notes that a worker's process has ended, after it had begun so many calls: see the head of this file.
     pub(super) fn gone(&mut self, number: usize, (begun, overdue): (u64, bool), death: Death) {
+        self.give_back(number);
         let worker = &mut self.workers[number];
         worker.lives = false;
         worker.ahead = 0.0;
@@ -519,14 +583,14 @@ impl Calls {
         if died < attempts && overdue.is_none() && !entry.cancelled && !worker::has_leases(&entry.message) {
             return self.put_back(id);
         }
-        let text = match (died, attempts) {
-            _ if let Some(deadline) = overdue => {
+        let text = match (overdue, died, attempts) {
+            (Some(deadline), ..) => {
                 format!("it took longer than its deadline of {deadline:?}, and was ended")
             }
-            (1, 1) => format!(
+            (None, 1, 1) => format!(
                 "its worker died by {death}; a function that may be called again is registered with `may_repeat`"
             ),
-            (1, _) => format!("its worker died by {death}, and the arrays of its argument with it"),
+            (None, 1, _) => format!("its worker died by {death}, and the arrays of its argument with it"),
             _ => format!("its worker died {died} times, the last time by {death}"),
         };
         let error = self.failed(id, number, text);

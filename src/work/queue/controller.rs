@@ -83,11 +83,14 @@ pub struct Submit {
     /// How long the call may take. If it takes longer, its worker is killed (and replaced), within a fifth of a second,
     /// and the call has failed. For forked workers only.
     pub deadline: Option<Duration>,
+    /// The number of ranks that make the call together, 1 by default; more for functions that were registered with
+    /// [`Tasks::register_collective`](crate::Tasks::register_collective).
+    pub ranks: usize,
 }
 
 impl Default for Submit {
     fn default() -> Submit {
-        Submit { estimate: 1.0, id: None, worker: None, preferred: None, deadline: None }
+        Submit { estimate: 1.0, id: None, worker: None, preferred: None, deadline: None, ranks: 1 }
     }
 }
 
@@ -369,20 +372,28 @@ impl<'q> Controller<'q> {
         if self.exited {
             return Err(Error::option("submit", "the queue was ended by `exit`"));
         }
-        let Submit { estimate, id, worker: pinned, preferred, deadline } = options;
+        let Submit { estimate, id, worker: pinned, preferred, deadline, ranks } = options;
         let can_kill = matches!(&self.hands, Hands::Linked(linked) if linked.are_processes());
         if deadline.is_some() && !can_kill {
             return Err(Error::option("submit", "a deadline needs forked workers, which can be ended"));
         }
-        let asked = Asked { function, estimate, id, pinned, preferred, deadline };
+        let asked = Asked { function, estimate, id, pinned, preferred, deadline, ranks };
         self.calls.check(asked)?;
+        let threads = matches!(&self.hands, Hands::Linked(linked) if !linked.are_processes());
+        if threads && self.calls.is_collective(function) {
+            return Err(Error::option(
+                "submit",
+                "groups of ranks are forked, which threads cannot do; use forked workers",
+            ));
+        }
+        let call = (function, ranks);
         match self.hands {
             Hands::Here(_) => {
-                let added = self.calls.add(asked, worker::call_here(function));
+                let added = self.calls.add(asked, worker::call_here(call));
                 self.arguments.insert(added.0, packed);
                 Ok(added)
             }
-            Hands::Linked(_) => Ok(self.calls.add(asked, worker::call(function, packed, deadline)?)),
+            Hands::Linked(_) => Ok(self.calls.add(asked, worker::call(call, packed, deadline)?)),
         }
     }
 
@@ -418,7 +429,7 @@ impl<'q> Controller<'q> {
                 self.calls.posted(number, id);
             } else {
                 // The worker is gone: its end is among the events.
-                self.calls.put_back(id);
+                self.calls.not_posted(number, id);
                 break;
             }
         }

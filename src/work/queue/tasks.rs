@@ -1,10 +1,14 @@
 //! The functions that workers may be asked to call, and the state that they share.
 
+use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::os::process;
 use crate::shm::array::Packed;
 use crate::shm::segment::Segment;
+use crate::work::executor::Backend;
+use crate::work::launch::Launch;
 use serde::{Serialize, de::DeserializeOwned};
+use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -13,12 +17,14 @@ use std::sync::Arc;
 pub(super) type Memory<'a> = Option<&'a Arc<Segment>>;
 
 /// A function with the types of its argument and result taken away.
-type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>) -> Result<Packed<'static>> + Sync + 'f;
+type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>, usize) -> Result<Packed<'static>> + Sync + 'f;
 
 /// One function.
 struct Entry<'f, S> {
     name: String,
     attempts: u32,
+    /// Whether a group of ranks makes each call.
+    collective: bool,
     call: Box<Erased<'f, S>>,
 }
 
@@ -138,15 +144,65 @@ impl<'f, S> Tasks<'f, S> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, _| {
+            let argument = argument.unpack::<A>()?;
+            Packed::pack(memory, &function(state, argument)?)
+        };
+        self.add(name, false, Box::new(call))
+    }
+
+    /// Adds a function that a group of ranks calls together: each gets the state, the group's communicator, and the
+    /// argument. The result of a call is the list of theirs, in rank order.
+    ///
+    /// A group is forked for each call from the worker that has the call, so each call begins with the worker's state,
+    /// and changes to it are lost. [`Submit::ranks`](crate::Submit::ranks) is the size of the group: so many workers
+    /// are not given other calls meanwhile. Threads cannot make such calls.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    ///
+    /// ```
+    /// use phalanx::{Op, Queue, Submit, Tasks};
+    /// let mut tasks = Tasks::new();
+    /// let sum = tasks.register_collective("sum", |(), comm, x: &f64| {
+    ///     Ok(comm.all_reduce_value(*x * comm.rank() as f64, &Op::sum())?)
+    /// })?;
+    /// let sums = Queue { workers: Some(3), ..Queue::default() }.run(&tasks, |controller| {
+    ///     let call = controller.submit_call(&sum, 2.0, Submit { ranks: 3, ..Submit::default() })?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(sums, Some(vec![6.0; 3]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn register_collective<A, R>(
+        &mut self,
+        name: &str,
+        function: impl for<'w> Fn(&mut S, &mut Comm<'w>, &A) -> Result<R, Reason> + Sync + 'f,
+    ) -> Result<Function<A, Vec<R>>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned + 'static,
+    {
+        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, ranks| {
+            let (argument, state) = (argument.unpack::<A>()?, RefCell::new(state));
+            let group = Launch { ranks: Some(ranks), backend: Backend::SharedMemory, ..Launch::default() };
+            let results = group.fork(|comm| Ok(function(&mut state.borrow_mut(), comm, &argument)?))?;
+            Packed::pack(memory, &results.unwrap_or_default())
+        };
+        self.add(name, true, Box::new(call))
+    }
+
+    fn add<A, R>(
+        &mut self,
+        name: &str,
+        collective: bool,
+        call: Box<Erased<'f, S>>,
+    ) -> Result<Function<A, R>> {
         if self.entries.iter().any(|entry| entry.name == name) {
             let problem = format!("{name:?}: a function of this name is registered already; choose another");
             return Err(Error::option("register", problem));
         }
-        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>| {
-            let argument = argument.unpack::<A>()?;
-            Packed::pack(memory, &function(state, argument)?)
-        };
-        self.entries.push(Entry { name: name.to_owned(), attempts: 1, call: Box::new(call) });
+        self.entries.push(Entry { name: name.to_owned(), attempts: 1, collective, call });
         let at = self.entries.len() - 1;
         Ok(Function { name: name.to_owned(), at, of: self.number, types: PhantomData })
     }
@@ -190,6 +246,9 @@ pub(super) trait Table: Sync {
     /// Returns how often a call of a function may be begun.
     fn attempts(&self, function: usize) -> u32;
 
+    /// Returns whether a group of ranks makes each call of a function.
+    fn is_collective(&self, function: usize) -> bool;
+
     /// Returns the hand of one more worker, without a state.
     fn hand(&self) -> Box<dyn Hand + '_>;
 }
@@ -199,8 +258,13 @@ pub(super) trait Hand {
     /// Builds the state, unless there is one.
     fn build(&mut self) -> Result<()>;
 
-    /// Calls a function.
-    fn call(&mut self, function: usize, argument: Packed<'_>, memory: Memory<'_>) -> Result<Packed<'static>>;
+    /// Calls a function; a collective one with a group of so many ranks.
+    fn call(
+        &mut self,
+        function_and_ranks: (usize, usize),
+        argument: Packed<'_>,
+        memory: Memory<'_>,
+    ) -> Result<Packed<'static>>;
 
     /// Drops the state.
     fn discard(&mut self);
@@ -224,6 +288,10 @@ impl<S> Table for Tasks<'_, S> {
         self.entries[function].attempts
     }
 
+    fn is_collective(&self, function: usize) -> bool {
+        self.entries[function].collective
+    }
+
     fn hand(&self) -> Box<dyn Hand + '_> {
         Box::new(StateAndTasks { state: None, tasks: self })
     }
@@ -237,10 +305,15 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
         Ok(())
     }
 
-    fn call(&mut self, function: usize, argument: Packed<'_>, memory: Memory<'_>) -> Result<Packed<'static>> {
+    fn call(
+        &mut self,
+        (function, ranks): (usize, usize),
+        argument: Packed<'_>,
+        memory: Memory<'_>,
+    ) -> Result<Packed<'static>> {
         let corrupt = Error::Corrupt { what: "a call" };
         let entry = self.tasks.entries.get(function).ok_or(corrupt.clone())?;
-        (entry.call)(self.state.as_mut().ok_or(corrupt)?, argument, memory)
+        (entry.call)(self.state.as_mut().ok_or(corrupt)?, argument, memory, ranks)
     }
 
     fn discard(&mut self) {

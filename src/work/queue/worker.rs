@@ -1,7 +1,7 @@
 //! A worker of a queue: takes calls, makes them, and answers each.
 //!
 //! ```text
-//! call     function u32, flags u32 | the deadline in ns u64, if there is one | argument
+//! call     function u32, flags u16, ranks u16 | the deadline in ns u64, if there is one | argument
 //!          nothing at all: the worker is to end
 //! answer   Kind u8, time in ns u56 | result; or a text
 //! ```
@@ -42,7 +42,11 @@ const LEASES: u8 = 1;
 const DEADLINE: u8 = 2;
 
 /// Returns a call as a message.
-pub(super) fn call(function: usize, argument: Packed<'_>, deadline: Option<Duration>) -> Result<Vec<u8>> {
+pub(super) fn call(
+    function: (usize, usize),
+    argument: Packed<'_>,
+    deadline: Option<Duration>,
+) -> Result<Vec<u8>> {
     let mut message = call_here(function);
     if let Some(deadline) = deadline {
         message[4] |= DEADLINE;
@@ -55,13 +59,14 @@ pub(super) fn call(function: usize, argument: Packed<'_>, deadline: Option<Durat
 }
 
 /// Returns a call without its argument, which this process keeps.
-pub(super) fn call_here(function: usize) -> Vec<u8> {
-    (function as u64).to_le_bytes().to_vec()
+pub(super) fn call_here((function, ranks): (usize, usize)) -> Vec<u8> {
+    (function as u64 | (ranks as u64) << 48).to_le_bytes().to_vec()
 }
 
-/// Returns the function of a call.
-pub(super) fn function(message: &[u8]) -> usize {
-    message.first_chunk::<4>().map_or(usize::MAX, |bytes| u32::from_le_bytes(*bytes) as usize)
+/// Returns the function of a call, and the number of ranks that make it.
+pub(super) fn function(message: &[u8]) -> (usize, usize) {
+    let head = message.first_chunk::<HEAD>().map_or(u64::MAX, |head| u64::from_le_bytes(*head));
+    (head as u32 as usize, (head >> 48) as usize)
 }
 
 /// Returns whether the argument of a call has leases.
