@@ -332,7 +332,9 @@ fn rows_left_by(launch: &Launch, victim: &str, schedule: Schedule, at_once: bool
     const ROWS: usize = 500;
     let number = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok());
     let is_victim = number.as_deref() == Some(victim);
-    let broken = std::env::temp_dir().join(format!("phalanx-nodes-{}", std::process::id()));
+    // Hosts share this directory, and number their processes alike.
+    let name = format!("phalanx-nodes-{}-{}", number.as_deref().unwrap_or("none"), std::process::id());
+    let broken = std::env::temp_dir().join(name);
     if is_victim && at_once {
         std::fs::write(&broken, "")?;
     }
