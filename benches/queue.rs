@@ -1,4 +1,4 @@
-//! What a call of the work queue costs beyond its function, with one forked worker: tiny calls, many at once and one by
+//! The cost of a call of the work queue beyond its function, with one forked worker: tiny calls, many at once and one by
 //! one; arrays of 64 MiB, beside the time of one copy of that size.
 #![allow(missing_docs, clippy::allow_attributes, reason = "a program")]
 

@@ -532,6 +532,10 @@ fn bad_input_is_refused() {
                 let refused = controller.submit_call(&call, 1, Submit { estimate, ..Submit::default() });
                 says(refused.map(drop), "must be a number above 0");
             }
+            let all = controller.submit_multiple(&call, [1, 2], &[1.0, -1.0], false);
+            says(all.map(drop), "must be a number above 0");
+            let all = controller.submit_multiple(&call, [1, 2], &[1.0], false);
+            says(all.map(drop), "1 estimates for 2 arguments");
             for worker in [0, 100] {
                 let only =
                     controller.submit_call(&call, 1, Submit { worker: Some(worker), ..Submit::default() });

@@ -199,12 +199,15 @@ struct Descriptor {
     datatype: u64,
 }
 
+/// Leases that travel, by number; `None` once one was taken.
+type Leases = Vec<Option<(Arc<Segment>, Descriptor)>>;
+
 /// The leases of a result that is being written or read.
 struct Manifest {
     /// The segment in which they lie; `None` if that may be any, for a result that stays in this process.
     segment: Option<Arc<Segment>>,
     reading: bool,
-    leases: Vec<Option<(Arc<Segment>, Descriptor)>>,
+    leases: Leases,
     /// Whether leases stay with their holders, and copies travel.
     copying: bool,
     /// The reason why a lease could not be carried, whatever the user's types make of the error.
@@ -222,7 +225,7 @@ impl Manifest {
         }
     }
 
-    fn to_read(leases: Vec<Option<(Arc<Segment>, Descriptor)>>) -> Manifest {
+    fn to_read(leases: Leases) -> Manifest {
         Manifest { segment: None, reading: true, leases, copying: false, refused: None }
     }
 }
@@ -298,7 +301,7 @@ pub(crate) fn pack<T: Serialize + DeserializeOwned>(
 /// A value as bytes, with the leases in it: on its way to another holder of their segment, or within a process.
 pub(crate) struct Packed<'a> {
     bytes: Cow<'a, [u8]>,
-    leases: Vec<Option<(Arc<Segment>, Descriptor)>>,
+    leases: Leases,
 }
 
 impl<'a> Packed<'a> {
@@ -329,10 +332,7 @@ impl<'a> Packed<'a> {
         if self.leases.is_empty() {
             return Ok(false);
         }
-        let leases = std::mem::take(&mut self.leases);
-        let leases: Vec<Descriptor> = leases.into_iter().flatten().map(|(_, lease)| lease).collect();
-        message.extend(object::write(&leases)?);
-        message.extend((self.bytes.len() as u64).to_le_bytes());
+        append_leases(message, self.bytes.len(), std::mem::take(&mut self.leases))?;
         Ok(true)
     }
 
@@ -341,8 +341,9 @@ impl<'a> Packed<'a> {
         if !leases {
             return Ok(Packed { bytes: bytes.into(), leases: Vec::new() });
         }
-        let (bytes, manifest) = parts_to_read(segment, bytes)?;
-        Ok(Packed { bytes: bytes.into(), leases: manifest.leases })
+        let (bytes, leases) = parts(bytes)?;
+        let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
+        Ok(Packed { bytes: bytes.into(), leases })
     }
 
     /// Returns the packed value in memory of its own.
@@ -359,7 +360,7 @@ impl Drop for Packed<'_> {
 }
 
 /// Ends the leases that nobody has taken.
-fn end_leases(leases: &mut Vec<Option<(Arc<Segment>, Descriptor)>>) {
+fn end_leases(leases: &mut Leases) {
     for (segment, lease) in leases.drain(..).flatten() {
         drop(Block::take_up(&segment, lease.offset as usize, lease.len as usize));
     }
@@ -387,11 +388,17 @@ fn with_leases(
     if let Some(heap) = copies {
         manifest.leases.iter_mut().flatten().try_for_each(|(_, lease)| lease.copy(segment, heap))?;
     }
-    let len = bytes.len() as u64;
-    let leases: Vec<Descriptor> = manifest.leases.into_iter().flatten().map(|(_, lease)| lease).collect();
-    bytes.extend(object::write(&leases)?);
-    bytes.extend(len.to_le_bytes());
+    let len = bytes.len();
+    append_leases(&mut bytes, len, manifest.leases)?;
     Ok(bytes)
+}
+
+/// Appends leases to the bytes of a value, of which there are `len`: see [`parts`].
+fn append_leases(message: &mut Vec<u8>, len: usize, leases: Leases) -> Result<()> {
+    let leases: Vec<Descriptor> = leases.into_iter().flatten().map(|(_, lease)| lease).collect();
+    message.extend(object::write(&leases)?);
+    message.extend((len as u64).to_le_bytes());
+    Ok(())
 }
 
 /// Returns a value that stays in this process as it would arrive if [`pack`] and [`unpack`] carried it.
@@ -413,13 +420,6 @@ fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
     let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
     let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt.clone())?;
     Ok((bytes, object::read(leases).map_err(|_| corrupt)?))
-}
-
-/// Splits packed bytes for reading: leases lie in `segment`.
-fn parts_to_read<'a>(segment: &Arc<Segment>, bytes: &'a [u8]) -> Result<(&'a [u8], Manifest)> {
-    let (bytes, leases) = parts(bytes)?;
-    let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
-    Ok((bytes, Manifest::to_read(leases)))
 }
 
 impl Descriptor {
@@ -470,8 +470,7 @@ fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
 
 /// Returns the value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    let (bytes, manifest) = parts_to_read(segment, bytes)?;
-    Ok(with_manifest::<T, _>(manifest, || object::read(bytes))?.0)
+    Packed::take(bytes, true, segment)?.unpack()
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {

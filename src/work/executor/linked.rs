@@ -136,7 +136,7 @@ impl Linked {
         self.dismiss();
         while !self.is_over()() {
             let event = self.first.take().map_or_else(|| self.hear(&|| false), |event| Ok(Some(event)));
-            // What is said now nobody asks for; a process whose words are damaged is told to end all the same.
+            // Nobody asks for answers any more; a process whose words are damaged is told to end all the same.
             if let Ok(Some(Event::Began { slot })) = event {
                 self.post(slot, &[]);
             }

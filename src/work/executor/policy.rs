@@ -1,6 +1,7 @@
 //! The consequences of failures: how often a task, a worker or a build is tried again.
 
 use crate::error::{Death, Error, Result};
+use crate::work::crew::caught;
 use std::time::Duration;
 
 /// The time before a state that could not be built is built again; each later time is ten times as long.
@@ -56,9 +57,21 @@ impl Policy {
         deaths < self.restarts
     }
 
+    /// Builds a state, again if that fails: some time passes between attempts, for a server that is busy, say. The
+    /// last failure, a panic too, is the caller's.
+    pub(crate) fn patiently(&self, build: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        for pause in (1..).map_while(|failed| self.pause(failed)) {
+            if let Ok(Ok(())) = caught(&mut *build) {
+                return Ok(());
+            }
+            std::thread::sleep(pause);
+        }
+        build()
+    }
+
     /// Returns the time to wait before the next build, after `failed` builds that failed in a row; `None` if
     /// there is no next one.
-    pub(crate) fn pause(&self, failed: u32) -> Option<Duration> {
+    fn pause(&self, failed: u32) -> Option<Duration> {
         (failed < self.builds).then(|| PAUSE * 10u32.pow((failed - 1).min(6)))
     }
 }

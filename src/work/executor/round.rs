@@ -7,7 +7,7 @@ use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::process;
 use crate::shm::array::lend_heap;
-use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths, caught};
+use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths};
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
 use crate::work::executor::policy::Policy;
@@ -183,17 +183,7 @@ impl<'a> Executor<'a> {
             Ok((0, 0))
         };
         let labour = Supervised { source: shared.source, policy: shared.policy };
-        let build = || {
-            let mut hand = hand.borrow_mut();
-            let patience = (1..).map_while(|failed| shared.policy.pause(failed));
-            for pause in patience {
-                if let Ok(Ok(())) = caught(|| hand.build()) {
-                    return Ok(());
-                }
-                std::thread::sleep(pause);
-            }
-            hand.build()
-        };
+        let build = || shared.policy.patiently(&mut || hand.borrow_mut().build());
         let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard() };
         let job = Job {
             state: (!cold).then_some(state),

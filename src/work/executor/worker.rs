@@ -354,28 +354,22 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// Builds the state, if there is none. Some time passes between attempts, for a server that is busy, say.
-    /// `task` is the task that is free, and would be next.
+    /// Builds the state, if there is none. `task` is the task that is free, and would be next.
     fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
-        for failed in 1.. {
-            if self.hand.is_ready() {
-                break;
-            }
-            let why = match told(|| self.hand.build()) {
-                Ok(Ok(())) => break,
-                Ok(Err(text)) => format!("{} returned an error: {text}", self.shared.policy.build),
-                Err(text) => format!("{} panicked: {text}", self.shared.policy.build),
-            };
-            match self.shared.policy.pause(failed) {
-                Some(pause) => std::thread::sleep(pause),
-                None => return Err(self.unbuilt(task, explained(why), failed)),
-            }
+        if self.hand.is_ready() {
+            return Ok(());
         }
-        Ok(())
+        let policy = self.shared.policy;
+        let why = match told(|| policy.patiently(&mut || self.hand.build())) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(text)) => format!("{} returned an error: {text}", policy.build),
+            Err(text) => format!("{} panicked: {text}", policy.build),
+        };
+        Err(self.unbuilt(task, explained(why)))
     }
 
-    /// Ends this worker, as the state could not be built `failed` times in a row.
-    fn unbuilt(&mut self, task: Option<usize>, why: String, failed: u32) -> End {
+    /// Ends this worker, as the state could not be built as often as that is tried.
+    fn unbuilt(&mut self, task: Option<usize>, why: String) -> End {
         let Shared { ledger, policy, .. } = *self.shared;
         if policy.unbuilt_fails {
             let now = self.clock.now();
@@ -388,9 +382,9 @@ impl Worker<'_, '_> {
                 self.fail(claim, Cause::Refused, why.clone(), (now, now));
             }
         }
-        match failed {
+        match policy.builds {
             1 => End::GivenUp(why),
-            _ => End::GivenUp(format!("{why} ({failed} times in a row)")),
+            builds => End::GivenUp(format!("{why} ({builds} times in a row)")),
         }
     }
 

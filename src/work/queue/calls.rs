@@ -1,4 +1,4 @@
-//! The calls of a queue: which wait, which are in a worker's hands, and what became of the others.
+//! The calls of a queue: which wait, which are in a worker's hands, and how the others have ended.
 //!
 //! A worker makes its calls one after the other, and answers in order. So the first of its calls that is not
 //! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
@@ -9,10 +9,10 @@ use crate::error::{Death, Error, Result};
 use crate::os::process;
 use crate::shm::array::Packed;
 use crate::shm::segment::Segment;
+use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::Table;
 use crate::work::queue::worker::{self, Kind, answered};
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,25 +44,16 @@ impl Hasher for Id {
     }
 }
 
-/// What became of a call.
+/// The end of a call: its result, or why it has none.
 pub(super) type Ended = Result<Packed<'static>>;
 
 /// One call whose result was not taken yet.
 struct Entry {
-    function: usize,
+    asked: Asked,
     /// The message that asks for the call; empty when it is answered.
     message: Vec<u8>,
-    estimate: f64,
-    /// The worker that must make the call, if one must.
-    pinned: Option<usize>,
-    /// The worker that shall make the call if it is free.
-    preferred: Option<usize>,
-    deadline: Option<Duration>,
-    /// The number of ranks that make the call together.
-    ranks: usize,
     /// Tells the call from all others of this program.
     serial: u64,
-
     /// How many workers have begun the call and died.
     died: u32,
     /// Whether nobody wants the result any more.
@@ -90,106 +81,18 @@ struct Worker {
     stats: QueueWorkerStats,
 }
 
-/// The time of one call.
-///
-/// ```
-/// let mut tasks = phalanx::Tasks::new();
-/// let wait = tasks.register("wait", |(), ()| Ok(std::thread::sleep(std::time::Duration::from_millis(2))))?;
-/// phalanx::Queue::default().run(&tasks, |controller| {
-///     let call = controller.submit(&wait, ())?;
-///     controller.get_result(&call)?;
-///     let stats = controller.stats();
-///     assert!(stats.calls[0].time.as_millis() >= 2);
-///     Ok(())
-/// })?;
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct CallStats {
-    /// The call's id.
-    pub id: u64,
-    /// The worker that made the call.
-    pub worker: usize,
-    /// The time that the call took there.
-    pub time: Duration,
-    /// The estimate that was given for it.
-    pub estimate: f64,
-}
-
-/// The work of one worker: see [`QueueStats`].
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct QueueWorkerStats {
-    /// The number of calls made.
-    pub calls: u64,
-    /// The time spent in them.
-    pub time: Duration,
-    /// The sum of their estimates.
-    pub estimate: f64,
-    /// The number of processes that died.
-    pub died: u32,
-}
-
-/// The statistics of a queue: see [`Controller::stats`](crate::Controller::stats).
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct QueueStats {
-    /// The calls that were made, in the order in which their results came.
-    pub calls: Vec<CallStats>,
-    /// The work of each worker, by its number; number 0 is the controller.
-    pub workers: Vec<QueueWorkerStats>,
-    /// The number of calls whose results were not taken yet.
-    pub not_taken: usize,
-}
-
-impl fmt::Display for QueueStats {
-    /// Lists the figures of distwq's `info`: calls, their times, and how these compare to the estimates; and the same
-    /// per worker.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let times: Vec<f64> = self.calls.iter().map(|call| call.time.as_secs_f64()).collect();
-        let (mean, deviation) = mean_and_deviation(&times);
-        writeln!(f, "calls made                   {}", self.calls.len())?;
-        writeln!(f, "results not taken            {}", self.not_taken)?;
-        writeln!(f, "time in calls                {:.3} s", times.iter().sum::<f64>())?;
-        writeln!(f, "time per call                {mean:.6} s, standard deviation {deviation:.6} s")?;
-        let over = self.calls.iter().map(|call| call.time.as_secs_f64() / call.estimate);
-        writeln!(f, "variation of time / estimate {:.3}", variation(&over.collect::<Vec<_>>()))?;
-        let workers = self.workers.iter().enumerate().filter(|(_, worker)| worker.calls > 0);
-        for (number, worker) in workers {
-            let QueueWorkerStats { calls, time, estimate, died } = worker;
-            let name = if number == 0 { "controller".to_owned() } else { format!("worker {number}") };
-            writeln!(
-                f,
-                "{name:<28} {calls} calls in {:.3} s, estimated {estimate}; {died} died",
-                time.as_secs_f64()
-            )?;
-        }
-        Ok(())
-    }
-}
-
-fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
-    let count = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    (mean, (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
-}
-
-/// Returns the coefficient of variation.
-fn variation(values: &[f64]) -> f64 {
-    let (mean, deviation) = mean_and_deviation(values);
-    if mean > 0.0 { deviation / mean } else { 0.0 }
-}
-
-/// The options of a call, as the controller has checked them.
+/// A call, as its user asks for it.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     pub(super) function: usize,
     pub(super) estimate: f64,
     pub(super) id: Option<u64>,
+    /// The worker that must make the call, if one must.
     pub(super) pinned: Option<usize>,
+    /// The worker that shall make the call if it is free.
     pub(super) preferred: Option<usize>,
     pub(super) deadline: Option<Duration>,
+    /// The number of ranks that make the call together.
     pub(super) ranks: usize,
 }
 
@@ -305,9 +208,8 @@ impl Calls {
                 return Err(Error::option("submit", format!("worker {worker} has given up: {why}")));
             }
         }
-
-        if self.known.contains_key(&id.unwrap_or(self.next_id)) {
-            let id = id.unwrap_or(self.next_id);
+        let id = id.unwrap_or(self.next_id);
+        if self.known.contains_key(&id) {
             let problem =
                 format!("a call with id {id} is there already; take its result first, or choose another id");
             return Err(Error::option("submit", problem));
@@ -317,25 +219,10 @@ impl Calls {
 
     /// Takes a call in that was checked; returns its id and its serial number.
     pub(super) fn add(&mut self, asked: Asked, message: Vec<u8>) -> (u64, u64) {
-        let Asked { function, estimate, id, pinned, preferred, deadline, ranks } = asked;
-        let id = id.unwrap_or(self.next_id);
-        let (died, cancelled, ended) = (0, false, None);
+        let id = asked.id.unwrap_or(self.next_id);
         self.serial += 1;
         let serial = self.serial;
-        let entry = Entry {
-            function,
-            message,
-            estimate,
-            pinned,
-            preferred,
-            deadline,
-            ranks,
-            serial,
-            died,
-            cancelled,
-            ended,
-        };
-        self.known.insert(id, entry);
+        self.known.insert(id, Entry { asked, message, serial, died: 0, cancelled: false, ended: None });
         // Ids are not used again, but those that the user chooses.
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.queue(id).push_back(id);
@@ -343,7 +230,7 @@ impl Calls {
     }
 
     fn queue(&mut self, id: u64) -> &mut VecDeque<u64> {
-        match self.known[&id].pinned {
+        match self.known[&id].asked.pinned {
             Some(worker) => &mut self.workers[worker].pinned,
             None => &mut self.waiting,
         }
@@ -397,14 +284,14 @@ impl Calls {
         }
         let &first = self.waiting.front()?;
         let entry = &self.known[&first];
-        if entry.ranks > 1 {
-            return self.next_group(first, entry.ranks);
+        if entry.asked.ranks > 1 {
+            return self.next_group(first, entry.asked.ranks);
         }
         let fits = |number: usize| {
             let worker = &self.workers[number];
             self.has_room(worker) && (worker.hands.is_empty() || entry.message.len() <= SHORT)
         };
-        let preferred = entry.preferred.filter(|&number| fits(number));
+        let preferred = entry.asked.preferred.filter(|&number| fits(number));
         let number = preferred.or_else(|| self.free()).filter(|&number| fits(number))?;
         self.waiting.pop_front();
         Some((number, first))
@@ -439,7 +326,7 @@ impl Calls {
 
     /// Notes that a call was posted to a worker.
     pub(super) fn posted(&mut self, number: usize, id: u64) {
-        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.estimate);
+        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.asked.estimate);
         let worker = &mut self.workers[number];
         worker.hands.push_back(id);
         worker.ahead += estimate;
@@ -526,7 +413,7 @@ impl Calls {
 
     /// Adds a call's time to the statistics.
     fn count(&mut self, id: u64, number: usize, time: Duration) {
-        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.estimate);
+        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.asked.estimate);
         let worker = &mut self.workers[number];
         worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
         worker.stats.calls += 1;
@@ -537,7 +424,8 @@ impl Calls {
     }
 
     fn failed(&self, id: u64, worker: usize, text: String) -> Error {
-        let function = self.known.get(&id).map_or(String::new(), |entry| self.names[entry.function].clone());
+        let function =
+            self.known.get(&id).map_or(String::new(), |entry| self.names[entry.asked.function].clone());
         Error::Call { function, id, worker, text }
     }
 
@@ -577,8 +465,8 @@ impl Calls {
     fn lost(&mut self, id: u64, number: usize, overdue: bool, death: Death) {
         let Some(entry) = self.known.get_mut(&id) else { return };
         entry.died += 1;
-        let (died, attempts) = (entry.died, self.attempts[entry.function]);
-        let overdue = entry.deadline.filter(|_| overdue);
+        let (died, attempts) = (entry.died, self.attempts[entry.asked.function]);
+        let overdue = entry.asked.deadline.filter(|_| overdue);
         // The leases of the argument have died with the worker.
         if died < attempts && overdue.is_none() && !entry.cancelled && !worker::has_leases(&entry.message) {
             return self.put_back(id);

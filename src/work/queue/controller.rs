@@ -6,143 +6,19 @@ use crate::os::clock::unix_time;
 use crate::shm::arena::{Fill, Heap};
 use crate::shm::array::{Lease, Packed, byte_len};
 use crate::shm::element::Element;
-use crate::shm::segment::Segment;
 use crate::work::crew::{caught, told};
 use crate::work::executor::{Linked, Policy};
-use crate::work::queue::calls::{Asked, Calls, Ended, QueueStats};
+use crate::work::queue::call::{Call, Finished, Submit};
+use crate::work::queue::calls::{Asked, Calls};
+use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, Hand, foreign};
 use crate::work::queue::worker::{self, build};
 use ndarray::{Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// A call that was submitted: the handle by which its result is taken.
-///
-/// ```
-/// let mut tasks = phalanx::Tasks::new();
-/// let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
-/// phalanx::Queue::default().run(&tasks, |controller| {
-///     let call = controller.submit(&double, 4)?;
-///     assert_eq!(call.id(), 0);
-///     assert_eq!(controller.get_result(&call)?, 8);
-///     Ok(())
-/// })?;
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-pub struct Call<R> {
-    id: u64,
-    serial: u64,
-    result: PhantomData<fn() -> R>,
-}
-
-impl<R> Call<R> {
-    /// Returns the id of the call: the one that was asked for, or else one more than the largest so far.
-    ///
-    /// ```
-    /// # let mut tasks = phalanx::Tasks::new();
-    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
-    /// # phalanx::Queue::default().run(&tasks, |controller| {
-    /// let call = controller.submit_call(&double, 4, phalanx::Submit { id: Some(77), ..Default::default() })?;
-    /// assert_eq!(call.id(), 77);
-    /// # Ok(())
-    /// # })?;
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-}
-
-impl<R> fmt::Debug for Call<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Call({})", self.id)
-    }
-}
-
-/// The options of one call: see [`Controller::submit_call`].
-///
-/// ```
-/// use phalanx::Submit;
-/// let options = Submit { estimate: 4.0, worker: Some(2), ..Submit::default() };
-/// assert_eq!(options.id, None);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Submit {
-    /// The time that the call is expected to take, in any unit that all calls share; 1 by default. A call goes
-    /// to the worker that has the least ahead of it.
-    pub estimate: f64,
-    /// The id of the call; by default the next number.
-    pub id: Option<u64>,
-    /// The worker that must make the call, 1 or more.
-    pub worker: Option<usize>,
-    /// The worker that makes the call if it is free when the call's turn comes.
-    pub preferred: Option<usize>,
-    /// How long the call may take. If it takes longer, its worker is killed (and replaced), within a fifth of a second,
-    /// and the call has failed. For forked workers only.
-    pub deadline: Option<Duration>,
-    /// The number of ranks that make the call together, 1 by default; more for functions that were registered with
-    /// [`Tasks::register_collective`](crate::Tasks::register_collective).
-    pub ranks: usize,
-}
-
-impl Default for Submit {
-    fn default() -> Submit {
-        Submit { estimate: 1.0, id: None, worker: None, preferred: None, deadline: None, ranks: 1 }
-    }
-}
-
-/// A call that has ended, with its result: see [`Controller::get_next_result`].
-///
-/// ```
-/// # let mut tasks = phalanx::Tasks::new();
-/// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
-/// # phalanx::Queue::default().run(&tasks, |controller| {
-/// controller.submit(&double, 4)?;
-/// let finished = controller.get_next_result()?.expect("there is one");
-/// assert_eq!((finished.id, finished.value::<u64>()?), (0, 8));
-/// # Ok(())
-/// # })?;
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-pub struct Finished {
-    /// The id of the call.
-    pub id: u64,
-    ended: Ended,
-}
-
-impl Finished {
-    /// Returns the result, which must be of the type that the function returns.
-    ///
-    /// # Errors
-    /// If the call has failed ([`Error::Call`]); if its result is of another type.
-    ///
-    /// ```
-    /// # let mut tasks = phalanx::Tasks::new();
-    /// let root = tasks.register("root", |(), x: f64| if x < 0.0 { Err("negative".into()) } else { Ok(x.sqrt()) })?;
-    /// # phalanx::Queue::default().run(&tasks, |controller| {
-    /// controller.submit(&root, -1.0)?;
-    /// let error = controller.get_next_result()?.expect("there is one").value::<f64>().unwrap_err();
-    /// assert!(error.to_string().contains("call 0 of root failed") && error.to_string().ends_with("negative"));
-    /// # Ok(())
-    /// # })?;
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn value<R: DeserializeOwned>(self) -> Result<R> {
-        self.ended?.unpack()
-    }
-}
-
-impl fmt::Debug for Finished {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.ended {
-            Ok(_) => write!(f, "Finished({}: a result)", self.id),
-            Err(error) => write!(f, "Finished({}: {error})", self.id),
-        }
-    }
-}
 
 /// Those who make the calls.
 pub(super) enum Hands<'q> {
@@ -197,7 +73,7 @@ pub struct Controller<'q> {
     hands: Hands<'q>,
     calls: Calls,
     /// The arguments of calls that this process is to make itself.
-    arguments: std::collections::HashMap<u64, Packed<'static>>,
+    arguments: HashMap<u64, Packed<'static>>,
     heap: Option<Heap>,
     /// An error of which the user was not told yet.
     failed: Option<Error>,
@@ -220,7 +96,7 @@ impl<'q> Controller<'q> {
             }
             Hands::Here(_) => None,
         };
-        Controller { hands, calls, arguments: Default::default(), heap, failed: None, exited: false }
+        Controller { hands, calls, arguments: HashMap::new(), heap, failed: None, exited: false }
     }
 
     /// Returns the number of workers; 0 if the controller makes all calls itself.
@@ -315,11 +191,7 @@ impl<'q> Controller<'q> {
         if function.of != self.calls.of {
             return Err(Error::option("submit", foreign(&function.name)));
         }
-        let memory = self.memory();
-        let packed = Packed::pack(memory.as_ref(), &argument)?;
-        let call = self.add(function.at, packed, options)?;
-        self.look();
-        Ok(call)
+        self.send(function.at, &argument, options)
     }
 
     /// Submits a call of a function by its name: the argument must be of the type that the function takes.
@@ -344,15 +216,19 @@ impl<'q> Controller<'q> {
         argument: A,
         options: Submit,
     ) -> Result<Call<R>> {
-        let (function, memory) = (self.calls.function(name)?, self.memory());
-        let packed = Packed::pack(memory.as_ref(), &argument)?;
-        let call = self.add(function, packed, options)?;
-        self.look();
-        Ok(call)
+        self.send(self.calls.function(name)?, &argument, options)
     }
 
-    fn memory(&self) -> Option<Arc<Segment>> {
-        self.calls.memory.clone()
+    fn send<A: Serialize + DeserializeOwned, R>(
+        &mut self,
+        function: usize,
+        argument: &A,
+        options: Submit,
+    ) -> Result<Call<R>> {
+        let packed = Packed::pack(self.calls.memory.as_ref(), argument)?;
+        let (id, serial) = self.add(function, packed, options)?;
+        self.look();
+        Ok(Call { id, serial, result: PhantomData })
     }
 
     /// Processes, and keeps the error for the next method: the call was submitted.
@@ -362,24 +238,30 @@ impl<'q> Controller<'q> {
         }
     }
 
-    fn add<R>(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<Call<R>> {
-        let (id, serial) = self.add_call(function, packed, options)?;
-        Ok(Call { id, serial, result: PhantomData })
+    /// Forgets a call that has not ended, as [`Calls::cancel`] does.
+    fn forget<R>(&mut self, call: &Call<R>) -> (bool, Option<usize>) {
+        let forgotten = self.calls.cancel(call.id, call.serial);
+        if forgotten.0 {
+            self.arguments.remove(&call.id);
+        }
+        forgotten
     }
 
     /// Does the part of the submissions that is compiled once.
-    fn add_call(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<(u64, u64)> {
+    fn add(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<(u64, u64)> {
         if self.exited {
             return Err(Error::option("submit", "the queue was ended by `exit`"));
         }
         let Submit { estimate, id, worker: pinned, preferred, deadline, ranks } = options;
-        let can_kill = matches!(&self.hands, Hands::Linked(linked) if linked.are_processes());
-        if deadline.is_some() && !can_kill {
+        let (threads, processes) = match &self.hands {
+            Hands::Here(_) => (false, false),
+            Hands::Linked(linked) => (!linked.are_processes(), linked.are_processes()),
+        };
+        if deadline.is_some() && !processes {
             return Err(Error::option("submit", "a deadline needs forked workers, which can be ended"));
         }
         let asked = Asked { function, estimate, id, pinned, preferred, deadline, ranks };
         self.calls.check(asked)?;
-        let threads = matches!(&self.hands, Hands::Linked(linked) if !linked.are_processes());
         if threads && self.calls.is_collective(function) {
             return Err(Error::option(
                 "submit",
@@ -597,8 +479,8 @@ impl<'q> Controller<'q> {
         if function.of != self.calls.of {
             return Err(Error::option("submit", foreign(&function.name)));
         }
-        let memory = self.memory();
-        let packed = arguments.into_iter().map(|argument| Packed::pack(memory.as_ref(), &argument));
+        let memory = self.calls.memory.as_ref();
+        let packed = arguments.into_iter().map(|argument| Packed::pack(memory, &argument));
         let packed = packed.collect::<Result<Vec<_>>>()?;
         let (all, given) = (packed.len(), estimates.len());
         if given != 0 && given != all {
@@ -607,13 +489,7 @@ impl<'q> Controller<'q> {
                 format!("{given} estimates for {all} arguments; give one for each, or none"),
             ));
         }
-        if let Some(estimate) = estimates.iter().find(|estimate| !(estimate.is_finite() && **estimate > 0.0))
-        {
-            return Err(Error::option(
-                "submit_multiple",
-                format!("an estimate is {estimate}; it must be a number above 0"),
-            ));
-        }
+
         let estimate = |at: usize| estimates.get(at).copied().unwrap_or(1.0);
         let mut packed: Vec<_> = packed.into_iter().enumerate().collect();
         if longest_first {
@@ -622,7 +498,11 @@ impl<'q> Controller<'q> {
         let mut calls = Vec::with_capacity(all);
         for (at, packed) in packed {
             let options = Submit { estimate: estimate(at), ..Submit::default() };
-            calls.push((at, self.add(function.at, packed, options)?));
+            let added = self.add(function.at, packed, options);
+            // All or none: no worker has any of them yet.
+            let (id, serial) =
+                added.inspect_err(|_| calls.iter().for_each(|(_, call)| _ = self.forget(call)))?;
+            calls.push((at, Call { id, serial, result: PhantomData }));
         }
         calls.sort_by_key(|(at, _)| *at);
         self.look();
@@ -701,10 +581,7 @@ impl<'q> Controller<'q> {
     /// ```
     pub fn cancel<R>(&mut self, call: &Call<R>) -> Result<bool> {
         self.process()?;
-        let (cancelled, worker) = self.calls.cancel(call.id, call.serial);
-        if cancelled {
-            self.arguments.remove(&call.id);
-        }
+        let (cancelled, worker) = self.forget(call);
         if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
             && let Some(number) = self.calls.unwanted(worker)
         {

@@ -5,12 +5,14 @@
 //! [1] tasks.rs        functions are registered, with the state that they share
 //! [2] mod.rs          options are checked; linked workers are started (executor/linked.rs)
 //! [3] controller.rs   the caller's function submits calls, and takes results
-//! [4] calls.rs        which call goes to which worker, and what became of it
+//! [4] calls.rs        which call goes to which worker, and how it ends (call.rs: as the user has it; stats.rs)
 //! [5] worker.rs       a worker takes calls, makes them, and answers each
 //! ```
 
+mod call;
 mod calls;
 mod controller;
+mod stats;
 mod tasks;
 mod worker;
 
@@ -28,8 +30,9 @@ use std::time::Duration;
 use tasks::Table;
 use worker::serve;
 
-pub use calls::{CallStats, QueueStats, QueueWorkerStats};
-pub use controller::{Call, Controller, Finished, Submit};
+pub use call::{Call, Finished, Submit};
+pub use controller::Controller;
+pub use stats::{CallStats, QueueStats, QueueWorkerStats};
 pub use tasks::{Function, Tasks};
 
 /// The options of a work queue: workers make the calls that a controller submits.
@@ -158,7 +161,7 @@ impl Queue {
         }
         // A forked worker finds the state here that was built before the fork, in its copy of this memory.
         let template = RefCell::new(table.hand());
-        let build = || worker::build(&mut **template.borrow_mut(), &policy).map_err(Error::other);
+        let build = || policy.patiently(&mut || template.borrow_mut().build());
         let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
             serve((slot, slots), process, &mut **template.borrow_mut(), &policy)

@@ -112,7 +112,7 @@ impl Default for Tasks<'_> {
 impl<'f, S> Tasks<'f, S> {
     /// Makes an empty list of functions that share a state, which `build` makes: once for all forked workers
     /// and their replacements, which inherit it, or in each worker ([`Queue::cold`](crate::Queue::cold), and
-    /// threads). What a worker changes stays with that worker.
+    /// threads). Changes that a worker makes stay with that worker.
     ///
     /// ```
     /// let tasks = phalanx::Tasks::with_state(|| Ok(std::fs::read_to_string("/proc/version")?));

@@ -143,7 +143,7 @@ pub(super) fn serve(
             }
             Ok(Err(text)) => failure(Kind::Failed, time, &text),
             Err(text) => {
-                // What the panic has left of the state is not used.
+                // The state, which the panic has perhaps left half changed, is not used again.
                 let _ = caught(|| hand.discard());
                 failure(Kind::Panicked, time, &text)
             }
@@ -160,16 +160,11 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// Builds the state unless there is one, again if that fails; returns the text of the last failure.
+/// Builds the state unless there is one; returns the text of the last failure.
 pub(super) fn build(hand: &mut dyn Hand, policy: &Policy) -> std::result::Result<(), String> {
-    for failed in 1.. {
-        let text = match told(|| hand.build()) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(text)) => format!("build returned an error: {text}"),
-            Err(text) => format!("build panicked: {text}"),
-        };
-        let Some(pause) = policy.pause(failed) else { return Err(text) };
-        std::thread::sleep(pause);
+    match told(|| policy.patiently(&mut || hand.build())) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(text)) => Err(format!("build returned an error: {text}")),
+        Err(text) => Err(format!("build panicked: {text}")),
     }
-    Ok(())
 }
