@@ -50,7 +50,7 @@ impl<R> fmt::Debug for Call<R> {
     }
 }
 
-/// The options of one call: see [`Controller::submit_call`].
+/// The options of one call: see [`Controller::submit_call`](crate::Controller::submit_call).
 ///
 /// ```
 /// use phalanx::Submit;
@@ -82,7 +82,7 @@ impl Default for Submit {
     }
 }
 
-/// A call that has ended, with its result: see [`Controller::get_next_result`].
+/// A call that has ended, with its result: see [`Controller::get_next_result`](crate::Controller::get_next_result).
 ///
 /// ```
 /// # let mut tasks = phalanx::Tasks::new();
