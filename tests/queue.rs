@@ -495,7 +495,7 @@ fn estimates_spread_the_work() {
     run(&forked(2), &tasks, |controller| {
         while controller.get_ready_worker()?.is_none() {}
         let options = |estimate| Submit { estimate, ..Submit::default() };
-        for ms in [200, 40, 40, 40, 40, 40] {
+        for ms in [600, 40, 40, 40, 40, 40] {
             controller.submit_call(&work, ms, options(ms as f64))?;
         }
         controller.exit()?;
