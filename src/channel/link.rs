@@ -64,7 +64,7 @@ shared! {
         since: AtomicU64,
         /// Until when it shall have answered, likewise; 0: it may take its time. Written by the process.
         until: AtomicU64,
-                /// Not 0 once no process will follow. Written by the zygote.
+        /// Not 0 once no process will follow. Written by the zygote.
         given_up: AtomicU32,
         /// The number of the message at which the process is to be killed, plus one. Written by the caller.
         doomed: AtomicU64,
@@ -341,27 +341,13 @@ impl Caller {
         }
         let Some(ends) = &self.ends[slot] else { return false };
         let (life, pieces) = (ends.life, ends.writer.pieces(message));
-        let (heard, link) = (self.links.heard.clone(), self.links.links[slot].clone());
         for piece in pieces {
-            loop {
-                let turn = heard.events().wait(link.pace, || {
-                    let ends = self.ends[slot].as_mut().filter(|ends| [ends.life, link.life()] == [life; 2]);
-                    match ends.map(|ends| ends.writer.has_room(message.len(), piece.len())) {
-                        None => Some(Turn::Gone),
-                        Some(true) => Some(Turn::Room),
-                        Some(false) => match self.look() {
-                            None if over() => Some(Turn::Gone),
-                            None if self.more => Some(Turn::More),
-                            event => event.map(Turn::Heard),
-                        },
-                    }
-                });
-                match turn {
-                    Turn::Gone => return false,
-                    Turn::Room => break,
-                    Turn::More => {}
-                    Turn::Heard(event) => self.events.push_back(event),
-                }
+            // Mostly there is room, or nobody there.
+            let len = (message.len(), piece.len());
+            let turn = self.look_for_room((slot, life), len);
+            let turn = turn.unwrap_or_else(|| self.wait_for_room((slot, life), len, &over));
+            if !matches!(turn, Turn::Room) {
+                return false;
             }
             // There is room, so this waits for nobody.
             let put = |ends: &mut Ends| ends.writer.put(NOTHING, message.len(), piece, None).is_ok();
@@ -373,6 +359,37 @@ impl Caller {
         true
     }
 
+    /// Returns whether the process that fills the slot in this life has room for a piece of a message, or is gone; `None`:
+    /// it has no room yet. `len`: see [`Writer::has_room`].
+    fn look_for_room(&mut self, (slot, life): (usize, u32), (total, len): (usize, usize)) -> Option<Turn> {
+        let now = self.links.links[slot].life();
+        let ends = self.ends[slot].as_mut().filter(|ends| [ends.life, now] == [life; 2]);
+        match ends.map(|ends| ends.writer.has_room(total, len)) {
+            None => Some(Turn::Gone),
+            Some(true) => Some(Turn::Room),
+            Some(false) => None,
+        }
+    }
+
+    /// Waits for room, and hears events meanwhile.
+    fn wait_for_room(&mut self, process: (usize, u32), len: (usize, usize), over: &dyn Fn() -> bool) -> Turn {
+        let (heard, pace) = (self.links.heard.clone(), self.links.pace());
+        loop {
+            let look = || {
+                self.look_for_room(process, len).or_else(|| match self.look() {
+                    None if over() => Some(Turn::Gone),
+                    None if self.more => Some(Turn::More),
+                    event => event.map(Turn::Heard),
+                })
+            };
+            match heard.events().wait(pace, look) {
+                Turn::More => {}
+                Turn::Heard(event) => self.events.push_back(event),
+                turn => return turn,
+            }
+        }
+    }
+
     /// Wants the process that fills the slot, as far as the caller knows, to be killed at its `number`-th message, the
     /// first being 1.
     pub(crate) fn doom(&mut self, slot: usize, number: u64) {
@@ -381,13 +398,18 @@ impl Caller {
         }
     }
 
+    /// Returns the next event, if there is one.
+    pub(crate) fn poll(&mut self) -> Option<Result<Event>> {
+        self.events.pop_front().or_else(|| self.look())
+    }
+
     /// \[3]: waits for the next event. Returns `None` when nothing has happened and `over`, which is called
     /// now and then, returns true.
     ///
     /// # Errors
     /// If a process has overwritten memory that it shares with the caller; once for each process.
     pub(crate) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
-        if let Some(event) = self.events.pop_front() {
+        if let Some(event) = self.poll() {
             return event.map(Some);
         }
         let (heard, pace) = (self.links.heard.clone(), self.links.pace());

@@ -300,56 +300,79 @@ pub(crate) fn pack<T: Serialize + DeserializeOwned>(
 
 /// A value as bytes, with the leases in it: on its way to another holder of their segment, or within a process.
 pub(crate) struct Packed<'a> {
+    /// The value's bytes, behind `start` others.
     bytes: Cow<'a, [u8]>,
+    start: usize,
     leases: Leases,
 }
 
 impl<'a> Packed<'a> {
-    /// Packs a value, as [`pack`] does. Its leases must be of `segment`; of any if there is none. They are set off,
-    /// so that dropping the value does not end them.
+    /// Packs a value behind these bytes, as [`pack`] does. Its leases must be of `segment`; of any if there is none.
+    /// They are set off, so that dropping the value does not end them. `plain`: see [`object::is_plain`].
     pub(crate) fn pack<T: Serialize + DeserializeOwned>(
+        head: Vec<u8>,
         segment: Option<&Arc<Segment>>,
-        value: &T,
+        (value, plain): (&T, bool),
     ) -> Result<Packed<'a>> {
-        let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), || object::write(value))?;
-        if manifest.leases.is_empty() {
-            object::arrival::<T>(&bytes)?;
+        let start = head.len();
+        if plain {
+            let bytes = object::write_behind(head, value).map_err(object::refusal::<T>)?;
+            return Ok(Packed { bytes: bytes.into(), start, leases: Vec::new() });
         }
-        Ok(Packed { bytes: bytes.into(), leases: manifest.leases })
+        let write = || object::write_behind(head, value);
+        let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), write)?;
+        if manifest.leases.is_empty() {
+            object::arrival::<T>(&bytes[start..])?;
+        }
+        Ok(Packed { bytes: bytes.into(), start, leases: manifest.leases })
     }
 
     /// Returns the value.
     pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
+        let read = || object::read(&self.bytes[self.start..]);
+        if self.leases.is_empty() {
+            return read().map_err(object::refusal::<T>);
+        }
         let leases = Manifest::to_read(std::mem::take(&mut self.leases));
-        let (value, manifest) = with_manifest::<T, _>(leases, || object::read(&self.bytes))?;
+        let (value, manifest) = with_manifest::<T, _>(leases, read)?;
         self.leases = manifest.leases;
         Ok(value)
     }
 
-    /// Appends the packed value to a message; returns whether it has leases.
-    pub(crate) fn put(mut self, message: &mut Vec<u8>) -> Result<bool> {
-        message.extend_from_slice(&self.bytes);
-        if self.leases.is_empty() {
-            return Ok(false);
-        }
-        append_leases(message, self.bytes.len(), std::mem::take(&mut self.leases))?;
-        Ok(true)
+    /// Returns whether there are leases in the value.
+    pub(crate) fn has_leases(&self) -> bool {
+        !self.leases.is_empty()
     }
 
-    /// Takes the packed value out of a message's end; leases lie in `segment`.
-    pub(crate) fn take(bytes: &'a [u8], leases: bool, segment: &Arc<Segment>) -> Result<Packed<'a>> {
-        if !leases {
-            return Ok(Packed { bytes: bytes.into(), leases: Vec::new() });
+    /// Returns a message: the bytes that the value was packed behind, the value, and its leases.
+    pub(crate) fn into_message(mut self) -> Result<Vec<u8>> {
+        let mut message = std::mem::take(&mut self.bytes).into_owned();
+        if !self.leases.is_empty() {
+            let len = message.len() - self.start;
+            append_leases(&mut message, len, std::mem::take(&mut self.leases))?;
         }
-        let (bytes, leases) = parts(bytes)?;
+        Ok(message)
+    }
+
+    /// Takes a packed value out of a message, behind `start` bytes; `leases`: its segment, if there are leases in it.
+    pub(crate) fn take(
+        message: impl Into<Cow<'a, [u8]>>,
+        start: usize,
+        leases: Option<&Arc<Segment>>,
+    ) -> Result<Packed<'a>> {
+        let bytes = message.into();
+        let packed = bytes.get(start..).ok_or(Error::Corrupt { what: "a packed result" })?;
+        let Some(segment) = leases else { return Ok(Packed { bytes, start, leases: Vec::new() }) };
+        let (end, leases) = parts(packed).map(|(value, leases)| (start + value.len(), leases))?;
         let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
-        Ok(Packed { bytes: bytes.into(), leases })
-    }
-
-    /// Returns the packed value in memory of its own.
-    pub(crate) fn into_owned(mut self) -> Packed<'static> {
-        let bytes = std::mem::take(&mut self.bytes).into_owned().into();
-        Packed { bytes, leases: std::mem::take(&mut self.leases) }
+        let bytes = match bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[..end]),
+            Cow::Owned(mut bytes) => {
+                bytes.truncate(end);
+                Cow::Owned(bytes)
+            }
+        };
+        Ok(Packed { bytes, start, leases })
     }
 }
 
@@ -470,7 +493,7 @@ fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
 
 /// Returns the value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    Packed::take(bytes, true, segment)?.unpack()
+    Packed::take(bytes, 0, Some(segment))?.unpack()
 }
 
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {

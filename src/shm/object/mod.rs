@@ -28,7 +28,7 @@ mod write;
 
 pub(crate) use read::read;
 pub(crate) use tokens::Why;
-pub(crate) use write::write;
+pub(crate) use write::{write, write_behind};
 
 use crate::error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
@@ -65,6 +65,18 @@ pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
     let arrived: T = read(bytes).map_err(|why| unreadable(type_name::<T>(), &why))?;
     is_same(type_name::<T>(), &written(&arrived)?, bytes)?;
     Ok(arrived)
+}
+
+/// Returns whether all types that the name of `T` names are of Rust's own libraries or ndarray, which read what they
+/// write: their values need no look at their [`arrival`]. (If a compiler names types otherwise, more are looked at.)
+pub(crate) fn is_plain<T>() -> bool {
+    let name = type_name::<T>();
+    let paths = name.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    paths.into_iter().all(|path| match path.split_once("::") {
+        Some((first, _)) => matches!(first, "alloc" | "core" | "std" | "ndarray" | "num_complex"),
+        // A scalar, or a length.
+        None => true,
+    })
 }
 
 fn unreadable(name: &str, why: &Why) -> Error {

@@ -11,7 +11,15 @@ type Done = std::result::Result<(), Why>;
 
 /// Returns a value as bytes.
 pub(crate) fn write<T: Serialize + ?Sized>(value: &T) -> std::result::Result<Vec<u8>, Why> {
-    let mut writer = Writer::default();
+    write_behind(Vec::new(), value)
+}
+
+/// Returns a value as bytes behind those of `head`.
+pub(crate) fn write_behind<T: Serialize + ?Sized>(
+    head: Vec<u8>,
+    value: &T,
+) -> std::result::Result<Vec<u8>, Why> {
+    let mut writer = Writer { bytes: head, ..Writer::default() };
     value.serialize(&mut writer)?;
     writer.end_run();
     Ok(writer.bytes)

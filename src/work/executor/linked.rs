@@ -58,6 +58,9 @@ impl Linked {
         if let Some(event) = self.first.take() {
             return Ok(Some(event));
         }
+        if let Some(event) = self.caller.poll() {
+            return event.map(Some);
+        }
         match self.hear(over)? {
             None if self.is_over()() => Err(self.ended()),
             event => Ok(event),

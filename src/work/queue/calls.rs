@@ -10,7 +10,7 @@ use crate::os::process;
 use crate::shm::array::Packed;
 use crate::shm::segment::Segment;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
-use crate::work::queue::tasks::Table;
+use crate::work::queue::tasks::{HEAD, Table};
 use crate::work::queue::worker::{self, Kind, answered};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -44,11 +44,15 @@ impl Hasher for Id {
     }
 }
 
+/// The place of a call among the entries.
+pub(super) type At = usize;
+
 /// The end of a call: its result, or why it has none.
 pub(super) type Ended = Result<Packed<'static>>;
 
 /// One call whose result was not taken yet.
 struct Entry {
+    id: u64,
     asked: Asked,
     /// The message that asks for the call; empty when it is answered.
     message: Vec<u8>,
@@ -67,11 +71,11 @@ struct Worker {
     /// Whether a process is there.
     lives: bool,
     /// The calls in its hands, in order.
-    hands: VecDeque<u64>,
+    hands: VecDeque<At>,
     /// The number of calls that its process has answered.
     answered: u64,
     /// Calls that only this worker may make.
-    pinned: VecDeque<u64>,
+    pinned: VecDeque<At>,
     /// The sum of the estimates of the calls in its hands.
     ahead: f64,
     /// The worker at whose call its processor is wanted.
@@ -104,19 +108,28 @@ pub(super) struct Calls {
     /// The number of the list of functions.
     pub(super) of: u64,
     prefetch: usize,
-    known: HashMap<u64, Entry, Ids>,
-    waiting: VecDeque<u64>,
-    /// Calls in the order in which they have ended: id and serial number. Those at the front have results that were
+    /// All calls whose results were not taken, each at its place, and the free places.
+    entries: Vec<Option<Entry>>,
+    free: Vec<At>,
+    /// The places of calls by their ids.
+    known: HashMap<u64, At, Ids>,
+    waiting: VecDeque<At>,
+    /// Whether a call was ever to be made by one worker only.
+    any_pinned: bool,
+    /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
     /// not taken.
-    ended: VecDeque<(u64, u64)>,
+    ended: VecDeque<(At, u64)>,
     /// The number of known calls that have ended.
     not_taken: usize,
+    /// The number of calls that were cancelled while a worker had them.
+    cancelled: usize,
     next_id: u64,
     serial: u64,
     workers: Vec<Worker>,
     /// The segment in which the arrays of arguments lie.
     pub(super) memory: Option<Arc<Segment>>,
-    stats: Vec<CallStats>,
+    /// The statistics of the calls.
+    stats: QueueStats,
     /// The time of a call, as it is expected: a moving mean.
     mean: Option<Duration>,
     /// After this time no call is begun; and how long that is after the start.
@@ -133,15 +146,19 @@ impl Calls {
             attempts,
             of: table.number(),
             prefetch,
+            entries: Vec::new(),
+            free: Vec::new(),
             known: HashMap::default(),
             waiting: VecDeque::new(),
+            any_pinned: false,
             ended: VecDeque::new(),
             not_taken: 0,
+            cancelled: 0,
             next_id: 0,
             serial: u64::from(process::serial()) << 40,
             workers: (0..=workers).map(|_| Worker::default()).collect(),
             memory: None,
-            stats: Vec::new(),
+            stats: QueueStats::default(),
             mean: None,
             limit: limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit))),
         }
@@ -222,15 +239,46 @@ impl Calls {
         let id = asked.id.unwrap_or(self.next_id);
         self.serial += 1;
         let serial = self.serial;
-        self.known.insert(id, Entry { asked, message, serial, died: 0, cancelled: false, ended: None });
+        let entry = Some(Entry { id, asked, message, serial, died: 0, cancelled: false, ended: None });
+        let at = self.free.pop().unwrap_or(self.entries.len());
+        match self.entries.get_mut(at) {
+            Some(place) => *place = entry,
+            None => self.entries.push(entry),
+        }
+        self.known.insert(id, at);
         // Ids are not used again, but those that the user chooses.
         self.next_id = self.next_id.max(id.saturating_add(1));
-        self.queue(id).push_back(id);
+        self.any_pinned |= asked.pinned.is_some();
+        self.queue(asked.pinned).push_back(at);
         (id, serial)
     }
 
-    fn queue(&mut self, id: u64) -> &mut VecDeque<u64> {
-        match self.known[&id].asked.pinned {
+    fn entry(&self, at: At) -> Option<&Entry> {
+        self.entries.get(at)?.as_ref()
+    }
+
+    fn entry_mut(&mut self, at: At) -> Option<&mut Entry> {
+        self.entries.get_mut(at)?.as_mut()
+    }
+
+    /// Returns the place of a call that was submitted under this serial number.
+    fn find(&self, id: u64, serial: u64) -> Option<At> {
+        let &at = self.known.get(&id)?;
+        self.entry(at).filter(|entry| entry.serial == serial && !entry.cancelled).map(|_| at)
+    }
+
+    /// Takes a call out of the entries.
+    fn remove(&mut self, at: At) -> Option<Entry> {
+        let entry = self.entries.get_mut(at)?.take()?;
+        self.free.push(at);
+        self.known.remove(&entry.id);
+        self.cancelled -= usize::from(entry.cancelled);
+        Some(entry)
+    }
+
+    /// Returns the queue of calls that only this worker may make, or of all others.
+    fn queue(&mut self, pinned: Option<usize>) -> &mut VecDeque<At> {
+        match pinned {
             Some(worker) => &mut self.workers[worker].pinned,
             None => &mut self.waiting,
         }
@@ -245,7 +293,7 @@ impl Calls {
     }
 
     /// Returns the worker with room that has the least ahead of it.
-    fn free(&self) -> Option<usize> {
+    fn free_worker(&self) -> Option<usize> {
         let free = (1..self.workers.len()).filter(|&number| self.has_room(&self.workers[number]));
         let load = |&number: &usize| {
             let worker = &self.workers[number];
@@ -262,28 +310,30 @@ impl Calls {
     /// Ends all calls that wait, because the time limit has passed.
     fn end_waiting(&mut self, limit: Duration) {
         let pinned = self.workers.iter_mut().flat_map(|worker| worker.pinned.drain(..));
-        let waiting: Vec<u64> = self.waiting.drain(..).chain(pinned).collect();
-        for id in waiting {
-            self.end_arrays(&self.known[&id].message);
-            let error =
-                self.failed(id, 0, format!("it was not begun before the queue's time limit of {limit:?}"));
-            self.end(id, Err(error));
+        let waiting: Vec<At> = self.waiting.drain(..).chain(pinned).collect();
+        for at in waiting {
+            self.end_unbegun(at, format!("it was not begun before the queue's time limit of {limit:?}"));
         }
     }
 
+    /// Ends a call that no worker has.
+    fn end_unbegun(&mut self, at: At, why: String) {
+        self.entry(at).iter().for_each(|entry| self.end_arrays(&entry.message));
+        let error = self.failed(at, 0, why);
+        self.end(at, Err(error));
+    }
+
     /// Returns the next call to be posted, and the worker that is to have it.
-    pub(super) fn next(&mut self) -> Option<(usize, u64)> {
+    pub(super) fn next(&mut self) -> Option<(usize, At)> {
         if let Some(limit) = self.is_late() {
             self.end_waiting(limit);
             return None;
         }
-        let pinned = (1..self.workers.len())
-            .find(|&number| !self.workers[number].pinned.is_empty() && self.has_room(&self.workers[number]));
-        if let Some(number) = pinned {
-            return Some((number, self.workers[number].pinned.pop_front()?));
+        if let Some(next) = self.next_pinned() {
+            return Some(next);
         }
         let &first = self.waiting.front()?;
-        let entry = &self.known[&first];
+        let entry = self.entry(first)?;
         if entry.asked.ranks > 1 {
             return self.next_group(first, entry.asked.ranks);
         }
@@ -292,14 +342,25 @@ impl Calls {
             self.has_room(worker) && (worker.hands.is_empty() || entry.message.len() <= SHORT)
         };
         let preferred = entry.asked.preferred.filter(|&number| fits(number));
-        let number = preferred.or_else(|| self.free()).filter(|&number| fits(number))?;
+        let number = preferred.or_else(|| self.free_worker()).filter(|&number| fits(number))?;
         self.waiting.pop_front();
         Some((number, first))
     }
 
+    /// Returns the next call of those that only one worker may make.
+    fn next_pinned(&mut self) -> Option<(usize, At)> {
+        let mut numbers = if self.any_pinned { 1..self.workers.len() } else { 0..0 };
+        let ready = |&number: &usize| {
+            let worker = &self.workers[number];
+            !worker.pinned.is_empty() && self.has_room(worker)
+        };
+        let number = numbers.find(ready)?;
+        self.workers[number].pinned.pop_front().map(|at| (number, at))
+    }
+
     /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands;
     /// until then all others wait. The first of them makes the call, the others lend their processors.
-    fn next_group(&mut self, id: u64, ranks: usize) -> Option<(usize, u64)> {
+    fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
         let idle = |&number: &usize| {
             let worker = &self.workers[number];
             worker.lives && worker.lent_to.is_none() && worker.hands.is_empty()
@@ -310,7 +371,7 @@ impl Calls {
         }
         group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
         self.waiting.pop_front();
-        Some((group[0], id))
+        Some((group[0], at))
     }
 
     /// Notes that a worker has ended a call: its group, if it had one, is free again.
@@ -320,35 +381,40 @@ impl Calls {
     }
 
     /// Returns the message of a call.
-    pub(super) fn message(&self, id: u64) -> &[u8] {
-        self.known.get(&id).map_or(&[], |entry| &entry.message)
+    pub(super) fn message(&self, at: At) -> &[u8] {
+        self.entry(at).map_or(&[], |entry| &entry.message)
+    }
+
+    /// Returns the id of a call.
+    pub(super) fn id(&self, at: At) -> u64 {
+        self.entry(at).map_or(0, |entry| entry.id)
     }
 
     /// Notes that a call was posted to a worker.
-    pub(super) fn posted(&mut self, number: usize, id: u64) {
-        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.asked.estimate);
+    pub(super) fn posted(&mut self, number: usize, at: At) {
+        let estimate = self.entry(at).map_or(0.0, |entry| entry.asked.estimate);
         let worker = &mut self.workers[number];
-        worker.hands.push_back(id);
+        worker.hands.push_back(at);
         worker.ahead += estimate;
     }
 
     /// Puts a call back that could not be posted to this worker.
-    pub(super) fn not_posted(&mut self, number: usize, id: u64) {
+    pub(super) fn not_posted(&mut self, number: usize, at: At) {
         self.give_back(number);
-        self.put_back(id);
+        self.put_back(at);
     }
 
     /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
-    fn put_back(&mut self, id: u64) {
-        match self.known.get(&id) {
-            Some(entry) if !entry.cancelled => self.queue(id).push_front(id),
-            _ => self.forget(id),
+    fn put_back(&mut self, at: At) {
+        match self.entry(at).map(|entry| (entry.cancelled, entry.asked.pinned)) {
+            Some((false, pinned)) => self.queue(pinned).push_front(at),
+            _ => self.forget(at),
         }
     }
 
     /// Forgets a call that no worker has begun, with the arrays of its argument.
-    fn forget(&mut self, id: u64) {
-        if let Some(entry) = self.known.remove(&id) {
+    fn forget(&mut self, at: At) {
+        if let Some(entry) = self.remove(at) {
             self.end_arrays(&entry.message);
         }
     }
@@ -362,9 +428,12 @@ impl Calls {
     /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
     /// cancelled.
     pub(super) fn unwanted(&self, number: usize) -> Option<u64> {
+        if self.cancelled == 0 {
+            return None;
+        }
         let worker = &self.workers[number];
-        let id = worker.hands.front()?;
-        self.known.get(id).filter(|entry| entry.cancelled).map(|_| worker.answered + 1)
+        let &at = worker.hands.front()?;
+        self.entry(at).filter(|entry| entry.cancelled).map(|_| worker.answered + 1)
     }
 
     /// Notes that a process fills a worker's place.
@@ -375,70 +444,71 @@ impl Calls {
     }
 
     /// Takes a worker's answer in.
-    pub(super) fn answered(&mut self, number: usize, message: &[u8], memory: &Arc<Segment>) -> Result<()> {
-        let (kind, time, rest) = answered(message)?;
-        let text = || String::from_utf8_lossy(rest).into_owned();
+    pub(super) fn answered(&mut self, number: usize, message: Vec<u8>, memory: &Arc<Segment>) -> Result<()> {
+        let (kind, time) = answered(&message)?;
         if kind == Kind::Unbuilt {
-            self.give_up(number, text());
+            self.give_up(number, text(&message));
             return Ok(());
         }
         let worker = &mut self.workers[number];
         worker.answered += 1;
-        let Some(id) = worker.hands.pop_front() else {
+        let Some(at) = worker.hands.pop_front() else {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };
         self.give_back(number);
         let ended = match kind {
-            Kind::Result => Packed::take(rest, false, memory).map(Packed::into_owned),
-            Kind::Leases => Packed::take(rest, true, memory).map(Packed::into_owned),
-            Kind::Panicked => Err(self.failed(id, number, format!("it panicked: {}", text()))),
-            _ => Err(self.failed(id, number, text())),
+            Kind::Result => Packed::take(message, HEAD, None),
+            Kind::Leases => Packed::take(message, HEAD, Some(memory)),
+            Kind::Panicked => Err(self.failed(at, number, format!("it panicked: {}", text(&message)))),
+            _ => Err(self.failed(at, number, text(&message))),
         };
-        self.count(id, number, time);
-        self.end(id, ended);
+        self.count(at, number, time);
+        self.end(at, ended);
         Ok(())
     }
 
     /// Takes the result of a call in that the controller has made itself.
     pub(super) fn made(
         &mut self,
-        id: u64,
+        at: At,
         time: Duration,
         result: std::result::Result<Packed<'static>, String>,
     ) {
-        let ended = result.map_err(|text| self.failed(id, 0, text));
-        self.count(id, 0, time);
-        self.end(id, ended);
+        let ended = result.map_err(|text| self.failed(at, 0, text));
+        self.count(at, 0, time);
+        self.end(at, ended);
     }
 
     /// Adds a call's time to the statistics.
-    fn count(&mut self, id: u64, number: usize, time: Duration) {
-        let estimate = self.known.get(&id).map_or(0.0, |entry| entry.asked.estimate);
+    fn count(&mut self, at: At, number: usize, time: Duration) {
+        let (id, estimate) = self.entry(at).map_or((0, 0.0), |entry| (entry.id, entry.asked.estimate));
         let worker = &mut self.workers[number];
         worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
         worker.stats.calls += 1;
         worker.stats.time += time;
         worker.stats.estimate += estimate;
         self.mean = Some(self.mean.map_or(time, |mean| (mean * 7 + time) / 8));
-        self.stats.push(CallStats { id, worker: number, time, estimate });
+        self.stats.add(CallStats { id, worker: number, time, estimate });
     }
 
-    fn failed(&self, id: u64, worker: usize, text: String) -> Error {
-        let function =
-            self.known.get(&id).map_or(String::new(), |entry| self.names[entry.asked.function].clone());
-        Error::Call { function, id, worker, text }
+    fn failed(&self, at: At, worker: usize, text: String) -> Error {
+        let (id, function) = self.entry(at).map_or((0, ""), |entry| {
+            (entry.id, self.names.get(entry.asked.function).map_or("", String::as_str))
+        });
+        Error::Call { function: function.to_owned(), id, worker, text }
     }
 
-    fn end(&mut self, id: u64, ended: Ended) {
-        if self.known.get(&id).is_some_and(|entry| entry.cancelled) {
-            self.known.remove(&id);
+    fn end(&mut self, at: At, ended: Ended) {
+        let Some(entry) = self.entry_mut(at) else { return };
+        if entry.cancelled {
+            self.remove(at);
+            return;
         }
-        if let Some(entry) = self.known.get_mut(&id) {
-            entry.message = Vec::new();
-            entry.ended = Some(ended);
-            self.ended.push_back((id, entry.serial));
-            self.not_taken += 1;
-        }
+        entry.message = Vec::new();
+        entry.ended = Some(ended);
+        let serial = entry.serial;
+        self.ended.push_back((at, serial));
+        self.not_taken += 1;
     }
 
     /// Notes that a worker's process has ended, after it had begun so many calls: see the head of this file.
@@ -451,25 +521,25 @@ impl Calls {
         let mut hands = std::mem::take(&mut worker.hands);
         // One, unless memory was overwritten.
         let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
-        let of_dead: Vec<u64> = hands.drain(..begun).collect();
-        for id in hands.into_iter().rev() {
-            self.put_back(id);
+        let of_dead: Vec<At> = hands.drain(..begun).collect();
+        for at in hands.into_iter().rev() {
+            self.put_back(at);
         }
-        of_dead.into_iter().for_each(|id| self.lost(id, number, overdue, death));
+        of_dead.into_iter().for_each(|at| self.lost(at, number, overdue, death));
         if let Some(why) = self.workers[number].given_up.clone() {
             self.give_up(number, why);
         }
     }
 
     /// Decides what becomes of a call whose worker has died at it.
-    fn lost(&mut self, id: u64, number: usize, overdue: bool, death: Death) {
-        let Some(entry) = self.known.get_mut(&id) else { return };
+    fn lost(&mut self, at: At, number: usize, overdue: bool, death: Death) {
+        let Some(entry) = self.entries.get_mut(at).and_then(Option::as_mut) else { return };
         entry.died += 1;
         let (died, attempts) = (entry.died, self.attempts[entry.asked.function]);
         let overdue = entry.asked.deadline.filter(|_| overdue);
         // The leases of the argument have died with the worker.
         if died < attempts && overdue.is_none() && !entry.cancelled && !worker::has_leases(&entry.message) {
-            return self.put_back(id);
+            return self.put_back(at);
         }
         let text = match (overdue, died, attempts) {
             (Some(deadline), ..) => {
@@ -481,17 +551,15 @@ impl Calls {
             (None, 1, _) => format!("its worker died by {death}, and the arrays of its argument with it"),
             _ => format!("its worker died {died} times, the last time by {death}"),
         };
-        let error = self.failed(id, number, text);
-        self.end(id, Err(error));
+        let error = self.failed(at, number, text);
+        self.end(at, Err(error));
     }
 
     /// Notes that a worker does no more calls; those that only it may make fail.
     pub(super) fn give_up(&mut self, number: usize, why: String) {
         let why = self.workers[number].given_up.clone().unwrap_or(why);
-        for id in std::mem::take(&mut self.workers[number].pinned) {
-            self.end_arrays(&self.known[&id].message);
-            let error = self.failed(id, number, format!("its worker has given up: {why}"));
-            self.end(id, Err(error));
+        for at in std::mem::take(&mut self.workers[number].pinned) {
+            self.end_unbegun(at, format!("its worker has given up: {why}"));
         }
         self.workers[number].given_up = Some(why);
     }
@@ -504,12 +572,16 @@ impl Calls {
 
     /// Returns a call that the controller is to make itself: this one, if it waits, or the one that has waited
     /// longest.
-    pub(super) fn take_waiting(&mut self, wanted: Option<u64>) -> Option<u64> {
+    pub(super) fn take_waiting(&mut self, wanted: Option<u64>) -> Option<At> {
         if let Some(limit) = self.is_late() {
             self.end_waiting(limit);
         }
-        let at = wanted.map_or(Some(0), |wanted| self.waiting.iter().position(|&id| id == wanted))?;
-        self.waiting.remove(at)
+        let wanted = wanted.map(|id| self.known.get(&id));
+        let place = match wanted {
+            None => Some(0),
+            Some(at) => self.waiting.iter().position(|waiting| Some(waiting) == at),
+        };
+        self.waiting.remove(place?)
     }
 
     /// Returns whether the call has ended.
@@ -517,8 +589,8 @@ impl Calls {
     /// # Errors
     /// If there is no such call.
     pub(super) fn has_ended(&self, id: u64, serial: u64) -> Result<bool> {
-        let known = self.known.get(&id).filter(|entry| !entry.cancelled && entry.serial == serial);
-        known.map(|entry| entry.ended.is_some()).ok_or_else(|| {
+        let entry = self.find(id, serial).and_then(|at| self.entry(at));
+        entry.map(|entry| entry.ended.is_some()).ok_or_else(|| {
             let problem = format!("there is no call {id}: it was never submitted, its result was taken already, or it was cancelled");
             Error::option("get_result", problem)
         })
@@ -526,20 +598,25 @@ impl Calls {
 
     /// Takes the result of a call that has ended.
     pub(super) fn take(&mut self, id: u64) -> Option<Ended> {
-        let ended = self.known.remove(&id)?.ended?;
+        let &at = self.known.get(&id)?;
+        self.take_at(at).map(|(_, ended)| ended)
+    }
+
+    fn take_at(&mut self, at: At) -> Option<(u64, Ended)> {
+        let Entry { id, ended, .. } = self.remove(at)?;
         self.not_taken -= 1;
-        while let Some((id, serial)) = self.ended.front()
-            && self.known.get(id).is_none_or(|entry| entry.serial != *serial)
+        while let Some(&(at, serial)) = self.ended.front()
+            && self.entry(at).is_none_or(|entry| entry.serial != serial)
         {
             self.ended.pop_front();
         }
-        Some(ended)
+        ended.map(|ended| (id, ended))
     }
 
     /// Takes the result of the call that has ended first.
     pub(super) fn take_first(&mut self) -> Option<(u64, Ended)> {
-        let &(id, _) = self.ended.front()?;
-        self.take(id).map(|ended| (id, ended))
+        let &(at, _) = self.ended.front()?;
+        self.take_at(at)
     }
 
     /// Returns whether there are calls that have not ended.
@@ -550,16 +627,20 @@ impl Calls {
     /// Forgets a call that has not ended; returns whether there is one. If a worker is at it, returns that worker,
     /// too.
     pub(super) fn cancel(&mut self, id: u64, serial: u64) -> (bool, Option<usize>) {
-        let waits = |entry: &&mut Entry| entry.ended.is_none() && !entry.cancelled && entry.serial == serial;
-        let Some(entry) = self.known.get_mut(&id).filter(waits) else { return (false, None) };
+        let Some(at) = self.find(id, serial) else { return (false, None) };
+        let Some(entry) = self.entry_mut(at).filter(|entry| entry.ended.is_none()) else {
+            return (false, None);
+        };
         entry.cancelled = true;
-        let queue = self.queue(id);
-        if let Some(at) = queue.iter().position(|&waiting| waiting == id) {
-            queue.remove(at);
-            self.forget(id);
+        let pinned = entry.asked.pinned;
+        self.cancelled += 1;
+        let queue = self.queue(pinned);
+        if let Some(place) = queue.iter().position(|&waiting| waiting == at) {
+            queue.remove(place);
+            self.forget(at);
             return (true, None);
         }
-        (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&id)))
+        (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&at)))
     }
 
     /// Returns a worker that has nothing in its hands.
@@ -571,7 +652,14 @@ impl Calls {
     }
 
     pub(super) fn stats(&self) -> QueueStats {
-        let workers = self.workers.iter().map(|worker| worker.stats).collect();
-        QueueStats { calls: self.stats.clone(), workers, not_taken: self.known.len() }
+        let mut stats = self.stats.clone();
+        stats.workers = self.workers.iter().map(|worker| worker.stats).collect();
+        stats.not_taken = self.known.len();
+        stats
     }
+}
+
+/// Returns the text of an answer.
+fn text(message: &[u8]) -> String {
+    String::from_utf8_lossy(message.get(HEAD..).unwrap_or_default()).into_owned()
 }

@@ -191,7 +191,7 @@ impl<'q> Controller<'q> {
         if function.of != self.calls.of {
             return Err(Error::option("submit", foreign(&function.name)));
         }
-        self.send(function.at, &argument, options)
+        self.send(function.at, (&argument, function.plain), options)
     }
 
     /// Submits a call of a function by its name: the argument must be of the type that the function takes.
@@ -216,16 +216,17 @@ impl<'q> Controller<'q> {
         argument: A,
         options: Submit,
     ) -> Result<Call<R>> {
-        self.send(self.calls.function(name)?, &argument, options)
+        self.send(self.calls.function(name)?, (&argument, false), options)
     }
 
     fn send<A: Serialize + DeserializeOwned, R>(
         &mut self,
         function: usize,
-        argument: &A,
+        argument: (&A, bool),
         options: Submit,
     ) -> Result<Call<R>> {
-        let packed = Packed::pack(self.calls.memory.as_ref(), argument)?;
+        let start = worker::call((function, options.ranks), options.deadline);
+        let packed = Packed::pack(start, self.calls.memory.as_ref(), argument)?;
         let (id, serial) = self.add(function, packed, options)?;
         self.look();
         Ok(Call { id, serial, result: PhantomData })
@@ -268,14 +269,13 @@ impl<'q> Controller<'q> {
                 "groups of ranks are forked, which threads cannot do; use forked workers",
             ));
         }
-        let call = (function, ranks);
         match self.hands {
             Hands::Here(_) => {
-                let added = self.calls.add(asked, worker::call_here(call));
+                let added = self.calls.add(asked, worker::call((function, ranks), None));
                 self.arguments.insert(added.0, packed);
                 Ok(added)
             }
-            Hands::Linked(_) => Ok(self.calls.add(asked, worker::call(call, packed, deadline)?)),
+            Hands::Linked(_) => Ok(self.calls.add(asked, worker::message(packed)?)),
         }
     }
 
@@ -306,12 +306,12 @@ impl<'q> Controller<'q> {
         if self.exited {
             return Ok(false);
         }
-        while let Some((number, id)) = self.calls.next() {
-            if linked.post(number, self.calls.message(id)) {
-                self.calls.posted(number, id);
+        while let Some((number, at)) = self.calls.next() {
+            if linked.post(number, self.calls.message(at)) {
+                self.calls.posted(number, at);
             } else {
                 // The worker is gone: its end is among the events.
-                self.calls.not_posted(number, id);
+                self.calls.not_posted(number, at);
                 break;
             }
         }
@@ -325,7 +325,7 @@ impl<'q> Controller<'q> {
         match event {
             Event::Began { slot } => self.calls.began(slot),
             Event::Said { slot, message } => {
-                self.calls.answered(slot, &message, linked.slots.segment())?;
+                self.calls.answered(slot, message, linked.slots.segment())?;
                 if let Some(number) = self.calls.unwanted(slot) {
                     linked.doom(slot, number);
                 }
@@ -354,11 +354,12 @@ impl<'q> Controller<'q> {
         let Hands::Here(here) = &mut self.hands else { return self.step(&|| false).map(drop) };
         build(&mut *here.hand, &here.policy).map_err(|text| Error::Start { text })?;
         // None waits if the time limit has passed.
-        let Some(id) = self.calls.take_waiting(wanted) else { return Ok(()) };
-        let argument = self.arguments.remove(&id).ok_or(Error::Corrupt { what: "the calls of a queue" })?;
+        let Some(at) = self.calls.take_waiting(wanted) else { return Ok(()) };
+        let argument = self.arguments.remove(&self.calls.id(at));
+        let argument = argument.ok_or(Error::Corrupt { what: "the calls of a queue" })?;
         let begun = unix_time();
-        let result = here.make(self.calls.message(id), argument);
-        self.calls.made(id, unix_time().saturating_sub(begun), result);
+        let result = here.make(self.calls.message(at), argument);
+        self.calls.made(at, unix_time().saturating_sub(begun), result);
         Ok(())
     }
 
@@ -479,9 +480,9 @@ impl<'q> Controller<'q> {
         if function.of != self.calls.of {
             return Err(Error::option("submit", foreign(&function.name)));
         }
-        let memory = self.calls.memory.as_ref();
-        let packed = arguments.into_iter().map(|argument| Packed::pack(memory, &argument));
-        let packed = packed.collect::<Result<Vec<_>>>()?;
+        let (memory, start) = (self.calls.memory.as_ref(), worker::call((function.at, 1), None));
+        let pack = |argument| Packed::pack(start.clone(), memory, (&argument, function.plain));
+        let packed = arguments.into_iter().map(pack).collect::<Result<Vec<_>>>()?;
         let (all, given) = (packed.len(), estimates.len());
         if given != 0 && given != all {
             return Err(Error::option(

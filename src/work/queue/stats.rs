@@ -48,26 +48,47 @@ pub struct QueueWorkerStats {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct QueueStats {
-    /// The calls that were made, in the order in which their results came.
+    /// The calls that were made last, at least 65,536 of them if there were so many, in the order in which their
+    /// results came.
     pub calls: Vec<CallStats>,
     /// The work of each worker, by its number; number 0 is the controller.
     pub workers: Vec<QueueWorkerStats>,
     /// The number of calls whose results were not taken yet.
     pub not_taken: usize,
+    times: Moments,
+    quotients: Moments,
+}
+
+/// The number of calls that are kept one by one.
+const KEPT: usize = 1 << 16;
+
+impl QueueStats {
+    /// Adds a call that was made.
+    pub(super) fn add(&mut self, call: CallStats) {
+        let time = call.time.as_secs_f64();
+        self.times.add(time);
+        self.quotients.add(time / call.estimate);
+        if self.calls.len() == 2 * KEPT {
+            self.calls.drain(..KEPT);
+        }
+        self.calls.push(call);
+    }
 }
 
 impl fmt::Display for QueueStats {
     /// Lists the figures of distwq's `info`: calls, their times, and how these compare to the estimates; and the same
     /// per worker.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let times: Vec<f64> = self.calls.iter().map(|call| call.time.as_secs_f64()).collect();
-        let (mean, deviation) = mean_and_deviation(&times);
-        writeln!(f, "calls made                   {}", self.calls.len())?;
+        let Moments { count, mean, .. } = self.times;
+        writeln!(f, "calls made                   {count}")?;
         writeln!(f, "results not taken            {}", self.not_taken)?;
-        writeln!(f, "time in calls                {:.3} s", times.iter().sum::<f64>())?;
-        writeln!(f, "time per call                {mean:.6} s, standard deviation {deviation:.6} s")?;
-        let over = self.calls.iter().map(|call| call.time.as_secs_f64() / call.estimate);
-        writeln!(f, "variation of time / estimate {:.3}", variation(&over.collect::<Vec<_>>()))?;
+        writeln!(f, "time in calls                {:.3} s", mean * count as f64)?;
+        writeln!(
+            f,
+            "time per call                {mean:.6} s, standard deviation {:.6} s",
+            self.times.deviation()
+        )?;
+        writeln!(f, "variation of time / estimate {:.3}", self.quotients.variation())?;
         let workers = self.workers.iter().enumerate().filter(|(_, worker)| worker.calls > 0);
         for (number, worker) in workers {
             let QueueWorkerStats { calls, time, estimate, died } = worker;
@@ -82,14 +103,29 @@ impl fmt::Display for QueueStats {
     }
 }
 
-fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
-    let count = values.len().max(1) as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    (mean, (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
+/// The mean of a list of values, and their squared deviations from it, value by value (Welford 1962; Knuth, The Art of
+/// Computer Programming 2, 4.2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Moments {
+    count: u64,
+    mean: f64,
+    squares: f64,
 }
 
-/// Returns the coefficient of variation.
-fn variation(values: &[f64]) -> f64 {
-    let (mean, deviation) = mean_and_deviation(values);
-    if mean > 0.0 { deviation / mean } else { 0.0 }
+impl Moments {
+    fn add(&mut self, value: f64) {
+        self.count += 1;
+        let before = value - self.mean;
+        self.mean += before / self.count as f64;
+        self.squares += before * (value - self.mean);
+    }
+
+    fn deviation(&self) -> f64 {
+        (self.squares / self.count.max(1) as f64).sqrt()
+    }
+
+    /// Returns the coefficient of variation.
+    fn variation(&self) -> f64 {
+        if self.mean > 0.0 { self.deviation() / self.mean } else { 0.0 }
+    }
 }

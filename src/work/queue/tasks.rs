@@ -4,6 +4,7 @@ use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::os::process;
 use crate::shm::array::Packed;
+use crate::shm::object::is_plain;
 use crate::shm::segment::Segment;
 use crate::work::executor::Backend;
 use crate::work::launch::Launch;
@@ -15,6 +16,17 @@ use std::sync::Arc;
 
 /// The segment of a crew, in which leases lie; `None` where workers have none.
 pub(super) type Memory<'a> = Option<&'a Arc<Segment>>;
+
+/// Bytes of a call before its argument, and of an answer before its result: see worker.rs.
+pub(super) const HEAD: usize = 8;
+
+/// Returns the start of a message, to be filled in later.
+pub(super) fn head() -> Vec<u8> {
+    // Room for a small message.
+    let mut head = Vec::with_capacity(32);
+    head.resize(HEAD, 0);
+    head
+}
 
 /// A function with the types of its argument and result taken away.
 type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>, usize) -> Result<Packed<'static>> + Sync + 'f;
@@ -61,6 +73,8 @@ pub struct Function<A, R> {
     pub(super) at: usize,
     /// The number of its [`Tasks`].
     pub(super) of: u64,
+    /// Whether the argument is [plain](is_plain).
+    pub(super) plain: bool,
     types: PhantomData<fn(A) -> R>,
 }
 
@@ -144,9 +158,10 @@ impl<'f, S> Tasks<'f, S> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        let plain = is_plain::<R>();
         let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, _| {
             let argument = argument.unpack::<A>()?;
-            Packed::pack(memory, &function(state, argument)?)
+            Packed::pack(head(), memory, (&function(state, argument)?, plain))
         };
         self.add(name, false, Box::new(call))
     }
@@ -187,7 +202,7 @@ impl<'f, S> Tasks<'f, S> {
             let (argument, state) = (argument.unpack::<A>()?, RefCell::new(state));
             let group = Launch { ranks: Some(ranks), backend: Backend::SharedMemory, ..Launch::default() };
             let results = group.fork(|comm| Ok(function(&mut state.borrow_mut(), comm, &argument)?))?;
-            Packed::pack(memory, &results.unwrap_or_default())
+            Packed::pack(head(), memory, (&results.unwrap_or_default(), false))
         };
         self.add(name, true, Box::new(call))
     }
@@ -204,7 +219,13 @@ impl<'f, S> Tasks<'f, S> {
         }
         self.entries.push(Entry { name: name.to_owned(), attempts: 1, collective, call });
         let at = self.entries.len() - 1;
-        Ok(Function { name: name.to_owned(), at, of: self.number, types: PhantomData })
+        Ok(Function {
+            name: name.to_owned(),
+            at,
+            of: self.number,
+            plain: is_plain::<A>(),
+            types: PhantomData,
+        })
     }
 
     /// Says that a function may be called again for the same argument: a call whose worker dies is then tried
@@ -311,9 +332,11 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
         argument: Packed<'_>,
         memory: Memory<'_>,
     ) -> Result<Packed<'static>> {
-        let corrupt = Error::Corrupt { what: "a call" };
-        let entry = self.tasks.entries.get(function).ok_or(corrupt.clone())?;
-        (entry.call)(self.state.as_mut().ok_or(corrupt)?, argument, memory, ranks)
+        let entry = self.tasks.entries.get(function);
+        let (Some(entry), Some(state)) = (entry, &mut self.state) else {
+            return Err(Error::Corrupt { what: "a call" });
+        };
+        (entry.call)(state, argument, memory, ranks)
     }
 
     fn discard(&mut self) {

@@ -14,7 +14,7 @@ use crate::shm::array::{Packed, lend_heap};
 use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
-use crate::work::queue::tasks::Hand;
+use crate::work::queue::tasks::{HEAD, Hand, head};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,33 +34,27 @@ pub(super) enum Kind {
     Unbuilt = 5,
 }
 
-/// Bytes of a call before its argument, and of an answer before its result.
-const HEAD: usize = 8;
-
 /// The flags of a call: leases come with its argument; it has a deadline.
 const LEASES: u8 = 1;
 const DEADLINE: u8 = 2;
 
-/// Returns a call as a message.
-pub(super) fn call(
-    function: (usize, usize),
-    argument: Packed<'_>,
-    deadline: Option<Duration>,
-) -> Result<Vec<u8>> {
-    let mut message = call_here(function);
+/// Returns the start of a call.
+pub(super) fn call((function, ranks): (usize, usize), deadline: Option<Duration>) -> Vec<u8> {
+    let mut start = head();
+    start[..HEAD].copy_from_slice(&(function as u64 | (ranks as u64) << 48).to_le_bytes());
     if let Some(deadline) = deadline {
-        message[4] |= DEADLINE;
-        message.extend(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
+        start[4] |= DEADLINE;
+        start.extend(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
     }
-    if argument.put(&mut message)? {
-        message[4] |= LEASES;
-    }
-    Ok(message)
+    start
 }
 
-/// Returns a call without its argument, which this process keeps.
-pub(super) fn call_here((function, ranks): (usize, usize)) -> Vec<u8> {
-    (function as u64 | (ranks as u64) << 48).to_le_bytes().to_vec()
+/// Returns a call, packed behind its start, as a message.
+pub(super) fn message(packed: Packed<'_>) -> Result<Vec<u8>> {
+    let leases = packed.has_leases();
+    let mut message = packed.into_message()?;
+    message[4] |= if leases { LEASES } else { 0 };
+    Ok(message)
 }
 
 /// Returns the function of a call, and the number of ranks that make it.
@@ -76,37 +70,34 @@ pub(super) fn has_leases(message: &[u8]) -> bool {
 
 /// Returns the argument of a call, with its leases.
 pub(super) fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
-    let (_, argument) = deadline_and_argument(message).ok_or(Error::Corrupt { what: "a call" })?;
-    Packed::take(argument, has_leases(message), memory)
+    let start = HEAD + if deadline(message).is_some() { 8 } else { 0 };
+    Packed::take(message, start, has_leases(message).then_some(memory))
 }
 
-/// Returns a call's deadline in nanoseconds, if it has one, and its argument.
-fn deadline_and_argument(message: &[u8]) -> Option<(Option<u64>, &[u8])> {
-    let (head, rest) = message.split_first_chunk::<HEAD>()?;
-    if head[4] & DEADLINE == 0 {
-        return Some((None, rest));
-    }
-    let (deadline, argument) = rest.split_first_chunk::<8>()?;
-    Some((Some(u64::from_le_bytes(*deadline)), argument))
+/// Returns a call's deadline in nanoseconds, if it has one.
+fn deadline(message: &[u8]) -> Option<u64> {
+    let has_one = message.get(4).is_some_and(|&flags| flags & DEADLINE != 0);
+    let bytes = message.get(HEAD..).and_then(|rest| rest.first_chunk()).filter(|_| has_one);
+    bytes.map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Returns kind, time and rest of an answer.
-pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration, &[u8])> {
-    let corrupt = Error::Corrupt { what: "a worker's answer" };
-    let (head, rest) = message.split_first_chunk::<HEAD>().ok_or(corrupt.clone())?;
+/// Returns kind and time of an answer; [`HEAD`] bytes of it are read then.
+pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration)> {
+    let corrupt = || Error::Corrupt { what: "a worker's answer" };
+    let head = message.first_chunk::<HEAD>().ok_or_else(corrupt)?;
     let kind = [Kind::Result, Kind::Leases, Kind::Failed, Kind::Panicked, Kind::Unbuilt];
-    let kind = kind.into_iter().find(|kind| *kind as u8 == head[0]).ok_or(corrupt)?;
-    Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8), rest))
+    let kind = kind.into_iter().find(|kind| *kind as u8 == head[0]).ok_or_else(corrupt)?;
+    Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8)))
 }
 
 /// Returns the start of an answer.
-fn head(kind: Kind, time: Duration) -> Vec<u8> {
+fn start(kind: Kind, time: Duration) -> [u8; HEAD] {
     let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    (time << 8 | kind as u64).to_le_bytes().to_vec()
+    (time << 8 | kind as u64).to_le_bytes()
 }
 
 fn failure(kind: Kind, time: Duration, text: &str) -> Vec<u8> {
-    [&*head(kind, time), text.as_bytes()].concat()
+    [&start(kind, time), text.as_bytes()].concat()
 }
 
 /// Lives a worker's life: until it is told to end, or its caller is gone.
@@ -118,46 +109,52 @@ pub(super) fn serve(
 ) -> Result<()> {
     let _listening = Listening::new();
     lend_heap(slots.heap(slot));
-    if let Err(text) = build(hand, policy) {
-        // The caller may be gone.
-        let _ = process.say(&failure(Kind::Unbuilt, Duration::ZERO, &text));
-        return Ok(());
-    }
-    while let Ok(message) = process.take() {
+    let mut has_state = false;
+    loop {
+        if !has_state && let Err(text) = build(hand, policy) {
+            // The caller may be gone.
+            let _ = process.say(&failure(Kind::Unbuilt, Duration::ZERO, &text));
+            return Ok(());
+        }
+        let Ok(message) = process.take() else { return Ok(()) };
         let message = message?;
-        let Some((deadline, _)) = deadline_and_argument(&message) else { break };
-        let function = function(&message);
+        if message.is_empty() {
+            return Ok(());
+        }
         let begun = unix_time();
-        let now = begun.as_nanos() as u64;
+        let (now, deadline) = (begun.as_nanos() as u64, deadline(&message));
         process.begin(now, deadline.map_or(0, |deadline| now.saturating_add(deadline)));
-        let result =
-            told(|| hand.call(function, argument(&message, slots.segment())?, Some(slots.segment())));
-        let time = unix_time().saturating_sub(begun);
-        let answer = match result {
-            Ok(Ok(packed)) => {
-                let mut answer = head(Kind::Result, time);
-                if packed.put(&mut answer)? {
-                    answer[0] = Kind::Leases as u8;
-                }
-                answer
-            }
-            Ok(Err(text)) => failure(Kind::Failed, time, &text),
-            Err(text) => {
-                // The state, which the panic has perhaps left half changed, is not used again.
-                let _ = caught(|| hand.discard());
-                failure(Kind::Panicked, time, &text)
-            }
-        };
+        let result = told(|| {
+            let argument = argument(&message, slots.segment())?;
+            hand.call(function(&message), argument, Some(slots.segment()))
+        });
+        // The state, which a panic has perhaps left half changed, is not used again.
+        has_state = result.is_ok();
+        if !has_state {
+            let _ = caught(|| hand.discard());
+        }
+        let answer = answer(result, unix_time().saturating_sub(begun))?;
         process.finish();
         if process.say(&answer).is_err() {
-            break;
-        }
-        if let Err(text) = build(hand, policy) {
-            let _ = process.say(&failure(Kind::Unbuilt, Duration::ZERO, &text));
-            break;
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Returns the answer to a call that has taken this time, and has ended so: see [`told`].
+fn answer(
+    result: std::result::Result<std::result::Result<Packed<'_>, String>, String>,
+    time: Duration,
+) -> Result<Vec<u8>> {
+    let packed = match result {
+        Ok(Ok(packed)) => packed,
+        Ok(Err(text)) => return Ok(failure(Kind::Failed, time, &text)),
+        Err(text) => return Ok(failure(Kind::Panicked, time, &text)),
+    };
+    let kind = if packed.has_leases() { Kind::Leases } else { Kind::Result };
+    let mut message = packed.into_message()?;
+    message[..HEAD].copy_from_slice(&start(kind, time));
+    Ok(message)
 }
 
 /// Builds the state unless there is one; returns the text of the last failure.
