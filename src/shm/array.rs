@@ -9,18 +9,14 @@ use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::datatype::TypeTag;
-use crate::shm::element::{ALIGN, Element, check};
-use crate::shm::kernel::{self, Store};
-use crate::shm::object::{self, Why};
-use crate::shm::segment::Segment;
+use crate::shm::element::{Element, check};
+use crate::shm::packed::{delist, enlist, refuse};
 use crate::sync::atomic::Ordering;
 use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
-use serde::de::{self, DeserializeOwned};
+use serde::de;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 /// Returns the size and the alignment, in bytes, of elements that may be shared.
 pub(crate) fn shared_layout<T: Element>() -> (usize, usize) {
@@ -189,346 +185,22 @@ impl<T: Element + std::fmt::Debug, D: Dimension> std::fmt::Debug for Lease<T, D>
     }
 }
 
-/// The place of a lease that travels. It is kept beside the user's bytes: users serialise only its number
-/// here.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct Descriptor {
-    offset: u64,
-    len: u64,
-    /// See [`TypeTag::identity`].
-    datatype: u64,
-}
-
-/// Leases that travel, by number; `None` once one was taken.
-type Leases = Vec<Option<(Arc<Segment>, Descriptor)>>;
-
-/// The leases of a result that is being written or read.
-struct Manifest {
-    /// The segment in which they lie; `None` if that may be any, for a result that stays in this process.
-    segment: Option<Arc<Segment>>,
-    reading: bool,
-    leases: Leases,
-    /// Whether leases stay with their holders, and copies travel.
-    copying: bool,
-    /// The reason why a lease could not be carried, whatever the user's types make of the error.
-    refused: Option<&'static str>,
-}
-
-impl Manifest {
-    fn to_write(segment: Option<&Arc<Segment>>) -> Manifest {
-        Manifest {
-            segment: segment.cloned(),
-            reading: false,
-            leases: Vec::new(),
-            copying: false,
-            refused: None,
-        }
-    }
-
-    fn to_read(leases: Leases) -> Manifest {
-        Manifest { segment: None, reading: true, leases, copying: false, refused: None }
-    }
-}
-
-thread_local! {
-    /// The manifest while this thread writes or reads a result.
-    static MANIFEST: RefCell<Option<Manifest>> = const { RefCell::new(None) };
-}
-
-/// Runs `f` with a manifest; returns its value and the manifest afterwards. If a lease was refused, that is
-/// the error.
-fn with_manifest<T, R>(
-    manifest: Manifest,
-    f: impl FnOnce() -> std::result::Result<R, Why>,
-) -> Result<(R, Manifest)> {
-    let (mut f, mut value) = (Some(f), None);
-    let mut run = || f.take().map_or(Ok(()), |f| f().map(|made| value = Some(made)));
-    let manifest = run_with(manifest, &mut run, &object::refusal::<T>)?;
-    let value = value.ok_or(Error::Corrupt { what: "the manifest of a result" })?;
-    Ok((value, manifest))
-}
-
-/// Does the part of [`with_manifest`] that is compiled once.
-fn run_with(
-    manifest: Manifest,
-    f: &mut dyn FnMut() -> std::result::Result<(), Why>,
-    refusal: &dyn Fn(Why) -> Error,
-) -> Result<Manifest> {
-    struct Reset(Option<Manifest>);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            MANIFEST.set(self.0.take());
-        }
-    }
-    let reset = Reset(MANIFEST.replace(Some(manifest)));
-    let result = f();
-    let mut manifest = MANIFEST.take();
-    drop(reset);
-    if let (Err(_), Some(manifest)) = (&result, manifest.as_mut().filter(|manifest| manifest.reading)) {
-        end_leases(&mut manifest.leases);
-    }
-    match (result, manifest) {
-        (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
-        (Ok(()), Some(manifest)) => Ok(manifest),
-        (Ok(()), None) => Err(Error::Corrupt { what: "the manifest of a result" }),
-        (Err(why), _) => Err(refusal(why)),
-    }
-}
-
-/// Notes why a lease cannot be carried; returns the reason.
-fn refuse(why: &'static str) -> &'static str {
-    MANIFEST.with_borrow_mut(|manifest| {
-        if let Some(manifest) = manifest {
-            manifest.refused.get_or_insert(why);
-        }
-    });
-    why
-}
-
-/// Returns a value as bytes, to be [`unpack`]ed once by the next holder of `segment`, and a copy of the value
-/// that will arrive. Leases of the segment in the value are set off: the value must be forgotten, not
-/// dropped. A value with leases can be read once only, so that there is no copy of it.
-///
-/// # Errors
-/// If the value cannot be written, or would arrive as another value.
-pub(crate) fn pack<T: Serialize + DeserializeOwned>(
-    segment: &Arc<Segment>,
-    value: &T,
-) -> Result<(Vec<u8>, Option<T>)> {
-    pack_with(segment, value, None)
-}
-
-/// A value as bytes, with the leases in it: on its way to another holder of their segment, or within a process.
-pub(crate) struct Packed<'a> {
-    /// The value's bytes, behind `start` others.
-    bytes: Cow<'a, [u8]>,
-    start: usize,
-    leases: Leases,
-}
-
-impl<'a> Packed<'a> {
-    /// Packs a value behind these bytes, as [`pack`] does. Its leases must be of `segment`; of any if there is none.
-    /// They are set off, so that dropping the value does not end them. `plain`: see [`object::is_plain`].
-    pub(crate) fn pack<T: Serialize + DeserializeOwned>(
-        head: Vec<u8>,
-        segment: Option<&Arc<Segment>>,
-        (value, plain): (&T, bool),
-    ) -> Result<Packed<'a>> {
-        let start = head.len();
-        if plain {
-            let bytes = object::write_behind(head, value).map_err(object::refusal::<T>)?;
-            return Ok(Packed { bytes: bytes.into(), start, leases: Vec::new() });
-        }
-        let write = || object::write_behind(head, value);
-        let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), write)?;
-        if manifest.leases.is_empty() {
-            object::arrival::<T>(&bytes[start..])?;
-        }
-        Ok(Packed { bytes: bytes.into(), start, leases: manifest.leases })
-    }
-
-    /// Returns the value.
-    pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
-        let read = || object::read(&self.bytes[self.start..]);
-        if self.leases.is_empty() {
-            return read().map_err(object::refusal::<T>);
-        }
-        let leases = Manifest::to_read(std::mem::take(&mut self.leases));
-        let (value, manifest) = with_manifest::<T, _>(leases, read)?;
-        self.leases = manifest.leases;
-        Ok(value)
-    }
-
-    /// Returns whether there are leases in the value.
-    pub(crate) fn has_leases(&self) -> bool {
-        !self.leases.is_empty()
-    }
-
-    /// Returns a message: the bytes that the value was packed behind, the value, and its leases.
-    pub(crate) fn into_message(mut self) -> Result<Vec<u8>> {
-        let mut message = std::mem::take(&mut self.bytes).into_owned();
-        if !self.leases.is_empty() {
-            let len = message.len() - self.start;
-            append_leases(&mut message, len, std::mem::take(&mut self.leases))?;
-        }
-        Ok(message)
-    }
-
-    /// Takes a packed value out of a message, behind `start` bytes; `leases`: its segment, if there are leases in it.
-    pub(crate) fn take(
-        message: impl Into<Cow<'a, [u8]>>,
-        start: usize,
-        leases: Option<&Arc<Segment>>,
-    ) -> Result<Packed<'a>> {
-        let bytes = message.into();
-        let packed = bytes.get(start..).ok_or(Error::Corrupt { what: "a packed result" })?;
-        let Some(segment) = leases else { return Ok(Packed { bytes, start, leases: Vec::new() }) };
-        let (end, leases) = parts(packed).map(|(value, leases)| (start + value.len(), leases))?;
-        let leases = leases.into_iter().map(|lease| Some((Arc::clone(segment), lease))).collect();
-        let bytes = match bytes {
-            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[..end]),
-            Cow::Owned(mut bytes) => {
-                bytes.truncate(end);
-                Cow::Owned(bytes)
-            }
-        };
-        Ok(Packed { bytes, start, leases })
-    }
-}
-
-impl Drop for Packed<'_> {
-    fn drop(&mut self) {
-        end_leases(&mut self.leases);
-    }
-}
-
-/// Ends the leases that nobody has taken.
-fn end_leases(leases: &mut Leases) {
-    for (segment, lease) in leases.drain(..).flatten() {
-        drop(Block::take_up(&segment, lease.offset as usize, lease.len as usize));
-    }
-}
-
-/// Packs as [`pack`] does; with a heap for copies, leases stay with their holders.
-fn pack_with<T: Serialize + DeserializeOwned>(
-    segment: &Arc<Segment>,
-    value: &T,
-    copies: Option<&RefCell<Heap>>,
-) -> Result<(Vec<u8>, Option<T>)> {
-    let manifest = Manifest { copying: copies.is_some(), ..Manifest::to_write(Some(segment)) };
-    let (bytes, manifest) = with_manifest::<T, _>(manifest, || object::write(value))?;
-    let arrived = if manifest.leases.is_empty() { Some(object::arrival(&bytes)?) } else { None };
-    Ok((with_leases(bytes, manifest, segment, copies)?, arrived))
-}
-
-/// Returns the bytes of a value with those of its leases behind them.
-fn with_leases(
-    mut bytes: Vec<u8>,
-    mut manifest: Manifest,
-    segment: &Arc<Segment>,
-    copies: Option<&RefCell<Heap>>,
-) -> Result<Vec<u8>> {
-    if let Some(heap) = copies {
-        manifest.leases.iter_mut().flatten().try_for_each(|(_, lease)| lease.copy(segment, heap))?;
-    }
-    let len = bytes.len();
-    append_leases(&mut bytes, len, manifest.leases)?;
-    Ok(bytes)
-}
-
-/// Appends leases to the bytes of a value, of which there are `len`: see [`parts`].
-fn append_leases(message: &mut Vec<u8>, len: usize, leases: Leases) -> Result<()> {
-    let leases: Vec<Descriptor> = leases.into_iter().flatten().map(|(_, lease)| lease).collect();
-    message.extend(object::write(&leases)?);
-    message.extend((len as u64).to_le_bytes());
-    Ok(())
-}
-
-/// Returns a value that stays in this process as it would arrive if [`pack`] and [`unpack`] carried it.
-///
-/// # Errors
-/// As [`pack`].
-pub(crate) fn carried<T: Serialize + DeserializeOwned>(value: T) -> Result<T> {
-    let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(None), || object::write(&value))?;
-    if manifest.leases.is_empty() {
-        return object::arrival(&bytes);
-    }
-    let leases = Manifest::to_read(manifest.leases);
-    Ok(with_manifest::<T, _>(leases, || object::read(&bytes))?.0)
-}
-
-/// Splits packed bytes into the value's bytes and its leases.
-fn parts(bytes: &[u8]) -> Result<(&[u8], Vec<Descriptor>)> {
-    let corrupt = Error::Corrupt { what: "a packed result" };
-    let (rest, len) = bytes.split_last_chunk::<8>().ok_or(corrupt.clone())?;
-    let (bytes, leases) = rest.split_at_checked(u64::from_le_bytes(*len) as usize).ok_or(corrupt.clone())?;
-    Ok((bytes, object::read(leases).map_err(|_| corrupt)?))
-}
-
-impl Descriptor {
-    /// Copies the lease's bytes; the descriptor leads to the copy from now on, which nobody holds.
-    fn copy(&mut self, segment: &Arc<Segment>, heap: &RefCell<Heap>) -> Result<()> {
-        let source = Block::join(segment, self.offset as usize, self.len as usize)?;
-        let made = heap.borrow_mut().alloc(source.bytes().len(), PAGE, Fill::Any);
-        let copied = made.map(|mut copy| {
-            kernel::copy(copy.bytes_mut(), source.bytes(), Store::best(2 * source.bytes().len(), 1));
-            self.offset = copy.offset() as u64;
-            copy.set_off();
-        });
-        source.leave_held();
-        copied
-    }
-}
-
-/// Returns whether a packed value holds leases.
-#[cfg(feature = "mpi")]
-pub(crate) fn carries_leases(bytes: &[u8]) -> bool {
-    parts(bytes).map_or(true, |(_, leases)| !leases.is_empty())
-}
-
-/// Leaves a packed value in the heap for the next holder of the segment; returns its place. The next holder
-/// then owns what the value holds, unless this process lives on: in this case its arrays may still be in use,
-/// and copies travel.
-pub(crate) fn leave_packed<T: Serialize + DeserializeOwned>(
-    segment: &Arc<Segment>,
-    heap: &RefCell<Heap>,
-    value: T,
-    lives_on: bool,
-) -> Result<(usize, usize)> {
-    let (bytes, arrived) = pack_with(segment, &value, lives_on.then_some(heap))?;
-    // Dropping either might end a thing that the value stands for, such as a directory, which is the
-    // receiver's now.
-    core::mem::forget((value, arrived));
-    leave(heap, &bytes)
-}
-
-/// Leaves bytes in a heap; returns their place.
-fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
-    let mut block = heap.borrow_mut().alloc(bytes.len(), ALIGN, Fill::Any)?;
-    kernel::copy(block.bytes_mut(), bytes, Store::Cached);
-    let place = (block.offset(), bytes.len());
-    block.leave_held();
-    Ok(place)
-}
-
-/// Returns the value that was packed, with its leases taken up.
-pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    Packed::take(bytes, 0, Some(segment))?.unpack()
-}
-
 impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
     /// Serialises the lease, which is possible once, in the result of a body.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let enlisted = MANIFEST.with_borrow_mut(|manifest| {
-            let ours = |manifest: &&mut Manifest| {
-                let segment = manifest.segment.as_ref();
-                !manifest.reading
-                    && segment.is_none_or(|segment| Arc::ptr_eq(segment, self.block.segment()))
-                    && self.block.is_mine()
-                    && (manifest.copying || self.block.set_off())
-            };
-            let manifest = manifest.as_mut().filter(ours)?;
-            let (offset, len) = (self.block.offset() as u64, self.block.bytes().len() as u64);
-            let descriptor = Descriptor { offset, len, datatype: TypeTag::of::<T>().identity };
-            manifest.leases.push(Some((Arc::clone(self.block.segment()), descriptor)));
-            Some(manifest.leases.len() - 1)
-        });
+        let enlisted = enlist(&self.block, TypeTag::of::<T>().identity);
         let number = enlisted.ok_or_else(|| {
             ser::Error::custom(refuse("a Lease can be carried once, in the result of a body of its own world; use send for messages"))
         })?;
-        (number as u64, self.dim.slice()).serialize(serializer)
+        (number, self.dim.slice()).serialize(serializer)
     }
 }
 
 impl<'de, T: Element, D: Dimension> Deserialize<'de> for Lease<T, D> {
     fn deserialize<S: Deserializer<'de>>(deserializer: S) -> std::result::Result<Self, S::Error> {
         let (number, shape) = <(u64, Vec<usize>)>::deserialize(deserializer)?;
-        let enlisted = MANIFEST.with_borrow_mut(|manifest| {
-            let manifest = manifest.as_mut().filter(|manifest| manifest.reading)?;
-            manifest.leases.get_mut(number as usize)?.take()
-        });
         let (segment, descriptor) =
-            enlisted.ok_or_else(|| de::Error::custom(refuse("no world to take the array from")))?;
+            delist(number).ok_or_else(|| de::Error::custom(refuse("no world to take the array from")))?;
         let dim = D::from_dimension(&ndarray::IxDyn(&shape));
         let dim = dim.ok_or_else(|| de::Error::custom(refuse("a shared array of another dimension")))?;
         let len = byte_len::<T, D>(&dim).map_err(de::Error::custom)?;

@@ -9,5 +9,6 @@ pub(crate) mod element;
 pub(crate) mod extents;
 pub(crate) mod kernel;
 pub(crate) mod object;
+pub(crate) mod packed;
 pub(crate) mod reduction;
 pub(crate) mod segment;

@@ -19,7 +19,7 @@ use crate::os::inherit::Access;
 use crate::os::launcher::Launcher;
 use crate::os::process;
 use crate::os::topology;
-use crate::shm::array::carries_leases;
+use crate::shm::packed::carries_leases;
 use crate::work::crew::{Crew, Job, Policy, told};
 use crate::work::executor::body::{Body, RankOptions, Take};
 use crate::work::executor::placement::requested;

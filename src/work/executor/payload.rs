@@ -5,8 +5,9 @@
 
 use crate::error::{Error, Result};
 use crate::shm::arena::{Block, Fill};
-use crate::shm::array::{alloc, pack, unpack};
+use crate::shm::array::alloc;
 use crate::shm::kernel::{self, Store};
+use crate::shm::packed::{pack, unpack};
 use crate::shm::segment::Segment;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::hash_map::{Entry, HashMap};

@@ -12,7 +12,7 @@ use crate::comm::shm::Shm;
 use crate::error::{Error, Result};
 use crate::os::fault::{Site, point};
 use crate::os::inherit::Access;
-use crate::shm::array::{leave_packed, unpack};
+use crate::shm::packed::{leave_packed, unpack};
 use crate::work::crew::{Crew, Job, Policy, told};
 use crate::work::executor::body::{Body, RankOptions, Take};
 #[cfg(feature = "mpi")]

@@ -7,11 +7,11 @@
 use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Death, Error, Result};
 use crate::os::process;
-use crate::shm::array::Packed;
+use crate::shm::packed::{Packed, end_leases_of, has_leases};
 use crate::shm::segment::Segment;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table};
-use crate::work::queue::worker::{self, Kind, answered};
+use crate::work::queue::worker::{Kind, answered};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -420,9 +420,7 @@ impl Calls {
     }
 
     fn end_arrays(&self, message: &[u8]) {
-        if let (Some(memory), true) = (&self.memory, worker::has_leases(message)) {
-            drop(worker::argument(message, memory));
-        }
+        self.memory.iter().for_each(|memory| end_leases_of(message, memory));
     }
 
     /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
@@ -457,8 +455,7 @@ impl Calls {
         };
         self.give_back(number);
         let ended = match kind {
-            Kind::Result => Packed::take(message, HEAD, None),
-            Kind::Leases => Packed::take(message, HEAD, Some(memory)),
+            Kind::Result => Packed::of_message(message, HEAD, memory),
             Kind::Panicked => Err(self.failed(at, number, format!("it panicked: {}", text(&message)))),
             _ => Err(self.failed(at, number, text(&message))),
         };
@@ -538,7 +535,7 @@ impl Calls {
         let (died, attempts) = (entry.died, self.attempts[entry.asked.function]);
         let overdue = entry.asked.deadline.filter(|_| overdue);
         // The leases of the argument have died with the worker.
-        if died < attempts && overdue.is_none() && !entry.cancelled && !worker::has_leases(&entry.message) {
+        if died < attempts && overdue.is_none() && !entry.cancelled && !has_leases(&entry.message) {
             return self.put_back(at);
         }
         let text = match (overdue, died, attempts) {

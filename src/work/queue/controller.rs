@@ -4,8 +4,9 @@ use crate::channel::link::Event;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
 use crate::shm::arena::{Fill, Heap};
-use crate::shm::array::{Lease, Packed, byte_len};
+use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::Element;
+use crate::shm::packed::Packed;
 use crate::work::crew::{caught, told};
 use crate::work::executor::{Linked, Policy};
 use crate::work::queue::call::{Call, Finished, Submit};
@@ -275,7 +276,7 @@ impl<'q> Controller<'q> {
                 self.arguments.insert(added.0, packed);
                 Ok(added)
             }
-            Hands::Linked(_) => Ok(self.calls.add(asked, worker::message(packed)?)),
+            Hands::Linked(_) => Ok(self.calls.add(asked, packed.into_message()?)),
         }
     }
 

@@ -3,8 +3,8 @@
 use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::os::process;
-use crate::shm::array::Packed;
 use crate::shm::object::is_plain;
+use crate::shm::packed::Packed;
 use crate::shm::segment::Segment;
 use crate::work::executor::Backend;
 use crate::work::launch::Launch;

@@ -1,16 +1,19 @@
 //! A worker of a queue: takes calls, makes them, and answers each.
 //!
 //! ```text
-//! call     function u32, flags u16, ranks u16 | the deadline in ns u64, if there is one | argument
+//! call     flags u8, 0, ranks u16, function u32 | the deadline in ns u64, if there is one | argument
 //!          nothing at all: the worker is to end
 //! answer   Kind u8, time in ns u56 | result; or a text
 //! ```
+//!
+//! The first byte of both says whether there are leases in the value (packed.rs).
 
 use crate::channel::link::Process;
 use crate::channel::slots::Slots;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
-use crate::shm::array::{Packed, lend_heap};
+use crate::shm::array::lend_heap;
+use crate::shm::packed::{LEASES, Packed};
 use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
@@ -18,65 +21,49 @@ use crate::work::queue::tasks::{HEAD, Hand, head};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The kind of an answer.
+/// The kind of an answer, without the bit [`LEASES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
     /// A result.
     Result = 1,
-    /// A result with leases.
-    Leases = 2,
     /// The function has returned an error, whose text follows.
-    Failed = 3,
+    Failed = 4,
     /// The function has panicked; the text follows.
-    Panicked = 4,
+    Panicked = 5,
     /// The worker cannot build its state, and ends; the text follows.
-    Unbuilt = 5,
+    Unbuilt = 8,
 }
 
-/// The flags of a call: leases come with its argument; it has a deadline.
-const LEASES: u8 = 1;
-const DEADLINE: u8 = 2;
+/// The flag of a call that has a deadline.
+const DEADLINE: u8 = 4;
 
 /// Returns the start of a call.
 pub(super) fn call((function, ranks): (usize, usize), deadline: Option<Duration>) -> Vec<u8> {
     let mut start = head();
-    start[..HEAD].copy_from_slice(&(function as u64 | (ranks as u64) << 48).to_le_bytes());
+    start[..HEAD].copy_from_slice(&((function as u64) << 32 | (ranks as u64) << 16).to_le_bytes());
     if let Some(deadline) = deadline {
-        start[4] |= DEADLINE;
+        start[0] |= DEADLINE;
         start.extend(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
     }
     start
 }
 
-/// Returns a call, packed behind its start, as a message.
-pub(super) fn message(packed: Packed<'_>) -> Result<Vec<u8>> {
-    let leases = packed.has_leases();
-    let mut message = packed.into_message()?;
-    message[4] |= if leases { LEASES } else { 0 };
-    Ok(message)
-}
-
 /// Returns the function of a call, and the number of ranks that make it.
 pub(super) fn function(message: &[u8]) -> (usize, usize) {
     let head = message.first_chunk::<HEAD>().map_or(u64::MAX, |head| u64::from_le_bytes(*head));
-    (head as u32 as usize, (head >> 48) as usize)
-}
-
-/// Returns whether the argument of a call has leases.
-pub(super) fn has_leases(message: &[u8]) -> bool {
-    message.get(4).is_some_and(|&flags| flags & LEASES != 0)
+    ((head >> 32) as usize, (head >> 16) as u16 as usize)
 }
 
 /// Returns the argument of a call, with its leases.
 pub(super) fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
     let start = HEAD + if deadline(message).is_some() { 8 } else { 0 };
-    Packed::take(message, start, has_leases(message).then_some(memory))
+    Packed::of_message(message, start, memory)
 }
 
 /// Returns a call's deadline in nanoseconds, if it has one.
 fn deadline(message: &[u8]) -> Option<u64> {
-    let has_one = message.get(4).is_some_and(|&flags| flags & DEADLINE != 0);
+    let has_one = message.first().is_some_and(|&flags| flags & DEADLINE != 0);
     let bytes = message.get(HEAD..).and_then(|rest| rest.first_chunk()).filter(|_| has_one);
     bytes.map(|bytes| u64::from_le_bytes(*bytes))
 }
@@ -85,8 +72,8 @@ fn deadline(message: &[u8]) -> Option<u64> {
 pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration)> {
     let corrupt = || Error::Corrupt { what: "a worker's answer" };
     let head = message.first_chunk::<HEAD>().ok_or_else(corrupt)?;
-    let kind = [Kind::Result, Kind::Leases, Kind::Failed, Kind::Panicked, Kind::Unbuilt];
-    let kind = kind.into_iter().find(|kind| *kind as u8 == head[0]).ok_or_else(corrupt)?;
+    let kind = [Kind::Result, Kind::Failed, Kind::Panicked, Kind::Unbuilt];
+    let kind = kind.into_iter().find(|kind| *kind as u8 == head[0] & !LEASES).ok_or_else(corrupt)?;
     Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8)))
 }
 
@@ -151,9 +138,9 @@ fn answer(
         Ok(Err(text)) => return Ok(failure(Kind::Failed, time, &text)),
         Err(text) => return Ok(failure(Kind::Panicked, time, &text)),
     };
-    let kind = if packed.has_leases() { Kind::Leases } else { Kind::Result };
     let mut message = packed.into_message()?;
-    message[..HEAD].copy_from_slice(&start(kind, time));
+    // The bit that says whether there are leases stays.
+    message.iter_mut().zip(start(Kind::Result, time)).for_each(|(byte, start)| *byte |= start);
     Ok(message)
 }
 
