@@ -50,6 +50,7 @@ const CASES: &[Case] = cases![
     handles_name_one_call_only
     every_call_is_made_before_the_end
     arrays_that_nobody_takes_are_freed
+    arrays_of_the_dead_are_sent_again
     a_crash_in_a_call_with_a_deadline_costs_only_that
     groups_of_ranks_make_calls_together
     groups_of_several_sizes_share_the_workers
@@ -57,25 +58,118 @@ const CASES: &[Case] = cases![
     wrong_groups_are_refused
 ];
 
+/// The cases for the processes of a job: `mpirun -n 3 queue --job`, of the feature `mpi` (tools/nodes).
+const JOB: &[Case] = cases![
+    results_are_the_same_everywhere
+    results_come_in_any_order
+    next_results_come_as_they_finish
+    failures_stay_with_their_calls
+    a_panic_builds_the_state_anew
+    a_dead_worker_costs_the_call_it_had_begun
+    arrays_travel_without_a_copy
+    arrays_of_any_length_travel
+    estimates_spread_the_work
+    wrong_types_are_errors_of_the_call
+    calls_can_be_cancelled
+    a_deadline_ends_the_call
+    a_time_limit_begins_nothing_more
+    exit_ends_submissions_only
+    idle_workers_sleep
+    functions_may_borrow
+    statistics_add_up
+    handles_name_one_call_only
+    arrays_that_nobody_takes_are_freed
+    a_crash_in_a_call_with_a_deadline_costs_only_that
+    groups_of_ranks_make_calls_together
+    a_member_that_dies_costs_its_call
+    arrays_of_the_dead_are_sent_again
+];
+
 fn main() -> std::process::ExitCode {
-    support::main(CASES)
+    if let Some(scene) = std::env::args().nth(1).and_then(|arg| Some(arg.strip_prefix("--ends=")?.to_owned()))
+    {
+        return ends(&scene).map_or_else(
+            |error| {
+                println!("{error}");
+                std::process::ExitCode::FAILURE
+            },
+            |()| std::process::ExitCode::SUCCESS,
+        );
+    }
+    if !is_job() {
+        return support::main(CASES);
+    }
+    let wanted = std::env::args().nth(2).unwrap_or_default();
+    let cases: Vec<_> = JOB.iter().filter(|(name, _)| name.contains(&wanted)).collect();
+    for (name, case) in &cases {
+        if std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "0") {
+            println!("{name}");
+        }
+        case();
+    }
+    println!("{} passed", cases.len());
+    std::process::ExitCode::SUCCESS
 }
 
-const EVERYWHERE: [(Backend, usize); 6] = [
-    (Backend::Serial, 3),
-    (Backend::SharedMemory, 0),
-    (Backend::Threads, 1),
-    (Backend::Threads, 3),
-    (Backend::SharedMemory, 1),
-    (Backend::SharedMemory, 3),
-];
+/// A queue over nodes that comes to a bad end.
+fn ends(scene: &str) -> Result<()> {
+    let rank: usize = std::env::var("OMPI_COMM_WORLD_RANK").unwrap().parse().unwrap();
+    let mut tasks = Tasks::with_state(|| match scene {
+        "unbuilt" => Err(Reason::from("no licence")),
+        _ => Ok(()),
+    });
+    let sleep = tasks.register("sleep", sleep_ms)?;
+    if scene == "unlike" && rank == 1 {
+        tasks.register("another", sleep_ms)?;
+    }
+    let queue = Queue { backend: Backend::Hybrid, workers: Some(6), ..Queue::default() };
+    queue.run(&tasks, |controller| {
+        let call = controller.submit(&sleep, 1)?;
+        controller.get_result(&call)?;
+        let calls = controller.submit_multiple(&sleep, [60_000; 6], &[], false)?;
+        println!("under way");
+        match scene {
+            "error" => Err(Error::other("the controller has lost its way")),
+            "panic" => panic!("the controller has lost its way"),
+            "exit" => std::process::exit(0),
+            "abort" => controller.abort("the controller has seen enough"),
+            _ => controller.get_result(&calls[0]),
+        }
+    })?;
+    Ok(())
+}
+
+/// Whether this is a process of a job.
+fn is_job() -> bool {
+    std::env::args().nth(1).is_some_and(|arg| arg == "--job")
+}
+
+/// The processes of the job; 1 if there is none.
+fn processes() -> usize {
+    std::env::var("OMPI_COMM_WORLD_SIZE").ok().filter(|_| is_job()).map_or(1, |size| size.parse().unwrap())
+}
+
+/// The back ends, with numbers of workers.
+fn everywhere() -> Vec<(Backend, usize)> {
+    if is_job() {
+        return [1, 2, 3, 7].map(|workers| (Backend::Hybrid, workers)).to_vec();
+    }
+    vec![
+        (Backend::Serial, 3),
+        (Backend::SharedMemory, 0),
+        (Backend::Threads, 1),
+        (Backend::Threads, 3),
+        (Backend::SharedMemory, 1),
+        (Backend::SharedMemory, 3),
+    ]
+}
 
 fn queue(backend: Backend, workers: usize) -> Queue {
     Queue { backend, workers: Some(workers), ..Queue::default() }
 }
 
 fn forked(workers: usize) -> Queue {
-    queue(Backend::SharedMemory, workers)
+    queue(if is_job() { Backend::Hybrid } else { Backend::SharedMemory }, workers)
 }
 
 /// A function that takes its time.
@@ -84,9 +178,15 @@ fn sleep_ms(_: &mut (), ms: u64) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Runs `main` on this queue, whose caller is the controller.
-fn run<S, T>(queue: &Queue, tasks: &Tasks<'_, S>, main: impl FnOnce(&mut Controller<'_>) -> Result<T>) -> T {
-    queue.run(tasks, main).unwrap().unwrap()
+/// Runs `main` on this queue. Returns its result where its caller is the controller: everywhere but in a job.
+fn run<S, T>(
+    queue: &Queue,
+    tasks: &Tasks<'_, S>,
+    main: impl FnOnce(&mut Controller<'_>) -> Result<T>,
+) -> Option<T> {
+    let result = queue.run(tasks, main).unwrap();
+    assert!(result.is_some() || is_job());
+    result
 }
 
 fn results_are_the_same_everywhere() {
@@ -94,7 +194,7 @@ fn results_are_the_same_everywhere() {
     let text = tasks.register("text", |_, (n, name): (usize, String)| Ok(format!("{name} {n}"))).unwrap();
     let power = tasks.register("power", |state: &mut f64, x: f64| Ok(x.powf(*state))).unwrap();
     let nothing = tasks.register("nothing", |_, ()| Ok(())).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             assert_eq!(controller.n_workers(), if backend == Backend::Serial { 0 } else { workers });
             let texts: Vec<_> = (0..300).map(|n| controller.submit(&text, (n, "n".repeat(n)))).collect();
@@ -114,7 +214,7 @@ fn results_are_the_same_everywhere() {
 fn results_come_in_any_order() {
     let mut tasks = Tasks::new();
     let square = tasks.register("square", |(), x: u64| Ok(x * x)).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             let mut calls =
                 (0..500).map(|x| Ok((x, controller.submit(&square, x)?))).collect::<Result<Vec<_>>>()?;
@@ -148,7 +248,7 @@ fn next_results_come_as_they_finish() {
         }
         Ok(order)
     });
-    assert_eq!(order, [20, 250, 600]);
+    assert_eq!(order.unwrap_or(vec![20, 250, 600]), [20, 250, 600]);
 }
 
 fn failures_stay_with_their_calls() {
@@ -159,7 +259,7 @@ fn failures_stay_with_their_calls() {
         x => Ok(x + 1),
     });
     let root = root.unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             let calls: Vec<_> = (0..30).map(|x| controller.submit(&root, x)).collect();
             for (x, call) in (0..).zip(calls) {
@@ -207,6 +307,7 @@ fn a_state_is_built_once_or_in_each_worker() {
             }
             Ok(seen)
         });
+        let seen = seen.unwrap();
         let builders: std::collections::BTreeSet<u32> = seen.iter().map(|seen| seen.0).collect();
         let own = seen.iter().all(|&(built, process, _)| built == process);
         match (cold, backend) {
@@ -240,7 +341,7 @@ fn a_panic_builds_the_state_anew() {
         Ok(state.clone())
     });
     let push = push.unwrap();
-    for (backend, workers) in EVERYWHERE.into_iter().filter(|(_, workers)| *workers <= 1) {
+    for (backend, workers) in everywhere().into_iter().filter(|(_, workers)| *workers <= 1) {
         run(&queue(backend, workers), &tasks, |controller| {
             let calls: Vec<_> = (1..=4).map(|x| controller.submit(&push, x)).collect::<Result<_>>()?;
             let results: Vec<_> = calls.iter().map(|call| controller.get_result(call).ok()).collect();
@@ -251,7 +352,7 @@ fn a_panic_builds_the_state_anew() {
 }
 
 fn builds_that_fail_are_told() {
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         for cold in [false, true] {
             for panics in [false, true] {
                 let mut tasks = Tasks::with_state(|| match panics {
@@ -415,7 +516,7 @@ fn no_call_is_begun_twice() {
         assert!(died > 20 && failed <= died, "{failed} calls failed, {died} workers died");
         Ok(failed)
     });
-    let begun = std::fs::read(&path).unwrap();
+    let (begun, failed) = (std::fs::read(&path).unwrap(), failed.unwrap());
     assert!(begun.iter().all(|&times| times <= 1), "twice");
     assert!(begun.iter().filter(|&&times| times == 0).count() <= failed as usize);
     std::fs::remove_file(&path).unwrap();
@@ -447,7 +548,7 @@ fn arrays_travel_without_a_copy() {
     });
     let back = tasks.register("back", |(), x: Lease<f64, Ix1>| Ok((x, 1)));
     let (double, back) = (double.unwrap(), back.unwrap());
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         let heap = Some(4 << 20);
         run(&Queue { heap, ..queue(backend, workers) }, &tasks, |controller| {
             // So often that memory which is not used again would run out.
@@ -474,7 +575,7 @@ fn arrays_of_any_length_travel() {
         Ok(x)
     });
     let turn = turn.unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             for len in [0, 1, 2, 3, 100, 4095, 8192, 32_767, 32_768, 32_769, 200_000] {
                 let x = Array1::from_iter(0..len);
@@ -520,7 +621,7 @@ fn bad_input_is_refused() {
             "{text}: {error}"
         );
     };
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             let first = controller.submit_call(&call, 1, Submit { id: Some(5), ..Submit::default() })?;
             let again = controller.submit_call(&call, 1, Submit { id: Some(5), ..Submit::default() });
@@ -557,7 +658,7 @@ fn bad_input_is_refused() {
 fn wrong_types_are_errors_of_the_call() {
     let mut tasks = Tasks::new();
     tasks.register("call", |(), x: u32| Ok(x)).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             let text = controller.submit_by_name::<_, u32>("call", "text".to_owned(), Submit::default())?;
             let number = controller.submit_by_name::<_, String>("call", 7u32, Submit::default())?;
@@ -619,7 +720,7 @@ fn a_deadline_ends_the_call() {
         Ok(())
     });
     assert!(start.elapsed() < Duration::from_secs(20));
-    for backend in [Backend::Serial, Backend::Threads] {
+    for backend in [Backend::Serial, Backend::Threads].into_iter().filter(|_| !is_job()) {
         run(&queue(backend, 2), &tasks, |controller| {
             let refused = controller.submit_call(&sleep, 1, Submit { deadline, ..Submit::default() });
             assert!(refused.unwrap_err().to_string().contains("a deadline needs forked workers"));
@@ -631,7 +732,7 @@ fn a_deadline_ends_the_call() {
 fn a_time_limit_begins_nothing_more() {
     let mut tasks = Tasks::new();
     let sleep = tasks.register("sleep", sleep_ms).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         let queue = Queue { time_limit: Some(Duration::from_millis(150)), ..queue(backend, workers) };
         run(&queue, &tasks, |controller| {
             let calls = controller.submit_multiple(&sleep, [100; 40], &[], false)?;
@@ -650,7 +751,7 @@ fn a_time_limit_begins_nothing_more() {
 fn exit_ends_submissions_only() {
     let mut tasks = Tasks::new();
     let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
             let calls: Vec<_> = (0..50).map(|x| controller.submit(&call, x)).collect::<Result<_>>()?;
             controller.exit()?;
@@ -749,14 +850,14 @@ fn functions_may_borrow() {
     let sum = tasks
         .register("sum", |(), (from, to): (usize, usize)| Ok(table[from..to].iter().sum::<f64>()))
         .unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         let total = run(&queue(backend, workers), &tasks, |controller| {
             let calls: Vec<_> = (0..10)
                 .map(|part| controller.submit(&sum, (100 * part, 100 * part + 100)))
                 .collect::<Result<_>>()?;
             calls.iter().map(|call| controller.get_result(call)).sum::<Result<f64>>()
         });
-        assert_eq!(total, 999.0 * 500.0);
+        assert_eq!(total.unwrap_or(999.0 * 500.0), 999.0 * 500.0);
     }
 }
 
@@ -799,7 +900,7 @@ fn a_queue_in_a_worker_of_a_queue() {
 fn statistics_add_up() {
     let mut tasks = Tasks::new();
     let sleep = tasks.register("sleep", sleep_ms).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         let stats = run(&queue(backend, workers), &tasks, |controller| {
             for ms in 1..=6 {
                 controller.submit_call(&sleep, ms, Submit { estimate: ms as f64, ..Submit::default() })?;
@@ -807,6 +908,7 @@ fn statistics_add_up() {
             controller.exit()?;
             Ok(controller.stats())
         });
+        let Some(stats) = stats else { continue };
         assert_eq!((stats.calls.len(), stats.not_taken), (6, 6));
         assert!(stats.calls.iter().all(|call| call.time >= Duration::from_millis(call.id + 1)));
         let (calls, estimate) = stats
@@ -873,7 +975,7 @@ fn cancelled_calls_are_not_made() {
 fn handles_name_one_call_only() {
     let mut tasks = Tasks::new();
     let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
-    for (backend, workers) in EVERYWHERE {
+    for (backend, workers) in everywhere() {
         let mut kept = None;
         run(&queue(backend, workers), &tasks, |controller| {
             let chosen = |id| Submit { id: Some(id), ..Submit::default() };
@@ -901,7 +1003,7 @@ fn every_call_is_made_before_the_end() {
     std::fs::create_dir(&dir).unwrap();
     let mut tasks = Tasks::new();
     let call = tasks.register("call", |(), name: String| Ok(std::fs::write(dir.join(name), "")?)).unwrap();
-    for (at, (backend, workers)) in EVERYWHERE.into_iter().enumerate() {
+    for (at, (backend, workers)) in everywhere().into_iter().enumerate() {
         run(&queue(backend, workers), &tasks, |controller| {
             (0..10).try_for_each(|number| controller.submit(&call, format!("{at}-{number}")).map(drop))
         });
@@ -937,6 +1039,42 @@ fn arrays_that_nobody_takes_are_freed() {
             assert!(
                 controller.submit_call(&take, x, Submit { worker: Some(9), ..Submit::default() }).is_err()
             );
+        }
+        Ok(())
+    });
+}
+
+/// The argument of a call is repeated with its arrays if its worker is on another node: copies went there.
+fn arrays_of_the_dead_are_sent_again() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), (x, deadly): (Lease<f64, Ix1>, bool)| {
+        if deadly && x.view()[0] > 0.0 {
+            std::process::abort();
+        }
+        Ok(x)
+    });
+    let call = call.unwrap();
+    tasks.may_repeat(&call, 3).unwrap();
+    run(&forked(2), &tasks, |controller| {
+        for turn in 0..12 {
+            let mut x = controller.alloc::<f64, _>(100_000)?;
+            x.view_mut().fill(f64::from(turn));
+            let worker = Some(1 + turn as usize % 2);
+            let call =
+                controller.submit_call(&call, (x, turn % 3 == 1), Submit { worker, ..Submit::default() })?;
+            match controller.get_result(&call) {
+                Ok(x) => assert!(turn % 3 != 1 && x.view().iter().all(|&x| x == f64::from(turn))),
+                Err(Error::Call { text, .. }) => {
+                    assert!(turn % 3 == 1 && text.contains("SIGABRT"), "{turn}: {text}");
+                    let died = if is_job() && turn % 2 == 1 {
+                        "died 3 times"
+                    } else {
+                        "and the arrays of its argument"
+                    };
+                    assert!(text.contains(died), "{turn}: {text}");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     });
@@ -980,7 +1118,9 @@ fn groups_of_ranks_make_calls_together() {
         Ok((comm.rank() != 1).then_some((comm.rank(), comm.size(), sum, *state)))
     });
     let call = call.unwrap();
-    for (backend, workers) in [(Backend::SharedMemory, 3), (Backend::SharedMemory, 0), (Backend::Serial, 3)] {
+    let here = [(Backend::SharedMemory, 3), (Backend::SharedMemory, 0), (Backend::Serial, 3)];
+    let job = [(Backend::Hybrid, 3 * processes())];
+    for &(backend, workers) in if is_job() { &job[..] } else { &here } {
         run(&queue(backend, workers), &tasks, |controller| {
             let calls: Vec<_> =
                 (0..20).map(|x| controller.submit_call(&call, x, group(3))).collect::<Result<_>>()?;
@@ -1031,7 +1171,7 @@ fn a_member_that_dies_costs_its_call() {
         Ok(comm.all_reduce_value(1, &Op::sum())?)
     });
     let call = call.unwrap();
-    run(&forked(2), &tasks, |controller| {
+    run(&forked(2 * processes()), &tasks, |controller| {
         for turn in 0..60 {
             let one = controller.submit_call(&call, turn % 2 == 0, group(2))?;
             match controller.get_result(&one) {

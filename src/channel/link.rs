@@ -42,6 +42,7 @@ use crate::sync::eventcount::EventCount;
 use crate::sync::wait::{Broken, Meeting, Pace};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The bytes of a ring's store, which has no memory until it is used.
 const ROOM: usize = 256 << 10;
@@ -403,18 +404,24 @@ impl Caller {
         self.events.pop_front().or_else(|| self.look())
     }
 
-    /// \[3]: waits for the next event. Returns `None` when nothing has happened and `over`, which is called
-    /// now and then, returns true.
+    /// Waits as [`Caller::next_within`] does.
+    #[cfg(test)]
+    pub(super) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
+        self.next_within(Duration::MAX, over)
+    }
+
+    /// \[3]: waits for the next event. Returns `None` when nothing has happened and `over`, which is called at least
+    /// once in so long a time (and every 2 s), returns true.
     ///
     /// # Errors
     /// If a process has overwritten memory that it shares with the caller; once for each process.
-    pub(crate) fn next(&mut self, over: impl Fn() -> bool) -> Result<Option<Event>> {
+    pub(crate) fn next_within(&mut self, slice: Duration, over: impl Fn() -> bool) -> Result<Option<Event>> {
         if let Some(event) = self.poll() {
             return event.map(Some);
         }
         let (heard, pace) = (self.links.heard.clone(), self.links.pace());
         loop {
-            let turn = heard.events().wait(pace, || match self.look() {
+            let turn = heard.events().wait_and_look(pace, slice, || match self.look() {
                 None if over() => Some(Turn::Gone),
                 None if self.more => Some(Turn::More),
                 event => event.map(Turn::Heard),

@@ -50,14 +50,24 @@ impl EventCount<'_> {
     }
 
     /// Waits until `look` finds something; returns what it has found.
-    pub(crate) fn wait<R>(self, pace: Pace, mut look: impl FnMut() -> Option<R>) -> R {
+    pub(crate) fn wait<R>(self, pace: Pace, look: impl FnMut() -> Option<R>) -> R {
+        self.wait_and_look(pace, SLICE, look)
+    }
+
+    /// Waits as [`EventCount::wait`] does, and looks at least once in so long a time.
+    pub(crate) fn wait_and_look<R>(
+        self,
+        pace: Pace,
+        slice: Duration,
+        mut look: impl FnMut() -> Option<R>,
+    ) -> R {
         if let Some(found) = pace.try_awake(&mut look) {
             return found;
         }
         loop {
             self.sleepers.fetch_add(1, Ordering::Relaxed);
             point(Site::Drowsy);
-            let slice = if heavy_fence() { SLICE } else { BLIND };
+            let slice = if heavy_fence() { slice.min(SLICE) } else { slice.min(BLIND) };
             // Acquire: pairs with the Release of [3].
             let key = self.count.load(Ordering::Acquire);
             let found = look();

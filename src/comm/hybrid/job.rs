@@ -71,6 +71,20 @@ pub(crate) fn counted(job: Option<Launcher>) -> Result<Option<Launcher>> {
     }
 }
 
+/// Joins MPI, in which this process must have the number that the launcher has told it.
+pub(crate) fn joined(job: Launcher, operation: &'static str) -> Result<&'static Mpi> {
+    let mpi = Mpi::join()?;
+    if job.rank == mpi.rank {
+        return Ok(mpi);
+    }
+    let problem = format!(
+        "the launcher has started this process as number {} ({} is set), but its MPI calls it {}: start it by the mpirun \
+         of the MPI that it was built against",
+        job.rank, job.by, mpi.rank
+    );
+    Err(Error::option(operation, problem))
+}
+
 /// A guard: while it lives, this process is part of a world over nodes. If the program exits before the world
 /// ends, the job is ended, and the others are not left waiting.
 pub(crate) struct InWorld(#[expect(dead_code, reason = "ends with the world")] Part);

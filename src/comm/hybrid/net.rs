@@ -43,6 +43,9 @@ pub(crate) enum Tag {
     /// A sweep's question to root, and root's answer.
     Ask,
     Grant,
+    /// A message of a queue's controller to another process, and one of that process to the controller.
+    Post,
+    Event,
 }
 const TAGS: i32 = 16;
 /// The number of communicators of more than one node that can be made in a program, if its MPI has enough
@@ -115,7 +118,7 @@ impl Net {
     }
 
     /// Prints `error`, and ends all processes of the job.
-    pub(super) fn end_job(&self, error: &Error) {
+    pub(crate) fn end_job(&self, error: &Error) {
         end_job(self.wire, error);
     }
 
@@ -255,6 +258,7 @@ pub(crate) enum Step {
     Launch,
     Sweep,
     Manager,
+    Queue,
 }
 
 /// Makes sure that all processes of the job take the same step, with the same number (of the run's options, a
@@ -271,7 +275,14 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
         None => Ok(contexts.into_iter().map(u32::from_ne_bytes).max().unwrap_or(1)),
         Some(other) => {
             let name = |step: u64| {
-                let names = ["does nothing", "exits", "launches", "sweeps", "makes a parallel manager"];
+                let names = [
+                    "does nothing",
+                    "exits",
+                    "launches",
+                    "sweeps",
+                    "makes a parallel manager",
+                    "runs a queue",
+                ];
                 names.get(step as usize).copied().unwrap_or(names[0])
             };
             let [theirs, _] = of(&told[other]);
@@ -279,6 +290,7 @@ pub(crate) fn step(net: &Net, step: Step, number: u64) -> Result<u32> {
             let differ = if theirs == mine {
                 let with = match step {
                     Step::Sweep => "other parameters, outputs, schedule, seed or attempts",
+                    Step::Queue => "other functions or options",
                     Step::Exit | Step::Launch | Step::Manager => {
                         "another back end, or another number of ranks"
                     }
@@ -328,6 +340,39 @@ fn leave_job(wire: &'static dyn Wire, busy: bool) -> bool {
     };
     left.inspect_err(|error| end_job(wire, error)).is_ok()
 }
+
+/// The nap of a process that looks for messages between its other work, as MPI wakes nobody: ever longer ones. (A look
+/// takes 20 us.)
+#[cfg(feature = "mpi")]
+pub(crate) struct Nap {
+    next: Duration,
+    /// The time since which there was nothing to do.
+    quiet: Instant,
+}
+
+#[cfg(feature = "mpi")]
+impl Nap {
+    pub(crate) fn new() -> Nap {
+        Nap { next: SHORT_NAP, quiet: Instant::now() }
+    }
+
+    /// Notes that there was something to do.
+    pub(crate) fn end(&mut self) {
+        *self = Nap::new();
+    }
+
+    /// Returns the length of the next nap: after a long quiet time at most a hundredth of that time.
+    pub(crate) fn next(&mut self) -> Duration {
+        let most = (self.quiet.elapsed() / 100).clamp(EVEN_NAP, LONG_NAP);
+        let next = self.next;
+        self.next = (next * 3 / 2).min(most);
+        next
+    }
+}
+
+/// The nap of a process after some milliseconds.
+#[cfg(feature = "mpi")]
+const EVEN_NAP: Duration = Duration::from_millis(2);
 
 /// The wait of a process for another node: the process looks, then lets others run, and in the end sleeps
 /// between looks.
@@ -379,6 +424,6 @@ mod tests {
             let last = (contexts(largest) - 1) * TAGS + TAGS - 1;
             assert!(last <= largest && contexts(largest) >= 2047, "{largest}");
         }
-        assert!((Tag::Grant as i32) < TAGS);
+        assert!((Tag::Event as i32) < TAGS);
     }
 }

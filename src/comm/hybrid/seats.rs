@@ -116,7 +116,7 @@ impl Seats {
 
 /// Returns a number that is the same for processes that can map each other's memory: they have one kernel,
 /// one view of its processes, and one user.
-fn neighbourhood() -> u64 {
+pub(crate) fn neighbourhood() -> u64 {
     xxh3_64(format!("{} {} {}", host(), kernel(), process_space()).as_bytes())
 }
 

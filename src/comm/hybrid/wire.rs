@@ -12,6 +12,13 @@ use std::sync::Arc;
 /// The longest message in bytes: MPI counts with C's `int`.
 pub(crate) const LARGEST: usize = 1 << 30;
 
+/// Splits a place into parts that MPI can count.
+#[cfg(feature = "mpi")]
+pub(crate) fn parts(place: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = place.end;
+    place.step_by(LARGEST).map(move |start| start..(start + LARGEST).min(end))
+}
+
 /// One process's access to the messages of its job; it lives as long as the program.
 ///
 /// Every method that returns a `Result` fails in a process that may not communicate: a forked child, a thread

@@ -9,11 +9,15 @@ use crate::error::{Death, Error, Result};
 use crate::os::clock::unix_time;
 use crate::os::process;
 use crate::os::topology;
+use crate::shm::arena::Heap;
+use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::wait::Pace;
 use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths, caught};
 use crate::work::executor::policy::Policy;
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -35,9 +39,75 @@ pub(crate) struct Terms {
 /// A worker's life: takes messages, and answers each, until it is told to end.
 pub(crate) type Serve<'a> = dyn Fn(usize, &Slots, &mut Process) -> Result<()> + 'a;
 
-/// Workers at work, as their caller has them.
+/// The place of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    /// Its node; the caller's is node 0.
+    pub(crate) node: usize,
+    /// Whether it shares memory with the caller: both belong to one process of the job.
+    pub(crate) shares: bool,
+}
+
+/// Workers at work, as their caller has them, by their numbers: 1 and up.
+pub(crate) trait Workers {
+    /// Waits for the next event; `None` if `over` returns true first, or nothing has happened for a while.
+    ///
+    /// # Errors
+    /// If no worker is left, or a supervisor has died.
+    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>>;
+
+    /// Posts a message to a worker; returns false if the worker is gone. If the worker shares no memory with the caller
+    /// ([`Seat`]), the leases in the message stay, and copies travel.
+    ///
+    /// # Errors
+    /// If another node cannot be reached.
+    fn post(&mut self, worker: usize, message: &[u8]) -> Result<bool>;
+
+    /// Wants a worker's process to be killed at its `number`-th message, which takes a fifth of a second at most;
+    /// another follows.
+    ///
+    /// # Errors
+    /// As [`Workers::post`].
+    fn doom(&mut self, worker: usize, number: u64) -> Result<()>;
+
+    /// Returns how the last process of a worker died.
+    fn death(&self, worker: usize) -> Death;
+
+    /// Tells all workers to end when they have answered what they have. Called once, when nothing more is posted.
+    ///
+    /// # Errors
+    /// As [`Workers::post`].
+    fn dismiss(&mut self) -> Result<()>;
+
+    /// Ends the program at once, with all that it has started.
+    fn abort(&self, why: &str) -> ! {
+        abort(why)
+    }
+
+    /// Returns whether workers are processes, which can be killed.
+    fn are_processes(&self) -> bool;
+
+    /// Returns the seat of each worker, that of the caller first.
+    fn seats(&self) -> Vec<Seat>;
+
+    /// Returns the memory that workers share with the caller.
+    fn segment(&self) -> &Arc<Segment>;
+
+    /// Returns the caller's heap there.
+    fn heap(&self) -> &RefCell<Heap>;
+}
+
+/// Prints why, and ends this process with status 1; its workers end when they see that it is gone.
+pub(crate) fn abort(why: &str) -> ! {
+    eprintln!("phalanx: {why}");
+    process::leave(1)
+}
+
+/// Workers of this node at work, as their caller has them.
 pub(crate) struct Linked {
-    pub(crate) slots: Slots,
+    pub(super) slots: Slots,
+    /// The caller's heap. (Two of one slot would give out the same memory.)
+    pub(super) heap: Rc<RefCell<Heap>>,
     caller: Caller,
     /// An event that was heard before anybody asked.
     first: Option<Event>,
@@ -49,34 +119,66 @@ pub(crate) struct Linked {
     crew: Option<Crew>,
 }
 
+impl Workers for Linked {
+    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        self.next_within(Duration::MAX, over)
+    }
+
+    fn post(&mut self, slot: usize, message: &[u8]) -> Result<bool> {
+        let over = self.is_over();
+        Ok(self.caller.post(slot, message, over))
+    }
+
+    fn doom(&mut self, slot: usize, number: u64) -> Result<()> {
+        self.caller.doom(slot, number);
+        Ok(())
+    }
+
+    fn death(&self, slot: usize) -> Death {
+        self.slots.slot(slot).death()
+    }
+
+    fn dismiss(&mut self) -> Result<()> {
+        // An empty message; a worker that is gone needs none, and one that follows it is told, too.
+        (1..self.slots.count()).try_for_each(|slot| self.post(slot, &[]).map(drop))
+    }
+
+    fn are_processes(&self) -> bool {
+        self.crew.is_some()
+    }
+
+    fn seats(&self) -> Vec<Seat> {
+        vec![Seat { node: 0, shares: true }; self.slots.count()]
+    }
+
+    fn segment(&self) -> &Arc<Segment> {
+        self.slots.segment()
+    }
+
+    fn heap(&self) -> &RefCell<Heap> {
+        &self.heap
+    }
+}
+
 impl Linked {
-    /// Waits for the next event; `None` if `over` returns true first, or nothing has happened for a while.
-    ///
-    /// # Errors
-    /// If no worker is left, or the supervisor has died.
-    pub(crate) fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+    /// Waits as [`Workers::next`] does, and calls `over` at least once in so long a time.
+    pub(super) fn next_within(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
         if let Some(event) = self.first.take() {
             return Ok(Some(event));
         }
         if let Some(event) = self.caller.poll() {
             return event.map(Some);
         }
-        match self.hear(over)? {
+        match self.hear(slice, over)? {
             None if self.is_over()() => Err(self.ended()),
             event => Ok(event),
         }
     }
 
-    /// Posts a message to a worker; returns false if the worker is gone.
-    pub(crate) fn post(&mut self, slot: usize, message: &[u8]) -> bool {
-        let over = self.is_over();
-        self.caller.post(slot, message, over)
-    }
-
     /// Waits for the next event, until `over` returns true, nobody is left, or a while has passed.
-    fn hear(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+    fn hear(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
         let (ended, begun) = (self.is_over(), Instant::now());
-        let event = self.caller.next(|| over() || ended() || begun.elapsed() > WHILE)?;
+        let event = self.caller.next_within(slice, || over() || ended() || begun.elapsed() > WHILE)?;
         // The supervisor's memory does not tell of every way in which it may end.
         if event.is_none() && begun.elapsed() > WHILE {
             self.lost |= self.crew.as_ref().is_some_and(Crew::has_ended);
@@ -91,22 +193,6 @@ impl Linked {
         move || lost || if forked { slots.is_over() } else { threads.load(Ordering::Acquire) == 0 }
     }
 
-    /// Returns whether workers are processes, which can be killed.
-    pub(crate) fn are_processes(&self) -> bool {
-        self.crew.is_some()
-    }
-
-    /// Wants a worker's process to be killed at its `number`-th message, which takes a fifth of a second at most;
-    /// another follows.
-    pub(crate) fn doom(&mut self, slot: usize, number: u64) {
-        self.caller.doom(slot, number);
-    }
-
-    /// Returns how the last process of a slot died.
-    pub(crate) fn death(&self, slot: usize) -> Death {
-        self.slots.slot(slot).death()
-    }
-
     /// Returns the error of workers that have ended before they were told to.
     fn ended(&mut self) -> Error {
         let ended = self.crew.as_mut().map(|crew| {
@@ -117,16 +203,10 @@ impl Linked {
         ended.and_then(Result::err).unwrap_or(Error::Start { text })
     }
 
-    /// Tells all workers to end when they have answered what they have.
-    pub(crate) fn dismiss(&mut self) {
-        // An empty message; a worker that is gone needs none, and one that follows it is told, too.
-        (1..self.slots.count()).for_each(|slot| _ = self.post(slot, &[]));
-    }
-
     /// Returns whether the state that was built cannot be kept, once that is known.
     fn is_cold(&mut self) -> Result<bool> {
         while self.first.is_none() {
-            self.first = self.hear(&|| false)?;
+            self.first = self.hear(Duration::MAX, &|| false)?;
             if let (None, true, Some(crew)) = (&self.first, self.is_over()(), &mut self.crew) {
                 return crew.wait().map(|kept| !kept);
             }
@@ -136,12 +216,15 @@ impl Linked {
 
     /// Tells all workers to end, those that begin late, too, and waits until all have ended.
     fn finish(&mut self) -> Result<()> {
-        self.dismiss();
+        self.dismiss()?;
         while !self.is_over()() {
-            let event = self.first.take().map_or_else(|| self.hear(&|| false), |event| Ok(Some(event)));
+            let event = self
+                .first
+                .take()
+                .map_or_else(|| self.hear(Duration::MAX, &|| false), |event| Ok(Some(event)));
             // Nobody asks for answers any more; a process whose words are damaged is told to end all the same.
             if let Ok(Some(Event::Began { slot })) = event {
-                self.post(slot, &[]);
+                _ = self.post(slot, &[]);
             }
         }
         match self.crew.as_mut().map_or(Ok(true), Crew::wait) {
@@ -161,7 +244,8 @@ fn readied(terms: &Terms) -> Result<(Links, Linked)> {
     let links = Links::new(count, guards, Pace::new(count > topology::cpus()))?;
     let caller = links.listen();
     let threads = Arc::new(AtomicU32::new(0));
-    Ok((links, Linked { slots, caller, first: None, lost: false, threads, crew: None }))
+    let heap = Rc::new(RefCell::new(slots.heap(0)));
+    Ok((links, Linked { slots, heap, caller, first: None, lost: false, threads, crew: None }))
 }
 
 /// Lets a worker live, once its caller has readied its link.

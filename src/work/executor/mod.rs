@@ -25,6 +25,8 @@ mod ranks;
 mod round;
 mod run;
 mod running;
+#[cfg(feature = "mpi")]
+mod spread;
 mod worker;
 
 pub(crate) use crate::channel::ledger::{Cause, Column, Finished, LONGEST, Ledger, Scalar, State};
@@ -38,7 +40,7 @@ pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
 pub(crate) use joined::run_in;
-pub(crate) use linked::{Linked, Terms, with_processes, with_threads};
+pub(crate) use linked::{Seat, Terms, Workers, abort, with_processes, with_threads};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
 pub(crate) use policy::Policy;
@@ -46,4 +48,6 @@ pub(crate) use ranks::{fork, threads};
 pub(crate) use round::{Done, Executor, Options, Watch};
 pub(crate) use run::{called, workers_can_read};
 pub(crate) use running::Running;
+#[cfg(feature = "mpi")]
+pub(crate) use spread::over_nodes;
 pub(crate) use worker::{Dealing, Hand, Out, Task, Work, hand};

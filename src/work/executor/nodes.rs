@@ -20,9 +20,10 @@
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
 use crate::channel::source::Source;
+use crate::comm::hybrid::job::joined;
 use crate::comm::hybrid::mpi::{Mpi, Part};
-use crate::comm::hybrid::net::{Net, Step, Tag, always, end_job, step};
-use crate::comm::hybrid::wire::LARGEST;
+use crate::comm::hybrid::net::{Nap, Net, Step, Tag, always, end_job, step};
+use crate::comm::hybrid::wire::parts;
 use crate::comm::views::array_split;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
@@ -43,12 +44,8 @@ const FIRST: usize = 8;
 /// The time between two messages by which a node tells how far it has come. If there are more than a hundred
 /// nodes they tell less often: a thousand times per second in all.
 const NEWS: Duration = Duration::from_millis(100);
-/// The time after which the coordinator looks for messages, as MPI wakes nobody; then it looks after ever
-/// longer times. (A look takes 20 us.)
-const SHORT_NAP: Duration = Duration::from_micros(50);
-const LONG_NAP: Duration = Duration::from_millis(2);
-/// The longest nap after a long quiet time: a nap takes at most a hundredth of that time.
-const LONGEST_NAP: Duration = Duration::from_millis(50);
+/// The nap of a coordinator that has nothing to say how long.
+const NAP: Duration = Duration::from_micros(50);
 
 /// The first word of a Grant that is a verdict on the round: no stretch begins there.
 const VERDICT: u64 = u64::MAX;
@@ -105,9 +102,7 @@ struct Coordinator {
     /// were done then.
     waiting: bool,
     told: (Instant, u64),
-    /// The length of the next nap, and the time since which there was nothing to do.
-    nap: Duration,
-    quiet: Instant,
+    nap: Nap,
 }
 
 /// Does all tasks on all nodes; root gets what the workers of all nodes have done, in the order of nodes.
@@ -267,15 +262,7 @@ impl Coordinator {
         digest: u64,
         each: usize,
     ) -> Result<Coordinator> {
-        let mpi = Mpi::join()?;
-        if job.rank != mpi.rank {
-            let problem = format!(
-                "the launcher has started this process as number {} ({} is set), but its MPI calls it {}: start it by the mpirun \
-                 of the MPI that it was built against",
-                job.rank, job.by, mpi.rank
-            );
-            return Err(Error::option("sweep", problem));
-        }
+        let mpi = joined(job, "sweep")?;
         let net = Net::job(mpi);
         step(&net, Step::Sweep, digest)?;
         let _part = mpi.take_part(true);
@@ -307,8 +294,7 @@ impl Coordinator {
             reports: vec![Vec::new(); nodes],
             waiting: false,
             told: (Instant::now(), 0),
-            nap: SHORT_NAP,
-            quiet: Instant::now(),
+            nap: Nap::new(),
         })
     }
 
@@ -321,16 +307,15 @@ impl Coordinator {
         }
         let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
         if moved {
-            (self.nap, self.quiet) = (SHORT_NAP, Instant::now());
-        } else {
-            self.nap = (self.nap * 3 / 2).min((self.quiet.elapsed() / 100).clamp(LONG_NAP, LONGEST_NAP));
+            self.nap.end();
         }
+        let nap = self.nap.next();
         // Root must hear the others; other processes only await an answer.
         let listens = self.waiting || (self.net.me == 0 && self.done.len() + 1 < self.net.size());
         let may_sleep = self.ended || self.waiting || self.source.doze();
         Ok(Some(match (may_sleep, listens) {
             (false, _) => Duration::ZERO,
-            (true, true) => self.nap,
+            (true, true) => nap,
             (true, false) => self.news(),
         }))
     }
@@ -438,7 +423,7 @@ impl Coordinator {
         (self.ended, self.waiting, self.why) = (spent, false, None);
         self.mine.clear();
         self.done.clear();
-        (self.nap, self.quiet) = (SHORT_NAP, Instant::now());
+        self.nap.end();
     }
 
     /// Takes the answer that is due, if one is.
@@ -475,9 +460,9 @@ impl Coordinator {
         }
         self.say(last)?;
         self.send(done)?;
-        let since = Instant::now();
+        let mut nap = Nap::new();
         while self.net.arrived(Tag::Grant)?.is_none() {
-            std::thread::sleep((since.elapsed() / 100).clamp(SHORT_NAP, LONGEST_NAP));
+            std::thread::sleep(nap.next());
         }
         let mut words = [0u64; 3];
         self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
@@ -545,7 +530,7 @@ impl Coordinator {
         while next + 1 < self.net.size() {
             let nap = self.coordinate(watch)?;
             let Some(&(node, _)) = self.done.get(next) else {
-                std::thread::sleep(nap.unwrap_or(SHORT_NAP));
+                std::thread::sleep(nap.unwrap_or(NAP));
                 continue;
             };
             next += 1;
@@ -601,10 +586,4 @@ impl Drop for Coordinator {
             end_job(self.mpi, &Error::option("sweep", "the program panicked"));
         }
     }
-}
-
-/// Splits a place into parts that MPI can count.
-fn parts(place: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = place.end;
-    place.step_by(LARGEST).map(move |start| start..(start + LARGEST).min(end))
 }

@@ -33,6 +33,17 @@ impl Placement {
         })
     }
 
+    /// Returns how many of all workers this process has: each process of a job has a part of those that are asked for,
+    /// perhaps none.
+    pub(crate) fn share(self, operation: &'static str, wanted: Option<usize>) -> Result<usize> {
+        match (self, requested(operation, wanted)?) {
+            (Placement::Job { job, .. }, Some(all)) => {
+                Ok(all / job.size + usize::from(job.rank < all % job.size))
+            }
+            _ => self.workers(operation, wanted, usize::MAX),
+        }
+    }
+
     /// Returns how many workers this process has for `tasks` tasks.
     pub(crate) fn workers(
         self,

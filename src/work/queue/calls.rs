@@ -9,6 +9,7 @@ use crate::error::{Death, Error, Result};
 use crate::os::process;
 use crate::shm::packed::{Packed, end_leases_of, has_leases};
 use crate::shm::segment::Segment;
+use crate::work::executor::Seat;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table};
 use crate::work::queue::worker::{Kind, answered};
@@ -60,14 +61,16 @@ struct Entry {
     serial: u64,
     /// How many workers have begun the call and died.
     died: u32,
+    /// Whether the leases in the message are the controller's: no worker of this node was given them.
+    holds: bool,
     /// Whether nobody wants the result any more.
     cancelled: bool,
     ended: Option<Ended>,
 }
 
 /// One worker, as the controller knows it; number 0 is the controller.
-#[derive(Default)]
 struct Worker {
+    seat: Seat,
     /// Whether a process is there.
     lives: bool,
     /// The calls in its hands, in order.
@@ -83,6 +86,22 @@ struct Worker {
     /// Why it has given itself up.
     given_up: Option<String>,
     stats: QueueWorkerStats,
+}
+
+impl Worker {
+    fn new(seat: Seat) -> Worker {
+        Worker {
+            seat,
+            lives: false,
+            hands: VecDeque::new(),
+            answered: 0,
+            pinned: VecDeque::new(),
+            ahead: 0.0,
+            lent_to: None,
+            given_up: None,
+            stats: QueueWorkerStats::default(),
+        }
+    }
 }
 
 /// A call, as its user asks for it.
@@ -137,7 +156,8 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(table: &dyn Table, workers: usize, prefetch: usize, limit: Option<Duration>) -> Calls {
+    /// Makes an empty list for workers at these seats, that of the controller being the first.
+    pub(super) fn new(table: &dyn Table, seats: &[Seat], prefetch: usize, limit: Option<Duration>) -> Calls {
         let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
         let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
         Calls {
@@ -156,7 +176,7 @@ impl Calls {
             cancelled: 0,
             next_id: 0,
             serial: u64::from(process::serial()) << 40,
-            workers: (0..=workers).map(|_| Worker::default()).collect(),
+            workers: seats.iter().map(|&seat| Worker::new(seat)).collect(),
             memory: None,
             stats: QueueStats::default(),
             mean: None,
@@ -173,6 +193,14 @@ impl Calls {
         self.workers.len() - 1
     }
 
+    /// Returns the largest number of workers of one node.
+    fn largest_group(&self) -> usize {
+        let mut nodes: Vec<usize> = self.workers.iter().skip(1).map(|worker| worker.seat.node).collect();
+        nodes.sort_unstable();
+        // A controller without workers forks any group.
+        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(MAX_RANKS)
+    }
+
     /// Returns the number of a function by its name.
     pub(super) fn function(&self, name: &str) -> Result<usize> {
         self.names.iter().position(|known| known == name).ok_or_else(|| {
@@ -184,12 +212,12 @@ impl Calls {
     /// Checks the options of a call.
     pub(super) fn check(&self, asked: Asked) -> Result<()> {
         let Asked { function, estimate, id, pinned, preferred, deadline, ranks } = asked;
-        if ranks == 0 || ranks > MAX_RANKS || self.workers() > 0 && ranks > self.workers() {
-            let most = if self.workers() > 0 { self.workers() } else { MAX_RANKS };
-            return Err(Error::option(
-                "submit",
-                format!("a group of {ranks} ranks; groups have 1 to {most} here"),
-            ));
+        let most = self.largest_group();
+        if !(1..=most).contains(&ranks) {
+            let problem = format!(
+                "a group of {ranks} ranks; groups have 1 to {most} here: all of them are on one node"
+            );
+            return Err(Error::option("submit", problem));
         }
         if ranks > 1 && !self.collective[function] {
             let problem = format!(
@@ -239,7 +267,8 @@ impl Calls {
         let id = asked.id.unwrap_or(self.next_id);
         self.serial += 1;
         let serial = self.serial;
-        let entry = Some(Entry { id, asked, message, serial, died: 0, cancelled: false, ended: None });
+        let entry =
+            Some(Entry { id, asked, message, serial, died: 0, holds: true, cancelled: false, ended: None });
         let at = self.free.pop().unwrap_or(self.entries.len());
         match self.entries.get_mut(at) {
             Some(place) => *place = entry,
@@ -318,7 +347,6 @@ impl Calls {
 
     /// Ends a call that no worker has.
     fn end_unbegun(&mut self, at: At, why: String) {
-        self.entry(at).iter().for_each(|entry| self.end_arrays(&entry.message));
         let error = self.failed(at, 0, why);
         self.end(at, Err(error));
     }
@@ -365,10 +393,11 @@ impl Calls {
             let worker = &self.workers[number];
             worker.lives && worker.lent_to.is_none() && worker.hands.is_empty()
         };
-        let group: Vec<usize> = (1..self.workers.len()).filter(idle).take(ranks).collect();
-        if group.len() < ranks {
-            return None;
-        }
+        let mut idle: Vec<usize> = (1..self.workers.len()).filter(idle).collect();
+        idle.sort_by_key(|&number| self.workers[number].seat.node);
+        let node = |&number: &usize| self.workers[number].seat.node;
+        let group = idle.chunk_by(|a, b| node(a) == node(b)).find(|idle| idle.len() >= ranks)?;
+        let group = group[..ranks].to_vec();
         group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
         self.waiting.pop_front();
         Some((group[0], at))
@@ -392,10 +421,11 @@ impl Calls {
 
     /// Notes that a call was posted to a worker.
     pub(super) fn posted(&mut self, number: usize, at: At) {
-        let estimate = self.entry(at).map_or(0.0, |entry| entry.asked.estimate);
+        let Some(entry) = self.entries.get_mut(at).and_then(Option::as_mut) else { return };
         let worker = &mut self.workers[number];
         worker.hands.push_back(at);
-        worker.ahead += estimate;
+        worker.ahead += entry.asked.estimate;
+        entry.holds = !worker.seat.shares;
     }
 
     /// Puts a call back that could not be posted to this worker.
@@ -406,21 +436,25 @@ impl Calls {
 
     /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
     fn put_back(&mut self, at: At) {
-        match self.entry(at).map(|entry| (entry.cancelled, entry.asked.pinned)) {
-            Some((false, pinned)) => self.queue(pinned).push_front(at),
-            _ => self.forget(at),
+        let Some(entry) = self.entry_mut(at) else { return };
+        entry.holds = true;
+        match (entry.cancelled, entry.asked.pinned) {
+            (false, pinned) => self.queue(pinned).push_front(at),
+            (true, _) => self.forget(at),
         }
     }
 
     /// Forgets a call that no worker has begun, with the arrays of its argument.
     fn forget(&mut self, at: At) {
         if let Some(entry) = self.remove(at) {
-            self.end_arrays(&entry.message);
+            self.end_arrays(&entry);
         }
     }
 
-    fn end_arrays(&self, message: &[u8]) {
-        self.memory.iter().for_each(|memory| end_leases_of(message, memory));
+    /// Ends the leases in the argument of a call, if they are the controller's.
+    fn end_arrays(&self, entry: &Entry) {
+        let memory = self.memory.iter().filter(|_| entry.holds);
+        memory.for_each(|memory| end_leases_of(&entry.message, memory));
     }
 
     /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
@@ -496,6 +530,7 @@ impl Calls {
     }
 
     fn end(&mut self, at: At, ended: Ended) {
+        self.entry(at).iter().for_each(|entry| self.end_arrays(entry));
         let Some(entry) = self.entry_mut(at) else { return };
         if entry.cancelled {
             self.remove(at);
@@ -534,8 +569,9 @@ impl Calls {
         entry.died += 1;
         let (died, attempts) = (entry.died, self.attempts[entry.asked.function]);
         let overdue = entry.asked.deadline.filter(|_| overdue);
-        // The leases of the argument have died with the worker.
-        if died < attempts && overdue.is_none() && !entry.cancelled && !has_leases(&entry.message) {
+        // The leases of the argument have died with a worker of this node; those of another had copies.
+        let whole = entry.holds || !has_leases(&entry.message);
+        if died < attempts && overdue.is_none() && !entry.cancelled && whole {
             return self.put_back(at);
         }
         let text = match (overdue, died, attempts) {

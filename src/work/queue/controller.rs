@@ -3,12 +3,12 @@
 use crate::channel::link::Event;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
-use crate::shm::arena::{Fill, Heap};
+use crate::shm::arena::Fill;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::Element;
 use crate::shm::packed::Packed;
 use crate::work::crew::{caught, told};
-use crate::work::executor::{Linked, Policy};
+use crate::work::executor::{Policy, Workers, abort};
 use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
 use crate::work::queue::stats::QueueStats;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub(super) enum Hands<'q> {
     /// The controller itself.
     Here(Here<'q>),
-    Linked(&'q mut Linked),
+    Linked(&'q mut dyn Workers),
 }
 
 /// The controller as its own worker.
@@ -75,7 +75,6 @@ pub struct Controller<'q> {
     calls: Calls,
     /// The arguments of calls that this process is to make itself.
     arguments: HashMap<u64, Packed<'static>>,
-    heap: Option<Heap>,
     /// An error of which the user was not told yet.
     failed: Option<Error>,
     /// Whether the queue was ended.
@@ -90,14 +89,10 @@ impl fmt::Debug for Controller<'_> {
 
 impl<'q> Controller<'q> {
     pub(super) fn new(hands: Hands<'q>, mut calls: Calls) -> Controller<'q> {
-        let heap = match &hands {
-            Hands::Linked(linked) => {
-                calls.memory = Some(Arc::clone(linked.slots.segment()));
-                Some(linked.slots.heap(0))
-            }
-            Hands::Here(_) => None,
-        };
-        Controller { hands, calls, arguments: HashMap::new(), heap, failed: None, exited: false }
+        if let Hands::Linked(linked) = &hands {
+            calls.memory = Some(Arc::clone(linked.segment()));
+        }
+        Controller { hands, calls, arguments: HashMap::new(), failed: None, exited: false }
     }
 
     /// Returns the number of workers; 0 if the controller makes all calls itself.
@@ -135,8 +130,8 @@ impl<'q> Controller<'q> {
         &mut self,
         shape: impl IntoDimension<Dim = D>,
     ) -> Result<Lease<T, D>> {
-        let Some(heap) = &mut self.heap else { return Lease::zeros(shape) };
-        let dim = shape.into_dimension();
+        let Hands::Linked(linked) = &self.hands else { return Lease::zeros(shape) };
+        let (dim, mut heap) = (shape.into_dimension(), linked.heap().borrow_mut());
         Ok(Lease::new(heap.alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?, dim))
     }
 
@@ -308,7 +303,7 @@ impl<'q> Controller<'q> {
             return Ok(false);
         }
         while let Some((number, at)) = self.calls.next() {
-            if linked.post(number, self.calls.message(at)) {
+            if linked.post(number, self.calls.message(at))? {
                 self.calls.posted(number, at);
             } else {
                 // The worker is gone: its end is among the events.
@@ -326,9 +321,9 @@ impl<'q> Controller<'q> {
         match event {
             Event::Began { slot } => self.calls.began(slot),
             Event::Said { slot, message } => {
-                self.calls.answered(slot, message, linked.slots.segment())?;
+                self.calls.answered(slot, message, linked.segment())?;
                 if let Some(number) = self.calls.unwanted(slot) {
-                    linked.doom(slot, number);
+                    linked.doom(slot, number)?;
                 }
             }
             Event::Gone { slot, begun, overdue } => {
@@ -587,9 +582,25 @@ impl<'q> Controller<'q> {
         if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
             && let Some(number) = self.calls.unwanted(worker)
         {
-            linked.doom(worker, number);
+            linked.doom(worker, number)?;
         }
         Ok(cancelled)
+    }
+
+    /// Ends the program at once: this process, all workers, and all other processes of a job. `why` is printed; the exit
+    /// status is 1.
+    ///
+    /// ```no_run
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| -> phalanx::Result<()> {
+    ///     controller.abort("the licence has expired")
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn abort(&mut self, why: &str) -> ! {
+        match &self.hands {
+            Hands::Here(_) => abort(why),
+            Hands::Linked(workers) => workers.abort(why),
+        }
     }
 
     /// Returns the statistics of the queue so far.
@@ -628,7 +639,7 @@ impl<'q> Controller<'q> {
         if let Hands::Linked(linked) = &mut self.hands
             && !std::mem::replace(&mut self.exited, true)
         {
-            linked.dismiss();
+            linked.dismiss()?;
         }
         self.exited = true;
         Ok(())

@@ -20,8 +20,10 @@ use crate::channel::link::Process;
 use crate::channel::slots::Slots;
 use crate::error::{Error, Result};
 use crate::work::crew::Inherited;
+#[cfg(feature = "mpi")]
+use crate::work::executor::over_nodes;
 use crate::work::executor::{
-    Backend, Linked, Placement, Policy, Terms, called, with_processes, with_threads,
+    Backend, Placement, Policy, Seat, Terms, Workers, called, with_processes, with_threads,
 };
 use calls::Calls;
 use controller::{Hands, Here};
@@ -120,36 +122,32 @@ impl Queue {
         table: &dyn Table,
         main: &mut dyn FnMut(&mut Controller<'_>) -> Result<()>,
     ) -> Result<()> {
-        let placement = match Placement::of(self.backend, "queue")? {
-            Placement::Job { .. } => {
-                return Err(Error::option(
-                    "queue",
-                    "a queue does not span the processes of a job yet; set `backend` to `Backend::SharedMemory`",
-                ));
-            }
-            placement => placement,
-        };
+        let placement = Placement::of(self.backend, "queue")?;
         if self.prefetch == 0 {
             return Err(Error::option("queue", "prefetch is 0; a worker has at least 1 call at a time"));
         }
         let policy = Policy { builds: 3, ..Policy::new("queue", "build", None)? };
         let workers = match self.workers {
             Some(0) => 0,
-            workers => placement.workers("queue", workers, usize::MAX)?,
+            workers => placement.share("queue", workers)?,
         };
-        if workers == 0 || placement == Placement::Serial {
+        if self.workers == Some(0) || placement == Placement::Serial {
+            // The other processes of a job have nothing to do.
+            if matches!(placement, Placement::Job { job, .. } if job.rank > 0) {
+                return Ok(());
+            }
             let here = Here::new(table.hand(), policy);
-            let mut controller = Controller::new(Hands::Here(here), Calls::new(table, 0, 1, self.time_limit));
+            let calls = Calls::new(table, &[Seat { node: 0, shares: true }], 1, self.time_limit);
+            let mut controller = Controller::new(Hands::Here(here), calls);
             main(&mut controller)?;
             return controller.exit();
         }
         let (operation, allow_threads, heap) =
             ("queue", self.allow_threads, self.heap.map(|heap| heap.max(1)));
         let terms = Terms { operation, workers, policy, allow_threads, heap };
-        let mut calls = Some(Calls::new(table, workers, self.prefetch, self.time_limit));
-        let mut controlled = |linked: &mut Linked| {
-            let calls = calls.take().ok_or(Error::Corrupt { what: "the calls of a queue" })?;
-            let mut controller = Controller::new(Hands::Linked(linked), calls);
+        let mut controlled = |workers: &mut dyn Workers| {
+            let calls = Calls::new(table, &workers.seats(), self.prefetch, self.time_limit);
+            let mut controller = Controller::new(Hands::Linked(workers), calls);
             main(&mut controller)?;
             controller.exit()
         };
@@ -157,7 +155,7 @@ impl Queue {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
                 serve((slot, slots), process, &mut *table.hand(), &policy)
             };
-            return with_threads(&terms, &life, &mut controlled);
+            return with_threads(&terms, &life, &mut |linked| controlled(linked));
         }
         // A forked worker finds the state here that was built before the fork, in its copy of this memory.
         let template = RefCell::new(table.hand());
@@ -166,6 +164,18 @@ impl Queue {
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
             serve((slot, slots), process, &mut **template.borrow_mut(), &policy)
         };
-        with_processes(&terms, &life, (!self.cold).then_some(state), &mut controlled)
+        let state = (!self.cold).then_some(state);
+        #[cfg(feature = "mpi")]
+        if let Placement::Job { job, .. } = placement {
+            let digest = self.digest(table);
+            return over_nodes((&terms, job, digest), &life, state, &mut controlled);
+        }
+        with_processes(&terms, &life, state, &mut |linked| controlled(linked))
+    }
+    /// Returns a number that is the same on all processes of a job that run the same queue.
+    #[cfg(feature = "mpi")]
+    fn digest(&self, table: &dyn Table) -> u64 {
+        let text = format!("{:?} {:?} {} {}", table.names(), self.workers, self.cold, self.prefetch);
+        xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 }

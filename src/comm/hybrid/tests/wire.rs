@@ -112,7 +112,7 @@ fn every_process_is_told_all_parts() {
 
 #[test]
 fn different_steps_are_found_by_all() {
-    for (number, other) in [(7, Step::Sweep), (8, Step::Launch), (7, Step::Manager)] {
+    for (number, other) in [(7, Step::Sweep), (8, Step::Launch), (7, Step::Manager), (7, Step::Queue)] {
         let found = processes(3, |net| match net.me {
             2 => step(&net, other, number),
             _ => step(&net, Step::Launch, 7),
@@ -125,25 +125,29 @@ fn different_steps_are_found_by_all() {
 
 #[test]
 fn a_message_that_has_arrived_is_announced() {
-    processes(3, |net| {
-        let mut word = [0];
-        if net.me > 0 {
-            net.send_all(&[net.me as u8], 0, Tag::Ask, &always).unwrap();
-            net.recv_all(&mut word, 0, Tag::Grant, &always).unwrap();
-            return net.send_all(&word, 0, Tag::Result, &always).unwrap();
-        }
-        for _ in 0..2 {
-            let from = loop {
-                if let Some(from) = net.arrived(Tag::Ask).unwrap() {
-                    break from;
-                }
-            };
-            net.recv_all(&mut word, from, Tag::Ask, &always).unwrap();
-            assert_eq!(word, [from as u8]);
-            net.send_all(&word, from, Tag::Grant, &always).unwrap();
-            net.recv_all(&mut word, from, Tag::Result, &always).unwrap();
-        }
-    });
+    for (question, answer) in [(Tag::Ask, Tag::Grant), (Tag::Event, Tag::Post)] {
+        processes(3, |net| ask(&net, question, answer));
+    }
+}
+
+fn ask(net: &Net, question: Tag, answer: Tag) {
+    let mut word = [0];
+    if net.me > 0 {
+        net.send_all(&[net.me as u8], 0, question, &always).unwrap();
+        net.recv_all(&mut word, 0, answer, &always).unwrap();
+        return net.send_all(&word, 0, Tag::Result, &always).unwrap();
+    }
+    for _ in 0..2 {
+        let from = loop {
+            if let Some(from) = net.arrived(question).unwrap() {
+                break from;
+            }
+        };
+        net.recv_all(&mut word, from, question, &always).unwrap();
+        assert_eq!(word, [from as u8]);
+        net.send_all(&word, from, answer, &always).unwrap();
+        net.recv_all(&mut word, from, Tag::Result, &always).unwrap();
+    }
 }
 
 #[test]

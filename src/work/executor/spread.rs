@@ -1,0 +1,567 @@
+//! Linked workers on the processes of a job. Each process forks workers; the caller is in the first one, and every
+//! other process passes messages on between its workers and the caller.
+//!
+//! ```text
+//! the caller's process                       another process
+//! [1] forks workers, joins MPI; all take the same step, and tell where they are and how many workers they have
+//! [2] Post, Doom: a message for a worker     passes it on, if the process for which it was meant is there
+//! [3] returns events to its caller           Began, Said, Gone, GivenUp: tells what its workers' links tell
+//! [4] Close, until all have answered         ends its workers; Closed, its last message
+//! ```
+//!
+//! *A message for a process that is gone is dropped.* Both sides count the lives of a worker by the `Began`s that the one
+//! has sent and the other has told its caller; a message names the life for which it was meant. The caller, when it
+//! hears of the death, knows what it has posted.
+//!
+//! *Nobody waits for one who waits.* All parts of a message are begun before their sender waits, and it receives what
+//! comes meanwhile.
+//!
+//! *Leases travel as copies*: those in a message to another node stay the sender's, until it ends them.
+
+use crate::channel::link::Event;
+use crate::comm::hybrid::job::joined;
+use crate::comm::hybrid::mpi::Mpi;
+use crate::comm::hybrid::net::{Nap, Net, Step, Tag, always, end_job, step};
+use crate::comm::hybrid::seats::neighbourhood;
+use crate::comm::hybrid::wire::{LARGEST, parts};
+use crate::error::{Death, Error, Result};
+use crate::os::launcher::Launcher;
+use crate::os::mapping::PAGE;
+use crate::os::process;
+use crate::shm::arena::{Block, Fill, Heap};
+use crate::shm::packed::{end_leases_of, has_leases, places, set_places};
+use crate::shm::segment::Segment;
+use crate::work::crew::Inherited;
+use crate::work::executor::linked::{Linked, Seat, Serve, Terms, Workers, with_processes};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The time after which [`Workers::next`] returns if nothing has happened.
+const WHILE: Duration = Duration::from_secs(1);
+/// The time between two looks for messages of other nodes, while the workers of this one have much to say: a look takes
+/// 20 us.
+const BETWEEN: Duration = Duration::from_micros(200);
+/// The most events of its own workers that a process passes on before it looks for messages to them.
+const MOST: usize = 64;
+
+/// The kind of a parcel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+enum Kind {
+    Post = 1,
+    Doom,
+    Close,
+    Began,
+    Said,
+    Gone,
+    GivenUp,
+    Closed,
+}
+
+/// The words of a parcel; a short message is among them.
+#[derive(Clone, Copy)]
+struct Words([u64; 16]);
+
+/// Bytes of a message that travel in the words.
+const SHORT: usize = 64;
+
+impl Words {
+    fn new(kind: Kind, slot: usize, life: u64) -> Words {
+        let mut words = [0; 16];
+        words[..3].copy_from_slice(&[kind as u64, slot as u64, life]);
+        Words(words)
+    }
+
+    /// Adds what the kind needs: the number of a message, whether it was overdue, and a death.
+    fn with(mut self, number: u64, overdue: bool, death: Death) -> Words {
+        let (kind, value) = match death {
+            Death::Exit(status) => (1, i64::from(status)),
+            Death::Signal(signal) => (2, i64::from(signal)),
+            Death::Oom => (3, 0),
+            Death::Exec => (4, 0),
+            Death::Inherited { readable } => (5, i64::from(readable)),
+            Death::Unknown => (6, 0),
+        };
+        self.0[3..7].copy_from_slice(&[number, u64::from(overdue), kind, value as u64]);
+        self
+    }
+
+    fn kind(&self) -> Result<Kind> {
+        use Kind::{Began, Close, Closed, Doom, GivenUp, Gone, Post, Said};
+        let kinds = [Post, Doom, Close, Began, Said, Gone, GivenUp, Closed];
+        let kind = kinds.into_iter().find(|&kind| kind as u64 == self.0[0]);
+        kind.ok_or(Error::Corrupt { what: "a message of another node" })
+    }
+
+    fn slot(&self) -> usize {
+        self.0[1] as usize
+    }
+
+    fn death(&self) -> Death {
+        let value = self.0[6] as i64;
+        match self.0[5] {
+            1 => Death::Exit(value as i32),
+            2 => Death::Signal(value as i32),
+            3 => Death::Oom,
+            4 => Death::Exec,
+            5 => Death::Inherited { readable: value != 0 },
+            _ => Death::Unknown,
+        }
+    }
+}
+
+/// Words and a message, from another process.
+struct Parcel {
+    from: usize,
+    words: Words,
+    message: Vec<u8>,
+}
+
+/// The parcels between a process and others.
+struct Mail {
+    net: Net,
+    /// The segment in which leases lie, and the heap for copies of them; `None` in a process without workers.
+    memory: Option<(Arc<Segment>, Rc<RefCell<Heap>>)>,
+    inbox: RefCell<VecDeque<Parcel>>,
+}
+
+impl Mail {
+    /// Sends a parcel; receives others meanwhile. Leases in the message stay.
+    fn send(&self, to: usize, mut words: Words, message: &[u8]) -> Result<()> {
+        let tag = if self.net.me == 0 { Tag::Post } else { Tag::Event };
+        words.0[7] = message.len() as u64;
+        let is_short = message.len() <= SHORT;
+        if is_short {
+            bytemuck::cast_slice_mut(&mut words.0[8..])[..message.len()].copy_from_slice(message);
+        }
+        let mut flights = vec![self.net.send(bytemuck::cast_slice(&words.0), to, tag)?];
+        for part in message.chunks(LARGEST).filter(|_| !is_short) {
+            flights.push(self.net.send(part, to, Tag::Result)?);
+        }
+        let mut blocks = Vec::new();
+        if let Some((segment, _)) = &self.memory {
+            for (offset, len) in places(message)? {
+                blocks.push(Block::join(segment, offset, len)?);
+                for part in parts(offset..offset + len) {
+                    flights.push(self.net.send_at(segment, part, to, Tag::Result)?);
+                }
+            }
+        }
+        let sent = self.net.wait(&mut flights, &|| self.receive().map(drop));
+        blocks.into_iter().for_each(Block::leave_held);
+        sent
+    }
+
+    /// Receives all parcels that are there; returns whether there are any.
+    fn receive(&self) -> Result<bool> {
+        let tag = if self.net.me == 0 { Tag::Event } else { Tag::Post };
+        let mut any = false;
+        while let Some(from) = self.net.arrived(tag)? {
+            let mut words = [0u64; 16];
+            self.net.recv_all(bytemuck::cast_slice_mut(&mut words), from, tag, &always)?;
+            let mut message = vec![0; words[7] as usize];
+            if message.len() <= SHORT {
+                let len = message.len();
+                message.copy_from_slice(&bytemuck::cast_slice(&words[8..])[..len]);
+            } else {
+                self.net.recv_all(&mut message, from, Tag::Result, &always)?;
+            }
+            if has_leases(&message) {
+                self.receive_leases(&mut message, from)?;
+            }
+            self.inbox.borrow_mut().push_back(Parcel { from, words: Words(words), message });
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Receives the arrays of a message, which are in transit here then.
+    fn receive_leases(&self, message: &mut Vec<u8>, from: usize) -> Result<()> {
+        let (segment, heap) = self.memory.as_ref().ok_or(Error::Corrupt { what: "a message's arrays" })?;
+        let mut offsets = Vec::new();
+        for (_, len) in places(message)? {
+            let block = heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
+            let place = block.offset()..block.offset() + len;
+            for part in parts(place.clone()) {
+                self.net.wait(&mut [self.net.recv_at(segment, part, from, Tag::Result)?], &always)?;
+            }
+            block.set_off();
+            offsets.push(place.start);
+        }
+        set_places(message, &offsets)
+    }
+
+    fn take(&self) -> Option<Parcel> {
+        self.inbox.borrow_mut().pop_front()
+    }
+
+    /// Ends the leases of a message that is not passed on.
+    fn drop_leases(&self, message: &[u8]) {
+        self.memory.iter().for_each(|(segment, _)| end_leases_of(message, segment));
+    }
+}
+
+/// The workers of all processes, as their caller has them: those of its own process come first.
+struct Spread<'a> {
+    linked: &'a mut Linked,
+    mail: Mail,
+    /// The process and the slot of each worker, by its number, and its node.
+    places: Vec<(usize, usize)>,
+    nodes: Vec<usize>,
+    /// How often a process has begun to fill the place of a worker of another process, and how the last one died.
+    lives: Vec<u64>,
+    deaths: Vec<Death>,
+    /// The number of workers of this process that will do no more.
+    given_up: usize,
+    /// The number of processes that have closed.
+    closed: usize,
+    nap: Nap,
+    /// When messages were last looked for.
+    looked: Instant,
+}
+
+impl Spread<'_> {
+    /// Returns the next event of another process, if one was received.
+    fn foreign(&mut self) -> Result<Option<Event>> {
+        while let Some(Parcel { from, words, message }) = self.mail.take() {
+            let worker = self.places.iter().position(|&place| place == (from, words.slot()));
+            let (kind, corrupt) = (words.kind()?, Error::Corrupt { what: "a message of another node" });
+            if kind == Kind::Closed {
+                self.closed += 1;
+                continue;
+            }
+            let slot = worker.ok_or(corrupt.clone())?;
+            return Ok(Some(match kind {
+                Kind::Began => {
+                    self.lives[slot] += 1;
+                    Event::Began { slot }
+                }
+                Kind::Said => Event::Said { slot, message },
+                Kind::Gone => {
+                    self.deaths[slot] = words.death();
+                    Event::Gone { slot, begun: words.0[3], overdue: words.0[4] != 0 }
+                }
+                Kind::GivenUp => {
+                    self.deaths[slot] = words.death();
+                    Event::GivenUp { slot }
+                }
+                _ => return Err(corrupt),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// Returns the next event of this process's own workers, waiting for it so long.
+    fn own(&mut self, within: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        let begun = Instant::now();
+        // Nobody is there to be listened to.
+        if self.given_up + 1 == self.linked.slots.count() {
+            std::thread::sleep(within);
+            return Ok(None);
+        }
+        let event = self.linked.next_within(within, &|| over() || begun.elapsed() >= within)?;
+        self.given_up += usize::from(matches!(event, Some(Event::GivenUp { .. })));
+        Ok(event)
+    }
+
+    fn look(&mut self) -> Result<bool> {
+        let any = self.mail.receive()?;
+        self.looked = Instant::now();
+        Ok(any)
+    }
+
+    /// \[4] Waits until all other processes have closed.
+    fn close(&mut self) -> Result<()> {
+        while self.closed + 1 < self.mail.net.size() {
+            self.look()?;
+            // Nobody asks for what is said now; the leases in it end.
+            if let Some(Event::Said { message, .. }) = self.foreign()? {
+                self.mail.drop_leases(&message);
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Workers for Spread<'_> {
+    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        let begun = Instant::now();
+        loop {
+            if self.looked.elapsed() > BETWEEN {
+                self.look()?;
+            }
+            if let Some(event) = self.foreign()? {
+                self.nap.end();
+                return Ok(Some(event));
+            }
+            let event = self.own(Duration::ZERO, &|| true)?;
+            if event.is_some() || over() || begun.elapsed() > WHILE {
+                return Ok(event);
+            }
+            if self.look()? {
+                continue;
+            }
+            let nap = self.nap.next();
+            let event = self.own(nap, over)?;
+            if event.is_some() {
+                self.nap.end();
+                return Ok(event);
+            }
+        }
+    }
+
+    fn post(&mut self, worker: usize, message: &[u8]) -> Result<bool> {
+        let Some(&(process, slot)) = self.places.get(worker) else { return Ok(false) };
+        if process == 0 {
+            return self.linked.post(slot, message);
+        }
+        self.mail.send(process, Words::new(Kind::Post, slot, self.lives[worker]), message)?;
+        self.nap.end();
+        Ok(true)
+    }
+
+    fn doom(&mut self, worker: usize, number: u64) -> Result<()> {
+        let Some(&(process, slot)) = self.places.get(worker) else { return Ok(()) };
+        if process == 0 {
+            return self.linked.doom(slot, number);
+        }
+        let words = Words::new(Kind::Doom, slot, self.lives[worker]);
+        self.mail.send(process, words.with(number, false, Death::Unknown), &[])
+    }
+
+    fn death(&self, worker: usize) -> Death {
+        match self.places.get(worker) {
+            Some(&(0, slot)) => self.linked.death(slot),
+            _ => self.deaths.get(worker).copied().unwrap_or(Death::Unknown),
+        }
+    }
+
+    fn dismiss(&mut self) -> Result<()> {
+        self.linked.dismiss()?;
+        let mut others = 1..self.mail.net.size();
+        others.try_for_each(|process| self.mail.send(process, Words::new(Kind::Close, 0, 0), &[]))
+    }
+
+    fn abort(&self, why: &str) -> ! {
+        self.mail.net.end_job(&Error::other(why.to_owned()));
+        // Nothing is left to be ended but this process, if MPI could not do it.
+        process::leave(1)
+    }
+
+    fn are_processes(&self) -> bool {
+        true
+    }
+
+    fn seats(&self) -> Vec<Seat> {
+        let seat = |(&(process, _), &node)| Seat { node, shares: process == 0 };
+        self.places.iter().zip(&self.nodes).map(seat).collect()
+    }
+
+    fn segment(&self) -> &Arc<Segment> {
+        self.linked.segment()
+    }
+
+    fn heap(&self) -> &RefCell<Heap> {
+        self.linked.heap()
+    }
+}
+
+/// One worker of this process, as the process that passes messages on knows it.
+#[derive(Default)]
+struct Relayed {
+    life: u64,
+    /// The messages that were passed on to it and that it has not answered; empty ones in place of those without leases.
+    posted: VecDeque<Vec<u8>>,
+    answered: u64,
+}
+
+/// Passes messages on between workers of this process and the caller.
+struct Relay<'a> {
+    /// The workers; `None` if there are none, or none is left.
+    linked: Option<&'a mut Linked>,
+    mail: &'a Mail,
+    slots: Vec<Relayed>,
+    given_up: usize,
+}
+
+impl Relay<'_> {
+    /// \[2], \[3] Serves until the caller closes.
+    fn serve(&mut self) -> Result<()> {
+        let mut nap = Nap::new();
+        loop {
+            let mut moved = self.mail.receive()?;
+            while let Some(parcel) = self.mail.take() {
+                if parcel.words.kind()? == Kind::Close {
+                    return self.mail.send(0, Words::new(Kind::Closed, 0, 0), &[]);
+                }
+                self.pass_on(&parcel)?;
+            }
+            for _ in 0..MOST {
+                let Some(event) = self.hear(Duration::ZERO)? else { break };
+                self.tell(event)?;
+                moved = true;
+            }
+            if moved {
+                nap.end();
+            } else if let Some(event) = self.hear(nap.next())? {
+                self.tell(event)?;
+                nap.end();
+            }
+        }
+    }
+
+    /// Returns the next event of the workers, waiting for it so long.
+    fn hear(&mut self, within: Duration) -> Result<Option<Event>> {
+        let begun = Instant::now();
+        match &mut self.linked {
+            Some(linked) => linked.next_within(within, &|| begun.elapsed() >= within),
+            None => {
+                std::thread::sleep(within);
+                Ok(None)
+            }
+        }
+    }
+
+    fn pass_on(&mut self, parcel: &Parcel) -> Result<()> {
+        let (words, message) = (parcel.words, &parcel.message);
+        let slot = words.slot();
+        let meant = self.slots.get_mut(slot).filter(|relayed| relayed.life == words.0[2]);
+        let passed = match (meant, &mut self.linked, words.kind()?) {
+            (Some(relayed), Some(linked), Kind::Post) => {
+                let posted = linked.post(slot, message)?;
+                if posted {
+                    let kept = if has_leases(message) { message.clone() } else { Vec::new() };
+                    relayed.posted.push_back(kept);
+                }
+                posted
+            }
+            (Some(_), Some(linked), Kind::Doom) => linked.doom(slot, words.0[3]).map(|()| true)?,
+            _ => false,
+        };
+        if !passed {
+            // It was meant for a process that is gone.
+            self.mail.drop_leases(message);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event) -> Result<()> {
+        let death = |slot: usize| self.linked.as_ref().map_or(Death::Unknown, |linked| linked.death(slot));
+        match event {
+            Event::Began { slot } => {
+                let life = self.slots[slot].life + 1;
+                self.slots[slot] = Relayed { life, ..Relayed::default() };
+                self.mail.send(0, Words::new(Kind::Began, slot, life), &[])
+            }
+            Event::Said { slot, message } => {
+                let relayed = &mut self.slots[slot];
+                relayed.posted.pop_front();
+                relayed.answered += 1;
+                self.mail.send(0, Words::new(Kind::Said, slot, relayed.life), &message)?;
+                self.mail.drop_leases(&message);
+                Ok(())
+            }
+            Event::Gone { slot, begun, overdue } => {
+                let words = Words::new(Kind::Gone, slot, 0).with(begun, overdue, death(slot));
+                let relayed = &mut self.slots[slot];
+                // Those that it had begun are lost with it.
+                let lost = begun.saturating_sub(relayed.answered) as usize;
+                let rest = std::mem::take(&mut relayed.posted);
+                rest.iter().skip(lost).for_each(|message| self.mail.drop_leases(message));
+                self.mail.send(0, words, &[])
+            }
+            Event::GivenUp { slot } => {
+                let words = Words::new(Kind::GivenUp, slot, 0).with(0, false, death(slot));
+                self.given_up += 1;
+                if self.given_up + 1 == self.slots.len() {
+                    self.linked = None;
+                }
+                self.mail.send(0, words, &[])
+            }
+        }
+    }
+}
+
+/// Ends the job if the program panics.
+struct Guarded(&'static Mpi, &'static str);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            end_job(self.0, &Error::option(self.1, "the program panicked"));
+        }
+    }
+}
+
+/// Calls `f`, in the first process of the job, with the workers of all processes; each process forks as many as its
+/// terms say. All processes make this call with the same `digest`. A failure ends the job.
+///
+/// # Errors
+/// As [`with_processes`]; if MPI cannot be joined.
+pub(crate) fn over_nodes(
+    (terms, job, digest): (&Terms, Launcher, u64),
+    serve: &Serve<'_>,
+    state: Option<Inherited<'_>>,
+    f: &mut dyn FnMut(&mut dyn Workers) -> Result<()>,
+) -> Result<()> {
+    Mpi::may_fork(terms.operation)?;
+    let mut over = |linked: Option<&mut Linked>| {
+        let mpi = joined(job, terms.operation)?;
+        let net = Net::job(mpi);
+        let taken = step(&net, Step::Queue, digest).and_then(|_| {
+            let _part = mpi.take_part(true);
+            let _guarded = Guarded(mpi, terms.operation);
+            take_part(net, (linked, terms.workers), f)
+        });
+        taken.inspect_err(|error| end_job(mpi, error))
+    };
+    match terms.workers {
+        0 => over(None),
+        _ => with_processes(terms, serve, state, &mut |linked| over(Some(linked))),
+    }
+}
+
+/// Takes this process's part in \[1] to \[4].
+fn take_part(
+    net: Net,
+    (linked, workers): (Option<&mut Linked>, usize),
+    f: &mut dyn FnMut(&mut dyn Workers) -> Result<()>,
+) -> Result<()> {
+    let told = net.tell(bytemuck::cast([neighbourhood(), workers as u64]), &always)?;
+    let told: Vec<[u64; 2]> = told.into_iter().map(|record: [u8; 16]| bytemuck::cast(record)).collect();
+    let memory = linked.as_ref().map(|linked| (Arc::clone(linked.segment()), Rc::clone(&linked.heap)));
+    let mail = Mail { net, memory, inbox: RefCell::default() };
+    let linked = match (mail.net.me, linked) {
+        (0, Some(linked)) => linked,
+        (_, linked) => {
+            let slots = (0..=workers).map(|_| Relayed::default()).collect();
+            return Relay { linked, mail: &mail, slots, given_up: 0 }.serve();
+        }
+    };
+    let (mut places, mut nodes) = (vec![(0, 0)], vec![0]);
+    for (process, &[place, workers]) in told.iter().enumerate() {
+        let node = told.iter().position(|&[other, _]| other == place).unwrap_or(0);
+        places.extend((1..=workers as usize).map(|slot| (process, slot)));
+        nodes.extend((0..workers).map(|_| node));
+    }
+    let count = places.len();
+    let mut spread = Spread {
+        linked,
+        mail,
+        places,
+        nodes,
+        lives: vec![0; count],
+        deaths: vec![Death::Unknown; count],
+        given_up: 0,
+        closed: 0,
+        nap: Nap::new(),
+        looked: Instant::now(),
+    };
+    f(&mut spread)?;
+    spread.close()
+}
