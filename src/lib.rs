@@ -141,5 +141,6 @@ pub use work::manager::{
 };
 pub use work::queue::{
     Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Submit, Tasks,
+    WhenFull,
 };
 pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};

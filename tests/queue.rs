@@ -56,6 +56,14 @@ const CASES: &[Case] = cases![
     groups_of_several_sizes_share_the_workers
     a_member_that_dies_costs_its_call
     wrong_groups_are_refused
+    workers_set_themselves_up_and_clean_up
+    a_set_up_that_fails_is_tried_again
+    workers_are_ready_when_they_are_set_up
+    a_full_queue_waits_or_refuses
+    functions_need_no_name
+    workers_begin_one_after_the_other
+    a_queue_can_say_what_it_does
+    an_abort_ends_everything
 ];
 
 /// The cases for the processes of a job: `mpirun -n 3 queue --job`, of the feature `mpi` (tools/nodes).
@@ -83,6 +91,9 @@ const JOB: &[Case] = cases![
     groups_of_ranks_make_calls_together
     a_member_that_dies_costs_its_call
     arrays_of_the_dead_are_sent_again
+    workers_set_themselves_up_and_clean_up
+    a_full_queue_waits_or_refuses
+    functions_need_no_name
 ];
 
 fn main() -> std::process::ExitCode {
@@ -1209,5 +1220,272 @@ fn wrong_groups_are_refused() {
     run(&queue(Backend::Threads, 2), &tasks, |controller| {
         says(controller.submit_call(&call, (), group(2)).map(drop), "use forked workers");
         Ok(())
+    });
+}
+
+fn workers_set_themselves_up_and_clean_up() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    for (turn, (backend, workers)) in everywhere().into_iter().enumerate() {
+        let mut tasks = Tasks::with_state(|| Ok(Vec::new()));
+        tasks.set_up(|state: &mut Vec<usize>, worker| {
+            state.push(worker);
+            Ok((worker, format!("worker {worker}")))
+        });
+        tasks.clean_up(|state, worker| {
+            assert_eq!(state[0], worker);
+            Ok(std::fs::write(dir.join(format!("{turn}-{worker}")), state.len().to_string())?)
+        });
+        let push = tasks.register("push", |state: &mut Vec<usize>, x: usize| {
+            assert!(x != 5, "five");
+            state.push(x);
+            Ok(state[0])
+        });
+        let push = push.unwrap();
+        run(&queue(backend, workers), &tasks, |controller| {
+            let all = controller.n_workers();
+            for worker in 1..=all {
+                let on = Submit { worker: Some(worker), ..Submit::default() };
+                let call = controller.submit_call(&push, 7, on)?;
+                let first = controller.get_result(&call)?;
+                let data = controller.data::<(usize, String)>(worker)?.expect("it has made a call");
+                assert_eq!(data, (first, format!("worker {first}")));
+                assert!(is_job() || first == worker);
+                assert!(controller.data::<u8>(worker).is_err(), "of another type");
+                // After a panic the state is built and set up again.
+                let five = controller.submit_call(&push, 5, on)?;
+                assert!(controller.get_result(&five).unwrap_err().to_string().contains("five"));
+                let call = controller.submit_call(&push, 8, on)?;
+                assert_eq!(controller.get_result(&call)?, first);
+            }
+            if all == 0 {
+                assert_eq!(controller.data::<(usize, String)>(0)?, Some((0, "worker 0".to_owned())));
+                let call = controller.submit(&push, 8)?;
+                assert_eq!(controller.get_result(&call)?, 0);
+            }
+            assert!(controller.data::<u8>(all + 1).unwrap_err().to_string().contains("no worker"));
+            Ok(())
+        });
+        if !is_job() {
+            let last = if workers == 0 || backend == Backend::Serial { 0..=0 } else { 1..=workers };
+            for worker in last {
+                let len = std::fs::read_to_string(dir.join(format!("{turn}-{worker}"))).unwrap();
+                assert_eq!(len, "2", "{backend} {worker}: the state after the panic, and one call");
+            }
+        }
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn a_set_up_that_fails_is_tried_again() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    for (backend, workers, failures) in [
+        (Backend::SharedMemory, 1, 2),
+        (Backend::Threads, 1, 2),
+        (Backend::Serial, 0, 2),
+        (Backend::SharedMemory, 2, 99),
+    ] {
+        let mark = dir.join("tries");
+        std::fs::write(&mark, "").unwrap();
+        let mut tasks = Tasks::new();
+        tasks.set_up(|(), _| {
+            use std::io::Write;
+            std::fs::File::options().append(true).open(&mark)?.write_all(b".")?;
+            match std::fs::read(&mark)?.len() <= failures {
+                true => Err("the server is busy".into()),
+                false => Ok(()),
+            }
+        });
+        let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+        let result = queue(backend, workers).run(&tasks, |controller| {
+            let call = controller.submit(&call, 3)?;
+            controller.get_result(&call)
+        });
+        match failures {
+            2 => assert_eq!(result, Ok(Some(3))),
+            _ => {
+                let error = result.unwrap_err().to_string();
+                assert!(error.contains("set_up returned an error: the server is busy"), "{error}");
+            }
+        }
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// A worker that is slow to begin is given nothing meanwhile.
+fn workers_are_ready_when_they_are_set_up() {
+    for backend in [Backend::SharedMemory, Backend::Threads] {
+        let mut tasks = Tasks::new();
+        tasks.set_up(|(), worker| {
+            std::thread::sleep(Duration::from_millis(if worker == 1 { 60_000 } else { 0 }));
+            Ok(())
+        });
+        let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+        let start = Instant::now();
+        let done = queue(backend, 2).run(&tasks, |controller| {
+            for x in 0..100 {
+                let call = controller.submit(&call, x)?;
+                assert_eq!(controller.get_result(&call)?, x);
+            }
+            assert_eq!(controller.get_ready_worker()?, Some(2));
+            assert_eq!((controller.data::<()>(1)?, controller.data::<()>(2)?), (None, Some(())));
+            assert!(start.elapsed() < Duration::from_secs(30));
+            if backend == Backend::Threads {
+                // It would be waited for.
+                std::process::exit(0);
+            }
+            Err::<(), _>(Error::other("enough"))
+        });
+        assert!(done.is_err());
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+}
+
+fn a_full_queue_waits_or_refuses() {
+    use phalanx::WhenFull;
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), text: String| Ok(text.len())).unwrap();
+    for (backend, workers) in everywhere() {
+        for (max_calls, max_bytes) in [(Some(3), None), (None, Some(1000))] {
+            let limited = Queue { max_calls, max_bytes, ..queue(backend, workers) };
+            run(&limited, &tasks, |controller| {
+                let calls: Vec<_> =
+                    (0..200).map(|n| controller.submit(&call, "x".repeat(n))).collect::<Result<_>>()?;
+                for (n, call) in calls.iter().enumerate() {
+                    assert_eq!(controller.get_result(call)?, n);
+                }
+                let calls = controller.submit_multiple(&call, vec!["abc".to_owned(); 50], &[], true)?;
+                assert!(calls.iter().all(|call| controller.get_result(call) == Ok(3)));
+                // Longer than all that is allowed, but alone.
+                let long = controller.submit(&call, "x".repeat(5000))?;
+                assert_eq!(controller.get_result(&long)?, 5000);
+                Ok(())
+            });
+            let limited = Queue { when_full: WhenFull::Refuse, ..limited };
+            run(&limited, &tasks, |controller| {
+                let many = controller.submit_multiple(&call, vec!["x".repeat(300); 4], &[], false);
+                assert!(many.unwrap_err().to_string().contains("take results first"));
+                assert_eq!(controller.stats().not_taken, 0, "all or none");
+                let mut taken = 0;
+                for n in 0..300 {
+                    while let Err(error) = controller.submit(&call, "x".repeat(300 + n)) {
+                        assert!(error.to_string().contains("beyond `max_"), "{error}");
+                        controller.get_next_result()?.unwrap().value::<usize>()?;
+                        taken += 1;
+                    }
+                }
+                while controller.get_next_result()?.is_some() {
+                    taken += 1;
+                }
+                assert_eq!(taken, 300);
+                Ok(())
+            });
+        }
+    }
+    if !is_job() {
+        for limited in [Queue { max_calls: Some(0), ..forked(1) }, Queue { max_bytes: Some(0), ..forked(1) }]
+        {
+            assert!(limited.run(&tasks, |_| Ok(())).unwrap_err().to_string().contains("limit of 0"));
+        }
+    }
+}
+
+fn functions_need_no_name() {
+    let factor = 3;
+    let mut tasks = Tasks::new();
+    let first = tasks.function(move |(), x: u32| Ok(factor * x));
+    let named = tasks.register("function 2", |(), x: u32| Ok(x)).unwrap();
+    let last = tasks.function(move |(), x: String| Ok(x + "!"));
+    assert!(last.name() != named.name() && last.name() != first.name());
+    for (backend, workers) in everywhere() {
+        run(&queue(backend, workers), &tasks, |controller| {
+            let calls = (controller.submit(&first, 5)?, controller.submit(&last, "a".to_owned())?);
+            assert_eq!(controller.get_result(&calls.1)?, "a!");
+            assert_eq!(controller.get_result(&calls.0)?, 15);
+            Ok(())
+        });
+    }
+}
+
+fn workers_begin_one_after_the_other() {
+    let begin = Instant::now();
+    let mut tasks = Tasks::new();
+    tasks.set_up(|(), _| Ok(begin.elapsed()));
+    for backend in [Backend::SharedMemory, Backend::Threads] {
+        let stagger = Duration::from_millis(60);
+        run(&Queue { stagger, ..queue(backend, 3) }, &tasks, |controller| {
+            let mut times = Vec::new();
+            while times.len() < 3 {
+                times =
+                    (1..=3).filter_map(|worker| controller.data::<Duration>(worker).transpose()).collect();
+            }
+            let times = times.into_iter().collect::<Result<Vec<_>>>()?;
+            let gap = Duration::from_millis(30);
+            assert!(times[0] + gap < times[1] && times[1] + gap < times[2], "{times:?}");
+            Ok(())
+        });
+    }
+}
+
+/// The output of this program as another one, which runs one case.
+fn told_by(case: &str) -> std::process::Output {
+    let this = std::env::current_exe().unwrap();
+    std::process::Command::new(this)
+        .arg(format!("--case={case}"))
+        .env("PHALANX_TEST_INNER", "1")
+        .output()
+        .unwrap()
+}
+
+fn is_inner() -> bool {
+    std::env::var_os("PHALANX_TEST_INNER").is_some()
+}
+
+fn a_queue_can_say_what_it_does() {
+    if !is_inner() {
+        let told = told_by("a_queue_can_say_what_it_does");
+        assert!(told.status.success());
+        let lines = String::from_utf8(told.stderr).unwrap();
+        for line in [
+            "phalanx: call 0 of half goes to worker 1",
+            "phalanx: call 0 of half has ended on worker 1 after ",
+            "phalanx: call 1 of half failed on worker 1: odd",
+        ] {
+            assert!(lines.contains(line), "{line}: {lines}");
+        }
+        return;
+    }
+    let mut tasks = Tasks::new();
+    let half =
+        tasks.register("half", |(), x: u32| if x.is_multiple_of(2) { Ok(x / 2) } else { Err("odd".into()) });
+    let half = half.unwrap();
+    run(&Queue { verbose: true, ..forked(1) }, &tasks, |controller| {
+        controller.submit_multiple(&half, [4, 5], &[], false).map(drop)
+    });
+}
+
+fn an_abort_ends_everything() {
+    if !is_inner() {
+        for backend in ["serial", "threads", "shared-memory"] {
+            let this = std::env::current_exe().unwrap();
+            let start = Instant::now();
+            let told = std::process::Command::new(this)
+                .arg("--case=an_abort_ends_everything")
+                .env("PHALANX_TEST_INNER", backend)
+                .output()
+                .unwrap();
+            assert_eq!(told.status.code(), Some(1), "{backend}");
+            assert!(String::from_utf8(told.stderr).unwrap().contains("phalanx: the licence has expired"));
+            assert!(start.elapsed() < Duration::from_secs(20), "{backend}");
+        }
+        return;
+    }
+    let backend: Backend = std::env::var("PHALANX_TEST_INNER").unwrap().parse().unwrap();
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    run(&queue(backend, 2), &tasks, |controller| -> Result<()> {
+        controller.submit_multiple(&sleep, [60_000; 2], &[], false)?;
+        controller.abort("the licence has expired")
     });
 }

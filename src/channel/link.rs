@@ -205,7 +205,7 @@ impl Links {
         let reader = Reader::new(link.end(&link.down, caller));
         let writer = Writer::new(link.end(&link.up, caller));
         let (partial, heard, words) = (Partial::default(), self.heard.clone(), link.words.clone());
-        Process { reader, writer, partial, heard, words }
+        Process { is_first: link.life() == 1, reader, writer, partial, heard, words }
     }
 
     /// Returns how many messages the slot's processes have begun to answer.
@@ -519,6 +519,7 @@ const NOTHING: [u64; 2] = [0; 2];
 
 /// The ends of the process that fills a slot.
 pub(crate) struct Process {
+    is_first: bool,
     reader: Reader,
     writer: Writer,
     partial: Partial,
@@ -527,6 +528,11 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Returns whether no other process has filled the slot before.
+    pub(crate) fn is_first(&self) -> bool {
+        self.is_first
+    }
+
     /// \[b]: waits for the next message.
     ///
     /// # Errors

@@ -186,6 +186,11 @@ impl<'a> Packed<'a> {
         Ok(Packed { bytes: bytes.into(), start, leases: manifest.leases })
     }
 
+    /// Takes a packed value that has no leases out of a message, behind a head of so many bytes.
+    pub(crate) fn without_leases(message: &'a [u8], head: usize) -> Packed<'a> {
+        Packed { bytes: message.into(), start: message.len().min(head), leases: Vec::new() }
+    }
+
     /// Returns the value.
     pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
         let read = || object::read(&self.bytes[self.start..]);
@@ -196,6 +201,11 @@ impl<'a> Packed<'a> {
         let (value, manifest) = with_manifest::<T, _>(leases, read)?;
         self.leases = manifest.leases;
         Ok(value)
+    }
+
+    /// Returns the number of bytes, with those of the head.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Returns a message, for the head of which the value was packed.

@@ -51,6 +51,20 @@ pub(super) type At = usize;
 /// The end of a call: its result, or why it has none.
 pub(super) type Ended = Result<Packed<'static>>;
 
+/// The options of a queue that concern its calls.
+#[derive(Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) prefetch: usize,
+    pub(super) time: Option<Duration>,
+    /// The most calls that have not ended, and the most bytes of theirs.
+    pub(super) calls: usize,
+    pub(super) bytes: usize,
+    /// Whether a submission beyond these limits is refused, and does not wait.
+    pub(super) refuses: bool,
+    /// Whether to print what becomes of calls.
+    pub(super) verbose: bool,
+}
+
 /// One call whose result was not taken yet.
 struct Entry {
     id: u64,
@@ -73,6 +87,8 @@ struct Worker {
     seat: Seat,
     /// Whether a process is there.
     lives: bool,
+    /// The message with its data, once it has said it.
+    data: Option<Vec<u8>>,
     /// The calls in its hands, in order.
     hands: VecDeque<At>,
     /// The number of calls that its process has answered.
@@ -93,6 +109,7 @@ impl Worker {
         Worker {
             seat,
             lives: false,
+            data: None,
             hands: VecDeque::new(),
             answered: 0,
             pinned: VecDeque::new(),
@@ -124,9 +141,11 @@ pub(super) struct Calls {
     names: Vec<String>,
     attempts: Vec<u32>,
     collective: Vec<bool>,
+    /// Whether workers say that they are ready.
+    sets_up: bool,
     /// The number of the list of functions.
     pub(super) of: u64,
-    prefetch: usize,
+    rules: Rules,
     /// All calls whose results were not taken, each at its place, and the free places.
     entries: Vec<Option<Entry>>,
     free: Vec<At>,
@@ -142,6 +161,8 @@ pub(super) struct Calls {
     not_taken: usize,
     /// The number of calls that were cancelled while a worker had them.
     cancelled: usize,
+    /// The number of bytes in the messages of calls that have not ended.
+    bytes: usize,
     next_id: u64,
     serial: u64,
     workers: Vec<Worker>,
@@ -151,21 +172,22 @@ pub(super) struct Calls {
     stats: QueueStats,
     /// The time of a call, as it is expected: a moving mean.
     mean: Option<Duration>,
-    /// After this time no call is begun; and how long that is after the start.
-    limit: Option<(Instant, Duration)>,
+    /// After this time no call is begun.
+    end: Option<Instant>,
 }
 
 impl Calls {
     /// Makes an empty list for workers at these seats, that of the controller being the first.
-    pub(super) fn new(table: &dyn Table, seats: &[Seat], prefetch: usize, limit: Option<Duration>) -> Calls {
+    pub(super) fn new(table: &dyn Table, seats: &[Seat], rules: Rules) -> Calls {
         let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
         let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
         Calls {
             collective: (0..names.len()).map(|function| table.is_collective(function)).collect(),
             names,
             attempts,
+            sets_up: table.sets_up(),
             of: table.number(),
-            prefetch,
+            rules,
             entries: Vec::new(),
             free: Vec::new(),
             known: HashMap::default(),
@@ -174,13 +196,14 @@ impl Calls {
             ended: VecDeque::new(),
             not_taken: 0,
             cancelled: 0,
+            bytes: 0,
             next_id: 0,
             serial: u64::from(process::serial()) << 40,
             workers: seats.iter().map(|&seat| Worker::new(seat)).collect(),
             memory: None,
             stats: QueueStats::default(),
             mean: None,
-            limit: limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit))),
+            end: rules.time.and_then(|limit| Instant::now().checked_add(limit)),
         }
     }
 
@@ -199,6 +222,10 @@ impl Calls {
         nodes.sort_unstable();
         // A controller without workers forks any group.
         nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(MAX_RANKS)
+    }
+
+    pub(super) fn refuses(&self) -> bool {
+        self.rules.refuses
     }
 
     /// Returns the number of a function by its name.
@@ -241,13 +268,7 @@ impl Calls {
         }
         for worker in [pinned, preferred].into_iter().flatten() {
             if worker == 0 || worker > self.workers() {
-                let problem = match self.workers() {
-                    0 => format!("there is no worker {worker}: the controller makes all calls itself"),
-                    workers => format!(
-                        "there is no worker {worker}; workers are 1 to {workers}, 0 is the controller"
-                    ),
-                };
-                return Err(Error::option("submit", problem));
+                return Err(Error::option("submit", self.no_worker(worker)));
             }
             if let (Some(why), Some(_)) = (&self.workers[worker].given_up, pinned) {
                 return Err(Error::option("submit", format!("worker {worker} has given up: {why}")));
@@ -265,6 +286,7 @@ impl Calls {
     /// Takes a call in that was checked; returns its id and its serial number.
     pub(super) fn add(&mut self, asked: Asked, message: Vec<u8>) -> (u64, u64) {
         let id = asked.id.unwrap_or(self.next_id);
+        self.bytes += message.len();
         self.serial += 1;
         let serial = self.serial;
         let entry =
@@ -301,6 +323,7 @@ impl Calls {
         let entry = self.entries.get_mut(at)?.take()?;
         self.free.push(at);
         self.known.remove(&entry.id);
+        self.bytes -= entry.message.len();
         self.cancelled -= usize::from(entry.cancelled);
         Some(entry)
     }
@@ -313,12 +336,34 @@ impl Calls {
         }
     }
 
+    /// Returns whether a worker's process is there, and is set up.
+    fn is_ready(&self, worker: &Worker) -> bool {
+        worker.lives && (!self.sets_up || worker.data.is_some())
+    }
+
+    /// Returns the data of a worker, if it is ready and has any.
+    pub(super) fn data(&self, number: usize) -> Result<Option<Packed<'_>>> {
+        let Some(worker) = self.workers.get(number) else {
+            return Err(Error::option("data", self.no_worker(number)));
+        };
+        Ok(worker.data.as_deref().map(|data| Packed::without_leases(data, HEAD)))
+    }
+
+    fn no_worker(&self, number: usize) -> String {
+        match self.workers() {
+            0 => format!("there is no worker {number}: the controller makes all calls itself"),
+            workers => {
+                format!("there is no worker {number}; workers are 1 to {workers}, 0 is the controller")
+            }
+        }
+    }
+
     /// Returns whether a worker can be given one more call.
     fn has_room(&self, worker: &Worker) -> bool {
         let hands = worker.hands.len();
         let soon = self.mean.is_some_and(|mean| mean * hands as u32 <= AHEAD);
-        let is_free = worker.lives && worker.lent_to.is_none();
-        is_free && (hands == 0 || soon && hands < self.prefetch)
+        let is_free = self.is_ready(worker) && worker.lent_to.is_none();
+        is_free && (hands == 0 || soon && hands < self.rules.prefetch)
     }
 
     /// Returns the worker with room that has the least ahead of it.
@@ -333,7 +378,7 @@ impl Calls {
 
     /// Returns the time limit, if it has passed.
     pub(super) fn is_late(&self) -> Option<Duration> {
-        self.limit.filter(|(limit, _)| Instant::now() > *limit).map(|(_, limit)| limit)
+        self.rules.time.filter(|_| self.end.is_some_and(|end| Instant::now() > end))
     }
 
     /// Ends all calls that wait, because the time limit has passed.
@@ -391,7 +436,7 @@ impl Calls {
     fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
         let idle = |&number: &usize| {
             let worker = &self.workers[number];
-            worker.lives && worker.lent_to.is_none() && worker.hands.is_empty()
+            self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
         };
         let mut idle: Vec<usize> = (1..self.workers.len()).filter(idle).collect();
         idle.sort_by_key(|&number| self.workers[number].seat.node);
@@ -426,6 +471,10 @@ impl Calls {
         worker.hands.push_back(at);
         worker.ahead += entry.asked.estimate;
         entry.holds = !worker.seat.shares;
+        if self.rules.verbose {
+            let (id, name) = (entry.id, &self.names[entry.asked.function]);
+            eprintln!("phalanx: call {id} of {name} goes to worker {number}");
+        }
     }
 
     /// Puts a call back that could not be posted to this worker.
@@ -472,15 +521,23 @@ impl Calls {
     pub(super) fn began(&mut self, number: usize) {
         let worker = &mut self.workers[number];
         worker.lives = true;
+        worker.data = None;
         worker.answered = 0;
     }
 
     /// Takes a worker's answer in.
     pub(super) fn answered(&mut self, number: usize, message: Vec<u8>, memory: &Arc<Segment>) -> Result<()> {
         let (kind, time) = answered(&message)?;
-        if kind == Kind::Unbuilt {
-            self.give_up(number, text(&message));
-            return Ok(());
+        match kind {
+            Kind::Unbuilt => {
+                self.give_up(number, text(&message));
+                return Ok(());
+            }
+            Kind::Ready => {
+                self.workers[number].data = Some(message);
+                return Ok(());
+            }
+            _ => {}
         }
         let worker = &mut self.workers[number];
         worker.answered += 1;
@@ -510,6 +567,21 @@ impl Calls {
         self.end(at, ended);
     }
 
+    /// Prints how a call has ended.
+    fn tell(&self, at: At, ended: &Ended) {
+        let last = self.stats.calls.last();
+        match (ended, self.entry(at)) {
+            (Err(error), _) => eprintln!("phalanx: {error}"),
+            (Ok(_), Some(entry)) => {
+                let (id, name) = (entry.id, &self.names[entry.asked.function]);
+                let last = last.filter(|last| last.id == id);
+                let (worker, time) = last.map_or((0, Duration::ZERO), |last| (last.worker, last.time));
+                eprintln!("phalanx: call {id} of {name} has ended on worker {worker} after {time:?}");
+            }
+            (Ok(_), None) => {}
+        }
+    }
+
     /// Adds a call's time to the statistics.
     fn count(&mut self, at: At, number: usize, time: Duration) {
         let (id, estimate) = self.entry(at).map_or((0, 0.0), |entry| (entry.id, entry.asked.estimate));
@@ -531,14 +603,18 @@ impl Calls {
 
     fn end(&mut self, at: At, ended: Ended) {
         self.entry(at).iter().for_each(|entry| self.end_arrays(entry));
+        if self.rules.verbose {
+            self.tell(at, &ended);
+        }
         let Some(entry) = self.entry_mut(at) else { return };
         if entry.cancelled {
             self.remove(at);
             return;
         }
-        entry.message = Vec::new();
+        let message = std::mem::take(&mut entry.message);
         entry.ended = Some(ended);
         let serial = entry.serial;
+        self.bytes -= message.len();
         self.ended.push_back((at, serial));
         self.not_taken += 1;
     }
@@ -652,6 +728,24 @@ impl Calls {
         self.take_at(at)
     }
 
+    /// Returns why so many more calls, with so many bytes, may not be added now, if they may not. (One call may be added
+    /// if there is none, however long.)
+    pub(super) fn is_full(&self, more: usize, len: usize) -> Option<String> {
+        let Rules { calls, bytes, .. } = self.rules;
+        let (ahead, have) = (self.known.len() - self.not_taken, self.bytes);
+        if ahead + more <= 1 {
+            None
+        } else if ahead + more > calls {
+            Some(format!("{ahead} calls have not ended, {more} more are beyond `max_calls`, {calls}"))
+        } else if have + len > bytes {
+            Some(format!(
+                "calls that have not ended have {have} bytes, {len} more are beyond `max_bytes`, {bytes}"
+            ))
+        } else {
+            None
+        }
+    }
+
     /// Returns whether there are calls that have not ended.
     pub(super) fn is_busy(&self) -> bool {
         self.known.len() > self.not_taken
@@ -680,7 +774,7 @@ impl Calls {
     pub(super) fn ready(&self) -> Option<usize> {
         (1..self.workers.len()).find(|&number| {
             let worker = &self.workers[number];
-            worker.lives && worker.hands.is_empty()
+            self.is_ready(worker) && worker.hands.is_empty()
         })
     }
 

@@ -13,7 +13,7 @@ use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, Hand, foreign};
-use crate::work::queue::worker::{self, build};
+use crate::work::queue::worker::{self, clean_up, ready};
 use ndarray::{Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
@@ -32,11 +32,22 @@ pub(super) enum Hands<'q> {
 pub(super) struct Here<'q> {
     hand: Box<dyn Hand + 'q>,
     policy: Policy,
+    is_ready: bool,
+    data: Option<Vec<u8>>,
 }
 
 impl<'q> Here<'q> {
     pub(super) fn new(hand: Box<dyn Hand + 'q>, policy: Policy) -> Here<'q> {
-        Here { hand, policy }
+        Here { hand, policy, is_ready: false, data: None }
+    }
+
+    /// Builds the state, if there is none, and sets this process up as worker 0.
+    fn ready(&mut self) -> Result<()> {
+        if !self.is_ready {
+            self.data = ready(&mut *self.hand, 0, &self.policy).map_err(|text| Error::Start { text })?;
+            self.is_ready = true;
+        }
+        Ok(())
     }
 
     /// Makes a call, given as the message that a worker would get.
@@ -44,6 +55,7 @@ impl<'q> Here<'q> {
         let (hand, function) = (&mut *self.hand, worker::function(message));
         told(|| hand.call(function, argument, None)).unwrap_or_else(|text| {
             let _ = caught(|| hand.discard());
+            self.is_ready = false;
             Err(format!("it panicked: {text}"))
         })
     }
@@ -265,6 +277,7 @@ impl<'q> Controller<'q> {
                 "groups of ranks are forked, which threads cannot do; use forked workers",
             ));
         }
+        self.make_room(packed.len())?;
         match self.hands {
             Hands::Here(_) => {
                 let added = self.calls.add(asked, worker::call((function, ranks), None));
@@ -273,6 +286,17 @@ impl<'q> Controller<'q> {
             }
             Hands::Linked(_) => Ok(self.calls.add(asked, packed.into_message()?)),
         }
+    }
+
+    /// Waits until a call of so many bytes can be added.
+    fn make_room(&mut self, len: usize) -> Result<()> {
+        while let Some(why) = self.calls.is_full(1, len) {
+            if self.calls.refuses() {
+                return Err(Error::option("submit", format!("{why}; take results first, or allow more")));
+            }
+            self.advance(None)?;
+        }
+        Ok(())
     }
 
     /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once.
@@ -348,7 +372,7 @@ impl<'q> Controller<'q> {
     /// Waits until one more thing has happened, or makes a call.
     fn advance(&mut self, wanted: Option<u64>) -> Result<()> {
         let Hands::Here(here) = &mut self.hands else { return self.step(&|| false).map(drop) };
-        build(&mut *here.hand, &here.policy).map_err(|text| Error::Start { text })?;
+        here.ready()?;
         // None waits if the time limit has passed.
         let Some(at) = self.calls.take_waiting(wanted) else { return Ok(()) };
         let argument = self.arguments.remove(&self.calls.id(at));
@@ -492,6 +516,13 @@ impl<'q> Controller<'q> {
         if longest_first {
             packed.sort_by(|(a, _), (b, _)| estimate(*b).total_cmp(&estimate(*a)));
         }
+        if self.calls.refuses() {
+            let len = packed.iter().map(|(_, packed)| packed.len()).sum();
+            if let Some(why) = self.calls.is_full(all, len) {
+                let problem = format!("{why}; take results first, or allow more");
+                return Err(Error::option("submit_multiple", problem));
+            }
+        }
         let mut calls = Vec::with_capacity(all);
         for (at, packed) in packed {
             let options = Submit { estimate: estimate(at), ..Submit::default() };
@@ -558,6 +589,39 @@ impl<'q> Controller<'q> {
     pub fn get_ready_worker(&mut self) -> Result<Option<usize>> {
         self.process()?;
         Ok(self.calls.ready())
+    }
+
+    /// Returns the data of a worker, which its [set-up](crate::Tasks::set_up) has returned; `None` if the worker is not
+    /// ready. Number 0 is the controller, if it makes the calls itself.
+    ///
+    /// # Errors
+    /// If there is no such worker, or its data are of another type.
+    ///
+    /// ```
+    /// let mut tasks = phalanx::Tasks::new();
+    /// tasks.set_up(|(), worker| Ok(worker * worker));
+    /// let queue = phalanx::Queue { workers: Some(2), ..Default::default() };
+    /// queue.run(&tasks, |controller| {
+    ///     let worker = loop {
+    ///         if let Some(worker) = controller.get_ready_worker()? {
+    ///             break worker;
+    ///         }
+    ///     };
+    ///     assert_eq!(controller.data(worker)?, Some(worker * worker));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn data<D: DeserializeOwned>(&mut self, worker: usize) -> Result<Option<D>> {
+        self.process()?;
+        let packed = match &mut self.hands {
+            Hands::Here(here) if worker == 0 => {
+                here.ready()?;
+                here.data.as_deref().map(|data| Packed::without_leases(data, worker::HEAD))
+            }
+            _ => self.calls.data(worker)?,
+        };
+        packed.map(Packed::unpack).transpose()
     }
 
     /// Cancels a call: its result will never be there. If a forked worker is at it, that worker is killed, within a fifth
@@ -641,7 +705,11 @@ impl<'q> Controller<'q> {
         {
             linked.dismiss()?;
         }
-        self.exited = true;
+        if let (Hands::Here(here), false) = (&mut self.hands, std::mem::replace(&mut self.exited, true))
+            && here.is_ready
+        {
+            clean_up(&mut *here.hand, 0);
+        }
         Ok(())
     }
 }

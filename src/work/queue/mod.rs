@@ -25,7 +25,7 @@ use crate::work::executor::over_nodes;
 use crate::work::executor::{
     Backend, Placement, Policy, Seat, Terms, Workers, called, with_processes, with_threads,
 };
-use calls::Calls;
+use calls::{Calls, Rules};
 use controller::{Hands, Here};
 use std::cell::RefCell;
 use std::time::Duration;
@@ -71,6 +71,18 @@ pub struct Queue {
     pub prefetch: usize,
     /// The time after which no call is begun: calls that wait then have failed, those that workers are at go on.
     pub time_limit: Option<Duration>,
+    /// The most calls that may be submitted and not have ended, and the most bytes of their arguments; any number by
+    /// default. (Arrays in shared memory do not count.) One call is always possible.
+    pub max_calls: Option<usize>,
+    /// See [`Queue::max_calls`].
+    pub max_bytes: Option<usize>,
+    /// What becomes of a submission beyond these limits.
+    pub when_full: WhenFull,
+    /// Whether to print, on standard error, which call goes to which worker, and how it has ended.
+    pub verbose: bool,
+    /// The time by which each worker begins later than the one before it: so that not all read the same file, or ask the
+    /// same server, at once. 0 by default.
+    pub stagger: Duration,
     /// Whether to fork although this process runs other threads: see
     /// [`Launch::allow_threads`](crate::Launch::allow_threads).
     pub allow_threads: bool,
@@ -79,10 +91,32 @@ pub struct Queue {
     pub heap: Option<usize>,
 }
 
+/// What becomes of a submission to a queue that is full: see [`Queue::max_calls`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits until calls have ended.
+    #[default]
+    Wait,
+    /// It is an error, and the caller takes results first.
+    Refuse,
+}
+
 impl Default for Queue {
     fn default() -> Queue {
-        let (workers, backend, heap) = (None, Backend::Auto, None);
-        Queue { workers, backend, cold: false, prefetch: 32, time_limit: None, allow_threads: false, heap }
+        Queue {
+            workers: None,
+            backend: Backend::Auto,
+            cold: false,
+            prefetch: 32,
+            time_limit: None,
+            max_calls: None,
+            max_bytes: None,
+            when_full: WhenFull::Wait,
+            verbose: false,
+            stagger: Duration::ZERO,
+            allow_threads: false,
+            heap: None,
+        }
     }
 }
 
@@ -126,6 +160,12 @@ impl Queue {
         if self.prefetch == 0 {
             return Err(Error::option("queue", "prefetch is 0; a worker has at least 1 call at a time"));
         }
+        if let (Some(0), _) | (_, Some(0)) = (self.max_calls, self.max_bytes) {
+            return Err(Error::option(
+                "queue",
+                "a limit of 0; leave it open, or allow at least one call and 1 byte",
+            ));
+        }
         let policy = Policy { builds: 3, ..Policy::new("queue", "build", None)? };
         let workers = match self.workers {
             Some(0) => 0,
@@ -137,7 +177,7 @@ impl Queue {
                 return Ok(());
             }
             let here = Here::new(table.hand(), policy);
-            let calls = Calls::new(table, &[Seat { node: 0, shares: true }], 1, self.time_limit);
+            let calls = Calls::new(table, &[Seat { node: 0, shares: true }], self.rules());
             let mut controller = Controller::new(Hands::Here(here), calls);
             main(&mut controller)?;
             return controller.exit();
@@ -146,13 +186,14 @@ impl Queue {
             ("queue", self.allow_threads, self.heap.map(|heap| heap.max(1)));
         let terms = Terms { operation, workers, policy, allow_threads, heap };
         let mut controlled = |workers: &mut dyn Workers| {
-            let calls = Calls::new(table, &workers.seats(), self.prefetch, self.time_limit);
+            let calls = Calls::new(table, &workers.seats(), self.rules());
             let mut controller = Controller::new(Hands::Linked(workers), calls);
             main(&mut controller)?;
             controller.exit()
         };
         if placement == Placement::Threads {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
+                self.stagger(slot, process);
                 serve((slot, slots), process, &mut *table.hand(), &policy)
             };
             return with_threads(&terms, &life, &mut |linked| controlled(linked));
@@ -162,6 +203,7 @@ impl Queue {
         let build = || policy.patiently(&mut || template.borrow_mut().build());
         let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
+            self.stagger(slot, process);
             serve((slot, slots), process, &mut **template.borrow_mut(), &policy)
         };
         let state = (!self.cold).then_some(state);
@@ -172,6 +214,24 @@ impl Queue {
         }
         with_processes(&terms, &life, state, &mut |linked| controlled(linked))
     }
+    /// Waits until a worker shall begin; one that replaces another begins at once.
+    fn stagger(&self, slot: usize, process: &Process) {
+        if process.is_first() {
+            std::thread::sleep(self.stagger * (slot as u32 - 1));
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            prefetch: self.prefetch,
+            time: self.time_limit,
+            calls: self.max_calls.unwrap_or(usize::MAX),
+            bytes: self.max_bytes.unwrap_or(usize::MAX),
+            refuses: self.when_full == WhenFull::Refuse,
+            verbose: self.verbose,
+        }
+    }
+
     /// Returns a number that is the same on all processes of a job that run the same queue.
     #[cfg(feature = "mpi")]
     fn digest(&self, table: &dyn Table) -> u64 {

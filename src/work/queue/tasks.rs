@@ -31,6 +31,10 @@ pub(super) fn head() -> Vec<u8> {
 /// A function with the types of its argument and result taken away.
 type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>, usize) -> Result<Packed<'static>> + Sync + 'f;
 
+/// What a worker does before its first call, and after its last.
+type SetUp<'f, S> = dyn Fn(&mut S, usize) -> Result<Packed<'static>> + Sync + 'f;
+type CleanUp<'f, S> = dyn Fn(&mut S, usize) -> Result<(), Reason> + Sync + 'f;
+
 /// One function.
 struct Entry<'f, S> {
     name: String,
@@ -55,6 +59,8 @@ struct Entry<'f, S> {
 /// ```
 pub struct Tasks<'f, S = ()> {
     build: Box<dyn Fn() -> Result<S, Reason> + Sync + 'f>,
+    set_up: Option<Box<SetUp<'f, S>>>,
+    clean_up: Option<Box<CleanUp<'f, S>>>,
     entries: Vec<Entry<'f, S>>,
     number: u64,
 }
@@ -133,7 +139,81 @@ impl<'f, S> Tasks<'f, S> {
     /// # drop(tasks);
     /// ```
     pub fn with_state(build: impl Fn() -> Result<S, Reason> + Sync + 'f) -> Tasks<'f, S> {
-        Tasks { build: Box::new(build), entries: Vec::new(), number: u64::from(process::serial()) }
+        let (entries, number) = (Vec::new(), u64::from(process::serial()));
+        Tasks { build: Box::new(build), set_up: None, clean_up: None, entries, number }
+    }
+
+    /// Lets each worker do something before its first call, with its state and its number: open a file of its own, take a
+    /// licence. A worker that replaces one that died does it, too; so does a worker that builds its state anew after a
+    /// panic. What it returns is kept as the worker's data: see [`Controller::data`](crate::Controller::data).
+    ///
+    /// A worker whose set-up fails builds its state again, and gives up after three such failures.
+    ///
+    /// ```
+    /// use phalanx::{Queue, Tasks};
+    /// let mut tasks = Tasks::with_state(|| Ok(0));
+    /// tasks.set_up(|state, worker| {
+    ///     *state = 10 * worker;
+    ///     Ok(format!("process {}", std::process::id()))
+    /// });
+    /// let which = tasks.register("which", |state: &mut usize, ()| Ok(*state))?;
+    /// let queue = Queue { workers: Some(1), ..Queue::default() };
+    /// let (state, data) = queue.run(&tasks, |controller| {
+    ///     let call = controller.submit(&which, ())?;
+    ///     Ok((controller.get_result(&call)?, controller.data::<String>(1)?))
+    /// })?.expect("on one node");
+    /// assert!(state == 10 && data.expect("it is ready").starts_with("process"));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn set_up<D: Serialize + DeserializeOwned>(
+        &mut self,
+        set_up: impl Fn(&mut S, usize) -> Result<D, Reason> + Sync + 'f,
+    ) {
+        let plain = is_plain::<D>();
+        self.set_up =
+            Some(Box::new(move |state, worker| Packed::pack(head(), None, (&set_up(state, worker)?, plain))));
+    }
+
+    /// Lets each worker do something after its last call: close what [`Tasks::set_up`] has opened. A worker that dies, or
+    /// whose function panics, does it not. An error is printed.
+    ///
+    /// ```
+    /// # use phalanx::{Queue, Tasks};
+    /// let mut tasks = Tasks::with_state(|| Ok(String::new()));
+    /// tasks.clean_up(|log, worker| Ok(println!("worker {worker}: {log}")));
+    /// # let note = tasks.register("note", |log: &mut String, text: String| Ok(log.push_str(&text)))?;
+    /// # Queue::default().run(&tasks, |controller| controller.submit(&note, "done".to_owned()).map(drop))?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn clean_up(&mut self, clean_up: impl Fn(&mut S, usize) -> Result<(), Reason> + Sync + 'f) {
+        self.clean_up = Some(Box::new(clean_up));
+    }
+
+    /// Adds a function without a name: it is called by its handle only.
+    ///
+    /// ```
+    /// let factor = 3.0;
+    /// let mut tasks = phalanx::Tasks::new();
+    /// let scale = tasks.function(|(), x: f64| Ok(factor * x));
+    /// let scaled = phalanx::Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit(&scale, 2.0)?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(scaled, Some(6.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn function<A, R>(
+        &mut self,
+        function: impl Fn(&mut S, A) -> Result<R, Reason> + Sync + 'f,
+    ) -> Function<A, R>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        // No name that is registered is the same.
+        let name = (self.entries.len()..).map(|number| format!("function {number}"));
+        let name = name.into_iter().find(|name| self.entries.iter().all(|entry| entry.name != *name));
+        self.entry(name.unwrap_or_default(), false, single(function))
     }
 
     /// Adds a function under a name. Its argument (a tuple, if it needs several) and result are anything that
@@ -158,12 +238,7 @@ impl<'f, S> Tasks<'f, S> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
-        let plain = is_plain::<R>();
-        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, _| {
-            let argument = argument.unpack::<A>()?;
-            Packed::pack(head(), memory, (&function(state, argument)?, plain))
-        };
-        self.add(name, false, Box::new(call))
+        self.add(name, false, single(function))
     }
 
     /// Adds a function that a group of ranks calls together: each gets the state, the group's communicator, and the
@@ -217,15 +292,13 @@ impl<'f, S> Tasks<'f, S> {
             let problem = format!("{name:?}: a function of this name is registered already; choose another");
             return Err(Error::option("register", problem));
         }
-        self.entries.push(Entry { name: name.to_owned(), attempts: 1, collective, call });
+        Ok(self.entry(name.to_owned(), collective, call))
+    }
+
+    fn entry<A, R>(&mut self, name: String, collective: bool, call: Box<Erased<'f, S>>) -> Function<A, R> {
+        self.entries.push(Entry { name: name.clone(), attempts: 1, collective, call });
         let at = self.entries.len() - 1;
-        Ok(Function {
-            name: name.to_owned(),
-            at,
-            of: self.number,
-            plain: is_plain::<A>(),
-            types: PhantomData,
-        })
+        Function { name, at, of: self.number, plain: is_plain::<A>(), types: PhantomData }
     }
 
     /// Says that a function may be called again for the same argument: a call whose worker dies is then tried
@@ -253,6 +326,19 @@ impl<'f, S> Tasks<'f, S> {
     }
 }
 
+/// Returns a function that one process calls, without its types.
+fn single<'f, S, A, R>(function: impl Fn(&mut S, A) -> Result<R, Reason> + Sync + 'f) -> Box<Erased<'f, S>>
+where
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let plain = is_plain::<R>();
+    Box::new(move |state, argument, memory, _| {
+        let argument = argument.unpack::<A>()?;
+        Packed::pack(head(), memory, (&function(state, argument)?, plain))
+    })
+}
+
 /// Returns the text for a function of another list.
 pub(super) fn foreign(name: &str) -> String {
     format!("{name:?} is a function of other `Tasks` than those that run; register it there")
@@ -270,6 +356,9 @@ pub(super) trait Table: Sync {
     /// Returns whether a group of ranks makes each call of a function.
     fn is_collective(&self, function: usize) -> bool;
 
+    /// Returns whether workers set themselves up, and have data.
+    fn sets_up(&self) -> bool;
+
     /// Returns the hand of one more worker, without a state.
     fn hand(&self) -> Box<dyn Hand + '_>;
 }
@@ -278,6 +367,12 @@ pub(super) trait Table: Sync {
 pub(super) trait Hand {
     /// Builds the state, unless there is one.
     fn build(&mut self) -> Result<()>;
+
+    /// Sets a worker up, whose state is there; returns its data.
+    fn set_up(&mut self, worker: usize) -> Result<Option<Packed<'static>>>;
+
+    /// Cleans up after a worker's last call.
+    fn clean_up(&mut self, worker: usize) -> Result<()>;
 
     /// Calls a function; a collective one with a group of so many ranks.
     fn call(
@@ -313,6 +408,10 @@ impl<S> Table for Tasks<'_, S> {
         self.entries[function].collective
     }
 
+    fn sets_up(&self) -> bool {
+        self.set_up.is_some()
+    }
+
     fn hand(&self) -> Box<dyn Hand + '_> {
         Box::new(StateAndTasks { state: None, tasks: self })
     }
@@ -324,6 +423,16 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
             self.state = Some((self.tasks.build)()?);
         }
         Ok(())
+    }
+
+    fn set_up(&mut self, worker: usize) -> Result<Option<Packed<'static>>> {
+        let set_up = self.tasks.set_up.as_ref().zip(self.state.as_mut());
+        set_up.map(|(set_up, state)| set_up(state, worker)).transpose()
+    }
+
+    fn clean_up(&mut self, worker: usize) -> Result<()> {
+        let clean_up = self.tasks.clean_up.as_ref().zip(self.state.as_mut());
+        clean_up.map_or(Ok(()), |(clean_up, state)| Ok(clean_up(state, worker)?))
     }
 
     fn call(

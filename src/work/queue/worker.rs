@@ -17,7 +17,8 @@ use crate::shm::packed::{LEASES, Packed};
 use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
-use crate::work::queue::tasks::{HEAD, Hand, head};
+pub(super) use crate::work::queue::tasks::HEAD;
+use crate::work::queue::tasks::{Hand, head};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub(super) enum Kind {
     Panicked = 5,
     /// The worker cannot build its state, and ends; the text follows.
     Unbuilt = 8,
+    /// The worker is ready; its data follow.
+    Ready = 9,
 }
 
 /// The flag of a call that has a deadline.
@@ -72,7 +75,7 @@ fn deadline(message: &[u8]) -> Option<u64> {
 pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration)> {
     let corrupt = || Error::Corrupt { what: "a worker's answer" };
     let head = message.first_chunk::<HEAD>().ok_or_else(corrupt)?;
-    let kind = [Kind::Result, Kind::Failed, Kind::Panicked, Kind::Unbuilt];
+    let kind = [Kind::Result, Kind::Failed, Kind::Panicked, Kind::Unbuilt, Kind::Ready];
     let kind = kind.into_iter().find(|kind| *kind as u8 == head[0] & !LEASES).ok_or_else(corrupt)?;
     Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8)))
 }
@@ -98,14 +101,21 @@ pub(super) fn serve(
     lend_heap(slots.heap(slot));
     let mut has_state = false;
     loop {
-        if !has_state && let Err(text) = build(hand, policy) {
-            // The caller may be gone.
-            let _ = process.say(&failure(Kind::Unbuilt, Duration::ZERO, &text));
-            return Ok(());
+        if !has_state {
+            // The caller may be gone, then nobody is told.
+            match ready(hand, slot, policy) {
+                Ok(None) => {}
+                Ok(Some(data)) => _ = process.say(&data),
+                Err(text) => {
+                    let _ = process.say(&failure(Kind::Unbuilt, Duration::ZERO, &text));
+                    return Ok(());
+                }
+            }
         }
         let Ok(message) = process.take() else { return Ok(()) };
         let message = message?;
         if message.is_empty() {
+            clean_up(hand, slot);
             return Ok(());
         }
         let begun = unix_time();
@@ -144,11 +154,40 @@ fn answer(
     Ok(message)
 }
 
-/// Builds the state unless there is one; returns the text of the last failure.
-pub(super) fn build(hand: &mut dyn Hand, policy: &Policy) -> std::result::Result<(), String> {
-    match told(|| policy.patiently(&mut || hand.build())) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(text)) => Err(format!("build returned an error: {text}")),
-        Err(text) => Err(format!("build panicked: {text}")),
+/// Builds the state unless there is one, and sets the worker up. Returns a message with the worker's data, or the text of
+/// the last failure.
+pub(super) fn ready(
+    hand: &mut dyn Hand,
+    worker: usize,
+    policy: &Policy,
+) -> std::result::Result<Option<Vec<u8>>, String> {
+    let mut doing = "build";
+    let readied = told(|| {
+        let mut data = None;
+        policy.patiently(&mut || {
+            doing = "build";
+            hand.build()?;
+            doing = "set_up";
+            data = hand.set_up(worker).inspect_err(|_| hand.discard())?;
+            Ok(())
+        })?;
+        data.map(Packed::into_message).transpose()
+    });
+    match readied {
+        Ok(Ok(data)) => Ok(data.map(|mut data| {
+            data[..HEAD].copy_from_slice(&start(Kind::Ready, Duration::ZERO));
+            data
+        })),
+        Ok(Err(text)) => Err(format!("{doing} returned an error: {text}")),
+        Err(text) => Err(format!("{doing} panicked: {text}")),
+    }
+}
+
+/// Cleans up after a worker's last call; prints an error.
+pub(super) fn clean_up(hand: &mut dyn Hand, worker: usize) {
+    match told(|| hand.clean_up(worker)) {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => eprintln!("phalanx: clean_up of worker {worker} returned an error: {text}"),
+        Err(text) => eprintln!("phalanx: clean_up of worker {worker} panicked: {text}"),
     }
 }
