@@ -157,15 +157,7 @@ impl Queue {
         main: &mut dyn FnMut(&mut Controller<'_>) -> Result<()>,
     ) -> Result<()> {
         let placement = Placement::of(self.backend, "queue")?;
-        if self.prefetch == 0 {
-            return Err(Error::option("queue", "prefetch is 0; a worker has at least 1 call at a time"));
-        }
-        if let (Some(0), _) | (_, Some(0)) = (self.max_calls, self.max_bytes) {
-            return Err(Error::option(
-                "queue",
-                "a limit of 0; leave it open, or allow at least one call and 1 byte",
-            ));
-        }
+        self.check()?;
         let policy = Policy { builds: 3, ..Policy::new("queue", "build", None)? };
         let workers = match self.workers {
             Some(0) => 0,
@@ -176,11 +168,7 @@ impl Queue {
             if matches!(placement, Placement::Job { job, .. } if job.rank > 0) {
                 return Ok(());
             }
-            let here = Here::new(table.hand(), policy);
-            let calls = Calls::new(table, &[Seat { node: 0, shares: true }], self.rules());
-            let mut controller = Controller::new(Hands::Here(here), calls);
-            main(&mut controller)?;
-            return controller.exit();
+            return self.run_here(table, policy, main);
         }
         let (operation, allow_threads, heap) =
             ("queue", self.allow_threads, self.heap.map(|heap| heap.max(1)));
@@ -214,6 +202,33 @@ impl Queue {
         }
         with_processes(&terms, &life, state, &mut |linked| controlled(linked))
     }
+    fn check(&self) -> Result<()> {
+        if self.prefetch == 0 {
+            return Err(Error::option("queue", "prefetch is 0; a worker has at least 1 call at a time"));
+        }
+        if let (Some(0), _) | (_, Some(0)) = (self.max_calls, self.max_bytes) {
+            return Err(Error::option(
+                "queue",
+                "a limit of 0; leave it open, or allow at least one call and 1 byte",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs a queue without workers.
+    fn run_here(
+        &self,
+        table: &dyn Table,
+        policy: Policy,
+        main: &mut dyn FnMut(&mut Controller<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let here = Here::new(table.hand(), policy);
+        let calls = Calls::new(table, &[Seat { node: 0, shares: true }], self.rules());
+        let mut controller = Controller::new(Hands::Here(here), calls);
+        main(&mut controller)?;
+        controller.exit()
+    }
+
     /// Waits until a worker shall begin; one that replaces another begins at once.
     fn stagger(&self, slot: usize, process: &Process) {
         if process.is_first() {
