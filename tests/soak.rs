@@ -11,6 +11,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(unsafe_code, reason = "a signal's disposition")]
 
+#[path = "soak/queue.rs"]
+mod queue;
 mod support;
 
 use clap::Parser;
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Kills at random and checks what is left.
 #[derive(Parser)]
 struct Args {
-    /// `ranks` or `parents`.
+    /// `ranks`, `parents` or `queue`.
     what: Option<String>,
     /// How many kills.
     #[arg(long, default_value_t = 200)]
@@ -34,6 +36,15 @@ struct Args {
     /// Numbers of ranks, in turn.
     #[arg(long, value_delimiter = ',', default_value = "2,3,4,8")]
     ranks: Vec<usize>,
+    /// Calls of a queue, in which workers are killed.
+    #[arg(long, default_value_t = 100_000)]
+    calls: u64,
+    /// Microseconds between two such kills.
+    #[arg(long, default_value_t = 1500)]
+    pause: u64,
+    /// (Kills workers of this process.)
+    #[arg(long)]
+    killer_of: Option<u32>,
     /// (The other end of `ranks`.)
     #[arg(long)]
     killer: bool,
@@ -72,6 +83,10 @@ fn main() -> std::process::ExitCode {
         kill_as_told();
         return std::process::ExitCode::SUCCESS;
     }
+    if let Some(caller) = args.killer_of {
+        queue::kill_workers(caller, args.seed, args.pause);
+        return std::process::ExitCode::SUCCESS;
+    }
     if args.caller {
         be_a_caller(args.seed, args.ranks[0]);
         return std::process::ExitCode::SUCCESS;
@@ -79,13 +94,15 @@ fn main() -> std::process::ExitCode {
     let good = match args.what.as_deref() {
         Some("ranks") => ranks(&args),
         Some("parents") => parents(&args),
+        Some("queue") => queue::soak(&args),
         None => {
-            let good = [ranks(&args), parents(&Args { kills: 40, ..args })];
+            let short = Args { calls: 3000, kills: 100, ranks: vec![3], what: None, ..args };
+            let good = [queue::soak(&short), ranks(&args), parents(&Args { kills: 40, ..args })];
             let failed = good.iter().filter(|good| !**good).count();
-            println!("test result: {} passed; {failed} failed", 2 - failed);
+            println!("test result: {} passed; {failed} failed", 3 - failed);
             failed == 0
         }
-        Some(other) => panic!("{other}: ranks or parents"),
+        Some(other) => panic!("{other}: ranks, parents or queue"),
     };
     std::process::ExitCode::from(u8::from(!good))
 }
