@@ -56,6 +56,8 @@ const CASES: &[Case] = cases![
     groups_of_several_sizes_share_the_workers
     a_member_that_dies_costs_its_call
     wrong_groups_are_refused
+    long_values_travel_and_leave_nothing
+    long_values_of_the_dead_are_sent_again
     workers_set_themselves_up_and_clean_up
     a_set_up_that_fails_is_tried_again
     workers_are_ready_when_they_are_set_up
@@ -91,6 +93,8 @@ const JOB: &[Case] = cases![
     groups_of_ranks_make_calls_together
     a_member_that_dies_costs_its_call
     arrays_of_the_dead_are_sent_again
+    long_values_travel_and_leave_nothing
+    long_values_of_the_dead_are_sent_again
     workers_set_themselves_up_and_clean_up
     a_full_queue_waits_or_refuses
     functions_need_no_name
@@ -1086,6 +1090,74 @@ fn arrays_of_the_dead_are_sent_again() {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    });
+}
+
+/// Values that lie in blocks of a heap, which holds few of them; and values for which it has no room at all.
+fn long_values_travel_and_leave_nothing() {
+    let mut tasks = Tasks::new();
+    let turn = tasks.register("turn", |(), mut x: (String, Array1<u16>, Vec<u8>)| {
+        x.1.as_slice_mut().unwrap().reverse();
+        x.2.reverse();
+        Ok(x)
+    });
+    let fail = tasks.register("fail", |(), x: Vec<u8>| Err::<(), _>(format!("{} bytes", x.len()).into()));
+    let make = tasks.register("make", |(), len: usize| Ok("x".repeat(len)));
+    let (turn, fail, make) = (turn.unwrap(), fail.unwrap(), make.unwrap());
+    for heap in [4 << 20, 1 << 10] {
+        let queue = Queue { heap: Some(heap), ..forked(2) };
+        run(&queue, &tasks, |controller| {
+            for round in 0..5usize {
+                let len = 200_000 + round;
+                let array = Array1::from_shape_fn(len, |at| (at * round) as u16);
+                let bytes: Vec<u8> = (0..100_000).map(|at| (at + round) as u8).collect();
+                let call = controller.submit(&turn, (format!("{round}"), array.clone(), bytes.clone()))?;
+                let (text, turned, last) = controller.get_result(&call)?;
+                assert_eq!(text, format!("{round}"));
+                assert!(turned.iter().rev().eq(array.iter()) && last.iter().rev().eq(bytes.iter()));
+                // A call that fails, one whose result nobody takes, one whose result is of another type.
+                let call = controller.submit(&fail, bytes.clone())?;
+                assert!(controller.get_result(&call).unwrap_err().to_string().ends_with("100000 bytes"));
+                controller.submit(&make, 1 << 20)?;
+                drop(controller.get_next_result()?);
+                controller.submit(&make, 1 << 20)?;
+                assert!(controller.get_next_result()?.unwrap().value::<u64>().is_err());
+                // Refused, and cancelled.
+                let on = Submit { worker: Some(9), ..Submit::default() };
+                assert!(controller.submit_call(&fail, bytes.clone(), on).is_err());
+                let calls = controller.submit_multiple(&fail, vec![bytes.clone(); 3], &[], false)?;
+                for call in &calls {
+                    controller.cancel(call)?;
+                }
+                while controller.get_next_result()?.is_some() {}
+            }
+            Ok(())
+        });
+    }
+}
+
+fn long_values_of_the_dead_are_sent_again() {
+    let mut tasks = Tasks::new();
+    let sum = tasks.register("sum", |(), (x, lives): (Array1<u64>, f64)| {
+        // Dies mostly.
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        if f64::from(time.subsec_micros() % 1000) / 1000.0 > lives {
+            std::process::abort();
+        }
+        Ok((x.len(), x.sum(), x))
+    });
+    let sum = sum.unwrap();
+    tasks.may_repeat(&sum, 1000).unwrap();
+    let queue = Queue { heap: Some(8 << 20), ..forked(2) };
+    run(&queue, &tasks, |controller| {
+        for round in 0..20 {
+            let x = Array1::from_iter(round..round + 100_000);
+            let call = controller.submit(&sum, (x.clone(), 0.4))?;
+            let (len, total, back) = controller.get_result(&call)?;
+            assert_eq!((len, total), (100_000, x.sum()));
+            assert_eq!(back, x);
         }
         Ok(())
     });

@@ -316,6 +316,22 @@ impl Drop for Mapping {
     }
 }
 
+/// Returns an empty vector of this process with room for `capacity` elements, on huge pages if there are several of them:
+/// most of the time that it takes to fill fresh memory is spent on page faults.
+pub(crate) fn spacious<T>(capacity: usize) -> Vec<T> {
+    let vec: Vec<T> = Vec::with_capacity(capacity);
+    let (base, len) = (vec.as_ptr().addr(), capacity * size_of::<T>());
+    let (start, end) = (base.next_multiple_of(HUGE), (base + len) / HUGE * HUGE);
+    if end > start
+        && let Some(at) = NonNull::new(vec.as_ptr().cast_mut().cast::<u8>().wrapping_add(start - base).cast())
+    {
+        // SAFETY: the range is memory of the vector; the advice changes no contents, and kernels may ignore it.
+        let _ =
+            unsafe { nix::sys::mman::madvise(at, end - start, nix::sys::mman::MmapAdvise::MADV_HUGEPAGE) };
+    }
+    vec
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

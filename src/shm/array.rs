@@ -12,7 +12,7 @@ use crate::shm::datatype::TypeTag;
 use crate::shm::element::{Element, check};
 use crate::shm::packed::{delist, enlist, refuse};
 use crate::sync::atomic::Ordering;
-use ndarray::{ArrayView, ArrayViewMut, Dimension, IntoDimension};
+use ndarray::{ArrayBase, ArrayView, ArrayViewMut, Data, Dimension, IntoDimension};
 use serde::de;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::cell::RefCell;
@@ -70,6 +70,14 @@ pub(crate) fn lend_heap(heap: Heap) {
     HEAP.set(Some((process::incarnation(), heap)));
 }
 
+/// Returns a block of the heap lent to this thread, if one was lent and has room.
+pub(crate) fn alloc_lent(len: usize) -> Option<Block> {
+    HEAP.with_borrow_mut(|lent| match lent {
+        Some((owner, heap)) if *owner == process::incarnation() => heap.alloc(len, PAGE, Fill::Any).ok(),
+        _ => None,
+    })
+}
+
 /// Returns a block of the heap lent to this thread, on a boundary of `align`; if none was lent, a block of a
 /// mapping of its own.
 pub(crate) fn alloc(len: usize, align: usize, fill: Fill) -> Result<Block> {
@@ -110,6 +118,33 @@ impl<T: Element, D: Dimension> Lease<T, D> {
     pub fn zeros(shape: impl IntoDimension<Dim = D>) -> Result<Lease<T, D>> {
         let dim = shape.into_dimension();
         Ok(Lease::new(alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?, dim))
+    }
+
+    /// Copies an array into shared memory, where no communicator is at hand: see [`Lease::zeros`].
+    ///
+    /// # Errors
+    /// If there is no room.
+    ///
+    /// ```
+    /// use ndarray::{Array1, Ix1};
+    /// use phalanx::{Lease, Queue, Tasks};
+    /// let mut tasks = Tasks::new();
+    /// let powers = tasks.register("powers", |(), n: usize| {
+    ///     let computed = Array1::from_iter((0..n as i32).map(|at| 2f64.powi(at)));
+    ///     Ok(Lease::copy_of(&computed)?)
+    /// })?;
+    /// let last = Queue::default().run(&tasks, |controller| {
+    ///     let call = controller.submit(&powers, 11)?;
+    ///     let powers: Lease<f64, Ix1> = controller.get_result(&call)?;      // it lies where the worker has put it
+    ///     Ok(powers.view()[10])
+    /// })?;
+    /// assert_eq!(last, Some(1024.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn copy_of<S: Data<Elem = T>>(array: &ArrayBase<S, D>) -> Result<Lease<T, D>> {
+        let mut lease = Lease::zeros(array.raw_dim())?;
+        lease.view_mut().assign(array);
+        Ok(lease)
     }
 
     pub(crate) fn new(block: Block, dim: D) -> Lease<T, D> {

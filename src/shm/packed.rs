@@ -4,7 +4,12 @@
 //! ```text
 //! value | places of leases | where they begin, u64       a packed value
 //! head | value [| places | where they begin, u64]        a message; the bit LEASES of its first byte says whether there are any
+//! ... | place of the value, two u64                      the end of a message with the bit SPILLED: the value lies in a block
 //! ```
+//!
+//! A long value does not go through a ring, but lies in a block. The block of a message to a worker is the sender's, who
+//! ends it ([`end_spilled`]) when the message was answered, so that the message can be sent again; that of an answer is the
+//! receiver's.
 
 use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
@@ -20,6 +25,13 @@ use std::sync::Arc;
 
 /// The bit of a message's first byte that says that there are leases in its value.
 pub(crate) const LEASES: u8 = 2;
+/// The bit that says that the value lies in a block.
+pub(crate) const SPILLED: u8 = 0x20;
+/// Values from this length on are spilled.
+const LONG: usize = 64 << 10;
+
+/// A function that returns a block for so many bytes, if there is room.
+pub(crate) type Room<'r> = &'r dyn Fn(usize) -> Option<Block>;
 
 /// The place of a lease that travels. It is kept beside the user's bytes: users serialise only its number
 /// here.
@@ -162,6 +174,8 @@ pub(crate) struct Packed<'a> {
     /// The value's bytes, behind `start` others.
     bytes: Cow<'a, [u8]>,
     start: usize,
+    /// The block in which the value lies instead, and whether that is another's.
+    spilled: Option<(Block, bool)>,
     leases: Leases,
 }
 
@@ -176,24 +190,32 @@ impl<'a> Packed<'a> {
         let start = head.len();
         if plain {
             let bytes = object::write_behind(head, value).map_err(object::refusal::<T>)?;
-            return Ok(Packed { bytes: bytes.into(), start, leases: Vec::new() });
+            return Ok(Packed { bytes: bytes.into(), start, spilled: None, leases: Vec::new() });
         }
         let write = || object::write_behind(head, value);
         let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), write)?;
         if manifest.leases.is_empty() {
             object::arrival::<T>(&bytes[start..])?;
         }
-        Ok(Packed { bytes: bytes.into(), start, leases: manifest.leases })
+        Ok(Packed { bytes: bytes.into(), start, spilled: None, leases: manifest.leases })
     }
 
     /// Takes a packed value that has no leases out of a message, behind a head of so many bytes.
     pub(crate) fn without_leases(message: &'a [u8], head: usize) -> Packed<'a> {
-        Packed { bytes: message.into(), start: message.len().min(head), leases: Vec::new() }
+        let start = message.len().min(head);
+        Packed { bytes: message.into(), start, spilled: None, leases: Vec::new() }
     }
 
     /// Returns the value.
     pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
-        let read = || object::read(&self.bytes[self.start..]);
+        let spilled = self.spilled.take();
+        let result = self.unpack_from(spilled.as_ref().map(|(block, _)| block.bytes()));
+        self.spilled = spilled;
+        result
+    }
+
+    fn unpack_from<T: DeserializeOwned>(&mut self, spilled: Option<&[u8]>) -> Result<T> {
+        let read = || object::read(spilled.unwrap_or(&self.bytes[self.start..]));
         if self.leases.is_empty() {
             return read().map_err(object::refusal::<T>);
         }
@@ -208,30 +230,53 @@ impl<'a> Packed<'a> {
         self.bytes.len()
     }
 
-    /// Returns a message, for the head of which the value was packed.
-    pub(crate) fn into_message(mut self) -> Result<Vec<u8>> {
+    /// Returns a message, for the head of which the value was packed; a long value goes into a block, if there is room.
+    pub(crate) fn into_message(mut self, room: Option<Room<'_>>) -> Result<Vec<u8>> {
         let mut message = std::mem::take(&mut self.bytes).into_owned();
+        let (len, mut place) = (message.len() - self.start, None);
+        if let Some(mut block) = room.filter(|_| len >= LONG).and_then(|room| room(len)) {
+            kernel::copy(block.bytes_mut(), &message[self.start..], Store::best(2 * len, 1));
+            message.truncate(self.start);
+            message.shrink_to_fit();
+            message[0] |= SPILLED;
+            block.set_off();
+            place = Some([block.offset() as u64, len as u64]);
+        }
         if !self.leases.is_empty() {
             append_leases(&mut message, std::mem::take(&mut self.leases))?;
             message.iter_mut().take(1).for_each(|first| *first |= LEASES);
         }
+        message.extend_from_slice(bytemuck::cast_slice(place.as_slice()));
         Ok(message)
     }
 
-    /// Takes a packed value out of a message, behind a head of so many bytes; its leases lie in `segment`.
+    /// Takes a packed value out of a message, behind a head of so many bytes; its leases lie in `segment`. `looks`: a
+    /// block in which the value lies stays the sender's.
     pub(crate) fn of_message(
         message: impl Into<Cow<'a, [u8]>>,
-        head: usize,
+        (head, looks): (usize, bool),
         segment: &Arc<Segment>,
     ) -> Result<Packed<'a>> {
-        let bytes = message.into();
+        let mut bytes = message.into();
+        let place = spilled(&bytes)?;
+        if place.is_some() {
+            match &mut bytes {
+                Cow::Borrowed(bytes) => *bytes = &bytes[..bytes.len() - PLACE],
+                Cow::Owned(bytes) => bytes.truncate(bytes.len() - PLACE),
+            }
+        }
         if bytes.len() < head {
             return Err(Error::Corrupt { what: "a packed value" });
         }
-        match has_leases(&bytes) {
-            true => Packed::take(bytes, head, segment),
-            false => Ok(Packed { bytes, start: head, leases: Vec::new() }),
+        let mut packed = match has_leases(&bytes) {
+            true => Packed::take(bytes, head, segment)?,
+            false => Packed { bytes, start: head, spilled: None, leases: Vec::new() },
+        };
+        if let Some((offset, len)) = place {
+            let take = if looks { Block::join } else { Block::take_up };
+            packed.spilled = Some((take(segment, offset, len)?, looks));
         }
+        Ok(packed)
     }
 
     fn take(mut bytes: Cow<'a, [u8]>, start: usize, segment: &Arc<Segment>) -> Result<Packed<'a>> {
@@ -242,7 +287,7 @@ impl<'a> Packed<'a> {
             Cow::Owned(bytes) => bytes.truncate(end),
         }
         match start <= end {
-            true => Ok(Packed { bytes, start, leases }),
+            true => Ok(Packed { bytes, start, spilled: None, leases }),
             false => Err(Error::Corrupt { what: "a packed value" }),
         }
     }
@@ -253,32 +298,73 @@ pub(crate) fn has_leases(message: &[u8]) -> bool {
     message.first().is_some_and(|first| first & LEASES != 0)
 }
 
-/// Ends the leases in the value of a message, which nobody will read.
-pub(crate) fn end_leases_of(message: &[u8], segment: &Arc<Segment>) {
-    drop(Packed::of_message(message, 0, segment));
+/// Bytes of the place of a value.
+const PLACE: usize = 16;
+
+/// Returns whether the value of a message lies in a block.
+fn is_spilled(message: &[u8]) -> bool {
+    message.first().is_some_and(|first| first & SPILLED != 0)
 }
 
-/// Returns the places of the leases in the value of a message, as offsets in their segment and lengths.
+/// Returns the place of the value of a message, if it lies in a block.
+fn spilled(message: &[u8]) -> Result<Option<(usize, usize)>> {
+    if !is_spilled(message) {
+        return Ok(None);
+    }
+    let place = message.last_chunk::<PLACE>();
+    let place: [u64; 2] =
+        bytemuck::pod_read_unaligned(place.ok_or(Error::Corrupt { what: "a packed value" })?);
+    Ok(Some((place[0] as usize, place[1] as usize)))
+}
+
+/// Ends the block in which the value of a message lies, if one does: it was the sender's.
+pub(crate) fn end_spilled(message: &[u8], segment: &Arc<Segment>) {
+    if let Ok(Some((offset, len))) = spilled(message) {
+        drop(Block::take_up(segment, offset, len));
+    }
+}
+
+/// Ends the leases in the value of a message, which nobody will read, and the block in which it lies.
+pub(crate) fn end_leases_of(message: &[u8], segment: &Arc<Segment>) {
+    drop(Packed::of_message(message, (0, false), segment));
+}
+
+/// Returns the places of what a message leads to, as offsets in its segment and lengths: of its value, if that lies in a
+/// block, and of the leases in it.
 #[cfg(feature = "mpi")]
 pub(crate) fn places(message: &[u8]) -> Result<Vec<(usize, usize)>> {
-    if !has_leases(message) {
-        return Ok(Vec::new());
+    let mut places: Vec<_> = spilled(message)?.into_iter().collect();
+    if has_leases(message) {
+        let (_, leases) = parts(&message[..message.len() - PLACE * places.len()])?;
+        places.extend(leases.iter().map(|lease| (lease.offset as usize, lease.len as usize)));
     }
-    let (_, leases) = parts(message)?;
-    Ok(leases.iter().map(|lease| (lease.offset as usize, lease.len as usize)).collect())
+    Ok(places)
 }
 
-/// Lets the leases in the value of a message lie elsewhere, at these offsets.
+/// Lets what a message leads to lie elsewhere, at these offsets.
 #[cfg(feature = "mpi")]
-pub(crate) fn set_places(message: &mut Vec<u8>, offsets: &[usize]) -> Result<()> {
-    let (end, mut leases) = parts(message)?;
-    leases.iter_mut().zip(offsets).for_each(|(lease, &offset)| lease.offset = offset as u64);
-    message.truncate(end);
-    append_places(message, &leases)
+pub(crate) fn set_places(message: &mut Vec<u8>, mut offsets: &[usize]) -> Result<()> {
+    let mut place = None;
+    if let (Some((_, len)), Some((&offset, rest))) = (spilled(message)?, offsets.split_first()) {
+        place = Some([offset as u64, len as u64]);
+        message.truncate(message.len() - PLACE);
+        offsets = rest;
+    }
+    if has_leases(message) {
+        let (end, mut leases) = parts(message)?;
+        leases.iter_mut().zip(offsets).for_each(|(lease, &offset)| lease.offset = offset as u64);
+        message.truncate(end);
+        append_places(message, &leases)?;
+    }
+    message.extend_from_slice(bytemuck::cast_slice(place.as_slice()));
+    Ok(())
 }
 
 impl Drop for Packed<'_> {
     fn drop(&mut self) {
+        if let Some((block, true)) = self.spilled.take() {
+            block.leave_held();
+        }
         end_leases(&mut self.leases);
     }
 }

@@ -22,6 +22,7 @@
 //! none tells `Some(None)` from `None`, and none keeps the widths of integers, by which [`arrival`] finds a
 //! value that is read as another.
 
+mod arrays;
 mod read;
 mod tokens;
 mod write;
@@ -142,6 +143,65 @@ mod tests {
             assert_eq!(read::<Vec<(u8, u8)>>(&write(&list).unwrap()).unwrap(), list, "{len}");
             let bytes = vec![7u8; len];
             assert_eq!(read::<Vec<u8>>(&write(&bytes).unwrap()).unwrap(), bytes, "{len}");
+        }
+    }
+
+    /// An array that nobody recognises.
+    struct Hidden<A>(A);
+
+    impl<A: Serialize> Serialize for Hidden<A> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            self.0.serialize(serializer)
+        }
+    }
+
+    impl<'de, A: Deserialize<'de>> Deserialize<'de> for Hidden<A> {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            A::deserialize(deserializer).map(Hidden)
+        }
+    }
+
+    #[test]
+    fn arrays_are_written_and_read_as_their_elements_are() {
+        use ndarray::{Array1, Array2, Array3, ArrayD, IxDyn, s};
+        type All = (Array1<f64>, Option<Array2<u8>>, ArrayD<i16>, Vec<Array1<f32>>, String, Array3<u64>);
+        for len in [0, 1, 2, 63, 64, 65, 254, 255, 256, 1000, 100_000] {
+            let flat = Array1::from_shape_fn(len, |at| at as f64 / 7.0);
+            assert_eq!(write(&flat).unwrap(), write(&Hidden(&flat)).unwrap(), "{len}");
+            assert_eq!(read::<Array1<f64>>(&write(&flat).unwrap()).unwrap(), flat);
+            let wide = Array2::from_shape_fn((len, 3), |(row, column)| (row * column) as u8);
+            let deep = ArrayD::from_shape_fn(IxDyn(&[2, len, 1]), |at| (at[1] as i16).wrapping_sub(5));
+            let cube = Array3::from_shape_fn((2, 2, len), |(x, y, z)| (x + y * z) as u64);
+            let list = vec![Array1::from_elem(len, 0.5f32); 2];
+            let all: All = (flat.clone(), Some(wide.clone()), deep, list, "x".repeat(len), cube);
+            let bytes = write(&all).unwrap();
+            assert_eq!(read::<All>(&bytes).unwrap(), all, "{len}");
+            // Read by a type that hides the array, and the other way around.
+            assert_eq!(read::<Hidden<Array1<f64>>>(&write(&flat).unwrap()).unwrap().0, flat);
+            assert_eq!(read::<Array1<f64>>(&write(&Hidden(flat.clone())).unwrap()).unwrap(), flat);
+            // Not in standard order, and of another element type or dimension.
+            let turned = wide.clone().reversed_axes();
+            assert_eq!(read::<Array2<u8>>(&write(&turned).unwrap()).unwrap(), turned);
+            let every = flat.slice(s![..;2]).to_owned();
+            assert_eq!(read::<Array1<f64>>(&write(&every).unwrap()).unwrap(), every);
+            if len > 0 {
+                assert!(read::<Array1<u8>>(&write(&flat).unwrap()).is_err(), "{len}");
+            }
+            assert!(read::<Array2<f64>>(&write(&flat).unwrap()).is_err(), "{len}");
+        }
+    }
+
+    #[test]
+    fn arrays_that_were_overwritten_do_no_harm() {
+        let array = ndarray::Array2::<u32>::from_elem((10, 20), 7);
+        let bytes = write(&array).unwrap();
+        for at in (0..60).chain(bytes.len() - 3..bytes.len()) {
+            for flip in 0..=255 {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= flip;
+                let _ = read::<ndarray::Array2<u32>>(&bytes);
+                let _ = read::<ndarray::Array2<u32>>(&bytes[..at]);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Reading: from tokens to values.
 
+use super::arrays::{self, Runs};
 use super::tokens::*;
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
@@ -14,7 +15,10 @@ type Read<T> = std::result::Result<T, Why>;
 /// Returns the value in `bytes`, all of which must belong to it.
 pub(crate) fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Read<T> {
     let mut reader = Reader::new(bytes);
-    let value = T::deserialize(&mut reader)?;
+    let value = match arrays::read(&mut reader) {
+        Some(array) => array,
+        None => T::deserialize(&mut reader)?,
+    };
     match reader.rest.is_empty() && reader.left == 0 {
         true => Ok(value),
         false => Err(Why("it leaves bytes unread".to_owned())),
@@ -131,6 +135,31 @@ impl<'de> Reader<'de> {
         accepted
     }
 
+    /// Reads shape and elements of an array: see [`Runs`]. `None` if another value follows, of which some is read.
+    fn shape_and_run(
+        &mut self,
+        axes: Option<usize>,
+        kind: u8,
+        size: usize,
+    ) -> Option<(Vec<usize>, &'de [u8])> {
+        let key = |reader: &mut Self, name| {
+            matches!(reader.token(), Ok(Token::Str(key)) if key == name).then_some(())
+        };
+        matches!(self.token(), Ok(Token::Map(3))).then_some(())?;
+        key(self, "v")?;
+        u8::deserialize(&mut *self).ok().filter(|&version| version == arrays::VERSION)?;
+        key(self, "dim")?;
+        let shape = Vec::<usize>::deserialize(&mut *self).ok()?;
+        key(self, "data")?;
+        let Ok(Token::Seq(count)) = self.token() else { return None };
+        let elements = shape.iter().try_fold(1usize, |product, &axis| product.checked_mul(axis));
+        (elements == Some(count) && axes.is_none_or(|axes| axes == shape.len())).then_some(())?;
+        self.accept(kind | RUN).then_some(())?;
+        self.count().ok().filter(|&run| run == count)?;
+        let bytes = self.take(count.checked_mul(size)?).ok()?;
+        Some((shape, bytes))
+    }
+
     /// Returns a digest of the next value that does not depend on the order of elements; with `lists` it
     /// depends on the order of lists, and not on that of maps.
     pub(super) fn digest(&mut self, lists: bool) -> Read<u64> {
@@ -168,6 +197,18 @@ impl<'de> Reader<'de> {
                 unordered(MAP, (0..count).map(entry))
             }
         }
+    }
+}
+
+impl Runs for Reader<'_> {
+    fn run(&mut self, axes: Option<usize>, kind: u8, size: usize) -> Option<(Vec<usize>, &[u8])> {
+        let (rest, before, left, names) = (self.rest, self.kind, self.left, self.names.len());
+        let found = self.shape_and_run(axes, kind, size);
+        if found.is_none() {
+            (self.rest, self.kind, self.left) = (rest, before, left);
+            self.names.truncate(names);
+        }
+        found
     }
 }
 
@@ -297,6 +338,19 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         self.deserialize_unit(visitor)
     }
 
+    #[inline]
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Read<V::Value> {
+        match arrays::read(self) {
+            Some(array) => Ok(array),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Read<V::Value> {
         visitor.visit_newtype_struct(self)
     }
@@ -332,7 +386,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i128 u16 u128 char str string bytes byte_buf seq tuple tuple_struct map struct
+        bool i8 i16 i128 u16 u128 char str string bytes byte_buf seq tuple tuple_struct map
         identifier ignored_any
     }
 }

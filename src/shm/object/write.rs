@@ -1,11 +1,16 @@
 //! Writing: from values to tokens.
 
+use super::arrays::{self, Parts};
 use super::tokens::*;
+use crate::os::mapping::spacious;
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 use std::collections::HashMap;
+
+/// Room for what follows an array.
+const SMALL: usize = 64;
 
 type Done = std::result::Result<(), Why>;
 
@@ -20,7 +25,7 @@ pub(crate) fn write_behind<T: Serialize + ?Sized>(
     value: &T,
 ) -> std::result::Result<Vec<u8>, Why> {
     let mut writer = Writer { bytes: head, ..Writer::default() };
-    value.serialize(&mut writer)?;
+    writer.value(value)?;
     writer.end_run();
     Ok(writer.bytes)
 }
@@ -117,6 +122,37 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes a value: an array by one copy of its elements, if it is one.
+    #[inline]
+    fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Done {
+        match arrays::parts(value) {
+            Some((parts, shape)) => self.array(&parts, shape),
+            None => value.serialize(self),
+        }
+    }
+
+    /// Writes what the `Serialize` of an array with these parts writes.
+    fn array(&mut self, Parts { kind, count, bytes }: &Parts<'_>, shape: &[usize]) -> Done {
+        let mut many = self.many(MAP, 3)?;
+        many.field("v", &arrays::VERSION)?;
+        many.field("dim", shape)?;
+        many.writer.name("data");
+        many.count += 1;
+        let mut data = many.writer.many(SEQ, *count)?;
+        data.count = *count;
+        data.writer.head(kind | RUN);
+        data.writer.count(*count);
+        let written = &mut data.writer.bytes;
+        if written.capacity() - written.len() < bytes.len() {
+            let mut roomy = spacious(written.len() + bytes.len() + SMALL);
+            roomy.append(written);
+            *written = roomy;
+        }
+        written.extend_from_slice(bytes);
+        data.close()?;
+        many.close()
+    }
+
     fn blob(&mut self, kind: u8, bytes: &[u8]) {
         self.head(kind);
         self.count(bytes.len());
@@ -156,7 +192,7 @@ impl Many<'_> {
     #[inline]
     fn element<T: Serialize + ?Sized>(&mut self, element: &T) -> Done {
         self.count += 1;
-        element.serialize(&mut *self.writer)
+        self.writer.value(element)
     }
 
     fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Done {
@@ -245,7 +281,7 @@ impl<'a> Serializer for &'a mut Writer {
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Done {
         let at = self.bytes.len();
-        value.serialize(&mut *self)?;
+        self.value(value)?;
         if self.hollow {
             self.bytes.insert(at, SOME);
         }
@@ -253,7 +289,7 @@ impl<'a> Serializer for &'a mut Writer {
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Done {
-        value.serialize(self)
+        self.value(value)
     }
 
     fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Done {
@@ -271,7 +307,7 @@ impl<'a> Serializer for &'a mut Writer {
     ) -> Done {
         self.head(VARIANT);
         self.name(variant);
-        value.serialize(&mut *self)?;
+        self.value(value)?;
         self.hollow = false;
         Ok(())
     }

@@ -29,7 +29,7 @@ use crate::os::launcher::Launcher;
 use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
-use crate::shm::packed::{end_leases_of, has_leases, places, set_places};
+use crate::shm::packed::{end_leases_of, end_spilled, places, set_places};
 use crate::shm::segment::Segment;
 use crate::work::crew::Inherited;
 use crate::work::executor::linked::{Linked, Seat, Serve, Terms, Workers, with_processes};
@@ -169,8 +169,8 @@ impl Mail {
             } else {
                 self.net.recv_all(&mut message, from, Tag::Result, &always)?;
             }
-            if has_leases(&message) {
-                self.receive_leases(&mut message, from)?;
+            if !places(&message)?.is_empty() {
+                self.receive_arrays(&mut message, from)?;
             }
             self.inbox.borrow_mut().push_back(Parcel { from, words: Words(words), message });
             any = true;
@@ -179,7 +179,7 @@ impl Mail {
     }
 
     /// Receives the arrays of a message, which are in transit here then.
-    fn receive_leases(&self, message: &mut Vec<u8>, from: usize) -> Result<()> {
+    fn receive_arrays(&self, message: &mut Vec<u8>, from: usize) -> Result<()> {
         let (segment, heap) = self.memory.as_ref().ok_or(Error::Corrupt { what: "a message's arrays" })?;
         let mut offsets = Vec::new();
         for (_, len) in places(message)? {
@@ -198,7 +198,12 @@ impl Mail {
         self.inbox.borrow_mut().pop_front()
     }
 
-    /// Ends the leases of a message that is not passed on.
+    /// Ends the block in which the value of a message lies, which was answered.
+    fn end_spilled(&self, message: &[u8]) {
+        self.memory.iter().for_each(|(segment, _)| end_spilled(message, segment));
+    }
+
+    /// Ends the leases of a message that is not passed on, and the block in which its value lies.
     fn drop_leases(&self, message: &[u8]) {
         self.memory.iter().for_each(|(segment, _)| end_leases_of(message, segment));
     }
@@ -435,7 +440,7 @@ impl Relay<'_> {
             (Some(relayed), Some(linked), Kind::Post) => {
                 let posted = linked.post(slot, message)?;
                 if posted {
-                    let kept = if has_leases(message) { message.clone() } else { Vec::new() };
+                    let kept = if places(message)?.is_empty() { Vec::new() } else { message.clone() };
                     relayed.posted.push_back(kept);
                 }
                 posted
@@ -460,7 +465,7 @@ impl Relay<'_> {
             }
             Event::Said { slot, message } => {
                 let relayed = &mut self.slots[slot];
-                relayed.posted.pop_front();
+                relayed.posted.pop_front().iter().for_each(|message| self.mail.end_spilled(message));
                 relayed.answered += 1;
                 self.mail.send(0, Words::new(Kind::Said, slot, relayed.life), &message)?;
                 self.mail.drop_leases(&message);
@@ -472,6 +477,7 @@ impl Relay<'_> {
                 // Those that it had begun are lost with it.
                 let lost = begun.saturating_sub(relayed.answered) as usize;
                 let rest = std::mem::take(&mut relayed.posted);
+                rest.iter().take(lost).for_each(|message| self.mail.end_spilled(message));
                 rest.iter().skip(lost).for_each(|message| self.mail.drop_leases(message));
                 self.mail.send(0, words, &[])
             }

@@ -7,7 +7,7 @@
 use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Death, Error, Result};
 use crate::os::process;
-use crate::shm::packed::{Packed, end_leases_of, has_leases};
+use crate::shm::packed::{Packed, end_leases_of, end_spilled, has_leases};
 use crate::shm::segment::Segment;
 use crate::work::executor::Seat;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
@@ -71,6 +71,8 @@ struct Entry {
     asked: Asked,
     /// The message that asks for the call; empty when it is answered.
     message: Vec<u8>,
+    /// Bytes of the argument while the call has not ended.
+    len: usize,
     /// Tells the call from all others of this program.
     serial: u64,
     /// How many workers have begun the call and died.
@@ -284,13 +286,22 @@ impl Calls {
     }
 
     /// Takes a call in that was checked; returns its id and its serial number.
-    pub(super) fn add(&mut self, asked: Asked, message: Vec<u8>) -> (u64, u64) {
+    pub(super) fn add(&mut self, asked: Asked, (message, len): (Vec<u8>, usize)) -> (u64, u64) {
         let id = asked.id.unwrap_or(self.next_id);
-        self.bytes += message.len();
+        self.bytes += len;
         self.serial += 1;
         let serial = self.serial;
-        let entry =
-            Some(Entry { id, asked, message, serial, died: 0, holds: true, cancelled: false, ended: None });
+        let entry = Some(Entry {
+            id,
+            asked,
+            message,
+            len,
+            serial,
+            died: 0,
+            holds: true,
+            cancelled: false,
+            ended: None,
+        });
         let at = self.free.pop().unwrap_or(self.entries.len());
         match self.entries.get_mut(at) {
             Some(place) => *place = entry,
@@ -323,7 +334,7 @@ impl Calls {
         let entry = self.entries.get_mut(at)?.take()?;
         self.free.push(at);
         self.known.remove(&entry.id);
-        self.bytes -= entry.message.len();
+        self.bytes -= entry.len;
         self.cancelled -= usize::from(entry.cancelled);
         Some(entry)
     }
@@ -500,10 +511,10 @@ impl Calls {
         }
     }
 
-    /// Ends the leases in the argument of a call, if they are the controller's.
+    /// Ends the block in which the argument of a call lies, and the leases in it, if they are the controller's.
     fn end_arrays(&self, entry: &Entry) {
-        let memory = self.memory.iter().filter(|_| entry.holds);
-        memory.for_each(|memory| end_leases_of(&entry.message, memory));
+        let end = if entry.holds { end_leases_of } else { end_spilled };
+        self.memory.iter().for_each(|memory| end(&entry.message, memory));
     }
 
     /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
@@ -546,7 +557,7 @@ impl Calls {
         };
         self.give_back(number);
         let ended = match kind {
-            Kind::Result => Packed::of_message(message, HEAD, memory),
+            Kind::Result => Packed::of_message(message, (HEAD, false), memory),
             Kind::Panicked => Err(self.failed(at, number, format!("it panicked: {}", text(&message)))),
             _ => Err(self.failed(at, number, text(&message))),
         };
@@ -611,10 +622,10 @@ impl Calls {
             self.remove(at);
             return;
         }
-        let message = std::mem::take(&mut entry.message);
+        entry.message = Vec::new();
         entry.ended = Some(ended);
-        let serial = entry.serial;
-        self.bytes -= message.len();
+        let (serial, len) = (entry.serial, std::mem::take(&mut entry.len));
+        self.bytes -= len;
         self.ended.push_back((at, serial));
         self.not_taken += 1;
     }

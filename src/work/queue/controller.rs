@@ -3,6 +3,7 @@
 use crate::channel::link::Event;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
+use crate::os::mapping::PAGE;
 use crate::shm::arena::Fill;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::Element;
@@ -277,14 +278,18 @@ impl<'q> Controller<'q> {
                 "groups of ranks are forked, which threads cannot do; use forked workers",
             ));
         }
-        self.make_room(packed.len())?;
-        match self.hands {
+        let len = packed.len();
+        self.make_room(len)?;
+        match &self.hands {
             Hands::Here(_) => {
-                let added = self.calls.add(asked, worker::call((function, ranks), None));
+                let added = self.calls.add(asked, (worker::call((function, ranks), None), len));
                 self.arguments.insert(added.0, packed);
                 Ok(added)
             }
-            Hands::Linked(_) => Ok(self.calls.add(asked, packed.into_message()?)),
+            Hands::Linked(linked) => {
+                let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
+                Ok(self.calls.add(asked, (packed.into_message(Some(&room))?, len)))
+            }
         }
     }
 

@@ -6,14 +6,14 @@
 //! answer   Kind u8, time in ns u56 | result; or a text
 //! ```
 //!
-//! The first byte of both says whether there are leases in the value (packed.rs).
+//! The first byte of both says also where the value lies, and whether there are leases in it (packed.rs).
 
 use crate::channel::link::Process;
 use crate::channel::slots::Slots;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
-use crate::shm::array::lend_heap;
-use crate::shm::packed::{LEASES, Packed};
+use crate::shm::array::{alloc_lent, lend_heap};
+use crate::shm::packed::{LEASES, Packed, SPILLED};
 use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
@@ -22,7 +22,7 @@ use crate::work::queue::tasks::{Hand, head};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The kind of an answer, without the bit [`LEASES`].
+/// The kind of an answer, without the bits [`LEASES`] and [`SPILLED`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -59,9 +59,9 @@ pub(super) fn function(message: &[u8]) -> (usize, usize) {
 }
 
 /// Returns the argument of a call, with its leases.
-pub(super) fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
+fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
     let start = HEAD + if deadline(message).is_some() { 8 } else { 0 };
-    Packed::of_message(message, start, memory)
+    Packed::of_message(message, (start, true), memory)
 }
 
 /// Returns a call's deadline in nanoseconds, if it has one.
@@ -76,7 +76,8 @@ pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration)> {
     let corrupt = || Error::Corrupt { what: "a worker's answer" };
     let head = message.first_chunk::<HEAD>().ok_or_else(corrupt)?;
     let kind = [Kind::Result, Kind::Failed, Kind::Panicked, Kind::Unbuilt, Kind::Ready];
-    let kind = kind.into_iter().find(|kind| *kind as u8 == head[0] & !LEASES).ok_or_else(corrupt)?;
+    let kind =
+        kind.into_iter().find(|kind| *kind as u8 == head[0] & !(LEASES | SPILLED)).ok_or_else(corrupt)?;
     Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8)))
 }
 
@@ -148,8 +149,8 @@ fn answer(
         Ok(Err(text)) => return Ok(failure(Kind::Failed, time, &text)),
         Err(text) => return Ok(failure(Kind::Panicked, time, &text)),
     };
-    let mut message = packed.into_message()?;
-    // The bit that says whether there are leases stays.
+    let mut message = packed.into_message(Some(&alloc_lent))?;
+    // The bits that say where the value lies stay.
     message.iter_mut().zip(start(Kind::Result, time)).for_each(|(byte, start)| *byte |= start);
     Ok(message)
 }
@@ -171,7 +172,7 @@ pub(super) fn ready(
             data = hand.set_up(worker).inspect_err(|_| hand.discard())?;
             Ok(())
         })?;
-        data.map(Packed::into_message).transpose()
+        data.map(|data| data.into_message(None)).transpose()
     });
     match readied {
         Ok(Ok(data)) => Ok(data.map(|mut data| {
