@@ -132,6 +132,7 @@ pub use ndarray;
 pub use num_complex;
 pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
+pub use shm::named::NamedArray;
 pub use shm::reduction::{Arithmetic, Bits, Ordered};
 pub use work::executor::Backend;
 pub use work::launch::{Launch, launch, leave_behind};
@@ -140,7 +141,7 @@ pub use work::manager::{
     create_parallel_manager,
 };
 pub use work::queue::{
-    Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Submit, Tasks,
-    WhenFull,
+    Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service,
+    ServiceCall, Submit, Tasks, WhenFull,
 };
 pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};

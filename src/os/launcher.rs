@@ -126,7 +126,7 @@ pub(crate) fn kernel() -> String {
 #[cfg(feature = "mpi")]
 pub(crate) fn process_space() -> String {
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", space.display(), nix::unistd::geteuid())
+    format!("{} {}", space.display(), super::process::user())
 }
 
 /// Leaves the job, in a forked worker: nothing that it starts takes itself for the job's process, whose place

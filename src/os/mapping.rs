@@ -316,6 +316,16 @@ impl Drop for Mapping {
     }
 }
 
+/// Reserves memory for all of a file, so that a touch of it does not fail later.
+///
+/// # Errors
+/// If there is no room, or no such file.
+pub(crate) fn reserve(path: &std::path::Path, len: usize) -> Result<()> {
+    let file = std::fs::File::options().write(true).open(path)?;
+    let reserved = nix::fcntl::posix_fallocate(&file, 0, len as i64);
+    reserved.map_err(|_| Error::no_space("shared memory by name", len, "in /dev/shm"))
+}
+
 /// Returns an empty vector of this process with room for `capacity` elements, on huge pages if there are several of them:
 /// most of the time that it takes to fill fresh memory is spent on page faults.
 pub(crate) fn spacious<T>(capacity: usize) -> Vec<T> {

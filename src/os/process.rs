@@ -286,6 +286,11 @@ fn flush() {
     unsafe { libc::fflush(core::ptr::null_mut()) };
 }
 
+/// Returns the number of the user who runs this process.
+pub(crate) fn user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 /// Ends this process without running destructors or exit handlers of the program it was forked from.
 pub(crate) fn leave(code: i32) -> ! {
     flush();

@@ -8,6 +8,7 @@ pub(crate) mod datatype;
 pub(crate) mod element;
 pub(crate) mod extents;
 pub(crate) mod kernel;
+pub(crate) mod named;
 pub(crate) mod object;
 pub(crate) mod packed;
 pub(crate) mod reduction;

@@ -206,6 +206,21 @@ impl<'a> Packed<'a> {
         Packed { bytes: message.into(), start, spilled: None, leases: Vec::new() }
     }
 
+    /// Takes the bytes of a value, behind a head of so many others.
+    pub(crate) fn bare(bytes: Vec<u8>, start: usize) -> Packed<'a> {
+        Packed { bytes: bytes.into(), start, spilled: None, leases: Vec::new() }
+    }
+
+    /// Returns whether there are leases in the value.
+    pub(crate) fn has_leases(&self) -> bool {
+        !self.leases.is_empty()
+    }
+
+    /// Returns the bytes of the value.
+    pub(crate) fn value(&self) -> &[u8] {
+        self.spilled.as_ref().map_or(&self.bytes[self.start..], |(block, _)| block.bytes())
+    }
+
     /// Returns the value.
     pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
         let spilled = self.spilled.take();

@@ -50,11 +50,12 @@ pub(crate) struct Seat {
 
 /// Workers at work, as their caller has them, by their numbers: 1 and up.
 pub(crate) trait Workers {
-    /// Waits for the next event; `None` if `over` returns true first, or nothing has happened for a while.
+    /// Waits for the next event; `None` if `over`, which is called at least once in so long a time, returns true first, or
+    /// nothing has happened for a while.
     ///
     /// # Errors
     /// If no worker is left, or a supervisor has died.
-    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>>;
+    fn next(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>>;
 
     /// Posts a message to a worker; returns false if the worker is gone. If the worker shares no memory with the caller
     /// ([`Seat`]), the leases in the message stay, and copies travel.
@@ -120,8 +121,8 @@ pub(crate) struct Linked {
 }
 
 impl Workers for Linked {
-    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
-        self.next_within(Duration::MAX, over)
+    fn next(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        self.next_event(slice, over)
     }
 
     fn post(&mut self, slot: usize, message: &[u8]) -> Result<bool> {
@@ -161,8 +162,8 @@ impl Workers for Linked {
 }
 
 impl Linked {
-    /// Waits as [`Workers::next`] does, and calls `over` at least once in so long a time.
-    pub(super) fn next_within(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+    /// Waits for the next event: see [`Workers::next`].
+    fn next_event(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
         if let Some(event) = self.first.take() {
             return Ok(Some(event));
         }

@@ -267,7 +267,7 @@ impl Spread<'_> {
             std::thread::sleep(within);
             return Ok(None);
         }
-        let event = self.linked.next_within(within, &|| over() || begun.elapsed() >= within)?;
+        let event = self.linked.next(within, &|| over() || begun.elapsed() >= within)?;
         self.given_up += usize::from(matches!(event, Some(Event::GivenUp { .. })));
         Ok(event)
     }
@@ -294,7 +294,7 @@ impl Spread<'_> {
 }
 
 impl Workers for Spread<'_> {
-    fn next(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+    fn next(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
         let begun = Instant::now();
         loop {
             if self.looked.elapsed() > BETWEEN {
@@ -311,7 +311,7 @@ impl Workers for Spread<'_> {
             if self.look()? {
                 continue;
             }
-            let nap = self.nap.next();
+            let nap = self.nap.next().min(slice);
             let event = self.own(nap, over)?;
             if event.is_some() {
                 self.nap.end();
@@ -424,7 +424,7 @@ impl Relay<'_> {
     fn hear(&mut self, within: Duration) -> Result<Option<Event>> {
         let begun = Instant::now();
         match &mut self.linked {
-            Some(linked) => linked.next_within(within, &|| begun.elapsed() >= within),
+            Some(linked) => linked.next(within, &|| begun.elapsed() >= within),
             None => {
                 std::thread::sleep(within);
                 Ok(None)

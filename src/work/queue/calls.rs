@@ -81,6 +81,8 @@ struct Entry {
     holds: bool,
     /// Whether nobody wants the result any more.
     cancelled: bool,
+    /// The program that has asked for the call, and its number there, if this one has not.
+    client: Option<(u64, u64)>,
     ended: Option<Ended>,
 }
 
@@ -159,6 +161,8 @@ pub(super) struct Calls {
     /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
     /// not taken.
     ended: VecDeque<(At, u64)>,
+    /// The ends of calls that other programs have asked for: the program, the number there, and the end.
+    foreign: VecDeque<(u64, u64, Ended)>,
     /// The number of known calls that have ended.
     not_taken: usize,
     /// The number of calls that were cancelled while a worker had them.
@@ -196,6 +200,7 @@ impl Calls {
             waiting: VecDeque::new(),
             any_pinned: false,
             ended: VecDeque::new(),
+            foreign: VecDeque::new(),
             not_taken: 0,
             cancelled: 0,
             bytes: 0,
@@ -300,6 +305,7 @@ impl Calls {
             died: 0,
             holds: true,
             cancelled: false,
+            client: None,
             ended: None,
         });
         let at = self.free.pop().unwrap_or(self.entries.len());
@@ -622,6 +628,11 @@ impl Calls {
             self.remove(at);
             return;
         }
+        if let Some((client, id)) = entry.client {
+            self.foreign.push_back((client, id, ended));
+            self.remove(at);
+            return;
+        }
         entry.message = Vec::new();
         entry.ended = Some(ended);
         let (serial, len) = (entry.serial, std::mem::take(&mut entry.len));
@@ -755,6 +766,32 @@ impl Calls {
         } else {
             None
         }
+    }
+
+    /// Notes that another program has asked for a call.
+    pub(super) fn belongs_to(&mut self, id: u64, serial: u64, client: (u64, u64)) {
+        if let Some(entry) = self.find(id, serial).and_then(|at| self.entry_mut(at)) {
+            entry.client = Some(client);
+        }
+    }
+
+    /// Takes the end of a call that another program has asked for.
+    pub(super) fn take_foreign(&mut self) -> Option<(u64, u64, Ended)> {
+        self.foreign.pop_front()
+    }
+
+    /// Forgets the calls of a program that has gone, but for those that workers have; returns their ids.
+    pub(super) fn forget_client(&mut self, client: u64) -> Vec<u64> {
+        self.foreign.retain(|(of, ..)| *of != client);
+        let of = |entry: &&Entry| entry.client.is_some_and(|(of, _)| of == client);
+        let calls: Vec<_> =
+            self.entries.iter().flatten().filter(of).map(|entry| (entry.id, entry.serial)).collect();
+        calls.into_iter().map(|(id, serial)| (self.cancel(id, serial), id)).map(|(_, id)| id).collect()
+    }
+
+    /// Returns the names of the functions.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.names.iter().map(String::as_str).collect()
     }
 
     /// Returns whether there are calls that have not ended.

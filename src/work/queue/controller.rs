@@ -12,6 +12,7 @@ use crate::work::crew::{caught, told};
 use crate::work::executor::{Policy, Workers, abort};
 use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
+use crate::work::queue::service::{Clients, Request};
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, Hand, foreign};
 use crate::work::queue::worker::{self, clean_up, ready};
@@ -21,6 +22,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The time after which a controller that waits looks after programs that have connected.
+const ATTEND: Duration = Duration::from_micros(500);
+/// The naps of a controller that only serves, and has nothing to do.
+const SHORT_NAP: Duration = Duration::from_micros(50);
+const LONG_NAP: Duration = Duration::from_millis(10);
 
 /// Those who make the calls.
 pub(super) enum Hands<'q> {
@@ -92,6 +100,8 @@ pub struct Controller<'q> {
     failed: Option<Error>,
     /// Whether the queue was ended.
     exited: bool,
+    /// The programs that have connected, if the queue was published.
+    clients: Option<Clients>,
 }
 
 impl fmt::Debug for Controller<'_> {
@@ -105,7 +115,7 @@ impl<'q> Controller<'q> {
         if let Hands::Linked(linked) = &hands {
             calls.memory = Some(Arc::clone(linked.segment()));
         }
-        Controller { hands, calls, arguments: HashMap::new(), failed: None, exited: false }
+        Controller { hands, calls, arguments: HashMap::new(), failed: None, exited: false, clients: None }
     }
 
     /// Returns the number of workers; 0 if the controller makes all calls itself.
@@ -319,6 +329,7 @@ impl<'q> Controller<'q> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
+        self.attend(false)?;
         while self.step(&|| true)? {}
         Ok(())
     }
@@ -343,7 +354,11 @@ impl<'q> Controller<'q> {
         if let Some(why) = self.calls.none_left() {
             return Err(Error::Start { text: why.to_owned() });
         }
-        let event = match linked.next(over)? {
+        // Programs that have connected are not left alone while this one waits.
+        let (begun, attends) = (Instant::now(), self.clients.is_some());
+        let over = &|| over() || attends && begun.elapsed() > ATTEND;
+        let slice = if attends { ATTEND } else { Duration::MAX };
+        let event = match linked.next(slice, over)? {
             None => return Ok(false),
             Some(event) => event,
         };
@@ -376,6 +391,7 @@ impl<'q> Controller<'q> {
 
     /// Waits until one more thing has happened, or makes a call.
     fn advance(&mut self, wanted: Option<u64>) -> Result<()> {
+        self.attend(false)?;
         let Hands::Here(here) = &mut self.hands else { return self.step(&|| false).map(drop) };
         here.ready()?;
         // None waits if the time limit has passed.
@@ -385,6 +401,144 @@ impl<'q> Controller<'q> {
         let begun = unix_time();
         let result = here.make(self.calls.message(at), argument);
         self.calls.made(at, unix_time().saturating_sub(begun), result);
+        Ok(())
+    }
+
+    /// Publishes the queue: other programs of this user on this machine find it by this name, and submit calls
+    /// ([`Service`](crate::Service)). They are served while this process is in one of the controller's methods, and until
+    /// `main` returns; [`Controller::serve`] does nothing else.
+    ///
+    /// Its socket lies in `$XDG_RUNTIME_DIR/phalanx`, or else in `/tmp/phalanx-UID`, a directory that no other user may
+    /// enter, with a token that programs must show.
+    ///
+    /// # Errors
+    /// If a service of this name is running, or the directory is not safe.
+    ///
+    /// ```
+    /// use phalanx::{Queue, Service, Submit, Tasks};
+    /// let mut tasks = Tasks::new();
+    /// tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// let name = format!("example-{}", std::process::id());
+    /// let other = std::thread::spawn({
+    ///     let name = name.clone();                          // another program would do the same
+    ///     move || {
+    ///         let mut service = Service::connect(&name, 20)?;
+    ///         let call = service.submit::<_, u64>("double", &21u64, Submit::default())?;
+    ///         let doubled = service.get_result(&call)?;
+    ///         service.stop().map(|()| doubled)
+    ///     }
+    /// });
+    /// let queue = Queue { workers: Some(1), allow_threads: true, ..Queue::default() };
+    /// queue.run(&tasks, |controller| {
+    ///     controller.publish(&name)?;
+    ///     controller.serve(None)
+    /// })?;
+    /// assert_eq!(other.join().expect("it ends")?, 42);
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn publish(&mut self, name: &str) -> Result<()> {
+        if self.exited {
+            return Err(Error::option("publish", "the queue was ended by `exit`"));
+        }
+        if self.clients.is_some() {
+            return Err(Error::option("publish", "the queue was published already"));
+        }
+        self.clients = Some(Clients::publish(name, &self.calls.names())?);
+        Ok(())
+    }
+
+    /// Serves the programs that connect to the published queue, until one of them [stops](crate::Service::stop) it; or, if
+    /// `idle` is given, until none has been connected for so long.
+    ///
+    /// # Errors
+    /// If the queue was not published; as [`Controller::process`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| {
+    ///     controller.publish(&format!("served-{}", std::process::id()))?;
+    ///     controller.serve(Some(Duration::from_millis(10)))
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn serve(&mut self, idle: Option<Duration>) -> Result<()> {
+        let (mut since, mut quiet) = (Instant::now(), Instant::now());
+        loop {
+            let moved = self.attend(true)?;
+            let Some(clients) = &self.clients else {
+                return Err(Error::option("serve", "the queue was not published: call `publish` first"));
+            };
+            let (is_stopped, count, is_busy) = (clients.is_stopped, clients.count(), self.calls.is_busy());
+            if count > 0 || is_busy {
+                since = Instant::now();
+            }
+            if !is_busy && (is_stopped || idle.is_some_and(|idle| since.elapsed() >= idle)) {
+                return Ok(());
+            }
+            if moved || is_busy {
+                quiet = Instant::now();
+            }
+            if is_busy {
+                self.advance(None)?;
+            } else {
+                self.process()?;
+                let nap = (quiet.elapsed() / 100).clamp(SHORT_NAP, LONG_NAP);
+                std::thread::sleep(idle.map_or(nap, |idle| nap.min(idle)));
+            }
+        }
+    }
+
+    /// Serves the programs that have connected: takes what they ask for, and answers what has ended. Returns whether there
+    /// was anything.
+    fn attend(&mut self, at_once: bool) -> Result<bool> {
+        let Some(clients) = &mut self.clients else { return Ok(false) };
+        let mut moved = clients.look(at_once);
+        for client in clients.gone() {
+            for id in self.calls.forget_client(client) {
+                self.arguments.remove(&id);
+            }
+        }
+        while let Some(request) = self.clients.as_ref().and_then(Clients::first) {
+            let refuses = self.calls.refuses();
+            if !self.exited && !refuses && self.calls.is_full(1, request.argument.len()).is_some() {
+                break;
+            }
+            let Some(request) = self.clients.as_mut().and_then(Clients::take) else { break };
+            let (client, id) = (request.client, request.id);
+            moved = true;
+            if let (Err(error), Some(clients)) = (self.take_request(request), &mut self.clients) {
+                clients.answer(client, id, Err(&error.to_string()));
+            }
+        }
+        while let (Some((client, id, ended)), Some(clients)) = (self.calls.take_foreign(), &mut self.clients)
+        {
+            moved = true;
+            match ended {
+                Ok(packed) if packed.has_leases() => {
+                    clients.answer(
+                        client,
+                        id,
+                        Err("its result is in memory of the queue (Lease); return a NamedArray"),
+                    );
+                }
+                Ok(packed) => clients.answer(client, id, Ok(packed.value())),
+                Err(Error::Call { text, .. }) => clients.answer(client, id, Err(&text)),
+                Err(error) => clients.answer(client, id, Err(&error.to_string())),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Submits a call for another program.
+    fn take_request(&mut self, request: Request) -> Result<()> {
+        let Request { client, id, name, estimate, deadline, ranks, argument } = request;
+        let function = self.calls.function(&name)?;
+        let mut message = worker::call((function, ranks), deadline);
+        let start = message.len();
+        message.extend_from_slice(&argument);
+        let options = Submit { estimate, deadline, ranks, ..Submit::default() };
+        let (own, serial) = self.add(function, Packed::bare(message, start), options)?;
+        self.calls.belongs_to(own, serial, (client, id));
         Ok(())
     }
 
@@ -705,6 +859,9 @@ impl<'q> Controller<'q> {
         while self.calls.is_busy() {
             self.advance(None)?;
         }
+        self.attend(true)?;
+        // Nobody is served any more.
+        self.clients = None;
         if let Hands::Linked(linked) = &mut self.hands
             && !std::mem::replace(&mut self.exited, true)
         {

@@ -12,6 +12,7 @@
 mod call;
 mod calls;
 mod controller;
+mod service;
 mod stats;
 mod tasks;
 mod worker;
@@ -34,6 +35,7 @@ use worker::serve;
 
 pub use call::{Call, Finished, Submit};
 pub use controller::Controller;
+pub use service::{Service, ServiceCall};
 pub use stats::{CallStats, QueueStats, QueueWorkerStats};
 pub use tasks::{Function, Tasks};
 
