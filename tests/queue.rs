@@ -65,6 +65,11 @@ const CASES: &[Case] = cases![
     functions_need_no_name
     workers_begin_one_after_the_other
     a_queue_can_say_what_it_does
+    groups_that_are_too_large_for_those_left_fail
+    a_pinned_call_waits_for_room_and_its_worker_gives_up
+    long_arguments_of_one_worker_let_the_controller_go_on
+    nothing_waits_behind_a_long_call
+    a_cancelled_call_does_not_end_the_next_process
     an_abort_ends_everything
 ];
 
@@ -98,6 +103,10 @@ const JOB: &[Case] = cases![
     workers_set_themselves_up_and_clean_up
     a_full_queue_waits_or_refuses
     functions_need_no_name
+    groups_that_are_too_large_for_those_left_fail
+    long_arguments_of_one_worker_let_the_controller_go_on
+    a_node_whose_workers_fail_costs_its_calls
+    set_up_workers_take_long_values
 ];
 
 fn main() -> std::process::ExitCode {
@@ -652,7 +661,8 @@ fn bad_input_is_refused() {
             says(all.map(drop), "must be a number above 0");
             let all = controller.submit_multiple(&call, [1, 2], &[1.0], false);
             says(all.map(drop), "1 estimates for 2 arguments");
-            for worker in [0, 100] {
+            let none = if controller.n_workers() > 0 { 0 } else { 99 };
+            for worker in [none, 100] {
                 let only =
                     controller.submit_call(&call, 1, Submit { worker: Some(worker), ..Submit::default() });
                 says(only.map(drop), &format!("no worker {worker}"));
@@ -1322,7 +1332,7 @@ fn workers_set_themselves_up_and_clean_up() {
                 let first = controller.get_result(&call)?;
                 let data = controller.data::<(usize, String)>(worker)?.expect("it has made a call");
                 assert_eq!(data, (first, format!("worker {first}")));
-                assert!(is_job() || first == worker);
+                assert_eq!(first, worker);
                 assert!(controller.data::<u8>(worker).is_err(), "of another type");
                 // After a panic the state is built and set up again.
                 let five = controller.submit_call(&push, 5, on)?;
@@ -1559,5 +1569,164 @@ fn an_abort_ends_everything() {
     run(&queue(backend, 2), &tasks, |controller| -> Result<()> {
         controller.submit_multiple(&sleep, [60_000; 2], &[], false)?;
         controller.abort("the licence has expired")
+    });
+}
+
+/// Fails the set-up of every worker but the first.
+fn only_the_first<S>(tasks: &mut Tasks<'_, S>) {
+    tasks.set_up(|_, worker| if worker == 1 { Ok(()) } else { Err("there is one licence".into()) });
+}
+
+fn groups_that_are_too_large_for_those_left_fail() {
+    let mut tasks = Tasks::new();
+    only_the_first(&mut tasks);
+    let pair = tasks.register_collective("pair", |(), comm, (): &()| Ok(comm.size())).unwrap();
+    let one = tasks.register("one", |(), x: u32| Ok(x)).unwrap();
+    run(&forked(2 * processes()), &tasks, |controller| {
+        let early = controller.submit_call(&pair, (), group(2))?;
+        let behind = controller.submit(&one, 3)?;
+        let error = controller.get_result(&early).unwrap_err().to_string();
+        assert!(error.contains("workers enough for its group: 1 are left"), "{error}");
+        assert_eq!(controller.get_result(&behind)?, 3);
+        let late = controller.submit_call(&pair, (), group(2)).unwrap_err().to_string();
+        assert!(late.contains("groups have 1 to 1 here"), "{late}");
+        Ok(())
+    });
+}
+
+fn a_pinned_call_waits_for_room_and_its_worker_gives_up() {
+    let mut tasks = Tasks::new();
+    only_the_first(&mut tasks);
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    run(&Queue { max_calls: Some(1), ..forked(2) }, &tasks, |controller| {
+        let on = |worker| Submit { worker: Some(worker), ..Submit::default() };
+        controller.submit_call(&sleep, 1500, on(1))?;
+        // It waits until the first has ended, when worker 2 is no more.
+        match controller.submit_call(&sleep, 1, on(2)) {
+            Err(error) => assert!(error.to_string().contains("given up"), "{error}"),
+            Ok(call) => assert!(controller.get_result(&call).is_err()),
+        }
+        Ok(())
+    });
+}
+
+/// They do not fit into the link of a worker that is busy: the controller does not wait for it.
+fn long_arguments_of_one_worker_let_the_controller_go_on() {
+    let mut tasks = Tasks::new();
+    let call = tasks.register("call", |(), (ms, text): (u64, String)| {
+        std::thread::sleep(Duration::from_millis(ms));
+        Ok(text.len())
+    });
+    let call = call.unwrap();
+    let start = Instant::now();
+    // Without a heap for them.
+    run(&Queue { heap: Some(1 << 10), ..forked(2) }, &tasks, |controller| {
+        for worker in [1, 2] {
+            let on = Submit { worker: Some(worker), ..Submit::default() };
+            for _ in 0..20 {
+                let short = controller.submit_call(&call, (0, String::new()), on)?;
+                controller.get_result(&short)?;
+            }
+            let long = controller.submit_call(&call, (60_000, String::new()), on)?;
+            let text = "x".repeat(60 << 10);
+            let calls: Vec<_> = (0..20)
+                .map(|_| controller.submit_call(&call, (0, text.clone()), on))
+                .collect::<Result<_>>()?;
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(controller.cancel(&long)?);
+            for call in calls {
+                assert_eq!(controller.get_result(&call)?, 60 << 10);
+            }
+        }
+        Ok(())
+    });
+    assert!(start.elapsed() < Duration::from_secs(50));
+}
+
+fn nothing_waits_behind_a_long_call() {
+    let mut tasks = Tasks::new();
+    let trivial = tasks.register("trivial", |(), x: u32| Ok(x)).unwrap();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    run(&forked(2), &tasks, |controller| {
+        for call in controller.submit_multiple(&trivial, 0..200, &[], false)? {
+            controller.get_result(&call)?;
+        }
+        let long = controller.submit(&sleep, 60_000)?;
+        for call in controller.submit_multiple(&trivial, 0..200, &[], false)? {
+            controller.get_result(&call)?;
+        }
+        assert!(controller.cancel(&long)?);
+        Ok(())
+    });
+}
+
+/// Its worker dies before it has begun the call; the next one does not die for it.
+fn a_cancelled_call_does_not_end_the_next_process() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut tasks = Tasks::with_state(|| {
+        // The first process dies while it builds, after a while.
+        if std::fs::File::create_new(dir.join("first")).is_ok() {
+            std::thread::sleep(Duration::from_millis(300));
+            std::process::abort();
+        }
+        Ok(())
+    });
+    let call = tasks.register("call", |(), ms: u64| sleep_ms(&mut (), ms)).unwrap();
+    run(&Queue { cold: true, ..forked(1) }, &tasks, |controller| {
+        let cancelled = controller.submit(&call, 1)?;
+        std::thread::sleep(Duration::from_millis(100));
+        controller.process()?;
+        controller.cancel(&cancelled)?;
+        let next = controller.submit(&call, 800)?;
+        controller.get_result(&next)
+    });
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// In a job: the others go on.
+fn a_node_whose_workers_fail_costs_its_calls() {
+    let mut tasks = Tasks::new();
+    let each = processes();
+    tasks.set_up(move |(), worker| match worker {
+        // Those of the second process, and one of the first.
+        2..=4 => Err("there is no licence".into()),
+        worker => Ok(worker),
+    });
+    let call = tasks.register("call", |(), x: usize| Ok(x)).unwrap();
+    run(&forked(2 * each), &tasks, |controller| {
+        let on = Submit { worker: Some(3), ..Submit::default() };
+        let failed = controller.submit_call(&call, 1, on)?;
+        assert!(controller.get_result(&failed).unwrap_err().to_string().contains("no licence"));
+        std::thread::sleep(Duration::from_millis(500));
+        for x in 0..50 {
+            let call = controller.submit(&call, x)?;
+            assert_eq!(controller.get_result(&call)?, x);
+        }
+        Ok(())
+    });
+}
+
+/// Short calls and long ones in turn, with panics after which workers are set up again.
+fn set_up_workers_take_long_values() {
+    let mut tasks = Tasks::new();
+    tasks.set_up(|(), worker| Ok(worker));
+    let call = tasks.register("call", |(), (x, values): (u64, Array1<u64>)| {
+        assert!(x % 7 != 3, "three");
+        assert!(values.iter().all(|&value| value == x), "the values of another call");
+        Ok(values)
+    });
+    let call = call.unwrap();
+    run(&forked(2 * processes()), &tasks, |controller| {
+        let calls: Vec<_> = (0..200u64)
+            .map(|x| controller.submit(&call, (x, Array1::from_elem(if x % 3 == 0 { 20_000 } else { 3 }, x))))
+            .collect::<Result<_>>()?;
+        for (x, call) in (0..).zip(calls) {
+            match controller.get_result(&call) {
+                Ok(values) => assert!(x % 7 != 3 && values.iter().all(|&value| value == x)),
+                Err(error) => assert!(x % 7 == 3 && error.to_string().contains("three"), "{x}: {error}"),
+            }
+        }
+        Ok(())
     });
 }

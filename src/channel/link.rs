@@ -496,6 +496,8 @@ impl Caller {
             (Writer::new(link.end(&link.down, process)), Reader::new(link.end(&link.up, process)));
         let (partial, begun) = (Partial::default(), link.words.begun.load(Ordering::Relaxed));
 
+        // A wish for the process before is none for this one.
+        link.words.doomed.store(0, Ordering::Relaxed);
         self.ends[slot] = Some(Ends { life, begun, writer, reader, partial, spoiled: false });
         point(Site::LinkReadied);
         link.opened().signal(life);

@@ -69,6 +69,13 @@ impl Manifest {
         }
     }
 
+    /// Ends the leases of a value that will not arrive.
+    fn end(&mut self) {
+        if !self.copying {
+            end_leases(&mut self.leases);
+        }
+    }
+
     fn to_read(leases: Leases) -> Manifest {
         Manifest { segment: None, reading: true, leases, copying: false, refused: None }
     }
@@ -128,15 +135,16 @@ fn run_with(
     struct Reset(Option<Manifest>);
     impl Drop for Reset {
         fn drop(&mut self) {
-            MANIFEST.set(self.0.take());
+            // There is one still if `f` has panicked.
+            MANIFEST.replace(self.0.take()).iter_mut().for_each(Manifest::end);
         }
     }
     let reset = Reset(MANIFEST.replace(Some(manifest)));
     let result = f();
     let mut manifest = MANIFEST.take();
     drop(reset);
-    if let (Err(_), Some(manifest)) = (&result, manifest.as_mut().filter(|manifest| manifest.reading)) {
-        end_leases(&mut manifest.leases);
+    if result.is_err() {
+        manifest.iter_mut().for_each(Manifest::end);
     }
     match (result, manifest) {
         (Err(_), Some(Manifest { refused: Some(why), .. })) => Err(Error::other(why)),
@@ -223,19 +231,12 @@ impl<'a> Packed<'a> {
 
     /// Returns the value.
     pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
-        let spilled = self.spilled.take();
-        let result = self.unpack_from(spilled.as_ref().map(|(block, _)| block.bytes()));
-        self.spilled = spilled;
-        result
-    }
-
-    fn unpack_from<T: DeserializeOwned>(&mut self, spilled: Option<&[u8]>) -> Result<T> {
-        let read = || object::read(spilled.unwrap_or(&self.bytes[self.start..]));
-        if self.leases.is_empty() {
+        let leases = std::mem::take(&mut self.leases);
+        let read = || object::read(self.value());
+        if leases.is_empty() {
             return read().map_err(object::refusal::<T>);
         }
-        let leases = Manifest::to_read(std::mem::take(&mut self.leases));
-        let (value, manifest) = with_manifest::<T, _>(leases, read)?;
+        let (value, manifest) = with_manifest::<T, _>(Manifest::to_read(leases), read)?;
         self.leases = manifest.leases;
         Ok(value)
     }
@@ -354,6 +355,14 @@ pub(crate) fn places(message: &[u8]) -> Result<Vec<(usize, usize)>> {
         places.extend(leases.iter().map(|lease| (lease.offset as usize, lease.len as usize)));
     }
     Ok(places)
+}
+
+/// Puts the value of a message, which lay in a block, back behind a head of so many bytes; there are no leases in it.
+#[cfg(feature = "mpi")]
+pub(crate) fn put_back(message: &mut Vec<u8>, head: usize, value: &[u8]) {
+    message.truncate(head);
+    message[0] &= !SPILLED;
+    message.extend_from_slice(value);
 }
 
 /// Lets what a message leads to lie elsewhere, at these offsets.

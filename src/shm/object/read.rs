@@ -341,14 +341,12 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     #[inline]
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Read<V::Value> {
-        match arrays::read(self) {
-            Some(array) => Ok(array),
-            None => self.deserialize_any(visitor),
-        }
+        let array = if name == "Array" { arrays::read(self) } else { None };
+        array.map_or_else(|| self.deserialize_any(visitor), Ok)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Read<V::Value> {

@@ -34,6 +34,18 @@ pub(crate) struct Terms {
     pub(crate) allow_threads: bool,
     /// Bytes of each heap, as in [`Plan`].
     pub(crate) heap: Option<usize>,
+    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "on one node nobody passes messages on"))]
+    pub(crate) speech: Speech,
+}
+
+/// What must be known of messages by those who pass them on.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "on one node nobody passes messages on"))]
+pub(crate) struct Speech {
+    /// Whether a worker's message is the answer to one of its caller's.
+    pub(crate) is_answer: fn(&[u8]) -> bool,
+    /// The length of what comes before the value in a message, which is packed (packed.rs).
+    pub(crate) head: fn(&[u8]) -> usize,
 }
 
 /// A worker's life: takes messages, and answers each, until it is told to end.

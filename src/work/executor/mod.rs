@@ -40,7 +40,7 @@ pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
 pub(crate) use joined::run_in;
-pub(crate) use linked::{Seat, Terms, Workers, abort, with_processes, with_threads};
+pub(crate) use linked::{Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
 pub(crate) use policy::Policy;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! the caller's process                       another process
-//! [1] forks workers, joins MPI; all take the same step, and tell where they are and how many workers they have
+//! [1] forks workers, joins MPI; all take the same step, and tell where they are and how many workers they have;
+//!     the first message to each worker's process is the number of the workers before it in other processes
 //! [2] Post, Doom: a message for a worker     passes it on, if the process for which it was meant is there
 //! [3] returns events to its caller           Began, Said, Gone, GivenUp: tells what its workers' links tell
 //! [4] Close, until all have answered         ends its workers; Closed, its last message
@@ -29,10 +30,10 @@ use crate::os::launcher::Launcher;
 use crate::os::mapping::PAGE;
 use crate::os::process;
 use crate::shm::arena::{Block, Fill, Heap};
-use crate::shm::packed::{end_leases_of, end_spilled, places, set_places};
+use crate::shm::packed::{end_leases_of, end_spilled, has_leases, places, put_back, set_places};
 use crate::shm::segment::Segment;
 use crate::work::crew::Inherited;
-use crate::work::executor::linked::{Linked, Seat, Serve, Terms, Workers, with_processes};
+use crate::work::executor::linked::{Linked, Seat, Serve, Speech, Terms, Workers, with_processes};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -126,6 +127,7 @@ struct Mail {
     /// The segment in which leases lie, and the heap for copies of them; `None` in a process without workers.
     memory: Option<(Arc<Segment>, Rc<RefCell<Heap>>)>,
     inbox: RefCell<VecDeque<Parcel>>,
+    speech: Speech,
 }
 
 impl Mail {
@@ -183,7 +185,17 @@ impl Mail {
         let (segment, heap) = self.memory.as_ref().ok_or(Error::Corrupt { what: "a message's arrays" })?;
         let mut offsets = Vec::new();
         for (_, len) in places(message)? {
-            let block = heap.borrow_mut().alloc(len, PAGE, Fill::Any)?;
+            let block = match heap.borrow_mut().alloc(len, PAGE, Fill::Any) {
+                Ok(block) => block,
+                // There is no room for a value in the heap: it goes through the ring.
+                Err(_) if offsets.is_empty() && !has_leases(message) => {
+                    let mut value = vec![0; len];
+                    self.net.recv_all(&mut value, from, Tag::Result, &always)?;
+                    put_back(message, (self.speech.head)(message), &value);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             let place = block.offset()..block.offset() + len;
             for part in parts(place.clone()) {
                 self.net.wait(&mut [self.net.recv_at(segment, part, from, Tag::Result)?], &always)?;
@@ -219,8 +231,8 @@ struct Spread<'a> {
     /// How often a process has begun to fill the place of a worker of another process, and how the last one died.
     lives: Vec<u64>,
     deaths: Vec<Death>,
-    /// The number of workers of this process that will do no more.
-    given_up: usize,
+    /// The workers of this process.
+    own: Staff,
     /// The number of processes that have closed.
     closed: usize,
     nap: Nap,
@@ -260,16 +272,8 @@ impl Spread<'_> {
     }
 
     /// Returns the next event of this process's own workers, waiting for it so long.
-    fn own(&mut self, within: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
-        let begun = Instant::now();
-        // Nobody is there to be listened to.
-        if self.given_up + 1 == self.linked.slots.count() {
-            std::thread::sleep(within);
-            return Ok(None);
-        }
-        let event = self.linked.next(within, &|| over() || begun.elapsed() >= within)?;
-        self.given_up += usize::from(matches!(event, Some(Event::GivenUp { .. })));
-        Ok(event)
+    fn hear(&mut self, within: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
+        self.own.hear(self.linked, within, over)
     }
 
     fn look(&mut self) -> Result<bool> {
@@ -304,7 +308,7 @@ impl Workers for Spread<'_> {
                 self.nap.end();
                 return Ok(Some(event));
             }
-            let event = self.own(Duration::ZERO, &|| true)?;
+            let event = self.hear(Duration::ZERO, &|| true)?;
             if event.is_some() || over() || begun.elapsed() > WHILE {
                 return Ok(event);
             }
@@ -312,7 +316,7 @@ impl Workers for Spread<'_> {
                 continue;
             }
             let nap = self.nap.next().min(slice);
-            let event = self.own(nap, over)?;
+            let event = self.hear(nap, over)?;
             if event.is_some() {
                 self.nap.end();
                 return Ok(event);
@@ -376,6 +380,54 @@ impl Workers for Spread<'_> {
     }
 }
 
+/// Which of the workers of this process are there.
+#[derive(Default)]
+struct Staff {
+    /// The workers that other processes have before these.
+    before: u64,
+    /// Whether a process fills each slot.
+    there: Vec<bool>,
+    /// Whether all have ended for good, which ends nothing but their work.
+    has_ended: bool,
+}
+
+impl Staff {
+    /// Returns the next event of these workers, waiting for it so long. A process that begins is told its number.
+    fn hear(
+        &mut self,
+        linked: &mut Linked,
+        within: Duration,
+        over: &dyn Fn() -> bool,
+    ) -> Result<Option<Event>> {
+        let begun = Instant::now();
+        if self.has_ended {
+            std::thread::sleep(within);
+            return Ok(None);
+        }
+        let heard = linked.next(within, &|| over() || begun.elapsed() >= within);
+        match &heard {
+            Ok(Some(Event::Began { slot })) => {
+                self.set(*slot, true);
+                linked.post(*slot, &self.before.to_le_bytes())?;
+            }
+            Ok(Some(Event::Gone { slot, .. })) => self.set(*slot, false),
+            // They have left one by one, having said why.
+            Err(Error::Start { .. }) if self.there.contains(&false) && !self.there.contains(&true) => {
+                self.has_ended = true;
+                return Ok(None);
+            }
+            _ => {}
+        }
+        heard
+    }
+
+    fn set(&mut self, slot: usize, is_there: bool) {
+        self.there.resize(self.there.len().max(slot), false);
+        // Slot 0 has no worker.
+        self.there[slot - 1] = is_there;
+    }
+}
+
 /// One worker of this process, as the process that passes messages on knows it.
 #[derive(Default)]
 struct Relayed {
@@ -387,11 +439,11 @@ struct Relayed {
 
 /// Passes messages on between workers of this process and the caller.
 struct Relay<'a> {
-    /// The workers; `None` if there are none, or none is left.
+    /// The workers; `None` if there are none.
     linked: Option<&'a mut Linked>,
+    staff: Staff,
     mail: &'a Mail,
     slots: Vec<Relayed>,
-    given_up: usize,
 }
 
 impl Relay<'_> {
@@ -422,9 +474,8 @@ impl Relay<'_> {
 
     /// Returns the next event of the workers, waiting for it so long.
     fn hear(&mut self, within: Duration) -> Result<Option<Event>> {
-        let begun = Instant::now();
         match &mut self.linked {
-            Some(linked) => linked.next(within, &|| begun.elapsed() >= within),
+            Some(linked) => self.staff.hear(linked, within, &|| within.is_zero()),
             None => {
                 std::thread::sleep(within);
                 Ok(None)
@@ -465,8 +516,10 @@ impl Relay<'_> {
             }
             Event::Said { slot, message } => {
                 let relayed = &mut self.slots[slot];
-                relayed.posted.pop_front().iter().for_each(|message| self.mail.end_spilled(message));
-                relayed.answered += 1;
+                if (self.mail.speech.is_answer)(&message) {
+                    relayed.posted.pop_front().iter().for_each(|message| self.mail.end_spilled(message));
+                    relayed.answered += 1;
+                }
                 self.mail.send(0, Words::new(Kind::Said, slot, relayed.life), &message)?;
                 self.mail.drop_leases(&message);
                 Ok(())
@@ -483,10 +536,6 @@ impl Relay<'_> {
             }
             Event::GivenUp { slot } => {
                 let words = Words::new(Kind::GivenUp, slot, 0).with(0, false, death(slot));
-                self.given_up += 1;
-                if self.given_up + 1 == self.slots.len() {
-                    self.linked = None;
-                }
                 self.mail.send(0, words, &[])
             }
         }
@@ -522,31 +571,35 @@ pub(crate) fn over_nodes(
         let taken = step(&net, Step::Queue, digest).and_then(|_| {
             let _part = mpi.take_part(true);
             let _guarded = Guarded(mpi, terms.operation);
-            take_part(net, (linked, terms.workers), f)
+            take_part(net, (linked, terms), f)
         });
         taken.inspect_err(|error| end_job(mpi, error))
     };
-    match terms.workers {
+    let ended = match terms.workers {
         0 => over(None),
         _ => with_processes(terms, serve, state, &mut |linked| over(Some(linked))),
-    }
+    };
+    // The others wait for this process, also if it cannot start its workers.
+    ended.inspect_err(|error| drop(Mpi::join().map(|mpi| end_job(mpi, error))))
 }
 
 /// Takes this process's part in \[1] to \[4].
 fn take_part(
     net: Net,
-    (linked, workers): (Option<&mut Linked>, usize),
+    (linked, terms): (Option<&mut Linked>, &Terms),
     f: &mut dyn FnMut(&mut dyn Workers) -> Result<()>,
 ) -> Result<()> {
-    let told = net.tell(bytemuck::cast([neighbourhood(), workers as u64]), &always)?;
+    let told = net.tell(bytemuck::cast([neighbourhood(), terms.workers as u64]), &always)?;
     let told: Vec<[u64; 2]> = told.into_iter().map(|record: [u8; 16]| bytemuck::cast(record)).collect();
     let memory = linked.as_ref().map(|linked| (Arc::clone(linked.segment()), Rc::clone(&linked.heap)));
-    let mail = Mail { net, memory, inbox: RefCell::default() };
+    let before = told[..net.me].iter().map(|[_, workers]| workers).sum();
+    let staff = Staff { before, ..Staff::default() };
+    let mail = Mail { net, memory, inbox: RefCell::default(), speech: terms.speech };
     let linked = match (mail.net.me, linked) {
         (0, Some(linked)) => linked,
         (_, linked) => {
-            let slots = (0..=workers).map(|_| Relayed::default()).collect();
-            return Relay { linked, mail: &mail, slots, given_up: 0 }.serve();
+            let slots = (0..=terms.workers).map(|_| Relayed::default()).collect();
+            return Relay { linked, staff, mail: &mail, slots }.serve();
         }
     };
     let (mut places, mut nodes) = (vec![(0, 0)], vec![0]);
@@ -563,7 +616,7 @@ fn take_part(
         nodes,
         lives: vec![0; count],
         deaths: vec![Death::Unknown; count],
-        given_up: 0,
+        own: staff,
         closed: 0,
         nap: Nap::new(),
         looked: Instant::now(),

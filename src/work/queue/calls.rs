@@ -12,7 +12,7 @@ use crate::shm::segment::Segment;
 use crate::work::executor::Seat;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table};
-use crate::work::queue::worker::{Kind, answered};
+use crate::work::queue::worker::{Kind, answered, say};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 /// Calls that take longer than this, all that a worker has together, are not given to it in advance: another
 /// worker may be free earlier.
 const AHEAD: Duration = Duration::from_millis(1);
+
+/// The time that is expected of a call of a function of which none has ended.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
 const SHORT: usize = 4096;
@@ -77,6 +80,8 @@ struct Entry {
     serial: u64,
     /// How many workers have begun the call and died.
     died: u32,
+    /// The time that was expected of the call when a worker got it.
+    expected: Duration,
     /// Whether the leases in the message are the controller's: no worker of this node was given them.
     holds: bool,
     /// Whether nobody wants the result any more.
@@ -101,6 +106,8 @@ struct Worker {
     pinned: VecDeque<At>,
     /// The sum of the estimates of the calls in its hands.
     ahead: f64,
+    /// The sum of the times that are expected of them.
+    soon: Duration,
     /// The worker at whose call its processor is wanted.
     lent_to: Option<usize>,
     /// Why it has given itself up.
@@ -118,6 +125,7 @@ impl Worker {
             answered: 0,
             pinned: VecDeque::new(),
             ahead: 0.0,
+            soon: Duration::ZERO,
             lent_to: None,
             given_up: None,
             stats: QueueWorkerStats::default(),
@@ -138,6 +146,14 @@ pub(super) struct Asked {
     pub(super) deadline: Option<Duration>,
     /// The number of ranks that make the call together.
     pub(super) ranks: usize,
+}
+
+impl Asked {
+    /// A call without options but for its estimate.
+    pub(super) fn plain(function: usize, estimate: f64) -> Asked {
+        let (id, pinned, preferred, deadline) = (None, None, None, None);
+        Asked { function, estimate, id, pinned, preferred, deadline, ranks: 1 }
+    }
 }
 
 /// All calls of a queue.
@@ -176,8 +192,8 @@ pub(super) struct Calls {
     pub(super) memory: Option<Arc<Segment>>,
     /// The statistics of the calls.
     stats: QueueStats,
-    /// The time of a call, as it is expected: a moving mean.
-    mean: Option<Duration>,
+    /// The time of a call of each function, as it is expected: a moving mean. `None`: none has ended.
+    means: Vec<Option<Duration>>,
     /// After this time no call is begun.
     end: Option<Instant>,
 }
@@ -187,6 +203,7 @@ impl Calls {
     pub(super) fn new(table: &dyn Table, seats: &[Seat], rules: Rules) -> Calls {
         let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
         let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
+        let means = vec![None; names.len()];
         Calls {
             collective: (0..names.len()).map(|function| table.is_collective(function)).collect(),
             names,
@@ -209,7 +226,7 @@ impl Calls {
             workers: seats.iter().map(|&seat| Worker::new(seat)).collect(),
             memory: None,
             stats: QueueStats::default(),
-            mean: None,
+            means,
             end: rules.time.and_then(|limit| Instant::now().checked_add(limit)),
         }
     }
@@ -223,12 +240,16 @@ impl Calls {
         self.workers.len() - 1
     }
 
-    /// Returns the largest number of workers of one node.
+    /// Returns the largest number of workers of one node, but for those that have given up. (A controller without workers
+    /// forks any group.)
     fn largest_group(&self) -> usize {
-        let mut nodes: Vec<usize> = self.workers.iter().skip(1).map(|worker| worker.seat.node).collect();
+        if self.workers() == 0 {
+            return MAX_RANKS;
+        }
+        let left = self.workers.iter().skip(1).filter(|worker| worker.given_up.is_none());
+        let mut nodes: Vec<usize> = left.map(|worker| worker.seat.node).collect();
         nodes.sort_unstable();
-        // A controller without workers forks any group.
-        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(MAX_RANKS)
+        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
     }
 
     pub(super) fn refuses(&self) -> bool {
@@ -274,6 +295,10 @@ impl Calls {
             return Err(Error::option("submit", problem));
         }
         for worker in [pinned, preferred].into_iter().flatten() {
+            // A controller without workers is its own.
+            if worker == 0 && self.workers() == 0 {
+                continue;
+            }
             if worker == 0 || worker > self.workers() {
                 return Err(Error::option("submit", self.no_worker(worker)));
             }
@@ -303,6 +328,7 @@ impl Calls {
             len,
             serial,
             died: 0,
+            expected: Duration::ZERO,
             holds: true,
             cancelled: false,
             client: None,
@@ -347,7 +373,7 @@ impl Calls {
 
     /// Returns the queue of calls that only this worker may make, or of all others.
     fn queue(&mut self, pinned: Option<usize>) -> &mut VecDeque<At> {
-        match pinned {
+        match pinned.filter(|_| self.workers() > 0) {
             Some(worker) => &mut self.workers[worker].pinned,
             None => &mut self.waiting,
         }
@@ -378,9 +404,9 @@ impl Calls {
     /// Returns whether a worker can be given one more call.
     fn has_room(&self, worker: &Worker) -> bool {
         let hands = worker.hands.len();
-        let soon = self.mean.is_some_and(|mean| mean * hands as u32 <= AHEAD);
+        let soon = || worker.soon <= AHEAD;
         let is_free = self.is_ready(worker) && worker.lent_to.is_none();
-        is_free && (hands == 0 || soon && hands < self.rules.prefetch)
+        is_free && (hands == 0 || soon() && hands < self.rules.prefetch)
     }
 
     /// Returns the worker with room that has the least ahead of it.
@@ -427,9 +453,10 @@ impl Calls {
         if entry.asked.ranks > 1 {
             return self.next_group(first, entry.asked.ranks);
         }
+        let is_short = self.is_short(entry);
         let fits = |number: usize| {
             let worker = &self.workers[number];
-            self.has_room(worker) && (worker.hands.is_empty() || entry.message.len() <= SHORT)
+            self.has_room(worker) && (worker.hands.is_empty() || is_short)
         };
         let preferred = entry.asked.preferred.filter(|&number| fits(number));
         let number = preferred.or_else(|| self.free_worker()).filter(|&number| fits(number))?;
@@ -437,12 +464,21 @@ impl Calls {
         Some((number, first))
     }
 
+    /// Returns whether a call may be given to a worker in advance: its message fits into the link, so that nobody waits; and
+    /// it does not last, as another worker may be free earlier.
+    fn is_short(&self, entry: &Entry) -> bool {
+        entry.message.len() <= SHORT && self.means[entry.asked.function].is_some()
+    }
+
     /// Returns the next call of those that only one worker may make.
     fn next_pinned(&mut self) -> Option<(usize, At)> {
         let mut numbers = if self.any_pinned { 1..self.workers.len() } else { 0..0 };
         let ready = |&number: &usize| {
             let worker = &self.workers[number];
-            !worker.pinned.is_empty() && self.has_room(worker)
+            let first = worker.pinned.front().and_then(|&at| self.entry(at));
+            first.is_some_and(|entry| {
+                self.has_room(worker) && (worker.hands.is_empty() || self.is_short(entry))
+            })
         };
         let number = numbers.find(ready)?;
         self.workers[number].pinned.pop_front().map(|at| (number, at))
@@ -487,10 +523,12 @@ impl Calls {
         let worker = &mut self.workers[number];
         worker.hands.push_back(at);
         worker.ahead += entry.asked.estimate;
+        entry.expected = self.means[entry.asked.function].unwrap_or(LONG);
+        worker.soon += entry.expected;
         entry.holds = !worker.seat.shares;
         if self.rules.verbose {
             let (id, name) = (entry.id, &self.names[entry.asked.function]);
-            eprintln!("phalanx: call {id} of {name} goes to worker {number}");
+            say(&format!("call {id} of {name} goes to worker {number}"));
         }
     }
 
@@ -588,12 +626,12 @@ impl Calls {
     fn tell(&self, at: At, ended: &Ended) {
         let last = self.stats.calls.last();
         match (ended, self.entry(at)) {
-            (Err(error), _) => eprintln!("phalanx: {error}"),
+            (Err(error), _) => say(&error.to_string()),
             (Ok(_), Some(entry)) => {
                 let (id, name) = (entry.id, &self.names[entry.asked.function]);
                 let last = last.filter(|last| last.id == id);
                 let (worker, time) = last.map_or((0, Duration::ZERO), |last| (last.worker, last.time));
-                eprintln!("phalanx: call {id} of {name} has ended on worker {worker} after {time:?}");
+                say(&format!("call {id} of {name} has ended on worker {worker} after {time:?}"));
             }
             (Ok(_), None) => {}
         }
@@ -601,13 +639,16 @@ impl Calls {
 
     /// Adds a call's time to the statistics.
     fn count(&mut self, at: At, number: usize, time: Duration) {
-        let (id, estimate) = self.entry(at).map_or((0, 0.0), |entry| (entry.id, entry.asked.estimate));
+        let Some(entry) = self.entry(at) else { return };
+        let (id, expected, Asked { estimate, function, .. }) = (entry.id, entry.expected, entry.asked);
+        let mean = &mut self.means[function];
+        *mean = Some(mean.map_or(time, |mean| (mean * 7 + time) / 8));
         let worker = &mut self.workers[number];
         worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
+        worker.soon = worker.soon.saturating_sub(expected);
         worker.stats.calls += 1;
         worker.stats.time += time;
         worker.stats.estimate += estimate;
-        self.mean = Some(self.mean.map_or(time, |mean| (mean * 7 + time) / 8));
         self.stats.add(CallStats { id, worker: number, time, estimate });
     }
 
@@ -646,7 +687,7 @@ impl Calls {
         self.give_back(number);
         let worker = &mut self.workers[number];
         worker.lives = false;
-        worker.ahead = 0.0;
+        (worker.ahead, worker.soon) = (0.0, Duration::ZERO);
         worker.stats.died += u32::from(worker.given_up.is_none());
         let mut hands = std::mem::take(&mut worker.hands);
         // One, unless memory was overwritten.
@@ -693,6 +734,13 @@ impl Calls {
             self.end_unbegun(at, format!("its worker has given up: {why}"));
         }
         self.workers[number].given_up = Some(why);
+        // Groups for which too few workers are left.
+        let most = self.largest_group();
+        let too_large = |at: &At| self.entry(*at).is_some_and(|entry| entry.asked.ranks > most.max(1));
+        for at in self.waiting.iter().copied().filter(too_large).collect::<Vec<_>>() {
+            self.waiting.retain(|&other| other != at);
+            self.end_unbegun(at, format!("no node has workers enough for its group: {most} are left"));
+        }
     }
 
     /// Returns why no worker is left, if none is.
@@ -794,6 +842,11 @@ impl Calls {
         self.names.iter().map(String::as_str).collect()
     }
 
+    /// Returns whether a call has ended whose result was not taken.
+    pub(super) fn anything_ended(&self) -> bool {
+        self.not_taken > 0
+    }
+
     /// Returns whether there are calls that have not ended.
     pub(super) fn is_busy(&self) -> bool {
         self.known.len() > self.not_taken
@@ -818,11 +871,14 @@ impl Calls {
         (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&at)))
     }
 
-    /// Returns a worker that has nothing in its hands.
+    /// Returns a worker that has nothing in its hands: number 0, if the controller makes all calls itself.
     pub(super) fn ready(&self) -> Option<usize> {
+        if self.workers() == 0 {
+            return Some(0);
+        }
         (1..self.workers.len()).find(|&number| {
             let worker = &self.workers[number];
-            self.is_ready(worker) && worker.hands.is_empty()
+            self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
         })
     }
 

@@ -12,7 +12,7 @@ use crate::work::crew::{caught, told};
 use crate::work::executor::{Policy, Workers, abort};
 use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
-use crate::work::queue::service::{Clients, Request};
+use crate::work::queue::clients::{Clients, Request};
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, Hand, foreign};
 use crate::work::queue::worker::{self, clean_up, ready};
@@ -24,6 +24,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The most bytes before the argument of a call.
+const MOST_HEAD: usize = 16;
 /// The time after which a controller that waits looks after programs that have connected.
 const ATTEND: Duration = Duration::from_micros(500);
 /// The naps of a controller that only serves, and has nothing to do.
@@ -98,7 +100,8 @@ pub struct Controller<'q> {
     arguments: HashMap<u64, Packed<'static>>,
     /// An error of which the user was not told yet.
     failed: Option<Error>,
-    /// Whether the queue was ended.
+    /// Whether nothing more may be submitted, and whether the queue was ended.
+    closing: bool,
     exited: bool,
     /// The programs that have connected, if the queue was published.
     clients: Option<Clients>,
@@ -115,7 +118,15 @@ impl<'q> Controller<'q> {
         if let Hands::Linked(linked) = &hands {
             calls.memory = Some(Arc::clone(linked.segment()));
         }
-        Controller { hands, calls, arguments: HashMap::new(), failed: None, exited: false, clients: None }
+        Controller {
+            hands,
+            calls,
+            arguments: HashMap::new(),
+            failed: None,
+            closing: false,
+            exited: false,
+            clients: None,
+        }
     }
 
     /// Returns the number of workers; 0 if the controller makes all calls itself.
@@ -253,9 +264,19 @@ impl<'q> Controller<'q> {
 
     /// Processes, and keeps the error for the next method: the call was submitted.
     fn look(&mut self) {
-        if let Err(error) = self.process() {
+        if let Err(error) = self.pump() {
             self.failed.get_or_insert(error);
         }
+    }
+
+    /// Moves what can be moved, at once.
+    fn pump(&mut self) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.attend(false)?;
+        while self.step(&|| true)? {}
+        Ok(())
     }
 
     /// Forgets a call that has not ended, as [`Calls::cancel`] does.
@@ -269,7 +290,7 @@ impl<'q> Controller<'q> {
 
     /// Does the part of the submissions that is compiled once.
     fn add(&mut self, function: usize, packed: Packed<'static>, options: Submit) -> Result<(u64, u64)> {
-        if self.exited {
+        if self.closing {
             return Err(Error::option("submit", "the queue was ended by `exit`"));
         }
         let Submit { estimate, id, worker: pinned, preferred, deadline, ranks } = options;
@@ -290,6 +311,8 @@ impl<'q> Controller<'q> {
         }
         let len = packed.len();
         self.make_room(len)?;
+        // The worker may have given up meanwhile.
+        self.calls.check(asked)?;
         match &self.hands {
             Hands::Here(_) => {
                 let added = self.calls.add(asked, (worker::call((function, ranks), None), len));
@@ -314,7 +337,8 @@ impl<'q> Controller<'q> {
         Ok(())
     }
 
-    /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once.
+    /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once. A controller
+    /// without workers makes one call, if none has ended whose result was not taken.
     ///
     /// All other methods do this, too: call it between them if the controller works for long itself.
     ///
@@ -326,12 +350,11 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn process(&mut self) -> Result<()> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
+        self.pump()?;
+        match self.hands {
+            Hands::Here(_) if !self.calls.anything_ended() => self.advance(None),
+            _ => Ok(()),
         }
-        self.attend(false)?;
-        while self.step(&|| true)? {}
-        Ok(())
     }
 
     /// Posts what can be posted, and takes one event in; waits for one until `over` returns true. Returns whether
@@ -437,7 +460,7 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn publish(&mut self, name: &str) -> Result<()> {
-        if self.exited {
+        if self.closing {
             return Err(Error::option("publish", "the queue was ended by `exit`"));
         }
         if self.clients.is_some() {
@@ -481,7 +504,7 @@ impl<'q> Controller<'q> {
             if is_busy {
                 self.advance(None)?;
             } else {
-                self.process()?;
+                self.pump()?;
                 let nap = (quiet.elapsed() / 100).clamp(SHORT_NAP, LONG_NAP);
                 std::thread::sleep(idle.map_or(nap, |idle| nap.min(idle)));
             }
@@ -500,7 +523,10 @@ impl<'q> Controller<'q> {
         }
         while let Some(request) = self.clients.as_ref().and_then(Clients::first) {
             let refuses = self.calls.refuses();
-            if !self.exited && !refuses && self.calls.is_full(1, request.argument.len()).is_some() {
+            if !self.closing
+                && !refuses
+                && self.calls.is_full(1, request.argument.len() + MOST_HEAD).is_some()
+            {
                 break;
             }
             let Some(request) = self.clients.as_mut().and_then(Clients::take) else { break };
@@ -631,7 +657,8 @@ impl<'q> Controller<'q> {
         Ok(std::iter::from_fn(|| self.calls.take_first()).map(|(id, ended)| Finished { id, ended }).collect())
     }
 
-    /// Submits a call of `function` for each argument, all of them or, if something does not fit, none; returns at once.
+    /// Submits a call of `function` for each argument, all of them or, if something does not fit, none; returns at once,
+    /// unless the queue is full and it waits ([`Queue::max_calls`](crate::Queue::max_calls)).
     /// `estimates` has one estimate for each argument, or none at all: then each is 1. If `longest_first`, the calls
     /// with the largest estimates go to workers first.
     ///
@@ -682,13 +709,20 @@ impl<'q> Controller<'q> {
                 return Err(Error::option("submit_multiple", problem));
             }
         }
+        for at in 0..all {
+            self.calls.check(Asked::plain(function.at, estimate(at)))?;
+        }
         let mut calls = Vec::with_capacity(all);
         for (at, packed) in packed {
             let options = Submit { estimate: estimate(at), ..Submit::default() };
             let added = self.add(function.at, packed, options);
-            // All or none: no worker has any of them yet.
-            let (id, serial) =
-                added.inspect_err(|_| calls.iter().for_each(|(_, call)| _ = self.forget(call)))?;
+            let (id, serial) = match added {
+                Ok(added) => added,
+                Err(error) => {
+                    calls.iter().try_for_each(|(_, call)| self.forget_and_end(call).map(drop))?;
+                    return Err(error);
+                }
+            };
             calls.push((at, Call { id, serial, result: PhantomData }));
         }
         calls.sort_by_key(|(at, _)| *at);
@@ -732,7 +766,7 @@ impl<'q> Controller<'q> {
         print!("{}", self.stats());
     }
 
-    /// Returns a worker that has no call now, if there is one.
+    /// Returns a worker that has no call now, if there is one; number 0, the controller, if it makes the calls itself.
     ///
     /// # Errors
     /// As [`Controller::process`].
@@ -746,7 +780,7 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn get_ready_worker(&mut self) -> Result<Option<usize>> {
-        self.process()?;
+        self.pump()?;
         Ok(self.calls.ready())
     }
 
@@ -772,7 +806,7 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn data<D: DeserializeOwned>(&mut self, worker: usize) -> Result<Option<D>> {
-        self.process()?;
+        self.pump()?;
         let packed = match &mut self.hands {
             Hands::Here(here) if worker == 0 => {
                 here.ready()?;
@@ -800,7 +834,12 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn cancel<R>(&mut self, call: &Call<R>) -> Result<bool> {
-        self.process()?;
+        self.pump()?;
+        self.forget_and_end(call)
+    }
+
+    /// Forgets a call; a worker that is at it is ended.
+    fn forget_and_end<R>(&mut self, call: &Call<R>) -> Result<bool> {
         let (cancelled, worker) = self.forget(call);
         if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
             && let Some(number) = self.calls.unwanted(worker)
@@ -856,6 +895,7 @@ impl<'q> Controller<'q> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn exit(&mut self) -> Result<()> {
+        self.closing = true;
         while self.calls.is_busy() {
             self.advance(None)?;
         }

@@ -7,11 +7,16 @@
 //! [3] controller.rs   the caller's function submits calls, and takes results
 //! [4] calls.rs        which call goes to which worker, and how it ends (call.rs: as the user has it; stats.rs)
 //! [5] worker.rs       a worker takes calls, makes them, and answers each
+//!
+//! clients.rs (the programs that have connected to a published queue), service.rs (their end of it), frames.rs (what
+//! goes between them)
 //! ```
 
 mod call;
 mod calls;
+mod clients;
 mod controller;
+mod frames;
 mod service;
 mod stats;
 mod tasks;
@@ -24,14 +29,14 @@ use crate::work::crew::Inherited;
 #[cfg(feature = "mpi")]
 use crate::work::executor::over_nodes;
 use crate::work::executor::{
-    Backend, Placement, Policy, Seat, Terms, Workers, called, with_processes, with_threads,
+    Backend, Placement, Policy, Seat, Speech, Terms, Workers, called, with_processes, with_threads,
 };
 use calls::{Calls, Rules};
 use controller::{Hands, Here};
 use std::cell::RefCell;
 use std::time::Duration;
 use tasks::Table;
-use worker::serve;
+use worker::{call_head, is_answer, serve};
 
 pub use call::{Call, Finished, Submit};
 pub use controller::Controller;
@@ -68,8 +73,8 @@ pub struct Queue {
     pub backend: Backend,
     /// Whether each worker builds its own state, instead of inheriting one that was built once.
     pub cold: bool,
-    /// The most calls that a worker has at once, if they are short: it need not wait for the next one. 32 by
-    /// default.
+    /// The most calls that a worker has at once, if they are short: it need not wait for the next one. 31 by
+    /// default, and at most.
     pub prefetch: usize,
     /// The time after which no call is begun: calls that wait then have failed, those that workers are at go on.
     pub time_limit: Option<Duration>,
@@ -93,6 +98,19 @@ pub struct Queue {
     pub heap: Option<usize>,
 }
 
+/// The most calls that a worker is given, and the default.
+const MOST: usize = 31;
+
+/// Returns the number of the worker in this slot. In a job the first message to a process is the number of workers that the
+/// processes before its own have; `None` if it is to end, or the caller is gone.
+fn number(slot: usize, process: &mut Process, in_job: bool) -> Option<usize> {
+    if !in_job {
+        return Some(slot);
+    }
+    let before = process.take().ok()?.ok()?;
+    Some(u64::from_le_bytes(before.try_into().ok()?) as usize + slot)
+}
+
 /// What becomes of a submission to a queue that is full: see [`Queue::max_calls`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
@@ -109,7 +127,7 @@ impl Default for Queue {
             workers: None,
             backend: Backend::Auto,
             cold: false,
-            prefetch: 32,
+            prefetch: MOST,
             time_limit: None,
             max_calls: None,
             max_bytes: None,
@@ -174,7 +192,8 @@ impl Queue {
         }
         let (operation, allow_threads, heap) =
             ("queue", self.allow_threads, self.heap.map(|heap| heap.max(1)));
-        let terms = Terms { operation, workers, policy, allow_threads, heap };
+        let speech = Speech { is_answer, head: call_head };
+        let terms = Terms { operation, workers, policy, allow_threads, heap, speech };
         let mut controlled = |workers: &mut dyn Workers| {
             let calls = Calls::new(table, &workers.seats(), self.rules());
             let mut controller = Controller::new(Hands::Linked(workers), calls);
@@ -183,8 +202,8 @@ impl Queue {
         };
         if placement == Placement::Threads {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
-                self.stagger(slot, process);
-                serve((slot, slots), process, &mut *table.hand(), &policy)
+                self.begin(slot, process);
+                serve((slot, slot, slots), process, &mut *table.hand(), &policy)
             };
             return with_threads(&terms, &life, &mut |linked| controlled(linked));
         }
@@ -193,8 +212,11 @@ impl Queue {
         let build = || policy.patiently(&mut || template.borrow_mut().build());
         let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
-            self.stagger(slot, process);
-            serve((slot, slots), process, &mut **template.borrow_mut(), &policy)
+            let Some(number) = number(slot, process, matches!(placement, Placement::Job { .. })) else {
+                return Ok(());
+            };
+            self.begin(number, process);
+            serve((number, slot, slots), process, &mut **template.borrow_mut(), &policy)
         };
         let state = (!self.cold).then_some(state);
         #[cfg(feature = "mpi")]
@@ -231,16 +253,17 @@ impl Queue {
         controller.exit()
     }
 
-    /// Waits until a worker shall begin; one that replaces another begins at once.
-    fn stagger(&self, slot: usize, process: &Process) {
+    /// Waits until a worker of this number shall begin; one that replaces another begins at once.
+    fn begin(&self, number: usize, process: &Process) {
         if process.is_first() {
-            std::thread::sleep(self.stagger * (slot as u32 - 1));
+            std::thread::sleep(self.stagger * (number as u32 - 1));
         }
     }
 
     fn rules(&self) -> Rules {
         Rules {
-            prefetch: self.prefetch,
+            // More do not fit into a link.
+            prefetch: self.prefetch.min(MOST),
             time: self.time_limit,
             calls: self.max_calls.unwrap_or(usize::MAX),
             bytes: self.max_bytes.unwrap_or(usize::MAX),

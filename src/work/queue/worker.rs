@@ -19,6 +19,7 @@ use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
 pub(super) use crate::work::queue::tasks::HEAD;
 use crate::work::queue::tasks::{Hand, head};
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,10 +59,19 @@ pub(super) fn function(message: &[u8]) -> (usize, usize) {
     ((head >> 32) as usize, (head >> 16) as u16 as usize)
 }
 
+/// Returns the length of what comes before the argument of a call.
+pub(super) fn call_head(message: &[u8]) -> usize {
+    HEAD + if deadline(message).is_some() { 8 } else { 0 }
+}
+
+/// Returns whether a worker's message answers a call.
+pub(super) fn is_answer(message: &[u8]) -> bool {
+    answered(message).is_ok_and(|(kind, _)| !matches!(kind, Kind::Ready | Kind::Unbuilt))
+}
+
 /// Returns the argument of a call, with its leases.
 fn argument<'a>(message: &'a [u8], memory: &Arc<Segment>) -> Result<Packed<'a>> {
-    let start = HEAD + if deadline(message).is_some() { 8 } else { 0 };
-    Packed::of_message(message, (start, true), memory)
+    Packed::of_message(message, (call_head(message), true), memory)
 }
 
 /// Returns a call's deadline in nanoseconds, if it has one.
@@ -93,7 +103,7 @@ fn failure(kind: Kind, time: Duration, text: &str) -> Vec<u8> {
 
 /// Lives a worker's life: until it is told to end, or its caller is gone.
 pub(super) fn serve(
-    (slot, slots): (usize, &Slots),
+    (number, slot, slots): (usize, usize, &Slots),
     process: &mut Process,
     hand: &mut dyn Hand,
     policy: &Policy,
@@ -104,7 +114,7 @@ pub(super) fn serve(
     loop {
         if !has_state {
             // The caller may be gone, then nobody is told.
-            match ready(hand, slot, policy) {
+            match ready(hand, number, policy) {
                 Ok(None) => {}
                 Ok(Some(data)) => _ = process.say(&data),
                 Err(text) => {
@@ -116,7 +126,7 @@ pub(super) fn serve(
         let Ok(message) = process.take() else { return Ok(()) };
         let message = message?;
         if message.is_empty() {
-            clean_up(hand, slot);
+            clean_up(hand, number);
             return Ok(());
         }
         let begun = unix_time();
@@ -172,7 +182,12 @@ pub(super) fn ready(
             data = hand.set_up(worker).inspect_err(|_| hand.discard())?;
             Ok(())
         })?;
-        data.map(|data| data.into_message(None)).transpose()
+        match data {
+            Some(data) if data.has_leases() => {
+                Err(Error::option("set_up", "its data hold a Lease, which lies in the worker's memory"))
+            }
+            data => data.map(|data| data.into_message(None)).transpose(),
+        }
     });
     match readied {
         Ok(Ok(data)) => Ok(data.map(|mut data| {
@@ -184,11 +199,16 @@ pub(super) fn ready(
     }
 }
 
+/// Prints a line on standard error, which may be closed.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "phalanx: {line}");
+}
+
 /// Cleans up after a worker's last call; prints an error.
 pub(super) fn clean_up(hand: &mut dyn Hand, worker: usize) {
     match told(|| hand.clean_up(worker)) {
         Ok(Ok(())) => {}
-        Ok(Err(text)) => eprintln!("phalanx: clean_up of worker {worker} returned an error: {text}"),
-        Err(text) => eprintln!("phalanx: clean_up of worker {worker} panicked: {text}"),
+        Ok(Err(text)) => say(&format!("clean_up of worker {worker} returned an error: {text}")),
+        Err(text) => say(&format!("clean_up of worker {worker} panicked: {text}")),
     }
 }

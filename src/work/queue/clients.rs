@@ -1,6 +1,6 @@
 //! The programs that have connected to a published queue, as the queue has them.
 
-use super::frames::{Files, Inbox, Kind, TOKEN, frame, token, write_token};
+use super::frames::{Files, Frame, Inbox, Kind, TOKEN, frame, token, write_token};
 use crate::error::{Error, Result};
 use crate::os::process;
 use std::collections::VecDeque;
@@ -10,15 +10,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 /// A call that another program asks for.
-pub(in crate::work::queue) struct Request {
-    pub(in crate::work::queue) client: u64,
+pub(super) struct Request {
+    pub(super) client: u64,
     /// Its number among the client's calls.
-    pub(in crate::work::queue) id: u64,
-    pub(in crate::work::queue) name: String,
-    pub(in crate::work::queue) estimate: f64,
-    pub(in crate::work::queue) deadline: Option<Duration>,
-    pub(in crate::work::queue) ranks: usize,
-    pub(in crate::work::queue) argument: Vec<u8>,
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) estimate: f64,
+    pub(super) deadline: Option<Duration>,
+    pub(super) ranks: usize,
+    pub(super) argument: Vec<u8>,
 }
 
 /// One program.
@@ -32,7 +32,7 @@ struct Client {
 }
 
 /// All programs that have connected, and the files by which they find the queue, until this is dropped.
-pub(in crate::work::queue) struct Clients {
+pub(super) struct Clients {
     files: Files,
     /// The process that has published the queue: a child that inherits this takes nothing away.
     owner: u32,
@@ -46,7 +46,7 @@ pub(in crate::work::queue) struct Clients {
     requests: VecDeque<Request>,
     /// Clients that have gone.
     gone: Vec<u64>,
-    pub(in crate::work::queue) is_stopped: bool,
+    pub(super) is_stopped: bool,
     /// When it was looked for messages.
     looked: Instant,
 }
@@ -60,7 +60,7 @@ const STRANGE: usize = 1 << 10;
 
 impl Clients {
     /// Publishes a queue with these functions under a name.
-    pub(in crate::work::queue) fn publish(name: &str, functions: &[&str]) -> Result<Clients> {
+    pub(super) fn publish(name: &str, functions: &[&str]) -> Result<Clients> {
         let files = Files::of(name, "publish")?;
         let failed =
             |what: &str, error: &std::io::Error| Error::option("publish", format!("{what}: {error}"));
@@ -100,12 +100,12 @@ impl Clients {
     }
 
     /// Returns the number of programs that are connected.
-    pub(in crate::work::queue) fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.clients.iter().filter(|client| client.is_known).count()
     }
 
     /// Lets programs connect, and moves messages, unless that was done a moment ago. Returns whether anything has moved.
-    pub(in crate::work::queue) fn look(&mut self, at_once: bool) -> bool {
+    pub(super) fn look(&mut self, at_once: bool) -> bool {
         if !at_once && self.looked.elapsed() < BETWEEN {
             return false;
         }
@@ -151,19 +151,19 @@ impl Clients {
             let client = &mut self.clients[at];
             match client.inbox.take() {
                 Ok(None) => break,
-                Ok(Some(frame)) => match (frame.kind, client.is_known) {
+                Ok(Some(Frame { kind, id, content })) => match (kind, client.is_known) {
                     (Kind::Hello, false) => {
-                        client.is_known = frame.content == self.token;
+                        client.is_known = content == self.token;
                         let answer = match client.is_known {
-                            true => super::frames::frame(Kind::Welcome, 0, &[self.functions.as_bytes()]),
-                            false => super::frames::frame(Kind::Refused, 0, &[b"the token is wrong"]),
+                            true => frame(Kind::Welcome, 0, &[self.functions.as_bytes()]),
+                            false => frame(Kind::Refused, 0, &[b"the token is wrong"]),
                         };
                         client.outbox.extend(answer);
                         if client.send().is_err() || !client.is_known {
                             return (true, false);
                         }
                     }
-                    (Kind::Call, true) => match request(client.number, frame.id, &frame.content) {
+                    (Kind::Call, true) => match request(client.number, id, &content) {
                         Some(request) => self.requests.push_back(request),
                         None => return (true, false),
                     },
@@ -178,28 +178,23 @@ impl Clients {
     }
 
     /// Returns the next request, which stays until it is [taken](Clients::take).
-    pub(in crate::work::queue) fn first(&self) -> Option<&Request> {
+    pub(super) fn first(&self) -> Option<&Request> {
         self.requests.front()
     }
 
-    pub(in crate::work::queue) fn take(&mut self) -> Option<Request> {
+    pub(super) fn take(&mut self) -> Option<Request> {
         self.requests.pop_front()
     }
 
     /// Returns the clients that have gone since this was asked, whose requests are forgotten.
-    pub(in crate::work::queue) fn gone(&mut self) -> Vec<u64> {
+    pub(super) fn gone(&mut self) -> Vec<u64> {
         let gone = std::mem::take(&mut self.gone);
         self.requests.retain(|request| !gone.contains(&request.client));
         gone
     }
 
     /// Answers a call of a client, if it is still there.
-    pub(in crate::work::queue) fn answer(
-        &mut self,
-        client: u64,
-        id: u64,
-        result: std::result::Result<&[u8], &str>,
-    ) {
+    pub(super) fn answer(&mut self, client: u64, id: u64, result: std::result::Result<&[u8], &str>) {
         let Some(client) = self.clients.iter_mut().find(|other| other.number == client) else { return };
         let answer = match result {
             Ok(value) => frame(Kind::Result, id, &[value]),
@@ -211,7 +206,7 @@ impl Clients {
     }
 
     /// Sends what is left to be sent, for a while.
-    pub(in crate::work::queue) fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let begun = Instant::now();
         let pending = |clients: &mut Vec<Client>| {
             clients.iter_mut().any(|client| client.send().is_ok() && !client.outbox.is_empty())

@@ -1,6 +1,6 @@
 //! A published queue, as another program has it.
 
-use super::frames::{Files, Inbox, Kind, frame};
+use super::frames::{Files, Frame, Inbox, Kind, frame};
 use crate::error::{Error, Result};
 use crate::shm::object;
 use crate::work::queue::call::Submit;
@@ -34,6 +34,13 @@ pub struct Service {
 }
 
 /// A call that was submitted to a [`Service`].
+///
+/// ```no_run
+/// # let mut service = phalanx::Service::connect("vessel", 5)?;
+/// let call = service.submit::<_, f64>("solve", &1.0, Default::default())?;
+/// println!("call {}: {}", call.id(), service.get_result(&call)?);
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct ServiceCall<R> {
     id: u64,
     result: PhantomData<fn() -> R>,
@@ -239,7 +246,7 @@ impl Service {
         Ok(())
     }
 
-    fn next_frame(&mut self) -> Result<super::frames::Frame> {
+    fn next_frame(&mut self) -> Result<Frame> {
         loop {
             if let Some(frame) = self.inbox.take()? {
                 return Ok(frame);
