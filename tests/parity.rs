@@ -12,7 +12,7 @@ macro_rules! cases {
 
 mod support;
 
-use ndarray::Ix1;
+use ndarray::{Array1, Ix1};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
 use nix::unistd::Pid;
 use phalanx::{Backend, Controller, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
@@ -439,7 +439,7 @@ fn results_that_were_taken_cost_no_memory() {
     let calls: u64 = if is_long() { 100_000 } else { 70_000 };
     let rounds = if is_long() { 10 } else { 6 };
     let mut tasks = Tasks::new();
-    let call = tasks.register("call", |(), x: u64| Ok(vec![x; 128])).unwrap();
+    let call = tasks.register("call", |(), x: u64| Ok(format!("{x:1024}"))).unwrap();
     for (backend, workers) in [(Backend::Serial, 0), (Backend::SharedMemory, 1)] {
         run(&queue(backend, workers), &tasks, |controller| {
             let mut had = Vec::new();
@@ -448,7 +448,7 @@ fn results_that_were_taken_cost_no_memory() {
                     let calls: Vec<_> =
                         (from..from + 1000).map(|x| controller.submit(&call, x)).collect::<Result<_>>()?;
                     for (x, call) in (from..).zip(calls) {
-                        assert_eq!(controller.get_result(&call)?, vec![x; 128]);
+                        assert_eq!(controller.get_result(&call)?, format!("{x:1024}"));
                     }
                 }
                 had.push(resident());
@@ -1508,23 +1508,26 @@ fn a_deadline_ends_a_group() {
 fn groups_exchange_long_values() {
     const LEN: usize = 2_000_000;
     let mut tasks = Tasks::new();
-    let call = tasks.register_collective("call", |(), comm, bytes: &Vec<u8>| {
-        let rank = comm.rank() as u8;
-        Ok(bytes.iter().map(|byte| byte.wrapping_add(rank)).collect::<Vec<u8>>())
+    let call = tasks.register_collective("call", |(), comm, (bytes, text): &(Array1<u8>, String)| {
+        let mut bytes = bytes.clone();
+        bytes[LEN / 2] = 250 + comm.rank() as u8;
+        Ok((bytes, text.clone()))
     });
     let call = call.unwrap();
-    let bytes: Vec<u8> = (0..LEN).map(|at| (at % 249) as u8).collect();
+    let bytes = Array1::from_iter((0..LEN).map(|at| (at % 249) as u8));
+    let text = "long".repeat(LEN / 4);
     for (backend, workers) in grouping() {
         for heap in [4 << 20, 1 << 10] {
             let queue = Queue { heap: Some(heap), ..queue(backend, workers) };
             run(&queue, &tasks, |controller| {
                 for _ in 0..2 {
-                    let call = controller.submit_call(&call, bytes.clone(), group(3))?;
+                    let call = controller.submit_call(&call, (bytes.clone(), text.clone()), group(3))?;
                     let results = controller.get_result(&call)?;
                     assert_eq!(results.len(), 3, "{backend} {workers} {heap}");
-                    for (rank, result) in (0..).zip(results) {
-                        let want = bytes.iter().map(|byte| byte.wrapping_add(rank));
-                        assert!(want.eq(result.iter().copied()), "{backend} {workers} {heap}: rank {rank}");
+                    for (rank, (mut back, same)) in (250..).zip(results) {
+                        assert_eq!(std::mem::replace(&mut back[LEN / 2], bytes[LEN / 2]), rank);
+                        let is_right = back.as_slice() == bytes.as_slice() && same == text;
+                        assert!(is_right, "{backend} {workers} {heap}: rank {}", rank - 250);
                     }
                 }
                 Ok(())
