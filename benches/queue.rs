@@ -1,18 +1,22 @@
 //! The cost of a call of the work queue beyond its function, with one forked worker: tiny calls, many at once and one by
-//! one; arrays of 64 MiB, beside the time of one copy of that size.
+//! one; arrays of 64 MiB, beside the time of one copy of that size. With `--figures MS`: the lines that tools/queues reads.
 #![allow(missing_docs, clippy::allow_attributes, reason = "a program")]
 
 use criterion::{Criterion, Throughput};
 use ndarray::{Array1, Ix1};
 use phalanx::{Lease, Queue, Result, Tasks};
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MANY: u64 = 10_000;
 /// Elements of 64 MiB.
 const LONG: usize = 8 << 20;
 
 fn main() -> Result<()> {
+    let mut args = std::env::args().skip_while(|arg| arg != "--figures").skip(1);
+    if let Some(budget) = args.next() {
+        return figures(Duration::from_millis(budget.parse().expect("milliseconds")));
+    }
     let mut criterion = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(200))
@@ -68,4 +72,76 @@ fn main() -> Result<()> {
     })?;
     criterion.final_summary();
     Ok(())
+}
+
+/// Prints `ours,OP,private,WHAT,1,BYTES,median in us,...` for each thing that is measured, each for this time.
+fn figures(budget: Duration) -> Result<()> {
+    let mut tasks = Tasks::new();
+    let nothing = tasks.register("nothing", |(), _: u64| Ok(()))?;
+    let made = tasks.register("made", |(), len: usize| Ok(Array1::from_elem(len, len as f64)))?;
+    let shared = tasks.register("shared", |(), len: usize| {
+        let mut lease = Lease::<f64, Ix1>::zeros(len)?;
+        lease.view_mut().fill(len as f64);
+        Ok(lease)
+    })?;
+    let handed = tasks.register("handed", |(), x: Lease<f64, Ix1>| Ok(x))?;
+    let (source, mut copy) = (vec![1.0; LONG], vec![0.0; LONG]);
+    Queue { workers: Some(1), ..Queue::default() }.run(&tasks, |controller| {
+        let many = timed(budget, || {
+            controller.submit_multiple(&nothing, 0..MANY, &[], false)?;
+            controller.as_completed().try_for_each(|call| call?.value::<()>())
+        })?;
+        show("tasks", "rate", 8, many.into_iter().map(|time| time / MANY as f64).collect());
+        let one = timed(budget, || {
+            let call = controller.submit(&nothing, 0)?;
+            controller.get_result(&call)
+        })?;
+        show("tasks", "round_trip", 8, one);
+        let back = timed(budget, || {
+            let call = controller.submit(&made, LONG)?;
+            black_box(controller.get_result(&call)?);
+            Ok(())
+        })?;
+        show("array", "back", 8 * LONG, back);
+        let back = timed(budget, || {
+            let call = controller.submit(&shared, LONG)?;
+            black_box(controller.get_result(&call)?.view()[LONG - 1]);
+            Ok(())
+        })?;
+        show("array", "shared", 8 * LONG, back);
+        let mut lease = Some(controller.alloc::<f64, _>(LONG)?);
+        let back = timed(budget, || {
+            let call = controller.submit(&handed, lease.take().expect("it came back"))?;
+            lease = Some(controller.get_result(&call)?);
+            Ok(())
+        })?;
+        show("array", "handed", 8 * LONG, back);
+        let copies = timed(budget, || {
+            copy.copy_from_slice(black_box(&source));
+            black_box(&copy);
+            Ok(())
+        })?;
+        show("array", "copy", 8 * LONG, copies);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Times of `step` in microseconds, after a warm-up.
+fn timed(budget: Duration, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    step()?;
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while times.len() < 3 || (begun.elapsed() < budget && times.len() < 1_000_000) {
+        let start = Instant::now();
+        step()?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
+}
+
+fn show(op: &str, what: &str, bytes: usize, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    let (low, middle, high) = (at(0.1), at(0.5), at(0.9));
+    println!("ours,{op},private,{what},1,{bytes},{middle:.3},{low:.3},{high:.3},{},0,0", times.len());
 }

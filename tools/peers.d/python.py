@@ -1,6 +1,6 @@
 """What users of Python have instead, measured like the rest: one contender a run, all that it can do.
 
-usage: [mpirun ...] python.py mpi4py|pool|futures|loky|ray|distwq SIDE --ranks P --bytes N[,N...] --budget-ms MS
+usage: [mpirun ...] python.py mpi4py|pool|futures|mpifutures|loky|ray|distwq SIDE --ranks P --bytes N[,N...] --budget-ms MS
 
 Prints side,op,class,variant,ranks,bytes,median_us,p10_us,p90_us,iterations,0,0 (a process of Python cannot see where it is).
 tasks: rate (one empty task of many), rate_batched (many in one message), round_trip (a single one); array: a task gives so many
@@ -74,6 +74,15 @@ def futures(chosen):
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(chosen.ranks) as workers:
+        batched = lambda f, xs: workers.map(f, xs, chunksize=max(1, len(xs) // (4 * chosen.ranks)))
+        pools(chosen, lambda f, x: workers.submit(f, x).result(), workers.map, batched)
+
+
+def mpifutures(chosen):
+    """Started by mpirun with -m mpi4py.futures: the first rank is here, the others work."""
+    from mpi4py.futures import MPIPoolExecutor
+
+    with MPIPoolExecutor() as workers:
         batched = lambda f, xs: workers.map(f, xs, chunksize=max(1, len(xs) // (4 * chosen.ranks)))
         pools(chosen, lambda f, x: workers.submit(f, x).result(), workers.map, batched)
 
@@ -177,7 +186,7 @@ def mpi4py(chosen):
 
 
 def main():
-    contenders = {f.__name__: f for f in (mpi4py, pool, futures, loky, ray, distwq)}
+    contenders = {f.__name__: f for f in (mpi4py, pool, futures, mpifutures, loky, ray, distwq)}
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("contender", choices=contenders)
     parser.add_argument("side")
