@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, Throughput};
 use ndarray::{Array1, Ix1};
-use phalanx::{Lease, Queue, Result, Tasks};
+use phalanx::{Lease, Queue, Result, Submit, Tasks};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,9 @@ const MANY: u64 = 10_000;
 const LONG: usize = 8 << 20;
 
 fn main() -> Result<()> {
+    if std::env::args().any(|arg| arg == "--groups") {
+        return groups();
+    }
     let mut args = std::env::args().skip_while(|arg| arg != "--figures").skip(1);
     if let Some(budget) = args.next() {
         return figures(Duration::from_millis(budget.parse().expect("milliseconds")));
@@ -71,6 +74,41 @@ fn main() -> Result<()> {
         Ok(())
     })?;
     criterion.final_summary();
+    Ok(())
+}
+
+/// Prints how well groups of 1, 2 and 4 ranks, which sleep, fill 8 workers: the time that they would take without a gap, by
+/// the time that they take.
+fn groups() -> Result<()> {
+    const SLEEP: Duration = Duration::from_millis(200);
+    const CALLS: u64 = 120;
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register_collective("sleep", |(), comm, (): &()| {
+        std::thread::sleep(SLEEP);
+        comm.barrier()?;
+        Ok(())
+    })?;
+    let size = |call: u64| [1, 2, 4][(phalanx::seed(1, call as usize) >> 20) as usize % 3];
+    let ranks: usize = (0..CALLS).map(size).sum();
+    // All that fits is begun at once: whole turns of 8 workers.
+    let bound = SLEEP * ranks.div_ceil(8) as u32;
+    Queue { workers: Some(8), ..Queue::default() }.run(&tasks, |controller| {
+        while controller.get_ready_worker()?.is_none() {}
+        let begun = Instant::now();
+        for call in 0..CALLS {
+            controller.submit_call(&sleep, (), Submit { ranks: size(call), ..Submit::default() })?;
+        }
+        for call in controller.as_completed() {
+            call?.value::<Vec<()>>()?;
+        }
+        let took = begun.elapsed();
+        let used = bound.as_secs_f64() / took.as_secs_f64();
+        println!(
+            "{CALLS} calls of 1, 2 and 4 ranks on 8 workers: {took:.2?}, the bound is {bound:.2?}: {:.1} %",
+            100.0 * used
+        );
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -28,6 +28,9 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
 const SHORT: usize = 4096;
 
+/// The number of calls among which one is looked for that fits while a group waits.
+const AHEAD_OF_GROUP: usize = 64;
+
 /// A hash of ids, which are numbers of our own or of the user's: nobody gains by choosing them badly.
 #[derive(Clone, Copy, Default)]
 struct Id(u64);
@@ -82,6 +85,8 @@ struct Entry {
     died: u32,
     /// The time that was expected of the call when a worker got it.
     expected: Duration,
+    /// How many calls have overtaken it while it waited for a group of workers.
+    overtaken: u32,
     /// Whether the leases in the message are the controller's: no worker of this node was given them.
     holds: bool,
     /// Whether nobody wants the result any more.
@@ -329,6 +334,7 @@ impl Calls {
             serial,
             died: 0,
             expected: Duration::ZERO,
+            overtaken: 0,
             holds: true,
             cancelled: false,
             client: None,
@@ -451,7 +457,7 @@ impl Calls {
         let &first = self.waiting.front()?;
         let entry = self.entry(first)?;
         if entry.asked.ranks > 1 {
-            return self.next_group(first, entry.asked.ranks);
+            return self.next_group(first, entry.asked.ranks).or_else(|| self.overtake(first));
         }
         let is_short = self.is_short(entry);
         let fits = |number: usize| {
@@ -484,9 +490,26 @@ impl Calls {
         self.workers[number].pinned.pop_front().map(|at| (number, at))
     }
 
-    /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands;
-    /// until then all others wait. The first of them makes the call, the others lend their processors.
-    fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
+    /// Returns the next call for which there are idle workers enough, past the first one, which a larger group is to make.
+    /// Only so many may overtake it: then all others wait until there are workers enough.
+    fn overtake(&mut self, first: At) -> Option<(usize, At)> {
+        let most = 2 * self.workers() as u32;
+        let entry = self.entry_mut(first).filter(|entry| entry.overtaken < most)?;
+        let wanted = entry.asked.ranks;
+        let fits = |(place, &at): (usize, &At)| {
+            let asked = self.entry(at)?.asked;
+            let idle = self.idle(asked.ranks)?;
+            (asked.ranks < wanted).then_some((place, at, idle))
+        };
+        let (place, at, group) =
+            self.waiting.iter().enumerate().skip(1).take(AHEAD_OF_GROUP).find_map(fits)?;
+        self.waiting.remove(place);
+        self.entry_mut(first).iter_mut().for_each(|entry| entry.overtaken += 1);
+        Some((self.lend(&group), at))
+    }
+
+    /// Returns so many workers of one node that have nothing in their hands.
+    fn idle(&self, ranks: usize) -> Option<Vec<usize>> {
         let idle = |&number: &usize| {
             let worker = &self.workers[number];
             self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
@@ -495,10 +518,21 @@ impl Calls {
         idle.sort_by_key(|&number| self.workers[number].seat.node);
         let node = |&number: &usize| self.workers[number].seat.node;
         let group = idle.chunk_by(|a, b| node(a) == node(b)).find(|idle| idle.len() >= ranks)?;
-        let group = group[..ranks].to_vec();
+        Some(group[..ranks].to_vec())
+    }
+
+    /// Lets all but the first of a group stand idle for it; returns the first.
+    fn lend(&mut self, group: &[usize]) -> usize {
         group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
+        group[0]
+    }
+
+    /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands. The
+    /// first of them makes the call, the others lend their processors.
+    fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
+        let group = self.idle(ranks)?;
         self.waiting.pop_front();
-        Some((group[0], at))
+        Some((self.lend(&group), at))
     }
 
     /// Notes that a worker has ended a call: its group, if it had one, is free again.
