@@ -113,7 +113,8 @@ fn fit(args: &Args, ranks: usize, backend: Backend) -> Result<Option<Fit>, Box<d
             let change = inverse.dot(&arr1(&sums[9..12]));
             (0..3).for_each(|at| parameters[at] += change[at]);
             let variance = sums[12] / f64::from(args.measurements - 3);
-            println!("step {step:>2} by {ranks} ranks: residual {:.6}, {parameters:.6?}", variance.sqrt());
+            let by = if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") };
+            println!("step {step:>2} by {by}: residual before {:.6}, then {parameters:.6?}", variance.sqrt());
             if change.iter().all(|change| change.abs() < 1e-12) {
                 let errors = [0, 1, 2].map(|at| (inverse[[at, at]] * variance).sqrt());
                 return Ok((parameters, errors));

@@ -140,7 +140,7 @@ pub enum Error {
     /// Threads are running where only a single-threaded process may fork.
     #[error(
         "{operation}: this process runs other threads ({threads}); a fork would copy their locks but not them. \
-         Make this call before threads are started, use a back end that does not fork (`Backend::Threads` or, for sweeps, \
+         Make this call before threads are started, use a back end that does not fork (`Backend::Threads` or, for sweeps and queues, \
          `Backend::Serial`), or set `allow_threads` if the threads hold no lock"
     )]
     Threads {
@@ -203,7 +203,7 @@ pub enum Error {
         text: String,
     },
     /// A call of a work queue has no result.
-    #[error("call {id} of {function} failed on worker {worker}: {text}")]
+    #[error("call {id} of {function} failed{}: {text}", on_worker(*worker))]
     Call {
         /// The name of the function.
         function: String,
@@ -249,6 +249,11 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// Returns where a call has failed, if a worker had it.
+fn on_worker(worker: usize) -> String {
+    if worker == 0 { String::new() } else { format!(" on worker {worker}") }
 }
 
 impl Error {

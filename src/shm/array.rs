@@ -94,8 +94,9 @@ pub(crate) fn alloc(len: usize, align: usize, fill: Fill) -> Result<Block> {
 impl<T: Element, D: Dimension> Lease<T, D> {
     /// Makes a zeroed array of `shape` where no communicator is at hand: a worker of
     /// [`ParallelManager::scatter`](crate::ParallelManager::scatter) returns it from `do_execute`, and the
-    /// caller reads it in place. (A rank of [`launch`](crate::launch()) calls
-    /// [`Comm::alloc`](crate::Comm::alloc) instead: arrays made here cannot leave the rank.)
+    /// caller reads it in place, and so does a worker of a [`Queue`](crate::Queue) in the result of a call. (A rank of
+    /// [`launch`](crate::launch()) calls [`Comm::alloc`](crate::Comm::alloc) instead, the controller of a queue
+    /// [`Controller::alloc`](crate::Controller::alloc): arrays made here cannot leave them.)
     ///
     /// # Errors
     /// If the shape overflows, or there is no room.
@@ -225,7 +226,7 @@ impl<T: Element, D: Dimension> Serialize for Lease<T, D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let enlisted = enlist(&self.block, TypeTag::of::<T>().identity);
         let number = enlisted.ok_or_else(|| {
-            ser::Error::custom(refuse("a Lease can be carried once, in the result of a body of its own world; use send for messages"))
+            ser::Error::custom(refuse("a Lease can be carried once, in the result of a body of its own world (use send for messages), or in an argument of a queue whose controller has made it (alloc, copy_of), or in the result of its call"))
         })?;
         (number, self.dim.slice()).serialize(serializer)
     }

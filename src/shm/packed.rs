@@ -115,13 +115,14 @@ pub(super) fn delist(number: u64) -> Option<(Arc<Segment>, Descriptor)> {
 
 /// Runs `f` with a manifest; returns its value and the manifest afterwards. If a lease was refused, that is
 /// the error.
-fn with_manifest<T, R>(
+fn with_manifest<R>(
     manifest: Manifest,
+    refusal: &dyn Fn(Why) -> Error,
     f: impl FnOnce() -> std::result::Result<R, Why>,
 ) -> Result<(R, Manifest)> {
     let (mut f, mut value) = (Some(f), None);
     let mut run = || f.take().map_or(Ok(()), |f| f().map(|made| value = Some(made)));
-    let manifest = run_with(manifest, &mut run, &object::refusal::<T>)?;
+    let manifest = run_with(manifest, &mut run, refusal)?;
     let value = value.ok_or(Error::Corrupt { what: "the manifest of a result" })?;
     Ok((value, manifest))
 }
@@ -201,7 +202,7 @@ impl<'a> Packed<'a> {
             return Ok(Packed { bytes: bytes.into(), start, spilled: None, leases: Vec::new() });
         }
         let write = || object::write_behind(head, value);
-        let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(segment), write)?;
+        let (bytes, manifest) = with_manifest(Manifest::to_write(segment), &object::refusal::<T>, write)?;
         if manifest.leases.is_empty() {
             object::arrival::<T>(&bytes[start..])?;
         }
@@ -229,14 +230,15 @@ impl<'a> Packed<'a> {
         self.spilled.as_ref().map_or(&self.bytes[self.start..], |(block, _)| block.bytes())
     }
 
-    /// Returns the value.
-    pub(crate) fn unpack<T: DeserializeOwned>(mut self) -> Result<T> {
+    /// Returns the value; `what` says in an error which one that is.
+    pub(crate) fn unpack<T: DeserializeOwned>(mut self, what: &dyn Fn() -> String) -> Result<T> {
+        let misread = |why| object::misread::<T>(&what(), &why);
         let leases = std::mem::take(&mut self.leases);
         let read = || object::read(self.value());
         if leases.is_empty() {
-            return read().map_err(object::refusal::<T>);
+            return read().map_err(misread);
         }
-        let (value, manifest) = with_manifest::<T, _>(Manifest::to_read(leases), read)?;
+        let (value, manifest) = with_manifest(Manifest::to_read(leases), &misread, read)?;
         self.leases = manifest.leases;
         Ok(value)
     }
@@ -407,7 +409,7 @@ fn pack_with<T: Serialize + DeserializeOwned>(
     copies: Option<&RefCell<Heap>>,
 ) -> Result<(Vec<u8>, Option<T>)> {
     let manifest = Manifest { copying: copies.is_some(), ..Manifest::to_write(Some(segment)) };
-    let (bytes, manifest) = with_manifest::<T, _>(manifest, || object::write(value))?;
+    let (bytes, manifest) = with_manifest(manifest, &object::refusal::<T>, || object::write(value))?;
     let arrived = if manifest.leases.is_empty() { Some(object::arrival(&bytes)?) } else { None };
     Ok((with_leases(bytes, manifest, segment, copies)?, arrived))
 }
@@ -444,12 +446,13 @@ fn append_places(bytes: &mut Vec<u8>, places: &[Descriptor]) -> Result<()> {
 /// # Errors
 /// As [`pack`].
 pub(crate) fn carried<T: Serialize + DeserializeOwned>(value: T) -> Result<T> {
-    let (bytes, manifest) = with_manifest::<T, _>(Manifest::to_write(None), || object::write(&value))?;
+    let (bytes, manifest) =
+        with_manifest(Manifest::to_write(None), &object::refusal::<T>, || object::write(&value))?;
     if manifest.leases.is_empty() {
         return object::arrival(&bytes);
     }
     let leases = Manifest::to_read(manifest.leases);
-    Ok(with_manifest::<T, _>(leases, || object::read(&bytes))?.0)
+    Ok(with_manifest(leases, &object::refusal::<T>, || object::read(&bytes))?.0)
 }
 
 /// Returns where a packed value ends, and its leases.
@@ -509,5 +512,5 @@ fn leave(heap: &RefCell<Heap>, bytes: &[u8]) -> Result<(usize, usize)> {
 
 /// Returns the value that was packed, with its leases taken up.
 pub(crate) fn unpack<T: DeserializeOwned>(segment: &Arc<Segment>, bytes: &[u8]) -> Result<T> {
-    Packed::take(bytes.into(), 0, segment)?.unpack()
+    Packed::take(bytes.into(), 0, segment)?.unpack(&|| "a result".to_owned())
 }

@@ -45,6 +45,11 @@ fn refused(name: &str, why: &dyn fmt::Display) -> Error {
     Error::other(format!("a value of type {name} cannot travel between ranks: {why}"))
 }
 
+/// Returns the error for a value that is of another type than `T`: `what` says which value that is.
+pub(crate) fn misread<T>(what: &str, why: &Why) -> Error {
+    Error::other(format!("{what} is no {}: {why}", type_name::<T>()))
+}
+
 /// Writes a value as [`write()`] does; the error names the type.
 fn written<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     write(value).map_err(|why| refused(type_name::<T>(), &format!("its Serialize says: {why}")))
@@ -179,6 +184,12 @@ mod tests {
             // Read by a type that hides the array, and the other way around.
             assert_eq!(read::<Hidden<Array1<f64>>>(&write(&flat).unwrap()).unwrap().0, flat);
             assert_eq!(read::<Array1<f64>>(&write(&Hidden(flat.clone())).unwrap()).unwrap(), flat);
+            let plain: Vec<u32> = (0..len as u32).collect();
+            assert_eq!(write(&plain).unwrap(), write(&Hidden(&plain)).unwrap(), "{len}");
+            let both = (plain.clone(), vec![7u8; len], Some(vec![0.5f32; len]));
+            assert_eq!(read::<(Vec<u32>, Vec<u8>, Option<Vec<f32>>)>(&write(&both).unwrap()).unwrap(), both);
+            assert_eq!(read::<Hidden<Vec<u32>>>(&write(&plain).unwrap()).unwrap().0, plain);
+            assert_eq!(read::<Vec<u32>>(&write(&Hidden(plain.clone())).unwrap()).unwrap(), plain);
             // Not in standard order, and of another element type or dimension.
             let turned = wide.clone().reversed_axes();
             assert_eq!(read::<Array2<u8>>(&write(&turned).unwrap()).unwrap(), turned);
@@ -189,6 +200,50 @@ mod tests {
             }
             assert!(read::<Array2<f64>>(&write(&flat).unwrap()).is_err(), "{len}");
         }
+    }
+
+    /// Reads a list in its own way.
+    #[derive(Debug, PartialEq, Serialize)]
+    struct Backwards(Vec<f64>);
+
+    impl<'de> Deserialize<'de> for Backwards {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Vec<f64>;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a list")
+                }
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                    self,
+                    mut list: A,
+                ) -> std::result::Result<Vec<f64>, A::Error> {
+                    let mut found = Vec::new();
+                    while let Some(value) = list.next_element()? {
+                        found.insert(0, value);
+                    }
+                    Ok(found)
+                }
+            }
+            deserializer.deserialize_seq(Visitor).map(Backwards)
+        }
+    }
+
+    #[test]
+    fn a_type_that_reads_lists_in_its_own_way_does() {
+        let list: Vec<f64> = (0..1000).map(f64::from).collect();
+        let read: Backwards = read(&write(&Backwards(list.clone())).unwrap()).unwrap();
+        assert!(read.0.iter().rev().eq(list.iter()));
+    }
+
+    /// The names by which visitors are known are those of this serde and this ndarray.
+    #[test]
+    fn arrays_are_read_in_one_piece() {
+        let (array, list) = (ndarray::Array1::from_elem(1000, 1.5), vec![7u8; 1000]);
+        let bytes = write(&(array.clone(), list.clone())).unwrap();
+        arrays::TAKEN.set(0);
+        assert_eq!(read::<(ndarray::Array1<f64>, Vec<u8>)>(&bytes).unwrap(), (array, list));
+        assert_eq!(arrays::TAKEN.get(), 2);
     }
 
     #[test]

@@ -151,13 +151,28 @@ impl<'de> Reader<'de> {
         key(self, "dim")?;
         let shape = Vec::<usize>::deserialize(&mut *self).ok()?;
         key(self, "data")?;
-        let Ok(Token::Seq(count)) = self.token() else { return None };
+        let (count, bytes) = self.list_of(kind, size)?;
         let elements = shape.iter().try_fold(1usize, |product, &axis| product.checked_mul(axis));
-        (elements == Some(count) && axes.is_none_or(|axes| axes == shape.len())).then_some(())?;
+        (elements == Some(count) && axes.is_none_or(|axes| axes == shape.len())).then_some((shape, bytes))
+    }
+
+    /// Reads a list that is one run; returns the number of its scalars, and their bytes. `None`: as above.
+    fn list_of(&mut self, kind: u8, size: usize) -> Option<(usize, &'de [u8])> {
+        let Ok(Token::Seq(count)) = self.token() else { return None };
         self.accept(kind | RUN).then_some(())?;
         self.count().ok().filter(|&run| run == count)?;
-        let bytes = self.take(count.checked_mul(size)?).ok()?;
-        Some((shape, bytes))
+        Some((count, self.take(count.checked_mul(size)?).ok()?))
+    }
+
+    /// Reads something by `read`; if that gives nothing, nothing is read.
+    fn attempt<R>(&mut self, read: impl FnOnce(&mut Self) -> Option<R>) -> Option<R> {
+        let (rest, before, left, names) = (self.rest, self.kind, self.left, self.names.len());
+        let found = read(self);
+        if found.is_none() {
+            (self.rest, self.kind, self.left) = (rest, before, left);
+            self.names.truncate(names);
+        }
+        found
     }
 
     /// Returns a digest of the next value that does not depend on the order of elements; with `lists` it
@@ -202,13 +217,11 @@ impl<'de> Reader<'de> {
 
 impl Runs for Reader<'_> {
     fn run(&mut self, axes: Option<usize>, kind: u8, size: usize) -> Option<(Vec<usize>, &[u8])> {
-        let (rest, before, left, names) = (self.rest, self.kind, self.left, self.names.len());
-        let found = self.shape_and_run(axes, kind, size);
-        if found.is_none() {
-            (self.rest, self.kind, self.left) = (rest, before, left);
-            self.names.truncate(names);
-        }
-        found
+        self.attempt(|reader| reader.shape_and_run(axes, kind, size))
+    }
+
+    fn list(&mut self, kind: u8, size: usize) -> Option<&[u8]> {
+        self.attempt(|reader| reader.list_of(kind, size)).map(|(_, bytes)| bytes)
     }
 }
 
@@ -339,13 +352,19 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     #[inline]
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        let array = if arrays::is_their_own::<V>() { arrays::read(self) } else { None };
+        array.map_or_else(|| self.deserialize_any(visitor), Ok)
+    }
+
+    #[inline]
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         name: &'static str,
         _: &'static [&'static str],
         visitor: V,
     ) -> Read<V::Value> {
-        let array = if name == "Array" { arrays::read(self) } else { None };
+        let array = if name == "Array" && arrays::is_their_own::<V>() { arrays::read(self) } else { None };
         array.map_or_else(|| self.deserialize_any(visitor), Ok)
     }
 
@@ -384,7 +403,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i128 u16 u128 char str string bytes byte_buf seq tuple tuple_struct map
+        bool i8 i16 i128 u16 u128 char str string bytes byte_buf tuple tuple_struct map
         identifier ignored_any
     }
 }

@@ -126,19 +126,26 @@ impl Writer {
     #[inline]
     fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Done {
         match arrays::parts(value) {
-            Some((parts, shape)) => self.array(&parts, shape),
+            Some(parts) => self.array(&parts),
             None => value.serialize(self),
         }
     }
 
     /// Writes what the `Serialize` of an array with these parts writes.
-    fn array(&mut self, Parts { kind, count, bytes }: &Parts<'_>, shape: &[usize]) -> Done {
+    fn array(&mut self, parts: &Parts<'_>) -> Done {
+        let Some(shape) = parts.shape else { return self.run_of(parts) };
         let mut many = self.many(MAP, 3)?;
         many.field("v", &arrays::VERSION)?;
         many.field("dim", shape)?;
         many.writer.name("data");
         many.count += 1;
-        let mut data = many.writer.many(SEQ, *count)?;
+        many.writer.run_of(parts)?;
+        many.close()
+    }
+
+    /// Writes a list of scalars.
+    fn run_of(&mut self, Parts { kind, count, bytes, .. }: &Parts<'_>) -> Done {
+        let mut data = self.many(SEQ, *count)?;
         data.count = *count;
         data.writer.head(kind | RUN);
         data.writer.count(*count);
@@ -149,8 +156,7 @@ impl Writer {
             *written = roomy;
         }
         written.extend_from_slice(bytes);
-        data.close()?;
-        many.close()
+        data.close()
     }
 
     fn blob(&mut self, kind: u8, bytes: &[u8]) {

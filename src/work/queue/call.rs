@@ -119,7 +119,8 @@ impl Finished {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn value<R: DeserializeOwned>(self) -> Result<R> {
-        self.ended?.unpack()
+        let id = self.id;
+        self.ended?.unpack(&|| format!("the result of call {id}"))
     }
 }
 

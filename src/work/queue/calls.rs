@@ -22,8 +22,34 @@ use std::time::{Duration, Instant};
 /// worker may be free earlier.
 const AHEAD: Duration = Duration::from_millis(1);
 
-/// The time that is expected of a call of a function of which none has ended.
-const LONG: Duration = Duration::from_secs(3600);
+/// What is expected of the calls of a function: time in units of their estimates. A longer call raises it at once, shorter
+/// ones lower it by and by.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    /// The number of calls that have ended.
+    seen: u32,
+    seconds: f64,
+}
+
+impl Pace {
+    /// As long as so few calls have ended, the others may take any time.
+    const FEW: u32 = 8;
+
+    fn add(&mut self, time: Duration, estimate: f64) {
+        let seconds = time.as_secs_f64() / estimate;
+        self.seconds = seconds.max((7.0 * self.seconds + seconds) / 8.0);
+        self.seen = self.seen.saturating_add(1);
+    }
+
+    fn is_known(&self) -> bool {
+        self.seen >= Pace::FEW
+    }
+
+    fn expected(&self, estimate: f64) -> Duration {
+        let seconds = if self.is_known() { self.seconds * estimate } else { 3600.0 };
+        Duration::from_secs_f64(seconds.min(3600.0))
+    }
+}
 
 /// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
 const SHORT: usize = 4096;
@@ -197,8 +223,8 @@ pub(super) struct Calls {
     pub(super) memory: Option<Arc<Segment>>,
     /// The statistics of the calls.
     stats: QueueStats,
-    /// The time of a call of each function, as it is expected: a moving mean. `None`: none has ended.
-    means: Vec<Option<Duration>>,
+    /// What is expected of the calls of each function.
+    paces: Vec<Pace>,
     /// After this time no call is begun.
     end: Option<Instant>,
 }
@@ -208,7 +234,7 @@ impl Calls {
     pub(super) fn new(table: &dyn Table, seats: &[Seat], rules: Rules) -> Calls {
         let names: Vec<String> = table.names().into_iter().map(str::to_owned).collect();
         let attempts = (0..names.len()).map(|function| table.attempts(function)).collect();
-        let means = vec![None; names.len()];
+        let paces = vec![Pace::default(); names.len()];
         Calls {
             collective: (0..names.len()).map(|function| table.is_collective(function)).collect(),
             names,
@@ -231,7 +257,7 @@ impl Calls {
             workers: seats.iter().map(|&seat| Worker::new(seat)).collect(),
             memory: None,
             stats: QueueStats::default(),
-            means,
+            paces,
             end: rules.time.and_then(|limit| Instant::now().checked_add(limit)),
         }
     }
@@ -272,17 +298,17 @@ impl Calls {
     /// Checks the options of a call.
     pub(super) fn check(&self, asked: Asked) -> Result<()> {
         let Asked { function, estimate, id, pinned, preferred, deadline, ranks } = asked;
-        let most = self.largest_group();
-        if !(1..=most).contains(&ranks) {
-            let problem = format!(
-                "a group of {ranks} ranks; groups have 1 to {most} here: all of them are on one node"
-            );
-            return Err(Error::option("submit", problem));
-        }
         if ranks > 1 && !self.collective[function] {
             let problem = format!(
                 "{:?} is called by one process; register it with `register_collective`",
                 self.names[function]
+            );
+            return Err(Error::option("submit", problem));
+        }
+        let most = self.largest_group();
+        if !(1..=most).contains(&ranks) {
+            let problem = format!(
+                "a group of {ranks} ranks; groups have 1 to {most} here, as many as their node has workers: ask for more by `Queue::workers`"
             );
             return Err(Error::option("submit", problem));
         }
@@ -395,6 +421,9 @@ impl Calls {
         let Some(worker) = self.workers.get(number) else {
             return Err(Error::option("data", self.no_worker(number)));
         };
+        if let Some(why) = &worker.given_up {
+            return Err(Error::option("data", format!("worker {number} has given up: {why}")));
+        }
         Ok(worker.data.as_deref().map(|data| Packed::without_leases(data, HEAD)))
     }
 
@@ -473,7 +502,7 @@ impl Calls {
     /// Returns whether a call may be given to a worker in advance: its message fits into the link, so that nobody waits; and
     /// it does not last, as another worker may be free earlier.
     fn is_short(&self, entry: &Entry) -> bool {
-        entry.message.len() <= SHORT && self.means[entry.asked.function].is_some()
+        entry.message.len() <= SHORT && self.paces[entry.asked.function].is_known()
     }
 
     /// Returns the next call of those that only one worker may make.
@@ -557,7 +586,7 @@ impl Calls {
         let worker = &mut self.workers[number];
         worker.hands.push_back(at);
         worker.ahead += entry.asked.estimate;
-        entry.expected = self.means[entry.asked.function].unwrap_or(LONG);
+        entry.expected = self.paces[entry.asked.function].expected(entry.asked.estimate);
         worker.soon += entry.expected;
         entry.holds = !worker.seat.shares;
         if self.rules.verbose {
@@ -660,6 +689,10 @@ impl Calls {
     fn tell(&self, at: At, ended: &Ended) {
         let last = self.stats.calls.last();
         match (ended, self.entry(at)) {
+            (_, Some(entry)) if entry.cancelled => {
+                let (id, name) = (entry.id, &self.names[entry.asked.function]);
+                say(&format!("call {id} of {name} was cancelled"));
+            }
             (Err(error), _) => say(&error.to_string()),
             (Ok(_), Some(entry)) => {
                 let (id, name) = (entry.id, &self.names[entry.asked.function]);
@@ -675,8 +708,7 @@ impl Calls {
     fn count(&mut self, at: At, number: usize, time: Duration) {
         let Some(entry) = self.entry(at) else { return };
         let (id, expected, Asked { estimate, function, .. }) = (entry.id, entry.expected, entry.asked);
-        let mean = &mut self.means[function];
-        *mean = Some(mean.map_or(time, |mean| (mean * 7 + time) / 8));
+        self.paces[function].add(time, estimate);
         let worker = &mut self.workers[number];
         worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
         worker.soon = worker.soon.saturating_sub(expected);
@@ -697,6 +729,10 @@ impl Calls {
         self.entry(at).iter().for_each(|entry| self.end_arrays(entry));
         if self.rules.verbose {
             self.tell(at, &ended);
+        }
+        match self.entry(at) {
+            Some(entry) if entry.cancelled => {}
+            _ => self.stats.failed += u64::from(ended.is_err()),
         }
         let Some(entry) = self.entry_mut(at) else { return };
         if entry.cancelled {
@@ -894,6 +930,8 @@ impl Calls {
             return (false, None);
         };
         entry.cancelled = true;
+        self.stats.cancelled += 1;
+        let Some(entry) = self.entry_mut(at) else { return (false, None) };
         let pinned = entry.asked.pinned;
         self.cancelled += 1;
         let queue = self.queue(pinned);
@@ -918,8 +956,9 @@ impl Calls {
 
     pub(super) fn stats(&self) -> QueueStats {
         let mut stats = self.stats.clone();
-        stats.workers = self.workers.iter().map(|worker| worker.stats).collect();
-        stats.not_taken = self.known.len();
+        let of = |worker: &Worker| QueueWorkerStats { given_up: worker.given_up.is_some(), ..worker.stats };
+        stats.workers = self.workers.iter().map(of).collect();
+        stats.not_taken = self.known.len() - self.cancelled;
         stats
     }
 }

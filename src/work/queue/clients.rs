@@ -4,8 +4,9 @@ use super::frames::{Files, Frame, Inbox, Kind, TOKEN, frame, token, write_token}
 use crate::error::{Error, Result};
 use crate::os::process;
 use std::collections::VecDeque;
-use std::fs::{File, remove_file};
+use std::fs::{File, Metadata, remove_file};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -64,12 +65,20 @@ impl Clients {
         let files = Files::of(name, "publish")?;
         let failed =
             |what: &str, error: &std::io::Error| Error::option("publish", format!("{what}: {error}"));
-        let lock = File::options().create(true).truncate(false).write(true).open(&files.lock);
-        let lock = lock.map_err(|error| failed("the lock of the service", &error))?;
-        if lock.try_lock().is_err() {
-            let problem = format!("a service {name:?} is running: choose another name, or end that program");
-            return Err(Error::option("publish", problem));
-        }
+        let lock = loop {
+            let lock = File::options().create(true).truncate(false).write(true).open(&files.lock);
+            let lock = lock.map_err(|error| failed("the lock of the service", &error))?;
+            if lock.try_lock().is_err() {
+                let problem =
+                    format!("a service {name:?} is running: choose another name, or end that program");
+                return Err(Error::option("publish", problem));
+            }
+            // Another program may have removed it in between.
+            let inode = |found: std::io::Result<Metadata>| found.ok().map(|found| found.ino());
+            if inode(lock.metadata()) == inode(std::fs::metadata(&files.lock)) {
+                break lock;
+            }
+        };
         // What a program has left that was killed.
         for path in [&files.socket, &files.token] {
             match remove_file(path) {
@@ -256,7 +265,8 @@ impl Drop for Clients {
             self.flush();
             let _ = remove_file(&self.files.socket);
             let _ = remove_file(&self.files.token);
-            // The lock's file stays: another program may hold it already.
+            // It is held until this is over.
+            let _ = remove_file(&self.files.lock);
         }
     }
 }

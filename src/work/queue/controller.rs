@@ -16,7 +16,7 @@ use crate::work::queue::clients::{Clients, Request};
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, Hand, foreign};
 use crate::work::queue::worker::{self, clean_up, ready};
-use ndarray::{Dimension, IntoDimension};
+use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use std::fmt;
@@ -169,6 +169,34 @@ impl<'q> Controller<'q> {
         Ok(Lease::new(heap.alloc(byte_len::<T, D>(&dim)?, align_of::<T>(), Fill::Zero)?, dim))
     }
 
+    /// Copies an array into the memory that the controller shares with the workers: as a part of an argument it travels
+    /// without a further copy.
+    ///
+    /// # Errors
+    /// If there is no room.
+    ///
+    /// ```
+    /// use ndarray::{Ix1, arr1};
+    /// use phalanx::{Lease, Queue, Tasks};
+    /// let mut tasks = Tasks::new();
+    /// let sum = tasks.register("sum", |(), x: Lease<f64, Ix1>| Ok(x.view().sum()))?;
+    /// let total = Queue::default().run(&tasks, |controller| {
+    ///     let x = controller.copy_of(&arr1(&[1.0, 2.0, 3.0]))?;
+    ///     let call = controller.submit(&sum, x)?;
+    ///     controller.get_result(&call)
+    /// })?;
+    /// assert_eq!(total, Some(6.0));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn copy_of<T: Element, S: Data<Elem = T>, D: Dimension>(
+        &mut self,
+        array: &ArrayBase<S, D>,
+    ) -> Result<Lease<T, D>> {
+        let mut lease = self.alloc(array.raw_dim())?;
+        lease.view_mut().assign(array);
+        Ok(lease)
+    }
+
     /// Submits a call of `function` with this argument; returns at once.
     ///
     /// # Errors
@@ -224,7 +252,8 @@ impl<'q> Controller<'q> {
         self.send(function.at, (&argument, function.plain), options)
     }
 
-    /// Submits a call of a function by its name: the argument must be of the type that the function takes.
+    /// Submits a call of a function by its name: the argument must be of the type that the function takes (a number may be of
+    /// another type, if it fits).
     ///
     /// # Errors
     /// As [`Controller::submit_call`]; if there is no function of this name (the error lists those that there are).
@@ -591,7 +620,7 @@ impl<'q> Controller<'q> {
     pub fn get_result<R: DeserializeOwned>(&mut self, call: &Call<R>) -> Result<R> {
         self.wait_for((call.id, call.serial))?;
         let ended = self.calls.take(call.id).ok_or(Error::Corrupt { what: "the calls of a queue" })?;
-        ended?.unpack()
+        ended?.unpack(&|| format!("the result of call {}", call.id))
     }
 
     /// Returns the result that has come first of those that were not taken, waiting for it if need be; `None` if
@@ -756,7 +785,7 @@ impl<'q> Controller<'q> {
         })
     }
 
-    /// Prints the statistics of the queue so far, as text.
+    /// Prints the statistics of the queue so far, as text, on standard output.
     ///
     /// ```
     /// phalanx::Queue::default().run(&phalanx::Tasks::new(), |controller| Ok(controller.info()))?;
@@ -784,22 +813,40 @@ impl<'q> Controller<'q> {
         Ok(self.calls.ready())
     }
 
+    /// Waits for a worker that has no call; returns it as [`Controller::get_ready_worker`] does.
+    ///
+    /// # Errors
+    /// As [`Controller::process`].
+    ///
+    /// ```
+    /// let queue = phalanx::Queue { workers: Some(2), ..Default::default() };
+    /// queue.run(&phalanx::Tasks::new(), |controller| {
+    ///     assert!(controller.wait_for_ready_worker()? <= 2);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn wait_for_ready_worker(&mut self) -> Result<usize> {
+        loop {
+            if let Some(worker) = self.get_ready_worker()? {
+                return Ok(worker);
+            }
+            self.advance(None)?;
+        }
+    }
+
     /// Returns the data of a worker, which its [set-up](crate::Tasks::set_up) has returned; `None` if the worker is not
     /// ready. Number 0 is the controller, if it makes the calls itself.
     ///
     /// # Errors
-    /// If there is no such worker, or its data are of another type.
+    /// If there is no such worker, it has given up, or its data are of another type.
     ///
     /// ```
     /// let mut tasks = phalanx::Tasks::new();
     /// tasks.set_up(|(), worker| Ok(worker * worker));
     /// let queue = phalanx::Queue { workers: Some(2), ..Default::default() };
     /// queue.run(&tasks, |controller| {
-    ///     let worker = loop {
-    ///         if let Some(worker) = controller.get_ready_worker()? {
-    ///             break worker;
-    ///         }
-    ///     };
+    ///     let worker = controller.wait_for_ready_worker()?;
     ///     assert_eq!(controller.data(worker)?, Some(worker * worker));
     ///     Ok(())
     /// })?;
@@ -814,7 +861,7 @@ impl<'q> Controller<'q> {
             }
             _ => self.calls.data(worker)?,
         };
-        packed.map(Packed::unpack).transpose()
+        packed.map(|packed| packed.unpack(&|| format!("the data of worker {worker}"))).transpose()
     }
 
     /// Cancels a call: its result will never be there. If a forked worker is at it, that worker is killed, within a fifth

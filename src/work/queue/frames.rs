@@ -60,15 +60,12 @@ impl Files {
         Ok(Files { socket: file("sock"), token: file("token"), lock: file("lock") })
     }
 
-    /// Returns the names of services in the user's directory.
+    /// Returns the names of services in the user's directory whose programs live.
     pub(super) fn names(&self) -> Vec<String> {
         let entries = self.socket.parent().and_then(|directory| std::fs::read_dir(directory).ok());
-        let names = entries
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_owned()));
-        names.collect()
+        let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let live = paths.filter(|path| UnixStream::connect(path).is_ok());
+        live.filter_map(|path| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned())).collect()
     }
 }
 

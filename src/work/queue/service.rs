@@ -205,7 +205,8 @@ impl Service {
     pub fn get_result<R: DeserializeOwned>(&mut self, call: &ServiceCall<R>) -> Result<R> {
         loop {
             if let Some(answer) = self.answers.remove(&call.id) {
-                return object::read(&answer?).map_err(object::refusal::<R>);
+                return object::read(&answer?)
+                    .map_err(|why| object::misread::<R>(&format!("the result of call {}", call.id), &why));
             }
             if !self.waiting.contains_key(&call.id) {
                 let problem = format!("there is no call {}: its result was taken already", call.id);

@@ -42,6 +42,8 @@ pub struct QueueWorkerStats {
     pub estimate: f64,
     /// The number of processes that died.
     pub died: u32,
+    /// Whether it does no more: it could not be set up, or its processes have died one after the other.
+    pub given_up: bool,
 }
 
 /// The statistics of a queue: see [`Controller::stats`](crate::Controller::stats).
@@ -53,6 +55,10 @@ pub struct QueueStats {
     pub calls: Vec<CallStats>,
     /// The work of each worker, by its number; number 0 is the controller.
     pub workers: Vec<QueueWorkerStats>,
+    /// The number of calls that have failed, those that no worker has made among them.
+    pub failed: u64,
+    /// The number of calls that were cancelled.
+    pub cancelled: u64,
     /// The number of calls whose results were not taken yet.
     pub not_taken: usize,
     times: Moments,
@@ -81,6 +87,8 @@ impl fmt::Display for QueueStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Moments { count, mean, .. } = self.times;
         writeln!(f, "calls made                   {count}")?;
+        writeln!(f, "calls that failed            {}", self.failed)?;
+        writeln!(f, "calls cancelled              {}", self.cancelled)?;
         writeln!(f, "results not taken            {}", self.not_taken)?;
         writeln!(f, "time in calls                {:.3} s", mean * count as f64)?;
         writeln!(
@@ -88,14 +96,23 @@ impl fmt::Display for QueueStats {
             "time per call                {mean:.6} s, standard deviation {:.6} s",
             self.times.deviation()
         )?;
-        writeln!(f, "variation of time / estimate {:.3}", self.quotients.variation())?;
-        let workers = self.workers.iter().enumerate().filter(|(_, worker)| worker.calls > 0);
+        writeln!(
+            f,
+            "variation of time / estimate {:.3} (standard deviation / mean; 0: estimates are exact)",
+            self.quotients.variation()
+        )?;
+        let workers = self
+            .workers
+            .iter()
+            .enumerate()
+            .filter(|(_, worker)| worker.calls > 0 || worker.died > 0 || worker.given_up);
         for (number, worker) in workers {
-            let QueueWorkerStats { calls, time, estimate, died } = worker;
+            let QueueWorkerStats { calls, time, estimate, died, given_up } = worker;
+            let end = if *given_up { "; it has given up" } else { "" };
             let name = if number == 0 { "controller".to_owned() } else { format!("worker {number}") };
             writeln!(
                 f,
-                "{name:<28} {calls} calls in {:.3} s, estimated {estimate}; {died} died",
+                "{name:<28} {calls} calls in {:.3} s, estimated {estimate:.3}; {died} died{end}",
                 time.as_secs_f64()
             )?;
         }

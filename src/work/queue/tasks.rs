@@ -29,7 +29,8 @@ pub(super) fn head() -> Vec<u8> {
 }
 
 /// A function with the types of its argument and result taken away.
-type Erased<'f, S> = dyn Fn(&mut S, Packed<'_>, Memory<'_>, usize) -> Result<Packed<'static>> + Sync + 'f;
+type Erased<'f, S> =
+    dyn Fn(&mut S, Packed<'_>, Memory<'_>, (usize, u32)) -> Result<Packed<'static>> + Sync + 'f;
 
 /// What a worker does before its first call, and after its last.
 type SetUp<'f, S> = dyn Fn(&mut S, usize) -> Result<Packed<'static>> + Sync + 'f;
@@ -273,10 +274,25 @@ impl<'f, S> Tasks<'f, S> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned + 'static,
     {
-        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, ranks| {
-            let (argument, state) = (argument.unpack::<A>()?, RefCell::new(state));
+        let call = move |state: &mut S,
+                         argument: Packed<'_>,
+                         memory: Memory<'_>,
+                         (ranks, attempts): (usize, u32)| {
+            let (argument, state) = (argument.unpack::<A>(&argument_of)?, RefCell::new(state));
             let group = Launch { ranks: Some(ranks), backend: Backend::SharedMemory, ..Launch::default() };
-            let results = group.fork(|comm| Ok(function(&mut state.borrow_mut(), comm, &argument)?))?;
+            let body = |comm: &mut Comm<'_>| Ok(function(&mut state.borrow_mut(), comm, &argument)?);
+            let mut results = group.fork(body);
+            for _ in 1..attempts {
+                if matches!(results, Err(Error::PeerDied { .. })) {
+                    results = group.fork(body);
+                }
+            }
+            let results = results.map_err(|error| match error {
+                Error::PeerDied { rank, pid, cause, .. } => {
+                    Error::other(format!("rank {rank} of its group (process {pid}) died by {cause}"))
+                }
+                error => error,
+            })?;
             Packed::pack(head(), memory, (&results.unwrap_or_default(), false))
         };
         self.add(name, true, Box::new(call))
@@ -302,7 +318,7 @@ impl<'f, S> Tasks<'f, S> {
     }
 
     /// Says that a function may be called again for the same argument: a call whose worker dies is then tried
-    /// up to `attempts` times in all. By default a call is begun at most once.
+    /// up to `attempts` times in all; so is one of a group of which a rank dies. By default a call is begun at most once.
     ///
     /// # Errors
     /// If the function is another list's, or `attempts` is 0.
@@ -326,6 +342,11 @@ impl<'f, S> Tasks<'f, S> {
     }
 }
 
+/// Names the argument of a call, in an error.
+fn argument_of() -> String {
+    "its argument".to_owned()
+}
+
 /// Returns a function that one process calls, without its types.
 fn single<'f, S, A, R>(function: impl Fn(&mut S, A) -> Result<R, Reason> + Sync + 'f) -> Box<Erased<'f, S>>
 where
@@ -334,7 +355,7 @@ where
 {
     let plain = is_plain::<R>();
     Box::new(move |state, argument, memory, _| {
-        let argument = argument.unpack::<A>()?;
+        let argument = argument.unpack::<A>(&argument_of)?;
         Packed::pack(head(), memory, (&function(state, argument)?, plain))
     })
 }
@@ -445,7 +466,7 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
         let (Some(entry), Some(state)) = (entry, &mut self.state) else {
             return Err(Error::Corrupt { what: "a call" });
         };
-        (entry.call)(state, argument, memory, ranks)
+        (entry.call)(state, argument, memory, (ranks, entry.attempts))
     }
 
     fn discard(&mut self) {
