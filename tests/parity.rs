@@ -1121,11 +1121,19 @@ fn info_of_a_new_queue_is_zero() {
         let text = run(&queue(backend, workers), &tasks, |controller| Ok(controller.stats().to_string()));
         let text = text.unwrap();
         assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
-        for begin in ["calls made", "results not taken", "time in calls", "time per call", "variation"] {
+        for begin in [
+            "calls made",
+            "calls that failed",
+            "calls cancelled",
+            "results not taken",
+            "time in calls",
+            "time per call",
+            "variation",
+        ] {
             let shown = numbers(&text, begin);
             assert!(!shown.is_empty() && shown.iter().all(|number| *number == 0.0), "{text}");
         }
-        assert_eq!(text.lines().count(), 5, "no worker has made calls: {text}");
+        assert_eq!(text.lines().count(), 7, "no worker has made calls: {text}");
     }
 }
 

@@ -126,7 +126,7 @@ fn main() -> std::process::ExitCode {
     let wanted = std::env::args().nth(2).unwrap_or_default();
     let cases: Vec<_> = JOB.iter().filter(|(name, _)| name.contains(&wanted)).collect();
     for (name, case) in &cases {
-        if std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "0") {
+        if told("RANK").is_some_and(|rank| rank == 0) {
             println!("{name}");
         }
         case();
@@ -137,7 +137,7 @@ fn main() -> std::process::ExitCode {
 
 /// A queue over nodes that comes to a bad end.
 fn ends(scene: &str) -> Result<()> {
-    let rank: usize = std::env::var("OMPI_COMM_WORLD_RANK").unwrap().parse().unwrap();
+    let rank = told("RANK").unwrap();
     let mut tasks = Tasks::with_state(|| match scene {
         "unbuilt" => Err(Reason::from("no licence")),
         _ => Ok(()),
@@ -170,7 +170,13 @@ fn is_job() -> bool {
 
 /// The processes of the job; 1 if there is none.
 fn processes() -> usize {
-    std::env::var("OMPI_COMM_WORLD_SIZE").ok().filter(|_| is_job()).map_or(1, |size| size.parse().unwrap())
+    told("SIZE").filter(|_| is_job()).unwrap_or(1)
+}
+
+/// What Open MPI's launcher, or MPICH's, has told this process.
+fn told(what: &str) -> Option<usize> {
+    let names = [format!("OMPI_COMM_WORLD_{what}"), format!("PMI_{what}")];
+    names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
 }
 
 /// The back ends, with numbers of workers.

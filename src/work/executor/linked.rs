@@ -183,7 +183,11 @@ impl Linked {
             return event.map(Some);
         }
         match self.hear(slice, over)? {
-            None if self.is_over()() => Err(self.ended()),
+            // All that has happened is there to be heard, now that nobody is left.
+            None if self.is_over()() => match self.caller.poll() {
+                Some(event) => event.map(Some),
+                None => Err(self.ended()),
+            },
             event => Ok(event),
         }
     }
