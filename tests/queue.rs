@@ -70,6 +70,10 @@ const CASES: &[Case] = cases![
     long_arguments_of_one_worker_let_the_controller_go_on
     nothing_waits_behind_a_long_call
     a_cancelled_call_does_not_end_the_next_process
+    a_group_has_no_lease
+    a_state_that_a_worker_has_built_is_dropped
+    a_stopped_program_misses_no_deadline
+    a_cancelled_call_is_not_waited_for
     an_abort_ends_everything
 ];
 
@@ -687,14 +691,32 @@ fn bad_input_is_refused() {
 }
 
 fn wrong_types_are_errors_of_the_call() {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Wrapped(u32);
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Text(String);
     let mut tasks = Tasks::new();
-    tasks.register("call", |(), x: u32| Ok(x)).unwrap();
+    let call = tasks.register("call", |(), x: u32| Ok(x)).unwrap();
     for (backend, workers) in everywhere() {
         run(&queue(backend, workers), &tasks, |controller| {
-            let text = controller.submit_by_name::<_, u32>("call", "text".to_owned(), Submit::default())?;
-            let number = controller.submit_by_name::<_, String>("call", 7u32, Submit::default())?;
-            assert!(matches!(controller.get_result(&text), Err(Error::Call { .. })));
-            assert!(controller.get_result(&number).is_err(), "a number is no text");
+            let text = controller.submit_by_name::<_, u32>("call", "text".to_owned(), Submit::default());
+            assert!(text.unwrap_err().to_string().contains("call takes u32, not alloc::string::String"));
+            let number = controller.submit_by_name::<_, String>("call", 7u32, Submit::default());
+            assert!(number.unwrap_err().to_string().contains("call returns u32, not alloc::string::String"));
+            assert!(controller.submit_by_name::<_, u32>("call", 7u64, Submit::default()).is_err());
+            // Types of the user's are read by serde.
+            let wrapped = controller.submit_by_name::<_, Wrapped>("call", Wrapped(7), Submit::default())?;
+            assert_eq!(controller.get_result(&wrapped)?, Wrapped(7));
+            let wrong =
+                controller.submit_by_name::<_, u32>("call", Text("seven".into()), Submit::default())?;
+            let error = controller.get_result(&wrong).unwrap_err();
+            assert!(
+                matches!(&error, Error::Call { text, .. } if text.contains("its argument is no u32")),
+                "{error}"
+            );
+            controller.submit(&call, 8)?;
+            let finished = controller.get_next_result()?.unwrap();
+            assert!(finished.value::<f64>().unwrap_err().to_string().contains("is a u32, no f64"));
             Ok(())
         });
     }
@@ -1735,4 +1757,97 @@ fn set_up_workers_take_long_values() {
         }
         Ok(())
     });
+}
+
+fn a_group_has_no_lease() {
+    let mut tasks = Tasks::new();
+    let sum = tasks.register_collective("sum", |(), _, x: &Lease<f64, Ix1>| Ok(x.view().sum())).unwrap();
+    for (backend, workers) in [(Backend::Serial, 0), (Backend::SharedMemory, 2)] {
+        run(&queue(backend, workers), &tasks, |controller| {
+            for _ in 0..5 {
+                let lease = controller.alloc::<f64, _>(10)?;
+                let call = controller.submit(&sum, lease)?;
+                let error = controller.get_result(&call).unwrap_err().to_string();
+                assert!(error.contains("give them an array"), "{error}");
+            }
+            Ok(())
+        });
+    }
+}
+
+fn a_state_that_a_worker_has_built_is_dropped() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    struct Mark(std::path::PathBuf);
+    impl Drop for Mark {
+        fn drop(&mut self) {
+            std::fs::remove_file(&self.0).unwrap();
+        }
+    }
+    for (backend, cold) in
+        [(Backend::SharedMemory, true), (Backend::SharedMemory, false), (Backend::Threads, false)]
+    {
+        let mut tasks = Tasks::with_state(|| {
+            let path = dir.join(support::mark());
+            std::fs::write(&path, "")?;
+            Ok(Mark(path))
+        });
+        let call = tasks.register("call", |_: &mut Mark, x: u32| {
+            assert!(x != 7, "seven");
+            Ok(x)
+        });
+        let call = call.unwrap();
+        run(&Queue { cold, ..queue(backend, 2) }, &tasks, |controller| {
+            let calls = controller.submit_multiple(&call, 0..20, &[], false)?;
+            assert_eq!(calls.iter().filter(|call| controller.get_result(call).is_ok()).count(), 19);
+            Ok(())
+        });
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "{backend} {cold}");
+    }
+    std::fs::remove_dir(&dir).unwrap();
+}
+
+/// Program and workers, while their supervisor goes on.
+fn a_stopped_program_misses_no_deadline() {
+    use nix::sys::signal::{Signal, kill};
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", |(), ms: u64| {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(ms) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    });
+    let sleep = sleep.unwrap();
+    let which = tasks.register("which", |(), ()| Ok(std::process::id())).unwrap();
+    run(&forked(1), &tasks, |controller| {
+        let call = controller.submit(&which, ())?;
+        let worker = nix::unistd::Pid::from_raw(controller.get_result(&call)? as i32);
+        let options = Submit { deadline: Some(Duration::from_millis(4000)), ..Submit::default() };
+        let call = controller.submit_call(&sleep, 1500, options)?;
+        std::thread::sleep(Duration::from_millis(300));
+        kill(worker, Signal::SIGSTOP).unwrap();
+        std::thread::sleep(Duration::from_millis(6000));
+        kill(worker, Signal::SIGCONT).unwrap();
+        controller.get_result(&call)
+    });
+}
+
+fn a_cancelled_call_is_not_waited_for() {
+    let mut tasks = Tasks::new();
+    let sleep = tasks.register("sleep", sleep_ms).unwrap();
+    for backend in [Backend::Threads, Backend::SharedMemory] {
+        let start = Instant::now();
+        run(&Queue { max_calls: Some(1), ..queue(backend, 2) }, &tasks, |controller| {
+            let long = controller.submit(&sleep, 5000)?;
+            while controller.get_ready_worker()? == Some(1) {}
+            assert!(controller.cancel(&long)?);
+            assert!(controller.get_next_result()?.is_none());
+            assert_eq!(controller.stats().not_taken, 0);
+            let short = controller.submit(&sleep, 1)?;
+            controller.get_result(&short)?;
+            assert!(start.elapsed() < Duration::from_millis(4500), "{backend}");
+            Ok(())
+        });
+    }
 }

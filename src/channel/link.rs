@@ -33,6 +33,7 @@
 use crate::channel::guards::Guards;
 use crate::channel::ring::{End, Layout, Reader, RingWords, Writer};
 use crate::error::{Error, Result};
+use crate::os::deadline::clock;
 use crate::os::fault::{Site, point};
 use crate::os::mapping::PAGE;
 use crate::shm::element::shared;
@@ -63,7 +64,8 @@ shared! {
         /// When the process began to answer the message at hand, in nanoseconds since 1970; 0 if it has none at
         /// hand. Written by the process.
         since: AtomicU64,
-        /// Until when it shall have answered, likewise; 0: it may take its time. Written by the process.
+        /// Until when it shall have answered, likewise; 0: it may take its time. Written by the process; the zygote
+        /// postpones it while the process is stopped.
         until: AtomicU64,
         /// Not 0 once no process will follow. Written by the zygote.
         given_up: AtomicU32,
@@ -236,6 +238,21 @@ impl Links {
             words.overdue.store(begun, Ordering::Relaxed);
         }
         overdue || words.doomed.load(Ordering::Relaxed) == begun
+    }
+
+    /// Returns whether the slot's process shall have answered a message by some time.
+    pub(crate) fn has_deadline(&self, slot: usize) -> bool {
+        let words = &self.links[slot].words;
+        words.since.load(Ordering::Relaxed) != 0 && words.until.load(Ordering::Relaxed) != 0
+    }
+
+    /// Gives the slot's process so many nanoseconds more for the message at hand.
+    pub(crate) fn postpone(&self, slot: usize, time: u64) {
+        let words = &self.links[slot].words;
+        let until = words.until.load(Ordering::Relaxed);
+        // Unless it is at another message by now.
+        let more = until.saturating_add(time);
+        let _ = words.until.compare_exchange(until, more, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Tells the caller to look again: the zygote has ended, or a thread.
@@ -533,6 +550,15 @@ impl Process {
     /// Returns whether no other process has filled the slot before.
     pub(crate) fn is_first(&self) -> bool {
         self.is_first
+    }
+
+    /// Waits so long, or until a message is there.
+    pub(crate) fn wait(&self, time: Duration) {
+        if let Some(end) = clock().checked_add(time) {
+            let _ = self.reader.peek(Some(end));
+        } else {
+            let _ = self.reader.peek(None);
+        }
     }
 
     /// \[b]: waits for the next message.

@@ -14,13 +14,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// An array in shared memory that has a name: any program of this user opens it by that name.
 ///
 /// As an argument or result of a call it travels by its name, so that programs that [share a queue](crate::Service)
-/// exchange arrays of any size without sending them. Its elements are copied in and out, as another program may write
-/// at any moment; the programs agree by their calls who writes when.
+/// exchange arrays of any size without sending them. The name goes with the value that has made it: who makes an array keeps
+/// that value, and hands on what [`NamedArray::open`] returns. Its elements are copied in and out, as another program may write
+/// at any moment; the programs agree by their calls who writes when. (If one cuts the memory short, SIGBUS ends those that
+/// touch what is gone.)
 ///
 /// In Python, `multiprocessing.shared_memory.SharedMemory(name)` opens it: its buffer holds the elements in row-major
 /// order. (Up to Python 3.12 its resource tracker removes the name when that Python ends, unless it is told not to:
@@ -38,14 +41,17 @@ use std::path::Path;
 /// ```
 pub struct NamedArray<T, D> {
     memory: Shmem,
-    /// The process that has mapped the memory.
+    /// The process that has mapped the memory, and the file that it has made.
     process: u32,
+    made: Option<u64>,
     dim: D,
     element: PhantomData<T>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; all access to it goes through `&self` and `&mut self`.
 unsafe impl<T: Send, D: Send> Send for NamedArray<T, D> {}
+// SAFETY: through `&self` elements are only copied out.
+unsafe impl<T: Sync, D: Sync> Sync for NamedArray<T, D> {}
 
 impl<T: Element, D: Dimension> NamedArray<T, D> {
     /// Makes a zeroed array of `shape` under a name. The name goes when this value is dropped; if the program is killed, it
@@ -73,8 +79,14 @@ impl<T: Element, D: Dimension> NamedArray<T, D> {
             }
             error => refused(name, &error.to_string()),
         })?;
-        mapping::reserve(&Path::new("/dev/shm").join(name), len)?;
-        Ok(NamedArray { memory, process: process::incarnation(), dim, element: PhantomData })
+        mapping::reserve(&path(name), len)?;
+        Ok(NamedArray {
+            memory,
+            process: process::incarnation(),
+            made: inode(name),
+            dim,
+            element: PhantomData,
+        })
     }
 
     /// Opens the array of `shape` that another program has made under this name.
@@ -97,7 +109,7 @@ impl<T: Element, D: Dimension> NamedArray<T, D> {
             let why = format!("it has {} bytes; an array of this shape and type has {len}", memory.len());
             return Err(refused(name, &why));
         }
-        Ok(NamedArray { memory, process: process::incarnation(), dim, element: PhantomData })
+        Ok(NamedArray { memory, process: process::incarnation(), made: None, dim, element: PhantomData })
     }
 
     /// Removes a name that a program has left behind that was killed. Returns whether there was one.
@@ -190,8 +202,9 @@ impl<T: Element, D: Dimension> NamedArray<T, D> {
 
 impl<T, D> Drop for NamedArray<T, D> {
     fn drop(&mut self) {
-        if self.process != process::incarnation() {
-            // A fork has brought it here: the name is not this process's to remove.
+        let name = self.memory.get_os_id().trim_start_matches('/');
+        if self.process != process::incarnation() || self.made != inode(name) {
+            // A fork has brought it here, or another array has the name now: it is not this value's to remove.
             self.memory.set_owner(false);
         }
     }
@@ -220,6 +233,15 @@ impl<'de, T: Element, D: Dimension> Deserialize<'de> for NamedArray<T, D> {
         let dim = dim.ok_or_else(|| de::Error::custom(problem()))?;
         NamedArray::open(&name, dim).map_err(de::Error::custom)
     }
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/dev/shm").join(name)
+}
+
+/// Returns the number of the file that has this name.
+fn inode(name: &str) -> Option<u64> {
+    std::fs::metadata(path(name)).ok().map(|file| file.ino())
 }
 
 /// Returns the name, if it is one.

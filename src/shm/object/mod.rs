@@ -76,7 +76,11 @@ pub(crate) fn arrival<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
 /// Returns whether all types that the name of `T` names are of Rust's own libraries or ndarray, which read what they
 /// write: their values need no look at their [`arrival`]. (If a compiler names types otherwise, more are looked at.)
 pub(crate) fn is_plain<T>() -> bool {
-    let name = type_name::<T>();
+    is_plain_name(type_name::<T>())
+}
+
+/// Returns whether the name of a type is such a name.
+pub(crate) fn is_plain_name(name: &str) -> bool {
     let paths = name.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
     paths.into_iter().all(|path| match path.split_once("::") {
         Some((first, _)) => matches!(first, "alloc" | "core" | "std" | "ndarray" | "num_complex"),

@@ -72,8 +72,9 @@ pub(crate) trait Labour {
     /// that says so.
     fn departed(&self, _slot: usize) {}
 
-    /// Returns whether the slot's process is to be killed.
-    fn is_doomed(&self, _slot: usize) -> bool {
+    /// Returns whether the slot's process is to be killed. `is_held` says whether it is stopped, by a signal or a debugger:
+    /// this time counts for no deadline.
+    fn is_doomed(&self, _slot: usize, _is_held: &dyn Fn() -> bool) -> bool {
         false
     }
 

@@ -183,7 +183,8 @@ impl Zygote<'_> {
     fn end_doomed(&self) {
         let Policy::Replace(labour) = self.job.policy else { return };
         let doomed = |(rank, slot): (usize, &Option<Occupant>)| {
-            slot.as_ref().filter(|_| labour.is_doomed(rank)).map(|slot| slot.process.kill())
+            let is_doomed = |slot: &&Occupant| labour.is_doomed(rank, &|| slot.process.is_held());
+            slot.as_ref().filter(is_doomed).map(|slot| slot.process.kill())
         };
         self.slots.iter().enumerate().filter_map(doomed).for_each(drop);
     }

@@ -16,6 +16,7 @@ use crate::sync::wait::Pace;
 use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths, caught};
 use crate::work::executor::policy::Policy;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// The time after which a caller that waits looks whether its supervisor lives.
 const WHILE: Duration = Duration::from_secs(1);
+
+/// A supervisor that has not looked for so many nanoseconds has been stopped.
+const STILL: u64 = 2_000_000_000;
 
 /// The options of linked workers.
 pub(crate) struct Terms {
@@ -288,7 +292,7 @@ pub(crate) fn with_processes(
     loop {
         let (links, mut linked) = readied(terms)?;
         let slots = linked.slots.clone();
-        let labour = Answering { links: &links, policy: terms.policy };
+        let labour = Answering { links: &links, looked: RefCell::default(), policy: terms.policy };
         let body = |slot: usize| match caught(|| live(&links, &slots, slot, serve)) {
             Ok(Ok(())) => Ok((0, 0)),
             // The engine's own failure: the slot is filled again.
@@ -348,6 +352,8 @@ pub(crate) fn with_threads(
 /// The work of linked workers, as their supervisor sees it.
 struct Answering<'a> {
     links: &'a Links,
+    /// When it was looked at each slot, in nanoseconds since 1970.
+    looked: RefCell<HashMap<usize, u64>>,
     policy: Policy,
 }
 
@@ -373,8 +379,14 @@ impl Labour for Answering<'_> {
         self.links.give_up(slot);
     }
 
-    fn is_doomed(&self, slot: usize) -> bool {
-        self.links.is_doomed(slot, unix_time().as_nanos() as u64)
+    fn is_doomed(&self, slot: usize, is_held: &dyn Fn() -> bool) -> bool {
+        let now = unix_time().as_nanos() as u64;
+        let passed = now.saturating_sub(self.looked.borrow_mut().insert(slot, now).unwrap_or(now));
+        // Nobody looks for so long if this process has been stopped, too.
+        if self.links.has_deadline(slot) && (is_held() || passed > STILL) {
+            self.links.postpone(slot, passed);
+        }
+        self.links.is_doomed(slot, now)
     }
 
     fn turned(&self, slot: usize) {

@@ -1,7 +1,8 @@
 //! One call, as its user has it: the options, the handle, and the result.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::work::queue::calls::Ended;
+use crate::work::queue::tasks::Types;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -98,6 +99,7 @@ impl Default for Submit {
 pub struct Finished {
     /// The id of the call.
     pub id: u64,
+    pub(super) types: Types<'static>,
     pub(super) ended: Ended,
 }
 
@@ -119,8 +121,11 @@ impl Finished {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn value<R: DeserializeOwned>(self) -> Result<R> {
-        let id = self.id;
-        self.ended?.unpack(&|| format!("the result of call {id}"))
+        let (id, ended) = (self.id, self.ended?);
+        if let Some(why) = self.types.result_differs::<R>() {
+            return Err(Error::option("value", format!("the result of call {id} is {why}")));
+        }
+        ended.unpack(&|| format!("the result of call {id}"))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::shm::packed::{Packed, end_leases_of, end_spilled, has_leases};
 use crate::shm::segment::Segment;
 use crate::work::executor::Seat;
 use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
-use crate::work::queue::tasks::{HEAD, Table};
+use crate::work::queue::tasks::{HEAD, Table, Types};
 use crate::work::queue::worker::{Kind, answered, say};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -95,6 +95,8 @@ pub(super) struct Rules {
     pub(super) refuses: bool,
     /// Whether to print what becomes of calls.
     pub(super) verbose: bool,
+    /// Whether workers say that they are ready, also if they have no data.
+    pub(super) tells: bool,
 }
 
 /// One call whose result was not taken yet.
@@ -190,6 +192,7 @@ impl Asked {
 /// All calls of a queue.
 pub(super) struct Calls {
     names: Vec<String>,
+    types: Vec<Types<'static>>,
     attempts: Vec<u32>,
     collective: Vec<bool>,
     /// Whether workers say that they are ready.
@@ -238,8 +241,9 @@ impl Calls {
         Calls {
             collective: (0..names.len()).map(|function| table.is_collective(function)).collect(),
             names,
+            types: (0..table.names().len()).map(|function| table.types(function)).collect(),
             attempts,
-            sets_up: table.sets_up(),
+            sets_up: table.sets_up() || rules.tells,
             of: table.number(),
             rules,
             entries: Vec::new(),
@@ -283,6 +287,10 @@ impl Calls {
         nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
     }
 
+    pub(super) fn types(&self, function: usize) -> Types<'static> {
+        self.types[function]
+    }
+
     pub(super) fn refuses(&self) -> bool {
         self.rules.refuses
     }
@@ -305,7 +313,7 @@ impl Calls {
             );
             return Err(Error::option("submit", problem));
         }
-        let most = self.largest_group();
+        let most = self.largest_group().max(1);
         if !(1..=most).contains(&ranks) {
             let problem = format!(
                 "a group of {ranks} ranks; groups have 1 to {most} here, as many as their node has workers: ask for more by `Queue::workers`"
@@ -848,22 +856,23 @@ impl Calls {
     /// Takes the result of a call that has ended.
     pub(super) fn take(&mut self, id: u64) -> Option<Ended> {
         let &at = self.known.get(&id)?;
-        self.take_at(at).map(|(_, ended)| ended)
+        self.take_at(at).map(|(_, _, ended)| ended)
     }
 
-    fn take_at(&mut self, at: At) -> Option<(u64, Ended)> {
-        let Entry { id, ended, .. } = self.remove(at)?;
+    fn take_at(&mut self, at: At) -> Option<(u64, Types<'static>, Ended)> {
+        let Entry { id, asked, ended, .. } = self.remove(at)?;
+        let types = self.types[asked.function];
         self.not_taken -= 1;
         while let Some(&(at, serial)) = self.ended.front()
             && self.entry(at).is_none_or(|entry| entry.serial != serial)
         {
             self.ended.pop_front();
         }
-        ended.map(|ended| (id, ended))
+        ended.map(|ended| (id, types, ended))
     }
 
     /// Takes the result of the call that has ended first.
-    pub(super) fn take_first(&mut self) -> Option<(u64, Ended)> {
+    pub(super) fn take_first(&mut self) -> Option<(u64, Types<'static>, Ended)> {
         let &(at, _) = self.ended.front()?;
         self.take_at(at)
     }
@@ -872,7 +881,7 @@ impl Calls {
     /// if there is none, however long.)
     pub(super) fn is_full(&self, more: usize, len: usize) -> Option<String> {
         let Rules { calls, bytes, .. } = self.rules;
-        let (ahead, have) = (self.known.len() - self.not_taken, self.bytes);
+        let (ahead, have) = (self.known.len() - self.not_taken - self.cancelled, self.bytes);
         if ahead + more <= 1 {
             None
         } else if ahead + more > calls {
@@ -915,6 +924,11 @@ impl Calls {
     /// Returns whether a call has ended whose result was not taken.
     pub(super) fn anything_ended(&self) -> bool {
         self.not_taken > 0
+    }
+
+    /// Returns whether there are calls whose results will come.
+    pub(super) fn awaits(&self) -> bool {
+        self.known.len() > self.not_taken + self.cancelled
     }
 
     /// Returns whether there are calls that have not ended.

@@ -16,6 +16,8 @@ pub(super) struct Request {
     /// Its number among the client's calls.
     pub(super) id: u64,
     pub(super) name: String,
+    /// The types of argument and result there.
+    pub(super) types: [String; 2],
     pub(super) estimate: f64,
     pub(super) deadline: Option<Duration>,
     pub(super) ranks: usize,
@@ -248,10 +250,12 @@ fn request(client: u64, id: u64, content: &[u8]) -> Option<Request> {
     let (words, rest) = content.split_first_chunk::<32>()?;
     let [estimate, deadline, ranks, len]: [u64; 4] = bytemuck::pod_read_unaligned(words);
     let (name, argument) = rest.split_at_checked(len as usize)?;
+    let mut names = std::str::from_utf8(name).ok()?.split('\n').map(str::to_owned);
     Some(Request {
         client,
         id,
-        name: String::from_utf8(name.to_vec()).ok()?,
+        name: names.next()?,
+        types: [names.next()?, names.next()?],
         estimate: f64::from_bits(estimate),
         deadline: (deadline > 0).then(|| Duration::from_nanos(deadline)),
         ranks: ranks as usize,

@@ -14,7 +14,7 @@ use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
 use crate::work::queue::clients::{Clients, Request};
 use crate::work::queue::stats::QueueStats;
-use crate::work::queue::tasks::{Function, Hand, foreign};
+use crate::work::queue::tasks::{Function, Hand, Types, foreign};
 use crate::work::queue::worker::{self, clean_up, ready};
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
@@ -55,7 +55,8 @@ impl<'q> Here<'q> {
     /// Builds the state, if there is none, and sets this process up as worker 0.
     fn ready(&mut self) -> Result<()> {
         if !self.is_ready {
-            self.data = ready(&mut *self.hand, 0, &self.policy).map_err(|text| Error::Start { text })?;
+            self.data =
+                ready(&mut *self.hand, &mut false, 0, &self.policy).map_err(|text| Error::Start { text })?;
             self.is_ready = true;
         }
         Ok(())
@@ -252,8 +253,8 @@ impl<'q> Controller<'q> {
         self.send(function.at, (&argument, function.plain), options)
     }
 
-    /// Submits a call of a function by its name: the argument must be of the type that the function takes (a number may be of
-    /// another type, if it fits).
+    /// Submits a call of a function by its name. Argument and result must be of the function's types; a type of your own may be
+    /// another one, if serde reads the one as the other.
     ///
     /// # Errors
     /// As [`Controller::submit_call`]; if there is no function of this name (the error lists those that there are).
@@ -275,7 +276,11 @@ impl<'q> Controller<'q> {
         argument: A,
         options: Submit,
     ) -> Result<Call<R>> {
-        self.send(self.calls.function(name)?, (&argument, false), options)
+        let function = self.calls.function(name)?;
+        if let Some(why) = Types::of::<A, R>().differ(name, self.calls.types(function)) {
+            return Err(Error::option("submit", why));
+        }
+        self.send(function, (&argument, false), options)
     }
 
     fn send<A: Serialize + DeserializeOwned, R>(
@@ -499,8 +504,8 @@ impl<'q> Controller<'q> {
         Ok(())
     }
 
-    /// Serves the programs that connect to the published queue, until one of them [stops](crate::Service::stop) it; or, if
-    /// `idle` is given, until none has been connected for so long.
+    /// Serves the programs that connect to the published queue, until one of them [stops](crate::Service::stop) it, or the
+    /// queue's time limit has passed; or, if `idle` is given, until none has been connected for so long.
     ///
     /// # Errors
     /// If the queue was not published; as [`Controller::process`].
@@ -524,7 +529,8 @@ impl<'q> Controller<'q> {
             if count > 0 || is_busy {
                 since = Instant::now();
             }
-            if !is_busy && (is_stopped || idle.is_some_and(|idle| since.elapsed() >= idle)) {
+            let is_late = self.calls.is_late().is_some();
+            if !is_busy && (is_stopped || is_late || idle.is_some_and(|idle| since.elapsed() >= idle)) {
                 return Ok(());
             }
             if moved || is_busy {
@@ -586,8 +592,12 @@ impl<'q> Controller<'q> {
 
     /// Submits a call for another program.
     fn take_request(&mut self, request: Request) -> Result<()> {
-        let Request { client, id, name, estimate, deadline, ranks, argument } = request;
+        let Request { client, id, name, types, estimate, deadline, ranks, argument } = request;
         let function = self.calls.function(&name)?;
+        let theirs = Types { argument: &types[0], result: &types[1] };
+        if let Some(why) = theirs.differ(&name, self.calls.types(function)) {
+            return Err(Error::option("submit", why));
+        }
         let mut message = worker::call((function, ranks), deadline);
         let start = message.len();
         message.extend_from_slice(&argument);
@@ -645,7 +655,7 @@ impl<'q> Controller<'q> {
             if let Some(finished) = self.probe_next_result()? {
                 return Ok(Some(finished));
             }
-            if !self.calls.is_busy() {
+            if !self.calls.awaits() {
                 return Ok(None);
             }
             self.advance(None)?;
@@ -666,7 +676,7 @@ impl<'q> Controller<'q> {
     /// ```
     pub fn probe_next_result(&mut self) -> Result<Option<Finished>> {
         self.process()?;
-        Ok(self.calls.take_first().map(|(id, ended)| Finished { id, ended }))
+        Ok(self.calls.take_first().map(|(id, types, ended)| Finished { id, types, ended }))
     }
 
     /// Returns all results that are there now and were not taken, in the order in which they came.
@@ -683,7 +693,8 @@ impl<'q> Controller<'q> {
     /// ```
     pub fn probe_all_next_results(&mut self) -> Result<Vec<Finished>> {
         self.process()?;
-        Ok(std::iter::from_fn(|| self.calls.take_first()).map(|(id, ended)| Finished { id, ended }).collect())
+        let taken = std::iter::from_fn(|| self.calls.take_first());
+        Ok(taken.map(|(id, types, ended)| Finished { id, types, ended }).collect())
     }
 
     /// Submits a call of `function` for each argument, all of them or, if something does not fit, none; returns at once,

@@ -3,7 +3,8 @@
 //! ```text
 //! frame    len u64 | kind u8 | id u64 | content           len: of what follows
 //! client   Hello    token
-//!          Call     estimate f64, deadline ns u64 (0: none), ranks u64, length of the name u64 | name | argument
+//!          Call     estimate f64, deadline ns u64 (0: none), ranks u64, length of the names u64 | names | argument
+//!                   names: of the function, of the types of its argument and its result, one line each
 //!          Stop
 //! queue    Welcome  names of functions, one line each
 //!          Refused  text

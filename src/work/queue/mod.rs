@@ -200,23 +200,24 @@ impl Queue {
             main(&mut controller)?;
             controller.exit()
         };
+        let tells = self.rules().tells;
         if placement == Placement::Threads {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
                 self.begin(slot, process);
-                serve((slot, slot, slots), process, &mut *table.hand(), &policy)
+                serve((slot, slot, slots), process, &mut *table.hand(), (&policy, tells))
             };
             return with_threads(&terms, &life, &mut |linked| controlled(linked));
         }
         // A forked worker finds the state here that was built before the fork, in its copy of this memory.
         let template = RefCell::new(table.hand());
-        let build = || policy.patiently(&mut || template.borrow_mut().build());
+        let build = || policy.patiently(&mut || template.borrow_mut().build().map(drop));
         let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
             let Some(number) = number(slot, process, matches!(placement, Placement::Job { .. })) else {
                 return Ok(());
             };
             self.begin(number, process);
-            serve((number, slot, slots), process, &mut **template.borrow_mut(), &policy)
+            serve((number, slot, slots), process, &mut **template.borrow_mut(), (&policy, tells))
         };
         let state = (!self.cold).then_some(state);
         #[cfg(feature = "mpi")]
@@ -253,10 +254,10 @@ impl Queue {
         controller.exit()
     }
 
-    /// Waits until a worker of this number shall begin; one that replaces another begins at once.
+    /// Waits until a worker of this number shall begin, or is told to end; one that replaces another begins at once.
     fn begin(&self, number: usize, process: &Process) {
         if process.is_first() {
-            std::thread::sleep(self.stagger * (number as u32 - 1));
+            process.wait(self.stagger.saturating_mul(number as u32 - 1));
         }
     }
 
@@ -269,6 +270,7 @@ impl Queue {
             bytes: self.max_bytes.unwrap_or(usize::MAX),
             refuses: self.when_full == WhenFull::Refuse,
             verbose: self.verbose,
+            tells: !self.stagger.is_zero(),
         }
     }
 

@@ -4,6 +4,7 @@ use super::frames::{Files, Frame, Inbox, Kind, frame};
 use crate::error::{Error, Result};
 use crate::shm::object;
 use crate::work::queue::call::Submit;
+use crate::work::queue::tasks::Types;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use std::fmt;
@@ -181,8 +182,10 @@ impl Service {
         }
         let argument = object::write(argument).map_err(object::refusal::<A>)?;
         let deadline = deadline.map_or(0, |deadline| u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
-        let words = [estimate.to_bits(), deadline, ranks as u64, function.len() as u64];
-        let parts = [bytemuck::bytes_of(&words), function.as_bytes(), &argument];
+        let Types { argument: takes, result: gives } = Types::of::<A, R>();
+        let names = format!("{function}\n{takes}\n{gives}");
+        let words = [estimate.to_bits(), deadline, ranks as u64, names.len() as u64];
+        let parts = [bytemuck::bytes_of(&words), names.as_bytes(), &argument];
         let id = self.next;
         let sent = self.stream.write_all(&frame(Kind::Call, id, &parts));
         sent.map_err(|_| self.ended())?;

@@ -3,12 +3,13 @@
 use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::os::process;
-use crate::shm::object::is_plain;
+use crate::shm::object::{is_plain, is_plain_name};
 use crate::shm::packed::Packed;
 use crate::shm::segment::Segment;
 use crate::work::executor::Backend;
 use crate::work::launch::Launch;
 use serde::{Serialize, de::DeserializeOwned};
+use std::any::type_name;
 use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -36,9 +37,42 @@ type Erased<'f, S> =
 type SetUp<'f, S> = dyn Fn(&mut S, usize) -> Result<Packed<'static>> + Sync + 'f;
 type CleanUp<'f, S> = dyn Fn(&mut S, usize) -> Result<(), Reason> + Sync + 'f;
 
+/// The names of the types of a function's argument and result.
+#[derive(Clone, Copy)]
+pub(super) struct Types<'n> {
+    pub(super) argument: &'n str,
+    pub(super) result: &'n str,
+}
+
+impl<'n> Types<'n> {
+    pub(super) fn of<A, R>() -> Types<'static> {
+        Types { argument: type_name::<A>(), result: type_name::<R>() }
+    }
+
+    /// Returns what these types are instead of those that a function has. Only types of Rust's own libraries and ndarray are
+    /// compared: serde lets one type of a user read what another has written.
+    pub(super) fn differ(self, function: &str, of: Types<'_>) -> Option<String> {
+        let known = is_plain_name;
+        let other = |one: &str, other: &str| one != other && known(one) && known(other);
+        if other(self.argument, of.argument) {
+            return Some(format!("{function} takes {}, not {}", of.argument, self.argument));
+        }
+        let differs = other(self.result, of.result);
+        differs.then(|| format!("{function} returns {}, not {}", of.result, self.result))
+    }
+
+    /// Returns what a result that is taken as an `R` is instead.
+    pub(super) fn result_differs<R>(self) -> Option<String> {
+        let differs =
+            self.result != type_name::<R>() && is_plain_name(self.result) && is_plain_name(type_name::<R>());
+        differs.then(|| format!("a {}, no {}", self.result, type_name::<R>()))
+    }
+}
+
 /// One function.
 struct Entry<'f, S> {
     name: String,
+    types: Types<'static>,
     attempts: u32,
     /// Whether a group of ranks makes each call.
     collective: bool,
@@ -278,6 +312,11 @@ impl<'f, S> Tasks<'f, S> {
                          argument: Packed<'_>,
                          memory: Memory<'_>,
                          (ranks, attempts): (usize, u32)| {
+            if argument.has_leases() {
+                return Err(Error::other(
+                    "its argument holds a Lease, which the ranks of a group cannot reach: give them an array",
+                ));
+            }
             let (argument, state) = (argument.unpack::<A>(&argument_of)?, RefCell::new(state));
             let group = Launch { ranks: Some(ranks), backend: Backend::SharedMemory, ..Launch::default() };
             let body = |comm: &mut Comm<'_>| Ok(function(&mut state.borrow_mut(), comm, &argument)?);
@@ -312,7 +351,13 @@ impl<'f, S> Tasks<'f, S> {
     }
 
     fn entry<A, R>(&mut self, name: String, collective: bool, call: Box<Erased<'f, S>>) -> Function<A, R> {
-        self.entries.push(Entry { name: name.clone(), attempts: 1, collective, call });
+        self.entries.push(Entry {
+            name: name.clone(),
+            types: Types::of::<A, R>(),
+            attempts: 1,
+            collective,
+            call,
+        });
         let at = self.entries.len() - 1;
         Function { name, at, of: self.number, plain: is_plain::<A>(), types: PhantomData }
     }
@@ -377,6 +422,8 @@ pub(super) trait Table: Sync {
     /// Returns whether a group of ranks makes each call of a function.
     fn is_collective(&self, function: usize) -> bool;
 
+    fn types(&self, function: usize) -> Types<'static>;
+
     /// Returns whether workers set themselves up, and have data.
     fn sets_up(&self) -> bool;
 
@@ -386,8 +433,8 @@ pub(super) trait Table: Sync {
 
 /// A worker's state, and the functions that use it.
 pub(super) trait Hand {
-    /// Builds the state, unless there is one.
-    fn build(&mut self) -> Result<()>;
+    /// Builds the state, unless there is one; returns whether it has.
+    fn build(&mut self) -> Result<bool>;
 
     /// Sets a worker up, whose state is there; returns its data.
     fn set_up(&mut self, worker: usize) -> Result<Option<Packed<'static>>>;
@@ -429,6 +476,10 @@ impl<S> Table for Tasks<'_, S> {
         self.entries[function].collective
     }
 
+    fn types(&self, function: usize) -> Types<'static> {
+        self.entries[function].types
+    }
+
     fn sets_up(&self) -> bool {
         self.set_up.is_some()
     }
@@ -439,11 +490,12 @@ impl<S> Table for Tasks<'_, S> {
 }
 
 impl<S> Hand for StateAndTasks<'_, '_, S> {
-    fn build(&mut self) -> Result<()> {
-        if self.state.is_none() {
+    fn build(&mut self) -> Result<bool> {
+        let builds = self.state.is_none();
+        if builds {
             self.state = Some((self.tasks.build)()?);
         }
-        Ok(())
+        Ok(builds)
     }
 
     fn set_up(&mut self, worker: usize) -> Result<Option<Packed<'static>>> {

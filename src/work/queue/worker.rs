@@ -101,12 +101,27 @@ fn failure(kind: Kind, time: Duration, text: &str) -> Vec<u8> {
     [&start(kind, time), text.as_bytes()].concat()
 }
 
-/// Lives a worker's life: until it is told to end, or its caller is gone.
+/// Lives a worker's life: until it is told to end, or its caller is gone. A state that it has built itself is dropped then;
+/// one that it has inherited is its caller's. `tells`: whether it says that it is ready, also if it has no data.
 pub(super) fn serve(
-    (number, slot, slots): (usize, usize, &Slots),
+    seat: (usize, usize, &Slots),
     process: &mut Process,
     hand: &mut dyn Hand,
-    policy: &Policy,
+    terms: (&Policy, bool),
+) -> Result<()> {
+    let mut own = false;
+    let ended = serve_calls(seat, process, (hand, &mut own), terms);
+    if own {
+        let _ = caught(|| hand.discard());
+    }
+    ended
+}
+
+fn serve_calls(
+    (number, slot, slots): (usize, usize, &Slots),
+    process: &mut Process,
+    (hand, own): (&mut dyn Hand, &mut bool),
+    (policy, tells): (&Policy, bool),
 ) -> Result<()> {
     let _listening = Listening::new();
     lend_heap(slots.heap(slot));
@@ -114,7 +129,8 @@ pub(super) fn serve(
     loop {
         if !has_state {
             // The caller may be gone, then nobody is told.
-            match ready(hand, number, policy) {
+            match ready(hand, own, number, policy) {
+                Ok(None) if tells => _ = process.say(&start(Kind::Ready, Duration::ZERO)),
                 Ok(None) => {}
                 Ok(Some(data)) => _ = process.say(&data),
                 Err(text) => {
@@ -165,10 +181,11 @@ fn answer(
     Ok(message)
 }
 
-/// Builds the state unless there is one, and sets the worker up. Returns a message with the worker's data, or the text of
+/// Builds the state unless there is one (`own` notes that), and sets the worker up. Returns a message with the worker's data, or the text of
 /// the last failure.
 pub(super) fn ready(
     hand: &mut dyn Hand,
+    own: &mut bool,
     worker: usize,
     policy: &Policy,
 ) -> std::result::Result<Option<Vec<u8>>, String> {
@@ -177,7 +194,7 @@ pub(super) fn ready(
         let mut data = None;
         policy.patiently(&mut || {
             doing = "build";
-            hand.build()?;
+            *own |= hand.build()?;
             doing = "set_up";
             data = hand.set_up(worker).inspect_err(|_| hand.discard())?;
             Ok(())
