@@ -184,7 +184,7 @@ pub(crate) struct Packed<'a> {
     bytes: Cow<'a, [u8]>,
     start: usize,
     /// The block in which the value lies instead, and whether that is another's.
-    spilled: Option<(Block, bool)>,
+    spilled: Option<Box<(Block, bool)>>,
     leases: Leases,
 }
 
@@ -227,7 +227,7 @@ impl<'a> Packed<'a> {
 
     /// Returns the bytes of the value.
     pub(crate) fn value(&self) -> &[u8] {
-        self.spilled.as_ref().map_or(&self.bytes[self.start..], |(block, _)| block.bytes())
+        self.spilled.as_ref().map_or(&self.bytes[self.start..], |spilled| spilled.0.bytes())
     }
 
     /// Returns the value; `what` says in an error which one that is.
@@ -292,7 +292,7 @@ impl<'a> Packed<'a> {
         };
         if let Some((offset, len)) = place {
             let take = if looks { Block::join } else { Block::take_up };
-            packed.spilled = Some((take(segment, offset, len)?, looks));
+            packed.spilled = Some(Box::new((take(segment, offset, len)?, looks)));
         }
         Ok(packed)
     }
@@ -388,8 +388,11 @@ pub(crate) fn set_places(message: &mut Vec<u8>, mut offsets: &[usize]) -> Result
 
 impl Drop for Packed<'_> {
     fn drop(&mut self) {
-        if let Some((block, true)) = self.spilled.take() {
-            block.leave_held();
+        if let Some(spilled) = self.spilled.take() {
+            let (block, is_foreign) = *spilled;
+            if is_foreign {
+                block.leave_held();
+            }
         }
         end_leases(&mut self.leases);
     }

@@ -120,7 +120,7 @@ struct Entry {
     /// Whether nobody wants the result any more.
     cancelled: bool,
     /// The program that has asked for the call, and its number there, if this one has not.
-    client: Option<(u64, u64)>,
+    client: Option<Box<(u64, u64)>>,
     ended: Option<Ended>,
 }
 
@@ -747,7 +747,7 @@ impl Calls {
             self.remove(at);
             return;
         }
-        if let Some((client, id)) = entry.client {
+        if let Some((client, id)) = entry.client.as_deref().copied() {
             self.foreign.push_back((client, id, ended));
             self.remove(at);
             return;
@@ -898,7 +898,7 @@ impl Calls {
     /// Notes that another program has asked for a call.
     pub(super) fn belongs_to(&mut self, id: u64, serial: u64, client: (u64, u64)) {
         if let Some(entry) = self.find(id, serial).and_then(|at| self.entry_mut(at)) {
-            entry.client = Some(client);
+            entry.client = Some(Box::new(client));
         }
     }
 
@@ -910,7 +910,7 @@ impl Calls {
     /// Forgets the calls of a program that has gone, but for those that workers have; returns their ids.
     pub(super) fn forget_client(&mut self, client: u64) -> Vec<u64> {
         self.foreign.retain(|(of, ..)| *of != client);
-        let of = |entry: &&Entry| entry.client.is_some_and(|(of, _)| of == client);
+        let of = |entry: &&Entry| entry.client.as_deref().is_some_and(|(of, _)| *of == client);
         let calls: Vec<_> =
             self.entries.iter().flatten().filter(of).map(|entry| (entry.id, entry.serial)).collect();
         calls.into_iter().map(|(id, serial)| (self.cancel(id, serial), id)).map(|(_, id)| id).collect()

@@ -344,9 +344,10 @@ impl<'q> Controller<'q> {
             ));
         }
         let len = packed.len();
-        self.make_room(len)?;
-        // The worker may have given up meanwhile.
-        self.calls.check(asked)?;
+        if self.make_room(len)? {
+            // The worker may have given up meanwhile.
+            self.calls.check(asked)?;
+        }
         match &self.hands {
             Hands::Here(_) => {
                 let added = self.calls.add(asked, (worker::call((function, ranks), None), len));
@@ -360,15 +361,17 @@ impl<'q> Controller<'q> {
         }
     }
 
-    /// Waits until a call of so many bytes can be added.
-    fn make_room(&mut self, len: usize) -> Result<()> {
+    /// Waits until a call of so many bytes can be added; returns whether it has waited.
+    fn make_room(&mut self, len: usize) -> Result<bool> {
+        let mut waited = false;
         while let Some(why) = self.calls.is_full(1, len) {
             if self.calls.refuses() {
                 return Err(Error::option("submit", format!("{why}; take results first, or allow more")));
             }
             self.advance(None)?;
+            waited = true;
         }
-        Ok(())
+        Ok(waited)
     }
 
     /// Takes in what workers have answered, and gives them the calls that they have room for; returns at once. A controller
@@ -412,9 +415,9 @@ impl<'q> Controller<'q> {
             return Err(Error::Start { text: why.to_owned() });
         }
         // Programs that have connected are not left alone while this one waits.
-        let (begun, attends) = (Instant::now(), self.clients.is_some());
-        let over = &|| over() || attends && begun.elapsed() > ATTEND;
-        let slice = if attends { ATTEND } else { Duration::MAX };
+        let begun = self.clients.as_ref().map(|_| Instant::now());
+        let over = &|| over() || begun.is_some_and(|begun| begun.elapsed() > ATTEND);
+        let slice = if begun.is_some() { ATTEND } else { Duration::MAX };
         let event = match linked.next(slice, over)? {
             None => return Ok(false),
             Some(event) => event,
@@ -749,7 +752,7 @@ impl<'q> Controller<'q> {
                 return Err(Error::option("submit_multiple", problem));
             }
         }
-        for at in 0..all {
+        for at in 0..given.max(1) {
             self.calls.check(Asked::plain(function.at, estimate(at)))?;
         }
         let mut calls = Vec::with_capacity(all);
@@ -765,7 +768,9 @@ impl<'q> Controller<'q> {
             };
             calls.push((at, Call { id, serial, result: PhantomData }));
         }
-        calls.sort_by_key(|(at, _)| *at);
+        if longest_first {
+            calls.sort_by_key(|(at, _)| *at);
+        }
         self.look();
         Ok(calls.into_iter().map(|(_, call)| call).collect())
     }
