@@ -107,7 +107,7 @@ impl Finished {
     /// Returns the result, which must be of the type that the function returns.
     ///
     /// # Errors
-    /// If the call has failed ([`Error::Call`](crate::Error::Call)); if its result is of another type.
+    /// If the call has failed ([`Error::Call`]); if its result is of another type.
     ///
     /// ```
     /// # let mut tasks = phalanx::Tasks::new();
