@@ -452,6 +452,9 @@ pub(super) trait Hand {
 
     /// Drops the state.
     fn discard(&mut self);
+
+    /// Forgets the state, which is the caller's to drop: it was inherited by a fork.
+    fn forget(&mut self);
 }
 
 struct StateAndTasks<'t, 'f, S> {
@@ -523,5 +526,9 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
 
     fn discard(&mut self) {
         drop(self.state.take());
+    }
+
+    fn forget(&mut self) {
+        std::mem::forget(self.state.take());
     }
 }

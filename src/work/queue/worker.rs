@@ -111,10 +111,16 @@ pub(super) fn serve(
 ) -> Result<()> {
     let mut own = false;
     let ended = serve_calls(seat, process, (hand, &mut own), terms);
-    if own {
-        let _ = caught(|| hand.discard());
-    }
+    end_state(hand, &mut own);
     ended
+}
+
+/// Drops the state that a worker has built itself; forgets one that it has inherited.
+fn end_state(hand: &mut dyn Hand, own: &mut bool) {
+    match std::mem::replace(own, false) {
+        true => _ = caught(|| hand.discard()),
+        false => hand.forget(),
+    }
 }
 
 fn serve_calls(
@@ -155,7 +161,7 @@ fn serve_calls(
         // The state, which a panic has perhaps left half changed, is not used again.
         has_state = result.is_ok();
         if !has_state {
-            let _ = caught(|| hand.discard());
+            end_state(hand, own);
         }
         let answer = answer(result, unix_time().saturating_sub(begun))?;
         process.finish();
@@ -196,7 +202,7 @@ pub(super) fn ready(
             doing = "build";
             *own |= hand.build()?;
             doing = "set_up";
-            data = hand.set_up(worker).inspect_err(|_| hand.discard())?;
+            data = hand.set_up(worker).inspect_err(|_| end_state(hand, own))?;
             Ok(())
         })?;
         match data {
