@@ -141,7 +141,7 @@ pub use work::manager::{
     create_parallel_manager,
 };
 pub use work::queue::{
-    Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service,
-    ServiceCall, Submit, Tasks, WhenFull,
+    Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service, Submit,
+    Tasks, WhenFull,
 };
 pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};

@@ -199,7 +199,7 @@ impl<'a> Packed<'a> {
         let start = head.len();
         if plain {
             let bytes = object::write_behind(head, value).map_err(object::refusal::<T>)?;
-            return Ok(Packed { bytes: bytes.into(), start, spilled: None, leases: Vec::new() });
+            return Ok(Packed::without_leases(bytes, start));
         }
         let write = || object::write_behind(head, value);
         let (bytes, manifest) = with_manifest(Manifest::to_write(segment), &object::refusal::<T>, write)?;
@@ -210,14 +210,10 @@ impl<'a> Packed<'a> {
     }
 
     /// Takes a packed value that has no leases out of a message, behind a head of so many bytes.
-    pub(crate) fn without_leases(message: &'a [u8], head: usize) -> Packed<'a> {
-        let start = message.len().min(head);
-        Packed { bytes: message.into(), start, spilled: None, leases: Vec::new() }
-    }
-
-    /// Takes the bytes of a value, behind a head of so many others.
-    pub(crate) fn bare(bytes: Vec<u8>, start: usize) -> Packed<'a> {
-        Packed { bytes: bytes.into(), start, spilled: None, leases: Vec::new() }
+    pub(crate) fn without_leases(message: impl Into<Cow<'a, [u8]>>, head: usize) -> Packed<'a> {
+        let bytes = message.into();
+        let start = bytes.len().min(head);
+        Packed { bytes, start, spilled: None, leases: Vec::new() }
     }
 
     /// Returns whether there are leases in the value.
@@ -288,7 +284,7 @@ impl<'a> Packed<'a> {
         }
         let mut packed = match has_leases(&bytes) {
             true => Packed::take(bytes, head, segment)?,
-            false => Packed { bytes, start: head, spilled: None, leases: Vec::new() },
+            false => Packed::without_leases(bytes, head),
         };
         if let Some((offset, len)) = place {
             let take = if looks { Block::join } else { Block::take_up };

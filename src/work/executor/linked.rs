@@ -42,7 +42,7 @@ pub(crate) struct Terms {
     pub(crate) speech: Speech,
 }
 
-/// What must be known of messages by those who pass them on.
+/// The questions about messages that those who pass them on must have answered.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "on one node nobody passes messages on"))]
 pub(crate) struct Speech {
@@ -138,7 +138,20 @@ pub(crate) struct Linked {
 
 impl Workers for Linked {
     fn next(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
-        self.next_event(slice, over)
+        if let Some(event) = self.first.take() {
+            return Ok(Some(event));
+        }
+        if let Some(event) = self.caller.poll() {
+            return event.map(Some);
+        }
+        match self.hear(slice, over)? {
+            // All that has happened is there to be heard, now that nobody is left.
+            None if self.is_over()() => match self.caller.poll() {
+                Some(event) => event.map(Some),
+                None => Err(self.ended()),
+            },
+            event => Ok(event),
+        }
     }
 
     fn post(&mut self, slot: usize, message: &[u8]) -> Result<bool> {
@@ -178,24 +191,6 @@ impl Workers for Linked {
 }
 
 impl Linked {
-    /// Waits for the next event: see [`Workers::next`].
-    fn next_event(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
-        if let Some(event) = self.first.take() {
-            return Ok(Some(event));
-        }
-        if let Some(event) = self.caller.poll() {
-            return event.map(Some);
-        }
-        match self.hear(slice, over)? {
-            // All that has happened is there to be heard, now that nobody is left.
-            None if self.is_over()() => match self.caller.poll() {
-                Some(event) => event.map(Some),
-                None => Err(self.ended()),
-            },
-            event => Ok(event),
-        }
-    }
-
     /// Waits for the next event, until `over` returns true, nobody is left, or a while has passed.
     fn hear(&mut self, slice: Duration, over: &dyn Fn() -> bool) -> Result<Option<Event>> {
         let (ended, begun) = (self.is_over(), Instant::now());

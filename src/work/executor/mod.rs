@@ -17,6 +17,8 @@ mod job;
 mod joined;
 mod linked;
 #[cfg(feature = "mpi")]
+mod mail;
+#[cfg(feature = "mpi")]
 mod nodes;
 mod payload;
 mod placement;

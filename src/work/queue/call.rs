@@ -8,7 +8,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// A call that was submitted: the handle by which its result is taken.
+/// A call that was submitted, to a controller or a [`Service`](crate::Service): the handle by which its result is taken.
 ///
 /// ```
 /// let mut tasks = phalanx::Tasks::new();
@@ -28,7 +28,8 @@ pub struct Call<R> {
 }
 
 impl<R> Call<R> {
-    /// Returns the id of the call: the one that was asked for, or else one more than the largest so far.
+    /// Returns the id of the call: the one that was asked for, or else one more than the largest so far. (A service counts
+    /// the calls of a connection.)
     ///
     /// ```
     /// # let mut tasks = phalanx::Tasks::new();

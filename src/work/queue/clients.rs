@@ -81,7 +81,7 @@ impl Clients {
                 break lock;
             }
         };
-        // What a program has left that was killed.
+        // A program that was killed has left these.
         for path in [&files.socket, &files.token] {
             match remove_file(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {

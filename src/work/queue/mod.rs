@@ -5,10 +5,10 @@
 //! [1] tasks.rs        functions are registered, with the state that they share
 //! [2] mod.rs          options are checked; linked workers are started (executor/linked.rs)
 //! [3] controller.rs   the caller's function submits calls, and takes results
-//! [4] calls.rs        which call goes to which worker, and how it ends (call.rs: as the user has it; stats.rs)
+//! [4] calls           which call goes to which worker (schedule.rs), and how it ends (ends.rs); call.rs: as the user has it
 //! [5] worker.rs       a worker takes calls, makes them, and answers each
 //!
-//! clients.rs (the programs that have connected to a published queue), service.rs (their end of it), frames.rs (what
+//! here.rs (a controller without workers), clients.rs (the programs that have connected to a published queue), service.rs (their end of it), frames.rs (what
 //! goes between them)
 //! ```
 
@@ -17,6 +17,7 @@ mod calls;
 mod clients;
 mod controller;
 mod frames;
+mod here;
 mod service;
 mod stats;
 mod tasks;
@@ -32,7 +33,8 @@ use crate::work::executor::{
     Backend, Placement, Policy, Seat, Speech, Terms, Workers, called, with_processes, with_threads,
 };
 use calls::{Calls, Rules};
-use controller::{Hands, Here};
+use controller::Hands;
+use here::Here;
 use std::cell::RefCell;
 use std::time::Duration;
 use tasks::Table;
@@ -40,7 +42,7 @@ use worker::{call_head, is_answer, serve};
 
 pub use call::{Call, Finished, Submit};
 pub use controller::Controller;
-pub use service::{Service, ServiceCall};
+pub use service::Service;
 pub use stats::{CallStats, QueueStats, QueueWorkerStats};
 pub use tasks::{Function, Tasks};
 
@@ -83,7 +85,7 @@ pub struct Queue {
     pub max_calls: Option<usize>,
     /// See [`Queue::max_calls`].
     pub max_bytes: Option<usize>,
-    /// What becomes of a submission beyond these limits.
+    /// Whether a submission beyond these limits waits or is refused.
     pub when_full: WhenFull,
     /// Whether to print, on standard error, which call goes to which worker, and how it has ended.
     pub verbose: bool,
@@ -111,7 +113,7 @@ fn number(slot: usize, process: &mut Process, in_job: bool) -> Option<usize> {
     Some(u64::from_le_bytes(before.try_into().ok()?) as usize + slot)
 }
 
-/// What becomes of a submission to a queue that is full: see [`Queue::max_calls`].
+/// Says whether a submission to a full queue waits or is refused: see [`Queue::max_calls`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
     /// It waits until calls have ended.

@@ -2,8 +2,9 @@
 
 use super::frames::{Files, Frame, Inbox, Kind, frame};
 use crate::error::{Error, Result};
+use crate::os::process;
 use crate::shm::object;
-use crate::work::queue::call::Submit;
+use crate::work::queue::call::{Call, Submit};
 use crate::work::queue::tasks::Types;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
@@ -27,43 +28,13 @@ pub struct Service {
     name: String,
     stream: UnixStream,
     inbox: Inbox,
+    /// Tells the calls of this connection from all others of this program.
+    serial: u64,
     functions: Vec<String>,
     next: u64,
     /// The calls without an answer, with their functions; and the answers that were not taken.
     waiting: HashMap<u64, String>,
     answers: HashMap<u64, std::result::Result<Vec<u8>, Error>>,
-}
-
-/// A call that was submitted to a [`Service`].
-///
-/// ```no_run
-/// # let mut service = phalanx::Service::connect("vessel", 5)?;
-/// let call = service.submit::<_, f64>("solve", &1.0, Default::default())?;
-/// println!("call {}: {}", call.id(), service.get_result(&call)?);
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-pub struct ServiceCall<R> {
-    id: u64,
-    result: PhantomData<fn() -> R>,
-}
-
-impl<R> ServiceCall<R> {
-    /// Returns the number of the call among those of this connection.
-    ///
-    /// ```no_run
-    /// # let mut service = phalanx::Service::connect("vessel", 5)?;
-    /// assert_eq!(service.submit::<_, f64>("solve", &1.0, Default::default())?.id(), 0);
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-}
-
-impl<R> fmt::Debug for ServiceCall<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ServiceCall({})", self.id)
-    }
 }
 
 impl fmt::Debug for Service {
@@ -125,6 +96,7 @@ impl Service {
             name: name.to_owned(),
             stream,
             inbox: Inbox::default(),
+            serial: u64::from(process::serial()) << 40,
             functions: Vec::new(),
             next: 0,
             waiting: HashMap::new(),
@@ -150,8 +122,8 @@ impl Service {
         &self.functions
     }
 
-    /// Submits a call; returns when it was sent. `R` is the type that the function returns. Of the options, estimate,
-    /// deadline and number of ranks count; the service chooses id and worker.
+    /// Submits a call; returns when it was sent. `R` is the type that the function returns. The options
+    /// that count are estimate, deadline and number of ranks; the service chooses id and worker.
     ///
     /// # Errors
     /// If there is no such function, the argument cannot travel, or the service has ended. An argument of another type than
@@ -167,7 +139,7 @@ impl Service {
         function: &str,
         argument: &A,
         options: Submit,
-    ) -> Result<ServiceCall<R>> {
+    ) -> Result<Call<R>> {
         if !self.functions.iter().any(|known| known == function) {
             let known = self.functions.join(", ");
             let problem = format!("service {:?} has no function {function:?}; it has: {known}", self.name);
@@ -191,7 +163,7 @@ impl Service {
         sent.map_err(|_| self.ended())?;
         self.next += 1;
         self.waiting.insert(id, function.to_owned());
-        Ok(ServiceCall { id, result: PhantomData })
+        Ok(Call { id, serial: self.serial, result: PhantomData })
     }
 
     /// Returns the result of a call, waiting for it if need be. Results can be taken in any order, each once.
@@ -205,7 +177,10 @@ impl Service {
     /// let energy = service.get_result(&call)?;
     /// # Ok::<(), phalanx::Error>(())
     /// ```
-    pub fn get_result<R: DeserializeOwned>(&mut self, call: &ServiceCall<R>) -> Result<R> {
+    pub fn get_result<R: DeserializeOwned>(&mut self, call: &Call<R>) -> Result<R> {
+        if call.serial != self.serial {
+            return Err(Error::option("get_result", format!("call {} is none of this service's", call.id)));
+        }
         loop {
             if let Some(answer) = self.answers.remove(&call.id) {
                 return object::read(&answer?)

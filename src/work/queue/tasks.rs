@@ -33,7 +33,7 @@ pub(super) fn head() -> Vec<u8> {
 type Erased<'f, S> =
     dyn Fn(&mut S, Packed<'_>, Memory<'_>, (usize, u32)) -> Result<Packed<'static>> + Sync + 'f;
 
-/// What a worker does before its first call, and after its last.
+/// The functions that a worker calls before its first call, and after its last.
 type SetUp<'f, S> = dyn Fn(&mut S, usize) -> Result<Packed<'static>> + Sync + 'f;
 type CleanUp<'f, S> = dyn Fn(&mut S, usize) -> Result<(), Reason> + Sync + 'f;
 

@@ -187,8 +187,8 @@ fn answer(
     Ok(message)
 }
 
-/// Builds the state unless there is one (`own` notes that), and sets the worker up. Returns a message with the worker's data, or the text of
-/// the last failure.
+/// Builds the state unless there is one (`own` notes that), and sets the worker up. Returns a message with the worker's
+/// data, or the text of the last failure.
 pub(super) fn ready(
     hand: &mut dyn Hand,
     own: &mut bool,

@@ -1,61 +1,22 @@
-//! The calls of a queue: which wait, which are in a worker's hands, and how the others have ended.
-//!
-//! A worker makes its calls one after the other, and answers in order. So the first of its calls that is not
-//! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
-//! reported, or begun again if its function allows that; the others go back to the head of the queue.
+//! The calls of a queue: which there are, which wait, which are in a worker's hands, and which have ended.
 
-use crate::channel::recovery::MAX_RANKS;
-use crate::error::{Death, Error, Result};
+mod ends;
+mod pace;
+mod schedule;
+
+use crate::error::{Error, Result};
 use crate::os::process;
-use crate::shm::packed::{Packed, end_leases_of, end_spilled, has_leases};
+use crate::shm::packed::Packed;
 use crate::shm::segment::Segment;
 use crate::work::executor::Seat;
-use crate::work::queue::stats::{CallStats, QueueStats, QueueWorkerStats};
+use crate::work::queue::stats::{QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table, Types};
-use crate::work::queue::worker::{Kind, answered, say};
+use crate::work::queue::worker::say;
+use pace::Pace;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Calls that take longer than this, all that a worker has together, are not given to it in advance: another
-/// worker may be free earlier.
-const AHEAD: Duration = Duration::from_millis(1);
-
-/// What is expected of the calls of a function: time in units of their estimates. A longer call raises it at once, shorter
-/// ones lower it by and by.
-#[derive(Clone, Copy, Default)]
-struct Pace {
-    /// The number of calls that have ended.
-    seen: u32,
-    seconds: f64,
-}
-
-impl Pace {
-    /// As long as so few calls have ended, the others may take any time.
-    const FEW: u32 = 8;
-
-    fn add(&mut self, time: Duration, estimate: f64) {
-        let seconds = time.as_secs_f64() / estimate;
-        self.seconds = seconds.max((7.0 * self.seconds + seconds) / 8.0);
-        self.seen = self.seen.saturating_add(1);
-    }
-
-    fn is_known(&self) -> bool {
-        self.seen >= Pace::FEW
-    }
-
-    fn expected(&self, estimate: f64) -> Duration {
-        let seconds = if self.is_known() { self.seconds * estimate } else { 3600.0 };
-        Duration::from_secs_f64(seconds.min(3600.0))
-    }
-}
-
-/// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
-const SHORT: usize = 4096;
-
-/// The number of calls among which one is looked for that fits while a group waits.
-const AHEAD_OF_GROUP: usize = 64;
 
 /// A hash of ids, which are numbers of our own or of the user's: nobody gains by choosing them badly.
 #[derive(Clone, Copy, Default)]
@@ -226,7 +187,7 @@ pub(super) struct Calls {
     pub(super) memory: Option<Arc<Segment>>,
     /// The statistics of the calls.
     stats: QueueStats,
-    /// What is expected of the calls of each function.
+    /// The time that calls of each function are expected to take.
     paces: Vec<Pace>,
     /// After this time no call is begun.
     end: Option<Instant>,
@@ -273,18 +234,6 @@ impl Calls {
     /// Returns the number of workers.
     pub(super) fn workers(&self) -> usize {
         self.workers.len() - 1
-    }
-
-    /// Returns the largest number of workers of one node, but for those that have given up. (A controller without workers
-    /// forks any group.)
-    fn largest_group(&self) -> usize {
-        if self.workers() == 0 {
-            return MAX_RANKS;
-        }
-        let left = self.workers.iter().skip(1).filter(|worker| worker.given_up.is_none());
-        let mut nodes: Vec<usize> = left.map(|worker| worker.seat.node).collect();
-        nodes.sort_unstable();
-        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
     }
 
     pub(super) fn types(&self, function: usize) -> Types<'static> {
@@ -419,11 +368,6 @@ impl Calls {
         }
     }
 
-    /// Returns whether a worker's process is there, and is set up.
-    fn is_ready(&self, worker: &Worker) -> bool {
-        worker.lives && (!self.sets_up || worker.data.is_some())
-    }
-
     /// Returns the data of a worker, if it is ready and has any.
     pub(super) fn data(&self, number: usize) -> Result<Option<Packed<'_>>> {
         let Some(worker) = self.workers.get(number) else {
@@ -444,138 +388,9 @@ impl Calls {
         }
     }
 
-    /// Returns whether a worker can be given one more call.
-    fn has_room(&self, worker: &Worker) -> bool {
-        let hands = worker.hands.len();
-        let soon = || worker.soon <= AHEAD;
-        let is_free = self.is_ready(worker) && worker.lent_to.is_none();
-        is_free && (hands == 0 || soon() && hands < self.rules.prefetch)
-    }
-
-    /// Returns the worker with room that has the least ahead of it.
-    fn free_worker(&self) -> Option<usize> {
-        let free = (1..self.workers.len()).filter(|&number| self.has_room(&self.workers[number]));
-        let load = |&number: &usize| {
-            let worker = &self.workers[number];
-            (worker.ahead, worker.stats.estimate)
-        };
-        free.min_by(|a, b| load(a).partial_cmp(&load(b)).unwrap_or(std::cmp::Ordering::Equal))
-    }
-
     /// Returns the time limit, if it has passed.
     pub(super) fn is_late(&self) -> Option<Duration> {
         self.rules.time.filter(|_| self.end.is_some_and(|end| Instant::now() > end))
-    }
-
-    /// Ends all calls that wait, because the time limit has passed.
-    fn end_waiting(&mut self, limit: Duration) {
-        let pinned = self.workers.iter_mut().flat_map(|worker| worker.pinned.drain(..));
-        let waiting: Vec<At> = self.waiting.drain(..).chain(pinned).collect();
-        for at in waiting {
-            self.end_unbegun(at, format!("it was not begun before the queue's time limit of {limit:?}"));
-        }
-    }
-
-    /// Ends a call that no worker has.
-    fn end_unbegun(&mut self, at: At, why: String) {
-        let error = self.failed(at, 0, why);
-        self.end(at, Err(error));
-    }
-
-    /// Returns the next call to be posted, and the worker that is to have it.
-    pub(super) fn next(&mut self) -> Option<(usize, At)> {
-        if let Some(limit) = self.is_late() {
-            self.end_waiting(limit);
-            return None;
-        }
-        if let Some(next) = self.next_pinned() {
-            return Some(next);
-        }
-        let &first = self.waiting.front()?;
-        let entry = self.entry(first)?;
-        if entry.asked.ranks > 1 {
-            return self.next_group(first, entry.asked.ranks).or_else(|| self.overtake(first));
-        }
-        let is_short = self.is_short(entry);
-        let fits = |number: usize| {
-            let worker = &self.workers[number];
-            self.has_room(worker) && (worker.hands.is_empty() || is_short)
-        };
-        let preferred = entry.asked.preferred.filter(|&number| fits(number));
-        let number = preferred.or_else(|| self.free_worker()).filter(|&number| fits(number))?;
-        self.waiting.pop_front();
-        Some((number, first))
-    }
-
-    /// Returns whether a call may be given to a worker in advance: its message fits into the link, so that nobody waits; and
-    /// it does not last, as another worker may be free earlier.
-    fn is_short(&self, entry: &Entry) -> bool {
-        entry.message.len() <= SHORT && self.paces[entry.asked.function].is_known()
-    }
-
-    /// Returns the next call of those that only one worker may make.
-    fn next_pinned(&mut self) -> Option<(usize, At)> {
-        let mut numbers = if self.any_pinned { 1..self.workers.len() } else { 0..0 };
-        let ready = |&number: &usize| {
-            let worker = &self.workers[number];
-            let first = worker.pinned.front().and_then(|&at| self.entry(at));
-            first.is_some_and(|entry| {
-                self.has_room(worker) && (worker.hands.is_empty() || self.is_short(entry))
-            })
-        };
-        let number = numbers.find(ready)?;
-        self.workers[number].pinned.pop_front().map(|at| (number, at))
-    }
-
-    /// Returns the next call for which there are idle workers enough, past the first one, which a larger group is to make.
-    /// Only so many may overtake it: then all others wait until there are workers enough.
-    fn overtake(&mut self, first: At) -> Option<(usize, At)> {
-        let most = 2 * self.workers() as u32;
-        let entry = self.entry_mut(first).filter(|entry| entry.overtaken < most)?;
-        let wanted = entry.asked.ranks;
-        let fits = |(place, &at): (usize, &At)| {
-            let asked = self.entry(at)?.asked;
-            let idle = self.idle(asked.ranks)?;
-            (asked.ranks < wanted).then_some((place, at, idle))
-        };
-        let (place, at, group) =
-            self.waiting.iter().enumerate().skip(1).take(AHEAD_OF_GROUP).find_map(fits)?;
-        self.waiting.remove(place);
-        self.entry_mut(first).iter_mut().for_each(|entry| entry.overtaken += 1);
-        Some((self.lend(&group), at))
-    }
-
-    /// Returns so many workers of one node that have nothing in their hands.
-    fn idle(&self, ranks: usize) -> Option<Vec<usize>> {
-        let idle = |&number: &usize| {
-            let worker = &self.workers[number];
-            self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
-        };
-        let mut idle: Vec<usize> = (1..self.workers.len()).filter(idle).collect();
-        idle.sort_by_key(|&number| self.workers[number].seat.node);
-        let node = |&number: &usize| self.workers[number].seat.node;
-        let group = idle.chunk_by(|a, b| node(a) == node(b)).find(|idle| idle.len() >= ranks)?;
-        Some(group[..ranks].to_vec())
-    }
-
-    /// Lets all but the first of a group stand idle for it; returns the first.
-    fn lend(&mut self, group: &[usize]) -> usize {
-        group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
-        group[0]
-    }
-
-    /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands. The
-    /// first of them makes the call, the others lend their processors.
-    fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
-        let group = self.idle(ranks)?;
-        self.waiting.pop_front();
-        Some((self.lend(&group), at))
-    }
-
-    /// Notes that a worker has ended a call: its group, if it had one, is free again.
-    fn give_back(&mut self, number: usize) {
-        let lent = self.workers.iter_mut().filter(|worker| worker.lent_to == Some(number));
-        lent.for_each(|worker| worker.lent_to = None);
     }
 
     /// Returns the message of a call.
@@ -609,29 +424,6 @@ impl Calls {
         self.put_back(at);
     }
 
-    /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
-    fn put_back(&mut self, at: At) {
-        let Some(entry) = self.entry_mut(at) else { return };
-        entry.holds = true;
-        match (entry.cancelled, entry.asked.pinned) {
-            (false, pinned) => self.queue(pinned).push_front(at),
-            (true, _) => self.forget(at),
-        }
-    }
-
-    /// Forgets a call that no worker has begun, with the arrays of its argument.
-    fn forget(&mut self, at: At) {
-        if let Some(entry) = self.remove(at) {
-            self.end_arrays(&entry);
-        }
-    }
-
-    /// Ends the block in which the argument of a call lies, and the leases in it, if they are the controller's.
-    fn end_arrays(&self, entry: &Entry) {
-        let end = if entry.holds { end_leases_of } else { end_spilled };
-        self.memory.iter().for_each(|memory| end(&entry.message, memory));
-    }
-
     /// Returns the number, among the messages of a worker's process, of the call that it is at, if that call was
     /// cancelled.
     pub(super) fn unwanted(&self, number: usize) -> Option<u64> {
@@ -649,176 +441,6 @@ impl Calls {
         worker.lives = true;
         worker.data = None;
         worker.answered = 0;
-    }
-
-    /// Takes a worker's answer in.
-    pub(super) fn answered(&mut self, number: usize, message: Vec<u8>, memory: &Arc<Segment>) -> Result<()> {
-        let (kind, time) = answered(&message)?;
-        match kind {
-            Kind::Unbuilt => {
-                self.give_up(number, text(&message));
-                return Ok(());
-            }
-            Kind::Ready => {
-                self.workers[number].data = Some(message);
-                return Ok(());
-            }
-            _ => {}
-        }
-        let worker = &mut self.workers[number];
-        worker.answered += 1;
-        let Some(at) = worker.hands.pop_front() else {
-            return Err(Error::Corrupt { what: "a worker's answer" });
-        };
-        self.give_back(number);
-        let ended = match kind {
-            Kind::Result => Packed::of_message(message, (HEAD, false), memory),
-            Kind::Panicked => Err(self.failed(at, number, format!("it panicked: {}", text(&message)))),
-            _ => Err(self.failed(at, number, text(&message))),
-        };
-        self.count(at, number, time);
-        self.end(at, ended);
-        Ok(())
-    }
-
-    /// Takes the result of a call in that the controller has made itself.
-    pub(super) fn made(
-        &mut self,
-        at: At,
-        time: Duration,
-        result: std::result::Result<Packed<'static>, String>,
-    ) {
-        let ended = result.map_err(|text| self.failed(at, 0, text));
-        self.count(at, 0, time);
-        self.end(at, ended);
-    }
-
-    /// Prints how a call has ended.
-    fn tell(&self, at: At, ended: &Ended) {
-        let last = self.stats.calls.last();
-        match (ended, self.entry(at)) {
-            (_, Some(entry)) if entry.cancelled => {
-                let (id, name) = (entry.id, &self.names[entry.asked.function]);
-                say(&format!("call {id} of {name} was cancelled"));
-            }
-            (Err(error), _) => say(&error.to_string()),
-            (Ok(_), Some(entry)) => {
-                let (id, name) = (entry.id, &self.names[entry.asked.function]);
-                let last = last.filter(|last| last.id == id);
-                let (worker, time) = last.map_or((0, Duration::ZERO), |last| (last.worker, last.time));
-                say(&format!("call {id} of {name} has ended on worker {worker} after {time:?}"));
-            }
-            (Ok(_), None) => {}
-        }
-    }
-
-    /// Adds a call's time to the statistics.
-    fn count(&mut self, at: At, number: usize, time: Duration) {
-        let Some(entry) = self.entry(at) else { return };
-        let (id, expected, Asked { estimate, function, .. }) = (entry.id, entry.expected, entry.asked);
-        self.paces[function].add(time, estimate);
-        let worker = &mut self.workers[number];
-        worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
-        worker.soon = worker.soon.saturating_sub(expected);
-        worker.stats.calls += 1;
-        worker.stats.time += time;
-        worker.stats.estimate += estimate;
-        self.stats.add(CallStats { id, worker: number, time, estimate });
-    }
-
-    fn failed(&self, at: At, worker: usize, text: String) -> Error {
-        let (id, function) = self.entry(at).map_or((0, ""), |entry| {
-            (entry.id, self.names.get(entry.asked.function).map_or("", String::as_str))
-        });
-        Error::Call { function: function.to_owned(), id, worker, text }
-    }
-
-    fn end(&mut self, at: At, ended: Ended) {
-        self.entry(at).iter().for_each(|entry| self.end_arrays(entry));
-        if self.rules.verbose {
-            self.tell(at, &ended);
-        }
-        match self.entry(at) {
-            Some(entry) if entry.cancelled => {}
-            _ => self.stats.failed += u64::from(ended.is_err()),
-        }
-        let Some(entry) = self.entry_mut(at) else { return };
-        if entry.cancelled {
-            self.remove(at);
-            return;
-        }
-        if let Some((client, id)) = entry.client.as_deref().copied() {
-            self.foreign.push_back((client, id, ended));
-            self.remove(at);
-            return;
-        }
-        entry.message = Vec::new();
-        entry.ended = Some(ended);
-        let (serial, len) = (entry.serial, std::mem::take(&mut entry.len));
-        self.bytes -= len;
-        self.ended.push_back((at, serial));
-        self.not_taken += 1;
-    }
-
-    /// Notes that a worker's process has ended, after it had begun so many calls: see the head of this file.
-    pub(super) fn gone(&mut self, number: usize, (begun, overdue): (u64, bool), death: Death) {
-        self.give_back(number);
-        let worker = &mut self.workers[number];
-        worker.lives = false;
-        (worker.ahead, worker.soon) = (0.0, Duration::ZERO);
-        worker.stats.died += u32::from(worker.given_up.is_none());
-        let mut hands = std::mem::take(&mut worker.hands);
-        // One, unless memory was overwritten.
-        let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
-        let of_dead: Vec<At> = hands.drain(..begun).collect();
-        for at in hands.into_iter().rev() {
-            self.put_back(at);
-        }
-        of_dead.into_iter().for_each(|at| self.lost(at, number, overdue, death));
-        if let Some(why) = self.workers[number].given_up.clone() {
-            self.give_up(number, why);
-        }
-    }
-
-    /// Decides what becomes of a call whose worker has died at it.
-    fn lost(&mut self, at: At, number: usize, overdue: bool, death: Death) {
-        let Some(entry) = self.entries.get_mut(at).and_then(Option::as_mut) else { return };
-        entry.died += 1;
-        let (died, attempts) = (entry.died, self.attempts[entry.asked.function]);
-        let overdue = entry.asked.deadline.filter(|_| overdue);
-        // The leases of the argument have died with a worker of this node; those of another had copies.
-        let whole = entry.holds || !has_leases(&entry.message);
-        if died < attempts && overdue.is_none() && !entry.cancelled && whole {
-            return self.put_back(at);
-        }
-        let text = match (overdue, died, attempts) {
-            (Some(deadline), ..) => {
-                format!("it took longer than its deadline of {deadline:?}, and was ended")
-            }
-            (None, 1, 1) => format!(
-                "its worker died by {death}; a function that may be called again is registered with `may_repeat`"
-            ),
-            (None, 1, _) => format!("its worker died by {death}, and the arrays of its argument with it"),
-            _ => format!("its worker died {died} times, the last time by {death}"),
-        };
-        let error = self.failed(at, number, text);
-        self.end(at, Err(error));
-    }
-
-    /// Notes that a worker does no more calls; those that only it may make fail.
-    pub(super) fn give_up(&mut self, number: usize, why: String) {
-        let why = self.workers[number].given_up.clone().unwrap_or(why);
-        for at in std::mem::take(&mut self.workers[number].pinned) {
-            self.end_unbegun(at, format!("its worker has given up: {why}"));
-        }
-        self.workers[number].given_up = Some(why);
-        // Groups for which too few workers are left.
-        let most = self.largest_group();
-        let too_large = |at: &At| self.entry(*at).is_some_and(|entry| entry.asked.ranks > most.max(1));
-        for at in self.waiting.iter().copied().filter(too_large).collect::<Vec<_>>() {
-            self.waiting.retain(|&other| other != at);
-            self.end_unbegun(at, format!("no node has workers enough for its group: {most} are left"));
-        }
     }
 
     /// Returns why no worker is left, if none is.
@@ -913,7 +535,8 @@ impl Calls {
         let of = |entry: &&Entry| entry.client.as_deref().is_some_and(|(of, _)| *of == client);
         let calls: Vec<_> =
             self.entries.iter().flatten().filter(of).map(|entry| (entry.id, entry.serial)).collect();
-        calls.into_iter().map(|(id, serial)| (self.cancel(id, serial), id)).map(|(_, id)| id).collect()
+        calls.iter().for_each(|&(id, serial)| _ = self.cancel(id, serial));
+        calls.into_iter().map(|(id, _)| id).collect()
     }
 
     /// Returns the names of the functions.
@@ -944,10 +567,9 @@ impl Calls {
             return (false, None);
         };
         entry.cancelled = true;
-        self.stats.cancelled += 1;
-        let Some(entry) = self.entry_mut(at) else { return (false, None) };
         let pinned = entry.asked.pinned;
         self.cancelled += 1;
+        self.stats.cancelled += 1;
         let queue = self.queue(pinned);
         if let Some(place) = queue.iter().position(|&waiting| waiting == at) {
             queue.remove(place);
@@ -957,17 +579,6 @@ impl Calls {
         (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&at)))
     }
 
-    /// Returns a worker that has nothing in its hands: number 0, if the controller makes all calls itself.
-    pub(super) fn ready(&self) -> Option<usize> {
-        if self.workers() == 0 {
-            return Some(0);
-        }
-        (1..self.workers.len()).find(|&number| {
-            let worker = &self.workers[number];
-            self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
-        })
-    }
-
     pub(super) fn stats(&self) -> QueueStats {
         let mut stats = self.stats.clone();
         let of = |worker: &Worker| QueueWorkerStats { given_up: worker.given_up.is_some(), ..worker.stats };
@@ -975,9 +586,4 @@ impl Calls {
         stats.not_taken = self.known.len() - self.cancelled;
         stats
     }
-}
-
-/// Returns the text of an answer.
-fn text(message: &[u8]) -> String {
-    String::from_utf8_lossy(message.get(HEAD..).unwrap_or_default()).into_owned()
 }

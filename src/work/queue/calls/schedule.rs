@@ -1,0 +1,158 @@
+//! Which call goes to which worker, and when.
+
+use super::{At, Calls, Entry, Worker};
+use crate::channel::recovery::MAX_RANKS;
+use std::time::Duration;
+
+/// Calls that take longer than this, all that a worker has together, are not given to it in advance: another
+/// worker may be free earlier.
+const AHEAD: Duration = Duration::from_millis(1);
+
+/// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
+const SHORT: usize = 4096;
+
+/// The number of calls among which one is looked for that fits while a group waits.
+const AHEAD_OF_GROUP: usize = 64;
+
+impl Calls {
+    /// Returns the next call to be posted, and the worker that is to have it.
+    pub(crate) fn next(&mut self) -> Option<(usize, At)> {
+        if let Some(limit) = self.is_late() {
+            self.end_waiting(limit);
+            return None;
+        }
+        if let Some(next) = self.next_pinned() {
+            return Some(next);
+        }
+        let &first = self.waiting.front()?;
+        let entry = self.entry(first)?;
+        if entry.asked.ranks > 1 {
+            return self.next_group(first, entry.asked.ranks).or_else(|| self.overtake(first));
+        }
+        let is_short = self.is_short(entry);
+        let fits = |number: usize| {
+            let worker = &self.workers[number];
+            self.has_room(worker) && (worker.hands.is_empty() || is_short)
+        };
+        let preferred = entry.asked.preferred.filter(|&number| fits(number));
+        let number = preferred.or_else(|| self.free_worker()).filter(|&number| fits(number))?;
+        self.waiting.pop_front();
+        Some((number, first))
+    }
+
+    /// Returns the next call of those that only one worker may make.
+    fn next_pinned(&mut self) -> Option<(usize, At)> {
+        let mut numbers = if self.any_pinned { 1..self.workers.len() } else { 0..0 };
+        let ready = |&number: &usize| {
+            let worker = &self.workers[number];
+            let first = worker.pinned.front().and_then(|&at| self.entry(at));
+            first.is_some_and(|entry| {
+                self.has_room(worker) && (worker.hands.is_empty() || self.is_short(entry))
+            })
+        };
+        let number = numbers.find(ready)?;
+        self.workers[number].pinned.pop_front().map(|at| (number, at))
+    }
+
+    /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands. The
+    /// first of them makes the call, the others lend their processors.
+    fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
+        let group = self.idle(ranks)?;
+        self.waiting.pop_front();
+        Some((self.lend(&group), at))
+    }
+
+    /// Returns the next call for which there are idle workers enough, past the first one, which a larger group is to make.
+    /// Only so many may overtake it: then all others wait until there are workers enough.
+    fn overtake(&mut self, first: At) -> Option<(usize, At)> {
+        let most = 2 * self.workers() as u32;
+        let entry = self.entry_mut(first).filter(|entry| entry.overtaken < most)?;
+        let wanted = entry.asked.ranks;
+        let fits = |(place, &at): (usize, &At)| {
+            let ranks = self.entry(at)?.asked.ranks;
+            let group = if ranks < wanted { self.idle(ranks) } else { None };
+            Some((place, at, group?))
+        };
+        let (place, at, group) =
+            self.waiting.iter().enumerate().skip(1).take(AHEAD_OF_GROUP).find_map(fits)?;
+        self.waiting.remove(place);
+        self.entry_mut(first).iter_mut().for_each(|entry| entry.overtaken += 1);
+        Some((self.lend(&group), at))
+    }
+
+    /// Returns so many workers of one node that have nothing in their hands.
+    fn idle(&self, ranks: usize) -> Option<Vec<usize>> {
+        let mut idle: Vec<usize> = (1..self.workers.len()).filter(|&number| self.is_idle(number)).collect();
+        idle.sort_by_key(|&number| self.workers[number].seat.node);
+        let node = |&number: &usize| self.workers[number].seat.node;
+        let group = idle.chunk_by(|a, b| node(a) == node(b)).find(|idle| idle.len() >= ranks)?;
+        Some(group[..ranks].to_vec())
+    }
+
+    /// Returns whether a worker has nothing in its hands, and stands idle for nobody.
+    fn is_idle(&self, number: usize) -> bool {
+        let worker = &self.workers[number];
+        self.is_ready(worker) && worker.lent_to.is_none() && worker.hands.is_empty()
+    }
+
+    /// Lets all but the first of a group stand idle for it; returns the first.
+    fn lend(&mut self, group: &[usize]) -> usize {
+        group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
+        group[0]
+    }
+
+    /// Notes that a worker has ended a call: its group, if it had one, is free again.
+    pub(super) fn give_back(&mut self, number: usize) {
+        let lent = self.workers.iter_mut().filter(|worker| worker.lent_to == Some(number));
+        lent.for_each(|worker| worker.lent_to = None);
+    }
+
+    /// Returns whether a worker can be given one more call.
+    fn has_room(&self, worker: &Worker) -> bool {
+        let hands = worker.hands.len();
+        let soon = || worker.soon <= AHEAD;
+        let is_free = self.is_ready(worker) && worker.lent_to.is_none();
+        is_free && (hands == 0 || soon() && hands < self.rules.prefetch)
+    }
+
+    /// Returns the worker with room that has the least ahead of it.
+    fn free_worker(&self) -> Option<usize> {
+        let free = (1..self.workers.len()).filter(|&number| self.has_room(&self.workers[number]));
+        let load = |&number: &usize| {
+            let worker = &self.workers[number];
+            (worker.ahead, worker.stats.estimate)
+        };
+        free.min_by(|a, b| load(a).partial_cmp(&load(b)).unwrap_or(std::cmp::Ordering::Equal))
+    }
+
+    /// Returns whether a call may be given to a worker in advance: its message fits into the link, so that nobody waits; and
+    /// it does not last, as another worker may be free earlier.
+    fn is_short(&self, entry: &Entry) -> bool {
+        entry.message.len() <= SHORT && self.paces[entry.asked.function].is_known()
+    }
+
+    /// Returns the largest number of workers of one node, but for those that have given up. (A controller without workers
+    /// forks any group.)
+    pub(super) fn largest_group(&self) -> usize {
+        if self.workers() == 0 {
+            return MAX_RANKS;
+        }
+        let left = self.workers.iter().skip(1).filter(|worker| worker.given_up.is_none());
+        let mut nodes: Vec<usize> = left.map(|worker| worker.seat.node).collect();
+        nodes.sort_unstable();
+        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
+    }
+
+    /// Returns whether a worker's process is there, and is set up.
+    fn is_ready(&self, worker: &Worker) -> bool {
+        worker.lives && (!self.sets_up || worker.data.is_some())
+    }
+
+    /// Returns a worker that has nothing in its hands: number 0, if the controller makes all calls itself.
+    pub(crate) fn ready(&self) -> Option<usize> {
+        if self.workers() == 0 {
+            return Some(0);
+        }
+        (1..self.workers.len()).find(|&number| self.is_idle(number))
+    }
+}

@@ -1,0 +1,46 @@
+//! The controller as its own worker, where there is no other.
+
+use crate::error::{Error, Result};
+use crate::shm::packed::Packed;
+use crate::work::crew::{caught, told};
+use crate::work::executor::Policy;
+use crate::work::queue::tasks::Hand;
+use crate::work::queue::worker::{self, ready};
+
+/// The controller as its own worker.
+pub(super) struct Here<'q> {
+    pub(super) hand: Box<dyn Hand + 'q>,
+    policy: Policy,
+    pub(super) is_ready: bool,
+    pub(super) data: Option<Vec<u8>>,
+}
+
+impl<'q> Here<'q> {
+    pub(super) fn new(hand: Box<dyn Hand + 'q>, policy: Policy) -> Here<'q> {
+        Here { hand, policy, is_ready: false, data: None }
+    }
+
+    /// Builds the state, if there is none, and sets this process up as worker 0.
+    pub(super) fn ready(&mut self) -> Result<()> {
+        if !self.is_ready {
+            self.data =
+                ready(&mut *self.hand, &mut false, 0, &self.policy).map_err(|text| Error::Start { text })?;
+            self.is_ready = true;
+        }
+        Ok(())
+    }
+
+    /// Makes a call, given as the message that a worker would get.
+    pub(super) fn make(
+        &mut self,
+        message: &[u8],
+        argument: Packed<'_>,
+    ) -> std::result::Result<Packed<'static>, String> {
+        let (hand, function) = (&mut *self.hand, worker::function(message));
+        told(|| hand.call(function, argument, None)).unwrap_or_else(|text| {
+            let _ = caught(|| hand.discard());
+            self.is_ready = false;
+            Err(format!("it panicked: {text}"))
+        })
+    }
+}
