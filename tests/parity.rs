@@ -1,5 +1,5 @@
 //! The work queue beside distwq's: a case for each behaviour that users of distwq rely on, or suffer from, and that
-//! tests/queue.rs does not show. Numbers such as 1B.2-30 are the rows of PARITY.md, part 1B.
+//! tests/queue.rs does not show. Numbers such as 1B.2-30 are the rows of docs/parity-distwq.md.
 //!
 //! Cases order what happens by files that functions wait for, and not by times.
 
@@ -24,6 +24,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::Case;
+use support::queues::{forked, group, is_job, processes, queue, rank, run, run_job};
 
 const CASES: &[Case] = cases![
     trivial_calls_one_by_one_end_soon
@@ -126,41 +127,12 @@ fn main() -> std::process::ExitCode {
         _ if is_long() => return support::main_within(Duration::from_secs(600), CASES),
         _ => return support::main(CASES),
     }
-    let wanted = std::env::args().nth(2).unwrap_or_default();
-    let is_chosen = |name: &str| name.contains(&wanted) && (is_long() || !name.contains("gibibytes"));
-    let cases: Vec<_> = JOB.iter().filter(|(name, _)| is_chosen(name)).collect();
-    for (name, case) in &cases {
-        if rank() == 0 {
-            println!("{name}");
-        }
-        case();
-    }
-    println!("{} passed", cases.len());
-    std::process::ExitCode::SUCCESS
-}
-
-/// Whether this is a process of a job.
-fn is_job() -> bool {
-    std::env::args().nth(1).is_some_and(|arg| arg == "--job" || arg == "--interrupted")
+    run_job(JOB, |name| is_long() || !name.contains("gibibytes"))
 }
 
 /// Whether cases that take minutes and gibibytes run.
 fn is_long() -> bool {
     std::env::var_os("PHALANX_TEST_LONG").is_some_and(|long| long != "0")
-}
-
-/// A number that the launcher has told; `otherwise` if there is no job.
-fn told(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).ok().filter(|_| is_job()).map_or(otherwise, |number| number.parse().unwrap())
-}
-
-/// The processes of the job; 1 if there is none.
-fn processes() -> usize {
-    told("OMPI_COMM_WORLD_SIZE", 1)
-}
-
-fn rank() -> usize {
-    told("OMPI_COMM_WORLD_RANK", 0)
 }
 
 /// The back ends, with numbers of workers.
@@ -202,32 +174,9 @@ fn grouping() -> Vec<(Backend, usize)> {
     vec![(Backend::SharedMemory, 3), (Backend::SharedMemory, 0), (Backend::Serial, 3)]
 }
 
-fn queue(backend: Backend, workers: usize) -> Queue {
-    Queue { backend, workers: Some(workers), ..Queue::default() }
-}
-
-fn forked(workers: usize) -> Queue {
-    queue(if is_job() { Backend::Hybrid } else { Backend::SharedMemory }, workers)
-}
-
-/// Runs `main` on this queue. Returns its result where its caller is the controller: process 0 (1B.1-1, 1B.3-18).
-fn run<S, T>(
-    queue: &Queue,
-    tasks: &Tasks<'_, S>,
-    main: impl FnOnce(&mut Controller<'_>) -> Result<T>,
-) -> Option<T> {
-    let result = queue.run(tasks, main).unwrap();
-    assert_eq!(result.is_some(), rank() == 0, "process {}", rank());
-    result
-}
-
 /// The options of a call that this worker is to make.
 fn on(worker: usize) -> Submit {
     Submit { worker: Some(worker), ..Submit::default() }
-}
-
-fn group(ranks: usize) -> Submit {
-    Submit { ranks, ..Submit::default() }
 }
 
 /// Waits until something is there; fails if that takes too long.

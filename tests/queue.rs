@@ -10,10 +10,11 @@ macro_rules! cases {
 mod support;
 
 use ndarray::{Array1, Ix1};
-use phalanx::{Backend, Controller, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
+use phalanx::{Backend, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use support::Case;
+use support::queues::{forked, group, is_job, processes, queue, run, run_job, told};
 
 const CASES: &[Case] = cases![
     results_are_the_same_everywhere
@@ -127,16 +128,7 @@ fn main() -> std::process::ExitCode {
     if !is_job() {
         return support::main(CASES);
     }
-    let wanted = std::env::args().nth(2).unwrap_or_default();
-    let cases: Vec<_> = JOB.iter().filter(|(name, _)| name.contains(&wanted)).collect();
-    for (name, case) in &cases {
-        if told("RANK").is_some_and(|rank| rank == 0) {
-            println!("{name}");
-        }
-        case();
-    }
-    println!("{} passed", cases.len());
-    std::process::ExitCode::SUCCESS
+    run_job(JOB, |_| true)
 }
 
 /// A queue over nodes that comes to a bad end.
@@ -167,22 +159,6 @@ fn ends(scene: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is a process of a job.
-fn is_job() -> bool {
-    std::env::args().nth(1).is_some_and(|arg| arg == "--job")
-}
-
-/// The processes of the job; 1 if there is none.
-fn processes() -> usize {
-    told("SIZE").filter(|_| is_job()).unwrap_or(1)
-}
-
-/// What Open MPI's launcher, or MPICH's, has told this process.
-fn told(what: &str) -> Option<usize> {
-    let names = [format!("OMPI_COMM_WORLD_{what}"), format!("PMI_{what}")];
-    names.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
-}
-
 /// The back ends, with numbers of workers.
 fn everywhere() -> Vec<(Backend, usize)> {
     if is_job() {
@@ -198,29 +174,10 @@ fn everywhere() -> Vec<(Backend, usize)> {
     ]
 }
 
-fn queue(backend: Backend, workers: usize) -> Queue {
-    Queue { backend, workers: Some(workers), ..Queue::default() }
-}
-
-fn forked(workers: usize) -> Queue {
-    queue(if is_job() { Backend::Hybrid } else { Backend::SharedMemory }, workers)
-}
-
 /// A function that takes its time.
 fn sleep_ms(_: &mut (), ms: u64) -> Result<(), Reason> {
     std::thread::sleep(Duration::from_millis(ms));
     Ok(())
-}
-
-/// Runs `main` on this queue. Returns its result where its caller is the controller: everywhere but in a job.
-fn run<S, T>(
-    queue: &Queue,
-    tasks: &Tasks<'_, S>,
-    main: impl FnOnce(&mut Controller<'_>) -> Result<T>,
-) -> Option<T> {
-    let result = queue.run(tasks, main).unwrap();
-    assert!(result.is_some() || is_job());
-    result
 }
 
 fn results_are_the_same_everywhere() {
@@ -1224,10 +1181,6 @@ fn a_crash_in_a_call_with_a_deadline_costs_only_that() {
         assert_eq!(died, 1);
         Ok(())
     });
-}
-
-fn group(ranks: usize) -> Submit {
-    Submit { ranks, ..Submit::default() }
 }
 
 fn groups_of_ranks_make_calls_together() {
