@@ -10,7 +10,7 @@ macro_rules! cases {
 mod support;
 
 use ndarray::{Array1, Ix1};
-use phalanx::{Backend, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
+use phalanx::{Backend, Comm, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use support::Case;
@@ -75,6 +75,10 @@ const CASES: &[Case] = cases![
     a_state_that_a_worker_has_built_is_dropped
     a_stopped_program_misses_no_deadline
     a_cancelled_call_is_not_waited_for
+    groups_of_all_workers
+    a_member_on_any_node_that_dies_costs_its_call
+    members_on_any_node_fail_their_call
+    groups_of_all_workers_can_be_ended
     an_abort_ends_everything
 ];
 
@@ -112,6 +116,10 @@ const JOB: &[Case] = cases![
     long_arguments_of_one_worker_let_the_controller_go_on
     a_node_whose_workers_fail_costs_its_calls
     set_up_workers_take_long_values
+    groups_of_all_workers
+    a_member_on_any_node_that_dies_costs_its_call
+    members_on_any_node_fail_their_call
+    groups_of_all_workers_can_be_ended
 ];
 
 fn main() -> std::process::ExitCode {
@@ -1257,6 +1265,150 @@ fn a_member_that_dies_costs_its_call() {
             }
         }
         assert!(controller.stats().workers.iter().all(|worker| worker.died == 0), "its worker goes on");
+        Ok(())
+    });
+}
+
+/// A group of all workers, on however many nodes; some single calls go on beside it.
+fn groups_of_all_workers() {
+    let ranks = (2 * processes()).max(4);
+    let mut tasks = Tasks::with_state(|| Ok(1000));
+    let call = tasks.register_collective("call", |state: &mut usize, comm, (x, long): &(usize, Array1<f64>)| {
+        let (rank, size) = (comm.rank(), comm.size());
+        // A reduction in memory, a message around the ring, and groups that go to and fro between nodes.
+        let mut sum = Array1::zeros(long.len());
+        comm.all_reduce(&(long + rank as f64), &mut sum, &Op::sum())?;
+        let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+        let mut came = [0.0];
+        match rank {
+            0 => {
+                comm.send(&[1.0], next)?;
+                comm.recv(&mut came, before)?;
+            }
+            _ => {
+                comm.recv(&mut came, before)?;
+                comm.send(&[came[0] + 1.0], next)?;
+            }
+        }
+        let mut woven = comm.split(Some((rank % 2) as u64), 0)?.expect("every rank names a colour");
+        let fellows = woven.all_reduce_value(rank, &Op::sum())?;
+        Ok((rank, size, *state + x, sum, came[0], fellows))
+    });
+    let call = call.unwrap();
+    let single = tasks.register("single", |state: &mut usize, x: usize| Ok(*state + x)).unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        for (x, len) in [0, 1, 1000, 100_000, 1_000_000].into_iter().enumerate() {
+            let long = Array1::from_elem(len, 0.5);
+            let one = controller.submit_call(&call, (x, long), group(ranks))?;
+            let beside = controller.submit_multiple(&single, 0..10, &[], false)?;
+            let results = controller.get_result(&one)?;
+            assert_eq!(results.len(), ranks);
+            let all = (ranks * (ranks - 1) / 2) as f64 + ranks as f64 / 2.0;
+            for (at, (rank, size, state, sum, came, fellows)) in results.into_iter().enumerate() {
+                assert_eq!((rank, size, state), (at, ranks, 1000 + x));
+                assert!(sum.len() == len && sum.iter().all(|&sum| sum == all), "{len}");
+                assert_eq!(came, if rank == 0 { ranks as f64 } else { rank as f64 });
+                assert_eq!(fellows, (0..ranks).filter(|other| other % 2 == rank % 2).sum::<usize>());
+            }
+            for (x, call) in beside.iter().enumerate() {
+                assert_eq!(controller.get_result(call)?, 1000 + x);
+            }
+        }
+        let error = controller.submit_call(&call, (0, Array1::zeros(1)), group(ranks + 1)).unwrap_err();
+        assert!(error.to_string().contains(&format!("groups have 1 to {ranks} here")), "{error}");
+        Ok(())
+    });
+}
+
+/// Lets a rank die, or counts all.
+fn dies(comm: &mut Comm<'_>, who: usize, when: bool) -> Result<usize, Reason> {
+    comm.barrier()?;
+    if comm.rank() == who && when {
+        std::process::abort();
+    }
+    Ok(comm.all_reduce_value(1, &Op::sum())?)
+}
+
+fn a_member_on_any_node_that_dies_costs_its_call() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    let _ = std::fs::create_dir(&dir);
+    let ranks = (2 * processes()).max(4);
+    let mut tasks = Tasks::new();
+    let once = tasks.register_collective("once", |(), comm, &who: &usize| dies(comm, who, true)).unwrap();
+    let again = tasks.register_collective("again", |(), comm, &who: &usize| {
+        let first = std::fs::File::create_new(dir.join(format!("{who}-{}", comm.rank()))).is_ok();
+        dies(comm, who, first)
+    });
+    let again = again.unwrap();
+    tasks.may_repeat(&again, 2).unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        for who in 0..ranks {
+            let call = controller.submit_call(&once, who, group(ranks))?;
+            let error = controller.get_result(&call).unwrap_err().to_string();
+            let says = format!("rank {who} of its group");
+            assert!(error.contains(&says) && error.contains("SIGABRT"), "{who}: {error}");
+            let call = controller.submit_call(&again, who, group(ranks))?;
+            assert_eq!(controller.get_result(&call)?, vec![ranks; ranks]);
+        }
+        Ok(())
+    });
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+fn members_on_any_node_fail_their_call() {
+    let ranks = (2 * processes()).max(4);
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, &(who, panics): &(usize, bool)| {
+        comm.barrier()?;
+        if comm.rank() == who {
+            assert!(!panics, "rank {who} has had enough");
+            return Err(format!("rank {who} gives up").into());
+        }
+        Ok(comm.all_reduce_value(1, &Op::sum())?)
+    });
+    let call = call.unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        for who in 0..=ranks {
+            for panics in [false, true] {
+                let call = controller.submit_call(&call, (who, panics), group(ranks))?;
+                let says = if panics { "has had enough" } else { "gives up" };
+                match controller.get_result(&call) {
+                    Ok(sums) => assert!(who == ranks && sums == vec![ranks; ranks]),
+                    Err(error) => {
+                        let says = format!("rank {who} {says}");
+                        assert!(who < ranks && error.to_string().contains(&says), "{error}");
+                    }
+                }
+            }
+        }
+        assert!(controller.stats().workers.iter().all(|worker| worker.died == 0), "its workers go on");
+        Ok(())
+    });
+}
+
+fn groups_of_all_workers_can_be_ended() {
+    let ranks = (2 * processes()).max(4);
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, &ms: &u64| {
+        comm.barrier()?;
+        std::thread::sleep(Duration::from_millis(ms));
+        Ok(comm.all_reduce_value(1, &Op::sum())?)
+    });
+    let call = call.unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        for turn in 0..3 {
+            let long = controller.submit_call(&call, 60_000, group(ranks))?;
+            std::thread::sleep(Duration::from_millis(50 * turn));
+            assert!(controller.cancel(&long)?);
+            let short = controller.submit_call(&call, 1, group(ranks))?;
+            assert_eq!(controller.get_result(&short)?, vec![ranks; ranks]);
+        }
+        let deadline = Some(Duration::from_millis(300));
+        let late = controller.submit_call(&call, 60_000, Submit { deadline, ..group(ranks) })?;
+        let error = controller.get_result(&late).unwrap_err().to_string();
+        assert!(error.contains("longer than its deadline"), "{error}");
+        let short = controller.submit_call(&call, 1, group(ranks))?;
+        assert_eq!(controller.get_result(&short)?, vec![ranks; ranks]);
         Ok(())
     });
 }

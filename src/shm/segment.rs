@@ -82,7 +82,7 @@ impl Segment {
     }
 
     /// Returns a copy of the bytes at `place`, if they lie inside.
-    #[cfg(test)]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn read(&self, place: std::ops::Range<usize>) -> Option<Vec<u8>> {
         let (from, mut copy) = (self.bytes(place.start, place.len())?, vec![0; place.len()]);
         // SAFETY: in bounds on both sides; shared memory, which no rank writes meanwhile: the caller's
@@ -92,7 +92,7 @@ impl Segment {
     }
 
     /// Writes `bytes` at `offset`; returns false if they do not lie inside.
-    #[cfg(test)]
+    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.bytes(offset, bytes.len()) else { return false };
         // SAFETY: in bounds on both sides; shared memory, which no rank uses meanwhile: the caller's protocol

@@ -148,6 +148,16 @@ impl Launch {
         executor::fork(&self.options()?, &body)
     }
 
+    /// Runs `body` on forked ranks, which are a share of the ranks of a party; see [`executor::fork_with`].
+    #[cfg(feature = "mpi")]
+    pub(crate) fn fork_with<R, F>(&self, party: &executor::Party<'_>, body: F) -> Result<Vec<R>>
+    where
+        R: Serialize + DeserializeOwned,
+        F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
+    {
+        executor::fork_with(&self.options()?, party, &body)
+    }
+
     /// Runs `body` as [`Launch::fork`] does, but on threads of this process: for models in pure Rust, and for
     /// tools that cannot follow a fork. Ranks that crash take the caller with them. Results are handed over
     /// as they are, never serialised.

@@ -14,6 +14,7 @@
 //! | message.rs | messages between two ranks |
 //! | split.rs, layout.rs, seats.rs, job.rs | the ranks and processes, and the nodes on which they are |
 //! | net.rs, wire.rs, mpi.rs | messages between processes; loopback.rs stands in for MPI in tests |
+//! | tcp.rs | messages between processes that cannot call MPI: forked ranks of a group |
 //!
 //! Contributions of a few bytes travel in the records of the meeting. All others are cut into pieces, which
 //! all ranks enumerate alike from the lengths told there, so that no message has to announce another. No
@@ -40,6 +41,7 @@ mod scan;
 #[cfg(feature = "mpi")]
 pub(crate) mod seats;
 mod split;
+pub(crate) mod tcp;
 mod traffic;
 pub(crate) mod wire;
 

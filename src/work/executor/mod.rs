@@ -20,6 +20,8 @@ mod linked;
 mod mail;
 #[cfg(feature = "mpi")]
 mod nodes;
+#[cfg(feature = "mpi")]
+mod party;
 mod payload;
 mod placement;
 mod policy;
@@ -43,6 +45,8 @@ pub use backend::Backend;
 pub(crate) use body::RankOptions;
 pub(crate) use joined::run_in;
 pub(crate) use linked::{Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
+#[cfg(feature = "mpi")]
+pub(crate) use party::{Failing, Opened, Party, failing, fork_with};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
 pub(crate) use policy::Policy;

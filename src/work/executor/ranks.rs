@@ -45,13 +45,29 @@ where
     Ok(is_root.then_some(results))
 }
 
-/// Runs forked ranks. Returns whether this process has taken the results, which it always has.
+/// Runs forked ranks of one node. Returns whether this process has taken the results, which it always has.
 fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool> {
+    let seat = |world: &World, rank: usize, local: Rc<Local>| {
+        Ok(Comm::over(Box::new(Shm::new(world, rank, local)?)))
+    };
+    forked_as(options, &seat, body, take).map(|()| true)
+}
+
+/// A function that returns the communicator of a forked rank.
+type SeatOf<'a> = &'a dyn Fn(&World, usize, Rc<Local>) -> Result<Comm<'static>>;
+
+/// Runs forked ranks, whose communicators `seat` makes.
+pub(super) fn forked_as(
+    options: &RankOptions,
+    seat: SeatOf<'_>,
+    body: Body<'_>,
+    take: Take<'_>,
+) -> Result<()> {
     let RankOptions { recover, tag_output, .. } = *options;
     let world = World::new(options.plan_here()?)?;
     let run = |rank: usize| {
         let local = Rc::new(Local::new(&world, rank));
-        let mut comm = Comm::over(Box::new(Shm::new(&world, rank, Rc::clone(&local))?));
+        let mut comm = seat(&world, rank, Rc::clone(&local))?;
         let place = body(&world, &mut comm, &local)?;
         point(Site::SlotResult);
         Ok(place)
@@ -69,7 +85,7 @@ fn forked(options: &RankOptions, body: Body<'_>, take: Take<'_>) -> Result<bool>
             None => return Err(Error::Corrupt { what: "a rank's result" }),
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Runs `body` on threads of this process; returns the results in rank order.

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::shm::packed::Packed;
 use crate::work::crew::{caught, told};
 use crate::work::executor::Policy;
-use crate::work::queue::tasks::Hand;
+use crate::work::queue::tasks::{Group, Hand};
 use crate::work::queue::worker::{self, ready};
 
 /// The controller as its own worker.
@@ -36,8 +36,8 @@ impl<'q> Here<'q> {
         message: &[u8],
         argument: Packed<'_>,
     ) -> std::result::Result<Packed<'static>, String> {
-        let (hand, function) = (&mut *self.hand, worker::function(message));
-        told(|| hand.call(function, argument, None)).unwrap_or_else(|text| {
+        let (hand, (function, ranks)) = (&mut *self.hand, worker::function(message));
+        told(|| hand.call((function, Group::Here(ranks)), argument, None)).unwrap_or_else(|text| {
             let _ = caught(|| hand.discard());
             self.is_ready = false;
             Err(format!("it panicked: {text}"))

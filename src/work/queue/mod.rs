@@ -38,7 +38,7 @@ use here::Here;
 use std::cell::RefCell;
 use std::time::Duration;
 use tasks::Table;
-use worker::{call_head, is_answer, serve};
+use worker::{Tells, call_head, is_answer, serve};
 
 pub use call::{Call, Finished, Submit};
 pub use controller::Controller;
@@ -202,7 +202,9 @@ impl Queue {
             main(&mut controller)?;
             controller.exit()
         };
-        let tells = self.rules().tells;
+        let collective = (0..table.names().len()).any(|function| table.is_collective(function));
+        let in_job = matches!(placement, Placement::Job { .. });
+        let tells = Tells { ready: self.rules().tells, door: in_job && collective };
         if placement == Placement::Threads {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
                 self.begin(slot, process);
@@ -215,7 +217,7 @@ impl Queue {
         let build = || policy.patiently(&mut || template.borrow_mut().build().map(drop));
         let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
-            let Some(number) = number(slot, process, matches!(placement, Placement::Job { .. })) else {
+            let Some(number) = number(slot, process, in_job) else {
                 return Ok(());
             };
             self.begin(number, process);

@@ -7,6 +7,8 @@ use crate::shm::object::{is_plain, is_plain_name};
 use crate::shm::packed::Packed;
 use crate::shm::segment::Segment;
 use crate::work::executor::Backend;
+#[cfg(feature = "mpi")]
+use crate::work::executor::Party;
 use crate::work::launch::Launch;
 use serde::{Serialize, de::DeserializeOwned};
 use std::any::type_name;
@@ -29,9 +31,23 @@ pub(super) fn head() -> Vec<u8> {
     head
 }
 
-/// A function with the types of its argument and result taken away.
+/// The ranks that make a call.
+#[derive(Clone, Copy)]
+pub(super) enum Group<'a> {
+    /// So many, all here.
+    Here(usize),
+    /// Those of a party, which are on several nodes.
+    #[cfg(feature = "mpi")]
+    Apart(&'a Party<'a>),
+    #[cfg(not(feature = "mpi"))]
+    #[expect(dead_code, reason = "there is one node")]
+    Apart(&'a std::convert::Infallible),
+}
+
+/// A function with the types of its argument and result taken away; the last argument says how often the call may be begun
+/// here.
 type Erased<'f, S> =
-    dyn Fn(&mut S, Packed<'_>, Memory<'_>, (usize, u32)) -> Result<Packed<'static>> + Sync + 'f;
+    dyn Fn(&mut S, Packed<'_>, Memory<'_>, (Group<'_>, u32)) -> Result<Packed<'static>> + Sync + 'f;
 
 /// The functions that a worker calls before its first call, and after its last.
 type SetUp<'f, S> = dyn Fn(&mut S, usize) -> Result<Packed<'static>> + Sync + 'f;
@@ -311,27 +327,33 @@ impl<'f, S> Tasks<'f, S> {
         let call = move |state: &mut S,
                          argument: Packed<'_>,
                          memory: Memory<'_>,
-                         (ranks, attempts): (usize, u32)| {
+                         (group, attempts): (Group<'_>, u32)| {
             if argument.has_leases() {
-                return Err(Error::other(
-                    "its argument holds a Lease, which the ranks of a group cannot reach: give them an array",
-                ));
+                return Err(Error::other(NO_LEASES));
             }
             let (argument, state) = (argument.unpack::<A>(&argument_of)?, RefCell::new(state));
-            let group = Launch { ranks: Some(ranks), backend: Backend::SharedMemory, ..Launch::default() };
             let body = |comm: &mut Comm<'_>| Ok(function(&mut state.borrow_mut(), comm, &argument)?);
+            let of = |ranks: usize| {
+                let ranks = Some(ranks);
+                Launch { ranks, backend: Backend::SharedMemory, ..Launch::default() }
+            };
+            let group = match group {
+                Group::Here(ranks) => of(ranks),
+                #[cfg(feature = "mpi")]
+                Group::Apart(party) => {
+                    let results = of(party.ranks()).fork_with(party, body)?;
+                    return Packed::pack(head(), memory, (&results, false));
+                }
+                #[cfg(not(feature = "mpi"))]
+                Group::Apart(never) => match *never {},
+            };
             let mut results = group.fork(body);
             for _ in 1..attempts {
                 if matches!(results, Err(Error::PeerDied { .. })) {
                     results = group.fork(body);
                 }
             }
-            let results = results.map_err(|error| match error {
-                Error::PeerDied { rank, pid, cause, .. } => {
-                    Error::other(format!("rank {rank} of its group (process {pid}) died by {cause}"))
-                }
-                error => error,
-            })?;
+            let results = results.map_err(of_group)?;
             Packed::pack(head(), memory, (&results.unwrap_or_default(), false))
         };
         self.add(name, true, Box::new(call))
@@ -386,6 +408,20 @@ impl<'f, S> Tasks<'f, S> {
         Ok(())
     }
 }
+
+/// Names a rank of a group that has died.
+pub(super) fn of_group(error: Error) -> Error {
+    match error {
+        Error::PeerDied { rank, pid, cause, .. } => {
+            Error::other(format!("rank {rank} of its group (process {pid}) died by {cause}"))
+        }
+        error => error,
+    }
+}
+
+/// The error of a group's call whose argument holds a lease.
+pub(super) const NO_LEASES: &str =
+    "its argument holds a Lease, which the ranks of a group cannot reach: give them an array";
 
 /// Names the argument of a call, in an error.
 fn argument_of() -> String {
@@ -442,10 +478,10 @@ pub(super) trait Hand {
     /// Cleans up after a worker's last call.
     fn clean_up(&mut self, worker: usize) -> Result<()>;
 
-    /// Calls a function; a collective one with a group of so many ranks.
+    /// Calls a function; a collective one with a group of ranks.
     fn call(
         &mut self,
-        function_and_ranks: (usize, usize),
+        function_and_group: (usize, Group<'_>),
         argument: Packed<'_>,
         memory: Memory<'_>,
     ) -> Result<Packed<'static>>;
@@ -513,7 +549,7 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
 
     fn call(
         &mut self,
-        (function, ranks): (usize, usize),
+        (function, group): (usize, Group<'_>),
         argument: Packed<'_>,
         memory: Memory<'_>,
     ) -> Result<Packed<'static>> {
@@ -521,7 +557,7 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
         let (Some(entry), Some(state)) = (entry, &mut self.state) else {
             return Err(Error::Corrupt { what: "a call" });
         };
-        (entry.call)(state, argument, memory, (ranks, entry.attempts))
+        (entry.call)(state, argument, memory, (group, entry.attempts))
     }
 
     fn discard(&mut self) {

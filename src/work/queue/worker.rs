@@ -1,8 +1,9 @@
 //! A worker of a queue: takes calls, makes them, and answers each.
 //!
 //! ```text
-//! call     flags u8, 0, ranks u16, function u32 | the deadline in ns u64, if there is one | argument
+//! call     flags u8, 0, ranks u16, function u32 | the deadline in ns u64, if there is one | the party, if there is one | argument
 //!          nothing at all: the worker is to end
+//! party    token, 16 bytes | length u64 | text (executor/party.rs); ranks on several nodes make the call
 //! answer   Kind u8, time in ns u56 | result; or a text
 //! ```
 //!
@@ -17,8 +18,12 @@ use crate::shm::packed::{LEASES, Packed, SPILLED};
 use crate::shm::segment::Segment;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
+#[cfg(feature = "mpi")]
+use crate::work::executor::{Failing, Opened, Party, failing};
 pub(super) use crate::work::queue::tasks::HEAD;
-use crate::work::queue::tasks::{Hand, head};
+#[cfg(feature = "mpi")]
+use crate::work::queue::tasks::of_group;
+use crate::work::queue::tasks::{Group, Hand, head};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,14 +38,23 @@ pub(super) enum Kind {
     Failed = 4,
     /// The function has panicked; the text follows.
     Panicked = 5,
+    /// The share of a party has failed: see [`Failing`](crate::work::executor::Failing); the text follows.
+    Unmet = 12,
+    Died = 13,
+    Alone = 17,
+    /// The worker has opened a door; its address follows, or a space and why it has none.
+    Door = 16,
     /// The worker cannot build its state, and ends; the text follows.
     Unbuilt = 8,
     /// The worker is ready; its data follow.
     Ready = 9,
 }
 
-/// The flag of a call that has a deadline.
+/// The flag of a call that has a deadline, and of one that a party makes.
 const DEADLINE: u8 = 4;
+const PARTY: u8 = 8;
+/// The length of what comes before a party's text: token and length.
+const PARTY_HEAD: usize = 24;
 
 /// Returns the start of a call.
 pub(super) fn call((function, ranks): (usize, usize), deadline: Option<Duration>) -> Vec<u8> {
@@ -59,14 +73,37 @@ pub(super) fn function(message: &[u8]) -> (usize, usize) {
     ((head >> 32) as usize, (head >> 16) as u16 as usize)
 }
 
+/// Returns a call with the party that makes it.
+pub(super) fn with_party(call: &[u8], token: &[u8; 16], text: &str) -> Vec<u8> {
+    let at = party_at(call).min(call.len());
+    let len = (text.len() as u64).to_le_bytes();
+    let mut call = [&call[..at], token, &len, text.as_bytes(), &call[at..]].concat();
+    call[0] |= PARTY;
+    call
+}
+
+/// Returns where the party stands in a call, or would stand.
+fn party_at(message: &[u8]) -> usize {
+    HEAD + if deadline(message).is_some() { 8 } else { 0 }
+}
+
+/// Returns the length of the party in a call.
+fn party_len(message: &[u8]) -> usize {
+    if message.first().is_none_or(|&flags| flags & PARTY == 0) {
+        return 0;
+    }
+    let len = message.get(party_at(message) + 16..).and_then(|rest| rest.first_chunk());
+    PARTY_HEAD.saturating_add(len.map_or(0, |len| u64::from_le_bytes(*len)) as usize)
+}
+
 /// Returns the length of what comes before the argument of a call.
 pub(super) fn call_head(message: &[u8]) -> usize {
-    HEAD + if deadline(message).is_some() { 8 } else { 0 }
+    party_at(message).saturating_add(party_len(message))
 }
 
 /// Returns whether a worker's message answers a call.
 pub(super) fn is_answer(message: &[u8]) -> bool {
-    answered(message).is_ok_and(|(kind, _)| !matches!(kind, Kind::Ready | Kind::Unbuilt))
+    answered(message).is_ok_and(|(kind, _)| !matches!(kind, Kind::Ready | Kind::Unbuilt | Kind::Door))
 }
 
 /// Returns the argument of a call, with its leases.
@@ -85,9 +122,10 @@ fn deadline(message: &[u8]) -> Option<u64> {
 pub(super) fn answered(message: &[u8]) -> Result<(Kind, Duration)> {
     let corrupt = || Error::Corrupt { what: "a worker's answer" };
     let head = message.first_chunk::<HEAD>().ok_or_else(corrupt)?;
-    let kind = [Kind::Result, Kind::Failed, Kind::Panicked, Kind::Unbuilt, Kind::Ready];
+    use Kind::{Alone, Died, Door, Failed, Panicked, Ready, Unbuilt, Unmet};
+    let kinds = [Kind::Result, Failed, Panicked, Unmet, Died, Alone, Door, Unbuilt, Ready];
     let kind =
-        kind.into_iter().find(|kind| *kind as u8 == head[0] & !(LEASES | SPILLED)).ok_or_else(corrupt)?;
+        kinds.into_iter().find(|kind| *kind as u8 == head[0] & !(LEASES | SPILLED)).ok_or_else(corrupt)?;
     Ok((kind, Duration::from_nanos(u64::from_le_bytes(*head) >> 8)))
 }
 
@@ -101,13 +139,22 @@ fn failure(kind: Kind, time: Duration, text: &str) -> Vec<u8> {
     [&start(kind, time), text.as_bytes()].concat()
 }
 
+/// What a worker says of itself before its first call.
+#[derive(Clone, Copy)]
+pub(super) struct Tells {
+    /// That it is ready, also if it has no data.
+    pub(super) ready: bool,
+    /// The address of a door, at which workers of other nodes find it.
+    pub(super) door: bool,
+}
+
 /// Lives a worker's life: until it is told to end, or its caller is gone. A state that it has built itself is dropped then;
-/// one that it has inherited is its caller's. `tells`: whether it says that it is ready, also if it has no data.
+/// one that it has inherited is its caller's.
 pub(super) fn serve(
     seat: (usize, usize, &Slots),
     process: &mut Process,
     hand: &mut dyn Hand,
-    terms: (&Policy, bool),
+    terms: (&Policy, Tells),
 ) -> Result<()> {
     let mut own = false;
     let ended = serve_calls(seat, process, (hand, &mut own), terms);
@@ -127,16 +174,17 @@ fn serve_calls(
     (number, slot, slots): (usize, usize, &Slots),
     process: &mut Process,
     (hand, own): (&mut dyn Hand, &mut bool),
-    (policy, tells): (&Policy, bool),
+    (policy, tells): (&Policy, Tells),
 ) -> Result<()> {
     let _listening = Listening::new();
     lend_heap(slots.heap(slot));
+    let doorway = Doorway::open(tells.door, process);
     let mut has_state = false;
     loop {
         if !has_state {
             // The caller may be gone, then nobody is told.
             match ready(hand, own, number, policy) {
-                Ok(None) if tells => _ = process.say(&start(Kind::Ready, Duration::ZERO)),
+                Ok(None) if tells.ready => _ = process.say(&start(Kind::Ready, Duration::ZERO)),
                 Ok(None) => {}
                 Ok(Some(data)) => _ = process.say(&data),
                 Err(text) => {
@@ -154,16 +202,17 @@ fn serve_calls(
         let begun = unix_time();
         let (now, deadline) = (begun.as_nanos() as u64, deadline(&message));
         process.begin(now, deadline.map_or(0, |deadline| now.saturating_add(deadline)));
+        let mut failed = Kind::Failed;
         let result = told(|| {
             let argument = argument(&message, slots.segment())?;
-            hand.call(function(&message), argument, Some(slots.segment()))
+            doorway.make(&message, &mut failed, |call| hand.call(call, argument, Some(slots.segment())))
         });
         // The state, which a panic has perhaps left half changed, is not used again.
         has_state = result.is_ok();
         if !has_state {
             end_state(hand, own);
         }
-        let answer = answer(result, unix_time().saturating_sub(begun))?;
+        let answer = answer((result, failed), unix_time().saturating_sub(begun))?;
         process.finish();
         if process.say(&answer).is_err() {
             return Ok(());
@@ -171,14 +220,79 @@ fn serve_calls(
     }
 }
 
-/// Returns the answer to a call that has taken this time, and has ended so: see [`told`].
+/// A worker's door, if it has one.
+struct Doorway {
+    #[cfg(feature = "mpi")]
+    opened: Option<Opened>,
+}
+
+#[cfg(feature = "mpi")]
+impl Doorway {
+    /// Opens a door, if there is to be one, and says where it is.
+    fn open(opens: bool, process: &mut Process) -> Doorway {
+        let opened = opens.then(Opened::new);
+        let text = opened.as_ref().map(|opened| match opened {
+            Ok(opened) => opened.address(),
+            Err(error) => format!(" {error}"),
+        });
+        // The caller may be gone.
+        text.iter().for_each(|text| _ = process.say(&failure(Kind::Door, Duration::ZERO, text)));
+        Doorway { opened: opened.and_then(Result::ok) }
+    }
+
+    /// Makes a call by the ranks that it asks for; `failed` tells how it has failed.
+    fn make<R>(
+        &self,
+        message: &[u8],
+        failed: &mut Kind,
+        make: impl FnOnce((usize, Group<'_>)) -> Result<R>,
+    ) -> Result<R> {
+        let (function, ranks) = function(message);
+        if party_len(message) == 0 {
+            return make((function, Group::Here(ranks)));
+        }
+        let corrupt = || Error::Corrupt { what: "a group's call" };
+        let (at, end) = (party_at(message), call_head(message));
+        let (token, rest) = message.get(at..end).and_then(<[u8]>::split_first_chunk).ok_or_else(corrupt)?;
+        let text = rest.get(8..).and_then(|text| str::from_utf8(text).ok()).ok_or_else(corrupt)?;
+        let party = Party::read(*token, text, self.opened.as_ref().ok_or_else(corrupt)?)?;
+        make((function, Group::Apart(&party))).map_err(|error| {
+            *failed = match failing(&error) {
+                Failing::Unmet => Kind::Unmet,
+                Failing::Died => Kind::Died,
+                Failing::Alone => Kind::Alone,
+                Failing::Failed => Kind::Failed,
+            };
+            of_group(error)
+        })
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+impl Doorway {
+    fn open(_: bool, _: &mut Process) -> Doorway {
+        Doorway {}
+    }
+
+    fn make<R>(
+        &self,
+        message: &[u8],
+        _: &mut Kind,
+        make: impl FnOnce((usize, Group<'_>)) -> Result<R>,
+    ) -> Result<R> {
+        let (function, ranks) = function(message);
+        make((function, Group::Here(ranks)))
+    }
+}
+
+/// Returns the answer to a call that has taken this time, and has ended so (see [`told`]), or else failed so.
 fn answer(
-    result: std::result::Result<std::result::Result<Packed<'_>, String>, String>,
+    (result, failed): (std::result::Result<std::result::Result<Packed<'_>, String>, String>, Kind),
     time: Duration,
 ) -> Result<Vec<u8>> {
     let packed = match result {
         Ok(Ok(packed)) => packed,
-        Ok(Err(text)) => return Ok(failure(Kind::Failed, time, &text)),
+        Ok(Err(text)) => return Ok(failure(failed, time, &text)),
         Err(text) => return Ok(failure(Kind::Panicked, time, &text)),
     };
     let mut message = packed.into_message(Some(&alloc_lent))?;

@@ -4,6 +4,7 @@
 //! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
 //! reported, or begun again if its function allows that; the others go back to the head of the queue.
 
+use super::parties::Part;
 use super::{Asked, At, Calls, Ended, Entry};
 use crate::error::{Death, Error, Result};
 use crate::shm::packed::{Packed, end_leases_of, end_spilled, has_leases};
@@ -27,6 +28,10 @@ impl Calls {
                 self.workers[number].data = Some(message);
                 return Ok(());
             }
+            Kind::Door => {
+                self.workers[number].door = Some(text(&message));
+                return Ok(());
+            }
             _ => {}
         }
         let worker = &mut self.workers[number];
@@ -35,6 +40,16 @@ impl Calls {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };
         self.give_back(number);
+        if self.has_parts(at) {
+            let made = kind == Kind::Result;
+            let (text, result) = match made {
+                true => (String::new(), Some(Packed::of_message(message, (HEAD, false), memory))),
+                false => (text(&message), None),
+            };
+            self.count(at, number, time);
+            self.part_ended(at, number, Calls::part(kind, text, result));
+            return Ok(());
+        }
         let ended = match kind {
             Kind::Result => Packed::of_message(message, (HEAD, false), memory),
             Kind::Panicked => Err(self.failed(at, number, format!("it panicked: {}", text(&message)))),
@@ -67,7 +82,7 @@ impl Calls {
     }
 
     /// Ends a call that no worker has.
-    fn end_unbegun(&mut self, at: At, why: String) {
+    pub(super) fn end_unbegun(&mut self, at: At, why: String) {
         let error = self.failed(at, 0, why);
         self.end(at, Err(error));
     }
@@ -84,9 +99,17 @@ impl Calls {
         let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
         let of_dead: Vec<At> = hands.drain(..begun).collect();
         for at in hands.into_iter().rev() {
-            self.put_back(at);
+            match self.has_parts(at) {
+                true => self.part_ended(at, number, Part::Gone),
+                false => self.put_back(at),
+            }
         }
-        of_dead.into_iter().for_each(|at| self.lost(at, number, overdue, death));
+        for at in of_dead {
+            match self.has_parts(at) {
+                true => self.part_ended(at, number, Part::Died(format!("its worker died by {death}"), overdue)),
+                false => self.lost(at, number, overdue, death),
+            }
+        }
         if let Some(why) = self.workers[number].given_up.clone() {
             self.give_up(number, why);
         }
@@ -129,7 +152,7 @@ impl Calls {
         let too_large = |at: &At| self.entry(*at).is_some_and(|entry| entry.asked.ranks > most.max(1));
         for at in self.waiting.iter().copied().filter(too_large).collect::<Vec<_>>() {
             self.waiting.retain(|&other| other != at);
-            self.end_unbegun(at, format!("no node has workers enough for its group: {most} are left"));
+            self.end_unbegun(at, format!("there are not workers enough for its group: {most} are left"));
         }
     }
 
@@ -137,24 +160,28 @@ impl Calls {
     fn count(&mut self, at: At, number: usize, time: Duration) {
         let Some(entry) = self.entry(at) else { return };
         let (id, expected, Asked { estimate, function, .. }) = (entry.id, entry.expected, entry.asked);
-        self.paces[function].add(time, estimate);
+        let is_first = self.is_first_part(number, at);
         let worker = &mut self.workers[number];
         worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
         worker.soon = worker.soon.saturating_sub(expected);
+        if !is_first {
+            return;
+        }
+        self.paces[function].add(time, estimate);
         worker.stats.calls += 1;
         worker.stats.time += time;
         worker.stats.estimate += estimate;
         self.stats.add(CallStats { id, worker: number, time, estimate });
     }
 
-    fn failed(&self, at: At, worker: usize, text: String) -> Error {
+    pub(super) fn failed(&self, at: At, worker: usize, text: String) -> Error {
         let (id, function) = self.entry(at).map_or((0, ""), |entry| {
             (entry.id, self.names.get(entry.asked.function).map_or("", String::as_str))
         });
         Error::Call { function: function.to_owned(), id, worker, text }
     }
 
-    fn end(&mut self, at: At, ended: Ended) {
+    pub(super) fn end(&mut self, at: At, ended: Ended) {
         let Some(entry) = self.entry(at) else { return };
         self.end_arrays(entry);
         if self.rules.verbose {

@@ -2,6 +2,7 @@
 
 mod ends;
 mod pace;
+mod parties;
 mod schedule;
 
 use crate::error::{Error, Result};
@@ -13,6 +14,7 @@ use crate::work::queue::stats::{QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table, Types};
 use crate::work::queue::worker::say;
 use pace::Pace;
+use parties::{Part, Parts};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -74,6 +76,9 @@ struct Entry {
     died: u32,
     /// The time that was expected of the call when a worker got it.
     expected: Duration,
+    /// The parts of a call that a group on several nodes makes, and how often its ranks did not meet.
+    parts: Option<Box<Parts>>,
+    unmet: u32,
     /// How many calls have overtaken it while it waited for a group of workers.
     overtaken: u32,
     /// Whether the leases in the message are the controller's: no worker of this node was given them.
@@ -92,6 +97,8 @@ struct Worker {
     lives: bool,
     /// The message with its data, once it has said it.
     data: Option<Vec<u8>>,
+    /// Where its process is found by workers of other nodes, once it has said it: see [`Kind::Door`].
+    door: Option<String>,
     /// The calls in its hands, in order.
     hands: VecDeque<At>,
     /// The number of calls that its process has answered.
@@ -115,6 +122,7 @@ impl Worker {
             seat,
             lives: false,
             data: None,
+            door: None,
             hands: VecDeque::new(),
             answered: 0,
             pinned: VecDeque::new(),
@@ -167,6 +175,10 @@ pub(super) struct Calls {
     /// The places of calls by their ids.
     known: HashMap<u64, At, Ids>,
     waiting: VecDeque<At>,
+    /// Parts of calls that are to be posted next, and their workers.
+    parting: VecDeque<(usize, At)>,
+    /// Workers that are to be ended: see [`Calls::take_doomed`].
+    dooms: Vec<(usize, u64)>,
     /// Whether a call was ever to be made by one worker only.
     any_pinned: bool,
     /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
@@ -211,6 +223,8 @@ impl Calls {
             free: Vec::new(),
             known: HashMap::default(),
             waiting: VecDeque::new(),
+            parting: VecDeque::new(),
+            dooms: Vec::new(),
             any_pinned: false,
             ended: VecDeque::new(),
             foreign: VecDeque::new(),
@@ -265,7 +279,7 @@ impl Calls {
         let most = self.largest_group().max(1);
         if !(1..=most).contains(&ranks) {
             let problem = format!(
-                "a group of {ranks} ranks; groups have 1 to {most} here, as many as their node has workers: ask for more by `Queue::workers`"
+                "a group of {ranks} ranks; groups have 1 to {most} here, as many as there are workers: ask for more by `Queue::workers`"
             );
             return Err(Error::option("submit", problem));
         }
@@ -317,6 +331,8 @@ impl Calls {
             serial,
             died: 0,
             expected: Duration::ZERO,
+            parts: None,
+            unmet: 0,
             overtaken: 0,
             holds: true,
             cancelled: false,
@@ -393,11 +409,6 @@ impl Calls {
         self.rules.time.filter(|_| self.end.is_some_and(|end| Instant::now() > end))
     }
 
-    /// Returns the message of a call.
-    pub(super) fn message(&self, at: At) -> &[u8] {
-        self.entry(at).map_or(&[], |entry| &entry.message)
-    }
-
     /// Returns the id of a call.
     pub(super) fn id(&self, at: At) -> u64 {
         self.entry(at).map_or(0, |entry| entry.id)
@@ -421,6 +432,9 @@ impl Calls {
     /// Puts a call back that could not be posted to this worker.
     pub(super) fn not_posted(&mut self, number: usize, at: At) {
         self.give_back(number);
+        if self.has_parts(at) {
+            return self.part_ended(at, number, Part::Gone);
+        }
         self.put_back(at);
     }
 
@@ -439,7 +453,7 @@ impl Calls {
     pub(super) fn began(&mut self, number: usize) {
         let worker = &mut self.workers[number];
         worker.lives = true;
-        worker.data = None;
+        (worker.data, worker.door) = (None, None);
         worker.answered = 0;
     }
 
@@ -559,12 +573,11 @@ impl Calls {
         self.known.len() > self.not_taken
     }
 
-    /// Forgets a call that has not ended; returns whether there is one. If a worker is at it, returns that worker,
-    /// too.
-    pub(super) fn cancel(&mut self, id: u64, serial: u64) -> (bool, Option<usize>) {
-        let Some(at) = self.find(id, serial) else { return (false, None) };
+    /// Forgets a call that has not ended; returns whether there is one, and the workers that are at it.
+    pub(super) fn cancel(&mut self, id: u64, serial: u64) -> (bool, Vec<usize>) {
+        let Some(at) = self.find(id, serial) else { return (false, Vec::new()) };
         let Some(entry) = self.entry_mut(at).filter(|entry| entry.ended.is_none()) else {
-            return (false, None);
+            return (false, Vec::new());
         };
         entry.cancelled = true;
         let pinned = entry.asked.pinned;
@@ -574,9 +587,10 @@ impl Calls {
         if let Some(place) = queue.iter().position(|&waiting| waiting == at) {
             queue.remove(place);
             self.forget(at);
-            return (true, None);
+            return (true, Vec::new());
         }
-        (true, (1..self.workers.len()).find(|&number| self.workers[number].hands.front() == Some(&at)))
+        let is_at = |&number: &usize| self.workers[number].hands.front() == Some(&at);
+        (true, (1..self.workers.len()).filter(is_at).collect())
     }
 
     pub(super) fn stats(&self) -> QueueStats {

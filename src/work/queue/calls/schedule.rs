@@ -17,6 +17,9 @@ const AHEAD_OF_GROUP: usize = 64;
 impl Calls {
     /// Returns the next call to be posted, and the worker that is to have it.
     pub(crate) fn next(&mut self) -> Option<(usize, At)> {
+        if let Some(part) = self.parting.pop_front() {
+            return Some(part);
+        }
         if let Some(limit) = self.is_late() {
             self.end_waiting(limit);
             return None;
@@ -57,6 +60,12 @@ impl Calls {
     /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands. The
     /// first of them makes the call, the others lend their processors.
     fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
+        if ranks > self.largest_node() {
+            let shares = self.idle_apart(ranks)?;
+            self.waiting.pop_front();
+            self.divide(at, &shares);
+            return self.parting.pop_front();
+        }
         let group = self.idle(ranks)?;
         self.waiting.pop_front();
         Some((self.lend(&group), at))
@@ -89,6 +98,29 @@ impl Calls {
         Some(group[..ranks].to_vec())
     }
 
+    /// Returns so many workers of several nodes that have nothing in their hands, by nodes, of as few as possible.
+    fn idle_apart(&self, ranks: usize) -> Option<Vec<Vec<usize>>> {
+        let has_door = |number: usize| self.workers[number].door.is_some();
+        let idle = (1..self.workers.len()).filter(|&number| self.is_idle(number) && has_door(number));
+        let mut nodes: Vec<Vec<usize>> = Vec::new();
+        let node = |number: usize| self.workers[number].seat.node;
+        for number in idle {
+            match nodes.iter_mut().find(|other| node(other[0]) == node(number)) {
+                Some(other) => other.push(number),
+                None => nodes.push(vec![number]),
+            }
+        }
+        nodes.sort_by_key(|idle| std::cmp::Reverse(idle.len()));
+        let mut left = ranks;
+        for idle in &mut nodes {
+            idle.truncate(left);
+            left -= idle.len();
+        }
+        nodes.retain(|idle| !idle.is_empty());
+        nodes.sort();
+        (left == 0).then_some(nodes)
+    }
+
     /// Returns whether a worker has nothing in its hands, and stands idle for nobody.
     fn is_idle(&self, number: usize) -> bool {
         let worker = &self.workers[number];
@@ -96,7 +128,7 @@ impl Calls {
     }
 
     /// Lets all but the first of a group stand idle for it; returns the first.
-    fn lend(&mut self, group: &[usize]) -> usize {
+    pub(super) fn lend(&mut self, group: &[usize]) -> usize {
         group[1..].iter().for_each(|&number| self.workers[number].lent_to = Some(group[0]));
         group[0]
     }
@@ -131,16 +163,29 @@ impl Calls {
         entry.message.len() <= SHORT && self.paces[entry.asked.function].is_known()
     }
 
-    /// Returns the largest number of workers of one node, but for those that have given up. (A controller without workers
-    /// forks any group.)
+    /// Returns the number of ranks of the largest group: one for each worker, but for those that have given up. (A
+    /// controller without workers forks any group.)
     pub(super) fn largest_group(&self) -> usize {
         if self.workers() == 0 {
             return MAX_RANKS;
         }
+        self.nodes().len()
+    }
+
+    /// Returns the largest number of workers of one node.
+    fn largest_node(&self) -> usize {
+        if self.workers() == 0 {
+            return MAX_RANKS;
+        }
+        self.nodes().chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
+    }
+
+    /// Returns the node of each worker that has not given up, in order of the nodes.
+    fn nodes(&self) -> Vec<usize> {
         let left = self.workers.iter().skip(1).filter(|worker| worker.given_up.is_none());
         let mut nodes: Vec<usize> = left.map(|worker| worker.seat.node).collect();
         nodes.sort_unstable();
-        nodes.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap_or(0)
+        nodes
     }
 
     /// Returns whether a worker's process is there, and is set up.

@@ -16,7 +16,7 @@ use crate::work::queue::calls::{Asked, Calls};
 use crate::work::queue::clients::Clients;
 use crate::work::queue::here::Here;
 use crate::work::queue::stats::QueueStats;
-use crate::work::queue::tasks::{Function, Types, foreign};
+use crate::work::queue::tasks::{Function, NO_LEASES, Types, foreign};
 use crate::work::queue::worker::{self, clean_up};
 use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
@@ -277,7 +277,7 @@ impl<'q> Controller<'q> {
     }
 
     /// Forgets a call that has not ended, as [`Calls::cancel`] does.
-    fn forget<R>(&mut self, call: &Call<R>) -> (bool, Option<usize>) {
+    fn forget<R>(&mut self, call: &Call<R>) -> (bool, Vec<usize>) {
         let forgotten = self.calls.cancel(call.id, call.serial);
         if forgotten.0 {
             self.arguments.remove(&call.id);
@@ -305,6 +305,9 @@ impl<'q> Controller<'q> {
                 "submit",
                 "groups of ranks are forked, which threads cannot do; use forked workers",
             ));
+        }
+        if ranks > 1 && packed.has_leases() {
+            return Err(Error::option("submit", NO_LEASES));
         }
         let len = packed.len();
         if self.make_room(len)? {
@@ -366,13 +369,16 @@ impl<'q> Controller<'q> {
             return Ok(false);
         }
         while let Some((number, at)) = self.calls.next() {
-            if linked.post(number, self.calls.message(at))? {
+            if linked.post(number, &self.calls.message(number, at))? {
                 self.calls.posted(number, at);
             } else {
                 // The worker is gone: its end is among the events.
                 self.calls.not_posted(number, at);
                 break;
             }
+        }
+        for (number, message) in self.calls.take_doomed() {
+            linked.doom(number, message)?;
         }
         if let Some(why) = self.calls.none_left() {
             return Err(Error::Start { text: why.to_owned() });
@@ -426,7 +432,7 @@ impl<'q> Controller<'q> {
         let argument = self.arguments.remove(&self.calls.id(at));
         let argument = argument.ok_or(Error::Corrupt { what: "the calls of a queue" })?;
         let begun = unix_time();
-        let result = here.make(self.calls.message(at), argument);
+        let result = here.make(&self.calls.message(0, at), argument);
         self.calls.made(at, unix_time().saturating_sub(begun), result);
         Ok(())
     }
@@ -723,11 +729,13 @@ impl<'q> Controller<'q> {
 
     /// Forgets a call; a worker that is at it is ended.
     fn forget_and_end<R>(&mut self, call: &Call<R>) -> Result<bool> {
-        let (cancelled, worker) = self.forget(call);
-        if let (Some(worker), Hands::Linked(linked)) = (worker, &mut self.hands)
-            && let Some(number) = self.calls.unwanted(worker)
-        {
-            linked.doom(worker, number)?;
+        let (cancelled, workers) = self.forget(call);
+        if let Hands::Linked(linked) = &mut self.hands {
+            for worker in workers {
+                if let Some(number) = self.calls.unwanted(worker) {
+                    linked.doom(worker, number)?;
+                }
+            }
         }
         Ok(cancelled)
     }

@@ -1,0 +1,605 @@
+//! A wire over TCP, for forked ranks on several nodes, which cannot call MPI: each process has a stream to each other.
+//!
+//! ```text
+//! [1] a process connects to those before it     hello: token, numbers of both; the other answers with the token
+//! [2] it accepts those after it                 a stream without the token is dropped
+//! [3] messages                                  tag u32, 0 u32, length u64 | bytes
+//! ```
+//!
+//! Nobody waits in a circle in \[1]: the first process only accepts.
+//!
+//! A message has been sent when the kernel has taken all bytes. *Who waits reads all that comes*, also what nobody has
+//! asked for yet, so that no two processes wait for each other to read. A process that ends closes its streams, and so
+//! does one that fails: the others find that out in their next wait.
+
+use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
+use crate::error::{Error, Result};
+use crate::os::process;
+use crate::shm::segment::Segment;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A secret that only the processes of one group know.
+pub(crate) type Token = [u8; 16];
+
+/// The names of the interfaces whose addresses other nodes are told, separated by commas; by default all.
+const INTERFACES: &str = "PHALANX_INTERFACES";
+
+/// The beginning of the text of an error that follows from the end of another process of the group.
+pub(crate) const ALONE: &str = "the connection is lost to process";
+
+/// The longest time to connect to one address.
+const TO_CONNECT: Duration = Duration::from_secs(2);
+/// The time in seconds after which a host that is silent is asked whether it is there, three times.
+const SILENCE: u32 = 15;
+/// The longest time that a process which has ended its work waits for the others.
+const TO_FINISH: Duration = Duration::from_secs(10);
+/// The most bytes that are read from one stream before others are looked at.
+const AT_ONCE: u64 = 4 << 20;
+
+const HELLO: usize = size_of::<Token>() + 8;
+const HEAD: usize = 16;
+
+/// Where a process accepts streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Door {
+    pub(crate) port: u16,
+    addresses: Vec<IpAddr>,
+}
+
+impl Door {
+    /// Opens a door of this process on all its host's addresses but those of the loop-back interface.
+    pub(crate) fn open() -> Result<(TcpListener, Door)> {
+        let (six, four) = (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED));
+        let listener = TcpListener::bind((six, 0)).or_else(|_| TcpListener::bind((four, 0))).map_err(Error::other)?;
+        let port = listener.local_addr().map_err(Error::other)?.port();
+        Ok((listener, Door { port, addresses: addresses()? }))
+    }
+
+    /// Returns the door of a process of this host.
+    pub(crate) fn near(port: u16) -> Door {
+        Door { port, addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] }
+    }
+
+    /// Returns the door of another process of the same host.
+    pub(crate) fn beside(&self, port: u16) -> Door {
+        Door { port, addresses: self.addresses.clone() }
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.port)?;
+        self.addresses.iter().try_for_each(|address| write!(f, " {address}"))
+    }
+}
+
+impl FromStr for Door {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Door> {
+        let corrupt = || Error::Corrupt { what: "the address of a process" };
+        let mut words = text.split(' ');
+        let port = words.next().and_then(|port| port.parse().ok()).ok_or_else(corrupt)?;
+        let addresses = words.map(|word| word.parse().map_err(|_| corrupt())).collect::<Result<_>>()?;
+        Ok(Door { port, addresses })
+    }
+}
+
+/// Returns the addresses of this host, those of IPv4 first.
+fn addresses() -> Result<Vec<IpAddr>> {
+    let wanted = std::env::var(INTERFACES).unwrap_or_default();
+    let mut addresses = Vec::new();
+    for interface in getifaddrs().map_err(Error::other)? {
+        let is_wanted = match wanted.as_str() {
+            "" => !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK),
+            names => names.split(',').any(|name| name.trim() == interface.interface_name),
+        };
+        let Some(address) = interface.address.filter(|_| is_wanted) else { continue };
+        if !interface.flags.contains(InterfaceFlags::IFF_UP) {
+            continue;
+        }
+        if let Some(four) = address.as_sockaddr_in() {
+            addresses.push(IpAddr::from(four.ip()));
+        } else if let Some(six) = address.as_sockaddr_in6()
+            && !six.ip().is_unicast_link_local()
+        {
+            addresses.push(IpAddr::from(six.ip()));
+        }
+    }
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    Ok(addresses)
+}
+
+/// One process of the group.
+pub(crate) struct Tcp {
+    rank: usize,
+    /// The process that has connected; its children must not communicate.
+    pid: u32,
+    peers: Vec<Option<RefCell<Peer>>>,
+    /// Whether a flight was dropped before it had completed, or the group has failed.
+    silenced: Cell<bool>,
+}
+
+/// The stream to another process, and what is under way there.
+struct Peer {
+    stream: TcpStream,
+    /// Whether the other end is closed.
+    lost: bool,
+    /// Bytes that the kernel did not take yet, and how many it has taken.
+    out: VecDeque<u8>,
+    taken: u64,
+    /// What has been read of the message that comes.
+    coming: Vec<u8>,
+    lines: HashMap<i32, Line>,
+}
+
+/// The messages of one tag from one process.
+#[derive(Default)]
+struct Line {
+    /// The number of messages that have come, and of receives begun.
+    came: u64,
+    posted: u64,
+    messages: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Tcp {
+    /// \[1], \[2] Connects this process, the `rank`-th, with all others of its group, which do the same. The access lives
+    /// as long as the process.
+    ///
+    /// # Errors
+    /// If another process cannot be reached, or does not come before `until`.
+    pub(crate) fn connect(
+        rank: usize,
+        doors: &[Door],
+        listener: &TcpListener,
+        (token, until): (&Token, Instant),
+    ) -> Result<&'static Tcp> {
+        let mut streams: Vec<Option<TcpStream>> = doors.iter().map(|_| None).collect();
+        for (other, door) in doors[..rank].iter().enumerate() {
+            streams[other] = Some(reach(door, &hello(token, rank, other), until)?);
+        }
+        accept(rank, &mut streams, listener, (token, until))?;
+        let mut peers = Vec::new();
+        for stream in streams {
+            peers.push(stream.map(Peer::new).transpose().map_err(Error::other)?.map(RefCell::new));
+        }
+        let (pid, silenced) = (process::pid(), Cell::new(false));
+        Ok(Box::leak(Box::new(Tcp { rank, pid, peers, silenced })))
+    }
+
+    /// Ends this process's part in the group, in which nothing is under way any more. Returns when the others have ended
+    /// theirs, or are late: bytes that nobody has read are lost when a stream is closed.
+    pub(crate) fn finish(&self) {
+        let begun = Instant::now();
+        let peers = || self.peers.iter().flatten();
+        peers().for_each(|peer| _ = peer.borrow().stream.shutdown(Shutdown::Write));
+        while peers().any(|peer| !peer.borrow().lost) && begun.elapsed() < TO_FINISH {
+            self.look(Duration::from_millis(10));
+        }
+    }
+
+    fn may_communicate(&self) -> Result<()> {
+        if self.silenced.get() {
+            return Err(Error::other("an earlier call between the nodes of the group failed"));
+        }
+        if !self.is_own() {
+            return Err(Error::other("a forked child of a rank cannot communicate in the rank's group"));
+        }
+        Ok(())
+    }
+
+    fn peer(&self, other: usize) -> Result<&RefCell<Peer>> {
+        self.may_communicate()?;
+        self.peers[other].as_ref().ok_or(Error::Corrupt { what: PLAN })
+    }
+
+    /// Writes and reads what can be, on all streams; waits so long for one that is ready.
+    fn look(&self, within: Duration) {
+        let open: Vec<&RefCell<Peer>> = self.peers.iter().flatten().filter(|peer| !peer.borrow().lost).collect();
+        let ready = {
+            let borrowed: Vec<_> = open.iter().map(|peer| peer.borrow()).collect();
+            let wanted = |peer: &Peer| match peer.out.is_empty() {
+                true => PollFlags::POLLIN,
+                false => PollFlags::POLLIN | PollFlags::POLLOUT,
+            };
+            let mut polled: Vec<PollFd<'_>> =
+                borrowed.iter().map(|peer| PollFd::new(peer.stream.as_fd(), wanted(peer))).collect();
+            let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut polled, timeout) {
+                Ok(_) => polled.iter().map(|fd| fd.any().unwrap_or(true)).collect(),
+                Err(_) => vec![true; polled.len()],
+            }
+        };
+        let ready: Vec<bool> = ready;
+        for (peer, _) in open.into_iter().zip(ready).filter(|&(_, ready)| ready) {
+            let peer = &mut *peer.borrow_mut();
+            peer.flush();
+            peer.read();
+        }
+    }
+
+    fn begin_send(&'static self, bytes: &[u8], to: usize, tag: i32) -> Result<Flight<'static>> {
+        let mut peer = self.peer(to)?.borrow_mut();
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&tag.to_le_bytes());
+        head[8..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let end = peer.taken + peer.out.len() as u64 + (HEAD + bytes.len()) as u64;
+        peer.put(&head);
+        peer.put(bytes);
+        Ok(Flight::new(Sent { wire: self, to, end, completed: false }))
+    }
+
+    fn begin_recv<'b>(&'static self, room: Room<'b>, from: usize, tag: i32) -> Result<Flight<'b>> {
+        let mut peer = self.peer(from)?.borrow_mut();
+        let line = peer.lines.entry(tag).or_default();
+        let number = line.posted;
+        line.posted += 1;
+        Ok(Flight::new(Received { wire: self, from, tag, number, room, completed: false }))
+    }
+}
+
+/// Returns the first bytes of a stream.
+fn hello(token: &Token, from: usize, to: usize) -> [u8; HELLO] {
+    let mut hello = [0; HELLO];
+    hello[..16].copy_from_slice(token);
+    hello[16..20].copy_from_slice(&(from as u32).to_le_bytes());
+    hello[20..].copy_from_slice(&(to as u32).to_le_bytes());
+    hello
+}
+
+/// \[1] Returns a stream to the process behind a door, which has answered. Several hosts may have an address of one kind
+/// (of a bridge, say): who does not answer is another process.
+fn reach(door: &Door, hello: &[u8; HELLO], until: Instant) -> Result<TcpStream> {
+    let mut refused = Vec::new();
+    for &address in &door.addresses {
+        let reached = TcpStream::connect_timeout(&SocketAddr::new(address, door.port), TO_CONNECT);
+        let answered = reached.and_then(|mut stream| {
+            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            stream.set_read_timeout(Some(left))?;
+            stream.write_all(hello)?;
+            let mut answer = [0; size_of::<Token>()];
+            stream.read_exact(&mut answer)?;
+            match answer == hello[..answer.len()] {
+                true => Ok(stream),
+                false => Err(ErrorKind::InvalidData.into()),
+            }
+        });
+        match answered {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refused.push(format!("{address}: {error}")),
+        }
+    }
+    Err(Error::other(format!(
+        "no connection to another node, at port {} of {} ({INTERFACES}=NAME chooses the network)",
+        door.port,
+        if refused.is_empty() { "a host without addresses".to_owned() } else { refused.join("; ") }
+    )))
+}
+
+/// \[2] Accepts the streams of all processes after this one.
+fn accept(
+    rank: usize,
+    streams: &mut [Option<TcpStream>],
+    listener: &TcpListener,
+    (token, until): (&Token, Instant),
+) -> Result<()> {
+    listener.set_nonblocking(true).map_err(Error::other)?;
+    // Those that have not said all of their hello.
+    let mut strangers: Vec<(TcpStream, Vec<u8>)> = Vec::new();
+    while streams[rank + 1..].iter().any(Option::is_none) {
+        if Instant::now() > until {
+            return Err(Error::other("a process of the group on another node has not connected in time"));
+        }
+        wait_for(listener, &strangers);
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true).map_err(Error::other)?;
+            strangers.push((stream, Vec::new()));
+        }
+        for (stream, mut said) in std::mem::take(&mut strangers) {
+            let left = (HELLO - said.len()) as u64;
+            match (&stream).take(left).read_to_end(&mut said) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && said.len() < HELLO => {
+                    strangers.push((stream, said));
+                }
+                _ => welcome(rank, streams, (stream, &said), token),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until there is something to accept or to read, for a tenth of a second.
+fn wait_for(listener: &TcpListener, strangers: &[(TcpStream, Vec<u8>)]) {
+    let streams = strangers.iter().map(|(stream, _)| stream.as_fd());
+    let mut polled: Vec<PollFd<'_>> =
+        streams.chain([listener.as_fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let _ = poll(&mut polled, 100u8);
+}
+
+/// Takes the stream of a process that has said hello; drops any other.
+fn welcome(
+    rank: usize,
+    streams: &mut [Option<TcpStream>],
+    (mut stream, said): (TcpStream, &[u8]),
+    token: &Token,
+) {
+    let from = said.get(16..20).and_then(|from| from.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
+    if said == hello(token, from, rank)
+        && let Some(place) = streams.get_mut(from).filter(|place| from > rank && place.is_none())
+        && stream.write_all(token).is_ok()
+    {
+        *place = Some(stream);
+    }
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> std::io::Result<Peer> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        // A host that is switched off says nothing.
+        setsockopt(&stream, sockopt::KeepAlive, &true)?;
+        setsockopt(&stream, sockopt::TcpKeepIdle, &SILENCE)?;
+        setsockopt(&stream, sockopt::TcpKeepInterval, &SILENCE)?;
+        setsockopt(&stream, sockopt::TcpKeepCount, &3)?;
+        let (out, coming, lines) = (VecDeque::new(), Vec::new(), HashMap::new());
+        Ok(Peer { stream, lost: false, out, taken: 0, coming, lines })
+    }
+
+    /// Writes as many of the bytes as the kernel takes, and keeps the others.
+    fn put(&mut self, mut bytes: &[u8]) {
+        while self.out.is_empty() && !self.lost && !bytes.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(taken) => {
+                    self.taken += taken as u64;
+                    bytes = &bytes[taken..];
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.lost = true,
+            }
+        }
+        self.out.extend(bytes);
+    }
+
+    fn flush(&mut self) {
+        while !self.out.is_empty() && !self.lost {
+            match self.stream.write(self.out.as_slices().0) {
+                Ok(taken) => {
+                    self.taken += taken as u64;
+                    self.out.drain(..taken);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.lost = true,
+            }
+        }
+    }
+
+    /// Reads what has come.
+    fn read(&mut self) {
+        let mut read = 0;
+        while read < AT_ONCE && !self.lost {
+            let have = self.coming.len();
+            let wanted = match self.length() {
+                None => HEAD - have,
+                Some(len) if len <= LARGEST => HEAD + len - have,
+                Some(_) => {
+                    self.lost = true;
+                    return;
+                }
+            };
+            self.coming.reserve_exact(wanted);
+            let result = (&self.stream).take(wanted as u64).read_to_end(&mut self.coming);
+            let came = self.coming.len() - have;
+            read += came as u64;
+            if came == wanted {
+                self.sort();
+                continue;
+            }
+            match result {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => self.lost = true,
+            }
+        }
+    }
+
+    /// Returns the length of the message that comes, if it is known yet.
+    fn length(&self) -> Option<usize> {
+        let len = self.coming.get(8..HEAD)?.try_into().ok()?;
+        Some(usize::try_from(u64::from_le_bytes(len)).unwrap_or(usize::MAX))
+    }
+
+    /// Puts a message that has come as a whole among those of its tag.
+    fn sort(&mut self) {
+        if self.length().is_none_or(|len| self.coming.len() < HEAD + len) {
+            return;
+        }
+        let message = std::mem::take(&mut self.coming);
+        let tag = message.first_chunk().map_or(0, |tag| i32::from_le_bytes(*tag));
+        let line = self.lines.entry(tag).or_default();
+        line.messages.insert(line.came, message);
+        line.came += 1;
+    }
+}
+
+impl Wire for Tcp {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn largest_tag(&self) -> i32 {
+        i32::MAX
+    }
+
+    fn is_own(&self) -> bool {
+        process::pid() == self.pid
+    }
+
+    fn contexts(&self) -> u32 {
+        1
+    }
+
+    fn send<'b>(&'static self, bytes: &'b [u8], to: usize, tag: i32) -> Result<Flight<'b>> {
+        self.begin_send(bytes, to, tag)
+    }
+
+    fn recv<'b>(&'static self, bytes: &'b mut [u8], from: usize, tag: i32) -> Result<Flight<'b>> {
+        self.begin_recv(Room::Lent(bytes), from, tag)
+    }
+
+    fn send_at(
+        &'static self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        to: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        let bytes = segment.read(place).ok_or(Error::Corrupt { what: PLAN })?;
+        self.begin_send(&bytes, to, tag)
+    }
+
+    fn recv_at(
+        &'static self,
+        segment: &Arc<Segment>,
+        place: Range<usize>,
+        from: usize,
+        tag: i32,
+    ) -> Result<Flight<'static>> {
+        self.begin_recv(Room::Lying(Arc::clone(segment), place), from, tag)
+    }
+
+    fn probe(&self, tag: i32) -> Result<Option<usize>> {
+        self.may_communicate()?;
+        self.look(Duration::ZERO);
+        let has_one = |peer: &RefCell<Peer>| {
+            let peer = peer.borrow();
+            peer.lines.get(&tag).is_some_and(|line| line.messages.contains_key(&line.posted))
+        };
+        Ok(self.peers.iter().position(|peer| peer.as_ref().is_some_and(has_one)))
+    }
+
+    /// Closes all streams: the others find that out. The error is this process's to tell.
+    fn abort(&self, _: &str) {
+        self.silenced.set(true);
+        for peer in self.peers.iter().flatten() {
+            let _ = peer.borrow().stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn at_exit(&self, _: Leave) {}
+}
+
+/// The culprit that is named when a message does not fit its receive.
+const PLAN: &str = "the plan of a transfer";
+
+fn alone(other: usize) -> Error {
+    Error::other(format!("{ALONE} {other} of the group, on another node: it has ended, or the network has failed"))
+}
+
+/// A message whose last byte is the stream's `end`-th.
+struct Sent {
+    wire: &'static Tcp,
+    to: usize,
+    end: u64,
+    completed: bool,
+}
+
+impl Pending for Sent {
+    fn test(&mut self) -> Result<bool> {
+        if !self.completed {
+            let peer = self.wire.peer(self.to)?;
+            if peer.borrow().taken < self.end {
+                self.wire.look(Duration::ZERO);
+            }
+            self.completed = peer.borrow().taken >= self.end;
+            if !self.completed && peer.borrow().lost {
+                return Err(alone(self.to));
+            }
+        }
+        Ok(self.completed)
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if !self.completed {
+            self.wire.silenced.set(true);
+        }
+    }
+}
+
+/// The place at which a message is received.
+enum Room<'b> {
+    Lent(&'b mut [u8]),
+    Lying(Arc<Segment>, Range<usize>),
+}
+
+/// A receive that waits for the message of its number.
+struct Received<'b> {
+    wire: &'static Tcp,
+    from: usize,
+    tag: i32,
+    number: u64,
+    room: Room<'b>,
+    completed: bool,
+}
+
+impl Received<'_> {
+    fn take(&mut self) -> Result<bool> {
+        let mut peer = self.wire.peer(self.from)?.borrow_mut();
+        let messages = &mut peer.lines.entry(self.tag).or_default().messages;
+        let Some(message) = messages.remove(&self.number) else { return Ok(false) };
+        let bytes = &message[HEAD..];
+        let fits = match &mut self.room {
+            Room::Lent(room) if room.len() == bytes.len() => {
+                room.copy_from_slice(bytes);
+                true
+            }
+            Room::Lying(segment, place) if place.len() == bytes.len() => segment.write(place.start, bytes),
+            _ => false,
+        };
+        if fits { Ok(true) } else { Err(Error::Corrupt { what: PLAN }) }
+    }
+}
+
+impl Pending for Received<'_> {
+    fn test(&mut self) -> Result<bool> {
+        if !self.completed {
+            self.completed = self.take()?;
+        }
+        if !self.completed {
+            self.wire.look(Duration::ZERO);
+            self.completed = self.take()?;
+            if !self.completed && self.wire.peer(self.from)?.borrow().lost {
+                return Err(alone(self.from));
+            }
+        }
+        Ok(self.completed)
+    }
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        if !self.completed {
+            self.wire.silenced.set(true);
+        }
+    }
+}

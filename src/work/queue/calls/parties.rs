@@ -1,0 +1,185 @@
+//! Calls of groups whose ranks are on several nodes: a worker on each node has a part of the call, and forks its share of
+//! the ranks. The call ends when all parts have ended; the first part has the results of all.
+//!
+//! *A part that has not met the others has begun nothing, and no other part has*: such a call goes back to the queue. If a
+//! rank or a worker has died, the other workers that have parts are ended, too: their ranks would wait, or work in vain.
+
+use super::{At, Calls, Ended};
+use crate::error::Result;
+use crate::shm::packed::Packed;
+use crate::work::queue::frames;
+use crate::work::queue::worker::{Kind, with_party};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fmt::Write;
+
+/// The workers that have parts of one call.
+pub(super) struct Parts {
+    token: [u8; 16],
+    /// Each worker, and the number of ranks that it forks.
+    leads: Vec<(usize, usize)>,
+    /// How each part has ended; `None` while it has not.
+    ends: Vec<Option<Part>>,
+    /// The workers that are being ended because of another part.
+    doomed: Vec<usize>,
+}
+
+/// The end of a part.
+pub(super) enum Part {
+    Made(Packed<'static>),
+    /// Its function has failed.
+    Failed(String),
+    /// Its worker has ended before it began.
+    Gone,
+    Unmet(String),
+    /// A rank or the worker has died, perhaps as the call was overdue.
+    Died(String, bool),
+    /// It has lost the others.
+    Alone(String),
+}
+
+/// How often the ranks of a group may miss each other.
+const MISSES: u32 = 3;
+
+impl Calls {
+    /// Gives a call that waited to workers on several nodes: `shares` are those of each node.
+    pub(super) fn divide(&mut self, at: At, shares: &[Vec<usize>]) {
+        let leads: Vec<(usize, usize)> = shares.iter().map(|share| (self.lend(share), share.len())).collect();
+        let token = frames::token().map(|token| *token.first_chunk().unwrap_or(&[0; 16]));
+        let problem = leads.iter().find_map(|&(lead, _)| self.workers[lead].door.as_ref()?.strip_prefix(' '));
+        let problem = problem.map(|why| format!("its ranks cannot find each other: {why}"));
+        match (token, problem) {
+            (Ok(token), None) => {
+                self.parting.extend(leads.iter().map(|&(lead, _)| (lead, at)));
+                let ends = leads.iter().map(|_| None).collect();
+                let parts = Parts { token, leads, ends, doomed: Vec::new() };
+                if let Some(entry) = self.entry_mut(at) {
+                    entry.parts = Some(Box::new(parts));
+                }
+                return;
+            }
+            (Err(error), _) => self.end_unbegun(at, error.to_string()),
+            (_, Some(problem)) => self.end_unbegun(at, problem),
+        }
+        leads.iter().for_each(|&(lead, _)| self.give_back(lead));
+    }
+
+    /// Returns the message of a call for this worker.
+    pub(crate) fn message(&self, number: usize, at: At) -> Cow<'_, [u8]> {
+        let Some(entry) = self.entry(at) else { return Cow::Borrowed(&[]) };
+        let Some(parts) = &entry.parts else { return Cow::Borrowed(&entry.message) };
+        let me = parts.leads.iter().position(|&(lead, _)| lead == number).unwrap_or(0);
+        let mut text = format!("{me}\n");
+        for &(lead, ranks) in &parts.leads {
+            let door = self.workers[lead].door.as_deref().unwrap_or_default();
+            let _ = writeln!(text, "{ranks} {door}");
+        }
+        Cow::Owned(with_party(&entry.message, &parts.token, &text))
+    }
+
+    pub(super) fn has_parts(&self, at: At) -> bool {
+        self.entry(at).is_some_and(|entry| entry.parts.is_some())
+    }
+
+    /// Returns whether a worker's time for a call is that of the call.
+    pub(super) fn is_first_part(&self, number: usize, at: At) -> bool {
+        let parts = self.entry(at).and_then(|entry| entry.parts.as_ref());
+        parts.is_none_or(|parts| parts.leads[0].0 == number)
+    }
+
+    /// Returns the end of a part by a worker's answer.
+    pub(super) fn part(kind: Kind, text: String, result: Option<Result<Packed<'static>>>) -> Part {
+        match (kind, result) {
+            (_, Some(Ok(packed))) => Part::Made(packed),
+            (_, Some(Err(error))) => Part::Failed(error.to_string()),
+            (Kind::Unmet, _) => Part::Unmet(text),
+            (Kind::Died, _) => Part::Died(text, false),
+            (Kind::Alone, _) => Part::Alone(text),
+            (Kind::Panicked, _) => Part::Failed(format!("it panicked: {text}")),
+            _ => Part::Failed(text),
+        }
+    }
+
+    /// Notes the end of a part; ends the call when all have ended.
+    pub(super) fn part_ended(&mut self, at: At, number: usize, part: Part) {
+        let Some(parts) = self.entry_mut(at).and_then(|entry| entry.parts.as_mut()) else { return };
+        let Some(me) = parts.leads.iter().position(|&(lead, _)| lead == number) else { return };
+        let is_death = matches!(part, Part::Died(..) | Part::Gone);
+        parts.ends[me] = Some(match part {
+            Part::Died(text, false) if parts.doomed.contains(&number) => Part::Alone(text),
+            part => part,
+        });
+        if is_death {
+            self.recall(at);
+        }
+        let parts = self.entry(at).and_then(|entry| entry.parts.as_ref());
+        if parts.is_some_and(|parts| parts.ends.iter().all(Option::is_some)) {
+            self.join(at);
+        }
+    }
+
+    /// Wants all workers ended that still have a part of a call; those that have not got it yet do not get it.
+    fn recall(&mut self, at: At) {
+        let (unposted, rest): (VecDeque<_>, VecDeque<_>) =
+            self.parting.drain(..).partition(|part| part.1 == at);
+        self.parting = rest;
+        let unposted: Vec<usize> = unposted.into_iter().map(|part| part.0).collect();
+        let Some(parts) = self.entries.get_mut(at).and_then(Option::as_mut).and_then(|entry| entry.parts.as_mut())
+        else {
+            return;
+        };
+        for (end, &(lead, _)) in parts.ends.iter_mut().zip(&parts.leads) {
+            if unposted.contains(&lead) {
+                *end = Some(Part::Gone);
+            } else if end.is_none() && !parts.doomed.contains(&lead) {
+                parts.doomed.push(lead);
+                self.dooms.push((lead, self.workers[lead].answered + 1));
+            }
+        }
+        unposted.into_iter().for_each(|lead| self.give_back(lead));
+    }
+
+    /// Returns the workers that are to be ended, each with the number of the message at which it is.
+    pub(crate) fn take_doomed(&mut self) -> Vec<(usize, u64)> {
+        std::mem::take(&mut self.dooms)
+    }
+
+    /// Ends a call of which all parts have ended; or puts it back.
+    fn join(&mut self, at: At) {
+        let Some(entry) = self.entry_mut(at) else { return };
+        let Some(parts) = entry.parts.take() else { return };
+        let first = parts.leads[0].0;
+        let (mut made, mut failed, mut unmet, mut died, mut alone) = (Vec::new(), None, None, None, None);
+        for part in parts.ends.into_iter().flatten() {
+            match part {
+                Part::Made(packed) => made.push(packed),
+                Part::Failed(text) => failed = failed.or(Some(text)),
+                Part::Gone => unmet = unmet.or_else(|| Some("a worker has ended".to_owned())),
+                Part::Unmet(text) => unmet = unmet.or(Some(text)),
+                Part::Died(text, overdue) => died = died.or(Some((text, overdue))),
+                Part::Alone(text) => alone = alone.or(Some(text)),
+            }
+        }
+        let ended: Ended = if let Some(text) = failed {
+            Err(self.failed(at, first, text))
+        } else if let Some(text) = unmet {
+            entry.unmet += 1;
+            if entry.unmet < MISSES {
+                return self.put_back(at);
+            }
+            Err(self.failed(at, first, text))
+        } else if let Some((text, overdue)) = died.or(alone.map(|text| (text, false))) {
+            entry.died += 1;
+            let (died, function, deadline) = (entry.died, entry.asked.function, entry.asked.deadline);
+            if died < self.attempts[function] && !overdue {
+                return self.put_back(at);
+            }
+            let late = |deadline| format!("it took longer than its deadline of {deadline:?}, and was ended");
+            Err(self.failed(at, first, deadline.filter(|_| overdue).map_or(text, late)))
+        } else {
+            // All are made; the first has the results.
+            return made.into_iter().next().map_or((), |packed| self.end(at, Ok(packed)));
+        };
+        self.end(at, ended);
+    }
+}
