@@ -1273,27 +1273,28 @@ fn a_member_that_dies_costs_its_call() {
 fn groups_of_all_workers() {
     let ranks = (2 * processes()).max(4);
     let mut tasks = Tasks::with_state(|| Ok(1000));
-    let call = tasks.register_collective("call", |state: &mut usize, comm, (x, long): &(usize, Array1<f64>)| {
-        let (rank, size) = (comm.rank(), comm.size());
-        // A reduction in memory, a message around the ring, and groups that go to and fro between nodes.
-        let mut sum = Array1::zeros(long.len());
-        comm.all_reduce(&(long + rank as f64), &mut sum, &Op::sum())?;
-        let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
-        let mut came = [0.0];
-        match rank {
-            0 => {
-                comm.send(&[1.0], next)?;
-                comm.recv(&mut came, before)?;
+    let call =
+        tasks.register_collective("call", |state: &mut usize, comm, (x, long): &(usize, Array1<f64>)| {
+            let (rank, size) = (comm.rank(), comm.size());
+            // A reduction in memory, a message around the ring, and groups that go to and fro between nodes.
+            let mut sum = Array1::zeros(long.len());
+            comm.all_reduce(&(long + rank as f64), &mut sum, &Op::sum())?;
+            let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+            let mut came = [0.0];
+            match rank {
+                0 => {
+                    comm.send(&[1.0], next)?;
+                    comm.recv(&mut came, before)?;
+                }
+                _ => {
+                    comm.recv(&mut came, before)?;
+                    comm.send(&[came[0] + 1.0], next)?;
+                }
             }
-            _ => {
-                comm.recv(&mut came, before)?;
-                comm.send(&[came[0] + 1.0], next)?;
-            }
-        }
-        let mut woven = comm.split(Some((rank % 2) as u64), 0)?.expect("every rank names a colour");
-        let fellows = woven.all_reduce_value(rank, &Op::sum())?;
-        Ok((rank, size, *state + x, sum, came[0], fellows))
-    });
+            let mut woven = comm.split(Some((rank % 2) as u64), 0)?.expect("every rank names a colour");
+            let fellows = woven.all_reduce_value(rank, &Op::sum())?;
+            Ok((rank, size, *state + x, sum, came[0], fellows))
+        });
     let call = call.unwrap();
     let single = tasks.register("single", |state: &mut usize, x: usize| Ok(*state + x)).unwrap();
     run(&forked(ranks), &tasks, |controller| {

@@ -63,7 +63,8 @@ impl Door {
     /// Opens a door of this process on all its host's addresses but those of the loop-back interface.
     pub(crate) fn open() -> Result<(TcpListener, Door)> {
         let (six, four) = (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED));
-        let listener = TcpListener::bind((six, 0)).or_else(|_| TcpListener::bind((four, 0))).map_err(Error::other)?;
+        let listener =
+            TcpListener::bind((six, 0)).or_else(|_| TcpListener::bind((four, 0))).map_err(Error::other)?;
         let port = listener.local_addr().map_err(Error::other)?.port();
         Ok((listener, Door { port, addresses: addresses()? }))
     }
@@ -74,6 +75,7 @@ impl Door {
     }
 
     /// Returns the door of another process of the same host.
+    #[cfg(feature = "mpi")]
     pub(crate) fn beside(&self, port: u16) -> Door {
         Door { port, addresses: self.addresses.clone() }
     }
@@ -208,7 +210,8 @@ impl Tcp {
 
     /// Writes and reads what can be, on all streams; waits so long for one that is ready.
     fn look(&self, within: Duration) {
-        let open: Vec<&RefCell<Peer>> = self.peers.iter().flatten().filter(|peer| !peer.borrow().lost).collect();
+        let open: Vec<&RefCell<Peer>> =
+            self.peers.iter().flatten().filter(|peer| !peer.borrow().lost).collect();
         let ready = {
             let borrowed: Vec<_> = open.iter().map(|peer| peer.borrow()).collect();
             let wanted = |peer: &Peer| match peer.out.is_empty() {
@@ -425,7 +428,7 @@ impl Peer {
 
     /// Puts a message that has come as a whole among those of its tag.
     fn sort(&mut self) {
-        if self.length().is_none_or(|len| self.coming.len() < HEAD + len) {
+        if self.length().is_none_or(|len| self.coming.len() - HEAD < len) {
             return;
         }
         let message = std::mem::take(&mut self.coming);
@@ -511,7 +514,9 @@ impl Wire for Tcp {
 const PLAN: &str = "the plan of a transfer";
 
 fn alone(other: usize) -> Error {
-    Error::other(format!("{ALONE} {other} of the group, on another node: it has ended, or the network has failed"))
+    Error::other(format!(
+        "{ALONE} {other} of the group, on another node: it has ended, or the network has failed"
+    ))
 }
 
 /// A message whose last byte is the stream's `end`-th.

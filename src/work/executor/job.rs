@@ -89,7 +89,12 @@ pub(super) fn run(
 }
 
 /// Runs the body of one rank.
-pub(super) fn one(world: &World, comm: &mut Comm<'_>, seat: &Local, body: Body<'_>) -> Result<(usize, usize)> {
+pub(super) fn one(
+    world: &World,
+    comm: &mut Comm<'_>,
+    seat: &Local,
+    body: Body<'_>,
+) -> Result<(usize, usize)> {
     let place = body(world, comm, seat)?;
     // A rank that still makes a call learns that this rank will not.
     comm.leave()?;

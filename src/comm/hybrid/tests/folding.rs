@@ -1,6 +1,6 @@
 //! Reductions of doubles, whose last bits depend on the order, against folds of plain numbers.
 
-use super::{Job, block, ragged};
+use super::{Job, Over, block, ragged};
 use crate::channel::call::{Call, Verb};
 use crate::comm::Comm;
 use crate::comm::op::Op;
@@ -162,7 +162,7 @@ fn scans() {
 /// Reduces many chunks along every route.
 #[test]
 fn long_operands() {
-    for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, eager: 0 }) {
+    for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, over: Over::Loopback(0) }) {
         job.check(|comm| {
             let (len, size) = (300_000, comm.size());
             assert!(all_reduce(comm, len, &Op::sum())? == folded(size, len, |a, b| a + b));

@@ -1,6 +1,6 @@
 //! Messages between any two ranks, and communicators split off.
 
-use super::{EAGER, Job, LENGTHS, block, bytes, call};
+use super::{Job, LENGTHS, WIRES, block, bytes, call};
 use crate::channel::call::Verb;
 use crate::comm::Comm;
 use crate::comm::op::Op;
@@ -185,7 +185,7 @@ fn split_woven_across_nodes() {
 
 #[test]
 fn split_that_workers_cannot_serve() {
-    for job in EAGER.map(|eager| Job { nodes: &[2, 2], everyone: false, eager }) {
+    for job in WIRES.map(|over| Job { nodes: &[2, 2], everyone: false, over }) {
         job.check(|comm| {
             // Ranks 1 and 3 are forked workers.
             let refused = comm.split(Some(comm.rank() as u64 % 2), 0);

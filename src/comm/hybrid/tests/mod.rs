@@ -1,14 +1,16 @@
 //! Worlds over nodes inside one process: each node is a world of its own, each rank a thread, and the
-//! messages between nodes go through a [`Loopback`].
+//! messages between nodes go through a [`Loopback`], or over TCP.
 
 mod failing;
 mod folding;
 mod messages;
 mod moving;
+mod tcp;
 mod wire;
 
 use super::loopback::Loopback;
 use super::net::{Net, Step, step};
+use super::tcp::{Door, Tcp};
 use super::wire::Wire;
 use super::{Hybrid, Ways};
 use crate::channel::call::{Call, Verb};
@@ -24,6 +26,7 @@ use crate::shm::element::ALIGN;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use std::cell::Cell;
 use std::io::Write;
+use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,8 +39,16 @@ const SHAPES: [&[usize]; 5] = [&[2], &[1, 1], &[2, 2], &[2, 2, 2], &[1, 3]];
 /// The lengths of messages in bytes.
 const LENGTHS: [usize; 4] = [0, 1, 100, 200_000];
 
-/// The limits for which every send has completed when it begins, or none before its message is received.
-const EAGER: [usize; 2] = [usize::MAX, 0];
+/// What carries the messages between nodes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Over {
+    /// A loop-back, with this limit: see [`Loopback::job`].
+    Loopback(usize),
+    Tcp,
+}
+
+/// Loop-backs on which every send has completed when it begins, or none before its message is received; and TCP.
+const WIRES: [Over; 3] = [Over::Loopback(usize::MAX), Over::Loopback(0), Over::Tcp];
 
 /// The processes of a job and the ranks that they make.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +57,7 @@ struct Job {
     nodes: &'static [usize],
     /// Whether every rank is a process of the job; else one rank per node is.
     everyone: bool,
-    /// See [`Loopback::job`].
-    eager: usize,
+    over: Over,
 }
 
 impl Job {
@@ -58,8 +68,8 @@ impl Job {
 
     /// Returns the jobs of one kind.
     fn of(everyone: bool) -> impl Iterator<Item = Job> {
-        let jobs = SHAPES.into_iter().flat_map(|nodes| EAGER.map(|eager| (nodes, eager)));
-        jobs.map(move |(nodes, eager)| Job { nodes, everyone, eager })
+        let jobs = SHAPES.into_iter().flat_map(|nodes| WIRES.map(|over| (nodes, over)));
+        jobs.map(move |(nodes, over)| Job { nodes, everyone, over })
     }
 
     /// Runs `body` on every rank; returns the outcome of each, and the text with which the job was aborted,
@@ -70,7 +80,11 @@ impl Job {
     ) -> (Vec<Result<R>>, Option<String>) {
         let _watchdog = Watchdog::new(format!("{self:?}"));
         let ranks: usize = self.nodes.iter().sum();
-        let wires = Loopback::job(if self.everyone { ranks } else { self.nodes.len() }, self.eager);
+        let size = if self.everyone { ranks } else { self.nodes.len() };
+        let wires = match self.over {
+            Over::Loopback(eager) => Loopback::job(size, eager).into_iter().map(Process::Loopback).collect(),
+            Over::Tcp => doors(size),
+        };
         let worlds: Vec<World> = self.nodes.iter().map(|&ranks| world(ranks)).collect();
         let (worlds, processes, body) = (&worlds, &wires, &body);
         let results = thread::scope(|scope| {
@@ -85,8 +99,15 @@ impl Job {
                 threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
             joined.collect::<Vec<_>>()
         });
-        let aborted = wires[0].aborted();
-        assert!(aborted.is_some() || wires[0].waiting() == 0, "{self:?} leaves messages");
+        let aborted = match &wires[0] {
+            Process::Loopback(wire) => wire.aborted(),
+            Process::Tcp(..) => {
+                results.iter().find_map(|result| result.as_ref().err()).map(ToString::to_string)
+            }
+        };
+        if let (Process::Loopback(wire), None) = (&wires[0], &aborted) {
+            assert_eq!(wire.waiting(), 0, "{self:?} leaves messages");
+        }
         (results, aborted)
     }
 
@@ -102,20 +123,22 @@ impl Job {
     fn run_rank<R>(
         self,
         world: &World,
-        wires: &[&'static Loopback],
+        wires: &[Process],
         (node, local): (usize, usize),
         body: &(impl for<'w> Fn(&mut Comm<'w>) -> Result<R> + Sync),
     ) -> Result<R> {
         let first: usize = self.nodes[..node].iter().sum();
         let wire = match self.everyone {
-            true => Some(wires[first + local]),
-            false => Some(wires[node]).filter(|_| local == 0),
+            true => Some(first + local),
+            false => Some(node).filter(|_| local == 0),
         };
+        let wire = wire.map(|at| wires[at].join(at));
         world.slots.enter(local, false);
         let ran = catch_unwind(AssertUnwindSafe(|| -> Result<R> {
-            let mut comm = self.comm(world, wire, (node, local))?;
+            let mut comm = self.comm(world, wire.as_ref().map(Joined::wire), (node, local))?;
             let result = body(&mut comm)?;
             comm.transport.rendezvous(&Call::new(Verb::Leave, TypeTag::BYTES), 0)?;
+            wire.iter().for_each(|wire| wire.finish());
             Ok(result)
         }));
         let text = match &ran {
@@ -127,8 +150,8 @@ impl Job {
             None => world.slots.leave(local, (0, 0)),
             Some(text) => {
                 world.slots.fail(local, ran.is_err(), &text);
-                if let Some(wire) = wire {
-                    wire.abort(&text);
+                if let Some(wire) = &wire {
+                    wire.wire().abort(&text);
                 }
             }
         }
@@ -139,7 +162,7 @@ impl Job {
     fn comm<'w>(
         self,
         world: &'w World,
-        wire: Option<&'static Loopback>,
+        wire: Option<&'static dyn Wire>,
         (node, local): (usize, usize),
     ) -> Result<Comm<'w>> {
         let starts: Vec<usize> = (0..self.nodes.len()).map(|node| self.nodes[..node].iter().sum()).collect();
@@ -164,6 +187,52 @@ impl Job {
         let ways = Ways { leaders, everyone, contexts, crowded: true };
         Ok(Comm::over(Box::new(Hybrid::new(shm, net, ways, None)?)))
     }
+}
+
+/// A process of a job, before it has joined.
+enum Process {
+    Loopback(&'static Loopback),
+    Tcp(TcpListener, Arc<Vec<Door>>),
+}
+
+/// A process that has joined.
+enum Joined {
+    Loopback(&'static Loopback),
+    Tcp(&'static Tcp),
+}
+
+impl Process {
+    fn join(&self, rank: usize) -> Joined {
+        match self {
+            Process::Loopback(wire) => Joined::Loopback(wire),
+            Process::Tcp(listener, doors) => {
+                let until = Instant::now() + Duration::from_secs(60);
+                Joined::Tcp(Tcp::connect(rank, doors, listener, (&[7; 16], until)).unwrap())
+            }
+        }
+    }
+}
+
+impl Joined {
+    fn wire(&self) -> &'static dyn Wire {
+        match self {
+            Joined::Loopback(wire) => *wire,
+            Joined::Tcp(wire) => *wire,
+        }
+    }
+
+    fn finish(&self) {
+        if let Joined::Tcp(wire) = self {
+            wire.finish();
+        }
+    }
+}
+
+/// Returns so many processes that find each other by TCP.
+fn doors(size: usize) -> Vec<Process> {
+    let listeners: Vec<_> = (0..size).map(|_| Door::open().unwrap()).collect();
+    let doors: Arc<Vec<Door>> = Arc::new(listeners.iter().map(|(_, door)| Door::near(door.port)).collect());
+    listeners.into_iter().map(|(listener, _)| Process::Tcp(listener, Arc::clone(&doors))).collect()
 }
 
 /// Returns the world of one node, whose counters soon wrap around.

@@ -1,6 +1,6 @@
 //! Collectives that move, each against what the ranks are known to have brought.
 
-use super::{Job, LENGTHS, block, bytes, call, ragged};
+use super::{Job, LENGTHS, Over, block, bytes, call, ragged};
 use crate::channel::call::Verb;
 use crate::comm::Comm;
 use crate::error::Result;
@@ -100,7 +100,7 @@ fn all_to_all() {
 /// Moves several batches of pieces, with messages of both directions in each.
 #[test]
 fn long_contributions() {
-    for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, eager: 0 }) {
+    for job in [true, false].map(|everyone| Job { nodes: &[2, 1, 1], everyone, over: Over::Loopback(0) }) {
         job.check(|comm| {
             let (rank, size, len) = (comm.rank(), comm.size(), 3 << 20);
             let mut room = vec![0; size * len];

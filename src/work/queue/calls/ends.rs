@@ -106,7 +106,9 @@ impl Calls {
         }
         for at in of_dead {
             match self.has_parts(at) {
-                true => self.part_ended(at, number, Part::Died(format!("its worker died by {death}"), overdue)),
+                true => {
+                    self.part_ended(at, number, Part::Died(format!("its worker died by {death}"), overdue))
+                }
                 false => self.lost(at, number, overdue, death),
             }
         }

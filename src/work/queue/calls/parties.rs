@@ -124,7 +124,8 @@ impl Calls {
             self.parting.drain(..).partition(|part| part.1 == at);
         self.parting = rest;
         let unposted: Vec<usize> = unposted.into_iter().map(|part| part.0).collect();
-        let Some(parts) = self.entries.get_mut(at).and_then(Option::as_mut).and_then(|entry| entry.parts.as_mut())
+        let Some(parts) =
+            self.entries.get_mut(at).and_then(Option::as_mut).and_then(|entry| entry.parts.as_mut())
         else {
             return;
         };
