@@ -9,6 +9,8 @@ pub(crate) mod futex;
 pub(crate) mod inherit;
 pub(crate) mod launcher;
 pub(crate) mod mapping;
+#[cfg(any(feature = "mpi", test))]
+pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod procfs;
 pub(crate) mod robust;

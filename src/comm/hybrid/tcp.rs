@@ -14,12 +14,8 @@
 
 use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
 use crate::error::{Error, Result};
-use crate::os::process;
+use crate::os::{network, process};
 use crate::shm::segment::Segment;
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -66,7 +62,9 @@ impl Door {
         let listener =
             TcpListener::bind((six, 0)).or_else(|_| TcpListener::bind((four, 0))).map_err(Error::other)?;
         let port = listener.local_addr().map_err(Error::other)?.port();
-        Ok((listener, Door { port, addresses: addresses()? }))
+        let wanted = std::env::var(INTERFACES).unwrap_or_default();
+        let addresses = network::addresses(&wanted).map_err(Error::other)?;
+        Ok((listener, Door { port, addresses }))
     }
 
     /// Returns the door of a process of this host.
@@ -98,31 +96,6 @@ impl FromStr for Door {
         let addresses = words.map(|word| word.parse().map_err(|_| corrupt())).collect::<Result<_>>()?;
         Ok(Door { port, addresses })
     }
-}
-
-/// Returns the addresses of this host, those of IPv4 first.
-fn addresses() -> Result<Vec<IpAddr>> {
-    let wanted = std::env::var(INTERFACES).unwrap_or_default();
-    let mut addresses = Vec::new();
-    for interface in getifaddrs().map_err(Error::other)? {
-        let is_wanted = match wanted.as_str() {
-            "" => !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK),
-            names => names.split(',').any(|name| name.trim() == interface.interface_name),
-        };
-        let Some(address) = interface.address.filter(|_| is_wanted) else { continue };
-        if !interface.flags.contains(InterfaceFlags::IFF_UP) {
-            continue;
-        }
-        if let Some(four) = address.as_sockaddr_in() {
-            addresses.push(IpAddr::from(four.ip()));
-        } else if let Some(six) = address.as_sockaddr_in6()
-            && !six.ip().is_unicast_link_local()
-        {
-            addresses.push(IpAddr::from(six.ip()));
-        }
-    }
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    Ok(addresses)
 }
 
 /// One process of the group.
@@ -214,19 +187,10 @@ impl Tcp {
             self.peers.iter().flatten().filter(|peer| !peer.borrow().lost).collect();
         let ready = {
             let borrowed: Vec<_> = open.iter().map(|peer| peer.borrow()).collect();
-            let wanted = |peer: &Peer| match peer.out.is_empty() {
-                true => PollFlags::POLLIN,
-                false => PollFlags::POLLIN | PollFlags::POLLOUT,
-            };
-            let mut polled: Vec<PollFd<'_>> =
-                borrowed.iter().map(|peer| PollFd::new(peer.stream.as_fd(), wanted(peer))).collect();
-            let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
-            match poll(&mut polled, timeout) {
-                Ok(_) => polled.iter().map(|fd| fd.any().unwrap_or(true)).collect(),
-                Err(_) => vec![true; polled.len()],
-            }
+            let streams: Vec<_> =
+                borrowed.iter().map(|peer| (peer.stream.as_fd(), !peer.out.is_empty())).collect();
+            network::ready(&streams, within)
         };
-        let ready: Vec<bool> = ready;
         for (peer, _) in open.into_iter().zip(ready).filter(|&(_, ready)| ready) {
             let peer = &mut *peer.borrow_mut();
             peer.flush();
@@ -306,7 +270,9 @@ fn accept(
         if Instant::now() > until {
             return Err(Error::other("a process of the group on another node has not connected in time"));
         }
-        wait_for(listener, &strangers);
+        let asked = strangers.iter().map(|(stream, _)| (stream.as_fd(), false));
+        let asked: Vec<_> = asked.chain([(listener.as_fd(), false)]).collect();
+        network::ready(&asked, Duration::from_millis(100));
         while let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(true).map_err(Error::other)?;
             strangers.push((stream, Vec::new()));
@@ -322,14 +288,6 @@ fn accept(
         }
     }
     Ok(())
-}
-
-/// Waits until there is something to accept or to read, for a tenth of a second.
-fn wait_for(listener: &TcpListener, strangers: &[(TcpStream, Vec<u8>)]) {
-    let streams = strangers.iter().map(|(stream, _)| stream.as_fd());
-    let mut polled: Vec<PollFd<'_>> =
-        streams.chain([listener.as_fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    let _ = poll(&mut polled, 100u8);
 }
 
 /// Takes the stream of a process that has said hello; drops any other.
@@ -352,11 +310,7 @@ impl Peer {
     fn new(stream: TcpStream) -> std::io::Result<Peer> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        // A host that is switched off says nothing.
-        setsockopt(&stream, sockopt::KeepAlive, &true)?;
-        setsockopt(&stream, sockopt::TcpKeepIdle, &SILENCE)?;
-        setsockopt(&stream, sockopt::TcpKeepInterval, &SILENCE)?;
-        setsockopt(&stream, sockopt::TcpKeepCount, &3)?;
+        network::keep_alive(&stream, SILENCE)?;
         let (out, coming, lines) = (VecDeque::new(), Vec::new(), HashMap::new());
         Ok(Peer { stream, lost: false, out, taken: 0, coming, lines })
     }

@@ -4,7 +4,7 @@
 //! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
 //! reported, or begun again if its function allows that; the others go back to the head of the queue.
 
-use super::parties::Part;
+use super::part::Part;
 use super::{Asked, At, Calls, Ended, Entry};
 use crate::error::{Death, Error, Result};
 use crate::shm::packed::{Packed, end_leases_of, end_spilled, has_leases};
@@ -47,7 +47,7 @@ impl Calls {
                 false => (text(&message), None),
             };
             self.count(at, number, time);
-            self.part_ended(at, number, Calls::part(kind, text, result));
+            self.part_ended(at, number, Part::of(kind, text, result));
             return Ok(());
         }
         let ended = match kind {

@@ -2,6 +2,7 @@
 
 mod ends;
 mod pace;
+mod part;
 mod parties;
 mod schedule;
 
@@ -14,7 +15,7 @@ use crate::work::queue::stats::{QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table, Types};
 use crate::work::queue::worker::say;
 use pace::Pace;
-use parties::{Part, Parts};
+use part::{Part, Parts};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;

@@ -4,39 +4,13 @@
 //! *A part that has not met the others has begun nothing, and no other part has*: such a call goes back to the queue. If a
 //! rank or a worker has died, the other workers that have parts are ended, too: their ranks would wait, or work in vain.
 
+use super::part::{Part, Parts};
 use super::{At, Calls, Ended};
-use crate::error::Result;
-use crate::shm::packed::Packed;
 use crate::work::queue::frames;
-use crate::work::queue::worker::{Kind, with_party};
+use crate::work::queue::worker::with_party;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Write;
-
-/// The workers that have parts of one call.
-pub(super) struct Parts {
-    token: [u8; 16],
-    /// Each worker, and the number of ranks that it forks.
-    leads: Vec<(usize, usize)>,
-    /// How each part has ended; `None` while it has not.
-    ends: Vec<Option<Part>>,
-    /// The workers that are being ended because of another part.
-    doomed: Vec<usize>,
-}
-
-/// The end of a part.
-pub(super) enum Part {
-    Made(Packed<'static>),
-    /// Its function has failed.
-    Failed(String),
-    /// Its worker has ended before it began.
-    Gone,
-    Unmet(String),
-    /// A rank or the worker has died, perhaps as the call was overdue.
-    Died(String, bool),
-    /// It has lost the others.
-    Alone(String),
-}
 
 /// How often the ranks of a group may miss each other.
 const MISSES: u32 = 3;
@@ -85,19 +59,6 @@ impl Calls {
     pub(super) fn is_first_part(&self, number: usize, at: At) -> bool {
         let parts = self.entry(at).and_then(|entry| entry.parts.as_ref());
         parts.is_none_or(|parts| parts.leads[0].0 == number)
-    }
-
-    /// Returns the end of a part by a worker's answer.
-    pub(super) fn part(kind: Kind, text: String, result: Option<Result<Packed<'static>>>) -> Part {
-        match (kind, result) {
-            (_, Some(Ok(packed))) => Part::Made(packed),
-            (_, Some(Err(error))) => Part::Failed(error.to_string()),
-            (Kind::Unmet, _) => Part::Unmet(text),
-            (Kind::Died, _) => Part::Died(text, false),
-            (Kind::Alone, _) => Part::Alone(text),
-            (Kind::Panicked, _) => Part::Failed(format!("it panicked: {text}")),
-            _ => Part::Failed(text),
-        }
     }
 
     /// Notes the end of a part; ends the call when all have ended.
