@@ -10,8 +10,9 @@ macro_rules! cases {
 mod support;
 
 use ndarray::{Array1, Ix1};
-use phalanx::{Backend, Comm, Error, Lease, Op, Queue, Reason, Result, Submit, Tasks};
+use phalanx::{Backend, Comm, Error, Lease, Op, Program, Queue, Reason, Result, Submit, Tasks};
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use support::Case;
 use support::queues::{forked, group, is_job, processes, queue, run, run_job, told};
@@ -79,6 +80,8 @@ const CASES: &[Case] = cases![
     a_member_on_any_node_that_dies_costs_its_call
     members_on_any_node_fail_their_call
     groups_of_all_workers_can_be_ended
+    programs_end_with_their_worker
+    programs_are_given_all_and_return_all
     an_abort_ends_everything
 ];
 
@@ -1412,6 +1415,78 @@ fn groups_of_all_workers_can_be_ended() {
         assert_eq!(controller.get_result(&short)?, vec![ranks; ranks]);
         Ok(())
     });
+}
+
+/// Waits until a process is gone.
+fn is_gone(pid: u32) {
+    let begun = Instant::now();
+    while std::fs::metadata(format!("/proc/{pid}")).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "process {pid} is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn programs_end_with_their_worker() {
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    std::fs::create_dir(&dir).unwrap();
+    // The program writes its number, and then answers each line.
+    let script = format!("echo $$ > {}/$$; while read line; do echo \"<$line>\"; done", dir.display());
+    let mut tasks = Tasks::with_state(|| Ok(None));
+    tasks.set_up(|program, _| {
+        *program = Some(Program::start(Command::new("sh").args(["-c", &script]))?);
+        Ok(())
+    });
+    let ask = tasks.register("ask", |program: &mut Option<Program>, line: Option<String>| match line {
+        Some(line) => Ok(program.as_mut().ok_or("not set up")?.ask(&line)?),
+        None => std::process::abort(),
+    });
+    let ask = ask.unwrap();
+    let wait = tasks.register("wait", |_: &mut Option<Program>, ()| {
+        Ok(Program::run(Command::new("sleep").arg("600"), &[]).map(drop)?)
+    });
+    let wait = wait.unwrap();
+    run(&forked(2), &tasks, |controller| {
+        for turn in 0..20 {
+            let call = controller.submit(&ask, Some(format!("line {turn}")))?;
+            assert_eq!(controller.get_result(&call)?, format!("<line {turn}>"));
+        }
+        let call = controller.submit(&ask, Some("two\nlines".to_owned()))?;
+        assert!(controller.get_result(&call).unwrap_err().to_string().contains("several lines"));
+        let dies = controller.submit(&ask, None)?;
+        assert!(controller.get_result(&dies).is_err());
+        let late = Submit { deadline: Some(Duration::from_millis(200)), ..Submit::default() };
+        let late = controller.submit_call(&wait, (), late)?;
+        assert!(controller.get_result(&late).unwrap_err().to_string().contains("deadline"));
+        Ok(())
+    });
+    let pids: Vec<u32> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap().parse().unwrap())
+        .collect();
+    assert!(pids.len() >= 3, "two workers, and one that replaces the first to die: {pids:?}");
+    pids.into_iter().for_each(is_gone);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+fn programs_are_given_all_and_return_all() {
+    let long: Vec<u8> = (0..5_000_000u32).map(|at| (at % 251) as u8).collect();
+    assert_eq!(Program::run(&mut Command::new("cat"), &long).unwrap(), long);
+    // One that does not read, and one that says too much.
+    assert_eq!(Program::run(&mut Command::new("true"), &long).unwrap(), b"");
+    let fails = "head -c 100000 /dev/zero | tr '\\0' x >&2; echo ' at last' >&2; exit 3";
+    let error = Program::run(Command::new("sh").args(["-c", fails]), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("exit status: 3") && error.ends_with("xxx at last") && error.len() < 3000,
+        "{error}"
+    );
+    let error = Program::run(&mut Command::new("/no/such/program"), &[]).unwrap_err().to_string();
+    assert!(error.contains("/no/such/program cannot be started"), "{error}");
+    // One that ignores the end of its input is ended.
+    let mut program = Program::start(Command::new("sleep").arg("600")).unwrap();
+    let pid: u32 = format!("{program:?}").trim_end_matches(')').rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(program.ask("x\ny").is_err());
+    drop(program);
+    is_gone(pid);
 }
 
 fn wrong_groups_are_refused() {

@@ -304,6 +304,17 @@ pub(crate) fn die_with_parent(parent: u32) -> bool {
     set.is_ok() && nix::unistd::getppid().as_raw() as u32 == parent
 }
 
+/// Lets the kernel kill the program that `command` starts when the thread that starts it ends.
+pub(crate) fn end_with_caller(command: &mut std::process::Command) {
+    let parent = pid();
+    let bind = move || match die_with_parent(parent) {
+        true => Ok(()),
+        false => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, bind) };
+}
+
 /// Takes [`die_with_parent`] back: the kernel goes by the parent's *thread*, which may end before its
 /// process.
 pub(crate) fn outlive_parent() {
