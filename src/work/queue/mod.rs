@@ -5,7 +5,8 @@
 //! [1] tasks.rs        functions are registered, with the state that they share
 //! [2] mod.rs          options are checked; linked workers are started (executor/linked.rs)
 //! [3] controller.rs   the caller's function submits calls, and takes results
-//! [4] calls           which call goes to which worker (schedule.rs), and how it ends (ends.rs); call.rs: as the user has it
+//! [4] calls           which call goes to which worker (schedule.rs), and how it ends (ends.rs); on several nodes in parts (parties.rs);
+//!                     call.rs: as the user has it
 //! [5] worker.rs       a worker takes calls, makes them, and answers each
 //!
 //! here.rs (a controller without workers), clients.rs (the programs that have connected to a published queue), service.rs (their end of it), frames.rs (what
