@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::Case;
-use support::queues::{forked, group, is_job, processes, queue, run, run_job, told};
+use support::queues::{forked, group, is_job, processes, queue, rank, run, run_job, told};
 
 const CASES: &[Case] = cases![
     results_are_the_same_everywhere
@@ -80,6 +80,9 @@ const CASES: &[Case] = cases![
     a_member_on_any_node_that_dies_costs_its_call
     members_on_any_node_fail_their_call
     groups_of_all_workers_can_be_ended
+    groups_for_which_workers_are_missing_end
+    a_member_that_fails_ends_the_others
+    calls_of_one_worker_let_groups_begin
     programs_end_with_their_worker
     programs_are_given_all_and_return_all
     an_abort_ends_everything
@@ -123,6 +126,9 @@ const JOB: &[Case] = cases![
     a_member_on_any_node_that_dies_costs_its_call
     members_on_any_node_fail_their_call
     groups_of_all_workers_can_be_ended
+    groups_for_which_workers_are_missing_end
+    a_member_that_fails_ends_the_others
+    calls_of_one_worker_let_groups_begin
 ];
 
 fn main() -> std::process::ExitCode {
@@ -1414,6 +1420,104 @@ fn groups_of_all_workers_can_be_ended() {
         let short = controller.submit_call(&call, 1, group(ranks))?;
         assert_eq!(controller.get_result(&short)?, vec![ranks; ranks]);
         Ok(())
+    });
+}
+
+/// Workers that cannot build their states have none that they could lend.
+fn groups_for_which_workers_are_missing_end() {
+    let ranks = (2 * processes()).max(4);
+    // One for all processes of the job, whose parent is the launcher; their workers have this process as parent.
+    let dir = std::env::temp_dir().join(format!("phalanx-queue-{}", support::mark()));
+    let _ = std::fs::create_dir(&dir);
+    let first = processes() == 1 || rank() == 0;
+    let mut tasks = Tasks::with_state(|| {
+        // There is one licence, for a worker of the controller's process; that of a dead worker is free.
+        let licence = dir.join("licence");
+        let holder = std::fs::read_to_string(&licence).unwrap_or_default();
+        let is_free = |holder: &str| !std::path::Path::new("/proc").join(holder).join("task").exists();
+        if first && (holder == std::process::id().to_string() || holder.is_empty() || is_free(&holder)) {
+            std::fs::write(&licence, std::process::id().to_string())?;
+            std::thread::sleep(Duration::from_millis(10));
+            if std::fs::read_to_string(&licence)? == std::process::id().to_string() {
+                return Ok(7);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        Err("there is one licence".into())
+    });
+    let call = tasks.register_collective("call", |_: &mut u32, comm, (): &()| Ok(comm.size())).unwrap();
+    let one = tasks.register("one", |state: &mut u32, ()| Ok(*state)).unwrap();
+    run(&Queue { cold: true, ..forked(ranks) }, &tasks, |controller| {
+        let early = controller.submit_call(&call, (), group(ranks))?;
+        match controller.get_result(&early) {
+            // Those that have not given up yet lend their processors.
+            Ok(sizes) => assert_eq!(sizes, vec![ranks; ranks]),
+            Err(error) => assert!(
+                error.to_string().contains("a worker has ended")
+                    || error.to_string().contains("workers enough for its group"),
+                "{error}"
+            ),
+        }
+        let begun = Instant::now();
+        while controller.stats().workers.iter().filter(|worker| worker.given_up).count() + 1 < ranks {
+            controller.process()?;
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", controller.stats().workers);
+        }
+        let late = controller.submit_call(&call, (), group(ranks)).unwrap_err().to_string();
+        assert!(late.contains("groups have 1 to 1 here"), "{late}");
+        let single = controller.submit(&one, ())?;
+        assert_eq!(controller.get_result(&single)?, 7);
+        Ok(())
+    });
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// One rank's error ends a call whose other ranks would go on for ever, on whatever node.
+fn a_member_that_fails_ends_the_others() {
+    let ranks = (2 * processes()).max(4);
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, &fails: &bool| {
+        comm.barrier()?;
+        if fails && comm.rank() + 1 == comm.size() {
+            return Err("as an earlier call said: its ranks did not meet: nobody was there".into());
+        }
+        std::thread::sleep(Duration::from_secs(if fails { 600 } else { 0 }));
+        Ok(comm.all_reduce_value(1, &Op::sum())?)
+    });
+    let call = call.unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        let fails = controller.submit_call(&call, true, group(ranks))?;
+        let error = controller.get_result(&fails).unwrap_err().to_string();
+        assert!(error.contains("as an earlier call said"), "{error}");
+        let begun = Instant::now();
+        let next = controller.submit_call(&call, false, group(ranks))?;
+        assert_eq!(controller.get_result(&next)?, vec![ranks; ranks]);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        Ok(())
+    });
+}
+
+/// A stream of calls that only one worker may make does not keep a group waiting for ever.
+fn calls_of_one_worker_let_groups_begin() {
+    let ranks = 2 * processes();
+    let mut tasks = Tasks::new();
+    let call = tasks.register_collective("call", |(), comm, (): &()| Ok(comm.size())).unwrap();
+    let one = tasks.register("one", |(), ms: u64| sleep_ms(&mut (), ms)).unwrap();
+    run(&forked(ranks), &tasks, |controller| {
+        let pinned = Submit { worker: Some(1), ..Submit::default() };
+        let mut ones = vec![controller.submit_call(&one, 5, pinned)?];
+        let all = controller.submit_call(&call, (), group(ranks))?;
+        let mut count = 0;
+        // There is always another call for worker 1.
+        while controller.stats().calls.iter().all(|call| call.id != all.id()) {
+            ones.push(controller.submit_call(&one, 5, pinned)?);
+            ones.push(controller.submit_call(&one, 5, pinned)?);
+            controller.get_result(&ones.remove(0))?;
+            count += 1;
+            assert!(count < 500, "the group never begins");
+        }
+        assert_eq!(controller.get_result(&all)?, vec![ranks; ranks]);
+        ones.iter().try_for_each(|one| controller.get_result(one))
     });
 }
 

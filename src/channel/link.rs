@@ -411,6 +411,10 @@ impl Caller {
     /// Wants the process that fills the slot, as far as the caller knows, to be killed at its `number`-th message, the
     /// first being 1.
     pub(crate) fn doom(&mut self, slot: usize, number: u64) {
+        // As in `post`: it would be the next process.
+        if self.events.iter().flatten().any(|event| event.is_turn_of(slot)) {
+            return;
+        }
         if let Some(ends) = &self.ends[slot] {
             self.links.links[slot].words.doomed.store(ends.begun.wrapping_add(number), Ordering::Relaxed);
         }

@@ -1,7 +1,7 @@
 //! A wire over TCP, for forked ranks on several nodes, which cannot call MPI: each process has a stream to each other.
 //!
 //! ```text
-//! [1] a process connects to those before it     hello: token, numbers of both; the other answers with the token
+//! [1] a process connects to those before it     hello: half of the token, numbers of both; the answer: the other half
 //! [2] it accepts those after it                 a stream without the token is dropped
 //! [3] messages                                  tag u32, 0 u32, length u64 | bytes
 //! ```
@@ -28,7 +28,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A secret that only the processes of one group know.
-pub(crate) type Token = [u8; 16];
+pub(crate) type Token = [u8; 32];
+/// The half of the token that is shown; the other half is the answer.
+const HALF: usize = size_of::<Token>() / 2;
 
 /// The names of the interfaces whose addresses other nodes are told, separated by commas; by default all.
 const INTERFACES: &str = "PHALANX_INTERFACES";
@@ -45,8 +47,10 @@ const TO_FINISH: Duration = Duration::from_secs(10);
 /// The most bytes that are read from one stream before others are looked at.
 const AT_ONCE: u64 = 4 << 20;
 
-const HELLO: usize = size_of::<Token>() + 8;
+const HELLO: usize = HALF + 8;
 const HEAD: usize = 16;
+/// The most streams that have not said hello, beside those of the group.
+const STRANGERS: usize = 64;
 
 /// Where a process accepts streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,8 +115,9 @@ pub(crate) struct Tcp {
 /// The stream to another process, and what is under way there.
 struct Peer {
     stream: TcpStream,
-    /// Whether the other end is closed.
+    /// Whether nothing more comes, and whether nothing can be written any more.
     lost: bool,
+    broken: bool,
     /// Bytes that the kernel did not take yet, and how many it has taken.
     out: VecDeque<u8>,
     taken: u64,
@@ -143,8 +148,11 @@ impl Tcp {
         (token, until): (&Token, Instant),
     ) -> Result<&'static Tcp> {
         let mut streams: Vec<Option<TcpStream>> = doors.iter().map(|_| None).collect();
+        // Processes of one host have the same addresses: those that lead nowhere are tried once.
+        let mut reached: HashMap<&[IpAddr], Vec<usize>> = HashMap::new();
         for (other, door) in doors[..rank].iter().enumerate() {
-            streams[other] = Some(reach(door, &hello(token, rank, other), until)?);
+            let reached = reached.entry(door.addresses.as_slice()).or_default();
+            streams[other] = Some(reach(door, &hello(token, rank, other), (token, until), reached)?);
         }
         accept(rank, &mut streams, listener, (token, until))?;
         let mut peers = Vec::new();
@@ -168,7 +176,7 @@ impl Tcp {
 
     fn may_communicate(&self) -> Result<()> {
         if self.silenced.get() {
-            return Err(Error::other("an earlier call between the nodes of the group failed"));
+            return Err(Error::other(format!("{ALONE}es of the group, in an earlier call")));
         }
         if !self.is_own() {
             return Err(Error::other("a forked child of a rank cannot communicate in the rank's group"));
@@ -187,8 +195,10 @@ impl Tcp {
             self.peers.iter().flatten().filter(|peer| !peer.borrow().lost).collect();
         let ready = {
             let borrowed: Vec<_> = open.iter().map(|peer| peer.borrow()).collect();
-            let streams: Vec<_> =
-                borrowed.iter().map(|peer| (peer.stream.as_fd(), !peer.out.is_empty())).collect();
+            let streams: Vec<_> = borrowed
+                .iter()
+                .map(|peer| (peer.stream.as_fd(), !peer.out.is_empty() && !peer.broken))
+                .collect();
             network::ready(&streams, within)
         };
         for (peer, _) in open.into_iter().zip(ready).filter(|&(_, ready)| ready) {
@@ -221,31 +231,49 @@ impl Tcp {
 /// Returns the first bytes of a stream.
 fn hello(token: &Token, from: usize, to: usize) -> [u8; HELLO] {
     let mut hello = [0; HELLO];
-    hello[..16].copy_from_slice(token);
-    hello[16..20].copy_from_slice(&(from as u32).to_le_bytes());
-    hello[20..].copy_from_slice(&(to as u32).to_le_bytes());
+    hello[..HALF].copy_from_slice(&token[..HALF]);
+    hello[HALF..HALF + 4].copy_from_slice(&(from as u32).to_le_bytes());
+    hello[HALF + 4..].copy_from_slice(&(to as u32).to_le_bytes());
     hello
 }
 
 /// \[1] Returns a stream to the process behind a door, which has answered. Several hosts may have an address of one kind
-/// (of a bridge, say): who does not answer is another process.
-fn reach(door: &Door, hello: &[u8; HELLO], until: Instant) -> Result<TcpStream> {
+/// (of a bridge, say): who does not answer is another process. `reached` is an address that has led to a process of that
+/// kind before.
+fn reach(
+    door: &Door,
+    hello: &[u8; HELLO],
+    (token, until): (&Token, Instant),
+    reached: &mut Vec<usize>,
+) -> Result<TcpStream> {
     let mut refused = Vec::new();
-    for &address in &door.addresses {
-        let reached = TcpStream::connect_timeout(&SocketAddr::new(address, door.port), TO_CONNECT);
-        let answered = reached.and_then(|mut stream| {
-            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            stream.set_read_timeout(Some(left))?;
-            stream.write_all(hello)?;
-            let mut answer = [0; size_of::<Token>()];
-            stream.read_exact(&mut answer)?;
-            match answer == hello[..answer.len()] {
-                true => Ok(stream),
-                false => Err(ErrorKind::InvalidData.into()),
-            }
-        });
+    let mut order: Vec<usize> = (0..door.addresses.len()).collect();
+    order.sort_by_key(|at| !reached.contains(at));
+    for at in order {
+        let address = door.addresses[at];
+        let answered =
+            TcpStream::connect_timeout(&SocketAddr::new(address, door.port), TO_CONNECT.min(left(until)))
+                .and_then(|mut stream| {
+                    stream.write_all(hello)?;
+                    let mut answer = [0; HALF];
+                    let mut have = 0;
+                    while have < HALF {
+                        stream.set_read_timeout(Some(left(until)))?;
+                        match stream.read(&mut answer[have..])? {
+                            0 => return Err(ErrorKind::UnexpectedEof.into()),
+                            more => have += more,
+                        }
+                    }
+                    match answer == token[HALF..] {
+                        true => Ok(stream),
+                        false => Err(ErrorKind::InvalidData.into()),
+                    }
+                });
         match answered {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                reached.push(at);
+                return Ok(stream);
+            }
             Err(error) => refused.push(format!("{address}: {error}")),
         }
     }
@@ -254,6 +282,11 @@ fn reach(door: &Door, hello: &[u8; HELLO], until: Instant) -> Result<TcpStream> 
         door.port,
         if refused.is_empty() { "a host without addresses".to_owned() } else { refused.join("; ") }
     )))
+}
+
+/// Returns the time that is left, which is not nothing.
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// \[2] Accepts the streams of all processes after this one.
@@ -273,10 +306,23 @@ fn accept(
         let asked = strangers.iter().map(|(stream, _)| (stream.as_fd(), false));
         let asked: Vec<_> = asked.chain([(listener.as_fd(), false)]).collect();
         network::ready(&asked, Duration::from_millis(100));
-        while let Ok((stream, _)) = listener.accept() {
-            stream.set_nonblocking(true).map_err(Error::other)?;
-            strangers.push((stream, Vec::new()));
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(true).map_err(Error::other)?;
+                    strangers.push((stream, Vec::new()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // There are no descriptors left, say.
+                Err(_) => {
+                    std::thread::sleep(Duration::from_millis(10));
+                    break;
+                }
+            }
         }
+        // Who says nothing makes room for others.
+        let most = streams.len() + STRANGERS;
+        strangers.drain(..strangers.len().saturating_sub(most));
         for (stream, mut said) in std::mem::take(&mut strangers) {
             let left = (HELLO - said.len()) as u64;
             match (&stream).take(left).read_to_end(&mut said) {
@@ -297,10 +343,11 @@ fn welcome(
     (mut stream, said): (TcpStream, &[u8]),
     token: &Token,
 ) {
-    let from = said.get(16..20).and_then(|from| from.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
+    let from =
+        said.get(HALF..HALF + 4).and_then(|from| from.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
     if said == hello(token, from, rank)
         && let Some(place) = streams.get_mut(from).filter(|place| from > rank && place.is_none())
-        && stream.write_all(token).is_ok()
+        && stream.write_all(&token[HALF..]).is_ok()
     {
         *place = Some(stream);
     }
@@ -312,12 +359,12 @@ impl Peer {
         stream.set_nodelay(true)?;
         network::keep_alive(&stream, SILENCE)?;
         let (out, coming, lines) = (VecDeque::new(), Vec::new(), HashMap::new());
-        Ok(Peer { stream, lost: false, out, taken: 0, coming, lines })
+        Ok(Peer { stream, lost: false, broken: false, out, taken: 0, coming, lines })
     }
 
     /// Writes as many of the bytes as the kernel takes, and keeps the others.
     fn put(&mut self, mut bytes: &[u8]) {
-        while self.out.is_empty() && !self.lost && !bytes.is_empty() {
+        while self.out.is_empty() && !self.broken && !bytes.is_empty() {
             match self.stream.write(bytes) {
                 Ok(taken) => {
                     self.taken += taken as u64;
@@ -325,14 +372,19 @@ impl Peer {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.lost = true,
+                Err(_) => self.broken = true,
             }
         }
         self.out.extend(bytes);
     }
 
+    /// Returns whether nothing can be sent any more.
+    fn is_over(&self) -> bool {
+        self.lost || self.broken
+    }
+
     fn flush(&mut self) {
-        while !self.out.is_empty() && !self.lost {
+        while !self.out.is_empty() && !self.broken {
             match self.stream.write(self.out.as_slices().0) {
                 Ok(taken) => {
                     self.taken += taken as u64;
@@ -340,7 +392,7 @@ impl Peer {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.lost = true,
+                Err(_) => self.broken = true,
             }
         }
     }
@@ -489,7 +541,7 @@ impl Pending for Sent {
                 self.wire.look(Duration::ZERO);
             }
             self.completed = peer.borrow().taken >= self.end;
-            if !self.completed && peer.borrow().lost {
+            if !self.completed && peer.borrow().is_over() {
                 return Err(alone(self.to));
             }
         }

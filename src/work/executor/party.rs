@@ -32,7 +32,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The longest time in which ranks on several nodes find each other.
-const TO_MEET: Duration = Duration::from_secs(60);
+const TO_MEET: Duration = Duration::from_secs(120);
 /// The context of their communicator: see [`Net`].
 const CONTEXT: u32 = 1;
 /// The beginning of the text of a failure in \[1] or \[2].
@@ -66,6 +66,11 @@ pub(crate) struct Party<'a> {
     opened: &'a Opened,
 }
 
+/// Says that a failure was in \[1] or \[2].
+fn unmet(error: Error) -> Error {
+    Error::other(format!("{UNMET}: {error}"))
+}
+
 /// What a failed party was at: see [`failing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failing {
@@ -81,11 +86,12 @@ pub(crate) enum Failing {
 
 /// Returns what a party was at that has failed in this way.
 pub(crate) fn failing(error: &Error) -> Failing {
-    let text = error.to_string();
     match error {
         Error::PeerDied { .. } => Failing::Died,
-        _ if text.contains(UNMET) => Failing::Unmet,
-        _ if text.contains(ALONE) => Failing::Alone,
+        // The text of a body, which may quote another call's, does not begin so.
+        Error::Returned { text, .. } if text.starts_with(UNMET) => Failing::Unmet,
+        Error::Returned { text, .. } if text.contains(ALONE) => Failing::Alone,
+        error if error.to_string().starts_with(UNMET) => Failing::Unmet,
         _ => Failing::Failed,
     }
 }
@@ -172,7 +178,7 @@ impl<'a> Party<'a> {
     ) -> Result<(Comm<'static>, &'static Tcp)> {
         let mut shm = Shm::new(world, rank, local)?;
         let met = self.meet(&mut shm, own);
-        let (tcp, crowded) = met.map_err(|error| Error::other(format!("{UNMET}: {error}")))?;
+        let (tcp, crowded) = met.map_err(unmet)?;
         let (firsts, all) = self.firsts();
         let everyone = Net::new(tcp, (0..all).collect(), firsts[self.me] + rank, CONTEXT, crowded)?;
         let net = match rank {
@@ -199,7 +205,7 @@ where
         let (listener, door) = Door::open()?;
         Ok((listener, u64::from(door.port)))
     };
-    let own = (0..party.ranks()).map(|_| listen()).collect::<Result<Vec<_>>>()?;
+    let own = (0..party.ranks()).map(|_| listen()).collect::<Result<Vec<_>>>().map_err(unmet)?;
     let tcp: Cell<Option<&'static Tcp>> = Cell::new(None);
     let seat = |world: &World, rank: usize, local: Rc<Local>| {
         let (comm, connected) = party.comm((world, rank, local), &own)?;

@@ -3,7 +3,7 @@
 //! ```text
 //! call     flags u8, 0, ranks u16, function u32 | the deadline in ns u64, if there is one | the party, if there is one | argument
 //!          nothing at all: the worker is to end
-//! party    token, 16 bytes | length u64 | text (executor/party.rs); ranks on several nodes make the call
+//! party    token, 32 bytes | length u64 | text (executor/party.rs); ranks on several nodes make the call
 //! answer   Kind u8, time in ns u56 | result; or a text
 //! ```
 //!
@@ -54,7 +54,7 @@ pub(super) enum Kind {
 const DEADLINE: u8 = 4;
 const PARTY: u8 = 8;
 /// The length of what comes before a party's text: token and length.
-const PARTY_HEAD: usize = 24;
+const PARTY_HEAD: usize = 40;
 
 /// Returns the start of a call.
 pub(super) fn call((function, ranks): (usize, usize), deadline: Option<Duration>) -> Vec<u8> {
@@ -74,7 +74,7 @@ pub(super) fn function(message: &[u8]) -> (usize, usize) {
 }
 
 /// Returns a call with the party that makes it.
-pub(super) fn with_party(call: &[u8], token: &[u8; 16], text: &str) -> Vec<u8> {
+pub(super) fn with_party(call: &[u8], token: &[u8; 32], text: &str) -> Vec<u8> {
     let at = party_at(call).min(call.len());
     let len = (text.len() as u64).to_le_bytes();
     let mut call = [&call[..at], token, &len, text.as_bytes(), &call[at..]].concat();
@@ -92,7 +92,7 @@ fn party_len(message: &[u8]) -> usize {
     if message.first().is_none_or(|&flags| flags & PARTY == 0) {
         return 0;
     }
-    let len = message.get(party_at(message) + 16..).and_then(|rest| rest.first_chunk());
+    let len = message.get(party_at(message) + 32..).and_then(|rest| rest.first_chunk());
     PARTY_HEAD.saturating_add(len.map_or(0, |len| u64::from_le_bytes(*len)) as usize)
 }
 

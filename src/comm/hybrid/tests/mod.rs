@@ -207,7 +207,7 @@ impl Process {
             Process::Loopback(wire) => Joined::Loopback(wire),
             Process::Tcp(listener, doors) => {
                 let until = Instant::now() + Duration::from_secs(60);
-                Joined::Tcp(Tcp::connect(rank, doors, listener, (&[7; 16], until)).unwrap())
+                Joined::Tcp(Tcp::connect(rank, doors, listener, (&[7; 32], until)).unwrap())
             }
         }
     }

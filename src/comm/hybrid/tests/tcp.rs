@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const TOKEN: Token = *b"a secret of some";
+const TOKEN: Token = *b"half of a secret, and the other.";
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
@@ -139,16 +139,16 @@ fn strangers_stay_outside() {
             stream.write_all(bytes).unwrap();
             strangers.push(stream);
         };
-        let with = |token: &[u8; 16], from: u32, to: u32| {
-            [&token[..], &from.to_le_bytes(), &to.to_le_bytes()].concat()
-        };
+        let with =
+            |token: &[u8], from: u32, to: u32| [token, &from.to_le_bytes(), &to.to_le_bytes()].concat();
         // Nothing, a part, a wrong token, and numbers that do not exist or are not this process's.
         hello(&[]);
         hello(&TOKEN[..9]);
         hello(&with(&[0; 16], 1, 0));
-        hello(&with(&TOKEN, 0, 0));
-        hello(&with(&TOKEN, 9, 0));
-        hello(&with(&TOKEN, 1, 1));
+        hello(&with(&TOKEN[16..], 1, 0));
+        hello(&with(&TOKEN[..16], 0, 0));
+        hello(&with(&TOKEN[..16], 9, 0));
+        hello(&with(&TOKEN[..16], 1, 1));
         hello(&[0xFF; 10_000]);
     };
     let body = |wire: &'static Tcp| {
@@ -173,10 +173,10 @@ fn a_message_of_a_hostile_length_ends_the_stream() {
     let doors = [Door::near(door.port), Door::near(door.port)];
     let hostile = thread::spawn(move || {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, door.port)).unwrap();
-        stream.write_all(&[&TOKEN[..], &1u32.to_le_bytes(), &0u32.to_le_bytes()].concat()).unwrap();
+        stream.write_all(&[&TOKEN[..16], &1u32.to_le_bytes(), &0u32.to_le_bytes()].concat()).unwrap();
         let mut answer = [0; 16];
         stream.read_exact(&mut answer).unwrap();
-        assert_eq!(answer, TOKEN);
+        assert_eq!(answer, TOKEN[16..]);
         stream.write_all(&[[0xFF; 8], u64::MAX.to_le_bytes()].concat()).unwrap();
         let _ = stream.read(&mut answer);
     });

@@ -46,7 +46,11 @@ impl Calls {
                 true => (String::new(), Some(Packed::of_message(message, (HEAD, false), memory))),
                 false => (text(&message), None),
             };
-            self.count(at, number, time);
+            let is_first = self.is_first_part(number, at);
+            match kind {
+                Kind::Result | Kind::Failed | Kind::Panicked if is_first => self.count(at, number, time),
+                _ => self.release(at, number),
+            }
             self.part_ended(at, number, Part::of(kind, text, result));
             return Ok(());
         }
@@ -154,22 +158,26 @@ impl Calls {
         let too_large = |at: &At| self.entry(*at).is_some_and(|entry| entry.asked.ranks > most.max(1));
         for at in self.waiting.iter().copied().filter(too_large).collect::<Vec<_>>() {
             self.waiting.retain(|&other| other != at);
-            self.end_unbegun(at, format!("there are not workers enough for its group: {most} are left"));
+            self.end_unbegun(at, too_few(most));
         }
+    }
+
+    /// Takes a call off what a worker has ahead of it.
+    fn release(&mut self, at: At, number: usize) {
+        let Some(entry) = self.entry(at) else { return };
+        let (expected, estimate) = (entry.expected, entry.asked.estimate);
+        let worker = &mut self.workers[number];
+        worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
+        worker.soon = worker.soon.saturating_sub(expected);
     }
 
     /// Adds a call's time to the statistics.
     fn count(&mut self, at: At, number: usize, time: Duration) {
         let Some(entry) = self.entry(at) else { return };
-        let (id, expected, Asked { estimate, function, .. }) = (entry.id, entry.expected, entry.asked);
-        let is_first = self.is_first_part(number, at);
-        let worker = &mut self.workers[number];
-        worker.ahead = if worker.hands.is_empty() { 0.0 } else { worker.ahead - estimate };
-        worker.soon = worker.soon.saturating_sub(expected);
-        if !is_first {
-            return;
-        }
+        let (id, Asked { estimate, function, .. }) = (entry.id, entry.asked);
         self.paces[function].add(time, estimate);
+        self.release(at, number);
+        let worker = &mut self.workers[number];
         worker.stats.calls += 1;
         worker.stats.time += time;
         worker.stats.estimate += estimate;
@@ -224,8 +232,12 @@ impl Calls {
 
     /// Puts a call back that no worker has begun; one that was cancelled is forgotten.
     pub(super) fn put_back(&mut self, at: At) {
+        let most = self.largest_group().max(1);
         let Some(entry) = self.entry_mut(at) else { return };
         entry.holds = true;
+        if entry.asked.ranks > most && !entry.cancelled {
+            return self.end_unbegun(at, too_few(most));
+        }
         match (entry.cancelled, entry.asked.pinned) {
             (false, pinned) => self.queue(pinned).push_front(at),
             (true, _) => self.forget(at),
@@ -244,6 +256,11 @@ impl Calls {
         let end = if entry.holds { end_leases_of } else { end_spilled };
         self.memory.iter().for_each(|memory| end(&entry.message, memory));
     }
+}
+
+/// Says that a group cannot be made any more.
+fn too_few(most: usize) -> String {
+    format!("there are not workers enough for its group: {most} are left")
 }
 
 /// Returns the text of an answer.

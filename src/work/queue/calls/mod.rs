@@ -180,6 +180,8 @@ pub(super) struct Calls {
     parting: VecDeque<(usize, At)>,
     /// Workers that are to be ended: see [`Calls::take_doomed`].
     dooms: Vec<(usize, u64)>,
+    /// Calls of which a part has failed, and since when, with their serial numbers.
+    failing: Vec<(Instant, At, u64)>,
     /// Whether a call was ever to be made by one worker only.
     any_pinned: bool,
     /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
@@ -226,6 +228,7 @@ impl Calls {
             waiting: VecDeque::new(),
             parting: VecDeque::new(),
             dooms: Vec::new(),
+            failing: Vec::new(),
             any_pinned: false,
             ended: VecDeque::new(),
             foreign: VecDeque::new(),
@@ -432,6 +435,8 @@ impl Calls {
 
     /// Puts a call back that could not be posted to this worker.
     pub(super) fn not_posted(&mut self, number: usize, at: At) {
+        // Its end is among the events that will be heard.
+        self.workers[number].lives = false;
         self.give_back(number);
         if self.has_parts(at) {
             return self.part_ended(at, number, Part::Gone);

@@ -6,7 +6,7 @@ use crate::work::queue::worker::Kind;
 
 /// The workers that have parts of one call.
 pub(super) struct Parts {
-    pub(super) token: [u8; 16],
+    pub(super) token: [u8; 32],
     /// Each worker, and the number of ranks that it forks.
     pub(super) leads: Vec<(usize, usize)>,
     /// How each part has ended; `None` while it has not.

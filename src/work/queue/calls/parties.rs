@@ -11,15 +11,18 @@ use crate::work::queue::worker::with_party;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 /// How often the ranks of a group may miss each other.
 const MISSES: u32 = 3;
+/// The time that the others have to end when a part has failed, as the ranks of one node have.
+const GRACE: Duration = Duration::from_secs(5);
 
 impl Calls {
     /// Gives a call that waited to workers on several nodes: `shares` are those of each node.
     pub(super) fn divide(&mut self, at: At, shares: &[Vec<usize>]) {
         let leads: Vec<(usize, usize)> = shares.iter().map(|share| (self.lend(share), share.len())).collect();
-        let token = frames::token().map(|token| *token.first_chunk().unwrap_or(&[0; 16]));
+        let token = frames::token();
         let problem = leads.iter().find_map(|&(lead, _)| self.workers[lead].door.as_ref()?.strip_prefix(' '));
         let problem = problem.map(|why| format!("its ranks cannot find each other: {why}"));
         match (token, problem) {
@@ -65,13 +68,16 @@ impl Calls {
     pub(super) fn part_ended(&mut self, at: At, number: usize, part: Part) {
         let Some(parts) = self.entry_mut(at).and_then(|entry| entry.parts.as_mut()) else { return };
         let Some(me) = parts.leads.iter().position(|&(lead, _)| lead == number) else { return };
-        let is_death = matches!(part, Part::Died(..) | Part::Gone);
+        let (is_death, is_made) =
+            (matches!(part, Part::Died(..) | Part::Gone), matches!(part, Part::Made(_)));
         parts.ends[me] = Some(match part {
             Part::Died(text, false) if parts.doomed.contains(&number) => Part::Alone(text),
             part => part,
         });
         if is_death {
             self.recall(at);
+        } else if !is_made && let Some(serial) = self.entry(at).map(|entry| entry.serial) {
+            self.failing.push((Instant::now(), at, serial));
         }
         let parts = self.entry(at).and_then(|entry| entry.parts.as_ref());
         if parts.is_some_and(|parts| parts.ends.iter().all(Option::is_some)) {
@@ -103,6 +109,13 @@ impl Calls {
 
     /// Returns the workers that are to be ended, each with the number of the message at which it is.
     pub(crate) fn take_doomed(&mut self) -> Vec<(usize, u64)> {
+        let (late, failing) = self.failing.drain(..).partition(|(since, ..)| since.elapsed() > GRACE);
+        self.failing = failing;
+        for (_, at, serial) in late {
+            if self.entry(at).is_some_and(|entry| entry.serial == serial) {
+                self.recall(at);
+            }
+        }
         std::mem::take(&mut self.dooms)
     }
 
@@ -111,10 +124,17 @@ impl Calls {
         let Some(entry) = self.entry_mut(at) else { return };
         let Some(parts) = entry.parts.take() else { return };
         let first = parts.leads[0].0;
-        let (mut made, mut failed, mut unmet, mut died, mut alone) = (Vec::new(), None, None, None, None);
-        for part in parts.ends.into_iter().flatten() {
+        // All ranks have done all that they had to.
+        let mut ends: Vec<Part> = parts.ends.into_iter().flatten().collect();
+        if matches!(ends.first(), Some(Part::Made(_)))
+            && let Part::Made(packed) = ends.swap_remove(0)
+        {
+            return self.end(at, Ok(packed));
+        }
+        let (mut failed, mut unmet, mut died, mut alone) = (None, None, None, None);
+        for part in ends {
             match part {
-                Part::Made(packed) => made.push(packed),
+                Part::Made(_) => {}
                 Part::Failed(text) => failed = failed.or(Some(text)),
                 Part::Gone => unmet = unmet.or_else(|| Some("a worker has ended".to_owned())),
                 Part::Unmet(text) => unmet = unmet.or(Some(text)),
@@ -122,26 +142,31 @@ impl Calls {
                 Part::Alone(text) => alone = alone.or(Some(text)),
             }
         }
-        let ended: Ended = if let Some(text) = failed {
-            Err(self.failed(at, first, text))
-        } else if let Some(text) = unmet {
-            entry.unmet += 1;
-            if entry.unmet < MISSES {
-                return self.put_back(at);
+        let again = match (unmet.is_some(), &died) {
+            (true, _) => {
+                entry.unmet += 1;
+                entry.unmet < MISSES
             }
-            Err(self.failed(at, first, text))
-        } else if let Some((text, overdue)) = died.or(alone.map(|text| (text, false))) {
-            entry.died += 1;
-            let (died, function, deadline) = (entry.died, entry.asked.function, entry.asked.deadline);
-            if died < self.attempts[function] && !overdue {
-                return self.put_back(at);
+            (false, Some((_, overdue))) => {
+                entry.died += 1;
+                let (died, function) = (entry.died, entry.asked.function);
+                died < self.attempts[function] && !overdue
             }
-            let late = |deadline| format!("it took longer than its deadline of {deadline:?}, and was ended");
-            Err(self.failed(at, first, deadline.filter(|_| overdue).map_or(text, late)))
-        } else {
-            // All are made; the first has the results.
-            return made.into_iter().next().map_or((), |packed| self.end(at, Ok(packed)));
+            _ => false,
         };
+        if again {
+            return self.put_back(at);
+        }
+        let deadline = self.entry(at).and_then(|entry| entry.asked.deadline);
+        let text = match (died, failed.or(unmet).or(alone)) {
+            (Some((_, true)), _) if deadline.is_some() => {
+                let deadline = deadline.unwrap_or_default();
+                format!("it took longer than its deadline of {deadline:?}, and was ended")
+            }
+            (Some((text, _)), _) => text,
+            (None, text) => text.unwrap_or_default(),
+        };
+        let ended: Ended = Err(self.failed(at, first, text));
         self.end(at, ended);
     }
 }

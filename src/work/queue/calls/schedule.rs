@@ -24,14 +24,32 @@ impl Calls {
             self.end_waiting(limit);
             return None;
         }
-        if let Some(next) = self.next_pinned() {
+        // A group waits for workers that have nothing in their hands, but is overtaken only so often.
+        let group = self
+            .waiting
+            .front()
+            .copied()
+            .filter(|&at| self.entry(at).is_some_and(|entry| entry.asked.ranks > 1));
+        let may_overtake = group.is_none_or(|at| self.may_be_overtaken(at));
+        if may_overtake && let Some(next) = self.next_pinned() {
+            if let Some(entry) = group.and_then(|at| self.entry_mut(at)) {
+                entry.overtaken += 1;
+            }
             return Some(next);
         }
         let &first = self.waiting.front()?;
         let entry = self.entry(first)?;
-        if entry.asked.ranks > 1 {
-            return self.next_group(first, entry.asked.ranks).or_else(|| self.overtake(first));
+        let ranks = entry.asked.ranks;
+        if ranks > self.largest_node() && ranks > 1 {
+            let Some(shares) = self.idle_apart(ranks) else { return self.overtake(first) };
+            self.waiting.pop_front();
+            self.divide(first, &shares);
+            return self.next();
         }
+        if ranks > 1 {
+            return self.next_group(first, ranks).or_else(|| self.overtake(first));
+        }
+        let entry = self.entry(first)?;
         let is_short = self.is_short(entry);
         let fits = |number: usize| {
             let worker = &self.workers[number];
@@ -60,23 +78,20 @@ impl Calls {
     /// Returns the next call, which a group is to make, if there are workers enough that have nothing in their hands. The
     /// first of them makes the call, the others lend their processors.
     fn next_group(&mut self, at: At, ranks: usize) -> Option<(usize, At)> {
-        if ranks > self.largest_node() {
-            let shares = self.idle_apart(ranks)?;
-            self.waiting.pop_front();
-            self.divide(at, &shares);
-            return self.parting.pop_front();
-        }
         let group = self.idle(ranks)?;
         self.waiting.pop_front();
         Some((self.lend(&group), at))
     }
 
+    /// Returns whether other calls may still be given out before this one, which a group is to make.
+    fn may_be_overtaken(&self, at: At) -> bool {
+        self.entry(at).is_none_or(|entry| entry.overtaken < 2 * self.workers() as u32)
+    }
+
     /// Returns the next call for which there are idle workers enough, past the first one, which a larger group is to make.
     /// Only so many may overtake it: then all others wait until there are workers enough.
     fn overtake(&mut self, first: At) -> Option<(usize, At)> {
-        let most = 2 * self.workers() as u32;
-        let entry = self.entry_mut(first).filter(|entry| entry.overtaken < most)?;
-        let wanted = entry.asked.ranks;
+        let wanted = self.entry(first).filter(|_| self.may_be_overtaken(first))?.asked.ranks;
         let fits = |(place, &at): (usize, &At)| {
             let ranks = self.entry(at)?.asked.ranks;
             let group = if ranks < wanted { self.idle(ranks) } else { None };
