@@ -140,6 +140,7 @@ pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
 };
+pub use work::pool::{Actors, Attribute, Key, KeysOf, Kind, Method, Modules, Pool, Task, task_seed};
 pub use work::program::Program;
 pub use work::queue::{
     Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service, Submit,

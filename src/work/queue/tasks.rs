@@ -114,6 +114,8 @@ pub struct Tasks<'f, S = ()> {
     clean_up: Option<Box<CleanUp<'f, S>>>,
     entries: Vec<Entry<'f, S>>,
     number: u64,
+    /// Whether a process that has lost its state cannot build another.
+    inherits: bool,
 }
 
 /// A registered function: the handle by which a controller calls it, with the types of its argument and its
@@ -191,7 +193,17 @@ impl<'f, S> Tasks<'f, S> {
     /// ```
     pub fn with_state(build: impl Fn() -> Result<S, Reason> + Sync + 'f) -> Tasks<'f, S> {
         let (entries, number) = (Vec::new(), u64::from(process::serial()));
-        Tasks { build: Box::new(build), set_up: None, clean_up: None, entries, number }
+        Tasks { build: Box::new(build), set_up: None, clean_up: None, entries, number, inherits: false }
+    }
+
+    /// Returns the number of this list of functions.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Says that a state can be inherited, and not be built again: a worker ends after a panic, and is replaced.
+    pub(crate) fn inherit(&mut self) {
+        self.inherits = true;
     }
 
     /// Lets each worker do something before its first call, with its state and its number: open a file of its own, take a
@@ -491,6 +503,9 @@ pub(super) trait Hand {
 
     /// Forgets the state, which is the caller's to drop: it was inherited by a fork.
     fn forget(&mut self);
+
+    /// Returns whether the worker ends when its state is lost: it cannot build another.
+    fn inherits(&self) -> bool;
 }
 
 struct StateAndTasks<'t, 'f, S> {
@@ -566,5 +581,9 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
 
     fn forget(&mut self) {
         std::mem::forget(self.state.take());
+    }
+
+    fn inherits(&self) -> bool {
+        self.tasks.inherits
     }
 }

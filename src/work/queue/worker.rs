@@ -13,6 +13,7 @@ use crate::channel::link::Process;
 use crate::channel::slots::Slots;
 use crate::error::{Error, Result};
 use crate::os::clock::unix_time;
+use crate::os::process::leave;
 use crate::shm::array::{alloc_lent, lend_heap};
 use crate::shm::packed::{LEASES, Packed, SPILLED};
 use crate::shm::segment::Segment;
@@ -216,6 +217,9 @@ fn serve_calls(
         process.finish();
         if process.say(&answer).is_err() {
             return Ok(());
+        }
+        if !has_state && hand.inherits() {
+            leave(1);
         }
     }
 }

@@ -39,6 +39,11 @@ impl Calls {
         let Some(at) = worker.hands.pop_front() else {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };
+        if self.is_note(at).is_some() {
+            let failed = (kind != Kind::Result).then(|| (number, text(&message)));
+            self.note_ended(at, failed);
+            return Ok(());
+        }
         self.give_back(number);
         if self.has_parts(at) {
             let made = kind == Kind::Result;
@@ -103,12 +108,20 @@ impl Calls {
         let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
         let of_dead: Vec<At> = hands.drain(..begun).collect();
         for at in hands.into_iter().rev() {
+            if self.is_note(at).is_some() {
+                self.note_ended(at, None);
+                continue;
+            }
             match self.has_parts(at) {
                 true => self.part_ended(at, number, Part::Gone),
                 false => self.put_back(at),
             }
         }
         for at in of_dead {
+            if self.is_note(at).is_some() {
+                self.note_ended(at, None);
+                continue;
+            }
             match self.has_parts(at) {
                 true => {
                     self.part_ended(at, number, Part::Died(format!("its worker died by {death}"), overdue))

@@ -1,6 +1,8 @@
 //! The calls of a queue: which there are, which wait, which are in a worker's hands, and which have ended.
 
 mod ends;
+mod journal;
+mod notes;
 mod pace;
 mod part;
 mod parties;
@@ -14,6 +16,7 @@ use crate::work::executor::Seat;
 use crate::work::queue::stats::{QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table, Types};
 use crate::work::queue::worker::say;
+use notes::Notes;
 use pace::Pace;
 use part::{Part, Parts};
 use std::collections::{HashMap, VecDeque};
@@ -80,6 +83,8 @@ struct Entry {
     /// The parts of a call that a group on several nodes makes, and how often its ranks did not meet.
     parts: Option<Box<Parts>>,
     unmet: u32,
+    /// The number of the note that this is: see notes.rs.
+    note: Option<u64>,
     /// How many calls have overtaken it while it waited for a group of workers.
     overtaken: u32,
     /// Whether the leases in the message are the controller's: no worker of this node was given them.
@@ -91,6 +96,28 @@ struct Entry {
     ended: Option<Ended>,
 }
 
+impl Entry {
+    fn new((id, serial): (u64, u64), asked: Asked, message: Vec<u8>) -> Entry {
+        Entry {
+            id,
+            asked,
+            message,
+            len: 0,
+            serial,
+            died: 0,
+            expected: Duration::ZERO,
+            parts: None,
+            unmet: 0,
+            note: None,
+            overtaken: 0,
+            holds: true,
+            cancelled: false,
+            client: None,
+            ended: None,
+        }
+    }
+}
+
 /// One worker, as the controller knows it; number 0 is the controller.
 struct Worker {
     seat: Seat,
@@ -100,6 +127,8 @@ struct Worker {
     data: Option<Vec<u8>>,
     /// Where its process is found by workers of other nodes, once it has said it: see [`Kind::Door`].
     door: Option<String>,
+    /// The last note that was posted to its process.
+    noted: u64,
     /// The calls in its hands, in order.
     hands: VecDeque<At>,
     /// The number of calls that its process has answered.
@@ -124,6 +153,7 @@ impl Worker {
             lives: false,
             data: None,
             door: None,
+            noted: 0,
             hands: VecDeque::new(),
             answered: 0,
             pinned: VecDeque::new(),
@@ -182,6 +212,8 @@ pub(super) struct Calls {
     dooms: Vec<(usize, u64)>,
     /// Calls of which a part has failed, and since when, with their serial numbers.
     failing: Vec<(Instant, At, u64)>,
+    notes: Notes,
+    failed_note: Option<Error>,
     /// Whether a call was ever to be made by one worker only.
     any_pinned: bool,
     /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
@@ -229,6 +261,8 @@ impl Calls {
             parting: VecDeque::new(),
             dooms: Vec::new(),
             failing: Vec::new(),
+            notes: Notes::default(),
+            failed_note: None,
             any_pinned: false,
             ended: VecDeque::new(),
             foreign: VecDeque::new(),
@@ -321,33 +355,23 @@ impl Calls {
         Ok(())
     }
 
+    /// Finds a place for a call.
+    fn keep(&mut self, entry: Entry) -> At {
+        let at = self.free.pop().unwrap_or(self.entries.len());
+        match self.entries.get_mut(at) {
+            Some(place) => *place = Some(entry),
+            None => self.entries.push(Some(entry)),
+        }
+        at
+    }
+
     /// Takes a call in that was checked; returns its id and its serial number.
     pub(super) fn add(&mut self, asked: Asked, (message, len): (Vec<u8>, usize)) -> (u64, u64) {
         let id = asked.id.unwrap_or(self.next_id);
         self.bytes += len;
         self.serial += 1;
         let serial = self.serial;
-        let entry = Some(Entry {
-            id,
-            asked,
-            message,
-            len,
-            serial,
-            died: 0,
-            expected: Duration::ZERO,
-            parts: None,
-            unmet: 0,
-            overtaken: 0,
-            holds: true,
-            cancelled: false,
-            client: None,
-            ended: None,
-        });
-        let at = self.free.pop().unwrap_or(self.entries.len());
-        match self.entries.get_mut(at) {
-            Some(place) => *place = entry,
-            None => self.entries.push(entry),
-        }
+        let at = self.keep(Entry { len, ..Entry::new((id, serial), asked, message) });
         self.known.insert(id, at);
         // Ids are not used again, but those that the user chooses.
         self.next_id = self.next_id.max(id.saturating_add(1));
@@ -423,6 +447,10 @@ impl Calls {
         let Some(entry) = self.entries.get_mut(at).and_then(Option::as_mut) else { return };
         let worker = &mut self.workers[number];
         worker.hands.push_back(at);
+        if let Some(version) = entry.note {
+            worker.noted = version;
+            return;
+        }
         worker.ahead += entry.asked.estimate;
         entry.expected = self.paces[entry.asked.function].expected(entry.asked.estimate);
         worker.soon += entry.expected;
@@ -437,6 +465,9 @@ impl Calls {
     pub(super) fn not_posted(&mut self, number: usize, at: At) {
         // Its end is among the events that will be heard.
         self.workers[number].lives = false;
+        if self.is_note(at).is_some() {
+            return self.note_ended(at, None);
+        }
         self.give_back(number);
         if self.has_parts(at) {
             return self.part_ended(at, number, Part::Gone);
@@ -459,7 +490,9 @@ impl Calls {
     pub(super) fn began(&mut self, number: usize) {
         let worker = &mut self.workers[number];
         worker.lives = true;
-        (worker.data, worker.door) = (None, None);
+        (worker.data, worker.door, worker.noted) = (None, None, 0);
+        self.notes.is_behind = true;
+        let worker = &mut self.workers[number];
         worker.answered = 0;
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 const AHEAD: Duration = Duration::from_millis(1);
 
 /// Messages up to this length are posted to a worker in advance: they fit into its link, so that nobody waits.
-const SHORT: usize = 4096;
+pub(super) const SHORT: usize = 4096;
 
 /// The number of calls among which one is looked for that fits while a group waits.
 const AHEAD_OF_GROUP: usize = 64;
@@ -19,6 +19,9 @@ impl Calls {
     pub(crate) fn next(&mut self) -> Option<(usize, At)> {
         if let Some(part) = self.parting.pop_front() {
             return Some(part);
+        }
+        if let Some(note) = self.next_note() {
+            return Some(note);
         }
         if let Some(limit) = self.is_late() {
             self.end_waiting(limit);
@@ -203,8 +206,13 @@ impl Calls {
         nodes
     }
 
-    /// Returns whether a worker's process is there, and is set up.
+    /// Returns whether a worker's process is there, is set up, and has got all notes.
     fn is_ready(&self, worker: &Worker) -> bool {
+        self.is_set_up(worker) && self.notes.is_known(worker.noted)
+    }
+
+    /// Returns whether a worker's process is there and set up; it may have notes to get.
+    pub(super) fn is_set_up(&self, worker: &Worker) -> bool {
         worker.lives && (!self.sets_up || worker.data.is_some())
     }
 

@@ -327,6 +327,46 @@ impl<'q> Controller<'q> {
         }
     }
 
+    /// Lets each worker call a function before all calls that are submitted from now on, also each process that will fill a
+    /// worker's place; the last call of a `subject` counts. Waits until all calls before it have ended.
+    pub(crate) fn note<A: Serialize + DeserializeOwned>(
+        &mut self,
+        subject: u64,
+        function: &Function<A, ()>,
+        argument: &A,
+    ) -> Result<()> {
+        self.settle()?;
+        let start = worker::call((function.at, 1), None);
+        let packed = Packed::pack(start, self.calls.memory.as_ref(), (argument, function.plain))?;
+        match &mut self.hands {
+            Hands::Here(here) => {
+                here.ready()?;
+                let head = worker::call((function.at, 1), None);
+                here.make(&head, packed)
+                    .map(drop)
+                    .map_err(|text| Error::other(format!("{}: {text}", function.name)))
+            }
+            Hands::Linked(linked) => {
+                let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
+                self.calls.note(subject, function.at, packed.into_message(Some(&room))?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets what was noted of a subject.
+    pub(crate) fn forget_note(&mut self, subject: u64) {
+        self.calls.forget_note(subject);
+    }
+
+    /// Waits until all calls have ended; their results stay.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        while self.calls.awaits() {
+            self.advance(None)?;
+        }
+        Ok(())
+    }
+
     /// Waits until a call of so many bytes can be added; returns whether it has waited.
     fn make_room(&mut self, len: usize) -> Result<bool> {
         let mut waited = false;
@@ -395,6 +435,9 @@ impl<'q> Controller<'q> {
             Event::Began { slot } => self.calls.began(slot),
             Event::Said { slot, message } => {
                 self.calls.answered(slot, message, linked.segment())?;
+                if let Some(error) = self.calls.take_failed_note() {
+                    return Err(error);
+                }
                 if let Some(number) = self.calls.unwanted(slot) {
                     linked.doom(slot, number)?;
                 }

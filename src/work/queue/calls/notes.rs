@@ -1,0 +1,64 @@
+//! Notes: what every worker does before it makes calls, and every process that follows a dead one. A note takes the place
+//! of an earlier one of the same subject; all others stay in their order.
+
+/// One note: a call that each process of a worker makes once.
+pub(super) struct Note {
+    /// Notes are numbered from 1.
+    pub(super) version: u64,
+    /// What it is about.
+    subject: u64,
+    pub(super) function: usize,
+    /// The message of the call; the value may lie in a block of the controller, which is written once.
+    pub(super) message: Vec<u8>,
+    /// The number of workers that have the call in their hands.
+    users: u32,
+}
+
+/// All notes.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// The number of the last note.
+    latest: u64,
+    notes: Vec<Note>,
+    /// Notes that were replaced, and that workers may still have in their hands.
+    retired: Vec<Note>,
+    /// Whether there may be a worker that has not got all notes.
+    pub(super) is_behind: bool,
+}
+
+impl Notes {
+    pub(super) fn add(&mut self, subject: u64, function: usize, message: Vec<u8>) {
+        self.forget(subject);
+        self.latest += 1;
+        self.notes.push(Note { version: self.latest, subject, function, message, users: 0 });
+        self.is_behind = true;
+    }
+
+    /// Forgets what was noted of a subject.
+    pub(super) fn forget(&mut self, subject: u64) {
+        self.retired.extend(self.notes.extract_if(.., |note| note.subject == subject));
+    }
+
+    /// Returns whether a worker that has got the notes up to this one has got all.
+    pub(super) fn is_known(&self, noted: u64) -> bool {
+        self.notes.last().is_none_or(|last| last.version <= noted)
+    }
+
+    /// Returns the first note after this one.
+    pub(super) fn after(&self, noted: u64) -> Option<&Note> {
+        self.notes.iter().find(|note| note.version > noted)
+    }
+
+    /// Notes that so many workers more, or less, have a note in their hands.
+    pub(super) fn used(&mut self, version: u64, more: bool) {
+        let all = self.notes.iter_mut().chain(&mut self.retired);
+        for note in all.filter(|note| note.version == version) {
+            note.users = if more { note.users + 1 } else { note.users.saturating_sub(1) };
+        }
+    }
+
+    /// Returns the messages of notes that nobody needs any more.
+    pub(super) fn unused(&mut self) -> Vec<Vec<u8>> {
+        self.retired.extract_if(.., |note| note.users == 0).map(|note| note.message).collect()
+    }
+}
