@@ -13,6 +13,16 @@ use std::marker::PhantomData;
 use std::sync::MutexGuard;
 
 /// The keys of the modules of a method: a `&Key<M>`, or a tuple of two or three.
+///
+/// ```
+/// use phalanx::{KeysOf, Modules};
+/// fn are_keys_of<M>(_: impl KeysOf<M>) {}
+/// let mut modules = Modules::new();
+/// let (model, data) = (modules.add("model", 1.5)?, modules.add("data", vec![1, 2])?);
+/// are_keys_of::<f64>(&model);
+/// are_keys_of::<(f64, Vec<i32>)>((&model, &data));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub trait KeysOf<M> {
     /// Returns the numbers of the modules, and the list of which they are, and their names.
     #[doc(hidden)]
@@ -40,7 +50,7 @@ impl<M, N, O> KeysOf<(M, N, O)> for (&Key<M>, &Key<N>, &Key<O>) {
 /// Submits a task, with its seed; returns its call.
 type SubmitTask<'t, R> = dyn FnOnce(&mut Actors<'_, '_, '_>) -> Result<Call<R>> + 't;
 
-/// A method with its modules and its argument: one of several different tasks. See [`Actors::task_map`].
+/// A method with its modules and its argument: one of several different tasks. For an example see [`Actors::task_map`].
 pub struct Task<'t, R>(Box<SubmitTask<'t, R>>);
 
 impl<R> fmt::Debug for Task<'_, R> {
@@ -69,6 +79,25 @@ impl<'t, R: Serialize + DeserializeOwned> Task<'t, R> {
 }
 
 /// The actors of a pool, and the caller's own copies of their modules.
+///
+/// ```
+/// use phalanx::{Modules, Pool};
+/// struct Model { weights: Vec<f64> }
+/// let mut modules = Modules::new();
+/// let model = modules.add("model", Model { weights: vec![0.0; 3] })?;
+/// let evaluate = modules.method("evaluate", |model: &mut Model, x: f64| {
+///     Ok(model.weights.iter().rev().fold(0.0, |sum, weight| sum * x + weight))
+/// })?;
+/// let weights = modules.attribute("weights", |model: &mut Model| &mut model.weights)?;
+/// let values = Pool { actors: Some(2), ..Pool::default() }.run(&modules, |pool| {
+///     pool.module(&model)?.weights = vec![1.0, 2.0, 3.0];        // the caller trains its own copy
+///     pool.synchronize(&model)?;                                 // all actors get what it has learnt
+///     assert_eq!(pool.attributes(&model, &weights)?, [[1.0, 2.0, 3.0]; 2]);
+///     pool.map(&evaluate, &model, [0.0, 1.0, 2.0])
+/// })?;
+/// assert_eq!(values, Some(vec![1.0, 6.0, 17.0]));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Actors<'a, 'q, 'f> {
     controller: &'a mut Controller<'q>,
     modules: &'a Modules<'f>,
@@ -217,6 +246,19 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     ///
     /// # Errors
     /// As [`Actors::map`].
+    ///
+    /// ```
+    /// use phalanx::{Modules, Pool, Task};
+    /// let mut modules = Modules::new();
+    /// let nothing = modules.add("nothing", ())?;
+    /// let square = modules.method("square", |(), x: f64| Ok(x * x))?;
+    /// let length = modules.method("length", |(), text: String| Ok(text.len() as f64))?;
+    /// let results = Pool::default().run(&modules, |pool| {
+    ///     pool.task_map([Task::new(&square, &nothing, 3.0), Task::new(&length, &nothing, "four".to_owned())])
+    /// })?;
+    /// assert_eq!(results, Some(vec![9.0, 4.0]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn task_map<'t, R>(&mut self, tasks: impl IntoIterator<Item = Task<'t, R>>) -> Result<Vec<R>>
     where
         R: Serialize + DeserializeOwned + 't,

@@ -79,6 +79,8 @@ impl Pool {
             backend: self.backend,
             allow_threads: self.allow_threads,
             heap: self.heap,
+            // A thread that panics builds its modules anew, and must get all that was synchronised before it goes on.
+            prefetch: if placement == Placement::Threads { 1 } else { Queue::default().prefetch },
             ..Queue::default()
         };
         queue.run(&modules.tasks, |controller| main(&mut Actors::new(controller, modules, self.seed)))

@@ -77,6 +77,13 @@ impl<M> fmt::Debug for Key<M> {
 }
 
 /// A method of modules of type `M`, or of `(M, N)` together: the handle by which a pool calls it.
+///
+/// ```
+/// use phalanx::{Method, Modules};
+/// let mut modules = Modules::new();
+/// let push: Method<Vec<f64>, f64, ()> = modules.method("push", |list: &mut Vec<f64>, x: f64| Ok(list.push(x)))?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Method<M, A, R> {
     pub(super) function: Function<Bound<A>, R>,
     modules: PhantomData<fn() -> M>,
@@ -89,6 +96,13 @@ impl<M, A, R> fmt::Debug for Method<M, A, R> {
 }
 
 /// An attribute of modules of type `M`: a part that is synchronised.
+///
+/// ```
+/// use phalanx::{Attribute, Modules};
+/// let mut modules = Modules::new();
+/// let first: Attribute<(f64, u8), f64> = modules.attribute("first", |pair: &mut (f64, u8)| &mut pair.0)?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Attribute<M, T> {
     pub(super) at: usize,
     pub(super) name: String,
@@ -103,6 +117,12 @@ impl<M, T> fmt::Debug for Attribute<M, T> {
 }
 
 /// A type of modules that can be added while a pool runs.
+///
+/// ```
+/// use phalanx::{Kind, Modules};
+/// let lists: Kind<Vec<f64>> = Modules::new().kind()?;
+/// # Ok::<(), phalanx::Error>(())
+/// ```
 pub struct Kind<M> {
     pub(super) put: Function<(u32, M), ()>,
 }
@@ -206,7 +226,10 @@ impl<'f> Modules<'f> {
         let inherited = Arc::clone(&shared);
         let mut tasks = Tasks::with_state(move || inherited.inherited());
         tasks.inherit();
-        let remove = tasks.function(|store: &mut Store, at: u32| Ok(drop(store.remove(at))));
+        let remove = tasks.function(|store: &mut Store, at: u32| {
+            store.remove(at);
+            Ok(())
+        });
         Modules { tasks, shared, attributes: Vec::new(), remove }
     }
 

@@ -13,11 +13,13 @@ pub(super) struct Here<'q> {
     policy: Policy,
     pub(super) is_ready: bool,
     pub(super) data: Option<Vec<u8>>,
+    /// What is done after a state was built: a subject, and the message of a call.
+    notes: Vec<(u64, Vec<u8>)>,
 }
 
 impl<'q> Here<'q> {
     pub(super) fn new(hand: Box<dyn Hand + 'q>, policy: Policy) -> Here<'q> {
-        Here { hand, policy, is_ready: false, data: None }
+        Here { hand, policy, is_ready: false, data: None, notes: Vec::new() }
     }
 
     /// Builds the state, if there is none, and sets this process up as worker 0.
@@ -26,8 +28,31 @@ impl<'q> Here<'q> {
             self.data =
                 ready(&mut *self.hand, &mut false, 0, &self.policy).map_err(|text| Error::Start { text })?;
             self.is_ready = true;
+            for at in 0..self.notes.len() {
+                let (_, message) = self.notes[at].clone();
+                self.make_note(&message)?;
+            }
         }
         Ok(())
+    }
+
+    /// Does what is done whenever a state was built; the last note of a subject counts.
+    pub(super) fn note(&mut self, subject: u64, message: Vec<u8>) -> Result<()> {
+        self.ready()?;
+        self.forget_note(subject);
+        self.make_note(&message)?;
+        self.notes.push((subject, message));
+        Ok(())
+    }
+
+    /// Forgets what was noted of a subject.
+    pub(super) fn forget_note(&mut self, subject: u64) {
+        self.notes.retain(|note| note.0 != subject);
+    }
+
+    fn make_note(&mut self, message: &[u8]) -> Result<()> {
+        let argument = Packed::without_leases(message, worker::call_head(message));
+        self.make(message, argument).map(drop).map_err(Error::other)
     }
 
     /// Makes a call, given as the message that a worker would get.

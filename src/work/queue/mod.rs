@@ -205,7 +205,8 @@ impl Queue {
         };
         let collective = (0..table.names().len()).any(|function| table.is_collective(function));
         let in_job = matches!(placement, Placement::Job { .. });
-        let tells = Tells { ready: self.rules().tells, door: in_job && collective };
+        let ends = placement != Placement::Threads && table.inherits();
+        let tells = Tells { ready: self.rules().tells, door: in_job && collective, ends };
         if placement == Placement::Threads {
             let life = |slot: usize, slots: &Slots, process: &mut Process| {
                 self.begin(slot, process);

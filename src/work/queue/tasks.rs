@@ -475,6 +475,9 @@ pub(super) trait Table: Sync {
     /// Returns whether workers set themselves up, and have data.
     fn sets_up(&self) -> bool;
 
+    /// Returns whether a forked worker ends when its state is lost: it cannot build another.
+    fn inherits(&self) -> bool;
+
     /// Returns the hand of one more worker, without a state.
     fn hand(&self) -> Box<dyn Hand + '_>;
 }
@@ -503,9 +506,6 @@ pub(super) trait Hand {
 
     /// Forgets the state, which is the caller's to drop: it was inherited by a fork.
     fn forget(&mut self);
-
-    /// Returns whether the worker ends when its state is lost: it cannot build another.
-    fn inherits(&self) -> bool;
 }
 
 struct StateAndTasks<'t, 'f, S> {
@@ -536,6 +536,10 @@ impl<S> Table for Tasks<'_, S> {
 
     fn sets_up(&self) -> bool {
         self.set_up.is_some()
+    }
+
+    fn inherits(&self) -> bool {
+        self.inherits
     }
 
     fn hand(&self) -> Box<dyn Hand + '_> {
@@ -581,9 +585,5 @@ impl<S> Hand for StateAndTasks<'_, '_, S> {
 
     fn forget(&mut self) {
         std::mem::forget(self.state.take());
-    }
-
-    fn inherits(&self) -> bool {
-        self.tasks.inherits
     }
 }

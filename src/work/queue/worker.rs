@@ -140,13 +140,15 @@ fn failure(kind: Kind, time: Duration, text: &str) -> Vec<u8> {
     [&start(kind, time), text.as_bytes()].concat()
 }
 
-/// What a worker says of itself before its first call.
+/// What a worker says of itself before its first call, and does after a panic.
 #[derive(Clone, Copy)]
 pub(super) struct Tells {
     /// That it is ready, also if it has no data.
     pub(super) ready: bool,
     /// The address of a door, at which workers of other nodes find it.
     pub(super) door: bool,
+    /// Whether it ends when its state is lost, and another process takes its place.
+    pub(super) ends: bool,
 }
 
 /// Lives a worker's life: until it is told to end, or its caller is gone. A state that it has built itself is dropped then;
@@ -218,7 +220,7 @@ fn serve_calls(
         if process.say(&answer).is_err() {
             return Ok(());
         }
-        if !has_state && hand.inherits() {
+        if !has_state && tells.ends {
             leave(1);
         }
     }

@@ -36,6 +36,12 @@ impl Calls {
         }
         let worker = &mut self.workers[number];
         worker.answered += 1;
+        if kind == Kind::Panicked {
+            // It builds its state anew.
+            worker.noted = 0;
+            self.notes.is_behind = true;
+        }
+        let worker = &mut self.workers[number];
         let Some(at) = worker.hands.pop_front() else {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };

@@ -339,13 +339,7 @@ impl<'q> Controller<'q> {
         let start = worker::call((function.at, 1), None);
         let packed = Packed::pack(start, self.calls.memory.as_ref(), (argument, function.plain))?;
         match &mut self.hands {
-            Hands::Here(here) => {
-                here.ready()?;
-                let head = worker::call((function.at, 1), None);
-                here.make(&head, packed)
-                    .map(drop)
-                    .map_err(|text| Error::other(format!("{}: {text}", function.name)))
-            }
+            Hands::Here(here) => here.note(subject, packed.into_message(None)?),
             Hands::Linked(linked) => {
                 let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
                 self.calls.note(subject, function.at, packed.into_message(Some(&room))?);
@@ -356,6 +350,9 @@ impl<'q> Controller<'q> {
 
     /// Forgets what was noted of a subject.
     pub(crate) fn forget_note(&mut self, subject: u64) {
+        if let Hands::Here(here) = &mut self.hands {
+            here.forget_note(subject);
+        }
         self.calls.forget_note(subject);
     }
 
