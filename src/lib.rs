@@ -134,6 +134,7 @@ pub use shm::array::{Lease, SharedArray};
 pub use shm::element::Element;
 pub use shm::named::NamedArray;
 pub use shm::reduction::{Arithmetic, Bits, Ordered};
+pub use shm::synced::Synced;
 pub use work::executor::Backend;
 pub use work::launch::{Launch, launch, leave_behind};
 pub use work::manager::{

@@ -9,7 +9,8 @@ macro_rules! cases {
 
 mod support;
 
-use phalanx::{Actors, Backend, Error, Key, Modules, Pool, Reason, Result, Submit, Task};
+use ndarray::{Array2, Ix2};
+use phalanx::{Actors, Backend, Error, Key, Modules, Pool, Reason, Result, Submit, Synced, Task};
 use std::time::Duration;
 use support::Case;
 use support::queues::{is_job, processes, rank, run_job};
@@ -30,6 +31,9 @@ const CASES: &[Case] = cases![
     modules_come_and_go
     bad_input_is_refused
     many_notes_leave_nothing
+    synced_arrays_are_written_once
+    actors_may_write_what_they_share
+    versions_that_the_dead_have_seen_are_freed
 ];
 
 /// The cases for the processes of a job: `mpirun -n 3 pool --job` (tools/nodes).
@@ -41,6 +45,7 @@ const JOB: &[Case] = cases![
     a_panic_gives_the_actor_its_modules_back
     seeds_do_not_depend_on_the_actors
     modules_come_and_go
+    actors_may_write_what_they_share
 ];
 
 fn main() -> std::process::ExitCode {
@@ -421,6 +426,109 @@ fn many_notes_leave_nothing() {
                 let expected = 10.0 + f64::from(turn) * 500_000.0;
                 assert_eq!(pool.map(&method, &key, [1.0; 5])?, [expected; 5]);
             }
+        }
+        Ok(())
+    });
+}
+
+struct Net {
+    weights: Synced<f64, Ix2>,
+}
+
+fn net() -> Result<Net, Reason> {
+    Ok(Net { weights: Array2::zeros((0, 0)).into() })
+}
+
+/// Bytes of this process's private and shared memory, each page shared by its users (proportional set size).
+fn proportional() -> Result<u64, Reason> {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup")?;
+    let line = text.lines().find(|line| line.starts_with("Pss:")).ok_or("no Pss")?;
+    let kib: u64 = line.split_whitespace().nth(1).ok_or("no number")?.parse()?;
+    Ok(kib << 10)
+}
+
+/// However many actors there are, an array takes its memory once.
+fn synced_arrays_are_written_once() {
+    let mut modules = Modules::new();
+    let key = modules.add_with("net", net).unwrap();
+    modules.synced("weights", |net: &mut Net| &mut net.weights).unwrap();
+    let look = modules
+        .method("look", |net: &mut Net, ()| {
+            Ok((net.weights.view().sum(), net.weights.is_shared(), proportional()?))
+        })
+        .unwrap();
+    let (rows, bytes) = (4 << 10, 64u64 << 20);
+    run(&forked(6), &modules, |pool| {
+        let before: u64 = pool.execute_on_actors(&look, &key, |_| ())?.iter().map(|look| look.2).sum();
+        for turn in 1..=3 {
+            pool.module(&key)?.weights = Array2::from_elem((rows, 2048), f64::from(turn)).into();
+            pool.synchronize(&key)?;
+            let looks = pool.execute_on_actors(&look, &key, |_| ())?;
+            let sum = f64::from(turn) * (bytes / 8) as f64;
+            assert!(looks.iter().all(|look| look.0 == sum && look.1), "{looks:?}");
+            let after: u64 = pool.execute_on_actors(&look, &key, |_| ())?.iter().map(|look| look.2).sum();
+            let grown = after.saturating_sub(before);
+            // From the second time on the memory of two versions is used in turn.
+            let most = if turn == 1 { bytes } else { 2 * bytes } + bytes / 4;
+            assert!(grown < most, "six actors have {} MiB more", grown >> 20);
+        }
+        Ok(())
+    });
+}
+
+/// What an actor writes is its own, until something else is synchronised.
+fn actors_may_write_what_they_share() {
+    let mut modules = Modules::new();
+    let key = modules.add_with("net", net).unwrap();
+    let weights = modules.synced("weights", |net: &mut Net| &mut net.weights).unwrap();
+    let add = modules
+        .method("add", |net: &mut Net, x: f64| {
+            net.weights.view_mut().map_inplace(|weight| *weight += x);
+            Ok(net.weights.is_shared())
+        })
+        .unwrap();
+    for pool in everywhere() {
+        run(&pool, &modules, |pool| {
+            for (turn, side) in [3, 200, 0, 500].into_iter().enumerate() {
+                pool.module(&key)?.weights = Array2::from_elem((side, side), turn as f64).into();
+                pool.synchronize(&key)?;
+                let shared = pool.execute_on_actors(&add, &key, |actor| actor as f64)?;
+                assert!(shared.iter().all(|&shared| !shared));
+                let first = pool.n_actors().min(1);
+                for (at, seen) in pool.attributes(&key, &weights)?.into_iter().enumerate() {
+                    let expected = turn as f64 + (at + first) as f64;
+                    assert!(seen.dim() == (side, side) && seen.iter().all(|&weight| weight == expected));
+                }
+                assert!(pool.module(&key)?.weights.view().iter().all(|&weight| weight == turn as f64));
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A heap with room for three versions serves for many, although actors die while they look.
+fn versions_that_the_dead_have_seen_are_freed() {
+    let mut modules = Modules::new();
+    let key = modules.add("net", net().unwrap()).unwrap();
+    modules.synced("weights", |net: &mut Net| &mut net.weights).unwrap();
+    let call = modules
+        .method("call", |net: &mut Net, dies: bool| {
+            let seen = net.weights.view()[[0, 0]];
+            if dies {
+                std::process::abort();
+            }
+            Ok((seen, net.weights.is_shared()))
+        })
+        .unwrap();
+    let pool = Pool { heap: Some(40 << 20), ..forked(3) };
+    run(&pool, &modules, |pool| {
+        for turn in 0..60 {
+            pool.module(&key)?.weights = Array2::from_elem((1024, 1024), f64::from(turn)).into();
+            pool.synchronize(&key)?;
+            let dies = pool.map_all(&call, &key, (0..6).map(|at| at == turn % 6))?;
+            assert_eq!(dies.iter().filter(|end| end.is_err()).count(), 1);
+            let seen = pool.execute_on_actors(&call, &key, |_| false)?;
+            assert_eq!(seen, [(f64::from(turn), true); 3], "turn {turn}");
         }
         Ok(())
     });

@@ -476,6 +476,12 @@ impl Block {
         self.holder.store(0, Ordering::Relaxed);
     }
 
+    /// Returns the block as one that this process only looks at: others see to it that it stays.
+    pub(crate) fn unheld(self) -> Block {
+        self.holder.store(0, Ordering::Relaxed);
+        self
+    }
+
     /// Takes up a block that was set off: exactly one caller succeeds.
     pub(crate) fn take_up(segment: &Arc<Segment>, offset: usize, len: usize) -> Result<Block> {
         let block = Block::join(segment, offset, len)?;

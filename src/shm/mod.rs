@@ -13,3 +13,4 @@ pub(crate) mod object;
 pub(crate) mod packed;
 pub(crate) mod reduction;
 pub(crate) mod segment;
+pub(crate) mod synced;

@@ -28,7 +28,7 @@ pub(crate) const LEASES: u8 = 2;
 /// The bit that says that the value lies in a block.
 pub(crate) const SPILLED: u8 = 0x20;
 /// Values from this length on are spilled.
-const LONG: usize = 64 << 10;
+pub(crate) const LONG: usize = 64 << 10;
 
 /// A function that returns a block for so many bytes, if there is room.
 pub(crate) type Room<'r> = &'r dyn Fn(usize) -> Option<Block>;
@@ -244,6 +244,12 @@ impl<'a> Packed<'a> {
         self.bytes.len()
     }
 
+    /// Returns the block in which the value lies, if it does, and stays the sender's.
+    pub(crate) fn into_seen(mut self) -> Option<Block> {
+        let seen = self.spilled.take_if(|spilled| spilled.1)?;
+        Some(seen.0.unheld())
+    }
+
     /// Returns a message, for the head of which the value was packed; a long value goes into a block, if there is room.
     pub(crate) fn into_message(mut self, room: Option<Room<'_>>) -> Result<Vec<u8>> {
         let mut message = std::mem::take(&mut self.bytes).into_owned();
@@ -329,6 +335,14 @@ fn spilled(message: &[u8]) -> Result<Option<(usize, usize)>> {
     let place: [u64; 2] =
         bytemuck::pod_read_unaligned(place.ok_or(Error::Corrupt { what: "a packed value" })?);
     Ok(Some((place[0] as usize, place[1] as usize)))
+}
+
+/// Returns a message whose value is this block, which becomes the message's: see [`end_spilled`].
+pub(crate) fn message_of(mut head: Vec<u8>, block: &Block) -> Vec<u8> {
+    head[0] |= SPILLED;
+    block.set_off();
+    head.extend_from_slice(bytemuck::cast_slice(&[block.offset() as u64, block.bytes().len() as u64]));
+    head
 }
 
 /// Ends the block in which the value of a message lies, if one does: it was the sender's.

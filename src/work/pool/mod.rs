@@ -41,7 +41,7 @@ pub struct Pool {
     pub actors: Option<usize>,
     /// Where actors run: see [`Backend`].
     pub backend: Backend,
-    /// The start of the seeds of tasks: see [`task_seed`](crate::task_seed).
+    /// The start of the seeds of tasks: see [`task_seed`].
     pub seed: u64,
     /// Whether to fork although this process runs other threads: see
     /// [`Launch::allow_threads`](crate::Launch::allow_threads).

@@ -3,7 +3,10 @@
 
 use super::store::Store;
 use crate::error::{Error, Reason, Result};
+use crate::shm::element::Element;
+use crate::shm::synced::{Synced, Version};
 use crate::work::queue::{Controller, Function, Tasks};
+use ndarray::{Array, Dimension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::any::{Any, TypeId};
 use std::cell::Cell;
@@ -430,6 +433,58 @@ impl<'f> Modules<'f> {
         let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
             let value = attribute(&mut *store.borrow::<M>(at)?).clone();
             controller.note(subject, &set, &(at, value))
+        };
+        self.attributes.push(Known { module: TypeId::of::<M>(), write: Box::new(write) });
+        let at = self.attributes.len() - 1;
+        Ok(Attribute { at, name: name.to_owned(), get, module: PhantomData })
+    }
+
+    /// Adds an attribute that is an array which actors share: see [`Synced`]. Arrays of less than 64 KiB are copied.
+    ///
+    /// # Errors
+    /// If the name is taken by another attribute or method.
+    ///
+    /// ```
+    /// use ndarray::Ix2;
+    /// struct Model { weights: phalanx::Synced<f32, Ix2> }
+    /// let mut modules = phalanx::Modules::new();
+    /// let weights = modules.synced("weights", |model: &mut Model| &mut model.weights)?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn synced<M, T, D>(
+        &mut self,
+        name: &str,
+        attribute: impl for<'m> Fn(&'m mut M) -> &'m mut Synced<T, D> + Clone + Sync + 'static,
+    ) -> Result<Attribute<M, Array<T, D>>>
+    where
+        M: Send + 'static,
+        T: Element + Serialize + DeserializeOwned,
+        D: Dimension + Serialize + DeserializeOwned + 'static,
+    {
+        let own = attribute.clone();
+        let copy = move |store: &mut Store, (at, value): (u32, Array<T, D>)| {
+            *own(&mut *store.borrow::<M>(at)?) = value.into();
+            Ok(())
+        };
+        let set = self.tasks.register(&format!("setting {name}"), copy)?;
+        let own = attribute.clone();
+        let look = move |store: &mut Store, version: Version| {
+            let at = version.subject() as u32;
+            *own(&mut *store.borrow::<M>(at)?) = Synced::seen(&version)?;
+            Ok(())
+        };
+        let see = self.tasks.register_version(&format!("looking at {name}"), look)?;
+        let own = attribute.clone();
+        let get = self.tasks.register(&format!("getting {name}"), move |store: &mut Store, at: u32| {
+            Ok(own(&mut *store.borrow::<M>(at)?).view().to_owned())
+        })?;
+        let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
+            let mut module = store.borrow::<M>(at)?;
+            let array = attribute(&mut *module);
+            if controller.note_array((subject, see), array.view())? {
+                return Ok(());
+            }
+            controller.note(subject, &set, &(at, array.view().to_owned()))
         };
         self.attributes.push(Known { module: TypeId::of::<M>(), write: Box::new(write) });
         let at = self.attributes.len() - 1;

@@ -6,6 +6,7 @@ use crate::os::process;
 use crate::shm::object::{is_plain, is_plain_name};
 use crate::shm::packed::Packed;
 use crate::shm::segment::Segment;
+use crate::shm::synced::Version;
 use crate::work::executor::Backend;
 #[cfg(feature = "mpi")]
 use crate::work::executor::Party;
@@ -369,6 +370,20 @@ impl<'f, S> Tasks<'f, S> {
             Packed::pack(head(), memory, (&results.unwrap_or_default(), false))
         };
         self.add(name, true, Box::new(call))
+    }
+
+    /// Adds a function of a version of an array, which the caller gets by [`Function::at`].
+    pub(crate) fn register_version(
+        &mut self,
+        name: &str,
+        function: impl Fn(&mut S, Version) -> Result<(), Reason> + Sync + 'f,
+    ) -> Result<usize> {
+        let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, _: (Group<'_>, u32)| {
+            let block = argument.into_seen().ok_or(Error::Corrupt { what: "a version of an array" })?;
+            function(state, Version::of(block)?)?;
+            Packed::pack(head(), memory, (&(), true))
+        };
+        self.add::<(), ()>(name, false, Box::new(call)).map(|function| function.at)
     }
 
     fn add<A, R>(

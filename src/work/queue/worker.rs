@@ -17,6 +17,7 @@ use crate::os::process::leave;
 use crate::shm::array::{alloc_lent, lend_heap};
 use crate::shm::packed::{LEASES, Packed, SPILLED};
 use crate::shm::segment::Segment;
+use crate::shm::synced::look_from;
 use crate::work::crew::{Listening, caught, told};
 use crate::work::executor::Policy;
 #[cfg(feature = "mpi")]
@@ -39,7 +40,7 @@ pub(super) enum Kind {
     Failed = 4,
     /// The function has panicked; the text follows.
     Panicked = 5,
-    /// The share of a party has failed: see [`Failing`](crate::work::executor::Failing); the text follows.
+    /// The share of a party has failed (executor/party.rs says how); the text follows.
     Unmet = 12,
     Died = 13,
     Alone = 17,
@@ -181,6 +182,8 @@ fn serve_calls(
 ) -> Result<()> {
     let _listening = Listening::new();
     lend_heap(slots.heap(slot));
+    // Its controller is in another process of the job if there are workers before those of its own.
+    look_from((number == slot).then_some(slot));
     let doorway = Doorway::open(tells.door, process);
     let mut has_state = false;
     loop {

@@ -107,6 +107,8 @@ impl Calls {
         self.give_back(number);
         let worker = &mut self.workers[number];
         worker.lives = false;
+        self.look_no_more(number);
+        let worker = &mut self.workers[number];
         (worker.ahead, worker.soon) = (0.0, Duration::ZERO);
         worker.stats.died += u32::from(worker.given_up.is_none());
         let mut hands = std::mem::take(&mut worker.hands);

@@ -4,12 +4,35 @@
 use super::schedule::SHORT;
 use super::{Asked, At, Calls, Entry};
 use crate::error::Error;
-use crate::shm::packed::end_spilled;
+use crate::shm::packed::{end_spilled, message_of};
+use crate::shm::synced::{Version, count_out, is_seen};
 
 impl Calls {
     /// Adds a note: a call of a function that has this message.
     pub(crate) fn note(&mut self, subject: u64, function: usize, message: Vec<u8>) {
-        self.notes.add(subject, function, message);
+        self.notes.add(subject, function, (message, None));
+        self.end_unused_notes();
+    }
+
+    /// Adds a note about an array, at which all workers of this process will look.
+    pub(crate) fn note_version(
+        &mut self,
+        function: usize,
+        head: Vec<u8>,
+        (version, slots): (Version, usize),
+    ) {
+        let (subject, block) = (version.subject(), version.into_block());
+        let place = (block.offset(), slots);
+        self.notes.add(subject, function, (message_of(head, &block), Some(place)));
+        self.end_unused_notes();
+    }
+
+    /// Counts a worker out that has looked at arrays, and is gone.
+    pub(super) fn look_no_more(&mut self, number: usize) {
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.workers[number].seat.shares) {
+            let places = self.notes.versions().filter(|&(_, slots)| number < slots);
+            places.for_each(|(at, _)| count_out(memory, at, number));
+        }
         self.end_unused_notes();
     }
 
@@ -20,8 +43,9 @@ impl Calls {
     }
 
     fn end_unused_notes(&mut self) {
-        let unused = self.notes.unused();
-        self.memory.iter().for_each(|memory| unused.iter().for_each(|message| end_spilled(message, memory)));
+        let Some(memory) = &self.memory else { return };
+        let unused = self.notes.unused(|at, slots| is_seen(memory, at, slots));
+        unused.iter().for_each(|message| end_spilled(message, memory));
     }
 
     /// Returns the next note that a worker is to get.
@@ -38,7 +62,7 @@ impl Calls {
             is_behind = true;
             let has_room = worker.hands.len() < self.rules.prefetch && note.message.len() <= SHORT;
             if self.is_set_up(worker) && (worker.hands.is_empty() || has_room) {
-                let (version, asked) = (note.version, Asked::plain(note.function, 0.0));
+                let (version, asked) = (note.number, Asked::plain(note.function, 0.0));
                 let entry =
                     Entry { note: Some(version), ..Entry::new((u64::MAX, 0), asked, note.message.clone()) };
                 self.notes.used(version, true);

@@ -125,7 +125,7 @@ struct Worker {
     lives: bool,
     /// The message with its data, once it has said it.
     data: Option<Vec<u8>>,
-    /// Where its process is found by workers of other nodes, once it has said it: see [`Kind::Door`].
+    /// Where its process is found by workers of other nodes, once it has said it (an answer of kind `Door`).
     door: Option<String>,
     /// The last note that was posted to its process.
     noted: u64,

@@ -4,7 +4,7 @@
 /// One note: a call that each process of a worker makes once.
 pub(super) struct Note {
     /// Notes are numbered from 1.
-    pub(super) version: u64,
+    pub(super) number: u64,
     /// What it is about.
     subject: u64,
     pub(super) function: usize,
@@ -12,6 +12,8 @@ pub(super) struct Note {
     pub(super) message: Vec<u8>,
     /// The number of workers that have the call in their hands.
     users: u32,
+    /// The place of the array that the note is about, with the number of slots that are counted there: see synced.rs.
+    version: Option<(usize, usize)>,
 }
 
 /// All notes.
@@ -27,10 +29,15 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub(super) fn add(&mut self, subject: u64, function: usize, message: Vec<u8>) {
+    pub(super) fn add(
+        &mut self,
+        subject: u64,
+        function: usize,
+        (message, version): (Vec<u8>, Option<(usize, usize)>),
+    ) {
         self.forget(subject);
         self.latest += 1;
-        self.notes.push(Note { version: self.latest, subject, function, message, users: 0 });
+        self.notes.push(Note { number: self.latest, subject, function, message, users: 0, version });
         self.is_behind = true;
     }
 
@@ -41,24 +48,31 @@ impl Notes {
 
     /// Returns whether a worker that has got the notes up to this one has got all.
     pub(super) fn is_known(&self, noted: u64) -> bool {
-        self.notes.last().is_none_or(|last| last.version <= noted)
+        self.notes.last().is_none_or(|last| last.number <= noted)
     }
 
     /// Returns the first note after this one.
     pub(super) fn after(&self, noted: u64) -> Option<&Note> {
-        self.notes.iter().find(|note| note.version > noted)
+        self.notes.iter().find(|note| note.number > noted)
     }
 
     /// Notes that so many workers more, or less, have a note in their hands.
-    pub(super) fn used(&mut self, version: u64, more: bool) {
+    pub(super) fn used(&mut self, number: u64, more: bool) {
         let all = self.notes.iter_mut().chain(&mut self.retired);
-        for note in all.filter(|note| note.version == version) {
+        for note in all.filter(|note| note.number == number) {
             note.users = if more { note.users + 1 } else { note.users.saturating_sub(1) };
         }
     }
 
-    /// Returns the messages of notes that nobody needs any more.
-    pub(super) fn unused(&mut self) -> Vec<Vec<u8>> {
-        self.retired.extract_if(.., |note| note.users == 0).map(|note| note.message).collect()
+    /// Returns the messages of notes that nobody needs any more; `is_seen` says whether somebody looks at an array.
+    pub(super) fn unused(&mut self, is_seen: impl Fn(usize, usize) -> bool) -> Vec<Vec<u8>> {
+        let is_unused =
+            |note: &mut Note| note.users == 0 && !note.version.is_some_and(|(at, slots)| is_seen(at, slots));
+        self.retired.extract_if(.., is_unused).map(|note| note.message).collect()
+    }
+
+    /// Returns the places of all arrays.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.notes.iter().chain(&self.retired).filter_map(|note| note.version)
     }
 }

@@ -9,7 +9,8 @@ use crate::os::mapping::PAGE;
 use crate::shm::arena::Fill;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::Element;
-use crate::shm::packed::Packed;
+use crate::shm::packed::{LONG, Packed};
+use crate::shm::synced::Version;
 use crate::work::executor::{Workers, abort};
 use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
@@ -18,7 +19,7 @@ use crate::work::queue::here::Here;
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, NO_LEASES, Types, foreign};
 use crate::work::queue::worker::{self, clean_up};
-use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
+use ndarray::{ArrayBase, ArrayView, Data, Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use std::fmt;
@@ -346,6 +347,25 @@ impl<'q> Controller<'q> {
                 Ok(())
             }
         }
+    }
+
+    /// Lets each worker look at an array, as [`Controller::note`] lets it call a function. Returns false if the array must be
+    /// noted as another value.
+    pub(crate) fn note_array<T: Element, D: Dimension>(
+        &mut self,
+        (subject, function): (u64, usize),
+        array: ArrayView<'_, T, D>,
+    ) -> Result<bool> {
+        if array.len() * size_of::<T>() < LONG {
+            return Ok(false);
+        }
+        self.settle()?;
+        let Hands::Linked(linked) = &self.hands else { return Ok(false) };
+        let slots = linked.seats().iter().filter(|seat| seat.shares).count();
+        let written = Version::write(&mut linked.heap().borrow_mut(), (slots, subject), &array)?;
+        let Some(version) = written else { return Ok(false) };
+        self.calls.note_version(function, worker::call((function, 1), None), (version, slots));
+        Ok(true)
     }
 
     /// Forgets what was noted of a subject.
