@@ -23,9 +23,12 @@ fn with(size: usize, body: impl Fn(&'static Tcp) + Sync, outside: impl FnOnce(&[
     let (doors, body) = (&doors, &body);
     thread::scope(|scope| {
         outside(doors);
-        for (rank, (listener, _)) in opened.into_iter().enumerate() {
-            scope.spawn(move || body(Tcp::connect(rank, doors, &listener, (&TOKEN, soon())).unwrap()));
-        }
+        let process = |(rank, (listener, _)): (usize, (TcpListener, Door))| {
+            scope.spawn(move || body(Tcp::connect(rank, doors, &listener, (&TOKEN, soon())).unwrap()))
+        };
+        // ThreadSanitizer sees that a thread was joined, not that a scope has ended.
+        let threads: Vec<_> = opened.into_iter().enumerate().map(process).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
 
