@@ -81,6 +81,7 @@ mod guide {
         nodes: "../docs/guide/nodes.md";
         from_parallel_manager: "../docs/guide/from-parallel-manager.md";
         from_mpi: "../docs/guide/from-mpi.md";
+        pool: "../docs/pool.md";
         queue: "../docs/queue.md";
         readme: "../README.md";
     }
