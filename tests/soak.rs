@@ -11,6 +11,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(unsafe_code, reason = "a signal's disposition")]
 
+#[path = "soak/pool.rs"]
+mod pool;
 #[path = "soak/queue.rs"]
 mod queue;
 mod support;
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 /// Kills at random and checks what is left.
 #[derive(Parser)]
 struct Args {
-    /// `ranks`, `parents` or `queue`.
+    /// `ranks`, `parents`, `queue` or `pool`.
     what: Option<String>,
     /// How many kills.
     #[arg(long, default_value_t = 200)]
@@ -95,14 +97,16 @@ fn main() -> std::process::ExitCode {
         Some("ranks") => ranks(&args),
         Some("parents") => parents(&args),
         Some("queue") => queue::soak(&args),
+        Some("pool") => pool::pool(&args),
         None => {
             let short = Args { calls: 3000, kills: 100, ranks: vec![3], what: None, ..args };
-            let good = [queue::soak(&short), ranks(&args), parents(&Args { kills: 40, ..args })];
+            let good =
+                [queue::soak(&short), pool::pool(&short), ranks(&args), parents(&Args { kills: 40, ..args })];
             let failed = good.iter().filter(|good| !**good).count();
-            println!("test result: {} passed; {failed} failed", 3 - failed);
+            println!("test result: {} passed; {failed} failed", good.len() - failed);
             failed == 0
         }
-        Some(other) => panic!("{other}: ranks, parents or queue"),
+        Some(other) => panic!("{other}: ranks, parents, queue or pool"),
     };
     std::process::ExitCode::from(u8::from(!good))
 }

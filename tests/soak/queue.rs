@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 /// What the last line says.
 #[derive(Default, Debug)]
-struct Figures {
-    calls: u64,
-    kills: u64,
-    died: u64,
-    failed: u64,
+pub struct Figures {
+    pub calls: u64,
+    pub kills: u64,
+    pub died: u64,
+    pub failed: u64,
     lost: u64,
     twice: u64,
-    wrong: u64,
-    leaks: u64,
+    pub wrong: u64,
+    pub leaks: u64,
 }
 
 impl Figures {
-    fn print(&self, what: &str) -> bool {
+    pub fn print(&self, what: &str) -> bool {
         let Figures { calls, kills, died, failed, lost, twice, wrong, leaks } = self;
         println!(
             "{what}: calls= {calls} kills= {kills} died= {died} failed= {failed} lost= {lost} twice= {twice} wrong= {wrong} leaks= {leaks}"
@@ -57,8 +57,25 @@ pub fn kill_workers(caller: u32, seed: u64, pause: u64) {
     println!("{kills}");
 }
 
-/// Runs `args.calls` calls on workers that are killed meanwhile, and more until `args.kills` workers have died.
+/// Runs `f` while workers of this process are killed; returns how many were.
 #[expect(clippy::zombie_processes, reason = "after an error this program ends")]
+pub fn killing(args: &Args, f: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let mut killer = Command::new(std::env::current_exe().unwrap())
+        .args(["--killer-of", &std::process::id().to_string()])
+        .args(["--seed", &args.seed.to_string(), "--pause", &args.pause.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    f()?;
+    killer.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let mut kills = String::new();
+    BufReader::new(killer.stdout.take().unwrap()).read_line(&mut kills).unwrap();
+    killer.wait().unwrap();
+    Ok(kills.trim().parse().unwrap())
+}
+
+/// Runs `args.calls` calls on workers that are killed meanwhile, and more until `args.kills` workers have died.
 fn calls(args: &Args, repeats: bool) -> bool {
     let before = Belongings::now();
     let path = std::env::temp_dir().join(format!("phalanx-soak-{}", super::support::mark()));
@@ -83,46 +100,40 @@ fn calls(args: &Args, repeats: bool) -> bool {
     let mut answered = vec![0u8; most as usize];
     let workers = args.ranks.first().copied();
     let body = |controller: &mut Controller<'_>| -> Result<()> {
-        let mut killer = Command::new(std::env::current_exe().unwrap())
-            .args(["--killer-of", &std::process::id().to_string()])
-            .args(["--seed", &args.seed.to_string(), "--pause", &args.pause.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (mut next, mut taken, mut heard, mut died) = (0, 0, Instant::now(), 0);
-        while taken < args.calls || (died < args.kills && taken < most) {
-            while next < most && next < taken + 200 {
-                controller.submit(&work, next)?;
-                next += 1;
+        let killed = killing(args, || {
+            let (mut next, mut taken, mut heard, mut died) = (0, 0, Instant::now(), 0);
+            while taken < args.calls || (died < args.kills && taken < most) {
+                while next < most && next < taken + 200 {
+                    controller.submit(&work, next)?;
+                    next += 1;
+                }
+                let Some(finished) = controller.get_next_result()? else { break };
+                assert!(heard.elapsed() < HANG, "{taken} calls have ended");
+                (taken, heard) = (taken + 1, Instant::now());
+                let id = finished.id;
+                answered[id as usize] += 1;
+                match finished.value::<u64>() {
+                    Ok(square) => figures.wrong += u64::from(square != id * id),
+                    Err(Error::Call { text, .. }) if text.contains("SIGKILL") && !repeats => {
+                        figures.failed += 1
+                    }
+                    Err(_) => figures.wrong += 1,
+                }
+                if taken.is_multiple_of(1000) {
+                    died = controller.stats().workers.iter().map(|worker| u64::from(worker.died)).sum();
+                }
+                if taken.is_multiple_of(20_000) {
+                    println!("{taken} calls");
+                }
             }
-            let Some(finished) = controller.get_next_result()? else { break };
-            assert!(heard.elapsed() < HANG, "{taken} calls have ended");
-            (taken, heard) = (taken + 1, Instant::now());
-            let id = finished.id;
-            answered[id as usize] += 1;
-            match finished.value::<u64>() {
-                Ok(square) => figures.wrong += u64::from(square != id * id),
-                Err(Error::Call { text, .. }) if text.contains("SIGKILL") && !repeats => figures.failed += 1,
-                Err(_) => figures.wrong += 1,
+            figures.calls = next;
+            while let Some(finished) = controller.get_next_result()? {
+                answered[finished.id as usize] += 1;
+                figures.failed += u64::from(finished.value::<u64>().is_err());
             }
-            if taken.is_multiple_of(1000) {
-                died = controller.stats().workers.iter().map(|worker| u64::from(worker.died)).sum();
-            }
-            if taken.is_multiple_of(20_000) {
-                println!("{taken} calls");
-            }
-        }
-        figures.calls = next;
-        while let Some(finished) = controller.get_next_result()? {
-            answered[finished.id as usize] += 1;
-            figures.failed += u64::from(finished.value::<u64>().is_err());
-        }
-        killer.stdin.take().unwrap().write_all(b"\n").unwrap();
-        let mut kills = String::new();
-        BufReader::new(killer.stdout.take().unwrap()).read_line(&mut kills).unwrap();
-        killer.wait().unwrap();
-        figures.kills = kills.trim().parse().unwrap();
+            Ok(())
+        })?;
+        figures.kills = killed;
         figures.died = controller.stats().workers.iter().map(|worker| u64::from(worker.died)).sum();
         Ok(())
     };

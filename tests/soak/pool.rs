@@ -1,0 +1,90 @@
+//! Actors of pools, killed at random by another process while they do tasks.
+
+use super::queue::{Figures, killing};
+use super::{Args, Belongings};
+use ndarray::{Array1, Ix1};
+use phalanx::{Error, Modules, Pool, Synced};
+use std::collections::HashMap;
+
+/// What an actor owns.
+struct Owned {
+    /// The tasks that it has done since its process began.
+    count: u64,
+    round: u64,
+    long: Synced<u64, Ix1>,
+}
+
+/// Elements of the array that is synchronised.
+const LONG: usize = 20_000;
+
+/// The tasks of one round.
+const TASKS: u64 = 200;
+
+/// Maps over actors that are killed meanwhile, until `args.kills` have died.
+pub fn pool(args: &Args) -> bool {
+    let before = Belongings::now();
+    let mut modules = Modules::new();
+    let owned = Owned { count: 0, round: 0, long: Array1::zeros(LONG).into() };
+    let key = modules.add("owned", owned).unwrap();
+    let work = modules.method("work", |owned: &mut Owned, x: u64| {
+        owned.count += 1;
+        let long = owned.long.view();
+        let whole = long.iter().all(|&element| element == owned.round);
+        Ok((x * x, owned.round, whole, std::process::id(), owned.count, phalanx::task_seed()))
+    });
+    let work = work.unwrap();
+    modules.attribute("round", |owned: &mut Owned| &mut owned.round).unwrap();
+    modules.synced("long", |owned: &mut Owned| &mut owned.long).unwrap();
+    let mut figures = Figures::default();
+    let options =
+        Pool { actors: args.ranks.first().copied(), seed: args.seed, heap: Some(8 << 20), ..Pool::default() };
+    let ran = options.run(&modules, |pool| {
+        // Actors that have nothing to do die, too, and are given up if they do so five times in a row.
+        let slower = Args { pause: 4 * args.pause, ranks: Vec::new(), what: None, ..*args };
+        let killed = killing(&slower, || {
+            let (mut counts, mut round): (HashMap<u32, Vec<u64>>, u64) = (HashMap::new(), 0);
+            while figures.died < args.kills {
+                round += 1;
+                let mut own = pool.module(&key)?;
+                (own.round, own.long) = (round, Array1::from_elem(LONG, round).into());
+                drop(own);
+                pool.synchronize(&key)?;
+                for (x, end) in (0..).zip(pool.map_all(&work, &key, 0..TASKS)?) {
+                    let number = (round - 1) * TASKS + x;
+                    figures.calls += 1;
+                    match end {
+                        Ok((square, seen, whole, pid, count, seed)) => {
+                            counts.entry(pid).or_default().push(count);
+                            let right = square == x * x && seen == round && whole;
+                            figures.wrong +=
+                                u64::from(!right || seed != phalanx::seed(args.seed, number as usize));
+                        }
+                        Err(Error::Call { text, .. }) if text.contains("SIGKILL") => figures.failed += 1,
+                        Err(_) => figures.wrong += 1,
+                    }
+                }
+                figures.died = pool.stats().workers.iter().map(|worker| u64::from(worker.died)).sum();
+                if round % 100 == 0 {
+                    println!("{} tasks, {} actors have died", figures.calls, figures.died);
+                }
+            }
+            // A process counts from 1, every task that it has answered. (Numbers of processes are used again after long.)
+            for mut counts in counts.into_values() {
+                counts.sort_unstable();
+                figures.wrong += u64::from(!(1..=counts.len() as u64).eq(counts));
+            }
+            Ok(())
+        })?;
+        figures.kills = killed;
+        Ok(())
+    });
+    ran.unwrap();
+    // A death costs the task that the actor was at, and no other.
+    figures.wrong += figures.failed.saturating_sub(figures.died);
+    let after = Belongings::now();
+    if after != before {
+        println!("before {before:?}, after {after:?}");
+        figures.leaks += 1;
+    }
+    figures.print("maps")
+}
