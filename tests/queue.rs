@@ -1545,6 +1545,10 @@ fn programs_end_with_their_worker() {
         None => std::process::abort(),
     });
     let ask = ask.unwrap();
+    let both = tasks.register_collective("both", |program: &mut Option<Program>, _, (): &()| {
+        Ok(program.as_mut().ok_or("not set up")?.ask("mine").unwrap_err().to_string())
+    });
+    let both = both.unwrap();
     let wait = tasks.register("wait", |_: &mut Option<Program>, ()| {
         Ok(Program::run(Command::new("sleep").arg("600"), &[]).map(drop)?)
     });
@@ -1556,6 +1560,14 @@ fn programs_end_with_their_worker() {
         }
         let call = controller.submit(&ask, Some("two\nlines".to_owned()))?;
         assert!(controller.get_result(&call).unwrap_err().to_string().contains("several lines"));
+        let both = controller.submit_call(&both, (), group(2))?;
+        let refused = controller.get_result(&both)?;
+        assert!(
+            refused.iter().all(|text| text.contains("a rank of a group starts one of its own")),
+            "{refused:?}"
+        );
+        let call = controller.submit(&ask, Some("still there".to_owned()))?;
+        assert_eq!(controller.get_result(&call)?, "<still there>");
         let dies = controller.submit(&ask, None)?;
         assert!(controller.get_result(&dies).is_err());
         let late = Submit { deadline: Some(Duration::from_millis(200)), ..Submit::default() };
@@ -1585,6 +1597,19 @@ fn programs_are_given_all_and_return_all() {
     );
     let error = Program::run(&mut Command::new("/no/such/program"), &[]).unwrap_err().to_string();
     assert!(error.contains("/no/such/program cannot be started"), "{error}");
+    // A long line, which is answered before it was read; an answer that is cut off; one that nobody has asked for.
+    let mut echo = Program::start(&mut Command::new("cat")).unwrap();
+    let line = "y".repeat(3_000_000);
+    assert!(echo.ask(&line).unwrap() == line && echo.ask("short").unwrap() == "short");
+    let mut cut = Program::start(Command::new("sh").args(["-c", "read x; printf 3.14; kill -9 $$"])).unwrap();
+    let error = cut.ask("pi").unwrap_err().to_string();
+    assert!(error.contains("in the middle of its answer") && error.contains("SIGKILL"), "{error}");
+    let script = "while read x; do echo $x; echo and more; done";
+    let mut twice = Program::start(Command::new("sh").args(["-c", script])).unwrap();
+    assert_eq!(twice.ask("a").unwrap(), "a");
+    std::thread::sleep(Duration::from_millis(300));
+    let error = twice.ask("b").unwrap_err().to_string();
+    assert!(error.contains("nobody has asked for: and more"), "{error}");
     // One that ignores the end of its input is ended.
     let mut program = Program::start(Command::new("sleep").arg("600")).unwrap();
     let pid: u32 = format!("{program:?}").trim_end_matches(')').rsplit(' ').next().unwrap().parse().unwrap();

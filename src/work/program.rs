@@ -1,7 +1,8 @@
 //! Other programs that workers run, each of which ends with its worker.
 
 use crate::error::{Error, Result};
-use crate::os::process::end_with_caller;
+use crate::os::descriptor::poll;
+use crate::os::process::{self, end_with_caller};
 use std::fmt;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -10,12 +11,15 @@ use std::time::{Duration, Instant};
 
 /// The time that a program has to end after its input has.
 const TO_END: Duration = Duration::from_secs(2);
+/// The length of a line that a pipe takes as a whole.
+const PIPE: usize = 4096;
 /// The most bytes of a program's complaints in an error.
 const COMPLAINT: usize = 2000;
 
-/// Another program, which a worker runs: a solver, an interpreter of another language. It ends with the process (the thread,
-/// where workers are threads) that has started it, however that ends: when a call is cancelled, too, or has passed its
-/// deadline.
+/// Another program, which a worker runs: a solver, an interpreter of another language. It ends with the thread that has
+/// started it (a forked worker has one), however that ends: when a call is cancelled, too, or has passed its deadline.
+/// Programs that it starts itself are its own to end: let a script `exec` the solver. Dropping it ends its input, and the
+/// program two seconds later.
 ///
 /// One that serves many calls is [started](Program::start) once for each worker, and answers a line with a line:
 ///
@@ -40,6 +44,8 @@ pub struct Program {
     /// `None` when the input has ended.
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    /// The process that has started it.
+    process: u32,
 }
 
 impl Program {
@@ -61,16 +67,19 @@ impl Program {
         let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()), &name)?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(input), Some(output)) => {
-                Ok(Program { name, child, input: Some(input), output: BufReader::new(output) })
+                let (input, output) = (Some(input), BufReader::new(output));
+                Ok(Program { name, child, input, output, process: process::incarnation() })
             }
             _ => Err(Error::Corrupt { what: "a program's pipes" }),
         }
     }
 
-    /// Gives the program a line, and returns the line that it answers with, both without their ends.
+    /// Gives the program a line, and returns the line that it answers with, both without their ends. The program must say one
+    /// line for each, of UTF-8, and not keep it in a buffer.
     ///
     /// # Errors
-    /// If `line` has several, or the program has ended.
+    /// If `line` has several; if the program has ended, also in the middle of its answer, or has said something that nobody
+    /// has asked for; in a rank of a group, which has inherited the program of its worker.
     ///
     /// ```
     /// # use phalanx::Program;
@@ -83,15 +92,39 @@ impl Program {
         if line.contains('\n') {
             return Err(Error::option("ask", "several lines; a program answers one line at a time"));
         }
+        if self.process != process::incarnation() {
+            let whose = "belongs to the process that has started it; a rank of a group starts one of its own";
+            return Err(Error::other(format!("{} {whose}", self.name)));
+        }
         let mut answer = String::new();
-        let asked = match &mut self.input {
-            Some(input) => input.write_all(format!("{line}\n").as_bytes()),
+        if !self.output.buffer().is_empty() || poll(&[self.output.get_ref()], Duration::ZERO)[0] {
+            if self.output.read_line(&mut answer).is_ok_and(|len| len > 0) {
+                let said = format!("{} has said what nobody has asked for: {}", self.name, answer.trim_end());
+                return Err(Error::other(said));
+            }
+            self.input = None;
+        }
+        let Program { input, output, .. } = self;
+        let line = format!("{line}\n");
+        let asked = match input {
             None => Err(ErrorKind::BrokenPipe.into()),
+            Some(input) if line.len() <= PIPE => {
+                input.write_all(line.as_bytes()).and_then(|()| output.read_line(&mut answer))
+            }
+            // A program may answer before it has read all.
+            Some(input) => thread::scope(|scope| {
+                scope.spawn(|| input.write_all(line.as_bytes()));
+                output.read_line(&mut answer)
+            }),
         };
-        match asked.and_then(|()| self.output.read_line(&mut answer)) {
-            Ok(1..) => {
+        match asked {
+            Ok(_) if answer.ends_with('\n') => {
                 answer.truncate(answer.trim_end_matches(['\n', '\r']).len());
                 Ok(answer)
+            }
+            Ok(1..) => {
+                let how = self.end();
+                Err(Error::other(format!("{} has ended ({how}) in the middle of its answer", self.name)))
             }
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 Err(Error::other(format!("{}: {error}", self.name)))
@@ -158,7 +191,10 @@ fn spawn(command: &mut Command, name: &str) -> Result<Child> {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.end();
+        // A copy that came with a fork is not this process's to end.
+        if self.process == process::incarnation() {
+            self.end();
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 
 use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
 use crate::error::{Error, Result};
+use crate::os::launcher::host;
 use crate::os::{network, process};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
@@ -68,6 +69,13 @@ impl Door {
         let port = listener.local_addr().map_err(Error::other)?.port();
         let wanted = std::env::var(INTERFACES).unwrap_or_default();
         let addresses = network::addresses(&wanted).map_err(Error::other)?;
+        if addresses.is_empty() {
+            let problem = format!(
+                "{INTERFACES}={wanted:?} leaves no address of {} by which other nodes reach it",
+                host()
+            );
+            return Err(Error::other(problem));
+        }
         Ok((listener, Door { port, addresses }))
     }
 

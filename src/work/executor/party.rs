@@ -215,6 +215,8 @@ where
     };
     let gathering: Body<'_> = &|world, comm, local| {
         let mine = body(comm)?;
+        // No call that the body of another rank still makes is taken for the next one.
+        comm.leave()?;
         let all = comm.gather_objects(&mine, 0)?;
         leave_packed(world.segment(), &local.heap, all, local.lives_on)
     };

@@ -66,9 +66,9 @@ pub struct Submit {
     pub estimate: f64,
     /// The id of the call; by default the next number.
     pub id: Option<u64>,
-    /// The worker that must make the call, 1 or more.
+    /// The worker that must make the call, 1 or more. Not for a group of several ranks.
     pub worker: Option<usize>,
-    /// The worker that makes the call if it is free when the call's turn comes.
+    /// The worker that makes the call if it is free when the call's turn comes. Not for a group of several ranks.
     pub preferred: Option<usize>,
     /// How long the call may take. If it takes longer, its worker is killed (and replaced), within a fifth of a second,
     /// and the call has failed. For forked workers only.
