@@ -99,7 +99,9 @@ fn main() -> std::process::ExitCode {
         Some("queue") => queue::soak(&args),
         Some("pool") => pool::pool(&args),
         None => {
-            let short = Args { calls: 3000, kills: 100, ranks: vec![3], what: None, ..args };
+            // On a busy machine workers must have time to begin a task between two deaths.
+            let (calls, kills, pause) = (3000, 100, 4 * args.pause);
+            let short = Args { calls, kills, pause, ranks: vec![3], what: None, ..args };
             let good =
                 [queue::soak(&short), pool::pool(&short), ranks(&args), parents(&Args { kills: 40, ..args })];
             let failed = good.iter().filter(|good| !**good).count();
