@@ -40,7 +40,7 @@ pub fn pool(args: &Args) -> bool {
         Pool { actors: args.ranks.first().copied(), seed: args.seed, heap: Some(8 << 20), ..Pool::default() };
     let ran = options.run(&modules, |pool| {
         // Actors that have nothing to do die, too, and are given up if they do so five times in a row.
-        let slower = Args { pause: 4 * args.pause, ranks: Vec::new(), what: None, ..*args };
+        let slower = Args { pause: args.pause.max(15_000), ranks: Vec::new(), what: None, ..*args };
         let killed = killing(&slower, || {
             let (mut counts, mut round): (HashMap<u32, Vec<u64>>, u64) = (HashMap::new(), 0);
             while figures.died < args.kills {
