@@ -392,6 +392,8 @@ fn bad_input_is_refused() {
     let foreign = others.add("model", model().unwrap()).unwrap();
     let method = modules.method("evaluate", evaluate).unwrap();
     let theirs = others.method("evaluate", evaluate).unwrap();
+    let weights = others.attribute("weights", |model: &mut Model| &mut model.weights).unwrap();
+    let kind = others.kind::<Vec<u8>>().unwrap();
     assert!(modules.add("model", 0u8).is_err() && modules.method("evaluate", evaluate).is_err());
     let says = |result: Result<()>, text: &str| {
         let error = result.unwrap_err().to_string();
@@ -401,6 +403,8 @@ fn bad_input_is_refused() {
         says(pool.map(&method, &foreign, [1.0]).map(drop), "other `Modules`");
         says(pool.map(&theirs, &key, [1.0]).map(drop), "other `Tasks`");
         says(pool.synchronize(&key), "no attributes");
+        says(pool.synchronize_only(&key, &weights), "other `Modules`");
+        says(pool.add_module(&kind, "list", vec![1]).map(drop), "other `Tasks`");
         assert_eq!(pool.map(&method, &key, [1.0])?, [13.0]);
         Ok(())
     });

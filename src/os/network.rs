@@ -50,7 +50,7 @@ pub(crate) fn ready(streams: &[(BorrowedFd<'_>, bool)], within: Duration) -> Vec
         streams.iter().map(|&(stream, writes)| PollFd::new(stream, wanted(writes))).collect();
     match poll(&mut polled, PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO)) {
         Ok(_) => polled.iter().map(|stream| stream.any().unwrap_or(true)).collect(),
-        // Who reads finds out what is wrong.
+        // A read will find the error.
         Err(_) => vec![true; polled.len()],
     }
 }

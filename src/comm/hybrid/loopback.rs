@@ -11,7 +11,7 @@
 //!
 //! A message is moved by its receiver, in [`Pending::test`]; nothing happens between calls, as with MPI.
 
-use super::wire::{Flight, Leave, Pending, Wire};
+use super::wire::{Flight, Leave, PLAN, Pending, Room, Wire};
 use crate::error::{Error, Result};
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -248,9 +248,6 @@ impl Wire for Loopback {
     fn at_exit(&self, _: Leave) {}
 }
 
-/// The culprit that is named when a message does not fit its receive.
-const PLAN: &str = "the plan of a transfer";
-
 /// A message that was put into its queue.
 struct Sent {
     wire: &'static Loopback,
@@ -279,12 +276,6 @@ impl Drop for Sent {
     }
 }
 
-/// The place at which a message is received.
-enum Room<'b> {
-    Lent(&'b mut [u8]),
-    Lying(Arc<Segment>, Range<usize>),
-}
-
 /// A receive that waits for the message of its number.
 struct Received<'b> {
     wire: &'static Loopback,
@@ -309,17 +300,7 @@ impl Pending for Received<'_> {
                 segment.read(place.clone()).ok_or(Error::Corrupt { what: PLAN })?
             }
         };
-        let fits = match &mut self.room {
-            Room::Lent(room) if room.len() == bytes.len() => {
-                room.copy_from_slice(&bytes);
-                true
-            }
-            Room::Lying(segment, place) if place.len() == bytes.len() => segment.write(place.start, &bytes),
-            _ => false,
-        };
-        if !fits {
-            return Err(Error::Corrupt { what: PLAN });
-        }
+        self.room.fill(&bytes)?;
         queue.messages.remove(&self.number);
         self.completed = true;
         Ok(true)

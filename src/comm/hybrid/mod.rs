@@ -14,7 +14,7 @@
 //! | message.rs | messages between two ranks |
 //! | split.rs, layout.rs, seats.rs, job.rs | the ranks and processes, and the nodes on which they are |
 //! | net.rs, wire.rs, mpi.rs | messages between processes; loopback.rs stands in for MPI in tests |
-//! | tcp.rs | messages between processes that cannot call MPI: forked ranks of a group |
+//! | tcp.rs, doors.rs | messages between processes that cannot call MPI: forked ranks of a group |
 //!
 //! Contributions of a few bytes travel in the records of the meeting. All others are cut into pieces, which
 //! all ranks enumerate alike from the lengths told there, so that no message has to announce another. No
@@ -25,6 +25,7 @@
 
 mod carry;
 mod chunks;
+pub(crate) mod doors;
 mod folding;
 #[cfg(feature = "mpi")]
 pub(crate) mod job;

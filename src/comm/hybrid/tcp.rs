@@ -1,46 +1,30 @@
 //! A wire over TCP, for forked ranks on several nodes, which cannot call MPI: each process has a stream to each other.
 //!
 //! ```text
-//! [1] a process connects to those before it     hello: half of the token, numbers of both; the answer: the other half
-//! [2] it accepts those after it                 a stream without the token is dropped
-//! [3] messages                                  tag u32, 0 u32, length u64 | bytes
+//! message     tag u32, 0 u32, length u64 | bytes
 //! ```
-//!
-//! Nobody waits in a circle in \[1]: the first process only accepts.
 //!
 //! A message has been sent when the kernel has taken all bytes. *Who waits reads all that comes*, also what nobody has
 //! asked for yet, so that no two processes wait for each other to read. A process that ends closes its streams, and so
 //! does one that fails: the others find that out in their next wait.
 
-use super::wire::{Flight, LARGEST, Leave, Pending, Wire};
+use super::doors::{Door, Token, connect};
+use super::wire::{Flight, LARGEST, Leave, PLAN, Pending, Room, Wire};
 use crate::error::{Error, Result};
-use crate::os::launcher::host;
 use crate::os::{network, process};
 use crate::shm::segment::Segment;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A secret that only the processes of one group know.
-pub(crate) type Token = [u8; 32];
-/// The half of the token that is shown; the other half is the answer.
-const HALF: usize = size_of::<Token>() / 2;
-
-/// The names of the interfaces whose addresses other nodes are told, separated by commas; by default all.
-const INTERFACES: &str = "PHALANX_INTERFACES";
 
 /// The beginning of the text of an error that follows from the end of another process of the group.
 pub(crate) const ALONE: &str = "the connection is lost to process";
 
-/// The longest time to connect to one address.
-const TO_CONNECT: Duration = Duration::from_secs(2);
 /// The time in seconds after which a host that is silent is asked whether it is there, three times.
 const SILENCE: u32 = 15;
 /// The longest time that a process which has ended its work waits for the others.
@@ -48,67 +32,7 @@ const TO_FINISH: Duration = Duration::from_secs(10);
 /// The most bytes that are read from one stream before others are looked at.
 const AT_ONCE: u64 = 4 << 20;
 
-const HELLO: usize = HALF + 8;
 const HEAD: usize = 16;
-/// The most streams that have not said hello, beside those of the group.
-const STRANGERS: usize = 64;
-
-/// Where a process accepts streams.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Door {
-    pub(crate) port: u16,
-    addresses: Vec<IpAddr>,
-}
-
-impl Door {
-    /// Opens a door of this process on all its host's addresses but those of the loop-back interface.
-    pub(crate) fn open() -> Result<(TcpListener, Door)> {
-        let (six, four) = (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED));
-        let listener =
-            TcpListener::bind((six, 0)).or_else(|_| TcpListener::bind((four, 0))).map_err(Error::other)?;
-        let port = listener.local_addr().map_err(Error::other)?.port();
-        let wanted = std::env::var(INTERFACES).unwrap_or_default();
-        let addresses = network::addresses(&wanted).map_err(Error::other)?;
-        if addresses.is_empty() {
-            let problem = format!(
-                "{INTERFACES}={wanted:?} leaves no address of {} by which other nodes reach it",
-                host()
-            );
-            return Err(Error::other(problem));
-        }
-        Ok((listener, Door { port, addresses }))
-    }
-
-    /// Returns the door of a process of this host.
-    pub(crate) fn near(port: u16) -> Door {
-        Door { port, addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] }
-    }
-
-    /// Returns the door of another process of the same host.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn beside(&self, port: u16) -> Door {
-        Door { port, addresses: self.addresses.clone() }
-    }
-}
-
-impl fmt::Display for Door {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.port)?;
-        self.addresses.iter().try_for_each(|address| write!(f, " {address}"))
-    }
-}
-
-impl FromStr for Door {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Door> {
-        let corrupt = || Error::Corrupt { what: "the address of a process" };
-        let mut words = text.split(' ');
-        let port = words.next().and_then(|port| port.parse().ok()).ok_or_else(corrupt)?;
-        let addresses = words.map(|word| word.parse().map_err(|_| corrupt())).collect::<Result<_>>()?;
-        Ok(Door { port, addresses })
-    }
-}
 
 /// One process of the group.
 pub(crate) struct Tcp {
@@ -129,7 +53,7 @@ struct Peer {
     /// Bytes that the kernel did not take yet, and how many it has taken.
     out: VecDeque<u8>,
     taken: u64,
-    /// What has been read of the message that comes.
+    /// The bytes read so far of the next message, with its head.
     coming: Vec<u8>,
     lines: HashMap<i32, Line>,
 }
@@ -144,27 +68,15 @@ struct Line {
 }
 
 impl Tcp {
-    /// \[1], \[2] Connects this process, the `rank`-th, with all others of its group, which do the same. The access lives
-    /// as long as the process.
-    ///
-    /// # Errors
-    /// If another process cannot be reached, or does not come before `until`.
+    /// Connects this process with all others of its group: see [`connect`]. The access lives as long as the process.
     pub(crate) fn connect(
         rank: usize,
         doors: &[Door],
         listener: &TcpListener,
         (token, until): (&Token, Instant),
     ) -> Result<&'static Tcp> {
-        let mut streams: Vec<Option<TcpStream>> = doors.iter().map(|_| None).collect();
-        // Processes of one host have the same addresses: those that lead nowhere are tried once.
-        let mut reached: HashMap<&[IpAddr], Vec<usize>> = HashMap::new();
-        for (other, door) in doors[..rank].iter().enumerate() {
-            let reached = reached.entry(door.addresses.as_slice()).or_default();
-            streams[other] = Some(reach(door, &hello(token, rank, other), (token, until), reached)?);
-        }
-        accept(rank, &mut streams, listener, (token, until))?;
         let mut peers = Vec::new();
-        for stream in streams {
+        for stream in connect(rank, doors, listener, (token, until))? {
             peers.push(stream.map(Peer::new).transpose().map_err(Error::other)?.map(RefCell::new));
         }
         let (pid, silenced) = (process::pid(), Cell::new(false));
@@ -233,131 +145,6 @@ impl Tcp {
         let number = line.posted;
         line.posted += 1;
         Ok(Flight::new(Received { wire: self, from, tag, number, room, completed: false }))
-    }
-}
-
-/// Returns the first bytes of a stream.
-fn hello(token: &Token, from: usize, to: usize) -> [u8; HELLO] {
-    let mut hello = [0; HELLO];
-    hello[..HALF].copy_from_slice(&token[..HALF]);
-    hello[HALF..HALF + 4].copy_from_slice(&(from as u32).to_le_bytes());
-    hello[HALF + 4..].copy_from_slice(&(to as u32).to_le_bytes());
-    hello
-}
-
-/// \[1] Returns a stream to the process behind a door, which has answered. Several hosts may have an address of one kind
-/// (of a bridge, say): who does not answer is another process. `reached` is an address that has led to a process of that
-/// kind before.
-fn reach(
-    door: &Door,
-    hello: &[u8; HELLO],
-    (token, until): (&Token, Instant),
-    reached: &mut Vec<usize>,
-) -> Result<TcpStream> {
-    let mut refused = Vec::new();
-    let mut order: Vec<usize> = (0..door.addresses.len()).collect();
-    order.sort_by_key(|at| !reached.contains(at));
-    for at in order {
-        let address = door.addresses[at];
-        let answered =
-            TcpStream::connect_timeout(&SocketAddr::new(address, door.port), TO_CONNECT.min(left(until)))
-                .and_then(|mut stream| {
-                    stream.write_all(hello)?;
-                    let mut answer = [0; HALF];
-                    let mut have = 0;
-                    while have < HALF {
-                        stream.set_read_timeout(Some(left(until)))?;
-                        match stream.read(&mut answer[have..])? {
-                            0 => return Err(ErrorKind::UnexpectedEof.into()),
-                            more => have += more,
-                        }
-                    }
-                    match answer == token[HALF..] {
-                        true => Ok(stream),
-                        false => Err(ErrorKind::InvalidData.into()),
-                    }
-                });
-        match answered {
-            Ok(stream) => {
-                reached.push(at);
-                return Ok(stream);
-            }
-            Err(error) => refused.push(format!("{address}: {error}")),
-        }
-    }
-    Err(Error::other(format!(
-        "no connection to another node, at port {} of {} ({INTERFACES}=NAME chooses the network)",
-        door.port,
-        if refused.is_empty() { "a host without addresses".to_owned() } else { refused.join("; ") }
-    )))
-}
-
-/// Returns the time that is left, which is not nothing.
-fn left(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
-}
-
-/// \[2] Accepts the streams of all processes after this one.
-fn accept(
-    rank: usize,
-    streams: &mut [Option<TcpStream>],
-    listener: &TcpListener,
-    (token, until): (&Token, Instant),
-) -> Result<()> {
-    listener.set_nonblocking(true).map_err(Error::other)?;
-    // Those that have not said all of their hello.
-    let mut strangers: Vec<(TcpStream, Vec<u8>)> = Vec::new();
-    while streams[rank + 1..].iter().any(Option::is_none) {
-        if Instant::now() > until {
-            return Err(Error::other("a process of the group on another node has not connected in time"));
-        }
-        let asked = strangers.iter().map(|(stream, _)| (stream.as_fd(), false));
-        let asked: Vec<_> = asked.chain([(listener.as_fd(), false)]).collect();
-        network::ready(&asked, Duration::from_millis(100));
-        loop {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(true).map_err(Error::other)?;
-                    strangers.push((stream, Vec::new()));
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // There are no descriptors left, say.
-                Err(_) => {
-                    std::thread::sleep(Duration::from_millis(10));
-                    break;
-                }
-            }
-        }
-        // Who says nothing makes room for others.
-        let most = streams.len() + STRANGERS;
-        strangers.drain(..strangers.len().saturating_sub(most));
-        for (stream, mut said) in std::mem::take(&mut strangers) {
-            let left = (HELLO - said.len()) as u64;
-            match (&stream).take(left).read_to_end(&mut said) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock && said.len() < HELLO => {
-                    strangers.push((stream, said));
-                }
-                _ => welcome(rank, streams, (stream, &said), token),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Takes the stream of a process that has said hello; drops any other.
-fn welcome(
-    rank: usize,
-    streams: &mut [Option<TcpStream>],
-    (mut stream, said): (TcpStream, &[u8]),
-    token: &Token,
-) {
-    let from =
-        said.get(HALF..HALF + 4).and_then(|from| from.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
-    if said == hello(token, from, rank)
-        && let Some(place) = streams.get_mut(from).filter(|place| from > rank && place.is_none())
-        && stream.write_all(&token[HALF..]).is_ok()
-    {
-        *place = Some(stream);
     }
 }
 
@@ -524,9 +311,6 @@ impl Wire for Tcp {
     fn at_exit(&self, _: Leave) {}
 }
 
-/// The culprit that is named when a message does not fit its receive.
-const PLAN: &str = "the plan of a transfer";
-
 fn alone(other: usize) -> Error {
     Error::other(format!(
         "{ALONE} {other} of the group, on another node: it has ended, or the network has failed"
@@ -565,12 +349,6 @@ impl Drop for Sent {
     }
 }
 
-/// The place at which a message is received.
-enum Room<'b> {
-    Lent(&'b mut [u8]),
-    Lying(Arc<Segment>, Range<usize>),
-}
-
 /// A receive that waits for the message of its number.
 struct Received<'b> {
     wire: &'static Tcp,
@@ -586,16 +364,7 @@ impl Received<'_> {
         let mut peer = self.wire.peer(self.from)?.borrow_mut();
         let messages = &mut peer.lines.entry(self.tag).or_default().messages;
         let Some(message) = messages.remove(&self.number) else { return Ok(false) };
-        let bytes = &message[HEAD..];
-        let fits = match &mut self.room {
-            Room::Lent(room) if room.len() == bytes.len() => {
-                room.copy_from_slice(bytes);
-                true
-            }
-            Room::Lying(segment, place) if place.len() == bytes.len() => segment.write(place.start, bytes),
-            _ => false,
-        };
-        if fits { Ok(true) } else { Err(Error::Corrupt { what: PLAN }) }
+        self.room.fill(&message[HEAD..]).map(|()| true)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Between two processes the messages of one tag arrive in the order sent, and the n-th receive that was
 //! begun gets the n-th message. A receive asks for exactly as many bytes as the message has.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shm::segment::Segment;
 use std::ops::Range;
 use std::sync::Arc;
@@ -102,5 +102,29 @@ impl<'b> Flight<'b> {
     /// Returns whether the message has been sent, or received. Makes progress meanwhile.
     pub(crate) fn test(&mut self) -> Result<bool> {
         self.0.test()
+    }
+}
+
+/// The culprit that is named when a message does not fit its receive.
+pub(crate) const PLAN: &str = "the plan of a transfer";
+
+/// The place at which a message is received, by wires that receive it elsewhere first.
+pub(crate) enum Room<'b> {
+    Lent(&'b mut [u8]),
+    Lying(Arc<Segment>, Range<usize>),
+}
+
+impl Room<'_> {
+    /// Puts a message there; one of another length is an error.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> Result<()> {
+        let fits = match self {
+            Room::Lent(room) if room.len() == bytes.len() => {
+                room.copy_from_slice(bytes);
+                true
+            }
+            Room::Lying(segment, place) if place.len() == bytes.len() => segment.write(place.start, bytes),
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(Error::Corrupt { what: PLAN }) }
     }
 }

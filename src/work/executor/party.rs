@@ -12,9 +12,10 @@
 use crate::channel::call::{Call, Verb};
 use crate::channel::world::World;
 use crate::comm::Comm;
+use crate::comm::hybrid::doors::{Door, Token, listen};
 use crate::comm::hybrid::net::Net;
 use crate::comm::hybrid::seats::is_crowded;
-use crate::comm::hybrid::tcp::{ALONE, Door, Tcp, Token};
+use crate::comm::hybrid::tcp::{ALONE, Tcp};
 use crate::comm::hybrid::{Hybrid, Ways};
 use crate::comm::local::Local;
 use crate::comm::shm::Shm;
@@ -147,13 +148,13 @@ impl<'a> Party<'a> {
 
     /// \[1], \[2] Connects a rank of this share with all others of the group. Returns its net of all of them, and whether
     /// processors are crowded.
-    fn meet(&self, shm: &mut Shm, own: &[(TcpListener, u64)]) -> Result<(&'static Tcp, bool)> {
+    fn meet(&self, shm: &mut Shm, own: &[(TcpListener, u16)]) -> Result<(&'static Tcp, bool)> {
         let (call, until) = (Call::new(Verb::Split, TypeTag::BYTES), Instant::now() + TO_MEET);
         let (firsts, all) = self.firsts();
         let rank = shm.rank();
         let mut told = vec![0u64; all + 1];
         if rank == 0 {
-            let own: Vec<u64> = own.iter().map(|&(_, port)| port).collect();
+            let own: Vec<u64> = own.iter().map(|&(_, port)| u64::from(port)).collect();
             let (ports, crowded) = self.ports(shm, call, &own, until)?;
             told[..all].copy_from_slice(&ports);
             told[all] = u64::from(crowded);
@@ -174,7 +175,7 @@ impl<'a> Party<'a> {
     fn comm(
         &self,
         (world, rank, local): (&World, usize, Rc<Local>),
-        own: &[(TcpListener, u64)],
+        own: &[(TcpListener, u16)],
     ) -> Result<(Comm<'static>, &'static Tcp)> {
         let mut shm = Shm::new(world, rank, local)?;
         let met = self.meet(&mut shm, own);
@@ -201,10 +202,6 @@ where
     R: Serialize + DeserializeOwned,
     F: for<'w> Fn(&mut Comm<'w>) -> Result<R>,
 {
-    let listen = || {
-        let (listener, door) = Door::open()?;
-        Ok((listener, u64::from(door.port)))
-    };
     let own = (0..party.ranks()).map(|_| listen()).collect::<Result<Vec<_>>>().map_err(unmet)?;
     let tcp: Cell<Option<&'static Tcp>> = Cell::new(None);
     let seat = |world: &World, rank: usize, local: Rc<Local>| {

@@ -239,7 +239,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         let bound: Vec<_> =
             arguments.into_iter().map(|argument| (numbers, self.next_seed(), argument)).collect();
         let calls = self.controller.submit_multiple(&method.function, bound, &[], false)?;
-        Ok(calls.iter().map(|call| self.controller.get_result(call)).collect())
+        Ok(self.results(&calls))
     }
 
     /// Does different tasks, and returns their results in their order.
@@ -264,8 +264,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         R: Serialize + DeserializeOwned + 't,
     {
         let calls: Vec<Call<R>> = tasks.into_iter().map(|task| (task.0)(self)).collect::<Result<_>>()?;
-        let results: Vec<Result<R>> = calls.iter().map(|call| self.controller.get_result(call)).collect();
-        results.into_iter().collect()
+        self.results(&calls).into_iter().collect()
     }
 
     /// Calls a method once on each actor, with the argument that `argument` returns for the actor's number, from 1; returns
@@ -290,8 +289,12 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         };
         let workers: Vec<usize> = self.numbers_of_actors().collect();
         let calls: Vec<_> = workers.into_iter().map(|worker| submit(self, worker)).collect::<Result<_>>()?;
-        let results: Vec<Result<R>> = calls.iter().map(|call| self.controller.get_result(call)).collect();
-        results.into_iter().collect()
+        self.results(&calls).into_iter().collect()
+    }
+
+    /// Returns the ends of tasks, when all have ended.
+    fn results<R: Serialize + DeserializeOwned>(&mut self, calls: &[Call<R>]) -> Vec<Result<R>> {
+        calls.iter().map(|call| self.controller.get_result(call)).collect()
     }
 
     fn numbers_of_actors(&self) -> std::ops::RangeInclusive<usize> {
@@ -339,6 +342,9 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         key: &Key<M>,
         attribute: &Attribute<M, T>,
     ) -> Result<()> {
+        if attribute.of != self.modules.tasks.number() {
+            return Err(Error::option("synchronize", "an attribute of other `Modules` than this pool's"));
+        }
         self.write(key, attribute.at)
     }
 
@@ -347,7 +353,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         let subject = (attribute as u64) << 32 | u64::from(key.at);
         let modules = self.modules;
         let (Some(store), Some(known)) = (&mut *self.store, modules.attributes.get(attribute)) else {
-            return Err(Error::option("synchronize", "an attribute of other `Modules`"));
+            return Err(Error::Corrupt { what: "the attributes of a pool" });
         };
         (known.write)(store, key.at, subject, self.controller)
     }
@@ -370,8 +376,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
             let options = Submit { worker: Some(worker), ..Submit::default() };
             calls.push(self.controller.submit_call(&attribute.get, key.at, options)?);
         }
-        let values: Vec<Result<T>> = calls.iter().map(|call| self.controller.get_result(call)).collect();
-        values.into_iter().collect()
+        self.results(&calls).into_iter().collect()
     }
 
     /// Adds a module while the pool runs. It is serialised once, whatever the number of actors.

@@ -108,7 +108,8 @@ impl<M, A, R> fmt::Debug for Method<M, A, R> {
 /// ```
 pub struct Attribute<M, T> {
     pub(super) at: usize,
-    pub(super) name: String,
+    pub(super) of: u64,
+    name: String,
     pub(super) get: Function<u32, T>,
     module: PhantomData<fn() -> M>,
 }
@@ -434,9 +435,7 @@ impl<'f> Modules<'f> {
             let value = attribute(&mut *store.borrow::<M>(at)?).clone();
             controller.note(subject, &set, &(at, value))
         };
-        self.attributes.push(Known { module: TypeId::of::<M>(), write: Box::new(write) });
-        let at = self.attributes.len() - 1;
-        Ok(Attribute { at, name: name.to_owned(), get, module: PhantomData })
+        Ok(self.know(name, get, Box::new(write)))
     }
 
     /// Adds an attribute that is an array which actors share: see [`Synced`]. Arrays of less than 64 KiB are copied.
@@ -486,9 +485,18 @@ impl<'f> Modules<'f> {
             }
             controller.note(subject, &set, &(at, array.view().to_owned()))
         };
-        self.attributes.push(Known { module: TypeId::of::<M>(), write: Box::new(write) });
-        let at = self.attributes.len() - 1;
-        Ok(Attribute { at, name: name.to_owned(), get, module: PhantomData })
+        Ok(self.know(name, get, Box::new(write)))
+    }
+
+    fn know<M: 'static, T>(
+        &mut self,
+        name: &str,
+        get: Function<u32, T>,
+        write: Box<Write>,
+    ) -> Attribute<M, T> {
+        self.attributes.push(Known { module: TypeId::of::<M>(), write });
+        let (at, of) = (self.attributes.len() - 1, self.tasks.number());
+        Attribute { at, of, name: name.to_owned(), get, module: PhantomData }
     }
 
     /// Says that modules of type `M` may be added while a pool runs: see [`Actors::add_module`](crate::Actors::add_module).

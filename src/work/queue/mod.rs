@@ -4,7 +4,7 @@
 //! ```text
 //! [1] tasks.rs        functions are registered, with the state that they share
 //! [2] mod.rs          options are checked; linked workers are started (executor/linked.rs)
-//! [3] controller.rs   the caller's function submits calls, and takes results
+//! [3] controller      the caller's function submits calls, and takes results
 //! [4] calls           which call goes to which worker (schedule.rs), and how it ends (ends.rs); on several nodes in parts (parties.rs);
 //!                     call.rs: as the user has it
 //! [5] worker.rs       a worker takes calls, makes them, and answers each

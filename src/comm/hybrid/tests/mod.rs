@@ -8,9 +8,10 @@ mod moving;
 mod tcp;
 mod wire;
 
+use super::doors::{Door, listen};
 use super::loopback::Loopback;
 use super::net::{Net, Step, step};
-use super::tcp::{Door, Tcp};
+use super::tcp::Tcp;
 use super::wire::Wire;
 use super::{Hybrid, Ways};
 use crate::channel::call::{Call, Verb};
@@ -39,7 +40,7 @@ const SHAPES: [&[usize]; 5] = [&[2], &[1, 1], &[2, 2], &[2, 2, 2], &[1, 3]];
 /// The lengths of messages in bytes.
 const LENGTHS: [usize; 4] = [0, 1, 100, 200_000];
 
-/// What carries the messages between nodes.
+/// The carrier of the messages between nodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Over {
     /// A loop-back, with this limit: see [`Loopback::job`].
@@ -230,8 +231,8 @@ impl Joined {
 
 /// Returns so many processes that find each other by TCP.
 fn doors(size: usize) -> Vec<Process> {
-    let listeners: Vec<_> = (0..size).map(|_| Door::open().unwrap()).collect();
-    let doors: Arc<Vec<Door>> = Arc::new(listeners.iter().map(|(_, door)| Door::near(door.port)).collect());
+    let listeners: Vec<_> = (0..size).map(|_| listen().unwrap()).collect();
+    let doors: Arc<Vec<Door>> = Arc::new(listeners.iter().map(|&(_, port)| Door::near(port)).collect());
     listeners.into_iter().map(|(listener, _)| Process::Tcp(listener, Arc::clone(&doors))).collect()
 }
 

@@ -1,5 +1,6 @@
 //! The controller of a queue: submits calls, and takes their results.
 
+mod noting;
 mod serving;
 
 use crate::channel::link::Event;
@@ -9,8 +10,7 @@ use crate::os::mapping::PAGE;
 use crate::shm::arena::Fill;
 use crate::shm::array::{Lease, byte_len};
 use crate::shm::element::Element;
-use crate::shm::packed::{LONG, Packed};
-use crate::shm::synced::Version;
+use crate::shm::packed::Packed;
 use crate::work::executor::{Workers, abort};
 use crate::work::queue::call::{Call, Finished, Submit};
 use crate::work::queue::calls::{Asked, Calls};
@@ -19,7 +19,7 @@ use crate::work::queue::here::Here;
 use crate::work::queue::stats::QueueStats;
 use crate::work::queue::tasks::{Function, NO_LEASES, Types, foreign};
 use crate::work::queue::worker::{self, clean_up};
-use ndarray::{ArrayBase, ArrayView, Data, Dimension, IntoDimension};
+use ndarray::{ArrayBase, Data, Dimension, IntoDimension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use std::fmt;
@@ -326,62 +326,6 @@ impl<'q> Controller<'q> {
                 Ok(self.calls.add(asked, (packed.into_message(Some(&room))?, len)))
             }
         }
-    }
-
-    /// Lets each worker call a function before all calls that are submitted from now on, also each process that will fill a
-    /// worker's place; the last call of a `subject` counts. Waits until all calls before it have ended.
-    pub(crate) fn note<A: Serialize + DeserializeOwned>(
-        &mut self,
-        subject: u64,
-        function: &Function<A, ()>,
-        argument: &A,
-    ) -> Result<()> {
-        self.settle()?;
-        let start = worker::call((function.at, 1), None);
-        let packed = Packed::pack(start, self.calls.memory.as_ref(), (argument, function.plain))?;
-        match &mut self.hands {
-            Hands::Here(here) => here.note(subject, packed.into_message(None)?),
-            Hands::Linked(linked) => {
-                let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
-                self.calls.note(subject, function.at, packed.into_message(Some(&room))?);
-                Ok(())
-            }
-        }
-    }
-
-    /// Lets each worker look at an array, as [`Controller::note`] lets it call a function. Returns false if the array must be
-    /// noted as another value.
-    pub(crate) fn note_array<T: Element, D: Dimension>(
-        &mut self,
-        (subject, function): (u64, usize),
-        array: ArrayView<'_, T, D>,
-    ) -> Result<bool> {
-        if array.len() * size_of::<T>() < LONG {
-            return Ok(false);
-        }
-        self.settle()?;
-        let Hands::Linked(linked) = &self.hands else { return Ok(false) };
-        let slots = linked.seats().iter().filter(|seat| seat.shares).count();
-        let written = Version::write(&mut linked.heap().borrow_mut(), (slots, subject), &array)?;
-        let Some(version) = written else { return Ok(false) };
-        self.calls.note_version(function, worker::call((function, 1), None), (version, slots));
-        Ok(true)
-    }
-
-    /// Forgets what was noted of a subject.
-    pub(crate) fn forget_note(&mut self, subject: u64) {
-        if let Hands::Here(here) = &mut self.hands {
-            here.forget_note(subject);
-        }
-        self.calls.forget_note(subject);
-    }
-
-    /// Waits until all calls have ended; their results stay.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        while self.calls.awaits() {
-            self.advance(None)?;
-        }
-        Ok(())
     }
 
     /// Waits until a call of so many bytes can be added; returns whether it has waited.

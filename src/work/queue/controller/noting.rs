@@ -1,0 +1,74 @@
+//! What all workers are told before they go on: notes (calls/notes.rs).
+
+use super::{Controller, Hands};
+use crate::error::{Error, Result};
+use crate::os::mapping::PAGE;
+use crate::shm::arena::Fill;
+use crate::shm::element::Element;
+use crate::shm::packed::{LONG, Packed};
+use crate::shm::synced::Version;
+use crate::work::queue::tasks::{Function, foreign};
+use crate::work::queue::worker;
+use ndarray::{ArrayView, Dimension};
+use serde::{Serialize, de::DeserializeOwned};
+
+impl Controller<'_> {
+    /// Lets each worker call a function before all calls that are submitted from now on, also each process that will fill a
+    /// worker's place; the last call of a `subject` counts. Waits until all calls before it have ended.
+    pub(crate) fn note<A: Serialize + DeserializeOwned>(
+        &mut self,
+        subject: u64,
+        function: &Function<A, ()>,
+        argument: &A,
+    ) -> Result<()> {
+        if function.of != self.calls.of {
+            return Err(Error::option("note", foreign(&function.name)));
+        }
+        self.settle()?;
+        let start = worker::call((function.at, 1), None);
+        let packed = Packed::pack(start, self.calls.memory.as_ref(), (argument, function.plain))?;
+        match &mut self.hands {
+            Hands::Here(here) => here.note(subject, packed.into_message(None)?),
+            Hands::Linked(linked) => {
+                let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
+                self.calls.note(subject, function.at, packed.into_message(Some(&room))?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets each worker look at an array, as [`Controller::note`] lets it call a function. Returns false if the array must be
+    /// noted as another value.
+    pub(crate) fn note_array<T: Element, D: Dimension>(
+        &mut self,
+        (subject, function): (u64, usize),
+        array: ArrayView<'_, T, D>,
+    ) -> Result<bool> {
+        if array.len() * size_of::<T>() < LONG {
+            return Ok(false);
+        }
+        self.settle()?;
+        let Hands::Linked(linked) = &self.hands else { return Ok(false) };
+        let slots = linked.seats().iter().filter(|seat| seat.shares).count();
+        let written = Version::write(&mut linked.heap().borrow_mut(), (slots, subject), &array)?;
+        let Some(version) = written else { return Ok(false) };
+        self.calls.note_version(function, worker::call((function, 1), None), (version, slots));
+        Ok(true)
+    }
+
+    /// Forgets what was noted of a subject.
+    pub(crate) fn forget_note(&mut self, subject: u64) {
+        if let Hands::Here(here) = &mut self.hands {
+            here.forget_note(subject);
+        }
+        self.calls.forget_note(subject);
+    }
+
+    /// Waits until all calls have ended; their results stay.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        while self.calls.awaits() {
+            self.advance(None)?;
+        }
+        Ok(())
+    }
+}
