@@ -132,6 +132,7 @@ pub use error::{Death, Error, ErrorKind, Place, RankState, RankStatus, Reason, R
 pub use ndarray;
 pub use num_complex;
 pub use shm::array::{Lease, SharedArray};
+pub use shm::common::Common;
 pub use shm::element::Element;
 pub use shm::named::NamedArray;
 pub use shm::reduction::{Arithmetic, Bits, Ordered};
@@ -142,7 +143,10 @@ pub use work::manager::{
     Granularity, LocalResults, ParallelActor, ParallelManager, Scattered, build_and_execute,
     create_parallel_manager,
 };
-pub use work::pool::{Actors, Attribute, Key, KeysOf, Kind, Method, Modules, Pool, Task, task_seed};
+pub use work::pool::{
+    Actors, Attribute, Key, KeysOf, Kind, Method, Modules, Pool, PoolHandle, PoolUser, Task, installed_pool,
+    task_seed,
+};
 pub use work::program::Program;
 pub use work::queue::{
     Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service, Submit,

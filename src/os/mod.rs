@@ -1,5 +1,6 @@
 //! The interface to the kernel: few calls, each wide. The only libc in the crate, and the lowest floor.
 
+pub(crate) mod blas;
 pub(crate) mod clock;
 pub(crate) mod deadline;
 pub(crate) mod descriptor;

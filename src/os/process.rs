@@ -390,6 +390,11 @@ pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
+/// Returns the number of this thread, which no other one of the machine has.
+pub(crate) fn thread() -> u32 {
+    nix::unistd::gettid().as_raw() as u32
+}
+
 /// Returns whether this is the thread that the process began with.
 #[cfg(feature = "mpi")]
 pub(crate) fn is_main_thread() -> bool {

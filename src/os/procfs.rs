@@ -46,13 +46,17 @@ static HARMLESS: AtomicU32 = AtomicU32::new(0);
 
 /// Vouches for threads that a library starts during `work`, which calls only this library: they hold no lock
 /// that a child needs, as a child never calls the library.
-#[cfg(any(feature = "mpi", test))]
 pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     let before = listed_threads().len();
     let done = work();
     let started = listed_threads().len().saturating_sub(before);
     HARMLESS.fetch_add(started as u32, Ordering::Relaxed);
     done
+}
+
+/// Notes that a thread has ended that [`vouching`] has let start.
+pub(crate) fn ended_vouched() {
+    HARMLESS.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// Forgets these threads, without which a child begins.

@@ -3,6 +3,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod array;
+pub(crate) mod common;
 pub(crate) mod copy;
 pub(crate) mod datatype;
 pub(crate) mod element;

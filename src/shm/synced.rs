@@ -1,8 +1,9 @@
 //! Arrays that are written once for many processes: each looks at the same memory until it writes, or gets another version.
 //!
 //! ```text
-//! block of the writer's heap    words u64: element, subject, number of counts, dimensions, shape | counts u32, one per
-//!                               slot, from byte 128 | elements, from the next page on
+//! block of the writer's heap    words u64: element, subject, number of counts, dimensions, shape | from byte 120 on: the
+//!                               holder u32, whether it is in work u32 (common.rs) | counts u32, one per slot | elements, from
+//!                               the next page on
 //! ```
 //!
 //! *Who looks is counted*, by slots: a process counts itself in when it gets a version, and out when it drops it. The writer
@@ -27,16 +28,18 @@ const COUNTS: usize = 128;
 /// The words before them: element, subject, counts, dimensions, and then the shape.
 const SHAPE: usize = 4;
 /// The most dimensions of an array.
-const MOST: usize = COUNTS / 8 - SHAPE;
+const MOST: usize = LOCK / 8 - SHAPE;
+/// The byte at which the words are by which those who write in turn know of each other.
+pub(super) const LOCK: usize = 120;
 
 thread_local! {
-    /// The slot of the worker that this thread is; `None` if it shares no memory with the writer.
+    /// The slot of the worker that this thread is; `None` if it is none.
     static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Says which slot this thread's looks are counted for, if it may look at all; else it copies.
-pub(crate) fn look_from(slot: Option<usize>) {
-    SLOT.set(slot);
+/// Says which slot this thread's looks are counted for; a thread of no slot copies.
+pub(crate) fn look_from(slot: usize) {
+    SLOT.set(Some(slot));
 }
 
 /// Returns where elements begin in a block with so many counts.
@@ -67,7 +70,11 @@ fn count_at(offset: usize, slot: usize) -> usize {
 /// assert_eq!(sums, Some(vec![500_000.0; 2]));
 /// # Ok::<(), phalanx::Error>(())
 /// ```
-pub struct Synced<T, D>(Place<T, D>);
+pub struct Synced<T, D> {
+    place: Place<T, D>,
+    /// Whether nobody may write here.
+    frozen: bool,
+}
 
 enum Place<T, D> {
     Own(Array<T, D>),
@@ -75,11 +82,39 @@ enum Place<T, D> {
 }
 
 /// A look at the elements of a version.
-struct Look {
-    elements: Block,
+pub(super) struct Look {
+    pub(super) elements: Block,
+    /// The offset of the version.
+    pub(super) version: usize,
     /// The offset of the count, and the process that is counted.
     count: usize,
     process: u32,
+}
+
+impl Look {
+    /// Looks at the elements of a version for a slot; returns their shape, too.
+    pub(super) fn at<T: Element, D: Dimension>(version: &Version, slot: usize) -> Result<(Look, D)> {
+        let corrupt = || Error::Corrupt { what: "a version of an array" };
+        let (block, words) = (&version.0, version.words());
+        let rank = usize::try_from(words[3]).ok().filter(|&rank| rank <= MOST).ok_or_else(corrupt)?;
+        let shape: Vec<usize> = words[SHAPE..SHAPE + rank].iter().map(|&axis| axis as usize).collect();
+        let dim = D::from_dimension(&IxDyn(&shape)).ok_or_else(corrupt)?;
+        let (counts, len) = (words[2] as usize, byte_len::<T, D>(&dim)?);
+        if words[0] != TypeTag::of::<T>().identity || slot >= counts {
+            return Err(corrupt());
+        }
+        let elements = Block::join(block.segment(), block.offset() + data(counts), len)?.unheld();
+        // The elements fit the shape, whatever comes.
+        ArrayView::<T, D>::from_shape(dim.clone(), elements.elements()).map_err(|_| corrupt())?;
+        let count = count_at(block.offset(), slot);
+        block.segment().place::<AtomicU32>(count).fetch_add(1, Ordering::Relaxed);
+        Ok((Look { elements, version: block.offset(), count, process: process::incarnation() }, dim))
+    }
+}
+
+/// Returns the slot of the worker that this thread is.
+pub(super) fn own_slot() -> Option<usize> {
+    SLOT.get()
 }
 
 impl Drop for Look {
@@ -103,7 +138,7 @@ impl<T: Element, D: Dimension> Synced<T, D> {
     /// assert_eq!(array.view().sum(), 3.0);
     /// ```
     pub fn view(&self) -> ArrayView<'_, T, D> {
-        match &self.0 {
+        match &self.place {
             Place::Own(array) => array.view(),
             #[expect(clippy::expect_used, reason = "the shape was checked when the look was made")]
             Place::Seen(look, dim) => {
@@ -115,7 +150,7 @@ impl<T: Element, D: Dimension> Synced<T, D> {
     /// Returns the array, to write: nobody else sees that. If it lies in shared memory, it is copied first.
     ///
     /// # Panics
-    /// As [`Synced::view`].
+    /// As [`Synced::view`]; on an actor, if the attribute is [frozen](crate::Modules::frozen).
     ///
     /// ```
     /// let mut array = phalanx::Synced::from(ndarray::arr1(&[1.0, 2.0]));
@@ -123,10 +158,14 @@ impl<T: Element, D: Dimension> Synced<T, D> {
     /// assert_eq!(array.view().sum(), 7.0);
     /// ```
     pub fn view_mut(&mut self) -> ArrayViewMut<'_, T, D> {
-        if let Place::Seen(..) = self.0 {
-            self.0 = Place::Own(self.view().to_owned());
+        assert!(
+            !self.frozen,
+            "this attribute is frozen, so that actors may not write it: register it by `Modules::synced`"
+        );
+        if let Place::Seen(..) = self.place {
+            self.place = Place::Own(self.view().to_owned());
         }
-        match &mut self.0 {
+        match &mut self.place {
             Place::Own(array) => array.view_mut(),
             Place::Seen(..) => unreachable!("it was copied"),
         }
@@ -138,7 +177,7 @@ impl<T: Element, D: Dimension> Synced<T, D> {
     /// assert_eq!(phalanx::Synced::from(ndarray::arr2(&[[1.0, 2.0]])).shape(), [1, 2]);
     /// ```
     pub fn shape(&self) -> &[usize] {
-        match &self.0 {
+        match &self.place {
             Place::Own(array) => array.shape(),
             Place::Seen(_, dim) => dim.slice(),
         }
@@ -150,36 +189,25 @@ impl<T: Element, D: Dimension> Synced<T, D> {
     /// assert!(!phalanx::Synced::from(ndarray::arr1(&[1.0])).is_shared());
     /// ```
     pub fn is_shared(&self) -> bool {
-        matches!(self.0, Place::Seen(..))
+        matches!(self.place, Place::Seen(..))
     }
 
     /// Returns the array of a version, at which this thread may look: see [`look_from`].
     pub(crate) fn seen(version: &Version) -> Result<Synced<T, D>> {
-        let corrupt = || Error::Corrupt { what: "a version of an array" };
-        let (block, words) = (&version.0, version.words());
-        let rank = usize::try_from(words[3]).ok().filter(|&rank| rank <= MOST).ok_or_else(corrupt)?;
-        let shape: Vec<usize> = words[SHAPE..SHAPE + rank].iter().map(|&axis| axis as usize).collect();
-        let dim = D::from_dimension(&IxDyn(&shape)).ok_or_else(corrupt)?;
-        if words[0] != TypeTag::of::<T>().identity {
-            return Err(corrupt());
-        }
-        let (counts, len) = (words[2] as usize, byte_len::<T, D>(&dim)?);
-        let at = block.offset() + data(counts);
-        let elements = Block::join(block.segment(), at, len)?.unheld();
-        let slot = SLOT.get().filter(|&slot| slot < counts);
-        let count = count_at(block.offset(), slot.unwrap_or(0));
-        let Some(_) = slot else {
-            let view = ArrayView::from_shape(dim, elements.elements()).map_err(|_| corrupt())?;
-            return Ok(Synced(Place::Own(view.to_owned())));
-        };
-        block.segment().place::<AtomicU32>(count).fetch_add(1, Ordering::Relaxed);
-        Ok(Synced(Place::Seen(Look { elements, count, process: process::incarnation() }, dim)))
+        let (look, dim) = Look::at::<T, D>(version, own_slot().unwrap_or(0))?;
+        Ok(Synced { place: Place::Seen(look, dim), frozen: false })
+    }
+
+    /// Lets nobody write here.
+    pub(crate) fn freeze(mut self) -> Self {
+        self.frozen = true;
+        self
     }
 }
 
 impl<T, D> From<Array<T, D>> for Synced<T, D> {
     fn from(array: Array<T, D>) -> Self {
-        Synced(Place::Own(array))
+        Synced { place: Place::Own(array), frozen: false }
     }
 }
 
@@ -229,6 +257,12 @@ impl Version {
         }
     }
 
+    /// Returns the version once more, for one who looks at it now.
+    pub(crate) fn again(&self) -> Result<Version> {
+        let block = &self.0;
+        Ok(Version(Block::join(block.segment(), block.offset(), block.bytes().len())?.unheld()))
+    }
+
     fn words(&self) -> &[u64] {
         bytemuck::cast_slice(&self.0.bytes()[..COUNTS])
     }
@@ -247,6 +281,12 @@ impl Version {
 pub(crate) fn is_seen(segment: &Arc<Segment>, offset: usize, slots: usize) -> bool {
     // Acquire: those who have counted themselves out look no more.
     (0..slots).any(|slot| segment.place::<AtomicU32>(count_at(offset, slot)).load(Ordering::Acquire) > 0)
+}
+
+/// Lets nobody be counted at the version at this place.
+#[cfg(feature = "mpi")]
+pub(crate) fn clear_counts(segment: &Arc<Segment>, offset: usize, slots: usize) {
+    (0..slots).for_each(|slot| count_out(segment, offset, slot));
 }
 
 /// Counts a slot out, whose process is gone.

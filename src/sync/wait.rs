@@ -421,11 +421,10 @@ mod machine {
     }
 }
 
-pub(super) use machine::sleep_on_one;
 #[cfg(all(loom, test))]
 pub(crate) use machine::wake;
 pub(crate) use machine::{announce_death_through, join, prepare, wake_all};
-pub(crate) use machine::{heavy_fence, light_fence};
+pub(crate) use machine::{heavy_fence, light_fence, sleep_on_one};
 use machine::{sleep_on, spin_loop, yield_now};
 
 #[cfg(all(test, not(loom)))]

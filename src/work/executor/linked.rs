@@ -64,6 +64,15 @@ pub(crate) struct Seat {
     pub(crate) shares: bool,
 }
 
+/// A message that workers get one after the other, and that is therefore sent to each process of a job once.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "on one node all have it"))]
+pub(crate) struct Noted {
+    pub(crate) number: u64,
+    /// The number of slots that are counted at the array that it leads to; 0 if it leads to none (shm/synced.rs).
+    pub(crate) slots: usize,
+}
+
 /// Workers at work, as their caller has them, by their numbers: 1 and up.
 pub(crate) trait Workers {
     /// Waits for the next event; `None` if `over`, which is called at least once in so long a time, returns true first, or
@@ -79,6 +88,27 @@ pub(crate) trait Workers {
     /// # Errors
     /// If another node cannot be reached.
     fn post(&mut self, worker: usize, message: &[u8]) -> Result<bool>;
+
+    /// Posts a message as [`Workers::post`] does; it is the same for all workers that get it under this number.
+    ///
+    /// # Errors
+    /// As [`Workers::post`].
+    fn post_noted(&mut self, worker: usize, message: &[u8], _: Noted) -> Result<bool> {
+        self.post(worker, message)
+    }
+
+    /// Tells that nobody will get the messages of these numbers any more.
+    ///
+    /// # Errors
+    /// As [`Workers::post`].
+    fn forget(&mut self, _: &[u64]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Returns the largest number of slots that a process of the job has.
+    fn most_slots(&self) -> usize {
+        self.seats().len()
+    }
 
     /// Wants a worker's process to be killed at its `number`-th message, which takes a fifth of a second at most;
     /// another follows.

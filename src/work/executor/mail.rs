@@ -12,7 +12,7 @@ use crate::os::mapping::PAGE;
 use crate::shm::arena::{Block, Fill, Heap};
 use crate::shm::packed::{end_leases_of, end_spilled, has_leases, places, put_back, set_places};
 use crate::shm::segment::Segment;
-use crate::work::executor::linked::Speech;
+use crate::work::executor::linked::{Noted, Speech};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -23,6 +23,10 @@ use std::sync::Arc;
 #[repr(u64)]
 pub(super) enum Kind {
     Post = 1,
+    /// A message that workers get by its number: each by `Noted`, until it is forgotten.
+    Note,
+    Noted,
+    Forget,
     Doom,
     Close,
     Began,
@@ -60,9 +64,19 @@ impl Words {
         self
     }
 
+    /// Adds which note it is about.
+    pub(super) fn about(mut self, noted: Noted) -> Words {
+        self.0[3..5].copy_from_slice(&[noted.number, noted.slots as u64]);
+        self
+    }
+
+    pub(super) fn noted(&self) -> Noted {
+        Noted { number: self.0[3], slots: self.0[4] as usize }
+    }
+
     pub(super) fn kind(&self) -> Result<Kind> {
-        use Kind::{Began, Close, Closed, Doom, GivenUp, Gone, Post, Said};
-        let kinds = [Post, Doom, Close, Began, Said, Gone, GivenUp, Closed];
+        use Kind::{Began, Close, Closed, Doom, Forget, GivenUp, Gone, Note, Noted, Post, Said};
+        let kinds = [Post, Note, Noted, Forget, Doom, Close, Began, Said, Gone, GivenUp, Closed];
         let kind = kinds.into_iter().find(|&kind| kind as u64 == self.0[0]);
         kind.ok_or(Error::Corrupt { what: "a message of another node" })
     }

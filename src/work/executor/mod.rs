@@ -30,6 +30,8 @@ mod round;
 mod run;
 mod running;
 #[cfg(feature = "mpi")]
+mod shelf;
+#[cfg(feature = "mpi")]
 mod spread;
 mod worker;
 
@@ -44,7 +46,7 @@ pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
 pub(crate) use joined::run_in;
-pub(crate) use linked::{Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
+pub(crate) use linked::{Noted, Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
 #[cfg(feature = "mpi")]
 pub(crate) use party::{Failing, Opened, Party, failing, fork_with};
 pub(crate) use payload::{Left, Place};

@@ -84,7 +84,20 @@ fn workers_of_job(operation: &'static str, job: Launcher, wanted: Option<usize>)
 /// Returns the number of ranks to start: as asked for, as the environment says, or one per available
 /// processor.
 pub(crate) fn ranks(operation: &'static str, ranks: Option<usize>) -> Result<usize> {
-    Ok(requested(operation, ranks)?.unwrap_or_else(topology::cpus))
+    let variable = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
+    let by_default = || allotted(topology::cpus(), variable);
+    Ok(requested(operation, ranks)?.unwrap_or_else(by_default))
+}
+
+/// Returns how many of these processors Slurm has allotted to this program, as ranks: its tasks, if there are several, or else
+/// the processors of its one task.
+fn allotted(cpus: usize, variable: impl Fn(&str) -> Option<usize>) -> usize {
+    let cpus = variable("SLURM_CPUS_ON_NODE").map_or(cpus, |on_node| on_node.clamp(1, cpus));
+    match (variable("SLURM_NTASKS"), variable("SLURM_CPUS_PER_TASK")) {
+        (Some(tasks @ 2..), _) => tasks.min(cpus),
+        (_, Some(of_task @ 1..)) => of_task.min(cpus),
+        _ => cpus,
+    }
 }
 
 /// Returns the number of ranks that were asked for, by the program or the environment.
@@ -93,4 +106,26 @@ pub(crate) fn requested(operation: &'static str, ranks: Option<usize>) -> Result
     let number = text.trim().parse().ok().filter(|number| (1..=MAX_RANKS).contains(number));
     let problem = || format!("PHALANX_RANKS is {text:?}; it must be a number of ranks, 1 to {MAX_RANKS}");
     number.map_or_else(|| Err(Error::option(operation, problem())), |number| Ok(Some(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slurm_allots_processors() {
+        let cases: [(&[(&str, usize)], usize); 7] = [
+            (&[], 16),
+            (&[("SLURM_NTASKS", 8)], 8),
+            (&[("SLURM_NTASKS", 64)], 16),
+            (&[("SLURM_NTASKS", 4), ("SLURM_CPUS_PER_TASK", 4)], 4),
+            (&[("SLURM_NTASKS", 1), ("SLURM_CPUS_PER_TASK", 12)], 12),
+            (&[("SLURM_CPUS_PER_TASK", 0), ("SLURM_CPUS_ON_NODE", 6)], 6),
+            (&[("SLURM_NTASKS", 8), ("SLURM_CPUS_ON_NODE", 6)], 6),
+        ];
+        for (variables, expected) in cases {
+            let variable = |name: &str| variables.iter().find(|known| known.0 == name).map(|known| known.1);
+            assert_eq!(allotted(16, variable), expected, "{variables:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! [1] forks workers, joins MPI; all take the same step, and tell where they are and how many workers they have;
 //!     the first message to each worker's process is the number of the workers before it in other processes
 //! [2] Post, Doom: a message for a worker     passes it on, if the process for which it was meant is there
+//!     Note: a message for all workers, once; Noted: one of them is to get it; Forget: none will any more
 //! [3] returns events to its caller           Began, Said, Gone, GivenUp: tells what its workers' links tell
 //! [4] Close, until all have answered         ends its workers; Closed, its last message
 //! ```
@@ -28,10 +29,12 @@ use crate::shm::arena::Heap;
 use crate::shm::packed::places;
 use crate::shm::segment::Segment;
 use crate::work::crew::Inherited;
-use crate::work::executor::linked::{Linked, Seat, Serve, Terms, Workers, with_processes};
+use crate::work::executor::linked::{Linked, Noted, Seat, Serve, Terms, Workers, with_processes};
 use crate::work::executor::mail::{Kind, Mail, Parcel, Words};
+use crate::work::executor::shelf::Shelf;
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::iter;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +57,8 @@ struct Spread<'a> {
     /// How often a process has begun to fill the place of a worker of another process, and how the last one died.
     lives: Vec<u64>,
     deaths: Vec<Death>,
+    /// The numbers of the notes that each process has.
+    told: Vec<Vec<u64>>,
     /// The workers of this process.
     own: Staff,
     /// The number of processes that have closed.
@@ -155,6 +160,37 @@ impl Workers for Spread<'_> {
         self.mail.send(process, Words::new(Kind::Post, slot, self.lives[worker]), message)?;
         self.nap.end();
         Ok(true)
+    }
+
+    fn post_noted(&mut self, worker: usize, message: &[u8], noted: Noted) -> Result<bool> {
+        let Some(&(process, slot)) = self.places.get(worker).filter(|place| place.0 != 0) else {
+            return self.post(worker, message);
+        };
+        let words = |kind, life| Words::new(kind, slot, life).about(noted);
+        if !self.told[process].contains(&noted.number) {
+            self.mail.send(process, words(Kind::Note, 0), message)?;
+            self.told[process].push(noted.number);
+        }
+        self.mail.send(process, words(Kind::Noted, self.lives[worker]), &[])?;
+        self.nap.end();
+        Ok(true)
+    }
+
+    fn forget(&mut self, numbers: &[u64]) -> Result<()> {
+        for process in 1..self.told.len() {
+            let known = self.told[process].extract_if(.., |number| numbers.contains(number));
+            // A message leads nowhere that begins with 0.
+            let known: Vec<u64> = iter::once(0).chain(known).collect();
+            if known.len() > 1 {
+                self.mail.send(process, Words::new(Kind::Forget, 0, 0), bytemuck::cast_slice(&known))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn most_slots(&self) -> usize {
+        let slots = self.places.iter().map(|&(_, slot)| slot);
+        slots.max().unwrap_or(0) + 1
     }
 
     fn doom(&mut self, worker: usize, number: u64) -> Result<()> {
@@ -267,6 +303,7 @@ struct Relay<'a> {
     staff: Staff,
     mail: &'a Mail,
     slots: Vec<Relayed>,
+    shelf: Shelf,
 }
 
 impl Relay<'_> {
@@ -279,7 +316,7 @@ impl Relay<'_> {
                 if parcel.words.kind()? == Kind::Close {
                     return self.mail.send(0, Words::new(Kind::Closed, 0, 0), &[]);
                 }
-                self.pass_on(&parcel)?;
+                self.pass_on(parcel)?;
             }
             for _ in 0..MOST {
                 let Some(event) = self.hear(Duration::ZERO)? else { break };
@@ -306,9 +343,17 @@ impl Relay<'_> {
         }
     }
 
-    fn pass_on(&mut self, parcel: &Parcel) -> Result<()> {
-        let (words, message) = (parcel.words, &parcel.message);
-        let slot = words.slot();
+    fn pass_on(&mut self, parcel: Parcel) -> Result<()> {
+        let (words, slot) = (parcel.words, parcel.words.slot());
+        match words.kind()? {
+            Kind::Note => return self.shelf.put(words.noted(), parcel.message, self.mail),
+            Kind::Forget => {
+                self.shelf.forget(&parcel.message, self.mail);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let message = &parcel.message;
         let meant = self.slots.get_mut(slot).filter(|relayed| relayed.life == words.0[2]);
         let passed = match (meant, &mut self.linked, words.kind()?) {
             (Some(relayed), Some(linked), Kind::Post) => {
@@ -318,6 +363,12 @@ impl Relay<'_> {
                     relayed.posted.push_back(kept);
                 }
                 posted
+            }
+            (Some(relayed), Some(linked), Kind::Noted) => {
+                if linked.post(slot, self.shelf.message(words.noted())?)? {
+                    relayed.posted.push_back(Vec::new());
+                }
+                true
             }
             (Some(_), Some(linked), Kind::Doom) => linked.doom(slot, words.0[3]).map(|()| true)?,
             _ => false,
@@ -345,9 +396,11 @@ impl Relay<'_> {
                 }
                 self.mail.send(0, Words::new(Kind::Said, slot, relayed.life), &message)?;
                 self.mail.drop_leases(&message);
+                self.shelf.clear(self.mail);
                 Ok(())
             }
             Event::Gone { slot, begun, overdue } => {
+                self.shelf.look_no_more(slot, self.mail);
                 let words = Words::new(Kind::Gone, slot, 0).with(begun, overdue, death(slot));
                 let relayed = &mut self.slots[slot];
                 // Those that it had begun are lost with it.
@@ -422,7 +475,7 @@ fn take_part(
         (0, Some(linked)) => linked,
         (_, linked) => {
             let slots = (0..=terms.workers).map(|_| Relayed::default()).collect();
-            return Relay { linked, staff, mail: &mail, slots }.serve();
+            return Relay { linked, staff, mail: &mail, slots, shelf: Shelf::default() }.serve();
         }
     };
     let (mut places, mut nodes) = (vec![(0, 0)], vec![0]);
@@ -439,6 +492,7 @@ fn take_part(
         nodes,
         lives: vec![0; count],
         deaths: vec![Death::Unknown; count],
+        told: vec![Vec::new(); told.len()],
         own: staff,
         closed: 0,
         nap: Nap::new(),

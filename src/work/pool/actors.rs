@@ -1,15 +1,12 @@
 //! The actors of a pool, as the caller's function has them.
 
-use super::modules::{Attribute, Key, Kind, MOST, Method, Modules};
+use super::modules::{Key, MOST, Method, Modules};
 use super::store::Store;
 use crate::comm::seed::seed;
 use crate::error::{Error, Result};
-use crate::work::queue::{Call, Controller, QueueStats, Submit};
+use crate::work::queue::{Call, Controller, Finished, QueueStats, Submit};
 use serde::{Serialize, de::DeserializeOwned};
-use std::any::TypeId;
-use std::cell::RefMut;
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::MutexGuard;
 
 /// The keys of the modules of a method: a `&Key<M>`, or a tuple of two or three.
@@ -99,9 +96,9 @@ impl<'t, R: Serialize + DeserializeOwned> Task<'t, R> {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub struct Actors<'a, 'q, 'f> {
-    controller: &'a mut Controller<'q>,
-    modules: &'a Modules<'f>,
-    store: MutexGuard<'a, Option<Store>>,
+    pub(super) controller: &'a mut Controller<'q>,
+    pub(super) modules: &'a Modules<'f>,
+    pub(super) store: MutexGuard<'a, Option<Store>>,
     seed: u64,
     /// The number of tasks so far.
     tasks: usize,
@@ -113,38 +110,65 @@ impl fmt::Debug for Actors<'_, '_, '_> {
     }
 }
 
-/// The subject of a note about a module: beside those about its attributes.
-const MODULE: u64 = 1 << 63;
-
 impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
-    pub(super) fn new(controller: &'a mut Controller<'q>, modules: &'a Modules<'f>, seed: u64) -> Self {
-        Actors { controller, modules, store: modules.store(), seed, tasks: 0 }
+    pub(super) fn new(
+        controller: &'a mut Controller<'q>,
+        modules: &'a Modules<'f>,
+        seed: u64,
+    ) -> Result<Self> {
+        Ok(Actors { controller, modules, store: modules.try_store()?, seed, tasks: 0 })
     }
 
     /// Returns the number of actors; 0 if the caller makes all calls itself.
+    ///
+    /// ```
+    /// let pool = phalanx::Pool { actors: Some(2), ..Default::default() };
+    /// assert_eq!(pool.run(&phalanx::Modules::new(), |pool| Ok(pool.n_actors()))?, Some(2));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn n_actors(&self) -> usize {
         self.controller.n_workers()
     }
 
-    /// Returns how many tasks each actor has done, and how often it has died.
+    /// Returns how many calls each actor has made, and how often it has died.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// # let root = modules.method("root", |(), x: f64| Ok(x.sqrt()))?;
+    /// # phalanx::Pool { actors: Some(2), ..Default::default() }.run(&modules, |pool| {
+    /// pool.map(&root, &nothing, [1.0; 100])?;
+    /// let stats = pool.stats();
+    /// assert_eq!(stats.calls.len(), 100);
+    /// assert!(stats.workers.iter().all(|actor| actor.died == 0));
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn stats(&self) -> QueueStats {
         self.controller.stats()
     }
 
-    /// Checks keys; returns their numbers.
-    fn numbers<M>(&self, keys: &impl KeysOf<M>) -> Result<[u32; MOST]> {
+    /// Checks the keys of `who`; returns their numbers.
+    pub(super) fn numbers<M>(&self, who: &str, keys: &impl KeysOf<M>) -> Result<[u32; MOST]> {
         let told = keys.numbers();
         let mut numbers = [u32::MAX; MOST];
         for (place, &(at, of, name)) in told.iter().enumerate() {
             if of != self.modules.tasks.number() {
-                let problem = format!("{name:?} is the key of a module of other `Modules` than this pool's");
+                let problem = format!(
+                    "{who}: {name:?} is the key of a module of other `Modules` than this pool's; add the module to these"
+                );
                 return Err(Error::option("pool", problem));
             }
             if self.store.as_ref().is_none_or(|store| !store.has(at)) {
-                return Err(Error::option("pool", format!("module {name:?} was removed")));
+                let problem =
+                    format!("{who}: module {name:?} was removed; add it again, and use the new key");
+                return Err(Error::option("pool", problem));
             }
             if told[..place].iter().any(|other| other.0 == at) {
-                let problem = format!("module {name:?} is given twice to one task; each can be lent once");
+                let problem = format!(
+                    "{who}: module {name:?} is given twice to one task; each can be lent once: use a method of fewer modules"
+                );
                 return Err(Error::option("pool", problem));
             }
             numbers[place] = at;
@@ -157,10 +181,23 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         seed(self.seed, self.tasks - 1)
     }
 
-    /// Submits a task to whatever actor is free; its result is taken by [`Actors::get_result`].
+    /// Submits a task to whatever actor is free; returns at once. Its result is waited for by [`Actors::get_result`], looked
+    /// for by [`Actors::try_result`], or taken with others as it comes by [`Actors::as_completed`].
     ///
     /// # Errors
     /// If a key does not fit, or the argument cannot be written.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// # let root = modules.method("root", |(), x: f64| Ok(x.sqrt()))?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// let call = pool.submit(&root, &nothing, 16.0)?;
+    /// assert_eq!(pool.get_result(&call)?, 4.0);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn submit<M, A, R>(
         &mut self,
         method: &Method<M, A, R>,
@@ -178,6 +215,20 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     ///
     /// # Errors
     /// As [`Actors::submit`]; if the options do not fit.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let counter = modules.add("counter", 0u64)?;
+    /// # let count = modules.method("count", |counter: &mut u64, by: u64| { *counter += by; Ok(*counter) })?;
+    /// use phalanx::Submit;
+    /// # phalanx::Pool { actors: Some(2), ..Default::default() }.run(&modules, |pool| {
+    /// let calls = [5, 6].map(|by| pool.submit_to(&count, &counter, by, Submit { worker: Some(2), ..Submit::default() }));
+    /// let [first, second] = calls;
+    /// assert_eq!((pool.get_result(&first?)?, pool.get_result(&second?)?), (5, 11));
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn submit_to<M, A, R>(
         &mut self,
         method: &Method<M, A, R>,
@@ -189,23 +240,119 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
-        let numbers = self.numbers(&keys)?;
+        let numbers = self.numbers(method.function.name(), &keys)?;
         let seed = self.next_seed();
         self.controller.submit_call(&method.function, (numbers, seed, argument), options)
     }
 
-    /// Waits for the result of a task.
+    /// Waits for the result of a task. Results can be taken in any order, each once.
     ///
     /// # Errors
-    /// See [`Controller::get_result`].
+    /// [`Error::Call`] if the task has failed: its method returned an error or panicked, or its actor died. If the result was
+    /// taken already; if no actor is left.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// let root = modules.method("root", |(), x: f64| if x < 0.0 { Err("negative".into()) } else { Ok(x.sqrt()) })?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// let call = pool.submit(&root, &nothing, -1.0)?;
+    /// assert!(pool.get_result(&call).unwrap_err().to_string().ends_with("negative"));
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn get_result<R: Serialize + DeserializeOwned>(&mut self, call: &Call<R>) -> Result<R> {
         self.controller.get_result(call)
+    }
+
+    /// Returns the result of a task if it has ended; `None` if it has not.
+    ///
+    /// # Errors
+    /// As [`Actors::get_result`].
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// # let root = modules.method("root", |(), x: f64| Ok(x.sqrt()))?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// let call = pool.submit(&root, &nothing, 16.0)?;
+    /// let root = loop {
+    ///     if let Some(root) = pool.try_result(&call)? {
+    ///         break root;
+    ///     }
+    ///     // The caller does something else meanwhile.
+    /// };
+    /// assert_eq!(root, 4.0);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn try_result<R: Serialize + DeserializeOwned>(&mut self, call: &Call<R>) -> Result<Option<R>> {
+        self.controller.try_result(call)
+    }
+
+    /// Returns an iterator over all tasks whose results were not taken, each as soon as it has ended. [`Finished::id`] says
+    /// which it is: see [`Call::id`].
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// # let root = modules.method("root", |(), x: f64| Ok(x.sqrt()))?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// for x in 1..=10 {
+    ///     pool.submit(&root, &nothing, f64::from(x * x))?;
+    /// }
+    /// let mut sum = 0.0;
+    /// for finished in pool.as_completed() {
+    ///     sum += finished?.value::<f64>()?;
+    /// }
+    /// assert_eq!(sum, 55.0);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn as_completed(&mut self) -> impl Iterator<Item = Result<Finished>> {
+        self.controller.as_completed()
+    }
+
+    /// Cancels a task: its result will never be there. If a forked actor is at it, that actor is killed, within a fifth of a
+    /// second, and replaced. Returns false if the task has ended already.
+    ///
+    /// # Errors
+    /// If no actor is left.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// let sleep = modules.method("sleep", |(), seconds: u64| Ok(std::thread::sleep(std::time::Duration::from_secs(seconds))))?;
+    /// # phalanx::Pool { actors: Some(1), ..Default::default() }.run(&modules, |pool| {
+    /// let call = pool.submit(&sleep, &nothing, 1000)?;
+    /// assert!(pool.cancel(&call)?);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn cancel<R>(&mut self, call: &Call<R>) -> Result<bool> {
+        self.controller.cancel(call)
     }
 
     /// Calls a method with each argument, on whatever actor is free; returns the results in the order of the arguments.
     ///
     /// # Errors
     /// The first error of a task, when all tasks have ended; the pool goes on.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// # let root = modules.method("root", |(), x: f64| Ok(x.sqrt()))?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// assert_eq!(pool.map(&root, &nothing, [1.0, 4.0, 9.0])?, [1.0, 2.0, 3.0]);
+    /// assert!(pool.map(&root, &nothing, [])?.is_empty());
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn map<M, A, R, K>(
         &mut self,
         method: &Method<M, A, R>,
@@ -220,10 +367,63 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         self.map_all(method, keys, arguments)?.into_iter().collect()
     }
 
+    /// Calls a method with pairs of arguments, out of two lists, as [`Actors::map`] does.
+    ///
+    /// # Errors
+    /// As [`Actors::map`]; if one list is longer than the other: then nothing was begun.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// let power = modules.method("power", |(), (x, n): (f64, i32)| Ok(x.powi(n)))?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// assert_eq!(pool.map2(&power, &nothing, [2.0, 3.0], [10, 2])?, [1024.0, 9.0]);
+    /// assert!(pool.map2(&power, &nothing, [2.0, 3.0], [10]).is_err());
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn map2<M, A, B, R, K>(
+        &mut self,
+        method: &Method<M, (A, B), R>,
+        keys: K,
+        first: impl IntoIterator<Item = A>,
+        second: impl IntoIterator<Item = B>,
+    ) -> Result<Vec<R>>
+    where
+        (A, B): Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        K: KeysOf<M> + Copy,
+    {
+        let (first, second): (Vec<A>, Vec<B>) = (first.into_iter().collect(), second.into_iter().collect());
+        if first.len() != second.len() {
+            let problem = format!(
+                "{}: {} first arguments and {} second ones; each task has one of both",
+                method.function.name(),
+                first.len(),
+                second.len()
+            );
+            return Err(Error::option("map2", problem));
+        }
+        self.map(method, keys, first.into_iter().zip(second))
+    }
+
     /// Calls a method as [`Actors::map`] does; returns the result or the error of each task.
     ///
     /// # Errors
     /// If a key does not fit, or an argument cannot be written: then nothing was begun.
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let nothing = modules.add("nothing", ())?;
+    /// let root = modules.method("root", |(), x: f64| if x < 0.0 { Err("negative".into()) } else { Ok(x.sqrt()) })?;
+    /// # phalanx::Pool::default().run(&modules, |pool| {
+    /// let roots = pool.map_all(&root, &nothing, [4.0, -4.0])?;
+    /// assert!(*roots[0].as_ref().expect("a root") == 2.0 && roots[1].is_err());
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn map_all<M, A, R, K>(
         &mut self,
         method: &Method<M, A, R>,
@@ -235,7 +435,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         R: Serialize + DeserializeOwned,
         K: KeysOf<M> + Copy,
     {
-        let numbers = self.numbers(&keys)?;
+        let numbers = self.numbers(method.function.name(), &keys)?;
         let bound: Vec<_> =
             arguments.into_iter().map(|argument| (numbers, self.next_seed(), argument)).collect();
         let calls = self.controller.submit_multiple(&method.function, bound, &[], false)?;
@@ -263,7 +463,16 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     where
         R: Serialize + DeserializeOwned + 't,
     {
-        let calls: Vec<Call<R>> = tasks.into_iter().map(|task| (task.0)(self)).collect::<Result<_>>()?;
+        let mut calls: Vec<Call<R>> = Vec::new();
+        for task in tasks {
+            match (task.0)(self) {
+                Ok(call) => calls.push(call),
+                Err(error) => {
+                    self.results(&calls);
+                    return Err(error);
+                }
+            }
+        }
         self.results(&calls).into_iter().collect()
     }
 
@@ -272,6 +481,18 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     ///
     /// # Errors
     /// As [`Actors::map`].
+    ///
+    /// ```
+    /// # let mut modules = phalanx::Modules::new();
+    /// # let counter = modules.add("counter", 0)?;
+    /// # let count = modules.method("count", |counter: &mut usize, by: usize| { *counter += by; Ok(*counter) })?;
+    /// # phalanx::Pool { actors: Some(3), ..Default::default() }.run(&modules, |pool| {
+    /// assert_eq!(pool.execute_on_actors(&count, &counter, |actor| 10 * actor)?, [10, 20, 30]);
+    /// assert_eq!(pool.execute_on_actors(&count, &counter, |_| 1)?, [11, 21, 31]);
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
     pub fn execute_on_actors<M, A, R, K>(
         &mut self,
         method: &Method<M, A, R>,
@@ -293,122 +514,12 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     }
 
     /// Returns the ends of tasks, when all have ended.
-    fn results<R: Serialize + DeserializeOwned>(&mut self, calls: &[Call<R>]) -> Vec<Result<R>> {
+    pub(super) fn results<R: Serialize + DeserializeOwned>(&mut self, calls: &[Call<R>]) -> Vec<Result<R>> {
         calls.iter().map(|call| self.controller.get_result(call)).collect()
     }
 
-    fn numbers_of_actors(&self) -> std::ops::RangeInclusive<usize> {
+    pub(super) fn numbers_of_actors(&self) -> std::ops::RangeInclusive<usize> {
         let actors = self.n_actors();
         usize::from(actors > 0)..=actors
-    }
-
-    /// Returns the caller's own copy of a module. Actors see changes of its attributes when they are
-    /// [synchronised](Actors::synchronize).
-    ///
-    /// # Errors
-    /// If the module was removed.
-    pub fn module<M: Send + 'static>(&mut self, key: &Key<M>) -> Result<RefMut<'_, M>> {
-        self.numbers(&key)?;
-        let store = self.store.as_ref().ok_or(Error::Corrupt { what: "the modules of a pool" })?;
-        Ok(store.borrow(key.at)?)
-    }
-
-    /// Gives all actors the attributes of a module as the caller's copy has them, when the tasks that were submitted before
-    /// have ended. A process that replaces a dead actor gets them, too.
-    ///
-    /// # Errors
-    /// If modules of this type have no attributes; if one cannot be written.
-    pub fn synchronize<M: Send + 'static>(&mut self, key: &Key<M>) -> Result<()> {
-        let modules = self.modules;
-        let all =
-            modules.attributes.iter().enumerate().filter(|(_, known)| known.module == TypeId::of::<M>());
-        let all: Vec<usize> = all.map(|(at, _)| at).collect();
-        if all.is_empty() {
-            let problem = format!(
-                "modules of type {} have no attributes: see `Modules::attribute`",
-                std::any::type_name::<M>()
-            );
-            return Err(Error::option("synchronize", problem));
-        }
-        all.into_iter().try_for_each(|attribute| self.write(key, attribute))
-    }
-
-    /// Gives all actors one attribute, as [`Actors::synchronize`] does.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn synchronize_only<M: Send + 'static, T>(
-        &mut self,
-        key: &Key<M>,
-        attribute: &Attribute<M, T>,
-    ) -> Result<()> {
-        if attribute.of != self.modules.tasks.number() {
-            return Err(Error::option("synchronize", "an attribute of other `Modules` than this pool's"));
-        }
-        self.write(key, attribute.at)
-    }
-
-    fn write<M>(&mut self, key: &Key<M>, attribute: usize) -> Result<()> {
-        self.numbers(&key)?;
-        let subject = (attribute as u64) << 32 | u64::from(key.at);
-        let modules = self.modules;
-        let (Some(store), Some(known)) = (&mut *self.store, modules.attributes.get(attribute)) else {
-            return Err(Error::Corrupt { what: "the attributes of a pool" });
-        };
-        (known.write)(store, key.at, subject, self.controller)
-    }
-
-    /// Returns an attribute of each actor's copy, in the order of the actors.
-    ///
-    /// # Errors
-    /// As [`Actors::map`].
-    pub fn attributes<M: Send + 'static, T>(
-        &mut self,
-        key: &Key<M>,
-        attribute: &Attribute<M, T>,
-    ) -> Result<Vec<T>>
-    where
-        T: Serialize + DeserializeOwned,
-    {
-        self.numbers(&key)?;
-        let mut calls = Vec::new();
-        for worker in self.numbers_of_actors() {
-            let options = Submit { worker: Some(worker), ..Submit::default() };
-            calls.push(self.controller.submit_call(&attribute.get, key.at, options)?);
-        }
-        self.results(&calls).into_iter().collect()
-    }
-
-    /// Adds a module while the pool runs. It is serialised once, whatever the number of actors.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn add_module<M>(&mut self, kind: &Kind<M>, name: &str, module: M) -> Result<Key<M>>
-    where
-        M: Serialize + DeserializeOwned + Send + 'static,
-    {
-        let Some(store) = &mut *self.store else {
-            return Err(Error::Corrupt { what: "the modules of a pool" });
-        };
-        let at = store.len() as u32;
-        let told = (at, module);
-        self.controller.note(MODULE | u64::from(at), &kind.put, &told)?;
-        store.put(at as usize, Box::new(told.1));
-        Ok(Key { at, of: self.modules.tasks.number(), name: name.to_owned(), module: PhantomData })
-    }
-
-    /// Removes a module from all actors, and returns the caller's copy.
-    ///
-    /// # Errors
-    /// If it was removed already.
-    pub fn remove_module<M: Send + 'static>(&mut self, key: &Key<M>) -> Result<M> {
-        self.numbers(&key)?;
-        let attributes = self.modules.attributes.len() as u64;
-        (0..attributes)
-            .for_each(|attribute| self.controller.forget_note(attribute << 32 | u64::from(key.at)));
-        self.controller.note(MODULE | u64::from(key.at), &self.modules.remove, &key.at)?;
-        let module = self.store.as_mut().and_then(|store| store.remove(key.at));
-        let module = module.and_then(|module| module.downcast().ok());
-        module.map(|module| *module).ok_or(Error::Corrupt { what: "the modules of a pool" })
     }
 }

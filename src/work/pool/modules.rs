@@ -1,18 +1,18 @@
 //! The modules of a pool: what actors own, the methods that they can be asked for, and the attributes that are
 //! synchronised.
 
+use super::attribute::Known;
 use super::store::Store;
 use crate::error::{Error, Reason, Result};
-use crate::shm::element::Element;
-use crate::shm::synced::{Synced, Version};
-use crate::work::queue::{Controller, Function, Tasks};
-use ndarray::{Array, Dimension};
+use crate::os::blas;
+use crate::work::queue::{Function, Tasks};
 use serde::{Serialize, de::DeserializeOwned};
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::panic::resume_unwind;
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 
 #[expect(clippy::disallowed_types, reason = "nobody holds it when processes are forked")]
 type Lock<T> = std::sync::Mutex<T>;
@@ -24,8 +24,8 @@ pub(super) const MOST: usize = 3;
 pub(super) type Bound<A> = ([u32; MOST], u64, A);
 
 thread_local! {
-    /// The seed of the task that this thread is at.
-    static SEED: Cell<u64> = const { Cell::new(0) };
+    /// The seed of the task that this thread is at, or was last, and the number of the list of modules that it is of.
+    static TASK: Cell<(u64, u64)> = const { Cell::new((0, u64::MAX)) };
 }
 
 /// Returns the seed of the task that calls this, from which its generator of random numbers can start: the n-th task that
@@ -44,7 +44,12 @@ thread_local! {
 /// # Ok::<(), phalanx::Error>(())
 /// ```
 pub fn task_seed() -> u64 {
-    SEED.get()
+    TASK.get().0
+}
+
+/// Says whether this thread makes calls for the actors of these modules.
+pub(super) fn is_actor_of(modules: u64) -> bool {
+    TASK.get().1 == modules
 }
 
 /// The key of a module of type `M`.
@@ -73,6 +78,12 @@ impl<M> Key<M> {
     }
 }
 
+impl<M> Clone for Key<M> {
+    fn clone(&self) -> Self {
+        Key { at: self.at, of: self.of, name: self.name.clone(), module: PhantomData }
+    }
+}
+
 impl<M> fmt::Debug for Key<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.name)
@@ -92,58 +103,16 @@ pub struct Method<M, A, R> {
     modules: PhantomData<fn() -> M>,
 }
 
+impl<M, A, R> Clone for Method<M, A, R> {
+    fn clone(&self) -> Self {
+        Method { function: self.function.clone(), modules: PhantomData }
+    }
+}
+
 impl<M, A, R> fmt::Debug for Method<M, A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Method({})", self.function.name())
     }
-}
-
-/// An attribute of modules of type `M`: a part that is synchronised.
-///
-/// ```
-/// use phalanx::{Attribute, Modules};
-/// let mut modules = Modules::new();
-/// let first: Attribute<(f64, u8), f64> = modules.attribute("first", |pair: &mut (f64, u8)| &mut pair.0)?;
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-pub struct Attribute<M, T> {
-    pub(super) at: usize,
-    pub(super) of: u64,
-    name: String,
-    pub(super) get: Function<u32, T>,
-    module: PhantomData<fn() -> M>,
-}
-
-impl<M, T> fmt::Debug for Attribute<M, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Attribute({})", self.name)
-    }
-}
-
-/// A type of modules that can be added while a pool runs.
-///
-/// ```
-/// use phalanx::{Kind, Modules};
-/// let lists: Kind<Vec<f64>> = Modules::new().kind()?;
-/// # Ok::<(), phalanx::Error>(())
-/// ```
-pub struct Kind<M> {
-    pub(super) put: Function<(u32, M), ()>,
-}
-
-impl<M> fmt::Debug for Kind<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kind({})", self.put.name())
-    }
-}
-
-/// Writes an attribute of a module to all actors.
-pub(super) type Write = dyn Fn(&mut Store, u32, u64, &mut Controller<'_>) -> Result<()>;
-
-/// An attribute as the pool knows it.
-pub(super) struct Known {
-    pub(super) module: TypeId,
-    pub(super) write: Box<Write>,
 }
 
 /// Builds a module; `None` where it was given as a value.
@@ -160,6 +129,8 @@ pub(super) struct Shared<'f> {
 struct Builds<'f> {
     /// Whether they are forked, and inherit them.
     forks: bool,
+    /// The number of threads to which an actor limits numerical libraries.
+    threads: Option<usize>,
     builds: Vec<(String, Build<'f>)>,
 }
 
@@ -173,9 +144,7 @@ impl Shared<'_> {
         }
         let mut store = Store::default();
         for (name, build) in &builds.builds {
-            let build = build.as_ref().ok_or_else(|| {
-                format!("module {name:?} was given as a value, which forked actors only can inherit: use `add_with`, or another back end")
-            })?;
+            let build = build.as_ref().ok_or_else(|| as_value(name))?;
             store.put(store.len(), build()?);
         }
         Ok(store)
@@ -200,6 +169,7 @@ pub struct Modules<'f> {
     shared: Arc<Shared<'f>>,
     pub(super) attributes: Vec<Known>,
     pub(super) remove: Function<u32, ()>,
+    pub(super) renew: Function<(), ()>,
 }
 
 impl Default for Modules<'_> {
@@ -224,27 +194,53 @@ impl<'f> Modules<'f> {
     /// ```
     #[must_use]
     pub fn new() -> Self {
-        let builds = Builds { forks: true, builds: Vec::new() };
+        let builds = Builds { forks: true, threads: None, builds: Vec::new() };
         let shared = Shared { store: Lock::new(Some(Store::default())), builds: Lock::new(builds) };
         let shared = Arc::new(shared);
         let inherited = Arc::clone(&shared);
         let mut tasks = Tasks::with_state(move || inherited.inherited());
         tasks.inherit();
+        let limits = Arc::clone(&shared);
+        tasks.set_up(move |_: &mut Store, _| {
+            locked(&limits.builds).threads.into_iter().for_each(blas::limit);
+            Ok(())
+        });
         let remove = tasks.function(|store: &mut Store, at: u32| {
             store.remove(at);
             Ok(())
         });
-        Modules { tasks, shared, attributes: Vec::new(), remove }
+        let renew = tasks
+            .function(|_: &mut Store, ()| -> Result<(), Reason> { resume_unwind(Box::new("to begin anew")) });
+        Modules { tasks, shared, attributes: Vec::new(), remove, renew }
     }
 
     /// Returns the caller's copies of the modules.
-    pub(super) fn store(&self) -> MutexGuard<'_, Option<Store>> {
+    fn store(&self) -> MutexGuard<'_, Option<Store>> {
         locked(&self.shared.store)
     }
 
-    /// Says whether actors are forked, and inherit the caller's copies.
-    pub(super) fn fork(&self, forks: bool) {
-        locked(&self.shared.builds).forks = forks;
+    /// Returns the caller's copies of the modules, unless another pool has them.
+    pub(super) fn try_store(&self) -> Result<MutexGuard<'_, Option<Store>>> {
+        match self.shared.store.try_lock() {
+            Ok(store) => Ok(store),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let problem = "these modules belong to a pool that is running; a pool within its methods needs `Modules` of its own";
+                Err(Error::option("pool", problem))
+            }
+        }
+    }
+
+    /// Says whether actors are forked, and inherit the caller's copies; and to how many threads each limits numerical
+    /// libraries.
+    ///
+    /// # Errors
+    /// If actors are not forked, and there is a module that they cannot build.
+    pub(super) fn fork(&self, forks: bool, threads: Option<usize>) -> Result<()> {
+        let mut builds = locked(&self.shared.builds);
+        (builds.forks, builds.threads) = (forks, threads);
+        let value = builds.builds.iter().find(|(_, build)| !forks && build.is_none());
+        value.map_or(Ok(()), |(name, _)| Err(Error::option("pool", as_value(name))))
     }
 
     /// Adds a module as a value, which forked actors inherit.
@@ -330,8 +326,9 @@ impl<'f> Modules<'f> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        let of = self.tasks.number();
         let call = move |store: &mut Store, ([at, ..], seed, argument): Bound<A>| {
-            SEED.set(seed);
+            TASK.set((seed, of));
             method(&mut *store.borrow::<M>(at)?, argument)
         };
         Ok(Method { function: self.tasks.register(name, call)?, modules: PhantomData })
@@ -360,8 +357,9 @@ impl<'f> Modules<'f> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        let of = self.tasks.number();
         let call = move |store: &mut Store, ([at, and, _], seed, argument): Bound<A>| {
-            SEED.set(seed);
+            TASK.set((seed, of));
             method(&mut *store.borrow::<M>(at)?, &mut *store.borrow::<N>(and)?, argument)
         };
         Ok(Method { function: self.tasks.register(name, call)?, modules: PhantomData })
@@ -389,133 +387,13 @@ impl<'f> Modules<'f> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
+        let of = self.tasks.number();
         let call = move |store: &mut Store, ([at, and, too], seed, argument): Bound<A>| {
-            SEED.set(seed);
+            TASK.set((seed, of));
             let (mut one, mut two) = (store.borrow::<M>(at)?, store.borrow::<N>(and)?);
             method(&mut *one, &mut *two, &mut *store.borrow::<O>(too)?, argument)
         };
         Ok(Method { function: self.tasks.register(name, call)?, modules: PhantomData })
-    }
-
-    /// Adds an attribute: a part of all modules of type `M` that is synchronised from the caller's copy to those of the
-    /// actors. What is no attribute stays as it was when the pool has started.
-    ///
-    /// # Errors
-    /// If the name is taken by another attribute or method.
-    ///
-    /// ```
-    /// struct Model { weights: Vec<f64>, bias: f64 }
-    /// let mut modules = phalanx::Modules::new();
-    /// let weights = modules.attribute("weights", |model: &mut Model| &mut model.weights)?;
-    /// # drop(Model { weights: vec![], bias: 0.0 }.bias);
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn attribute<M, T>(
-        &mut self,
-        name: &str,
-        attribute: impl for<'m> Fn(&'m mut M) -> &'m mut T + Clone + Sync + 'static,
-    ) -> Result<Attribute<M, T>>
-    where
-        M: Send + 'static,
-        T: Clone + Serialize + DeserializeOwned + 'static,
-    {
-        let own = attribute.clone();
-        let set = self.tasks.register(
-            &format!("setting {name}"),
-            move |store: &mut Store, (at, value): (u32, T)| {
-                *own(&mut *store.borrow::<M>(at)?) = value;
-                Ok(())
-            },
-        )?;
-        let own = attribute.clone();
-        let get = self.tasks.register(&format!("getting {name}"), move |store: &mut Store, at: u32| {
-            Ok(own(&mut *store.borrow::<M>(at)?).clone())
-        })?;
-        let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
-            let value = attribute(&mut *store.borrow::<M>(at)?).clone();
-            controller.note(subject, &set, &(at, value))
-        };
-        Ok(self.know(name, get, Box::new(write)))
-    }
-
-    /// Adds an attribute that is an array which actors share: see [`Synced`]. Arrays of less than 64 KiB are copied.
-    ///
-    /// # Errors
-    /// If the name is taken by another attribute or method.
-    ///
-    /// ```
-    /// use ndarray::Ix2;
-    /// struct Model { weights: phalanx::Synced<f32, Ix2> }
-    /// let mut modules = phalanx::Modules::new();
-    /// let weights = modules.synced("weights", |model: &mut Model| &mut model.weights)?;
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn synced<M, T, D>(
-        &mut self,
-        name: &str,
-        attribute: impl for<'m> Fn(&'m mut M) -> &'m mut Synced<T, D> + Clone + Sync + 'static,
-    ) -> Result<Attribute<M, Array<T, D>>>
-    where
-        M: Send + 'static,
-        T: Element + Serialize + DeserializeOwned,
-        D: Dimension + Serialize + DeserializeOwned + 'static,
-    {
-        let own = attribute.clone();
-        let copy = move |store: &mut Store, (at, value): (u32, Array<T, D>)| {
-            *own(&mut *store.borrow::<M>(at)?) = value.into();
-            Ok(())
-        };
-        let set = self.tasks.register(&format!("setting {name}"), copy)?;
-        let own = attribute.clone();
-        let look = move |store: &mut Store, version: Version| {
-            let at = version.subject() as u32;
-            *own(&mut *store.borrow::<M>(at)?) = Synced::seen(&version)?;
-            Ok(())
-        };
-        let see = self.tasks.register_version(&format!("looking at {name}"), look)?;
-        let own = attribute.clone();
-        let get = self.tasks.register(&format!("getting {name}"), move |store: &mut Store, at: u32| {
-            Ok(own(&mut *store.borrow::<M>(at)?).view().to_owned())
-        })?;
-        let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
-            let mut module = store.borrow::<M>(at)?;
-            let array = attribute(&mut *module);
-            if controller.note_array((subject, see), array.view())? {
-                return Ok(());
-            }
-            controller.note(subject, &set, &(at, array.view().to_owned()))
-        };
-        Ok(self.know(name, get, Box::new(write)))
-    }
-
-    fn know<M: 'static, T>(
-        &mut self,
-        name: &str,
-        get: Function<u32, T>,
-        write: Box<Write>,
-    ) -> Attribute<M, T> {
-        self.attributes.push(Known { module: TypeId::of::<M>(), write });
-        let (at, of) = (self.attributes.len() - 1, self.tasks.number());
-        Attribute { at, of, name: name.to_owned(), get, module: PhantomData }
-    }
-
-    /// Says that modules of type `M` may be added while a pool runs: see [`Actors::add_module`](crate::Actors::add_module).
-    ///
-    /// # Errors
-    /// If that was said already.
-    ///
-    /// ```
-    /// let mut modules = phalanx::Modules::new();
-    /// let tables = modules.kind::<Vec<f64>>()?;
-    /// # Ok::<(), phalanx::Error>(())
-    /// ```
-    pub fn kind<M: Serialize + DeserializeOwned + Send + 'static>(&mut self) -> Result<Kind<M>> {
-        let name = format!("adding a {}", std::any::type_name::<M>());
-        let put = self.tasks.register(&name, |store: &mut Store, (at, module): (u32, M)| {
-            store.put(at as usize, Box::new(module));
-            Ok(())
-        })?;
-        Ok(Kind { put })
     }
 
     /// Says that a method may be called again for the same argument: see [`Tasks::may_repeat`]. It may have changed the
@@ -533,6 +411,12 @@ impl<'f> Modules<'f> {
     pub fn may_repeat<M, A, R>(&mut self, method: &Method<M, A, R>, attempts: u32) -> Result<()> {
         self.tasks.may_repeat(&method.function, attempts)
     }
+}
+
+fn as_value(name: &str) -> String {
+    format!(
+        "module {name:?} was given as a value, which only forked actors can inherit: use `add_with`, or a back end that forks"
+    )
 }
 
 fn locked<T>(lock: &Lock<T>) -> MutexGuard<'_, T> {

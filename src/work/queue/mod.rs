@@ -88,6 +88,10 @@ pub struct Queue {
     pub max_bytes: Option<usize>,
     /// Whether a submission beyond these limits waits or is refused.
     pub when_full: WhenFull,
+    /// How often each worker is replaced that has died; any number of times by default, if the processes begin calls: one
+    /// that dies five times in a row without having begun any is given up. A worker that is given up makes no more calls;
+    /// the others go on, and the queue fails when none is left.
+    pub restarts: Option<u32>,
     /// Whether to print, on standard error, which call goes to which worker, and how it has ended.
     pub verbose: bool,
     /// The time by which each worker begins later than the one before it: so that not all read the same file, or ask the
@@ -135,6 +139,7 @@ impl Default for Queue {
             max_calls: None,
             max_bytes: None,
             when_full: WhenFull::Wait,
+            restarts: None,
             verbose: false,
             stagger: Duration::ZERO,
             allow_threads: false,
@@ -277,6 +282,7 @@ impl Queue {
             refuses: self.when_full == WhenFull::Refuse,
             verbose: self.verbose,
             tells: !self.stagger.is_zero(),
+            restarts: self.restarts.unwrap_or(u32::MAX),
         }
     }
 

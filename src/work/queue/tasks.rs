@@ -151,6 +151,13 @@ impl<A, R> Function<A, R> {
     }
 }
 
+impl<A, R> Clone for Function<A, R> {
+    fn clone(&self) -> Self {
+        let Function { name, at, of, plain, .. } = self;
+        Function { name: name.clone(), at: *at, of: *of, plain: *plain, types: PhantomData }
+    }
+}
+
 impl<A, R> fmt::Debug for Function<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Function({})", self.name)
@@ -379,7 +386,11 @@ impl<'f, S> Tasks<'f, S> {
         function: impl Fn(&mut S, Version) -> Result<(), Reason> + Sync + 'f,
     ) -> Result<usize> {
         let call = move |state: &mut S, argument: Packed<'_>, memory: Memory<'_>, _: (Group<'_>, u32)| {
-            let block = argument.into_seen().ok_or(Error::Corrupt { what: "a version of an array" })?;
+            let block = argument.into_seen().ok_or_else(|| {
+                Error::other(
+                    "there is no room for its array in the shared memory of this node: allow more `heap`",
+                )
+            })?;
             function(state, Version::of(block)?)?;
             Packed::pack(head(), memory, (&(), true))
         };

@@ -182,8 +182,7 @@ fn serve_calls(
 ) -> Result<()> {
     let _listening = Listening::new();
     lend_heap(slots.heap(slot));
-    // Its controller is in another process of the job if there are workers before those of its own.
-    look_from((number == slot).then_some(slot));
+    look_from(slot);
     let doorway = Doorway::open(tells.door, process);
     let mut has_state = false;
     loop {

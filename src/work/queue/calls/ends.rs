@@ -110,7 +110,8 @@ impl Calls {
         self.look_no_more(number);
         let worker = &mut self.workers[number];
         (worker.ahead, worker.soon) = (0.0, Duration::ZERO);
-        worker.stats.died += u32::from(worker.given_up.is_none());
+        let renews = std::mem::take(&mut worker.renews);
+        worker.stats.died += u32::from(worker.given_up.is_none() && !renews);
         let mut hands = std::mem::take(&mut worker.hands);
         // One, unless memory was overwritten.
         let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
@@ -137,7 +138,14 @@ impl Calls {
                 false => self.lost(at, number, overdue, death),
             }
         }
-        if let Some(why) = self.workers[number].given_up.clone() {
+        let worker = &self.workers[number];
+        let (died, restarts) = (worker.stats.died, self.rules.restarts);
+        if let Some(why) = worker.given_up.clone() {
+            self.give_up(number, why);
+        } else if died > restarts {
+            let why = format!(
+                "it has died {died} times, the last time by {death}, and is replaced {restarts} times: allow more `restarts`"
+            );
             self.give_up(number, why);
         }
     }

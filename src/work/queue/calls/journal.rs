@@ -6,6 +6,7 @@ use super::{Asked, At, Calls, Entry};
 use crate::error::Error;
 use crate::shm::packed::{end_spilled, message_of};
 use crate::shm::synced::{Version, count_out, is_seen};
+use crate::work::executor::Noted;
 
 impl Calls {
     /// Adds a note: a call of a function that has this message.
@@ -44,8 +45,21 @@ impl Calls {
 
     fn end_unused_notes(&mut self) {
         let Some(memory) = &self.memory else { return };
-        let unused = self.notes.unused(|at, slots| is_seen(memory, at, slots));
-        unused.iter().for_each(|message| end_spilled(message, memory));
+        for note in self.notes.unused(|at, slots| is_seen(memory, at, slots)) {
+            end_spilled(&note.message, memory);
+            self.forgotten.push(note.number);
+        }
+    }
+
+    /// Returns the notes that need not be kept for workers any more.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Returns the note that a call is.
+    pub(crate) fn noted(&self, at: At) -> Option<Noted> {
+        let number = self.is_note(at)?;
+        Some(Noted { number, slots: self.notes.slots(number) })
     }
 
     /// Returns the next note that a worker is to get.

@@ -64,6 +64,8 @@ pub(super) struct Rules {
     pub(super) verbose: bool,
     /// Whether workers say that they are ready, also if they have no data.
     pub(super) tells: bool,
+    /// How often a worker is replaced.
+    pub(super) restarts: u32,
 }
 
 /// One call whose result was not taken yet.
@@ -129,6 +131,8 @@ struct Worker {
     door: Option<String>,
     /// The last note that was posted to its process.
     noted: u64,
+    /// Whether its process is to end, and is replaced by another, without having failed.
+    renews: bool,
     /// The calls in its hands, in order.
     hands: VecDeque<At>,
     /// The number of calls that its process has answered.
@@ -154,6 +158,7 @@ impl Worker {
             data: None,
             door: None,
             noted: 0,
+            renews: false,
             hands: VecDeque::new(),
             answered: 0,
             pinned: VecDeque::new(),
@@ -214,6 +219,8 @@ pub(super) struct Calls {
     failing: Vec<(Instant, At, u64)>,
     notes: Notes,
     failed_note: Option<Error>,
+    /// The numbers of notes that nobody needs any more.
+    forgotten: Vec<u64>,
     /// Whether a call was ever to be made by one worker only.
     any_pinned: bool,
     /// Calls in the order in which they have ended: place and serial number. That at the front has a result that was
@@ -263,6 +270,7 @@ impl Calls {
             failing: Vec::new(),
             notes: Notes::default(),
             failed_note: None,
+            forgotten: Vec::new(),
             any_pinned: false,
             ended: VecDeque::new(),
             foreign: VecDeque::new(),
@@ -486,14 +494,29 @@ impl Calls {
         self.entry(at).filter(|entry| entry.cancelled).map(|_| worker.answered + 1)
     }
 
-    /// Notes that a process fills a worker's place.
-    pub(super) fn began(&mut self, number: usize) {
+    /// Notes that a process fills a worker's place. Returns false if it is to end: the worker was given up.
+    pub(super) fn began(&mut self, number: usize) -> bool {
         let worker = &mut self.workers[number];
+        if worker.given_up.is_some() {
+            return false;
+        }
         worker.lives = true;
         (worker.data, worker.door, worker.noted) = (None, None, 0);
         self.notes.is_behind = true;
         let worker = &mut self.workers[number];
         worker.answered = 0;
+        true
+    }
+
+    /// Notes that a worker's process is about to end without having failed; returns false if it was given up.
+    pub(super) fn renew(&mut self, number: usize) -> bool {
+        self.workers[number].renews = true;
+        self.workers[number].given_up.is_none()
+    }
+
+    /// Counts calls no longer as failed that have ended a worker's process as they should.
+    pub(super) fn excuse(&mut self, calls: u64) {
+        self.stats.failed -= calls;
     }
 
     /// Returns why no worker is left, if none is.

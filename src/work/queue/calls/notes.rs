@@ -64,11 +64,17 @@ impl Notes {
         }
     }
 
-    /// Returns the messages of notes that nobody needs any more; `is_seen` says whether somebody looks at an array.
-    pub(super) fn unused(&mut self, is_seen: impl Fn(usize, usize) -> bool) -> Vec<Vec<u8>> {
+    /// Takes out the notes that nobody needs any more; `is_seen` says whether somebody looks at an array.
+    pub(super) fn unused(&mut self, is_seen: impl Fn(usize, usize) -> bool) -> Vec<Note> {
         let is_unused =
             |note: &mut Note| note.users == 0 && !note.version.is_some_and(|(at, slots)| is_seen(at, slots));
-        self.retired.extract_if(.., is_unused).map(|note| note.message).collect()
+        self.retired.extract_if(.., is_unused).collect()
+    }
+
+    /// Returns the number of slots that are counted at the array that a note is about; 0 if it is about none.
+    pub(super) fn slots(&self, number: u64) -> usize {
+        let note = self.notes.iter().chain(&self.retired).find(|note| note.number == number);
+        note.and_then(|note| note.version).map_or(0, |(_, slots)| slots)
     }
 
     /// Returns the places of all arrays.

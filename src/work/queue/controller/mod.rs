@@ -369,8 +369,17 @@ impl<'q> Controller<'q> {
         if self.exited {
             return Ok(false);
         }
+        let forgotten = self.calls.take_forgotten();
+        if !forgotten.is_empty() {
+            linked.forget(&forgotten)?;
+        }
         while let Some((number, at)) = self.calls.next() {
-            if linked.post(number, &self.calls.message(number, at))? {
+            let message = self.calls.message(number, at);
+            let posted = match self.calls.noted(at) {
+                Some(noted) => linked.post_noted(number, &message, noted)?,
+                None => linked.post(number, &message)?,
+            };
+            if posted {
                 self.calls.posted(number, at);
             } else {
                 // The worker is gone: its end is among the events.
@@ -382,7 +391,7 @@ impl<'q> Controller<'q> {
             linked.doom(number, message)?;
         }
         if let Some(why) = self.calls.none_left() {
-            return Err(Error::Start { text: why.to_owned() });
+            return Err(Error::Start { text: format!("no worker is left; the first: {why}") });
         }
         // Programs that have connected are not left alone while this one waits.
         let begun = self.clients.as_ref().map(|_| Instant::now());
@@ -393,7 +402,11 @@ impl<'q> Controller<'q> {
             Some(event) => event,
         };
         match event {
-            Event::Began { slot } => self.calls.began(slot),
+            Event::Began { slot } => {
+                if !self.calls.began(slot) {
+                    linked.post(slot, &[])?;
+                }
+            }
             Event::Said { slot, message } => {
                 self.calls.answered(slot, message, linked.segment())?;
                 if let Some(error) = self.calls.take_failed_note() {
@@ -465,6 +478,32 @@ impl<'q> Controller<'q> {
         self.wait_for((call.id, call.serial))?;
         let ended = self.calls.take(call.id).ok_or(Error::Corrupt { what: "the calls of a queue" })?;
         ended?.unpack(&|| format!("the result of call {}", call.id))
+    }
+
+    /// Returns the result of a call if it has ended, `None` if it has not.
+    ///
+    /// # Errors
+    /// As [`Controller::get_result`].
+    ///
+    /// ```
+    /// # let mut tasks = phalanx::Tasks::new();
+    /// # let double = tasks.register("double", |(), x: u64| Ok(2 * x))?;
+    /// # phalanx::Queue::default().run(&tasks, |controller| {
+    /// let call = controller.submit(&double, 3)?;
+    /// while controller.try_result(&call)?.is_none() {}
+    /// # Ok(())
+    /// # })?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn try_result<R: DeserializeOwned>(&mut self, call: &Call<R>) -> Result<Option<R>> {
+        self.pump()?;
+        if !self.calls.has_ended(call.id, call.serial)? && matches!(self.hands, Hands::Here(_)) {
+            self.advance(Some(call.id))?;
+        }
+        match self.calls.has_ended(call.id, call.serial)? {
+            true => self.get_result(call).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Returns the result that has come first of those that were not taken, waiting for it if need be; `None` if

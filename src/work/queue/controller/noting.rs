@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use crate::os::mapping::PAGE;
 use crate::shm::arena::Fill;
 use crate::shm::element::Element;
-use crate::shm::packed::{LONG, Packed};
+use crate::shm::packed::Packed;
 use crate::shm::synced::Version;
+use crate::work::queue::call::Submit;
 use crate::work::queue::tasks::{Function, foreign};
 use crate::work::queue::worker;
 use ndarray::{ArrayView, Dimension};
@@ -37,23 +38,63 @@ impl Controller<'_> {
         }
     }
 
-    /// Lets each worker look at an array, as [`Controller::note`] lets it call a function. Returns false if the array must be
-    /// noted as another value.
+    /// Lets each worker look at an array of so many bytes at least, as [`Controller::note`] lets it call a function; returns its
+    /// version. `None` if the array must be noted as another value.
     pub(crate) fn note_array<T: Element, D: Dimension>(
         &mut self,
         (subject, function): (u64, usize),
         array: ArrayView<'_, T, D>,
-    ) -> Result<bool> {
-        if array.len() * size_of::<T>() < LONG {
-            return Ok(false);
+        least: usize,
+    ) -> Result<Option<Version>> {
+        if array.len() * size_of::<T>() < least {
+            return Ok(None);
         }
         self.settle()?;
-        let Hands::Linked(linked) = &self.hands else { return Ok(false) };
-        let slots = linked.seats().iter().filter(|seat| seat.shares).count();
+        let Hands::Linked(linked) = &self.hands else { return Ok(None) };
+        let slots = linked.most_slots();
         let written = Version::write(&mut linked.heap().borrow_mut(), (slots, subject), &array)?;
-        let Some(version) = written else { return Ok(false) };
+        let Some(version) = written else { return Ok(None) };
+        let own = version.again()?;
         self.calls.note_version(function, worker::call((function, 1), None), (version, slots));
-        Ok(true)
+        Ok(Some(own))
+    }
+
+    /// Waits until all calls have ended. Returns whether workers and caller share memory; false if the caller makes all calls
+    /// itself.
+    ///
+    /// # Errors
+    /// If some of them do, and others do not.
+    pub(crate) fn share_memory(&mut self) -> Result<bool> {
+        self.settle()?;
+        let Hands::Linked(linked) = &self.hands else { return Ok(false) };
+        if linked.seats().iter().all(|seat| seat.shares) {
+            return Ok(true);
+        }
+        let problem = "an array that all have in common, but some of them are on other nodes, or belong to another process of \
+                       the job: start one process, or use `Modules::synced`";
+        Err(Error::option("synchronize", problem))
+    }
+
+    /// Lets each worker's state be lost, by a function that panics, and begin anew. Waits until all calls have ended.
+    pub(crate) fn renew(&mut self, function: &Function<(), ()>) -> Result<()> {
+        self.settle()?;
+        let mut calls = Vec::new();
+        if self.n_workers() == 0 {
+            calls.push(self.submit(function, ())?);
+        }
+        for number in 1..=self.n_workers() {
+            if self.calls.renew(number) {
+                let options = Submit { worker: Some(number), ..Submit::default() };
+                calls.push(self.submit_call(function, (), options)?);
+            }
+        }
+        for call in &calls {
+            match self.get_result(call) {
+                Ok(()) | Err(Error::Call { .. }) => self.calls.excuse(1),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what was noted of a subject.
