@@ -86,6 +86,12 @@ const JOB: &[Case] = cases![
     one_bad_actor_takes_its_share_only
     a_dead_actor_hangs_nobody
     relaxation_is_bitwise_the_same
+    no_tasks_at_all
+    what_is_no_attribute_stays
+    an_error_costs_its_task_only
+    methods_of_several_modules
+    different_tasks_in_one_map
+    many_notes_leave_nothing
 ];
 
 fn main() -> std::process::ExitCode {
@@ -108,6 +114,12 @@ fn everywhere() -> Vec<Pool> {
     let serial = [pool(Backend::Serial, 2), pool(Backend::Serial, 1)];
     let threads = [1, 3].map(|actors| pool(Backend::Threads, actors));
     [&serial[..], &threads, &[1, 3, 8].map(forked)].concat()
+}
+
+/// Pools of one actor.
+fn alone() -> Vec<Pool> {
+    let all = [pool(Backend::Serial, 1), pool(Backend::Threads, 1), forked(1)];
+    if is_job() { all[2..].to_vec() } else { all.to_vec() }
 }
 
 /// Runs `main` on this pool. Returns its result where its caller is: in process 0.
@@ -154,13 +166,15 @@ fn results_are_ordered_and_the_same_everywhere() {
 
 fn no_tasks_at_all() {
     let mut modules = Modules::new();
-    let key = modules.add("model", model().unwrap()).unwrap();
+    let key = modules.add_with("model", model).unwrap();
     let method = modules.method("evaluate", evaluate).unwrap();
-    run(&forked(2), &modules, |pool| {
-        assert!(pool.map(&method, &key, [])?.is_empty() && pool.task_map::<f64>([])?.is_empty());
-        Ok(())
-    });
-    run(&forked(2), &Modules::new(), |_| Ok(()));
+    for pool in everywhere() {
+        run(&pool, &modules, |pool| {
+            assert!(pool.map(&method, &key, [])?.is_empty() && pool.task_map::<f64>([])?.is_empty());
+            Ok(())
+        });
+        run(&pool, &Modules::new(), |_| Ok(()));
+    }
 }
 
 fn states_persist_and_belong_to_their_actor() {
@@ -238,19 +252,23 @@ fn attributes_are_synchronised() {
 
 fn what_is_no_attribute_stays() {
     let mut modules = Modules::new();
-    let key = modules.add("model", model().unwrap()).unwrap();
+    let key = modules.add_with("model", model).unwrap();
     let method = modules.method("evaluate", evaluate).unwrap();
     let weights = modules.attribute("weights", |model: &mut Model| &mut model.weights).unwrap();
     let bias = modules.attribute("bias", |model: &mut Model| &mut model.bias).unwrap();
-    run(&forked(2), &modules, |pool| {
-        pool.module(&key)?.weights = vec![5.0];
-        pool.module(&key)?.bias = 100.0;
-        pool.synchronize_only(&key, &weights)?;
-        assert_eq!(pool.map(&method, &key, [1.0])?, [15.0]);
-        pool.synchronize_only(&key, &bias)?;
-        assert_eq!(pool.map(&method, &key, [1.0])?, [105.0]);
-        Ok(())
-    });
+    for pool in everywhere() {
+        run(&pool, &modules, |pool| {
+            pool.module(&key)?.weights = vec![5.0];
+            pool.module(&key)?.bias = 100.0;
+            pool.synchronize_only(&key, &weights)?;
+            assert_eq!(pool.map(&method, &key, [1.0])?, [15.0]);
+            pool.synchronize_only(&key, &bias)?;
+            assert_eq!(pool.map(&method, &key, [1.0])?, [105.0]);
+            // The caller's copy is the next pool's at its start.
+            *pool.module(&key)? = model()?;
+            Ok(())
+        });
+    }
 }
 
 fn a_dead_actor_comes_back_with_what_was_synchronised() {
@@ -297,9 +315,8 @@ fn a_panic_gives_the_actor_its_modules_back() {
         })
         .unwrap();
     modules.attribute("weights", |model: &mut Model| &mut model.weights).unwrap();
-    let alone = [pool(Backend::Serial, 1), pool(Backend::Threads, 1), forked(1)];
-    for pool in if is_job() { &alone[2..] } else { &alone } {
-        run(pool, &modules, |pool| {
+    for pool in alone() {
+        run(&pool, &modules, |pool| {
             pool.module(&key)?.weights = vec![7.0];
             pool.synchronize(&key)?;
             for _ in 0..20 {
@@ -316,21 +333,23 @@ fn a_panic_gives_the_actor_its_modules_back() {
 
 fn an_error_costs_its_task_only() {
     let mut modules = Modules::new();
-    let key = modules.add("counter", 0u64).unwrap();
+    let key = modules.add_with("counter", || Ok(0u64)).unwrap();
     let count = modules
         .method("count", |counter: &mut u64, fails: bool| {
             *counter += 1;
             if fails { Err("not today".into()) } else { Ok(*counter) }
         })
         .unwrap();
-    run(&forked(1), &modules, |pool| {
-        for turn in 0..50 {
-            let error = pool.map(&count, &key, [false, true, false]).unwrap_err().to_string();
-            assert!(error.contains("not today"), "{error}");
-            assert_eq!(pool.map(&count, &key, [false])?, [4 * turn + 4]);
-        }
-        Ok(())
-    });
+    for pool in alone() {
+        run(&pool, &modules, |pool| {
+            for turn in 0..50 {
+                let error = pool.map(&count, &key, [false, true, false]).unwrap_err().to_string();
+                assert!(error.contains("not today"), "{error}");
+                assert_eq!(pool.map(&count, &key, [false])?, [4 * turn + 4]);
+            }
+            Ok(())
+        });
+    }
 }
 
 fn seeds_do_not_depend_on_the_actors() {
@@ -353,9 +372,9 @@ fn seeds_do_not_depend_on_the_actors() {
 fn methods_of_several_modules() {
     let mut modules = Modules::new();
     let (a, b, c) = (
-        modules.add("a", 1.0f64).unwrap(),
-        modules.add("b", 2u32).unwrap(),
-        modules.add("c", 5.0f64).unwrap(),
+        modules.add_with("a", || Ok(1.0f64)).unwrap(),
+        modules.add_with("b", || Ok(2u32)).unwrap(),
+        modules.add_with("c", || Ok(5.0f64)).unwrap(),
     );
     let swap = modules
         .method2("swap", |a: &mut f64, c: &mut f64, ()| {
@@ -366,26 +385,33 @@ fn methods_of_several_modules() {
     let sum = modules
         .method3("sum", |a: &mut f64, b: &mut u32, c: &mut f64, x: f64| Ok(*a + f64::from(*b) + *c + x))
         .unwrap();
-    run(&forked(1), &modules, |pool| {
-        assert_eq!(pool.map(&swap, (&a, &c), [(), ()])?, [(5.0, 1.0), (1.0, 5.0)]);
-        assert_eq!(pool.map(&sum, (&a, &b, &c), [1.0])?, [9.0]);
-        let twice = pool.map(&swap, (&a, &a), [()]).unwrap_err().to_string();
-        assert!(twice.contains("\"a\" is given twice"), "{twice}");
-        Ok(())
-    });
+    for pool in alone() {
+        run(&pool, &modules, |pool| {
+            assert_eq!(pool.map(&swap, (&a, &c), [(), ()])?, [(5.0, 1.0), (1.0, 5.0)]);
+            assert_eq!(pool.map(&sum, (&a, &b, &c), [1.0])?, [9.0]);
+            let twice = pool.map(&swap, (&a, &a), [()]).unwrap_err().to_string();
+            assert!(twice.contains("\"a\" is given twice"), "{twice}");
+            Ok(())
+        });
+    }
 }
 
 fn different_tasks_in_one_map() {
     let mut modules = Modules::new();
-    let (a, b) = (modules.add("a", 1u64).unwrap(), modules.add("b", "text".to_owned()).unwrap());
+    let (a, b) = (
+        modules.add_with("a", || Ok(1u64)).unwrap(),
+        modules.add_with("b", || Ok("text".to_owned())).unwrap(),
+    );
     let add = modules.method("add", |a: &mut u64, x: u64| Ok(*a + x)).unwrap();
     let len = modules.method("len", |b: &mut String, ()| Ok(b.len() as u64)).unwrap();
-    run(&forked(2), &modules, |pool| {
-        let tasks =
-            (0..10).map(|x| if x % 2 == 0 { Task::new(&add, &a, x) } else { Task::new(&len, &b, ()) });
-        assert_eq!(pool.task_map(tasks)?, [1, 4, 3, 4, 5, 4, 7, 4, 9, 4]);
-        Ok(())
-    });
+    for pool in everywhere() {
+        run(&pool, &modules, |pool| {
+            let tasks =
+                (0..10).map(|x| if x % 2 == 0 { Task::new(&add, &a, x) } else { Task::new(&len, &b, ()) });
+            assert_eq!(pool.task_map(tasks)?, [1, 4, 3, 4, 5, 4, 7, 4, 9, 4]);
+            Ok(())
+        });
+    }
 }
 
 fn modules_come_and_go() {
