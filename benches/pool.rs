@@ -1,12 +1,13 @@
 //! The cost of a task of the actor pool beyond its method, with one actor; an attribute of 256 MiB that is synchronised to eight,
-//! beside one copy of it; the start of eight actors while the caller has 1 GiB in shared arrays.
+//! beside one copy of it; the start of eight actors while the caller has 1 GiB in shared arrays. With `--figures MS`: the lines that
+//! tools/queues reads.
 #![allow(missing_docs, clippy::allow_attributes, reason = "a program")]
 
 use criterion::{Criterion, Throughput};
 use ndarray::{Array1, Ix1};
 use phalanx::{Modules, Pool, Result, SharedArray, Synced};
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MANY: u64 = 10_000;
 /// Elements of 256 MiB, and of 1 GiB.
@@ -14,6 +15,10 @@ const LONG: usize = 32 << 20;
 const LARGE: usize = 128 << 20;
 
 fn main() -> Result<()> {
+    let mut args = std::env::args().skip_while(|arg| arg != "--figures").skip(1);
+    if let Some(budget) = args.next() {
+        return figures(Duration::from_millis(budget.parse().expect("milliseconds")));
+    }
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
@@ -94,4 +99,82 @@ fn start(criterion: &mut Criterion) -> Result<()> {
     group.finish();
     drop(large);
     Ok(())
+}
+
+/// A table that actors look at.
+type Table = Synced<f64, Ix1>;
+
+/// Prints `ours,OP,private,WHAT,1,BYTES,median in us,...` for each thing that is measured, each for this time.
+fn figures(budget: Duration) -> Result<()> {
+    let mut large = SharedArray::<f64, Ix1>::zeros(LARGE)?;
+    large.view_mut().fill(1.0);
+    let mut modules = Modules::new();
+    let counter = modules.add("counter", 0u64)?;
+    let table = modules.add("table", Table::from(Array1::zeros(0)))?;
+    let add = modules.method("add", |counter: &mut u64, x: u64| {
+        *counter += x;
+        Ok(*counter)
+    })?;
+    let first = modules.method("first", |table: &mut Table, ()| Ok(table.view()[0]))?;
+    modules.synced("all of it", |table: &mut Table| table)?;
+    let actors = |actors| Pool { actors: Some(actors), ..Pool::default() };
+    let mut starts = Vec::new();
+    for _ in 0..10 {
+        let begun = Instant::now();
+        actors(8).run(&modules, |pool| {
+            pool.execute_on_actors(&add, &counter, |_| 1)?;
+            starts.push(begun.elapsed().as_secs_f64() * 1e6);
+            Ok(())
+        })?;
+    }
+    show("start", 8, starts);
+    drop(large);
+    actors(1).run(&modules, |pool| {
+        let many = timed(budget, || pool.map(&add, &counter, 0..MANY).map(drop))?;
+        show("rate", 8, many.into_iter().map(|time| time / MANY as f64).collect());
+        let one = timed(budget, || {
+            let call = pool.submit(&add, &counter, 1)?;
+            pool.get_result(&call).map(drop)
+        })?;
+        show("round_trip", 8, one);
+        Ok(())
+    })?;
+    for (what, count, len) in [("told", 8, LONG), ("told400", 400, 128 << 10)] {
+        actors(count).run(&modules, |pool| {
+            *pool.module(&table)? = Array1::from_elem(len, 1.0).into();
+            let told = timed(budget, || {
+                pool.synchronize(&table)?;
+                pool.execute_on_actors(&first, &table, |_| ()).map(drop)
+            })?;
+            show(what, 8 * len, told);
+            Ok(())
+        })?;
+    }
+    let (source, mut copy) = (vec![1.0; LONG], vec![0.0; LONG]);
+    let copies = timed(budget, || {
+        copy.copy_from_slice(black_box(&source));
+        black_box(&copy);
+        Ok(())
+    })?;
+    show("copy", 8 * LONG, copies);
+    Ok(())
+}
+
+/// Times of `step` in microseconds, after a warm-up.
+fn timed(budget: Duration, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    step()?;
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while times.len() < 3 || (begun.elapsed() < budget && times.len() < 1_000_000) {
+        let start = Instant::now();
+        step()?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
+}
+
+fn show(what: &str, bytes: usize, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    let (low, middle, high) = (at(0.1), at(0.5), at(0.9));
+    println!("ours,actors,private,{what},1,{bytes},{middle:.3},{low:.3},{high:.3},{},0,0", times.len());
 }

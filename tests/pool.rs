@@ -1074,12 +1074,22 @@ fn pools_within_tasks() {
                 let mut modules = Modules::new();
                 let key = modules.add("scale", *scale)?;
                 let inner = modules.method("inner", |scale: &mut u64, y: u64| Ok(*scale * y))?;
-                let all = Pool { actors: Some(2), ..Pool::default() };
-                let all = all.run(&modules, |pool| pool.map(&inner, &key, 0..=x))?;
+                let seen = modules.add("seen", Common::from(Array1::<u64>::zeros(1)))?;
+                modules.common("seen", |seen: &mut Common<u64, Ix1>| seen)?;
+                let count = modules.method("count", |seen: &mut Common<u64, Ix1>, ()| {
+                    Ok(seen.write(|mut seen| seen[0] += 1)?)
+                })?;
+                let all = Pool { actors: Some(1), ..Pool::default() };
+                let all = all.run(&modules, |pool| {
+                    pool.synchronize(&seen)?;
+                    pool.map(&count, &seen, [(); 5])?;
+                    assert_eq!(pool.module(&seen)?.read(|seen| seen[0])?, 5);
+                    pool.map(&inner, &key, 0..=x)
+                })?;
                 Ok(all.ok_or("one node")?.iter().sum::<u64>())
             })
             .unwrap();
-        run(&pool(backend, 2), &modules, |pool| {
+        run(&pool(backend, 3), &modules, |pool| {
             let sums = pool.map(&outer, &key, 1..=5);
             match fails {
                 None => assert_eq!(sums?, [10, 30, 60, 100, 150]),

@@ -167,9 +167,11 @@ impl<T: Element, D: Dimension> Common<T, D> {
         }
     }
 
-    /// Returns the array of a version, which this thread has in common with others.
-    pub(crate) fn seen(version: &Version) -> Result<Common<T, D>> {
-        let (look, dim) = Look::at::<T, D>(version, own_slot().unwrap_or(0))?;
+    /// Returns the array of a version, which this thread has in common with others: as the worker that it is, or as the writer.
+    pub(crate) fn seen(version: &Version, is_writer: bool) -> Result<Common<T, D>> {
+        // A writer may be a worker of others.
+        let slot = own_slot().filter(|_| !is_writer).unwrap_or(0);
+        let (look, dim) = Look::at::<T, D>(version, slot)?;
         Ok(Common(Place::Shared(look, dim)))
     }
 

@@ -1,6 +1,6 @@
 """What users of Python have instead, measured like the rest: one contender a run, all that it can do.
 
-usage: [mpirun ...] python.py mpi4py|pool|futures|mpifutures|loky|ray|distwq SIDE --ranks P --bytes N[,N...] --budget-ms MS
+usage: [mpirun ...] python.py mpi4py|pool|futures|mpifutures|loky|ray|actors|distwq SIDE --ranks P --bytes N[,N...] --budget-ms MS
 
 Prints side,op,class,variant,ranks,bytes,median_us,p10_us,p90_us,iterations,0,0 (a process of Python cannot see where it is).
 tasks: rate (one empty task of many), rate_batched (many in one message), round_trip (a single one); array: a task gives so many
@@ -110,6 +110,44 @@ def ray(chosen):
         it.shutdown()
 
 
+def actors(chosen):
+    """Ray's actors as AGOX uses them: tasks of one, an array that is set on eight, and a start of eight from nothing."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    import ray as it
+
+    @it.remote(num_cpus=0)
+    class Actor:
+        def __init__(self):
+            self.count = 0
+
+        def add(self, x):
+            self.count += x
+            return self.count
+
+        def set(self, table):
+            self.table = table
+            return float(table[0])
+
+    with tempfile.TemporaryDirectory(prefix="peers", ignore_cleanup_errors=True) as place:
+        begun = time.perf_counter()
+        it.init(num_cpus=chosen.ranks, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _temp_dir=place,
+                object_store_memory=2 << 30)
+        eight = [Actor.remote() for _ in range(8)]
+        it.get([actor.add.remote(1) for actor in eight])
+        show(chosen, "actors", "start", 8, 3 * [(time.perf_counter() - begun) * 1e6])
+        one, rate = Actor.remote(), 1000
+        show(chosen, "actors", "rate", 8, timed(chosen.budget_ms, lambda: it.get([one.add.remote(1) for _ in range(rate)])), rate)
+        show(chosen, "actors", "round_trip", 8, timed(chosen.budget_ms, lambda: it.get(one.add.remote(1))))
+        table = numpy.ones(chosen.bytes[0] // 8)
+
+        def told():
+            reference = it.put(table)
+            expect(it.get([actor.set.remote(reference) for actor in eight]) == [1.0] * 8, "an array told to eight")
+
+        show(chosen, "actors", "told", chosen.bytes[0], timed(chosen.budget_ms, told))
+        it.shutdown()
+
+
 def distwq(chosen):
     """Rank 0 deals out, the others work: a worker less than ranks."""
     import distwq as it
@@ -186,7 +224,7 @@ def mpi4py(chosen):
 
 
 def main():
-    contenders = {f.__name__: f for f in (mpi4py, pool, futures, mpifutures, loky, ray, distwq)}
+    contenders = {f.__name__: f for f in (mpi4py, pool, futures, mpifutures, loky, ray, actors, distwq)}
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("contender", choices=contenders)
     parser.add_argument("side")

@@ -183,7 +183,7 @@ impl Modules<'_> {
         let meet = self.tasks.register(&format!("sharing {name}"), meet)?;
         let own = attribute.clone();
         let see = self.seeing(name, move |module: &mut M, version| {
-            *own(module) = Common::seen(version)?;
+            *own(module) = Common::seen(version, false)?;
             Ok(())
         })?;
         let own = attribute.clone();
@@ -204,7 +204,7 @@ impl Modules<'_> {
                 let Some(version) = noted else {
                     return Err(Error::option("synchronize", "an array of too many dimensions to be shared"));
                 };
-                *array = Common::seen(&version)?;
+                *array = Common::seen(&version, true)?;
                 return Ok(());
             }
             let twin = Box::new(array.twin()?);
