@@ -38,6 +38,7 @@ const CASES: &[Case] = cases![
     different_tasks_in_one_map
     modules_come_and_go
     bad_input_is_refused
+    what_cannot_be_written_is_named
     many_notes_leave_nothing
     synced_arrays_are_written_once
     actors_may_write_what_they_share
@@ -356,11 +357,14 @@ fn seeds_do_not_depend_on_the_actors() {
     let mut modules = Modules::new();
     let key = modules.add_with("nothing", || Ok(())).unwrap();
     let draw = modules.method("draw", |(), _: usize| Ok(phalanx::task_seed())).unwrap();
+    let foreign = Modules::new().add("nothing", ()).unwrap();
     let mut all = Vec::new();
     for pool in everywhere() {
         let pool = Pool { seed: 42, ..pool };
         all.extend(run(&pool, &modules, |pool| {
             let first = pool.map(&draw, &key, 0..20)?;
+            // Tasks that were refused get no seeds.
+            assert!(pool.map(&draw, &foreign, 0..5).is_err() && pool.submit(&draw, &foreign, 0).is_err());
             let call = pool.submit(&draw, &key, 7)?;
             Ok((first, pool.get_result(&call)?))
         }));
@@ -449,6 +453,48 @@ fn modules_come_and_go() {
         assert!(sums.iter().all(|&sum| sum == 2e4 + 1.0), "{sums:?}");
         Ok(())
     });
+}
+
+/// A value that refuses to be written.
+#[derive(Clone)]
+struct Unwritten(bool);
+
+impl serde::Serialize for Unwritten {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 { serializer.serialize_unit() } else { Err(serde::ser::Error::custom("a secret")) }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Unwritten {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <()>::deserialize(deserializer).map(|()| Unwritten(true))
+    }
+}
+
+fn what_cannot_be_written_is_named() {
+    for pool in everywhere() {
+        let mut modules = Modules::new();
+        let key = modules.add_with("vault", || Ok((Unwritten(true), 5))).unwrap();
+        let kind = modules.kind::<Unwritten>().unwrap();
+        modules.attribute("inside", |vault: &mut (Unwritten, i32)| &mut vault.0).unwrap();
+        let five = modules.method("five", |vault: &mut (Unwritten, i32), _: Unwritten| Ok(vault.1)).unwrap();
+        run(&pool, &modules, |pool| {
+            let says = |result: Result<()>, texts: [&str; 2]| {
+                let error = result.unwrap_err().to_string();
+                assert!(texts.iter().all(|text| error.contains(text)), "{error}");
+            };
+            says(pool.add_module(&kind, "late", Unwritten(false)).map(drop), ["module \"late\"", "a secret"]);
+            pool.module(&key)?.0 = Unwritten(false);
+            says(pool.synchronize(&key), ["\"inside\" of module \"vault\"", "a secret"]);
+            says(pool.map(&five, &key, [Unwritten(false)]).map(drop), ["five", "a secret"]);
+            pool.module(&key)?.0 = Unwritten(true);
+            pool.synchronize(&key)?;
+            let late = pool.add_module(&kind, "late", Unwritten(true))?;
+            assert!(pool.remove_module(&late)?.0);
+            assert_eq!(pool.map(&five, &key, vec![Unwritten(true); 3])?, [5; 3]);
+            Ok(())
+        });
+    }
 }
 
 /// A pool that shares its modules with one that runs.

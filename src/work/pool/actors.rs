@@ -1,6 +1,6 @@
 //! The actors of a pool, as the caller's function has them.
 
-use super::modules::{Key, MOST, Method, Modules};
+use super::modules::{Key, MOST, Method, Modules, about};
 use super::store::Store;
 use crate::comm::seed::seed;
 use crate::error::{Error, Result};
@@ -176,11 +176,6 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         Ok(numbers)
     }
 
-    fn next_seed(&mut self) -> u64 {
-        self.tasks += 1;
-        seed(self.seed, self.tasks - 1)
-    }
-
     /// Submits a task to whatever actor is free; returns at once. Its result is waited for by [`Actors::get_result`], looked
     /// for by [`Actors::try_result`], or taken with others as it comes by [`Actors::as_completed`].
     ///
@@ -241,8 +236,12 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         R: Serialize + DeserializeOwned,
     {
         let numbers = self.numbers(method.function.name(), &keys)?;
-        let seed = self.next_seed();
-        self.controller.submit_call(&method.function, (numbers, seed, argument), options)
+        let bound = (numbers, seed(self.seed, self.tasks), argument);
+        let submitted = self.controller.submit_call(&method.function, bound, options);
+        let call = submitted
+            .map_err(|error| about(error, "submit", || format!("a task of {:?}", method.function.name())))?;
+        self.tasks += 1;
+        Ok(call)
     }
 
     /// Waits for the result of a task. Results can be taken in any order, each once.
@@ -436,9 +435,13 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         K: KeysOf<M> + Copy,
     {
         let numbers = self.numbers(method.function.name(), &keys)?;
-        let bound: Vec<_> =
-            arguments.into_iter().map(|argument| (numbers, self.next_seed(), argument)).collect();
-        let calls = self.controller.submit_multiple(&method.function, bound, &[], false)?;
+        let (start, first) = (self.seed, self.tasks);
+        let bound = arguments.into_iter().zip(first..);
+        let bound = bound.map(|(argument, task)| (numbers, seed(start, task), argument));
+        let submitted = self.controller.submit_multiple(&method.function, bound, &[], false);
+        let calls = submitted
+            .map_err(|error| about(error, "map", || format!("a task of {:?}", method.function.name())))?;
+        self.tasks += calls.len();
         Ok(self.results(&calls))
     }
 

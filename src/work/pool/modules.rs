@@ -3,7 +3,7 @@
 
 use super::attribute::Known;
 use super::store::Store;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, ErrorKind, Reason, Result};
 use crate::os::blas;
 use crate::work::queue::{Function, Tasks};
 use serde::{Serialize, de::DeserializeOwned};
@@ -421,4 +421,12 @@ fn as_value(name: &str) -> String {
 
 fn locked<T>(lock: &Lock<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says what an error is about, if it is one of a value that does not fit.
+pub(super) fn about(error: Error, call: &'static str, what: impl FnOnce() -> String) -> Error {
+    match error.kind() {
+        ErrorKind::Argument | ErrorKind::User => Error::option(call, format!("{}: {error}", what())),
+        _ => error,
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::actors::Actors;
 use super::attribute::{Attribute, Kind};
-use super::modules::Key;
+use super::modules::{Key, about};
 use crate::error::{Error, Result};
 use crate::work::queue::Submit;
 use serde::{Serialize, de::DeserializeOwned};
@@ -185,7 +185,10 @@ impl Actors<'_, '_, '_> {
         let (Some(store), Some(known)) = (&mut *self.store, modules.attributes.get(attribute)) else {
             return Err(Error::Corrupt { what: "the attributes of a pool" });
         };
-        (known.write)(store, key.at, subject, self.controller)
+        let written = (known.write)(store, key.at, subject, self.controller);
+        written.map_err(|error| {
+            about(error, "synchronize", || format!("attribute {:?} of module {:?}", known.name, key.name))
+        })
     }
 
     /// Returns an attribute of each actor's copy, in the order of the actors.
@@ -248,7 +251,8 @@ impl Actors<'_, '_, '_> {
         };
         let at = store.len() as u32;
         let told = (at, module);
-        self.controller.note(MODULE | u64::from(at), &kind.put, &told)?;
+        let noted = self.controller.note(MODULE | u64::from(at), &kind.put, &told);
+        noted.map_err(|error| about(error, "add_module", || format!("module {name:?}")))?;
         store.put(at as usize, Box::new(told.1));
         Ok(Key { at, of: self.modules.tasks.number(), name: name.to_owned(), module: PhantomData })
     }
