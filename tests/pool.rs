@@ -59,6 +59,14 @@ const CASES: &[Case] = cases![
     pools_within_tasks
     four_hundred_actors_are_told_once
     relaxation_is_bitwise_the_same
+    destructors_run_once
+    setters_that_fail_mislead_nobody
+    one_actor_at_which_a_setter_fails_is_left_out
+    tasks_before_a_removal_see_what_was_synchronised
+    the_same_modules_in_pools_of_all_kinds
+    two_versions_fit_into_the_heap
+    what_is_cancelled_is_no_death
+    handles_that_would_wait_for_themselves_are_refused
     a_pool_lives_on_without_a_scope
     components_use_the_pool_by_themselves
     libraries_that_run_threads_are_limited
@@ -87,6 +95,10 @@ const JOB: &[Case] = cases![
     one_bad_actor_takes_its_share_only
     a_dead_actor_hangs_nobody
     relaxation_is_bitwise_the_same
+    setters_that_fail_mislead_nobody
+    one_actor_at_which_a_setter_fails_is_left_out
+    tasks_before_a_removal_see_what_was_synchronised
+    two_versions_fit_into_the_heap
     no_tasks_at_all
     what_is_no_attribute_stays
     an_error_costs_its_task_only
@@ -1229,6 +1241,244 @@ fn relaxation_is_bitwise_the_same() {
     let bits = |all: &[Vec<f64>]| all.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert!(rank() > 0 || all.len() >= 4);
     assert!(all.iter().all(|other| bits(other) == bits(&all[0])));
+}
+
+/// Counts how often it was dropped, in whatever process, by the length of a file.
+struct Dropped(std::fs::File);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        use std::io::Write;
+        self.0.write_all(b".").unwrap();
+    }
+}
+
+fn destructors_run_once() {
+    let path = std::env::temp_dir().join(format!("pool-dropped-{}", std::process::id()));
+    let file = || std::fs::File::options().create(true).append(true).open(&path).unwrap();
+    let dropped = || std::fs::metadata(&path).unwrap().len();
+    let mut modules = Modules::new();
+    let (kept, removed) =
+        (modules.add("kept", Dropped(file())).unwrap(), modules.add("removed", Dropped(file())).unwrap());
+    let call = modules
+        .method2("call", |_: &mut Dropped, _: &mut Dropped, how: u32| match how {
+            0 => Ok(()),
+            1 => std::process::abort(),
+            _ => panic!("in a task"),
+        })
+        .unwrap();
+    run(&forked(3), &modules, |pool| {
+        pool.map_all(&call, (&kept, &removed), [0, 1, 2, 0, 0, 2, 1, 0])?;
+        pool.reset()?;
+        pool.map(&call, (&kept, &removed), [0; 8])?;
+        assert_eq!(dropped(), 0);
+        let back = pool.remove_module(&removed)?;
+        assert_eq!(dropped(), 0);
+        drop(back);
+        Ok(())
+    });
+    assert_eq!(dropped(), 1);
+    drop(modules);
+    assert_eq!(dropped(), 2);
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// A value that is refused by its function, with the text by which that is known.
+fn set_or_fail(value: &mut f64, new: f64) -> Result<(), Reason> {
+    match new {
+        -1.0 => return Err("below 0".into()),
+        -2.0 => panic!("far below 0"),
+        -3.0 => std::process::abort(),
+        _ => *value = new,
+    }
+    Ok(())
+}
+
+/// Whatever becomes of a setter, `synchronize` tells, no task is done with an old value, and the next good one mends it.
+fn setters_that_fail_mislead_nobody() {
+    for pool in everywhere() {
+        let forks = !matches!(pool.backend, Backend::Serial | Backend::Threads);
+        let fails: &[(f64, &str)] = &[(-1.0, "below 0"), (-2.0, "far below 0"), (-3.0, "SIGABRT")];
+        let mut modules = Modules::new();
+        let key = modules.add_with("value", || Ok(0.0f64)).unwrap();
+        modules.property("value", |value: &mut f64| *value, set_or_fail).unwrap();
+        let get = modules.method("get", |value: &mut f64, ()| Ok(*value)).unwrap();
+        run(&pool, &modules, |pool| {
+            for turn in 1..=3 {
+                for (value, text) in if forks { fails } else { &fails[..2] } {
+                    *pool.module(&key)? = *value;
+                    let error = pool.synchronize(&key).unwrap_err().to_string();
+                    assert!(error.contains("value") && error.contains(text), "{error}");
+                    let seen = pool.map_all(&get, &key, [(); 10]);
+                    let ends = seen.unwrap_or_default();
+                    // The caller as its own actor keeps the last good value.
+                    let old = if pool.n_actors() == 0 { Some(f64::from(turn - 1)) } else { None };
+                    assert!(ends.into_iter().all(|end| end.ok() == old));
+                    *pool.module(&key)? = f64::from(turn);
+                    pool.synchronize(&key)?;
+                    assert_eq!(pool.map(&get, &key, [(); 10])?, [f64::from(turn); 10]);
+                    pool.reset()?;
+                    let seen = pool.execute_on_actors(&get, &key, |_| ())?;
+                    assert!(seen.iter().all(|&value| value == f64::from(turn)), "{seen:?}");
+                    *pool.module(&key)? = f64::from(turn - 1);
+                    pool.synchronize(&key)?;
+                }
+                *pool.module(&key)? = f64::from(turn);
+                pool.synchronize(&key)?;
+            }
+            Ok(())
+        });
+    }
+}
+
+fn one_actor_at_which_a_setter_fails_is_left_out() {
+    let mut modules = Modules::new();
+    let key = modules.add("value", (0.0f64, false)).unwrap();
+    modules
+        .property(
+            "value",
+            |value: &mut (f64, bool)| value.0,
+            |value: &mut (f64, bool), new| {
+                if value.1 {
+                    return Err("stubborn".into());
+                }
+                value.0 = new;
+                Ok(())
+            },
+        )
+        .unwrap();
+    let get = modules.method("get", |value: &mut (f64, bool), ()| Ok(value.0)).unwrap();
+    let harden = modules
+        .method("harden", |value: &mut (f64, bool), is_hard: bool| {
+            value.1 = is_hard;
+            Ok(())
+        })
+        .unwrap();
+    run(&forked(3 * processes()), &modules, |pool| {
+        pool.execute_on_actors(&harden, &key, |actor| actor == 2)?;
+        for turn in 1..=5 {
+            pool.module(&key)?.0 = f64::from(turn);
+            let error = pool.synchronize(&key).unwrap_err().to_string();
+            assert!(error.contains("on worker 2: stubborn"), "{error}");
+            assert_eq!(pool.map(&get, &key, [(); 100])?, [f64::from(turn); 100]);
+            let error = pool.execute_on_actors(&get, &key, |_| ()).unwrap_err().to_string();
+            assert!(error.contains("on worker 2: stubborn"), "{error}");
+            assert!(pool.as_completed().next().is_none());
+        }
+        Ok(())
+    });
+}
+
+fn tasks_before_a_removal_see_what_was_synchronised() {
+    for pool in everywhere() {
+        let mut modules = Modules::new();
+        let key = modules.add_with("model", model).unwrap();
+        modules.attribute("weights", |model: &mut Model| &mut model.weights).unwrap();
+        let first = modules.method("first", |model: &mut Model, ()| Ok(model.weights[0])).unwrap();
+        run(&pool, &modules, |pool| {
+            pool.module(&key)?.weights = vec![7.0];
+            pool.synchronize(&key)?;
+            let calls: Vec<_> = (0..50).map(|_| pool.submit(&first, &key, ())).collect::<Result<_>>()?;
+            assert_eq!(pool.remove_module(&key)?.weights, [7.0]);
+            for call in calls {
+                assert_eq!(pool.get_result(&call)?, 7.0);
+            }
+            Ok(())
+        });
+    }
+}
+
+fn the_same_modules_in_pools_of_all_kinds() {
+    let mut modules = Modules::new();
+    let seen = modules.add_with("seen", || Ok(Common::from(Array1::<u64>::zeros(1)))).unwrap();
+    let list = modules.add_with("list", || Ok(vec![1.0])).unwrap();
+    let kind = modules.kind::<Vec<f64>>().unwrap();
+    modules.common("seen", |seen: &mut Common<u64, Ix1>| seen).unwrap();
+    let count = modules
+        .method("count", |seen: &mut Common<u64, Ix1>, ()| Ok(seen.write(|mut seen| seen[0] += 1)?))
+        .unwrap();
+    let sum = modules.method("sum", |list: &mut Vec<f64>, ()| Ok(list.iter().sum::<f64>())).unwrap();
+    let mut expected = 0;
+    for _ in 0..2 {
+        for pool in everywhere() {
+            run(&pool, &modules, |pool| {
+                pool.synchronize(&seen)?;
+                pool.map(&count, &seen, [(); 10])?;
+                expected += 10;
+                assert_eq!(pool.module(&seen)?.read(|seen| seen[0])?, expected);
+                let late = pool.add_module(&kind, "late", vec![5.0])?;
+                assert_eq!(pool.map(&sum, &late, [(); 3])?, [5.0; 3]);
+                assert_eq!(pool.map(&sum, &list, [(); 3])?, [1.0; 3]);
+                assert_eq!(pool.remove_module(&late)?, [5.0]);
+                Ok(())
+            });
+        }
+    }
+    run(&forked(1), &modules, |pool| pool.add_module(&kind, "late", vec![5.0]).map(drop));
+    let error = pool(Backend::Threads, 1).run(&modules, |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("added to a pool that ran"), "{error}");
+}
+
+fn two_versions_fit_into_the_heap() {
+    let mut modules = Modules::new();
+    let key = modules.add("net", net().unwrap()).unwrap();
+    modules.synced("weights", |net: &mut Net| &mut net.weights).unwrap();
+    let first = modules.method("first", |net: &mut Net, ()| Ok(net.weights.view()[[0, 0]])).unwrap();
+    // What comes from another node lies on huge pages, whole ones.
+    let heap = if is_job() { 26 << 20 } else { 18 << 20 };
+    let pool = Pool { heap: Some(heap), ..forked(2 * processes()) };
+    run(&pool, &modules, |pool| {
+        for turn in 0..30 {
+            pool.module(&key)?.weights = Array2::from_elem((1024, 1000), f64::from(turn)).into();
+            pool.synchronize(&key)?;
+            if turn % 4 == 3 {
+                assert!(pool.execute_on_actors(&first, &key, |_| ())?.iter().all(|&x| x == f64::from(turn)));
+            }
+        }
+        // What does not fit is told, and changes nothing.
+        pool.module(&key)?.weights = Array2::zeros((4096, 4096)).into();
+        assert!(pool.synchronize(&key).is_err());
+        assert!(pool.execute_on_actors(&first, &key, |_| ())?.iter().all(|&x| x == 27.0 || x == 29.0));
+        Ok(())
+    });
+}
+
+fn what_is_cancelled_is_no_death() {
+    let mut modules = Modules::new();
+    let key = modules.add("nothing", ()).unwrap();
+    let sleep = modules
+        .method("sleep", |(), millis: u64| {
+            std::thread::sleep(Duration::from_millis(millis));
+            Ok(())
+        })
+        .unwrap();
+    let pool = Pool { restarts: Some(0), ..forked(1) };
+    run(&pool, &modules, |pool| {
+        for _ in 0..3 {
+            pool.map(&sleep, &key, [1])?;
+            let call = pool.submit(&sleep, &key, 100_000)?;
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(pool.cancel(&call)?);
+            let deadline = Submit { deadline: Some(Duration::from_millis(20)), ..Submit::default() };
+            let late = pool.submit_to(&sleep, &key, 100_000, deadline)?;
+            assert!(pool.get_result(&late).unwrap_err().to_string().contains("deadline"));
+        }
+        Ok(())
+    });
+}
+
+fn handles_that_would_wait_for_themselves_are_refused() {
+    let start = || forked(1).start(counter).unwrap();
+    let ((a, _), (b, (key, count))) = (start(), start());
+    let (first, last, second) = (a.clone(), a.clone(), b.clone());
+    let refused = first.with(move |_| second.with(move |_| last.with(|_| Ok(())))).unwrap_err().to_string();
+    assert!(refused.contains("would wait for itself"), "{refused}");
+    let (second, key, count) = (b.clone(), key, count);
+    assert_eq!(a.with(move |_| second.with(move |pool| pool.map(&count, &key, [1, 2]))).unwrap(), [1, 3]);
+    let (last, second) = (a.clone(), b.clone());
+    a.with(move |_| second.with(move |_| last.shut_down())).unwrap();
+    assert!(a.with(|_| Ok(())).is_err());
+    b.shut_down().unwrap();
 }
 
 /// The keys and methods of a counter.

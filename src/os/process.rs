@@ -385,6 +385,25 @@ pub(crate) fn yield_now() {
     let _ = nix::sched::sched_yield();
 }
 
+/// The process to which a global value belongs: a child has it too, and need not trust it.
+pub(crate) struct Owner(AtomicU32);
+
+impl Owner {
+    pub(crate) const fn nobody() -> Owner {
+        Owner(AtomicU32::new(0))
+    }
+
+    /// Returns whether this process is the owner.
+    pub(crate) fn is_this(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == incarnation()
+    }
+
+    /// Makes this process the owner; returns whether it was before.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(incarnation(), Ordering::Relaxed) == incarnation()
+    }
+}
+
 /// Returns this process's number.
 pub(crate) fn pid() -> u32 {
     std::process::id()

@@ -46,6 +46,7 @@ static HARMLESS: AtomicU32 = AtomicU32::new(0);
 
 /// Vouches for threads that a library starts during `work`, which calls only this library: they hold no lock
 /// that a child needs, as a child never calls the library.
+#[cfg(any(feature = "mpi", test))]
 pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     let before = listed_threads().len();
     let done = work();
@@ -54,9 +55,20 @@ pub(crate) fn vouching<R>(work: impl FnOnce() -> R) -> R {
     done
 }
 
-/// Notes that a thread has ended that [`vouching`] has let start.
-pub(crate) fn ended_vouched() {
-    HARMLESS.fetch_sub(1, Ordering::Relaxed);
+/// A thread that holds no lock that matters when this process forks, as long as this is not dropped.
+pub(crate) struct Vouched(());
+
+/// Vouches for one thread, which is about to start, and has this dropped at its end.
+pub(crate) fn vouch() -> Vouched {
+    HARMLESS.fetch_add(1, Ordering::Relaxed);
+    Vouched(())
+}
+
+impl Drop for Vouched {
+    fn drop(&mut self) {
+        // A process that was forked meanwhile has forgotten it.
+        let _ = HARMLESS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+    }
 }
 
 /// Forgets these threads, without which a child begins.

@@ -345,6 +345,11 @@ impl Block {
         self.offset
     }
 
+    /// Returns the length of the block in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Returns the segment of the block.
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment

@@ -10,7 +10,7 @@ use crate::os::procfs;
 use crate::shm::element::Element;
 use crate::shm::segment::Segment;
 use crate::shm::synced::{LOCK, Look, Version, own_slot};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{sleep_on_one, wake_all};
 use ndarray::{Array, ArrayView, ArrayViewMut, Dimension};
 use std::fmt;
@@ -149,8 +149,10 @@ impl<T: Element, D: Dimension> Common<T, D> {
                 let elements = look.elements.elements_mut();
                 let view = ArrayViewMut::from_shape(dim.clone(), elements).map_err(|_| CORRUPT)?;
                 work.store(1, Ordering::Relaxed);
+                fence(Ordering::SeqCst);
                 let done = f(view);
-                work.store(0, Ordering::Relaxed);
+                // Release: whoever dies hereafter has written all.
+                work.store(0, Ordering::Release);
                 Ok(done)
             }
         }
@@ -175,11 +177,19 @@ impl<T: Element, D: Dimension> Common<T, D> {
         Ok(Common(Place::Shared(look, dim)))
     }
 
-    /// Returns the same array once more, if it is this process's own; else a copy of it.
+    /// Takes a copy of the array, if others have it, too, as an array of this process's own.
+    pub(crate) fn part(&mut self) -> Result<()> {
+        if let Place::Shared(..) = &self.0 {
+            *self = self.read(|array| array.to_owned())?.into();
+        }
+        Ok(())
+    }
+
+    /// Returns the same array once more, which is this process's own: see [`Common::part`].
     pub(crate) fn twin(&self) -> Result<Common<T, D>> {
         match &self.0 {
             Place::Own(array, dim) => Ok(Common(Place::Own(Arc::clone(array), dim.clone()))),
-            Place::Shared(..) => Ok(self.read(|array| array.to_owned())?.into()),
+            Place::Shared(..) => Err(CORRUPT),
         }
     }
 }
@@ -203,6 +213,19 @@ impl<T, D> fmt::Debug for Common<T, D> {
 /// Returns the words of the lock of a version: the holder, and whether a change is in work.
 fn words(segment: &Segment, version: usize) -> (&AtomicU32, &AtomicU32) {
     (segment.place(version + LOCK), segment.place(version + LOCK + 4))
+}
+
+/// Takes the turn from a thread that is gone, so that its number, which another may get, says nothing any more.
+pub(crate) fn release_dead(segment: &Segment, version: usize) {
+    let (holder, _) = words(segment, version);
+    let found = holder.load(Ordering::Relaxed);
+    let is_gone = || matches!(procfs::state(found & !WAITED), RankStatus::Dead | RankStatus::Zombie);
+    if found != 0
+        && is_gone()
+        && holder.compare_exchange(found, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    {
+        wake_all(holder);
+    }
 }
 
 /// Returns an array of this process, when it is this thread's turn.

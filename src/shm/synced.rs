@@ -17,7 +17,7 @@ use crate::shm::array::byte_len;
 use crate::shm::datatype::TypeTag;
 use crate::shm::element::Element;
 use crate::shm::segment::Segment;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ndarray::{Array, ArrayBase, ArrayView, ArrayViewMut, Data, Dimension, IxDyn};
 use std::cell::Cell;
 use std::fmt;
@@ -251,7 +251,7 @@ impl Version {
 
     /// Returns the version that lies in a block.
     pub(crate) fn of(block: Block) -> Result<Version> {
-        match block.bytes().len() >= COUNTS {
+        match block.len() >= COUNTS {
             true => Ok(Version(block)),
             false => Err(Error::Corrupt { what: "a version of an array" }),
         }
@@ -260,11 +260,13 @@ impl Version {
     /// Returns the version once more, for one who looks at it now.
     pub(crate) fn again(&self) -> Result<Version> {
         let block = &self.0;
-        Ok(Version(Block::join(block.segment(), block.offset(), block.bytes().len())?.unheld()))
+        Ok(Version(Block::join(block.segment(), block.offset(), block.len())?.unheld()))
     }
 
-    fn words(&self) -> &[u64] {
-        bytemuck::cast_slice(&self.0.bytes()[..COUNTS])
+    /// Returns what was written once about the array; beside it others write.
+    fn words(&self) -> [u64; LOCK / 8] {
+        let words = self.0.segment().places::<AtomicU64>(self.0.offset(), LOCK / 8);
+        std::array::from_fn(|at| words[at].load(Ordering::Relaxed))
     }
 
     /// Returns what it is about.

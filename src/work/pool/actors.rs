@@ -466,17 +466,14 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     where
         R: Serialize + DeserializeOwned + 't,
     {
-        let mut calls: Vec<Call<R>> = Vec::new();
+        let mut calls: Vec<Result<Call<R>>> = Vec::new();
         for task in tasks {
-            match (task.0)(self) {
-                Ok(call) => calls.push(call),
-                Err(error) => {
-                    self.results(&calls);
-                    return Err(error);
-                }
+            calls.push((task.0)(self));
+            if calls.last().is_some_and(Result::is_err) {
+                break;
             }
         }
-        self.results(&calls).into_iter().collect()
+        self.results_of(calls)
     }
 
     /// Calls a method once on each actor, with the argument that `argument` returns for the actor's number, from 1; returns
@@ -512,8 +509,18 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
             pool.submit_to(method, keys, argument(worker), options)
         };
         let workers: Vec<usize> = self.numbers_of_actors().collect();
-        let calls: Vec<_> = workers.into_iter().map(|worker| submit(self, worker)).collect::<Result<_>>()?;
-        self.results(&calls).into_iter().collect()
+        let calls = workers.into_iter().map(|worker| submit(self, worker)).collect();
+        self.results_of(calls)
+    }
+
+    /// Returns the results of tasks, when all have ended that could be submitted; or the first error.
+    pub(super) fn results_of<R: Serialize + DeserializeOwned>(
+        &mut self,
+        calls: Vec<Result<Call<R>>>,
+    ) -> Result<Vec<R>> {
+        let ends: Vec<_> =
+            calls.into_iter().map(|call| call.and_then(|call| self.controller.get_result(&call))).collect();
+        ends.into_iter().collect()
     }
 
     /// Returns the ends of tasks, when all have ended.

@@ -87,4 +87,9 @@ pub(super) struct Known {
     pub(super) name: String,
     pub(super) module: TypeId,
     pub(super) write: Box<Write>,
+    /// Lets the caller's copy no longer share memory with others, if it does that.
+    pub(super) part: Option<Box<Part>>,
 }
+
+/// Lets a module of the caller no longer share memory with others.
+pub(super) type Part = dyn Fn(&Store, u32) -> Result<(), Reason>;

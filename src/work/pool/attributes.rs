@@ -190,7 +190,7 @@ impl Modules<'_> {
         let get = self.tasks.register(&format!("getting {name}"), move |store: &mut Store, at: u32| {
             Ok(own(&mut *store.borrow::<M>(at)?).read(|array| array.to_owned())?)
         })?;
-        let own = attribute.clone();
+        let (own, parted) = (attribute.clone(), attribute.clone());
         let put = put(move |module: &mut M, value: Array<T, D>| {
             *own(module) = value.into();
             Ok(())
@@ -207,11 +207,27 @@ impl Modules<'_> {
                 *array = Common::seen(&version, true)?;
                 return Ok(());
             }
+            array.part()?;
             let twin = Box::new(array.twin()?);
             TWINS.with_borrow_mut(|twins| twins.insert((of, subject), twin));
             controller.note(subject, &meet, &(at, subject))
         };
-        Ok(self.know(name, get, put, Box::new(write)))
+        let attribute = self.know(name, get, put, Box::new(write));
+        if let Some(known) = self.attributes.last_mut() {
+            known.part =
+                Some(Box::new(move |store: &Store, at| Ok(parted(&mut *store.borrow::<M>(at)?).part()?)));
+        }
+        Ok(attribute)
+    }
+
+    /// Lets no attribute of the caller's modules share memory with actors that are gone.
+    pub(super) fn part(&self, store: &Store) {
+        for part in self.attributes.iter().filter_map(|known| known.part.as_ref()) {
+            for at in 0..store.len() as u32 {
+                // It may be a module of another type; one that is half written stays so.
+                let _ = part(store, at);
+            }
+        }
     }
 
     /// Adds an array at which actors look, as what `limit` makes of it.
@@ -301,7 +317,7 @@ impl Modules<'_> {
         put: Arc<Put<T>>,
         write: Box<Write>,
     ) -> Attribute<M, T> {
-        self.attributes.push(Known { name: name.to_owned(), module: TypeId::of::<M>(), write });
+        self.attributes.push(Known { name: name.to_owned(), module: TypeId::of::<M>(), write, part: None });
         let (at, of) = (self.attributes.len() - 1, self.tasks.number());
         Attribute { at, of, name: name.to_owned(), get, put, module: PhantomData }
     }

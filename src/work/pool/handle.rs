@@ -5,7 +5,9 @@ use super::actors::Actors;
 use super::modules::{Modules, is_actor_of};
 use crate::error::{Error, Result};
 use crate::os::{process, procfs};
+use std::cell::RefCell;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -16,6 +18,11 @@ type Job = Box<dyn FnOnce(&mut Actors<'_, '_, '_>) + Send>;
 
 #[expect(clippy::disallowed_types, reason = "actors never use it")]
 type Lock<T> = std::sync::Mutex<T>;
+
+thread_local! {
+    /// The pools whose threads wait for what this thread does.
+    static WAITING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The thread that runs a pool, while it does.
 struct Running {
@@ -29,18 +36,18 @@ impl Running {
     /// Ends the pool, when all is done that was asked for.
     fn end(self) -> Result<()> {
         drop(self.jobs);
-        if self.thread.thread().id() == std::thread::current().id() {
+        let waits = WAITING.with_borrow(|waiting| waiting.contains(&self.modules));
+        if waits || self.thread.thread().id() == std::thread::current().id() {
             // It ends when it has done what it is at.
             return Ok(());
         }
-        let ended = self.thread.join();
-        procfs::ended_vouched();
-        ended.unwrap_or_else(|panic| resume_unwind(panic))
+        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
 struct Inner {
-    running: Lock<Option<Running>>,
+    /// A fork leaves it as it is: it may be locked there, and the thread is none of its own.
+    running: ManuallyDrop<Lock<Option<Running>>>,
     /// The process to which the pool belongs.
     process: u32,
 }
@@ -50,8 +57,8 @@ impl Inner {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how jobs are sent.
-    fn jobs(&self) -> Result<Sender<Job>> {
+    /// Returns how jobs are sent, and the number of the list of modules.
+    fn jobs(&self) -> Result<(Sender<Job>, u64)> {
         if self.process != process::incarnation() {
             return Err(Error::option(
                 "pool",
@@ -60,17 +67,20 @@ impl Inner {
         }
         let running = self.running();
         let Some(Running { jobs, modules, thread }) = &*running else { return Err(gone()) };
-        if is_actor_of(*modules) || thread.thread().id() == std::thread::current().id() {
+        let waits = WAITING.with_borrow(|waiting| waiting.contains(modules));
+        if waits || is_actor_of(*modules) || thread.thread().id() == std::thread::current().id() {
             let problem = "this pool is used within one of its own tasks, and would wait for itself";
             return Err(Error::option("pool", problem));
         }
-        Ok(jobs.clone())
+        Ok((jobs.clone(), *modules))
     }
 
     fn end(&self) -> Result<()> {
+        if self.process != process::incarnation() {
+            return Ok(());
+        }
         let running = self.running().take();
-        // In a fork there is no such thread.
-        running.filter(|_| self.process == process::incarnation()).map_or(Ok(()), Running::end)
+        running.map_or(Ok(()), Running::end)
     }
 }
 
@@ -131,10 +141,14 @@ impl PoolHandle {
         &self,
         f: impl FnOnce(&mut Actors<'_, '_, '_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let jobs = self.0.jobs()?;
+        let (jobs, modules) = self.0.jobs()?;
+        let mut waiting = WAITING.with_borrow(Clone::clone);
+        waiting.push(modules);
         let (tell, told) = channel();
         let job = move |pool: &mut Actors<'_, '_, '_>| {
+            WAITING.set(waiting);
             let done = catch_unwind(AssertUnwindSafe(|| f(pool)));
+            WAITING.take();
             // The caller waits for it.
             let _ = tell.send(done);
         };
@@ -204,13 +218,18 @@ impl Pool {
         let (jobs, asked) = channel::<Job>();
         let (tell, told) = channel();
         let live = move || pool.live(build, &asked, tell);
-        let thread = procfs::vouching(|| Builder::new().name("phalanx pool".to_owned()).spawn(live));
+        let vouched = procfs::vouch();
+        let live = move || {
+            let _vouched = vouched;
+            live()
+        };
+        let thread = Builder::new().name("phalanx pool".to_owned()).spawn(live);
         let thread = thread.map_err(|error| Error::other(format!("the thread of a pool: {error}")))?;
         let Ok((handles, modules)) = told.recv() else {
             let ended = Running { jobs, modules: 0, thread }.end();
             return ended.and(Err(Error::other("the pool has ended at once".to_owned())));
         };
-        let running = Lock::new(Some(Running { jobs, modules, thread }));
+        let running = ManuallyDrop::new(Lock::new(Some(Running { jobs, modules, thread })));
         Ok((PoolHandle(Arc::new(Inner { running, process: process::incarnation() })), handles))
     }
 

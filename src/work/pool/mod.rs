@@ -97,9 +97,12 @@ impl Pool {
             return Err(Error::option("pool", problem));
         }
         let placement = Placement::of(self.backend, "pool")?;
-        drop(modules.try_store()?);
         let forks = !matches!(placement, Placement::Serial | Placement::Threads);
-        modules.fork(forks, if forks { self.limit(placement)? } else { None })?;
+        let threads = if forks { self.limit(placement)? } else { None };
+        match &*modules.try_store()? {
+            Some(store) => modules.fork(store, forks, threads)?,
+            None => return Err(Error::Corrupt { what: "the modules of a pool" }),
+        }
         let queue = Queue {
             workers: self.actors,
             backend: self.backend,
@@ -113,6 +116,11 @@ impl Pool {
         let done =
             queue.run(&modules.tasks, |controller| main(&mut Actors::new(controller, modules, self.seed)?));
         forget_twins(modules.tasks.number());
+        if let Ok(mut store) = modules.try_store()
+            && let Some(store) = &mut *store
+        {
+            modules.part(store);
+        }
         done.map_err(|error| match (error, &*blas::loaded().join(" and ")) {
             (Error::Threads { operation, threads }, libraries) if !libraries.is_empty() => {
                 let threads = format!(

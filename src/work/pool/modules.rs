@@ -131,7 +131,15 @@ struct Builds<'f> {
     forks: bool,
     /// The number of threads to which an actor limits numerical libraries.
     threads: Option<usize>,
-    builds: Vec<(String, Build<'f>)>,
+    builds: Vec<Built<'f>>,
+}
+
+/// A module that was there before the start.
+struct Built<'f> {
+    /// Its number in stores.
+    at: usize,
+    name: String,
+    build: Build<'f>,
 }
 
 impl Shared<'_> {
@@ -143,9 +151,9 @@ impl Shared<'_> {
             return locked(&self.store).take().ok_or_else(|| "the modules of this actor are gone".into());
         }
         let mut store = Store::default();
-        for (name, build) in &builds.builds {
+        for Built { at, name, build } in &builds.builds {
             let build = build.as_ref().ok_or_else(|| as_value(name))?;
-            store.put(store.len(), build()?);
+            store.put(*at, build()?);
         }
         Ok(store)
     }
@@ -180,7 +188,7 @@ impl Default for Modules<'_> {
 
 impl fmt::Debug for Modules<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(locked(&self.shared.builds).builds.iter().map(|(name, _)| name)).finish()
+        f.debug_list().entries(locked(&self.shared.builds).builds.iter().map(|built| &built.name)).finish()
     }
 }
 
@@ -200,13 +208,19 @@ impl<'f> Modules<'f> {
         let inherited = Arc::clone(&shared);
         let mut tasks = Tasks::with_state(move || inherited.inherited());
         tasks.inherit();
-        let limits = Arc::clone(&shared);
+        let (limits, of) = (Arc::clone(&shared), tasks.number());
         tasks.set_up(move |_: &mut Store, _| {
+            TASK.set((0, of));
             locked(&limits.builds).threads.into_iter().for_each(blas::limit);
             Ok(())
         });
-        let remove = tasks.function(|store: &mut Store, at: u32| {
-            store.remove(at);
+        let inherited = Arc::clone(&shared);
+        let remove = tasks.function(move |store: &mut Store, at: u32| {
+            let (module, builds) = (store.remove(at), locked(&inherited.builds));
+            if builds.forks && builds.builds.iter().any(|built| built.at == at as usize) {
+                // It is the caller's, who drops it.
+                std::mem::forget(module);
+            }
             Ok(())
         });
         let renew = tasks
@@ -236,11 +250,27 @@ impl<'f> Modules<'f> {
     ///
     /// # Errors
     /// If actors are not forked, and there is a module that they cannot build.
-    pub(super) fn fork(&self, forks: bool, threads: Option<usize>) -> Result<()> {
+    pub(super) fn fork(&self, store: &Store, forks: bool, threads: Option<usize>) -> Result<()> {
         let mut builds = locked(&self.shared.builds);
         (builds.forks, builds.threads) = (forks, threads);
-        let value = builds.builds.iter().find(|(_, build)| !forks && build.is_none());
-        value.map_or(Ok(()), |(name, _)| Err(Error::option("pool", as_value(name))))
+        if forks {
+            return Ok(());
+        }
+        if let Some(value) = builds.builds.iter().find(|built| built.build.is_none()) {
+            return Err(Error::option("pool", as_value(&value.name)));
+        }
+        let is_late =
+            |at: &u32| store.has(*at) && !builds.builds.iter().any(|built| built.at == *at as usize);
+        match (0..store.len() as u32).any(|at| is_late(&at)) {
+            true => Err(Error::option("pool", as_value("added to a pool that ran"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Says whether the module of this number was there before the start; and that its name is free now.
+    pub(super) fn leave(&self, at: u32) -> bool {
+        let mut builds = locked(&self.shared.builds);
+        builds.builds.extract_if(.., |built| built.at == at as usize).count() > 0
     }
 
     /// Adds a module as a value, which forked actors inherit.
@@ -281,7 +311,7 @@ impl<'f> Modules<'f> {
     }
 
     fn check(&self, name: &str) -> Result<()> {
-        if locked(&self.shared.builds).builds.iter().any(|(other, _)| other == name) {
+        if locked(&self.shared.builds).builds.iter().any(|built| built.name == name) {
             let problem = format!("{name:?}: a module of this name is there already; choose another");
             return Err(Error::option("add", problem));
         }
@@ -299,7 +329,7 @@ impl<'f> Modules<'f> {
         let Some(store) = &mut *store else { return Err(Error::Corrupt { what: "the modules of a pool" }) };
         let at = store.len();
         store.put(at, module);
-        locked(&self.shared.builds).builds.push((name.to_owned(), build));
+        locked(&self.shared.builds).builds.push(Built { at, name: name.to_owned(), build });
         Ok(Key { at: at as u32, of: self.tasks.number(), name: name.to_owned(), module: PhantomData })
     }
 

@@ -62,7 +62,7 @@ impl Actors<'_, '_, '_> {
         if all.is_empty() {
             return Err(self.no_attribute(key, "no attributes"));
         }
-        all.into_iter().try_for_each(|attribute| self.write(key, attribute))
+        self.write_all(key, all)
     }
 
     /// Gives all actors the attributes of these names, as [`Actors::synchronize`] does.
@@ -88,6 +88,15 @@ impl Actors<'_, '_, '_> {
         for &name in names {
             let found = self.attributes_of::<M>().find(|(_, known)| *known == name).map(|(at, _)| at);
             all.push(found.ok_or_else(|| self.no_attribute(key, &format!("no attribute {name:?}")))?);
+        }
+        self.write_all(key, all)
+    }
+
+    /// Writes attributes, when it is sure that those can be shared that are to be.
+    fn write_all<M>(&mut self, key: &Key<M>, all: Vec<usize>) -> Result<()> {
+        self.numbers("synchronize", &key)?;
+        if all.iter().any(|&attribute| self.modules.attributes[attribute].part.is_some()) {
+            self.controller.share_memory()?;
         }
         all.into_iter().try_for_each(|attribute| self.write(key, attribute))
     }
@@ -162,6 +171,9 @@ impl Actors<'_, '_, '_> {
     ) -> Result<()> {
         self.check(attribute)?;
         self.numbers(&attribute.name, &key)?;
+        if self.modules.attributes[attribute.at].part.is_some() {
+            self.controller.share_memory()?;
+        }
         let store = self.store.as_ref().ok_or(Error::Corrupt { what: "the modules of a pool" })?;
         (attribute.put)(store, key.at, value)?;
         self.write(key, attribute.at)
@@ -221,9 +233,9 @@ impl Actors<'_, '_, '_> {
         let mut calls = Vec::new();
         for worker in self.numbers_of_actors() {
             let options = Submit { worker: Some(worker), ..Submit::default() };
-            calls.push(self.controller.submit_call(&attribute.get, key.at, options)?);
+            calls.push(self.controller.submit_call(&attribute.get, key.at, options));
         }
-        self.results(&calls).into_iter().collect()
+        self.results_of(calls)
     }
 
     /// Adds a module while the pool runs. It is serialised once, whatever the number of actors.
@@ -276,10 +288,16 @@ impl Actors<'_, '_, '_> {
     /// ```
     pub fn remove_module<M: Send + 'static>(&mut self, key: &Key<M>) -> Result<M> {
         self.numbers("remove_module", &key)?;
-        let attributes = self.modules.attributes.len() as u64;
+        // Tasks that were submitted before see what was synchronised, whatever becomes of their actors.
+        self.controller.settle()?;
+        let (attributes, module) = (self.modules.attributes.len() as u64, MODULE | u64::from(key.at));
+        self.controller.note(module, &self.modules.remove, &key.at)?;
         (0..attributes)
             .for_each(|attribute| self.controller.forget_note(attribute << 32 | u64::from(key.at)));
-        self.controller.note(MODULE | u64::from(key.at), &self.modules.remove, &key.at)?;
+        if !self.modules.leave(key.at) {
+            // It came late: actors that follow do not have it.
+            self.controller.forget_note(module);
+        }
         let module = self.store.as_mut().and_then(|store| store.remove(key.at));
         let module = module.and_then(|module| module.downcast().ok());
         module.map(|module| *module).ok_or(Error::Corrupt { what: "the modules of a pool" })

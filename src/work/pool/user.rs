@@ -6,18 +6,26 @@ use super::attribute::Attribute;
 use super::handle::PoolHandle;
 use super::modules::{Key, Method, Modules};
 use crate::error::{Error, Result};
+use crate::os::process::Owner;
 use serde::{Serialize, de::DeserializeOwned};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{PoisonError, TryLockError};
 
 #[expect(clippy::disallowed_types, reason = "actors never use it")]
 type Lock<T> = std::sync::Mutex<T>;
 
 /// The pool of this program.
 static POOL: Lock<Option<PoolHandle>> = Lock::new(None);
+/// The process that has installed one: another, which was forked from it, may have inherited the lock as it was held.
+static OWNER: Owner = Owner::nobody();
 
-fn pool() -> MutexGuard<'static, Option<PoolHandle>> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+/// Returns the pool of this program, if this process has installed one.
+fn pool() -> Option<PoolHandle> {
+    let pool = OWNER.is_this().then(|| POOL.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    pool.flatten().filter(PoolHandle::is_running)
 }
+
+const BUSY: &str = "another thread is at the pool of this program, or was when this process was forked: install it again, or use \
+                    `Pool::start`";
 
 /// Returns the pool of this program: see [`Pool::install`].
 ///
@@ -29,7 +37,7 @@ fn pool() -> MutexGuard<'static, Option<PoolHandle>> {
 /// ```
 pub fn installed_pool() -> Result<PoolHandle> {
     let none = || Error::option("pool", "this program has no pool: start one by `Pool::install`");
-    pool().clone().filter(PoolHandle::is_running).ok_or_else(none)
+    pool().ok_or_else(none)
 }
 
 impl Pool {
@@ -54,16 +62,19 @@ impl Pool {
         &self,
         build: impl FnOnce() -> Result<(Modules<'static>, H)> + Send + 'static,
     ) -> Result<H> {
-        let is_there = |pool: &Option<PoolHandle>| pool.as_ref().is_some_and(PoolHandle::is_running);
         let problem = "this program has a pool already: shut it down first, or use `Pool::start` for another";
         let refused = || Err(Error::option("pool", problem));
-        if is_there(&pool()) {
+        if pool().is_some() {
             return refused();
         }
-        // Nobody holds the lock when actors are forked.
+        // This thread does not hold the lock when actors are forked.
         let (started, handles) = self.start(build)?;
-        let mut installed = pool();
-        if is_there(&installed) {
+        let mut installed = match POOL.try_lock() {
+            Ok(installed) => installed,
+            Err(TryLockError::Poisoned(installed)) => installed.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Error::option("pool", BUSY)),
+        };
+        if OWNER.take() && installed.as_ref().is_some_and(PoolHandle::is_running) {
             return refused();
         }
         *installed = Some(started);

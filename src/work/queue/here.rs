@@ -27,11 +27,11 @@ impl<'q> Here<'q> {
         if !self.is_ready {
             self.data =
                 ready(&mut *self.hand, &mut false, 0, &self.policy).map_err(|text| Error::Start { text })?;
-            self.is_ready = true;
             for at in 0..self.notes.len() {
                 let (_, message) = self.notes[at].clone();
-                self.make_note(&message)?;
+                self.make_note(&message).inspect_err(|_| _ = caught(|| self.hand.discard()))?;
             }
+            self.is_ready = true;
         }
         Ok(())
     }
@@ -39,8 +39,8 @@ impl<'q> Here<'q> {
     /// Does what is done whenever a state was built; the last note of a subject counts.
     pub(super) fn note(&mut self, subject: u64, message: Vec<u8>) -> Result<()> {
         self.ready()?;
-        self.forget_note(subject);
         self.make_note(&message)?;
+        self.forget_note(subject);
         self.notes.push((subject, message));
         Ok(())
     }

@@ -38,7 +38,7 @@ use controller::Hands;
 use here::Here;
 use std::cell::RefCell;
 use std::time::Duration;
-use tasks::Table;
+use tasks::{Hand, Table};
 use worker::{Tells, call_head, is_answer, serve};
 
 pub use call::{Call, Finished, Submit};
@@ -116,6 +116,11 @@ fn number(slot: usize, process: &mut Process, in_job: bool) -> Option<usize> {
     }
     let before = process.take().ok()?.ok()?;
     Some(u64::from_le_bytes(before.try_into().ok()?) as usize + slot)
+}
+
+/// Drops a state, unless it is a part of the caller's memory, who drops it.
+fn drop_unless(is_callers: bool, hand: &mut dyn Hand) {
+    if is_callers { hand.forget() } else { hand.discard() }
 }
 
 /// Says whether a submission to a full queue waits or is refused: see [`Queue::max_calls`].
@@ -222,7 +227,7 @@ impl Queue {
         // A forked worker finds the state here that was built before the fork, in its copy of this memory.
         let template = RefCell::new(table.hand());
         let build = || policy.patiently(&mut || template.borrow_mut().build().map(drop));
-        let state = Inherited { build: &build, discard: &|| template.borrow_mut().discard() };
+        let state = Inherited { build: &build, discard: &|| drop_unless(ends, &mut **template.borrow_mut()) };
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
             let Some(number) = number(slot, process, in_job) else {
                 return Ok(());

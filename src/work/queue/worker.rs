@@ -198,6 +198,8 @@ fn serve_calls(
                 }
             }
         }
+        // It is a part of the caller's memory, from which this process was forked.
+        *own &= !tells.ends;
         let Ok(message) = process.take() else { return Ok(()) };
         let message = message?;
         if message.is_empty() {

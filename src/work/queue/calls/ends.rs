@@ -4,6 +4,7 @@
 //! answered is the one that it had begun, if it had begun more than it has answered, when it died: this one is
 //! reported, or begun again if its function allows that; the others go back to the head of the queue.
 
+use super::notes::NoteEnd;
 use super::part::Part;
 use super::{Asked, At, Calls, Ended, Entry};
 use crate::error::{Death, Error, Result};
@@ -46,8 +47,12 @@ impl Calls {
             return Err(Error::Corrupt { what: "a worker's answer" });
         };
         if self.is_note(at).is_some() {
-            let failed = (kind != Kind::Result).then(|| (number, text(&message)));
-            self.note_ended(at, failed);
+            let end = match kind {
+                Kind::Result => NoteEnd::Done,
+                Kind::Panicked => NoteEnd::Failed(format!("it panicked: {}", text(&message))),
+                _ => NoteEnd::Failed(text(&message)),
+            };
+            self.note_ended(at, number, end);
             return Ok(());
         }
         self.give_back(number);
@@ -112,13 +117,16 @@ impl Calls {
         (worker.ahead, worker.soon) = (0.0, Duration::ZERO);
         let renews = std::mem::take(&mut worker.renews);
         worker.stats.died += u32::from(worker.given_up.is_none() && !renews);
+        let is_cancelled = |at: &At| self.entries[*at].as_ref().is_some_and(|entry| entry.cancelled);
+        let ends = renews || overdue || worker.hands.front().is_some_and(is_cancelled);
+        worker.lost += u32::from(!ends);
         let mut hands = std::mem::take(&mut worker.hands);
         // One, unless memory was overwritten.
         let begun = begun.saturating_sub(worker.answered).min(hands.len() as u64) as usize;
         let of_dead: Vec<At> = hands.drain(..begun).collect();
         for at in hands.into_iter().rev() {
             if self.is_note(at).is_some() {
-                self.note_ended(at, None);
+                self.note_ended(at, number, NoteEnd::Unheard);
                 continue;
             }
             match self.has_parts(at) {
@@ -128,7 +136,7 @@ impl Calls {
         }
         for at in of_dead {
             if self.is_note(at).is_some() {
-                self.note_ended(at, None);
+                self.note_ended(at, number, NoteEnd::Died(death));
                 continue;
             }
             match self.has_parts(at) {
@@ -139,7 +147,7 @@ impl Calls {
             }
         }
         let worker = &self.workers[number];
-        let (died, restarts) = (worker.stats.died, self.rules.restarts);
+        let (died, restarts) = (worker.lost, self.rules.restarts);
         if let Some(why) = worker.given_up.clone() {
             self.give_up(number, why);
         } else if died > restarts {

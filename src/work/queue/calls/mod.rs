@@ -16,7 +16,7 @@ use crate::work::executor::Seat;
 use crate::work::queue::stats::{QueueStats, QueueWorkerStats};
 use crate::work::queue::tasks::{HEAD, Table, Types};
 use crate::work::queue::worker::say;
-use notes::Notes;
+use notes::{NoteEnd, Notes};
 use pace::Pace;
 use part::{Part, Parts};
 use std::collections::{HashMap, VecDeque};
@@ -131,8 +131,15 @@ struct Worker {
     door: Option<String>,
     /// The last note that was posted to its process.
     noted: u64,
+    /// The number of notes in its hands.
+    noting: u32,
+    /// The note that has failed there, and how; the note that its last process has died at, and how many have.
+    stuck: Option<(u64, String)>,
+    deaths_at: (u64, u32),
     /// Whether its process is to end, and is replaced by another, without having failed.
     renews: bool,
+    /// How often it has died by itself: the user has not asked for its end.
+    lost: u32,
     /// The calls in its hands, in order.
     hands: VecDeque<At>,
     /// The number of calls that its process has answered.
@@ -158,7 +165,11 @@ impl Worker {
             data: None,
             door: None,
             noted: 0,
+            noting: 0,
+            stuck: None,
+            deaths_at: (0, 0),
             renews: false,
+            lost: 0,
             hands: VecDeque::new(),
             answered: 0,
             pinned: VecDeque::new(),
@@ -218,7 +229,8 @@ pub(super) struct Calls {
     /// Calls of which a part has failed, and since when, with their serial numbers.
     failing: Vec<(Instant, At, u64)>,
     notes: Notes,
-    failed_note: Option<Error>,
+    /// Whether there may be a worker at which a note has failed.
+    any_stuck: bool,
     /// The numbers of notes that nobody needs any more.
     forgotten: Vec<u64>,
     /// Whether a call was ever to be made by one worker only.
@@ -269,7 +281,7 @@ impl Calls {
             dooms: Vec::new(),
             failing: Vec::new(),
             notes: Notes::default(),
-            failed_note: None,
+            any_stuck: false,
             forgotten: Vec::new(),
             any_pinned: false,
             ended: VecDeque::new(),
@@ -353,6 +365,12 @@ impl Calls {
             if let (Some(why), Some(_)) = (&self.workers[worker].given_up, pinned) {
                 return Err(Error::option("submit", format!("worker {worker} has given up: {why}")));
             }
+            if let (Some(why), Some(_)) = (self.is_stuck(&self.workers[worker]), pinned) {
+                return Err(Error::option("submit", why.to_owned()));
+            }
+        }
+        if let Some(why) = self.all_stuck() {
+            return Err(Error::option("submit", why.to_owned()));
         }
         let id = id.unwrap_or(self.next_id);
         if self.known.contains_key(&id) {
@@ -457,6 +475,7 @@ impl Calls {
         worker.hands.push_back(at);
         if let Some(version) = entry.note {
             worker.noted = version;
+            worker.noting += 1;
             return;
         }
         worker.ahead += entry.asked.estimate;
@@ -474,7 +493,7 @@ impl Calls {
         // Its end is among the events that will be heard.
         self.workers[number].lives = false;
         if self.is_note(at).is_some() {
-            return self.note_ended(at, None);
+            return self.note_ended(at, number, NoteEnd::Unheard);
         }
         self.give_back(number);
         if self.has_parts(at) {
@@ -501,7 +520,7 @@ impl Calls {
             return false;
         }
         worker.lives = true;
-        (worker.data, worker.door, worker.noted) = (None, None, 0);
+        (worker.data, worker.door, worker.noted, worker.noting) = (None, None, 0, 0);
         self.notes.is_behind = true;
         let worker = &mut self.workers[number];
         worker.answered = 0;

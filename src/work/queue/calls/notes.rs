@@ -1,6 +1,8 @@
 //! Notes: what every worker does before it makes calls, and every process that follows a dead one. A note takes the place
 //! of an earlier one of the same subject; all others stay in their order.
 
+use crate::error::Death;
+
 /// One note: a call that each process of a worker makes once.
 pub(super) struct Note {
     /// Notes are numbered from 1.
@@ -14,6 +16,15 @@ pub(super) struct Note {
     users: u32,
     /// The place of the array that the note is about, with the number of slots that are counted there: see synced.rs.
     version: Option<(usize, usize)>,
+}
+
+/// How a worker's part in a note has ended.
+pub(super) enum NoteEnd {
+    Done,
+    /// Its process was gone before.
+    Unheard,
+    Failed(String),
+    Died(Death),
 }
 
 /// All notes.
@@ -49,6 +60,16 @@ impl Notes {
     /// Returns whether a worker that has got the notes up to this one has got all.
     pub(super) fn is_known(&self, noted: u64) -> bool {
         self.notes.last().is_none_or(|last| last.number <= noted)
+    }
+
+    /// Returns the number of the last note that holds.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.notes.last().map(|note| note.number)
+    }
+
+    /// Returns whether a note holds: nothing else has taken its place, and it was not forgotten.
+    pub(super) fn holds(&self, number: u64) -> bool {
+        self.notes.iter().any(|note| note.number == number)
     }
 
     /// Returns the first note after this one.

@@ -23,6 +23,9 @@ impl Calls {
         if let Some(note) = self.next_note() {
             return Some(note);
         }
+        if self.any_stuck {
+            self.refuse_stuck();
+        }
         if let Some(limit) = self.is_late() {
             self.end_waiting(limit);
             return None;
@@ -206,9 +209,9 @@ impl Calls {
         nodes
     }
 
-    /// Returns whether a worker's process is there, is set up, and has got all notes.
+    /// Returns whether a worker's process is there, is set up, and has done all notes.
     fn is_ready(&self, worker: &Worker) -> bool {
-        self.is_set_up(worker) && self.notes.is_known(worker.noted)
+        self.is_set_up(worker) && worker.noting == 0 && self.notes.is_known(worker.noted)
     }
 
     /// Returns whether a worker's process is there and set up; it may have notes to get.

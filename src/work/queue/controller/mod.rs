@@ -409,9 +409,6 @@ impl<'q> Controller<'q> {
             }
             Event::Said { slot, message } => {
                 self.calls.answered(slot, message, linked.segment())?;
-                if let Some(error) = self.calls.take_failed_note() {
-                    return Err(error);
-                }
                 if let Some(number) = self.calls.unwanted(slot) {
                     linked.doom(slot, number)?;
                 }

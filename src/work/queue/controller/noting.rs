@@ -15,7 +15,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 impl Controller<'_> {
     /// Lets each worker call a function before all calls that are submitted from now on, also each process that will fill a
-    /// worker's place; the last call of a `subject` counts. Waits until all calls before it have ended.
+    /// worker's place; the last call of a `subject` counts. Waits until all calls before it have ended, and it was made.
+    ///
+    /// # Errors
+    /// If it has failed on a worker: that one makes no calls until another note of this subject has succeeded there.
     pub(crate) fn note<A: Serialize + DeserializeOwned>(
         &mut self,
         subject: u64,
@@ -33,9 +36,17 @@ impl Controller<'_> {
             Hands::Linked(linked) => {
                 let room = |len| linked.heap().borrow_mut().alloc(len, PAGE, Fill::Any).ok();
                 self.calls.note(subject, function.at, packed.into_message(Some(&room))?);
-                Ok(())
+                self.deliver()
             }
         }
+    }
+
+    /// Waits until all workers have made the last note.
+    fn deliver(&mut self) -> Result<()> {
+        while !self.calls.all_noted() {
+            self.advance(None)?;
+        }
+        self.calls.last_failed().map_or(Ok(()), Err)
     }
 
     /// Lets each worker look at an array of so many bytes at least, as [`Controller::note`] lets it call a function; returns its
@@ -50,12 +61,15 @@ impl Controller<'_> {
             return Ok(None);
         }
         self.settle()?;
+        // What was left since the last note gives its memory to this one.
+        self.calls.end_unused_notes();
         let Hands::Linked(linked) = &self.hands else { return Ok(None) };
         let slots = linked.most_slots();
         let written = Version::write(&mut linked.heap().borrow_mut(), (slots, subject), &array)?;
         let Some(version) = written else { return Ok(None) };
         let own = version.again()?;
         self.calls.note_version(function, worker::call((function, 1), None), (version, slots));
+        self.deliver()?;
         Ok(Some(own))
     }
 
