@@ -39,6 +39,8 @@ const CASES: &[Case] = cases![
     modules_come_and_go
     bad_input_is_refused
     what_cannot_be_written_is_named
+    attributes_are_written_together
+    late_modules_may_hold_arrays
     many_notes_leave_nothing
     synced_arrays_are_written_once
     actors_may_write_what_they_share
@@ -254,9 +256,7 @@ fn attributes_are_synchronised() {
                 let sum = len as f64 / 2.0;
                 assert_eq!(results, [10.0 + sum, 10.0 + 2.0 * sum, 10.0 + 3.0 * sum]);
                 let all = pool.attributes(&key, &weights)?;
-                assert!(
-                    all.len() == pool.n_actors().max(1) && all.iter().all(|weights| weights.len() == len)
-                );
+                assert!(all.len() == pool.n_actors() && all.iter().all(|weights| weights.len() == len));
             }
             Ok(())
         });
@@ -375,14 +375,17 @@ fn seeds_do_not_depend_on_the_actors() {
         let pool = Pool { seed: 42, ..pool };
         all.extend(run(&pool, &modules, |pool| {
             let first = pool.map(&draw, &key, 0..20)?;
+            // One number of the sequence, however many actors there are.
+            let own = pool.execute_on_actors(&draw, &key, |actor| actor)?;
+            assert!((1..).zip(&own).all(|(actor, own)| *own == phalanx::seed(phalanx::seed(42, 20), actor)));
             // Tasks that were refused get no seeds.
             assert!(pool.map(&draw, &foreign, 0..5).is_err() && pool.submit(&draw, &foreign, 0).is_err());
             let call = pool.submit(&draw, &key, 7)?;
             Ok((first, pool.get_result(&call)?))
         }));
     }
-    let expected: Vec<u64> = (0..21).map(|at| phalanx::seed(42, at)).collect();
-    assert!(all.iter().all(|(first, last)| first == &expected[..20] && *last == expected[20]), "{all:?}");
+    let expected: Vec<u64> = (0..22).map(|at| phalanx::seed(42, at)).collect();
+    assert!(all.iter().all(|(first, last)| first == &expected[..20] && *last == expected[21]), "{all:?}");
 }
 
 fn methods_of_several_modules() {
@@ -481,6 +484,47 @@ impl<'de> serde::Deserialize<'de> for Unwritten {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         <()>::deserialize(deserializer).map(|()| Unwritten(true))
     }
+}
+
+/// None of several attributes is changed if one cannot be written.
+fn attributes_are_written_together() {
+    for pool in everywhere() {
+        let mut modules = Modules::new();
+        let key = modules.add_with("vault", || Ok((1, Unwritten(true), vec![0.0; 20_000]))).unwrap();
+        type Vault = (i32, Unwritten, Vec<f64>);
+        let first = modules.attribute("first", |vault: &mut Vault| &mut vault.0).unwrap();
+        modules.attribute("second", |vault: &mut Vault| &mut vault.2).unwrap();
+        modules.attribute("third", |vault: &mut Vault| &mut vault.1).unwrap();
+        run(&pool, &modules, |pool| {
+            for _ in 0..50 {
+                (pool.module(&key)?.0, pool.module(&key)?.1) = (2, Unwritten(false));
+                assert!(pool.synchronize(&key).is_err());
+                assert!(pool.attributes(&key, &first)?.iter().all(|&first| first == 1));
+            }
+            pool.module(&key)?.1 = Unwritten(true);
+            pool.synchronize(&key)?;
+            assert!(pool.attributes(&key, &first)?.iter().all(|&first| first == 2));
+            Ok(())
+        });
+    }
+}
+
+/// Arrays of all kinds come with a module that comes late.
+fn late_modules_may_hold_arrays() {
+    let mut modules = Modules::new();
+    type Held = (Synced<f64, Ix1>, Common<u64, Ix1>);
+    let kind = modules.kind::<Held>().unwrap();
+    modules.synced("values", |held: &mut Held| &mut held.0).unwrap();
+    let sum = modules.method("sum", |held: &mut Held, ()| Ok(held.0.view().sum())).unwrap();
+    run(&forked(2), &modules, |pool| {
+        let held = (Array1::ones(100_000).into(), Array1::zeros(3).into());
+        let late = pool.add_module(&kind, "late", held)?;
+        assert_eq!(pool.execute_on_actors(&sum, &late, |_| ())?, [1e5; 2]);
+        pool.module(&late)?.0.view_mut().mapv_inplace(|x| 2.0 * x);
+        pool.synchronize(&late)?;
+        assert_eq!(pool.execute_on_actors(&sum, &late, |_| ())?, [2e5; 2]);
+        Ok(())
+    });
 }
 
 fn what_cannot_be_written_is_named() {
@@ -654,9 +698,8 @@ fn actors_may_write_what_they_share() {
                 pool.synchronize(&key)?;
                 let shared = pool.execute_on_actors(&add, &key, |actor| actor as f64)?;
                 assert!(shared.iter().all(|&shared| !shared));
-                let first = pool.n_actors().min(1);
                 for (at, seen) in pool.attributes(&key, &weights)?.into_iter().enumerate() {
-                    let expected = turn as f64 + (at + first) as f64;
+                    let expected = turn as f64 + (at + 1) as f64;
                     assert!(seen.dim() == (side, side) && seen.iter().all(|&weight| weight == expected));
                 }
                 assert!(pool.module(&key)?.weights.view().iter().all(|&weight| weight == turn as f64));
@@ -1297,7 +1340,8 @@ fn set_or_fail(value: &mut f64, new: f64) -> Result<(), Reason> {
 /// Whatever becomes of a setter, `synchronize` tells, no task is done with an old value, and the next good one mends it.
 fn setters_that_fail_mislead_nobody() {
     for pool in everywhere() {
-        let forks = !matches!(pool.backend, Backend::Serial | Backend::Threads);
+        let serial = pool.backend == Backend::Serial;
+        let forks = !serial && pool.backend != Backend::Threads;
         let fails: &[(f64, &str)] = &[(-1.0, "below 0"), (-2.0, "far below 0"), (-3.0, "SIGABRT")];
         let mut modules = Modules::new();
         let key = modules.add_with("value", || Ok(0.0f64)).unwrap();
@@ -1312,7 +1356,7 @@ fn setters_that_fail_mislead_nobody() {
                     let seen = pool.map_all(&get, &key, [(); 10]);
                     let ends = seen.unwrap_or_default();
                     // The caller as its own actor keeps the last good value.
-                    let old = if pool.n_actors() == 0 { Some(f64::from(turn - 1)) } else { None };
+                    let old = if serial { Some(f64::from(turn - 1)) } else { None };
                     assert!(ends.into_iter().all(|end| end.ok() == old));
                     *pool.module(&key)? = f64::from(turn);
                     pool.synchronize(&key)?;

@@ -13,6 +13,7 @@ use crate::shm::synced::{LOCK, Look, Version, own_slot};
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 use crate::sync::wait::{sleep_on_one, wake_all};
 use ndarray::{Array, ArrayView, ArrayViewMut, Dimension};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::Duration;
@@ -107,7 +108,7 @@ impl<T: Element, D: Dimension> Common<T, D> {
     ///
     /// # Errors
     /// If an actor has ended, or panicked, while it was changing the array: it may be half written until it is synchronised
-    /// again. If this thread has the array already.
+    /// again, after the caller has given its copy another one. If this thread has the array already.
     ///
     /// ```
     /// let array = phalanx::Common::from(ndarray::arr1(&[1.0, 2.0]));
@@ -198,6 +199,18 @@ impl<T, D: Dimension> From<Array<T, D>> for Common<T, D> {
     fn from(array: Array<T, D>) -> Self {
         let dim = array.raw_dim();
         Common(Place::Own(Arc::new(Lock::new(array)), dim))
+    }
+}
+
+impl<T: Element + Serialize, D: Dimension + Serialize> Serialize for Common<T, D> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.read(|array| array.serialize(serializer)).map_err(ser::Error::custom)?
+    }
+}
+
+impl<'de, T: Element + Deserialize<'de>, D: Dimension + Deserialize<'de>> Deserialize<'de> for Common<T, D> {
+    fn deserialize<S: Deserializer<'de>>(deserializer: S) -> std::result::Result<Self, S::Error> {
+        Array::deserialize(deserializer).map(Common::from)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::shm::element::Element;
 use crate::shm::segment::Segment;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ndarray::{Array, ArrayBase, ArrayView, ArrayViewMut, Data, Dimension, IxDyn};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
@@ -208,6 +209,25 @@ impl<T: Element, D: Dimension> Synced<T, D> {
 impl<T, D> From<Array<T, D>> for Synced<T, D> {
     fn from(array: Array<T, D>) -> Self {
         Synced { place: Place::Own(array), frozen: false }
+    }
+}
+
+/// A copy is an array of this process's own, and not frozen.
+impl<T: Element, D: Dimension> Clone for Synced<T, D> {
+    fn clone(&self) -> Self {
+        self.view().to_owned().into()
+    }
+}
+
+impl<T: Element + Serialize, D: Dimension + Serialize> Serialize for Synced<T, D> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.view().serialize(serializer)
+    }
+}
+
+impl<'de, T: Element + Deserialize<'de>, D: Dimension + Deserialize<'de>> Deserialize<'de> for Synced<T, D> {
+    fn deserialize<S: Deserializer<'de>>(deserializer: S) -> std::result::Result<Self, S::Error> {
+        Array::deserialize(deserializer).map(Synced::from)
     }
 }
 

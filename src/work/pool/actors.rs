@@ -119,7 +119,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         Ok(Actors { controller, modules, store: modules.try_store()?, seed, tasks: 0 })
     }
 
-    /// Returns the number of actors; 0 if the caller makes all calls itself.
+    /// Returns the number of actors; 1 if the caller makes all calls itself.
     ///
     /// ```
     /// let pool = phalanx::Pool { actors: Some(2), ..Default::default() };
@@ -127,7 +127,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     /// # Ok::<(), phalanx::Error>(())
     /// ```
     pub fn n_actors(&self) -> usize {
-        self.controller.n_workers()
+        self.controller.n_workers().max(1)
     }
 
     /// Returns how many calls each actor has made, and how often it has died.
@@ -235,13 +235,30 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
     {
-        let numbers = self.numbers(method.function.name(), &keys)?;
-        let bound = (numbers, seed(self.seed, self.tasks), argument);
-        let submitted = self.controller.submit_call(&method.function, bound, options);
-        let call = submitted
-            .map_err(|error| about(error, "submit", || format!("a task of {:?}", method.function.name())))?;
+        let call = self.submit_with((method, &keys), argument, options, seed(self.seed, self.tasks))?;
         self.tasks += 1;
         Ok(call)
+    }
+
+    fn submit_with<M, A, R>(
+        &mut self,
+        (method, keys): (&Method<M, A, R>, &impl KeysOf<M>),
+        argument: A,
+        mut options: Submit,
+        seed: u64,
+    ) -> Result<Call<R>>
+    where
+        A: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        let numbers = self.numbers(method.function.name(), keys)?;
+        if self.controller.n_workers() == 0 && options.worker == Some(1) {
+            // The caller is the only actor.
+            options.worker = None;
+        }
+        let submitted = self.controller.submit_call(&method.function, (numbers, seed, argument), options);
+        submitted
+            .map_err(|error| about(error, "submit", || format!("a task of {:?}", method.function.name())))
     }
 
     /// Waits for the result of a task. Results can be taken in any order, each once.
@@ -504,12 +521,14 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         R: Serialize + DeserializeOwned,
         K: KeysOf<M> + Copy,
     {
-        let mut submit = |pool: &mut Self, worker: usize| {
-            let options = Submit { worker: Some(worker), ..Submit::default() };
-            pool.submit_to(method, keys, argument(worker), options)
-        };
-        let workers: Vec<usize> = self.numbers_of_actors().collect();
-        let calls = workers.into_iter().map(|worker| submit(self, worker)).collect();
+        // One number of the sequence for all, so that later seeds do not depend on how many actors there are.
+        let own = seed(self.seed, self.tasks);
+        let mut calls = Vec::new();
+        for actor in 1..=self.n_actors() {
+            let options = Submit { worker: Some(actor), ..Submit::default() };
+            calls.push(self.submit_with((method, &keys), argument(actor), options, seed(own, actor)));
+        }
+        self.tasks += usize::from(calls.iter().any(Result::is_ok));
         self.results_of(calls)
     }
 
@@ -526,10 +545,5 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
     /// Returns the ends of tasks, when all have ended.
     pub(super) fn results<R: Serialize + DeserializeOwned>(&mut self, calls: &[Call<R>]) -> Vec<Result<R>> {
         calls.iter().map(|call| self.controller.get_result(call)).collect()
-    }
-
-    pub(super) fn numbers_of_actors(&self) -> std::ops::RangeInclusive<usize> {
-        let actors = self.n_actors();
-        usize::from(actors > 0)..=actors
     }
 }

@@ -2,7 +2,8 @@
 
 use super::store::Store;
 use crate::error::{Reason, Result};
-use crate::work::queue::{Controller, Function};
+use crate::shm::synced::Version;
+use crate::work::queue::{Controller, Function, Prepared};
 use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
@@ -79,17 +80,25 @@ impl<M> fmt::Debug for Kind<M> {
     }
 }
 
-/// Writes an attribute of a module to all actors.
-pub(super) type Write = dyn Fn(&mut Store, u32, u64, &mut Controller<'_>) -> Result<()>;
+/// Writes an attribute of a module, of which actors are to be told.
+pub(super) type Write = dyn Fn(&mut Store, u32, u64, &mut Controller<'_>) -> Result<Prepared>;
 
 /// An attribute as the pool knows it.
 pub(super) struct Known {
     pub(super) name: String,
     pub(super) module: TypeId,
     pub(super) write: Box<Write>,
-    /// Lets the caller's copy no longer share memory with others, if it does that.
-    pub(super) part: Option<Box<Part>>,
+    /// How the caller's copy begins and ends to share memory with actors, if it does that.
+    pub(super) sharing: Option<Sharing>,
 }
 
+/// Lets a module of the caller share the memory of a version with others.
+pub(super) type Meet = dyn Fn(&Store, u32, &Version) -> Result<(), Reason>;
 /// Lets a module of the caller no longer share memory with others.
 pub(super) type Part = dyn Fn(&Store, u32) -> Result<(), Reason>;
+
+/// How memory is shared.
+pub(super) struct Sharing {
+    pub(super) meet: Box<Meet>,
+    pub(super) part: Box<Part>,
+}

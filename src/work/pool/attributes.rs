@@ -1,6 +1,6 @@
 //! How attributes are registered: as values that are copied, or as arrays that lie in shared memory.
 
-use super::attribute::{Attribute, Kind, Known, Put, Write};
+use super::attribute::{Attribute, Kind, Known, Put, Sharing, Write};
 use super::modules::Modules;
 use super::store::Store;
 use crate::error::{Error, Reason, Result};
@@ -92,7 +92,7 @@ impl Modules<'_> {
         let (setting, read, getting) = self.accessors(name, get, set.clone())?;
         let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
             let value = read(&mut *store.borrow::<M>(at)?);
-            controller.note(subject, &setting, &(at, value))
+            controller.prepare(subject, &setting, &(at, value))
         };
         Ok(self.know(name, getting, put(set), Box::new(write)))
     }
@@ -190,7 +190,7 @@ impl Modules<'_> {
         let get = self.tasks.register(&format!("getting {name}"), move |store: &mut Store, at: u32| {
             Ok(own(&mut *store.borrow::<M>(at)?).read(|array| array.to_owned())?)
         })?;
-        let (own, parted) = (attribute.clone(), attribute.clone());
+        let (own, parted, met) = (attribute.clone(), attribute.clone(), attribute.clone());
         let put = put(move |module: &mut M, value: Array<T, D>| {
             *own(module) = value.into();
             Ok(())
@@ -200,32 +200,34 @@ impl Modules<'_> {
             let array = attribute(&mut *module);
             if controller.share_memory()? {
                 // Nobody holds the array now, and waits for its turn.
-                let noted = array.read(|array| controller.note_array((subject, see), array, 0))??;
-                let Some(version) = noted else {
-                    return Err(Error::option("synchronize", "an array of too many dimensions to be shared"));
-                };
-                *array = Common::seen(&version, true)?;
-                return Ok(());
+                let prepared = array.read(|array| controller.prepare_array((subject, see), array, 0))??;
+                let too_many =
+                    || Error::option("synchronize", "an array of too many dimensions to be shared");
+                return prepared.ok_or_else(too_many);
             }
             array.part()?;
             let twin = Box::new(array.twin()?);
             TWINS.with_borrow_mut(|twins| twins.insert((of, subject), twin));
-            controller.note(subject, &meet, &(at, subject))
+            controller.prepare(subject, &meet, &(at, subject))
         };
         let attribute = self.know(name, get, put, Box::new(write));
+        let meet = move |store: &Store, at: u32, version: &Version| {
+            *met(&mut *store.borrow::<M>(at)?) = Common::seen(version, true)?;
+            Ok(())
+        };
+        let part = move |store: &Store, at: u32| Ok(parted(&mut *store.borrow::<M>(at)?).part()?);
         if let Some(known) = self.attributes.last_mut() {
-            known.part =
-                Some(Box::new(move |store: &Store, at| Ok(parted(&mut *store.borrow::<M>(at)?).part()?)));
+            known.sharing = Some(Sharing { meet: Box::new(meet), part: Box::new(part) });
         }
         Ok(attribute)
     }
 
     /// Lets no attribute of the caller's modules share memory with actors that are gone.
     pub(super) fn part(&self, store: &Store) {
-        for part in self.attributes.iter().filter_map(|known| known.part.as_ref()) {
+        for sharing in self.attributes.iter().filter_map(|known| known.sharing.as_ref()) {
             for at in 0..store.len() as u32 {
                 // It may be a module of another type; one that is half written stays so.
-                let _ = part(store, at);
+                let _ = (sharing.part)(store, at);
             }
         }
     }
@@ -263,10 +265,10 @@ impl Modules<'_> {
         let write = move |store: &mut Store, at: u32, subject: u64, controller: &mut Controller<'_>| {
             let mut module = store.borrow::<M>(at)?;
             let array = attribute(&mut *module);
-            if controller.note_array((subject, see), array.view(), LONG)?.is_some() {
-                return Ok(());
+            if let Some(prepared) = controller.prepare_array((subject, see), array.view(), LONG)? {
+                return Ok(prepared);
             }
-            controller.note(subject, &setting, &(at, array.view().to_owned()))
+            controller.prepare(subject, &setting, &(at, array.view().to_owned()))
         };
         Ok(self.know(name, getting, put, Box::new(write)))
     }
@@ -317,7 +319,12 @@ impl Modules<'_> {
         put: Arc<Put<T>>,
         write: Box<Write>,
     ) -> Attribute<M, T> {
-        self.attributes.push(Known { name: name.to_owned(), module: TypeId::of::<M>(), write, part: None });
+        self.attributes.push(Known {
+            name: name.to_owned(),
+            module: TypeId::of::<M>(),
+            write,
+            sharing: None,
+        });
         let (at, of) = (self.attributes.len() - 1, self.tasks.number());
         Attribute { at, of, name: name.to_owned(), get, put, module: PhantomData }
     }

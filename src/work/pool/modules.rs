@@ -28,9 +28,13 @@ thread_local! {
     static TASK: Cell<(u64, u64)> = const { Cell::new((0, u64::MAX)) };
 }
 
-/// Returns the seed of the task that calls this, from which its generator of random numbers can start: the n-th task that
-/// was submitted to a pool gets the n-th number of the sequence that starts at [`Pool::seed`](crate::Pool::seed), whatever
-/// actor has it.
+/// Returns the seed of the task that this thread is at, from which its generator of random numbers can start: the n-th task
+/// that was submitted to a pool gets the n-th number of the sequence that starts at [`Pool::seed`](crate::Pool::seed), whatever
+/// actor has it. One [`execute_on_actors`](crate::Actors::execute_on_actors) counts as one task, whose number each actor gets in
+/// a form of its own.
+///
+/// Threads that the task starts have none, and a pool within the task is given this one, `seed: task_seed()`, or else all such
+/// pools have the same.
 ///
 /// ```
 /// use phalanx::{Modules, Pool};

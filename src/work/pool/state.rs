@@ -4,7 +4,7 @@ use super::actors::Actors;
 use super::attribute::{Attribute, Kind};
 use super::modules::{Key, about};
 use crate::error::{Error, Result};
-use crate::work::queue::Submit;
+use crate::work::queue::{Prepared, Submit};
 use serde::{Serialize, de::DeserializeOwned};
 use std::any::{TypeId, type_name};
 use std::cell::RefMut;
@@ -92,13 +92,28 @@ impl Actors<'_, '_, '_> {
         self.write_all(key, all)
     }
 
-    /// Writes attributes, when it is sure that those can be shared that are to be.
+    /// Gives all actors attributes, once all could be written.
     fn write_all<M>(&mut self, key: &Key<M>, all: Vec<usize>) -> Result<()> {
-        self.numbers("synchronize", &key)?;
-        if all.iter().any(|&attribute| self.modules.attributes[attribute].part.is_some()) {
-            self.controller.share_memory()?;
+        let mut written: Vec<Prepared> = Vec::with_capacity(all.len());
+        for &attribute in &all {
+            match self.write(key, attribute) {
+                Ok(prepared) => written.push(prepared),
+                Err(error) => {
+                    self.controller.drop_prepared(written);
+                    return Err(error);
+                }
+            }
         }
-        all.into_iter().try_for_each(|attribute| self.write(key, attribute))
+        let versions: Vec<_> = written.iter().map(Prepared::version).collect::<Result<_>>()?;
+        let told = self.controller.tell(written);
+        let (modules, store) = (self.modules, self.store.as_ref());
+        for (attribute, version) in all.into_iter().zip(versions) {
+            let sharing = modules.attributes[attribute].sharing.as_ref();
+            if let (Some(sharing), Some(version), Some(store)) = (sharing, version, store) {
+                (sharing.meet)(store, key.at, &version)?;
+            }
+        }
+        told.map_err(|error| about(error, "synchronize", || format!("module {:?}", key.name)))
     }
 
     /// Returns the attributes of modules of type `M`, with their names.
@@ -143,13 +158,14 @@ impl Actors<'_, '_, '_> {
         attribute: &Attribute<M, T>,
     ) -> Result<()> {
         self.check(attribute)?;
-        self.write(key, attribute.at)
+        self.write_all(key, vec![attribute.at])
     }
 
     /// Sets an attribute of the caller's copy, and of those of all actors, as [`Actors::synchronize`] does.
     ///
     /// # Errors
-    /// If the attribute's function refuses the value; if it cannot be written.
+    /// If the attribute's function refuses the value; then nothing is changed. As [`Actors::synchronize`]; then the caller's copy
+    /// has the value all the same.
     ///
     /// ```
     /// # let mut modules = phalanx::Modules::new();
@@ -171,12 +187,12 @@ impl Actors<'_, '_, '_> {
     ) -> Result<()> {
         self.check(attribute)?;
         self.numbers(&attribute.name, &key)?;
-        if self.modules.attributes[attribute.at].part.is_some() {
+        if self.modules.attributes[attribute.at].sharing.is_some() {
             self.controller.share_memory()?;
         }
         let store = self.store.as_ref().ok_or(Error::Corrupt { what: "the modules of a pool" })?;
         (attribute.put)(store, key.at, value)?;
-        self.write(key, attribute.at)
+        self.write_all(key, vec![attribute.at])
     }
 
     fn check<M, T>(&self, attribute: &Attribute<M, T>) -> Result<()> {
@@ -190,7 +206,7 @@ impl Actors<'_, '_, '_> {
         Err(Error::option("synchronize", problem))
     }
 
-    fn write<M>(&mut self, key: &Key<M>, attribute: usize) -> Result<()> {
+    fn write<M>(&mut self, key: &Key<M>, attribute: usize) -> Result<Prepared> {
         self.numbers("synchronize", &key)?;
         let subject = (attribute as u64) << 32 | u64::from(key.at);
         let modules = self.modules;
@@ -231,8 +247,9 @@ impl Actors<'_, '_, '_> {
         self.check(attribute)?;
         self.numbers(&attribute.name, &key)?;
         let mut calls = Vec::new();
-        for worker in self.numbers_of_actors() {
-            let options = Submit { worker: Some(worker), ..Submit::default() };
+        for actor in 1..=self.n_actors() {
+            let worker = if self.controller.n_workers() == 0 { None } else { Some(actor) };
+            let options = Submit { worker, ..Submit::default() };
             calls.push(self.controller.submit_call(&attribute.get, key.at, options));
         }
         self.results_of(calls)
@@ -263,8 +280,9 @@ impl Actors<'_, '_, '_> {
         };
         let at = store.len() as u32;
         let told = (at, module);
-        let noted = self.controller.note(MODULE | u64::from(at), &kind.put, &told);
-        noted.map_err(|error| about(error, "add_module", || format!("module {name:?}")))?;
+        let written = self.controller.prepare(MODULE | u64::from(at), &kind.put, &told);
+        let written = written.map_err(|error| about(error, "add_module", || format!("module {name:?}")))?;
+        self.controller.tell(vec![written])?;
         store.put(at as usize, Box::new(told.1));
         Ok(Key { at, of: self.modules.tasks.number(), name: name.to_owned(), module: PhantomData })
     }
@@ -291,7 +309,8 @@ impl Actors<'_, '_, '_> {
         // Tasks that were submitted before see what was synchronised, whatever becomes of their actors.
         self.controller.settle()?;
         let (attributes, module) = (self.modules.attributes.len() as u64, MODULE | u64::from(key.at));
-        self.controller.note(module, &self.modules.remove, &key.at)?;
+        let removed = self.controller.prepare(module, &self.modules.remove, &key.at)?;
+        self.controller.tell(vec![removed])?;
         (0..attributes)
             .for_each(|attribute| self.controller.forget_note(attribute << 32 | u64::from(key.at)));
         if !self.modules.leave(key.at) {

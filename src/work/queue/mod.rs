@@ -43,6 +43,7 @@ use worker::{Tells, call_head, is_answer, serve};
 
 pub use call::{Call, Finished, Submit};
 pub use controller::Controller;
+pub(crate) use controller::Prepared;
 pub use service::Service;
 pub use stats::{CallStats, QueueStats, QueueWorkerStats};
 pub use tasks::{Function, Tasks};

@@ -176,10 +176,14 @@ impl Calls {
         })
     }
 
-    /// Returns how the last note has failed, if it has.
-    pub(crate) fn last_failed(&self) -> Option<Error> {
-        let last = self.notes.last();
-        let failed = |worker: &Worker| worker.stuck.clone().filter(|(version, _)| Some(*version) == last);
+    /// Returns the number of the last note.
+    pub(crate) fn latest_note(&self) -> u64 {
+        self.notes.latest
+    }
+
+    /// Returns how a note after this one has failed, if one has.
+    pub(crate) fn failed_since(&self, last: u64) -> Option<Error> {
+        let failed = |worker: &Worker| worker.stuck.clone().filter(|(version, _)| *version > last);
         self.workers.iter().find_map(failed).map(|(_, why)| Error::other(why))
     }
 }

@@ -527,10 +527,12 @@ impl Calls {
         true
     }
 
-    /// Notes that a worker's process is about to end without having failed; returns false if it was given up.
+    /// Notes that a worker's process is about to end without having failed; returns false if it makes no calls.
     pub(super) fn renew(&mut self, number: usize) -> bool {
-        self.workers[number].renews = true;
-        self.workers[number].given_up.is_none()
+        let is_there =
+            self.workers[number].given_up.is_none() && self.is_stuck(&self.workers[number]).is_none();
+        self.workers[number].renews |= is_there;
+        is_there
     }
 
     /// Counts calls no longer as failed that have ended a worker's process as they should.

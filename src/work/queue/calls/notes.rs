@@ -31,7 +31,7 @@ pub(super) enum NoteEnd {
 #[derive(Default)]
 pub(super) struct Notes {
     /// The number of the last note.
-    latest: u64,
+    pub(super) latest: u64,
     notes: Vec<Note>,
     /// Notes that were replaced, and that workers may still have in their hands.
     retired: Vec<Note>,
@@ -60,11 +60,6 @@ impl Notes {
     /// Returns whether a worker that has got the notes up to this one has got all.
     pub(super) fn is_known(&self, noted: u64) -> bool {
         self.notes.last().is_none_or(|last| last.number <= noted)
-    }
-
-    /// Returns the number of the last note that holds.
-    pub(super) fn last(&self) -> Option<u64> {
-        self.notes.last().map(|note| note.number)
     }
 
     /// Returns whether a note holds: nothing else has taken its place, and it was not forgotten.

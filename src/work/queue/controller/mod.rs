@@ -1,6 +1,7 @@
 //! The controller of a queue: submits calls, and takes their results.
 
 mod noting;
+pub(crate) use noting::Prepared;
 mod serving;
 
 use crate::channel::link::Event;
