@@ -10,6 +10,8 @@ use std::collections::HashMap;
 struct Owned {
     /// The tasks that it has done since its process began.
     count: u64,
+    /// When it has done the first: numbers of processes are used again.
+    since: u64,
     round: u64,
     long: Synced<u64, Ix1>,
     /// The tasks that all actors have done in this round, twice.
@@ -26,7 +28,13 @@ const TASKS: u64 = 200;
 pub fn pool(args: &Args) -> bool {
     let before = Belongings::now();
     let mut modules = Modules::new();
-    let owned = Owned { count: 0, round: 0, long: Array1::zeros(LONG).into(), done: Array1::zeros(2).into() };
+    let owned = Owned {
+        count: 0,
+        since: 0,
+        round: 0,
+        long: Array1::zeros(LONG).into(),
+        done: Array1::zeros(2).into(),
+    };
     let key = modules.add("owned", owned).unwrap();
     let work = modules.method("work", |owned: &mut Owned, x: u64| {
         let long = owned.long.view();
@@ -36,8 +44,12 @@ pub fn pool(args: &Args) -> bool {
             (0..2000).for_each(|_| std::hint::spin_loop());
             done[1] += 1;
         })?;
+        if owned.count == 0 {
+            owned.since = std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
+        }
         owned.count += 1;
-        Ok((x * x, owned.round, whole, std::process::id(), owned.count, phalanx::task_seed()))
+        let who = (std::process::id(), owned.since);
+        Ok((x * x, owned.round, whole, who, owned.count, phalanx::task_seed()))
     });
     let work = work.unwrap();
     modules.attribute("round", |owned: &mut Owned| &mut owned.round).unwrap();
@@ -50,7 +62,7 @@ pub fn pool(args: &Args) -> bool {
         // Actors that have nothing to do die, too, and are given up if they do so five times in a row.
         let slower = Args { pause: args.pause.max(15_000), ranks: Vec::new(), what: None, ..*args };
         let killed = killing(&slower, || {
-            let (mut counts, mut round): (HashMap<u32, Vec<u64>>, u64) = (HashMap::new(), 0);
+            let (mut counts, mut round): (HashMap<(u32, u64), Vec<u64>>, u64) = (HashMap::new(), 0);
             let mut halves = 0;
             while figures.died < args.kills {
                 round += 1;
@@ -64,8 +76,8 @@ pub fn pool(args: &Args) -> bool {
                     let number = (round - 1) * TASKS + x;
                     figures.calls += 1;
                     match end {
-                        Ok((square, seen, whole, pid, count, seed)) => {
-                            counts.entry(pid).or_default().push(count);
+                        Ok((square, seen, whole, who, count, seed)) => {
+                            counts.entry(who).or_default().push(count);
                             answered += 1;
                             let right = square == x * x && seen == round && whole;
                             figures.wrong +=
@@ -94,7 +106,7 @@ pub fn pool(args: &Args) -> bool {
                     );
                 }
             }
-            // A process counts from 1, every task that it has answered. (Numbers of processes are used again after long.)
+            // A process counts from 1, every task that it has answered.
             for mut counts in counts.into_values() {
                 counts.sort_unstable();
                 figures.wrong += u64::from(!(1..=counts.len() as u64).eq(counts));
