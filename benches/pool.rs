@@ -3,7 +3,11 @@
 //! tools/queues reads.
 #![allow(missing_docs, clippy::allow_attributes, reason = "a program")]
 
+#[path = "support/figures.rs"]
+mod figures;
+
 use criterion::{Criterion, Throughput};
+use figures::{show, timed};
 use ndarray::{Array1, Ix1};
 use phalanx::{Modules, Pool, Result, SharedArray, Synced};
 use std::hint::black_box;
@@ -127,16 +131,16 @@ fn figures(budget: Duration) -> Result<()> {
             Ok(())
         })?;
     }
-    show("start", 8, starts);
+    show("actors", "start", 8, starts);
     drop(large);
     actors(1).run(&modules, |pool| {
         let many = timed(budget, || pool.map(&add, &counter, 0..MANY).map(drop))?;
-        show("rate", 8, many.into_iter().map(|time| time / MANY as f64).collect());
+        show("actors", "rate", 8, many.into_iter().map(|time| time / MANY as f64).collect());
         let one = timed(budget, || {
             let call = pool.submit(&add, &counter, 1)?;
             pool.get_result(&call).map(drop)
         })?;
-        show("round_trip", 8, one);
+        show("actors", "round_trip", 8, one);
         Ok(())
     })?;
     for (what, count, len) in [("told", 8, LONG), ("told400", 400, 128 << 10)] {
@@ -146,7 +150,7 @@ fn figures(budget: Duration) -> Result<()> {
                 pool.synchronize(&table)?;
                 pool.execute_on_actors(&first, &table, |_| ()).map(drop)
             })?;
-            show(what, 8 * len, told);
+            show("actors", what, 8 * len, told);
             Ok(())
         })?;
     }
@@ -156,25 +160,6 @@ fn figures(budget: Duration) -> Result<()> {
         black_box(&copy);
         Ok(())
     })?;
-    show("copy", 8 * LONG, copies);
+    show("actors", "copy", 8 * LONG, copies);
     Ok(())
-}
-
-/// Times of `step` in microseconds, after a warm-up.
-fn timed(budget: Duration, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
-    step()?;
-    let (begun, mut times) = (Instant::now(), Vec::new());
-    while times.len() < 3 || (begun.elapsed() < budget && times.len() < 1_000_000) {
-        let start = Instant::now();
-        step()?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(times)
-}
-
-fn show(what: &str, bytes: usize, mut times: Vec<f64>) {
-    times.sort_by(f64::total_cmp);
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    let (low, middle, high) = (at(0.1), at(0.5), at(0.9));
-    println!("ours,actors,private,{what},1,{bytes},{middle:.3},{low:.3},{high:.3},{},0,0", times.len());
 }

@@ -24,7 +24,7 @@ struct Args {
     actors: u8,
 }
 
-/// What each actor owns.
+/// The state that each actor owns.
 struct Counter {
     /// An attribute: the caller can synchronise it.
     count: u64,
@@ -103,7 +103,7 @@ fn state_persists(pool: &mut Actors<'_, '_, '_>, counters: &Counters) -> phalanx
     check(pool.module(&counters.key)?.count == 0, "the counter of the caller is still at 0")
 }
 
-/// What the caller synchronises replaces what the actors had.
+/// Shows that a value which the caller synchronises replaces those of the actors.
 fn caller_synchronises(pool: &mut Actors<'_, '_, '_>, counters: &Counters) -> phalanx::Result<()> {
     pool.module(&counters.key)?.count = BEGIN;
     pool.synchronize(&counters.key)?;

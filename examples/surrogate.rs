@@ -96,7 +96,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is predicted at a point: mean and standard deviation of the function.
+/// The prediction at a point: mean and standard deviation of the function.
 type Prediction = (f64, f64);
 
 /// The model of a pool, and what it can be asked for.

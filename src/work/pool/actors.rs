@@ -240,11 +240,17 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         Ok(call)
     }
 
+    /// Returns options that name a worker of the queue: there is none if the caller is the only actor.
+    pub(super) fn placed(&self, options: Submit) -> Submit {
+        let worker = options.worker.filter(|&actor| actor != 1 || self.controller.n_workers() > 0);
+        Submit { worker, ..options }
+    }
+
     fn submit_with<M, A, R>(
         &mut self,
         (method, keys): (&Method<M, A, R>, &impl KeysOf<M>),
         argument: A,
-        mut options: Submit,
+        options: Submit,
         seed: u64,
     ) -> Result<Call<R>>
     where
@@ -252,10 +258,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         R: Serialize + DeserializeOwned,
     {
         let numbers = self.numbers(method.function.name(), keys)?;
-        if self.controller.n_workers() == 0 && options.worker == Some(1) {
-            // The caller is the only actor.
-            options.worker = None;
-        }
+        let options = self.placed(options);
         let submitted = self.controller.submit_call(&method.function, (numbers, seed, argument), options);
         submitted
             .map_err(|error| about(error, "submit", || format!("a task of {:?}", method.function.name())))
@@ -459,7 +462,7 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         let calls = submitted
             .map_err(|error| about(error, "map", || format!("a task of {:?}", method.function.name())))?;
         self.tasks += calls.len();
-        Ok(self.results(&calls))
+        Ok(calls.iter().map(|call| self.controller.get_result(call)).collect())
     }
 
     /// Does different tasks, and returns their results in their order.
@@ -540,10 +543,5 @@ impl<'a, 'q, 'f> Actors<'a, 'q, 'f> {
         let ends: Vec<_> =
             calls.into_iter().map(|call| call.and_then(|call| self.controller.get_result(&call))).collect();
         ends.into_iter().collect()
-    }
-
-    /// Returns the ends of tasks, when all have ended.
-    pub(super) fn results<R: Serialize + DeserializeOwned>(&mut self, calls: &[Call<R>]) -> Vec<Result<R>> {
-        calls.iter().map(|call| self.controller.get_result(call)).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! What is synchronised, by handles: attributes, and types of modules that come late.
+//! The handles of what is synchronised: attributes, and types of modules that are added while a pool runs.
 
 use super::store::Store;
 use crate::error::{Reason, Result};

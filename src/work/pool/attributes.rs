@@ -30,7 +30,8 @@ pub(super) fn forget_twins(modules: u64) {
 
 impl Modules<'_> {
     /// Adds an attribute: a part of all modules of type `M` that is synchronised from the caller's copy to those of the
-    /// actors. Each actor gets a copy of its own. What is no attribute stays as it was when the pool has started.
+    /// actors. Each actor gets a copy of its own. All other parts of a module stay on the actors as they were when the pool
+    /// started.
     ///
     /// # Errors
     /// If the name is taken by another attribute or method.

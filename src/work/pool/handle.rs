@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-/// What is to be done with the actors.
+/// A function that the pool's thread calls with the actors.
 type Job = Box<dyn FnOnce(&mut Actors<'_, '_, '_>) + Send>;
 
 #[expect(clippy::disallowed_types, reason = "actors never use it")]

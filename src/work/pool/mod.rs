@@ -3,9 +3,13 @@
 //! replaces a dead one gets, too.
 //!
 //! ```text
-//! [1] modules.rs      modules, methods and attributes are registered; store.rs: the modules of one process
+//! [1] modules.rs      modules and methods are registered; store.rs: the modules of one process
+//!     attributes.rs   attributes are registered; attribute.rs: as the user has them, and as the pool knows them
 //! [2] mod.rs          options; the queue is started
-//! [3] actors.rs       the caller's function maps methods over arguments, and synchronises attributes
+//! [3] actors.rs       the caller's function maps methods over arguments
+//!     state.rs        and synchronises attributes, adds and removes modules
+//!
+//! handle.rs (a pool that a thread runs, so that it needs no scope), user.rs (one pool for a program, and its components)
 //! ```
 
 mod actors;

@@ -263,12 +263,13 @@ impl<'f> Modules<'f> {
         if let Some(value) = builds.builds.iter().find(|built| built.build.is_none()) {
             return Err(Error::option("pool", as_value(&value.name)));
         }
-        let is_late =
-            |at: &u32| store.has(*at) && !builds.builds.iter().any(|built| built.at == *at as usize);
-        match (0..store.len() as u32).any(|at| is_late(&at)) {
-            true => Err(Error::option("pool", as_value("added to a pool that ran"))),
-            false => Ok(()),
+        let is_late = |at: u32| store.has(at) && !builds.builds.iter().any(|built| built.at == at as usize);
+        if (0..store.len() as u32).any(is_late) {
+            let problem = "a module was added to a pool that ran before, and only forked actors can inherit it: remove it there, or \
+                           use a back end that forks";
+            return Err(Error::option("pool", problem));
         }
+        Ok(())
     }
 
     /// Says whether the module of this number was there before the start; and that its name is free now.

@@ -248,8 +248,7 @@ impl Actors<'_, '_, '_> {
         self.numbers(&attribute.name, &key)?;
         let mut calls = Vec::new();
         for actor in 1..=self.n_actors() {
-            let worker = if self.controller.n_workers() == 0 { None } else { Some(actor) };
-            let options = Submit { worker, ..Submit::default() };
+            let options = self.placed(Submit { worker: Some(actor), ..Submit::default() });
             calls.push(self.controller.submit_call(&attribute.get, key.at, options));
         }
         self.results_of(calls)

@@ -1,7 +1,6 @@
 //! One pool for a whole program, by choice, and components that use it by themselves.
 
 use super::Pool;
-use super::actors::Actors;
 use super::attribute::Attribute;
 use super::handle::PoolHandle;
 use super::modules::{Key, Method, Modules};
@@ -69,7 +68,10 @@ impl Pool {
         }
         // This thread does not hold the lock when actors are forked.
         let (started, handles) = self.start(build)?;
-        let mut installed = match POOL.try_lock() {
+        // A lock that was inherited may be held for ever, one of this process is not.
+        let locked =
+            if OWNER.is_this() { POOL.lock().map_err(TryLockError::Poisoned) } else { POOL.try_lock() };
+        let mut installed = match locked {
             Ok(installed) => installed,
             Err(TryLockError::Poisoned(installed)) => installed.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(Error::option("pool", BUSY)),
@@ -150,7 +152,7 @@ pub trait PoolUser {
         R: Serialize + DeserializeOwned + Send + 'static,
     {
         let (method, key) = (method.clone(), self.key().clone());
-        self.pool()?.with(move |pool: &mut Actors<'_, '_, '_>| pool.map(&method, &key, arguments))
+        self.pool()?.with(move |pool| pool.map(&method, &key, arguments))
     }
 
     /// Calls a method once on each actor: see [`Actors::execute_on_actors`](crate::Actors::execute_on_actors).
