@@ -152,4 +152,7 @@ pub use work::queue::{
     Call, CallStats, Controller, Finished, Function, Queue, QueueStats, QueueWorkerStats, Service, Submit,
     Tasks, WhenFull,
 };
-pub use work::sweep::{Counts, Outcome, Progress, Row, Schedule, Sweep, Swept, WorkerStats};
+pub use work::sweep::{
+    Amount, Checkpoint, Counts, Ended, Existing, FailureCause, Limits, Outcome, Progress, Retries, Row,
+    RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState, WorkerStats,
+};

@@ -170,6 +170,17 @@ pub enum Error {
         /// A guess at what happened.
         hint: &'static str,
     },
+    /// Another program writes the file of a checkpoint.
+    #[error(
+        "{file}: it is in use{}; wait until that program has ended, or choose another file",
+        if *pid == 0 { String::new() } else { format!(" by process {pid}") }
+    )]
+    Locked {
+        /// The file.
+        file: String,
+        /// The number of the process that writes it, on its host; 0 if it is not known.
+        pid: u32,
+    },
     /// Bytes that another process wrote are not what they must be.
     #[error("{what} holds bytes that no correct rank writes; memory shared with other ranks was overwritten")]
     Corrupt {
@@ -290,7 +301,9 @@ impl Error {
             | Error::Stale { .. }
             | Error::Supervisor { .. } => ErrorKind::Peer,
             Error::Timeout { .. } => ErrorKind::Timeout,
-            Error::System { .. } | Error::Threads { .. } | Error::Start { .. } => ErrorKind::System,
+            Error::System { .. } | Error::Threads { .. } | Error::Start { .. } | Error::Locked { .. } => {
+                ErrorKind::System
+            }
             Error::Interrupted { .. } => ErrorKind::Interrupted,
             Error::Corrupt { .. } => ErrorKind::Corrupt,
             Error::Panicked { .. }

@@ -1,19 +1,23 @@
-//! Owned `MAP_SHARED` memory: anonymous (a memfd without a name anywhere), inherited by every child that is
-//! forked.
+//! Owned `MAP_SHARED` memory: anonymous (a memfd without a name anywhere), or a file; inherited by every child that
+//! is forked.
 //!
 //! Mappings begin on a 2 MiB boundary with file offset zero, because `MADV_COLLAPSE` (Linux 6.1) makes huge
 //! pages of shared memory only where address and offset agree modulo 2 MiB. They are sparse: untouched pages
-//! cost nothing.
+//! cost nothing. (Files are mapped by memmap2, on a page boundary, as long as they are.)
 #![expect(unsafe_code, reason = "mmap, munmap and madvise")]
 
 use crate::error::{Error, Result};
 use crate::os::descriptor;
 use crate::os::fault::{Site, refused, sys};
+use crate::os::file::{self, Held};
 use crate::os::inherit::{self, Access};
 use crate::os::process;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
+use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
+use std::path::PathBuf;
 
 /// The size, and required alignment, of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -26,6 +30,8 @@ pub(crate) struct Mapping {
     len: usize,
     /// The process that made the mapping: see `process::incarnation`.
     maker: u32,
+    /// The mapping of a file, to be dropped by its maker only.
+    file: Option<(ManuallyDrop<MmapRaw>, PathBuf)>,
 }
 
 /// Private memory of which children forked meanwhile inherit nothing: its whole pages are zero there
@@ -118,6 +124,38 @@ impl Mapping {
         map_file(len, Some(&file.into()))
     }
 
+    /// Maps the first `len` bytes of a file.
+    ///
+    /// # Errors
+    /// If the file system cannot share memory.
+    pub(crate) fn of_file(held: &Held, len: usize) -> Result<Mapping> {
+        let raw = sys(Site::MapFile, || {
+            let mapped = MmapOptions::new().len(len).map_raw(held.file());
+            mapped.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+        });
+        let raw = raw.map_err(|errno| file::failed("mmap", held.path(), errno))?;
+        let base = NonNull::new(raw.as_mut_ptr()).ok_or(Error::Corrupt { what: "a mapping" })?;
+        let mut mapping = Mapping::entered(base, len);
+        mapping.file = Some((ManuallyDrop::new(raw), held.path().to_owned()));
+        Ok(mapping)
+    }
+
+    /// Writes what has changed in the mapping of a file to the disk; returns when it is there.
+    ///
+    /// # Errors
+    /// If the disk cannot be written.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let Some((file, path)) = &self.file else { return Ok(()) };
+        let flushed = || file.flush().map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        let flushed = sys(Site::Msync, || flushed().map_err(Errno::from_raw));
+        flushed.map_err(|errno| file::failed("msync", path, errno))
+    }
+
+    /// Returns whether this is the mapping of a file.
+    pub(crate) fn is_file(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Returns the address of the first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
@@ -137,7 +175,7 @@ impl Mapping {
     fn entered(base: NonNull<u8>, len: usize) -> Mapping {
         let (start, maker) = (base.as_ptr() as usize, process::incarnation());
         inherit::enter(start..start + len, maker);
-        Mapping { base, len, maker }
+        Mapping { base, len, maker, file: None }
     }
 
     /// Maps the same memory at a second address.
@@ -288,6 +326,10 @@ impl Drop for Mapping {
             return;
         }
         inherit::remove(self.base.as_ptr() as usize);
+        if let Some((file, _)) = &mut self.file {
+            // SAFETY: here only, and not used afterwards.
+            return unsafe { ManuallyDrop::drop(file) };
+        }
         // SAFETY: the range is ours alone, and nothing borrowed from it outlives the Mapping.
         let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.len) };
     }

@@ -5,6 +5,7 @@ pub(crate) mod clock;
 pub(crate) mod deadline;
 pub(crate) mod descriptor;
 pub(crate) mod fault;
+pub(crate) mod file;
 #[cfg(not(loom))]
 pub(crate) mod futex;
 pub(crate) mod inherit;

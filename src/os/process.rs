@@ -409,6 +409,11 @@ pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
+/// Returns whether there is a process of this number; it may be another than the one that had the number before.
+pub(crate) fn exists(pid: u32) -> bool {
+    nix::sys::signal::kill(Pid::from_raw(pid as i32), None) != Err(Errno::ESRCH)
+}
+
 /// Returns the number of this thread, which no other one of the machine has.
 pub(crate) fn thread() -> u32 {
     nix::unistd::gettid().as_raw() as u32

@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, AsRawFd};
 /// The number of SIGKILL.
 pub(crate) const KILL: i32 = libc::SIGKILL;
 
+/// The number of SIGINT.
+pub(crate) const INT: i32 = libc::SIGINT;
+
 /// The number of SIGSEGV.
 pub(crate) const SEGV: i32 = libc::SIGSEGV;
 

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "references into mapped memory")]
 
 use crate::error::Result;
+use crate::os::file::Held;
 use crate::os::inherit::Access;
 use crate::os::mapping::Mapping;
 use crate::shm::element::Shared;
@@ -21,6 +22,27 @@ impl Segment {
     /// Makes a zeroed segment of at least `len` bytes.
     pub(crate) fn new(len: usize) -> Result<Segment> {
         Ok(Segment { mapping: Mapping::new(len)? })
+    }
+
+    /// Maps a file of `len` bytes.
+    ///
+    /// # Errors
+    /// If the file system cannot share memory.
+    pub(crate) fn of_file(held: &Held, len: usize) -> Result<Segment> {
+        Ok(Segment { mapping: Mapping::of_file(held, len)? })
+    }
+
+    /// See [`Mapping::flush`].
+    ///
+    /// # Errors
+    /// If the disk cannot be written.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.mapping.flush()
+    }
+
+    /// Returns whether this is a file.
+    pub(crate) fn is_file(&self) -> bool {
+        self.mapping.is_file()
     }
 
     /// See [`Mapping::lent`].
@@ -92,7 +114,6 @@ impl Segment {
     }
 
     /// Writes `bytes` at `offset`; returns false if they do not lie inside.
-    #[cfg(any(feature = "mpi", test))]
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.bytes(offset, bytes.len()) else { return false };
         // SAFETY: in bounds on both sides; shared memory, which no rank uses meanwhile: the caller's protocol

@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! 0      Front    256 B: what the ledger is (fixed), then how far it is used (changes)
-//! 256    Column   64 B for each column of a row
+//! 256    Column   256 B for each input of a task, then for each column of a row
 //! page   Record   64 B for each task (record.rs); from 2 MiB on they begin on a boundary of 2 MiB
-//! page   row      for each task; likewise
+//! page   input    f64s for each task; only in files
+//! page   row      for each task; like the records
 //! page   log      texts (log.rs)
+//! page   Board    the state of the run that writes the file (board.rs); only in files
 //! ```
 //!
 //! No place depends on the number of workers. All words have the byte order of the machine that wrote them,
-//! and the header says which.
+//! and the header says which. In a file all tables begin on a page boundary and no more.
 
+use crate::channel::ledger::board::BOARD;
 use crate::channel::ledger::log::{LONGEST, SHARE};
 use crate::channel::ledger::record::Record;
 use crate::error::{Error, Result, start_of};
@@ -25,7 +28,7 @@ const MAGIC: [u8; 8] = *b"\x89PHLX\r\n\x1a";
 /// The word that shows the byte order.
 const ORDER: u32 = 0x0102_0304;
 /// The version of this layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The bytes for texts in memory that is occupied only where it is written. Up to this bound, the text of
 /// every task has room.
 const SPARSE: usize = 256 << 20;
@@ -41,34 +44,39 @@ shared! {
     /// ```text
     ///   0  magic     8 B   89 'P' 'H' 'L' 'X' 0D 0A 1A
     ///   8  order     u32   0x01020304
-    ///  12  version   u32   1
-    ///  16  tasks     u64   tasks that have a place: records and rows
+    ///  12  version   u32   2
+    ///  16  tasks     u64   tasks that have a place: records, inputs and rows
     ///  24  row       u64   bytes of a row
     ///  32  columns   u64   columns of a row
-    ///  40  records   u64   offset of the first record
-    ///  48  rows      u64   offset of the first row
-    ///  56  log       u64   offset of the log
-    ///  64  log_len   u64   words of the log
-    ///  72  sum       u64   XXH3 of bytes 0 to 72 and of all columns
-    /// 128  appended  u64   tasks that there are: below `tasks` while more may be appended
-    /// 136  log_used  u64   words of the log that are used
+    ///  40  given     u64   inputs of a task
+    ///  48  records   u64   offset of the first record
+    ///  56  inputs    u64   offset of the first input
+    ///  64  rows      u64   offset of the first row
+    ///  72  log       u64   offset of the log
+    ///  80  log_len   u64   words of the log
+    ///  88  board     u64   offset of the board; 0: none
+    ///  96  seed      u64   the seed from which the random numbers of all tasks start
+    /// 104  digest    u64   XXH3 of the text that describes program and configuration; 0: none was given
+    /// 112  sum       u64   XXH3 of bytes 0 to 112 and of all columns
+    /// 128  log_used  u64   words of the log that are used
+    /// 136  writer    u64   the process that writes, or wrote last
     /// ```
     #[repr(align(128))]
     pub(super) struct Front {
         fixed: [AtomicU64; FIXED],
         sum: AtomicU64,
         _to_128: [AtomicU64; 15 - FIXED],
-        pub(super) appended: AtomicU64,
         pub(super) log_used: AtomicU64,
+        pub(super) writer: AtomicU64,
         _to_256: [AtomicU64; 14],
     }
 }
 
 /// The number of words that do not change.
-const FIXED: usize = 9;
+const FIXED: usize = 14;
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Front>() == 256 && size_of::<Described>() == 64);
+const _: () = assert!(size_of::<Front>() == 256 && size_of::<Described>() == 256);
 
 /// The type of a number in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +105,7 @@ impl Scalar {
 /// A column of a table: one scalar per row, or an array of fixed length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Column {
-    /// The name, of at most 44 bytes.
+    /// The name, of at most [`NAME`] bytes.
     pub(crate) name: String,
     pub(crate) scalar: Scalar,
     /// Scalars per row.
@@ -111,7 +119,7 @@ impl Column {
 }
 
 /// The longest name of a column, in bytes.
-const NAME: usize = 44;
+pub(crate) const NAME: usize = 236;
 
 /// A column as it stands in the header.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -120,8 +128,35 @@ struct Described {
     name: [u8; NAME],
     scalar: u32,
     count: u64,
-    /// Offset in the row.
+    /// Offset in the row; for an input, in the inputs of its task.
     offset: u64,
+}
+
+impl Described {
+    fn new(Column { name, scalar, count }: &Column, offset: usize) -> Described {
+        let mut bytes = [0; NAME];
+        let known = start_of(name, NAME).as_bytes();
+        bytes[..known.len()].copy_from_slice(known);
+        Described { name: bytes, scalar: *scalar as u32, count: *count as u64, offset: offset as u64 }
+    }
+
+    /// Returns the column that is described, if it is one.
+    fn column(&self) -> Option<Column> {
+        let scalar = Scalar::ALL.into_iter().find(|&scalar| scalar as u32 == self.scalar)?;
+        let name = std::str::from_utf8(&self.name).ok()?.trim_end_matches('\0').to_owned();
+        Some(Column { name, scalar, count: usize::try_from(self.count).ok()? })
+    }
+}
+
+/// The facts about the tasks of a ledger in a file, by which another run finds out whether they are its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    /// The names of the inputs of a task, which are f64.
+    pub(crate) inputs: Vec<String>,
+    /// The seed from which the random numbers of all tasks start.
+    pub(crate) seed: u64,
+    /// The digest of the text that describes program and configuration; 0: there is none.
+    pub(crate) digest: u64,
 }
 
 /// The places of all parts of a ledger.
@@ -134,11 +169,15 @@ pub(crate) struct Layout {
     /// Bytes of a row.
     pub(crate) row: usize,
     pub(crate) columns: Vec<(Column, usize)>,
+    pub(crate) about: About,
     pub(super) records: usize,
+    pub(super) inputs: usize,
     pub(super) rows: usize,
     pub(super) log: usize,
     /// Words of the log.
     pub(super) log_len: usize,
+    /// Offset of the board; 0: there is none.
+    pub(super) board: usize,
     /// Offset of the first byte after the ledger.
     pub(super) end: usize,
 }
@@ -150,12 +189,19 @@ pub(crate) enum Memory {
     Sparse,
     /// A heap, whose blocks have memory from the start.
     Dense,
+    /// A file.
+    File,
 }
 
 impl Layout {
     /// Lays out a ledger at `base`, a page boundary, of `tasks` rows of these columns; `None` if it
     /// overflows.
-    fn try_new(base: usize, tasks: usize, columns: &[Column], memory: Memory) -> Option<Layout> {
+    fn try_new(
+        base: usize,
+        tasks: usize,
+        (columns, about): (&[Column], &About),
+        memory: Memory,
+    ) -> Option<Layout> {
         let mut row = Carver::default();
         let mut placed = Vec::with_capacity(columns.len());
         for column in columns {
@@ -165,6 +211,7 @@ impl Layout {
         }
         let row = row.end().checked_next_multiple_of(8).filter(|&row| row < 1 << 62)?;
         let table = tasks.checked_mul(row).filter(|&table| table < 1 << 62)?;
+        let given = tasks.checked_mul(about.inputs.len().checked_mul(8)?).filter(|&given| given < 1 << 62)?;
         let room = if memory == Memory::Sparse { SPARSE } else { DENSE };
         let all = tasks.checked_add(SPARE)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE / 8)?);
@@ -172,26 +219,32 @@ impl Layout {
         // everywhere.
         let mut carver = Carver::default();
         carver.take_of::<Front>(1);
-        carver.take_of::<Described>(columns.len());
+        carver.take_of::<Described>(about.inputs.len() + columns.len());
         // A table that fills huge pages begins with a huge page, if the ledger does.
-        let page = |len: usize| if len >= HUGE { HUGE } else { PAGE };
+        let huge = if memory == Memory::File { PAGE } else { HUGE };
+        let page = |len: usize| if len >= HUGE { huge } else { PAGE };
         let words = tasks.checked_mul(size_of::<Record>())?;
         let records = carver.take(words, page(words));
+        let inputs = carver.take(given, if given == 0 { 1 } else { PAGE });
         let rows = carver.take(table, page(table));
         let log = carver.take(log_len.checked_mul(8)?, PAGE);
+        let board = if memory == Memory::File { base + carver.take(BOARD, PAGE) } else { 0 };
         let end = base.checked_add(carver.end()).filter(|&end| end < isize::MAX as usize)?;
-        let [records, rows, log] = [records, rows, log].map(|place| base + place);
-        Some(Layout { base, tasks, row, columns: placed, records, rows, log, log_len, end })
+        let [records, inputs, rows, log] = [records, inputs, rows, log].map(|place| base + place);
+        let (columns, about) = (placed, about.clone());
+        Some(Layout { base, tasks, row, columns, about, records, inputs, rows, log, log_len, board, end })
     }
 
     /// Lays out a ledger at `base`, a page boundary, of `tasks` rows of these columns.
     pub(crate) fn new(base: usize, tasks: usize, columns: &[Column], memory: Memory) -> Result<Layout> {
-        let overflow = || {
-            let bytes: u128 = columns.iter().map(|column| column.count as u128).sum();
-            let problem = format!("a table of {tasks} rows of {bytes} outputs fits into no address space");
-            Error::option("sweep", problem)
-        };
-        Layout::try_new(base, tasks, columns, memory).ok_or_else(overflow)
+        let layout = Layout::try_new(base, tasks, (columns, &About::default()), memory);
+        layout.ok_or_else(|| overflow(tasks, columns))
+    }
+
+    /// Lays out a ledger in a file.
+    pub(crate) fn in_file(tasks: usize, columns: &[Column], about: &About) -> Result<Layout> {
+        let layout = Layout::try_new(0, tasks, (columns, about), Memory::File);
+        layout.ok_or_else(|| overflow(tasks, columns))
     }
 
     /// Returns the bytes of the ledger.
@@ -205,91 +258,96 @@ impl Layout {
     }
 
     fn described(&self) -> Vec<Described> {
-        let describe = |(column, offset): &(Column, usize)| {
-            let mut name = [0; NAME];
-            let known = start_of(&column.name, NAME).as_bytes();
-            name[..known.len()].copy_from_slice(known);
-            let (scalar, count, offset) = (column.scalar as u32, column.count as u64, *offset as u64);
-            Described { name, scalar, count, offset }
-        };
-        self.columns.iter().map(describe).collect()
+        let input = |(at, name): (usize, &String)| Described::new(&Column::new(name, Scalar::F64, 1), 8 * at);
+        let inputs = self.about.inputs.iter().enumerate().map(input);
+        inputs.chain(self.columns.iter().map(|(column, offset)| Described::new(column, *offset))).collect()
+    }
+
+    /// Returns the words that do not change.
+    fn fixed(&self) -> [u64; FIXED] {
+        let place = |place: usize| place.saturating_sub(self.base) as u64;
+        let About { inputs, seed, digest } = &self.about;
+        [
+            u64::from_ne_bytes(MAGIC),
+            bytemuck::cast([ORDER, VERSION]),
+            self.tasks as u64,
+            self.row as u64,
+            self.columns.len() as u64,
+            inputs.len() as u64,
+            place(self.records),
+            place(self.inputs),
+            place(self.rows),
+            place(self.log),
+            self.log_len as u64,
+            place(self.board),
+            *seed,
+            *digest,
+        ]
     }
 
     /// Writes the header, which says what the ledger is.
     pub(super) fn write(&self, segment: &Segment) {
         let front: &Front = segment.place(self.base);
-        let magic = u64::from_ne_bytes(MAGIC);
-        let order: u64 = bytemuck::cast([ORDER, VERSION]);
-        let places = [self.records, self.rows, self.log].map(|place| (place - self.base) as u64);
-        let [records, rows, log] = places;
-        let (tasks, row, columns) = (self.tasks as u64, self.row as u64, self.columns.len() as u64);
-        let fixed = [magic, order, tasks, row, columns, records, rows, log, self.log_len as u64];
-        let described = self.described();
-        let words = segment.places::<AtomicU64>(self.base + size_of::<Front>(), 8 * described.len());
+        let (fixed, described) = (self.fixed(), self.described());
+        let words = segment.places::<AtomicU64>(self.base + FRONT, WORDS * described.len());
         let columns: &[u64] = bytemuck::cast_slice(&described);
         words.iter().zip(columns).for_each(|(word, &value)| word.store(value, Ordering::Relaxed));
         front.fixed.iter().zip(fixed).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
-        front.appended.store(tasks, Ordering::Relaxed);
         front.sum.store(sum(&fixed, columns), Ordering::Release);
     }
 
-    /// Reads the header of a ledger that another process wrote at `base`. Nothing in the header is believed
-    /// before it has been checked.
+    /// Reads the header of a ledger that another process wrote at `base`.
     ///
     /// # Errors
     /// If these bytes are no ledger, or one of another version or byte order, or cut off, or not whole.
     pub(crate) fn read(segment: &Segment, base: usize) -> Result<Layout> {
-        let refused = |why: String| Error::option("ledger", why);
-        let left = segment.len().saturating_sub(base);
-        if left < size_of::<Front>() {
-            return Err(refused(format!(
-                "it has {left} bytes, and a header alone has {}",
-                size_of::<Front>()
-            )));
+        let words = |at: usize, count: usize| {
+            let words = segment.places::<AtomicU64>(base + at, count);
+            Ok(words.iter().map(|word| word.load(Ordering::Relaxed)).collect())
+        };
+        Layout::parse(base, segment.len().saturating_sub(base), &words)
+    }
+
+    /// Reads the header of a ledger at `base`, of which `left` bytes are there. `words` returns this number of words
+    /// from an offset on, all of which are there. Nothing in the header is believed before it has been checked.
+    ///
+    /// # Errors
+    /// As [`Layout::read`], and those of `words`.
+    pub(crate) fn parse(
+        base: usize,
+        left: usize,
+        words: &dyn Fn(usize, usize) -> Result<Vec<u64>>,
+    ) -> Result<Layout> {
+        if left < FRONT {
+            return Err(refused(format!("it has {left} bytes, and a header alone has {FRONT}")));
         }
-        let front: &Front = segment.place(base);
-        let fixed: [u64; FIXED] = core::array::from_fn(|at| front.fixed[at].load(Ordering::Relaxed));
-        let [order, version]: [u32; 2] = bytemuck::cast(fixed[1]);
-        if fixed[0].to_ne_bytes() != MAGIC {
-            return Err(refused("it is no ledger of this library: its first bytes are others".to_owned()));
-        }
-        if order == ORDER.swap_bytes() {
-            return Err(refused(
-                "it was written on a machine of the other byte order: read it on one of that order"
-                    .to_owned(),
-            ));
-        }
-        if order != ORDER || version != VERSION {
-            let problem = format!(
-                "it has version {version} of the format, this program reads version {VERSION}: use the version of the program \
-                 that wrote it"
-            );
-            return Err(refused(problem));
-        }
-        let corrupt = || refused("its header was damaged: the checksum is wrong".to_owned());
-        let count = usize::try_from(fixed[4]).map_err(|_| corrupt())?;
-        let bytes = count.checked_mul(size_of::<Described>()).ok_or_else(corrupt)?;
-        if bytes > left - size_of::<Front>() {
+        let front = words(0, FIXED + 1)?;
+        let (mut fixed, summed) = ([0; FIXED], front[FIXED]);
+        fixed.copy_from_slice(&front[..FIXED]);
+        known(&fixed)?;
+        let [tasks, row, columns, given] =
+            [2, 3, 4, 5].map(|at| usize::try_from(fixed[at]).unwrap_or(usize::MAX));
+        let count = columns.checked_add(given).ok_or_else(damaged)?;
+        let bytes = count.checked_mul(size_of::<Described>()).ok_or_else(damaged)?;
+        if bytes > left - FRONT {
             return Err(refused(format!("it was cut off: its {left} bytes do not hold {count} columns")));
         }
-        let words = segment.places::<AtomicU64>(base + size_of::<Front>(), bytes / 8);
-        let words: Vec<u64> = words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
-        if front.sum.load(Ordering::Acquire) != sum(&fixed, &words) {
-            return Err(corrupt());
+        let described = words(FRONT, bytes / 8)?;
+        if summed != sum(&fixed, &described) {
+            return Err(damaged());
         }
-        let columns =
-            bytemuck::cast_slice::<u64, Described>(&words).iter().map(column).collect::<Option<Vec<_>>>();
-        let columns = columns.ok_or_else(corrupt)?;
-        let tasks = usize::try_from(fixed[2]).map_err(|_| corrupt())?;
-        let fits = |memory: &Memory| {
-            let layout = Layout::try_new(base, tasks, &columns, *memory)?;
-            let [_, _, _, row, _, records, rows, log, log_len] = fixed;
-            let places = [layout.records, layout.rows, layout.log].map(|place| (place - base) as u64);
-            let said = places == [records, rows, log] && layout.row as u64 == row;
-            (said && layout.log_len as u64 == log_len).then_some(layout)
+        let all = bytemuck::cast_slice::<u64, Described>(&described).iter().map(Described::column);
+        let mut inputs = all.collect::<Option<Vec<_>>>().ok_or_else(damaged)?;
+        let columns = inputs.split_off(given);
+        let inputs = inputs.into_iter().map(|input| input.name).collect();
+        let about = About { inputs, seed: fixed[12], digest: fixed[13] };
+        let fits = |memory: Memory| {
+            let layout = Layout::try_new(base, tasks, (&columns, &about), memory)?;
+            (layout.row == row && layout.fixed() == fixed).then_some(layout)
         };
-        let layout = [Memory::Sparse, Memory::Dense].iter().find_map(fits).ok_or_else(corrupt)?;
-        match layout.end <= segment.len() {
+        let layout = [Memory::Sparse, Memory::Dense, Memory::File].into_iter().find_map(fits);
+        let layout = layout.ok_or_else(damaged)?;
+        match layout.end - base <= left {
             true => Ok(layout),
             false => Err(refused(format!("it was cut off: it has {left} of {} bytes", layout.len()))),
         }
@@ -309,15 +367,47 @@ impl Layout {
             named.collect::<Vec<_>>().join(", ")
         };
         let (found, wanted) = (list(&mut found.clone()), list(&mut wanted.iter()));
-        Err(Error::option("ledger", format!("its rows have other columns: [{found}] instead of [{wanted}]")))
+        Err(refused(format!("its rows have other columns: [{found}] instead of [{wanted}]")))
     }
 }
 
-/// Returns the column that a header describes.
-fn column(described: &Described) -> Option<Column> {
-    let scalar = Scalar::ALL.into_iter().find(|&scalar| scalar as u32 == described.scalar)?;
-    let name = std::str::from_utf8(&described.name).ok()?.trim_end_matches('\0').to_owned();
-    Some(Column { name, scalar, count: usize::try_from(described.count).ok()? })
+/// The bytes of the front, and the words of a column behind it.
+pub(super) const FRONT: usize = size_of::<Front>();
+const WORDS: usize = size_of::<Described>() / 8;
+
+/// Returns the error for a table that is too large.
+fn overflow(tasks: usize, columns: &[Column]) -> Error {
+    let bytes: u128 = columns.iter().map(|column| column.count as u128).sum();
+    let problem = format!("a table of {tasks} rows of {bytes} outputs fits into no address space");
+    Error::option("sweep", problem)
+}
+
+fn refused(why: String) -> Error {
+    Error::option("ledger", why)
+}
+
+fn damaged() -> Error {
+    refused("its header was damaged: the checksum is wrong".to_owned())
+}
+
+/// Checks that these words begin a ledger that this program can read.
+fn known(fixed: &[u64; FIXED]) -> Result<()> {
+    let [order, version]: [u32; 2] = bytemuck::cast(fixed[1]);
+    if fixed[0].to_ne_bytes() != MAGIC {
+        return Err(refused("it is no ledger of this library: its first bytes are others".to_owned()));
+    }
+    if order == ORDER.swap_bytes() {
+        return Err(refused(
+            "it was written on a machine of the other byte order: read it on one of that order".to_owned(),
+        ));
+    }
+    if order != ORDER || version != VERSION {
+        return Err(refused(format!(
+            "it has version {version} of the format, this program reads version {VERSION}: use the version of the program that \
+             wrote it"
+        )));
+    }
+    Ok(())
 }
 
 fn sum(fixed: &[u64; FIXED], columns: &[u64]) -> u64 {

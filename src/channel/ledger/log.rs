@@ -18,7 +18,7 @@ pub(crate) const LONGEST: usize = 4096;
 /// The bytes of room for the text of each task, however many tasks there are.
 pub(super) const SHARE: usize = 128;
 /// The text of a failure whose place in the log is 0 or outside of it.
-const LOST: &str = "(no room was left for the reason: too many different texts)";
+pub(super) const LOST: &str = "(no room was left for the reason: too many different texts)";
 
 /// The words of a log.
 #[derive(Clone, Copy)]
@@ -32,17 +32,34 @@ impl Log<'_> {
     /// Returns the text that begins at word `place`, counted from 1.
     pub(crate) fn text(self, place: u64) -> String {
         let words = (place as usize).checked_sub(1).and_then(|at| self.words.get(at..)).unwrap_or_default();
-        let Some((len, words)) = words.split_first() else { return LOST.to_owned() };
-        let head = len.load(Ordering::Relaxed);
-        let len = head as u32 as usize;
-        let bytes =
-            words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
-        let text: Vec<u8> = bytes.take(len).collect();
-        match head_of(&text) == head {
-            true => String::from_utf8_lossy(&text).into_owned(),
-            false => LOST.to_owned(),
-        }
+        let words: Vec<u64> = words.iter().take(MOST).map(|word| word.load(Ordering::Relaxed)).collect();
+        text_of(&words)
     }
+
+    /// Returns where the text at `place` ends, if it is whole: the words up to there are used.
+    pub(super) fn end(self, place: u64) -> Option<u64> {
+        let words = (place as usize).checked_sub(1).and_then(|at| self.words.get(at..))?;
+        let words: Vec<u64> = words.iter().take(MOST).map(|word| word.load(Ordering::Relaxed)).collect();
+        let len = words.first().map(|&head| head as u32 as usize)?;
+        whole(&words).map(|_| place + (len.div_ceil(8)) as u64)
+    }
+}
+
+/// The most words that a text takes, with the word in front.
+pub(super) const MOST: usize = 1 + LONGEST.div_ceil(8);
+
+/// Returns the bytes of the text with which these words begin, if it is whole.
+fn whole(words: &[u64]) -> Option<Vec<u8>> {
+    let (&head, words) = words.split_first()?;
+    let len = head as u32 as usize;
+    let bytes = words.iter().take(len.div_ceil(8)).flat_map(|word| word.to_le_bytes());
+    let text: Vec<u8> = bytes.take(len).collect();
+    (head_of(&text) == head).then_some(text)
+}
+
+/// Returns the text with which these words begin.
+pub(super) fn text_of(words: &[u64]) -> String {
+    whole(words).map_or_else(|| LOST.to_owned(), |text| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Returns the word that stands in front of a text.

@@ -42,7 +42,7 @@ shared! {
         state: AtomicU64,
         checksum: AtomicU64,
         digest: AtomicU64,
-        input: AtomicU64,
+        tries: AtomicU64,
         start: AtomicU64,
         end: AtomicU64,
         text: AtomicU64,
@@ -80,15 +80,58 @@ pub(crate) enum Cause {
     Panicked = 2,
     /// The death of the task's worker at every attempt.
     Died = 3,
-    /// No worker left to try the task.
+    /// No worker left to try the task, or no time.
     NotReached = 4,
+    /// The end of the time that the task had.
+    Overdue = 5,
+    /// The end of the memory that the task had.
+    Memory = 6,
+    /// The end of the work, by its own rules, before the task was tried.
+    Cancelled = 7,
 }
 
 impl Cause {
-    /// Returns the cause of a number; for a number that is none, the last cause.
+    /// All causes, by number.
+    pub(crate) const ALL: [Cause; 7] = [
+        Cause::Refused,
+        Cause::Panicked,
+        Cause::Died,
+        Cause::NotReached,
+        Cause::Overdue,
+        Cause::Memory,
+        Cause::Cancelled,
+    ];
+
+    /// Returns the cause of a number; for a number that is none, that of tasks that were not tried.
     pub(crate) fn of(number: u8) -> Cause {
-        let causes = [Cause::Refused, Cause::Panicked, Cause::Died];
-        causes.into_iter().find(|&cause| cause as u8 == number).unwrap_or(Cause::NotReached)
+        Cause::ALL.into_iter().find(|&cause| cause as u8 == number).unwrap_or(Cause::NotReached)
+    }
+
+    /// Returns whether the task was not tried to its end: another run does it.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Cause::NotReached | Cause::Cancelled)
+    }
+}
+
+/// The number of failed attempts at a task, for each cause of which attempts are counted, in 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tries(u64);
+
+impl Tries {
+    fn shift(cause: Cause) -> Option<u32> {
+        let counted = [Cause::Panicked, Cause::Died, Cause::Overdue, Cause::Memory];
+        counted.iter().position(|&counted| counted == cause).map(|lane| 16 * lane as u32)
+    }
+
+    /// Returns the number of attempts that failed by this cause.
+    pub(crate) fn of(self, cause: Cause) -> u32 {
+        Tries::shift(cause).map_or(0, |shift| (self.0 >> shift & 0xFFFF) as u32)
+    }
+
+    /// Returns the counts after one more attempt that failed by this cause.
+    pub(crate) fn and(self, cause: Cause) -> Tries {
+        let more = Tries::shift(cause).filter(|_| self.of(cause) < 0xFFFF).map_or(0, |shift| 1 << shift);
+        Tries(self.0 + more)
     }
 }
 
@@ -103,7 +146,7 @@ fn word(state: u64, cause: u8, attempt: u32, slot: u32) -> u64 {
 }
 
 impl State {
-    fn of(word: u64) -> State {
+    pub(crate) fn of(word: u64) -> State {
         let (slot, attempt) = ((word >> 32) as u32, (word >> 16 & 0xFFFF) as u32);
         match word & 0xFF {
             FREE => State::Free,
@@ -113,17 +156,38 @@ impl State {
         }
     }
 
+    /// Returns whether a task in this state has an outcome of its own: no run tries it again.
+    pub(crate) fn is_settled(self) -> bool {
+        match self {
+            State::Done => true,
+            State::Failed(cause) => !cause.is_open(),
+            _ => false,
+        }
+    }
+
     /// Returns whether a task in this state has ended.
     pub(crate) fn is_finished(self) -> bool {
         matches!(self, State::Done | State::Failed(_))
     }
 }
 
+/// Returns whether the words of a finished record, and its row, are those that were published.
+pub(crate) fn is_sound(words: &[u64; 8], row: &[u8]) -> bool {
+    let (state, facts) = Facts::of(words);
+    let cause = (state >> 8 & 0xFF) as u8;
+    let known = match state & 0xFF {
+        DONE => cause == 0,
+        FAILED => Cause::ALL.iter().any(|&known| known as u8 == cause),
+        _ => false,
+    };
+    known && words[1] == facts.checksum(state, row)
+}
+
 /// The words of a record that its owner writes, besides state and checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub(crate) digest: u64,
-    pub(crate) input: u64,
+    pub(crate) tries: Tries,
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) text: u64,
@@ -132,10 +196,17 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Returns the state word and the facts of a record's words.
+    pub(crate) fn of(words: &[u64; 8]) -> (u64, Facts) {
+        let &[state, _, digest, tries, start, end, text, ends] = words;
+        let (tries, worker, peak) = (Tries(tries), ends as u32, (ends >> 32) as u32);
+        (state, Facts { digest, tries, start, end, text, worker, peak })
+    }
+
     /// Returns the checksum of a record with this state word, and of its row.
     fn checksum(&self, state: u64, row: &[u8]) -> u64 {
         let ends = u64::from(self.worker) | u64::from(self.peak) << 32;
-        let words = [state, self.digest, self.input, self.start, self.end, self.text, ends];
+        let words = [state, self.digest, self.tries.0, self.start, self.end, self.text, ends];
         xxh3_64_with_seed(bytemuck::bytes_of(&words), xxh3_64(row))
     }
 }
@@ -181,20 +252,38 @@ impl Record {
     }
 
     /// [1']: takes the task over for `slot`; returns the number of the attempt, if the dead process of slot
-    /// `from` left the task unfinished.
-    pub(crate) fn take_over(&self, from: u32, slot: u32) -> Option<u32> {
+    /// `from` left the task unfinished. `failed` says whether the attempt of that process counts.
+    pub(crate) fn take_over(&self, from: u32, slot: u32, failed: bool) -> Option<u32> {
         let old = self.state.load(Ordering::Acquire);
         let State::Owned { slot: owner, attempt } = State::of(old) else { return None };
-        let new = word(OWNED, 0, attempt + 1, slot);
+        let attempt = attempt + u32::from(failed);
+        let new = word(OWNED, 0, attempt, slot);
         // By compare-exchange: several heirs of a slot that was given up may try.
         let won = owner == from
             && self.state.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        won.then_some(attempt + 1)
+        won.then_some(attempt)
+    }
+
+    /// Begins another attempt at a task, by its owner.
+    pub(crate) fn again(&self) -> u32 {
+        let (_, attempt, slot) = self.owner();
+        self.state.store(word(OWNED, 0, attempt + 1, slot), Ordering::Release);
+        attempt + 1
     }
 
     /// Notes when the attempt that has just been claimed began.
     pub(crate) fn begin(&self, start: u64) {
         self.start.store(start, Ordering::Relaxed);
+    }
+
+    /// Returns the failed attempts at the task so far.
+    pub(crate) fn tries(&self) -> Tries {
+        Tries(self.tries.load(Ordering::Relaxed))
+    }
+
+    /// Notes the failed attempts at a task that the caller has claimed.
+    pub(crate) fn set_tries(&self, tries: Tries) {
+        self.tries.store(tries.0, Ordering::Relaxed);
     }
 
     /// \[3]: publishes the outcome, as the owner's last act: failed by this cause, or done for `None`.
@@ -210,10 +299,10 @@ impl Record {
     }
 
     fn write(&self, facts: &Facts, checksum: u64) {
-        let Facts { digest, input, start, end, text, worker, peak } = *facts;
+        let Facts { digest, tries, start, end, text, worker, peak } = *facts;
         self.checksum.store(checksum, Ordering::Relaxed);
         self.digest.store(digest, Ordering::Relaxed);
-        self.input.store(input, Ordering::Relaxed);
+        self.tries.store(tries.0, Ordering::Relaxed);
         self.start.store(start, Ordering::Relaxed);
         self.end.store(end, Ordering::Relaxed);
         self.text.store(text, Ordering::Relaxed);
@@ -228,7 +317,6 @@ impl Record {
     }
 
     /// Returns how many workers have died on a task that is free or failed.
-    #[cfg(any(feature = "mpi", test))]
     pub(super) fn died(&self) -> u32 {
         self.owner().1
     }
@@ -243,7 +331,7 @@ impl Record {
     pub(crate) fn facts(&self) -> Facts {
         Facts {
             digest: self.digest.load(Ordering::Relaxed),
-            input: self.input.load(Ordering::Relaxed),
+            tries: self.tries(),
             start: self.start.load(Ordering::Relaxed),
             end: self.end.load(Ordering::Relaxed),
             text: self.text.load(Ordering::Relaxed),
@@ -254,37 +342,25 @@ impl Record {
 
     /// Returns whether record and row are those that were published.
     pub(super) fn is_sound(&self, row: &[u8]) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        let known = matches!((state & 0xFF, state >> 8 & 0xFF), (DONE, 0) | (FAILED, 1..=4));
-        known && self.checksum.load(Ordering::Relaxed) == self.facts().checksum(state, row)
+        is_sound(&self.words(), row)
     }
 
     /// Returns all words, as they travel to another ledger.
-    #[cfg(any(feature = "mpi", test))]
     pub(super) fn words(&self) -> [u64; 8] {
         let state = self.state.load(Ordering::Acquire);
-        let Facts { digest, input, start, end, text, worker, peak } = self.facts();
+        let Facts { digest, tries, start, end, text, worker, peak } = self.facts();
         let ends = u64::from(worker) | u64::from(peak) << 32;
-        [state, self.checksum.load(Ordering::Relaxed), digest, input, start, end, text, ends]
-    }
-
-    /// Returns the place of the text, in the ledger that it came from, of a record that has travelled.
-    #[cfg(any(feature = "mpi", test))]
-    pub(super) fn place_in(words: [u64; 8]) -> u64 {
-        words[6]
+        [state, self.checksum.load(Ordering::Relaxed), digest, tries.0, start, end, text, ends]
     }
 
     /// Takes over the outcome of a task in another ledger, with the place of its text and the number of its
     /// worker in this ledger. The row must have been copied; returns whether it is sound.
-    #[cfg(any(feature = "mpi", test))]
     pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
-        let [state, checksum, digest, input, start, end, text, ends] = words;
-        let (worker, peak) = (ends as u32, (ends >> 32) as u32);
-        let told = Facts { digest, input, start, end, text, worker, peak };
-        if !State::of(state).is_finished() || told.checksum(state, row) != checksum {
+        if !is_sound(&words, row) {
             return false;
         }
-        let facts = Facts { text: place, worker: number(worker), ..told };
+        let (state, told) = Facts::of(&words);
+        let facts = Facts { text: place, worker: number(told.worker), ..told };
         self.write(&facts, facts.checksum(state, row));
         self.state.store(state, Ordering::Release);
         true
@@ -311,7 +387,7 @@ mod tests {
         assert_eq!(State::of(0), State::Free);
         assert_eq!(State::of(word(OWNED, 0, 3, 1023)), State::Owned { slot: 1023, attempt: 3 });
         assert_eq!(State::of(word(DONE, 0, 0xFFFF, u32::MAX)), State::Done);
-        for cause in [Cause::Refused, Cause::Panicked, Cause::Died, Cause::NotReached] {
+        for cause in Cause::ALL {
             assert_eq!(State::of(word(FAILED, cause as u8, 0, 0)), State::Failed(cause));
         }
         assert_eq!(word(OWNED, 0, 70_000, 5) >> 16 & 0xFFFF, 0xFFFF);
@@ -322,12 +398,12 @@ mod tests {
         let record = fresh();
         assert!(record.is_free() && record.claim(0) == Some(0));
         assert!(record.claim(1).is_none() && record.claim(0).is_none() && !record.is_free());
-        assert_eq!(record.take_over(1, 1), None);
-        assert_eq!(record.take_over(0, 0), Some(1));
-        assert_eq!(record.take_over(0, 7), Some(2));
+        assert_eq!(record.take_over(1, 1, true), None);
+        assert_eq!(record.take_over(0, 0, true), Some(1));
+        assert_eq!(record.take_over(0, 7, true), Some(2));
         assert_eq!(record.state(), State::Owned { slot: 7, attempt: 2 });
         record.publish(None, &Facts::default(), &[]);
-        assert_eq!((record.state(), record.take_over(7, 7)), (State::Done, None));
+        assert_eq!((record.state(), record.take_over(7, 7, true)), (State::Done, None));
         record.free(2);
         assert_eq!((record.is_free(), record.state(), record.claim(3)), (true, State::Free, Some(2)));
         assert_eq!(record.state(), State::Owned { slot: 3, attempt: 2 });
@@ -336,7 +412,7 @@ mod tests {
     #[test]
     fn a_finished_record_keeps_who_tried_it_how_often() {
         let record = fresh();
-        assert_eq!((record.claim(5), record.take_over(5, 0x1_0009)), (Some(0), Some(1)));
+        assert_eq!((record.claim(5), record.take_over(5, 0x1_0009, true)), (Some(0), Some(1)));
         record.publish(Some(Cause::Died), &Facts { worker: 9, peak: 3, ..Facts::default() }, &[]);
         assert_eq!(record.died(), 1);
         let words = record.words();
@@ -351,7 +427,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let facts = Facts { digest: 1, input: 2, start: 3, end: 4, text: 5, worker: 6, peak: 7 };
+        let facts = Facts { digest: 1, tries: Tries(2), start: 3, end: 4, text: 5, worker: 6, peak: 7 };
         let row = [1u8, 2, 3, 4, 5, 6, 7, 8];
         for cause in [None, Some(Cause::Died)] {
             let record = fresh();
@@ -360,7 +436,7 @@ mod tests {
             assert!(record.is_sound(&row));
             assert_eq!(record.facts(), facts);
             for bit in 0..64 {
-                let words = [&record.state, &record.checksum, &record.digest, &record.input];
+                let words = [&record.state, &record.checksum, &record.digest, &record.tries];
                 for word in words.into_iter().chain([&record.start, &record.end, &record.text]) {
                     word.fetch_xor(1 << bit, Ordering::Relaxed);
                     assert!(!record.is_sound(&row), "bit {bit}");

@@ -1,6 +1,8 @@
 //! The source of tasks: the tasks of a ledger at which workers shall look next, and the state of each worker.
 //! The steps are in words.rs.
 
+mod agenda;
+mod times;
 mod words;
 
 use crate::error::{Error, Result};
@@ -14,6 +16,8 @@ use crate::sync::wait::{Pace, light_fence};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use agenda::Agenda;
+use times::Times;
 pub(crate) use words::{Next, Words, WorkerWords};
 
 /// The most tasks that a source can deal out: their numbers travel in half a word.
@@ -24,6 +28,7 @@ pub(crate) const MOST: usize = u32::MAX as usize;
 /// ```text
 /// base   Words              384 B
 ///        WorkerWords        128 B for each worker
+///        Times            2,048 B for each worker, and for the tasks of earlier runs
 /// ```
 #[derive(Clone)]
 pub(crate) struct Source {
@@ -40,6 +45,7 @@ impl Source {
         let mut carver = Carver::default();
         carver.take_of::<Words>(1);
         carver.take_of::<WorkerWords>(workers);
+        carver.take_of::<Times>(workers + 1);
         carver.end()
     }
 
@@ -99,9 +105,42 @@ impl Source {
         &self.workers()[slot]
     }
 
+    fn all_times(&self) -> &[Times] {
+        let at = self.base + size_of::<Words>() + self.workers * size_of::<WorkerWords>();
+        self.segment.places(at, self.workers + 1)
+    }
+
+    /// Returns the times that the tasks of a worker took; those of earlier runs for the number behind the last worker.
+    pub(crate) fn times(&self, slot: usize) -> &Times {
+        &self.all_times()[slot]
+    }
+
+    /// Returns the nanoseconds that this share of all tasks took at most that have a result, and the number of these tasks;
+    /// `None` if there are none.
+    pub(crate) fn quantile(&self, share: f64) -> Option<(u64, u64)> {
+        times::quantile(self.all_times(), share)
+    }
+
+    /// Lets workers begin no task after this time, in nanoseconds since 1970.
+    pub(crate) fn begin_none_after(&self, time: u64) {
+        self.words().last_begin.store(time, Ordering::Relaxed);
+    }
+
+    /// Returns whether a task that would begin now is to be begun no more.
+    pub(crate) fn is_late(&self, now: u64) -> bool {
+        self.words().is_late(now)
+    }
+
     /// Returns the number of tasks that all workers have finished so far.
     pub(crate) fn finished(&self) -> u64 {
         self.workers().iter().map(WorkerWords::finished).fold(0, u64::saturating_add)
+    }
+
+    /// Returns the number of tasks that all workers have finished without result so far: those that were refused, and
+    /// those that failed otherwise.
+    pub(crate) fn failed(&self) -> [u64; 2] {
+        let add = |[a, b]: [u64; 2], [c, d]: [u64; 2]| [a.saturating_add(c), b.saturating_add(d)];
+        self.workers().iter().map(WorkerWords::failed).fold([0; 2], add)
     }
 
     /// Lets workers take these tasks; returns false if it cannot. Call it only while [`Source::is_hungry`],
@@ -192,6 +231,7 @@ impl Source {
             worker.enter(&(0..0));
             worker.rest();
             worker.given_up.store(0, Ordering::Release);
+            worker.pardon();
             worker.go_on();
         }
         self.words().stretches.iter().for_each(|word| word.store(0, Ordering::Release));
@@ -212,7 +252,7 @@ mod tests {
     #[test]
     fn parts_cover_all_tasks_once() {
         let source = Source::new(1).unwrap();
-        assert!(Source::len(3) == 384 + 3 * 128 && source.grant(0..1000));
+        assert!(Source::len(3) == 384 + 3 * 128 + 4 * 2048 && source.grant(0..1000));
         let mut seen = 0;
         while let Next::Part(part) = source.take(0, |left| left / 4) {
             assert_eq!((part.start, source.worker(0).remaining()), (seen, part.clone()));

@@ -66,6 +66,9 @@ shared! {
         closed: Padded,
         /// Not 0 once nothing more shall be begun. Written by the process that ends the work.
         pub(super) halted: AtomicU32,
+        /// The last time at which a task may be begun, in nanoseconds since 1970; 0 if there is none. Written by the process
+        /// that ends the work.
+        pub(super) last_begin: AtomicU64,
         /// The number of rounds of work before the current round. Written by the process that grants.
         pub(super) round: AtomicU32,
         /// The eventcount of workers that have nothing to do.
@@ -88,7 +91,8 @@ shared! {
 
 shared! {
     /// The words of one worker: the task that it is at, since when, and how much it has done. Written by the
-    /// worker's process; `given_up` is written by the process that gives the worker up.
+    /// worker's process; `given_up` is written by the process that gives the worker up, the words of its doom by the
+    /// supervisor.
     #[cfg_attr(loom, derive(Default))]
     #[repr(align(128))]
     pub(crate) struct WorkerWords {
@@ -110,6 +114,15 @@ shared! {
         pub(super) given_up: AtomicU64,
         /// Not 0 once the worker has found nothing more to do.
         through: AtomicU32,
+        /// The reason for which the supervisor has killed the worker's process: a number of the executor's.
+        doom: AtomicU32,
+        /// The task and the time (`at` and `since`) of the attempt that was to be ended by that kill. Both are written by the
+        /// supervisor, before it kills.
+        doomed_at: AtomicU64,
+        doomed_since: AtomicU64,
+        /// Tasks finished without result: those that were refused, and others.
+        refused: AtomicU64,
+        failed: AtomicU64,
     }
 }
 
@@ -232,6 +245,12 @@ impl Words {
         self.halted.load(Ordering::Relaxed) != 0
     }
 
+    /// Returns whether nothing more shall be begun at this time.
+    pub(super) fn is_late(&self, now: u64) -> bool {
+        let last = self.last_begin.load(Ordering::Relaxed);
+        last != 0 && now > last
+    }
+
     /// Waits until the calling worker, which has inherited from the `inherited` workers, may find more, or
     /// nothing more will be granted.
     pub(crate) fn wait(&self, workers: &[WorkerWords], inherited: &[usize]) {
@@ -331,6 +350,11 @@ impl WorkerWords {
         self.at.store(task as u64, Ordering::Release);
     }
 
+    /// Notes that the worker begins another attempt at its task at this time.
+    pub(crate) fn retry(&self, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
+    }
+
     /// Counts a task that was begun.
     pub(crate) fn begin(&self) {
         self.begun.store(self.begun.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -341,6 +365,38 @@ impl WorkerWords {
         self.finished.store(self.finished.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.busy.store(self.busy.load(Ordering::Relaxed).wrapping_add(nanos), Ordering::Relaxed);
         point(Site::Tallied);
+    }
+
+    /// Counts a finished task as one without result, because it was refused or for another reason.
+    pub(crate) fn fail(&self, refused: bool) {
+        let count = if refused { &self.refused } else { &self.failed };
+        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Returns the number of tasks that were refused, and of those that failed otherwise.
+    pub(crate) fn failed(&self) -> [u64; 2] {
+        [self.refused.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed)]
+    }
+
+    /// Notes why the worker's process is about to be killed, by its supervisor, at this task since this time.
+    pub(crate) fn condemn(&self, (task, since): (usize, u64), why: u32) {
+        self.doomed_at.store(task as u64, Ordering::Relaxed);
+        self.doomed_since.store(since, Ordering::Relaxed);
+        self.doom.store(why, Ordering::Release);
+    }
+
+    /// Returns why the worker's last process was killed by its supervisor, if it was; 0 if that came too late: the
+    /// process had gone on to another task. Call it only when that process is gone.
+    pub(crate) fn doom(&self) -> Option<u32> {
+        let why = self.doom.load(Ordering::Acquire);
+        let meant = self.doomed_at.load(Ordering::Relaxed) == self.at.load(Ordering::Relaxed)
+            && self.doomed_since.load(Ordering::Relaxed) == self.since.load(Ordering::Relaxed);
+        (why != 0).then_some(if meant { why } else { 0 })
+    }
+
+    /// Forgets the doom of the worker's last process.
+    pub(crate) fn pardon(&self) {
+        self.doom.store(0, Ordering::Release);
     }
 
     /// Notes that the worker is at no task.

@@ -30,6 +30,25 @@ use std::time::{Duration, Instant};
 /// The time after which the caller tries again to print the output that waits.
 const PRINTING: Duration = Duration::from_millis(50);
 
+/// What the caller wants when it has looked after its work.
+pub(crate) enum Wish {
+    /// To wait, at most so long until the next look.
+    Wait(Option<Duration>),
+    /// To end the crew.
+    End,
+}
+
+/// The way in which a wait has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// All slots have ended.
+    Done,
+    /// Nothing has run: the zygote cannot keep the state that `build` made. The crew must be opened again, cold.
+    Cold,
+    /// The caller has ended the crew.
+    Ended,
+}
+
 /// A running crew. Dropping it ends its processes.
 pub(crate) struct Crew {
     words: Slots,
@@ -104,20 +123,16 @@ impl Crew {
     /// # Errors
     /// The first failure of a slot; or an error if the zygote died, or a signal has asked the program to end.
     pub(crate) fn wait(&mut self) -> Result<bool> {
-        self.wait_with(None, &mut || None)
+        Ok(self.wait_with(&[], &mut || Wish::Wait(None))? == Waited::Done)
     }
 
-    /// Waits as [`Crew::wait`] does, and calls `tick` again and again: as soon as `call` is rung, or after
-    /// the time that `tick` returned last.
+    /// Waits as [`Crew::wait`] does, and calls `tick` again and again: as soon as one of `calls` is rung, or after
+    /// the time that `tick` returned last; ends the crew if `tick` wants that.
     ///
     /// Each turn looks after the zygote, calls `tick`, sleeps until something happens, and forwards the
     /// output of slots; then it finds out whether that was all, or a signal was caught.
-    pub(crate) fn wait_with(
-        &mut self,
-        call: Option<&Bell>,
-        tick: &mut dyn FnMut() -> Option<Duration>,
-    ) -> Result<bool> {
-        let Some(zygote) = &self.zygote else { return Ok(true) };
+    pub(crate) fn wait_with(&mut self, calls: &[&Bell], tick: &mut dyn FnMut() -> Wish) -> Result<Waited> {
+        let Some(zygote) = &self.zygote else { return Ok(Waited::Done) };
         let held = self.held.take().unwrap_or_else(HeldSignals::hold);
         let mut guard = Guard::new(self.words.deadline);
         // The longest sleep.
@@ -125,10 +140,18 @@ impl Crew {
         loop {
             guard.look(zygote);
             // This is done before `tick` looks for the reason of the call: another call rings again.
-            call.iter().for_each(|bell| bell.still());
-            let slice = tick().map_or(most, |slice| slice.min(most));
+            calls.iter().for_each(|bell| bell.still());
+            let slice = match tick() {
+                Wish::Wait(slice) => slice.map_or(most, |slice| slice.min(most)),
+                Wish::End => {
+                    self.end();
+                    self.output.iter_mut().for_each(|output| _ = output.forward(true));
+                    return Ok(Waited::Ended);
+                }
+            };
             let mut sources: Vec<&dyn AsFd> = vec![zygote];
-            sources.extend(held.bell().into_iter().chain(call).map(|bell| bell as &dyn AsFd));
+            sources
+                .extend(held.bell().into_iter().chain(calls.iter().copied()).map(|bell| bell as &dyn AsFd));
             sources.extend(self.output.iter().flat_map(Output::sources));
             // The zygote's end counts, not its stored exit code: after storing it the zygote may still drop
             // the state that was built, and signals end that, too. (If the program has closed its descriptor,
@@ -178,15 +201,15 @@ impl Crew {
     ///
     /// `lost` says that no descriptor led to the zygote any more, `gave_up` that the zygote was killed
     /// because it had been stopped for too long.
-    fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<bool> {
+    fn outcome(&self, lost: bool, gave_up: bool, death: Death) -> Result<Waited> {
         match (self.words.closed(), self.words.culprit()) {
-            (Some(COLD), _) => return Ok(false),
+            (Some(COLD), _) => return Ok(Waited::Cold),
             // A call failed, and every body has dealt with that and returned.
             (Some(_), Some(_)) if (0..self.words.count()).all(|rank| self.words.slot(rank).has_left()) => {
-                return Ok(true);
+                return Ok(Waited::Done);
             }
             (Some(_), Some(culprit)) => return Err(self.words.failure_of(culprit)),
-            (Some(0), None) => return Ok(true),
+            (Some(0), None) => return Ok(Waited::Done),
             _ => {}
         }
         // The zygote has failed or died. The kernel kills its slots: nothing may be left of the crew when

@@ -4,6 +4,7 @@
 use crate::channel::world::World;
 use crate::error::Result;
 use crate::os::descriptor::Bell;
+use std::time::Duration;
 
 /// The exit status of a zygote whose build left threads or descriptors behind: threads keep it from forking,
 /// descriptors lead all slots to one pipe, socket or place in a file. Each slot must build for itself: the
@@ -76,6 +77,14 @@ pub(crate) trait Labour {
     /// this time counts for no deadline.
     fn is_doomed(&self, _slot: usize, _is_held: &dyn Fn() -> bool) -> bool {
         false
+    }
+
+    /// Notes that the supervisor is about to look which workers are to be killed.
+    fn look(&self) {}
+
+    /// Returns the longest time until the next look for workers that are to be killed.
+    fn patience(&self) -> Duration {
+        Duration::MAX
     }
 
     /// Notes that the supervisor has stored its exit code.

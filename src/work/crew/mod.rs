@@ -41,6 +41,6 @@ mod stopped;
 mod supervise;
 mod zygote;
 
-pub(crate) use caller::Crew;
+pub(crate) use caller::{Crew, Waited, Wish};
 pub(crate) use job::{Inherited, Job, Labour, Policy};
 pub(crate) use panics::{Listening, caught, explained, told};

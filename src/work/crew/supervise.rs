@@ -51,7 +51,7 @@ impl Zygote<'_> {
             let mut sources: Vec<&dyn AsFd> = vec![&self.caller, &self.bell];
             sources.extend(self.slots.iter().flatten().map(|slot| &slot.process as &dyn AsFd));
             sources.extend(self.job.policy.bell().map(|bell| bell as &dyn AsFd));
-            let spoken = descriptor::poll(&sources, GLANCE);
+            let spoken = descriptor::poll(&sources, GLANCE.min(self.patience()));
             if signal::asked() {
                 self.tell_states();
             }
@@ -179,9 +179,18 @@ impl Zygote<'_> {
         }
     }
 
+    /// Returns the longest time until the next look for workers that are to be killed.
+    fn patience(&self) -> Duration {
+        match self.job.policy {
+            Policy::Replace(labour) => labour.patience(),
+            _ => Duration::MAX,
+        }
+    }
+
     /// Kills the workers that are to be killed.
     fn end_doomed(&self) {
         let Policy::Replace(labour) = self.job.policy else { return };
+        labour.look();
         let doomed = |(rank, slot): (usize, &Option<Occupant>)| {
             let is_doomed = |slot: &&Occupant| labour.is_doomed(rank, &|| slot.process.is_held());
             slot.as_ref().filter(is_doomed).map(|slot| slot.process.kill())

@@ -2,7 +2,7 @@
 
 use crate::channel::call::{Call, Verb};
 use crate::channel::ledger::{Column, Layout, Ledger, Memory};
-use crate::channel::source::{MOST, Source};
+use crate::channel::source::{Agenda, MOST, Source};
 use crate::comm::Comm;
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
@@ -58,6 +58,7 @@ pub(crate) fn run_in<R>(
         work,
         ledger: &ledger,
         source: &source,
+        agenda: &Agenda::plain(tasks),
         policy,
         dealing,
         // The ranks wait where a death or a deadline ends the wait: in [3].

@@ -20,6 +20,7 @@ mod linked;
 mod mail;
 #[cfg(feature = "mpi")]
 mod nodes;
+mod overseer;
 #[cfg(feature = "mpi")]
 mod party;
 mod payload;
@@ -33,11 +34,21 @@ mod running;
 mod shelf;
 #[cfg(feature = "mpi")]
 mod spread;
+mod watch;
 mod worker;
 
-pub(crate) use crate::channel::ledger::{Cause, Column, Finished, LONGEST, Ledger, Scalar, State};
+pub(crate) use crate::channel::ledger::{
+    About, Cause, Column, Desk, End, Facts, Finished, LONGEST, Ledger, LedgerFile, NAME, Read, Reader, Run,
+    Scalar, State, Texts,
+};
 pub(crate) use crate::channel::recovery::MAX_RANKS;
+pub(crate) use crate::channel::source::MOST;
+pub(crate) use crate::os::clock::unix_time;
+pub(crate) use crate::os::file::refused;
+pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;
+pub(crate) use crate::os::process::{exists, pid};
+pub(crate) use crate::os::signal::{HeldSignals, INT};
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
 pub(crate) use crate::shm::packed::carried;
@@ -51,11 +62,12 @@ pub(crate) use linked::{Noted, Seat, Speech, Terms, Workers, abort, with_process
 pub(crate) use party::{Failing, Opened, Party, failing, fork_with};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
-pub(crate) use policy::Policy;
+pub(crate) use policy::{Policy, Retries};
 pub(crate) use ranks::{fork, threads};
-pub(crate) use round::{Done, Executor, Options, Watch};
+pub(crate) use round::{Done, Executor, Options};
 pub(crate) use run::{called, workers_can_read};
 pub(crate) use running::Running;
 #[cfg(feature = "mpi")]
 pub(crate) use spread::over_nodes;
+pub(crate) use watch::{Seen, Watch};
 pub(crate) use worker::{Dealing, Hand, Out, Task, Work, hand};

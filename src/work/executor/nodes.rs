@@ -19,7 +19,7 @@
 //! node that dies ends the job.
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
-use crate::channel::source::Source;
+use crate::channel::source::{Agenda, Source};
 use crate::comm::hybrid::job::joined;
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Nap, Net, Step, Tag, always, end_job, step};
@@ -28,7 +28,9 @@ use crate::comm::views::array_split;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
-use crate::work::executor::round::{Done, Executor, Watch};
+use crate::work::crew::Wish;
+use crate::work::executor::round::{Done, Executor};
+use crate::work::executor::watch::{Seen, Watch};
 use crate::work::executor::worker::Dealing;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -81,6 +83,7 @@ struct Coordinator {
     net: Net,
     ledger: Ledger,
     source: Source,
+    agenda: Agenda,
     /// The number of workers of each node, and of all nodes.
     workers: Vec<usize>,
     all: usize,
@@ -165,7 +168,7 @@ fn work(
     watch: &mut Watch<'_>,
     is_first: bool,
 ) -> Result<Say> {
-    let round = match executor.forked(watch, &mut |watch| lookout.look(watch)) {
+    let round = match executor.forked(watch, &mut |watch, seen| Wish::Wait(lookout.look(watch, seen))) {
         // Other nodes may get on, and have what was done here.
         Err(error @ (Error::Threads { .. } | Error::System { .. })) if !is_first => {
             lookout.coordinator()?.give_up(&error.to_string(), |_| ())?;
@@ -224,11 +227,11 @@ struct Lookout {
 
 impl Lookout {
     /// Coordinates. Returns how long the process may sleep, unless its workers call.
-    fn look(&mut self, watch: &mut Watch<'_>) -> Option<Duration> {
+    fn look(&mut self, watch: &mut Watch<'_>, seen: &Seen<'_>) -> Option<Duration> {
         if self.failed.is_some() {
             return None;
         }
-        let nap = self.coordinator().and_then(|coordinator| coordinator.coordinate(watch));
+        let nap = self.coordinator().and_then(|coordinator| coordinator.coordinate(watch, Some(seen)));
         nap.unwrap_or_else(|error| {
             fatal(&error);
             self.failed = Some(error);
@@ -281,6 +284,7 @@ impl Coordinator {
             mpi,
             _part,
             net,
+            agenda: Agenda::plain(ledger.tasks()),
             ledger,
             source,
             all: workers.iter().sum(),
@@ -299,13 +303,13 @@ impl Coordinator {
     }
 
     /// Takes part in [1]-[3]. Returns how long the process may sleep, unless its workers call.
-    fn coordinate(&mut self, watch: &mut Watch<'_>) -> Result<Option<Duration>> {
+    fn coordinate(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> Result<Option<Duration>> {
         self.source.wake();
         if self.ended {
             // This is done again and again: a worker may overwrite the word.
             self.source.close();
         }
-        let moved = if self.net.me == 0 { self.serve(watch)? } else { self.ask()? };
+        let moved = if self.net.me == 0 { self.serve(watch, seen)? } else { self.ask()? };
         if moved {
             self.nap.end();
         }
@@ -349,7 +353,7 @@ impl Coordinator {
         self.mine.push(stretch);
     }
 
-    fn serve(&mut self, watch: &mut Watch<'_>) -> Result<bool> {
+    fn serve(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> Result<bool> {
         let mut moved = false;
         while let Some(node) = self.net.arrived(Tag::Ask)? {
             let mut words = [0u64; 2];
@@ -373,7 +377,10 @@ impl Coordinator {
             moved = true;
         }
         self.finished[0] = self.source.finished();
-        (watch.tick)(self.all, self.finished.iter().sum());
+        let (workers, done) = (self.all, self.finished.iter().sum());
+        let (source, agenda) = (&self.source, &self.agenda);
+        let own = Seen { workers, done, source, agenda, slots: None, replaced: &[] };
+        (watch.tick)(&seen.map_or(own, |seen| Seen { workers, done, ..*seen }));
         Ok(moved)
     }
 
@@ -528,7 +535,7 @@ impl Coordinator {
         let mut texts = Texts::default();
         let mut next = 0;
         while next + 1 < self.net.size() {
-            let nap = self.coordinate(watch)?;
+            let nap = self.coordinate(watch, None)?;
             let Some(&(node, _)) = self.done.get(next) else {
                 std::thread::sleep(nap.unwrap_or(NAP));
                 continue;

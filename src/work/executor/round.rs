@@ -1,17 +1,21 @@
 //! Rounds: workers do the tasks of a ledger; if some were given up, other workers do the tasks that are left.
 
-use crate::channel::ledger::{Column, Ledger, Texts};
+use crate::channel::ledger::{Cause, Column, Ledger, Texts, Tries};
 use crate::channel::slots::{Plan, Slots};
-use crate::channel::source::{MOST, Source};
+use crate::channel::source::{Agenda, MOST, Source};
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
+use crate::os::descriptor::Bell;
 use crate::os::process;
 use crate::shm::array::lend_heap;
-use crate::work::crew::{Crew, Inherited, Job, Labour, Policy as Deaths};
+use crate::shm::segment::Segment;
+use crate::work::crew::{Crew, Inherited, Job, Policy as Deaths, Waited, Wish};
+use crate::work::executor::overseer::Overseer;
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
-use crate::work::executor::policy::Policy;
+use crate::work::executor::policy::{Ended, Policy};
 use crate::work::executor::running::{Running, reason};
+use crate::work::executor::watch::{Seen, Watch};
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -19,9 +23,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
-
-/// The time between two calls of the caller's `tick` while others work, if it wants them.
-const TICK: Duration = Duration::from_millis(100);
 
 /// The work that one worker has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,20 +51,13 @@ pub(crate) struct Options {
     pub(crate) allow_threads: bool,
 }
 
-/// The watch of a run, which is told how far the workers have come.
-pub(crate) struct Watch<'a> {
-    /// A function that is called at least ten times a second, with the number of workers and the number of
-    /// tasks that are finished, on all nodes; it may call a user function.
-    pub(crate) tick: &'a mut dyn FnMut(usize, u64),
-    pub(crate) wanted: bool,
-}
-
 /// A ledger with its source, and the workers that a run gives it.
 pub(crate) struct Executor<'a> {
     pub(super) work: &'a (dyn Work + Sync),
     pub(super) options: Options,
     pub(super) ledger: Ledger,
     pub(super) source: Source,
+    pub(super) agenda: Agenda,
     clock: Clock,
     /// The number of workers on all nodes.
     pub(super) of: usize,
@@ -79,6 +73,8 @@ pub(super) struct Round {
     deaths: Vec<Death>,
     /// The reason why one of them was given up, unless the source knows it.
     pub(super) given_up: Option<String>,
+    /// Whether the caller has ended them.
+    pub(super) ended: bool,
 }
 
 impl<'a> Executor<'a> {
@@ -88,16 +84,34 @@ impl<'a> Executor<'a> {
         options: Options,
         (tasks, columns): (usize, &[Column]),
     ) -> Result<Executor<'a>> {
-        let workers = options.workers;
         if tasks > MOST {
             let problem = format!("{tasks} rows or samples; {MOST} are the most");
             return Err(Error::option(options.operation, problem));
         }
-        let ledger = Ledger::new(tasks, columns, Source::len(workers))?;
-        let (segment, at) = ledger.behind();
-        let source = Source::over(segment, at, workers)?;
+        Executor::over(work, options, (Ledger::new(tasks, columns)?, None))
+    }
+
+    /// Readies workers for the tasks of a ledger: for those of the list, in its order, if there is one.
+    pub(crate) fn over(
+        work: &'a (dyn Work + Sync),
+        options: Options,
+        (ledger, listed): (Ledger, Option<&[u32]>),
+    ) -> Result<Executor<'a>> {
+        let (workers, tasks) = (options.workers, ledger.tasks());
+        let place = Source::len(workers);
+        let list = if listed.is_some() { Agenda::len(tasks) } else { 0 };
+        let segment = Arc::new(Segment::new(place + list)?);
+        let agenda = match listed {
+            None => Agenda::plain(tasks),
+            Some(listed) => {
+                let agenda = Agenda::over(Arc::clone(&segment), place, tasks)?;
+                agenda.set(listed);
+                agenda
+            }
+        };
+        let source = Source::over(segment, 0, workers)?;
         let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
-        Ok(Executor { work, options, ledger, source, clock, of, replaced })
+        Ok(Executor { work, options, ledger, source, agenda, clock, of, replaced })
     }
 
     /// Returns the ledger of the tasks.
@@ -107,9 +121,9 @@ impl<'a> Executor<'a> {
 
     pub(super) fn shared(&self) -> Shared<'_> {
         let Options { policy, dealing, first, .. } = self.options;
-        let (work, ledger, source) = (self.work, &self.ledger, &self.source);
+        let (work, ledger, source, agenda) = (self.work, &self.ledger, &self.source, &self.agenda);
         let (of, clock, death) = (self.of, self.clock, &|_| Death::Unknown);
-        Shared { work, ledger, source, policy, dealing, stay: true, first, of, clock, death }
+        Shared { work, ledger, source, agenda, policy, dealing, stay: true, first, of, clock, death }
     }
 
     /// Returns the work that each worker has done.
@@ -122,14 +136,18 @@ impl<'a> Executor<'a> {
     pub(super) fn forked(
         &mut self,
         watch: &mut Watch<'_>,
-        look: &mut dyn FnMut(&mut Watch<'_>) -> Option<Duration>,
+        look: &mut dyn FnMut(&mut Watch<'_>, &Seen<'_>) -> Wish,
     ) -> Result<Round> {
-        let _frozen = if watch.wanted { Some(process::freeze()?) } else { None };
+        let _frozen = if watch.is_user { Some(process::freeze()?) } else { None };
+        let bells: Vec<&Bell> = self.source.bell().into_iter().chain(watch.bell).collect();
         loop {
             let mut running = self.open(false, Some(0))?;
-            let given_up = match running.crew.wait_with(self.source.bell(), &mut || look(watch)) {
-                Ok(true) => None,
-                Ok(false) => {
+            let slots = running.slots.clone();
+            let waited = running.crew.wait_with(&bells, &mut || look(watch, &self.seen(Some(&slots))));
+            let ended = waited == Ok(Waited::Ended);
+            let given_up = match waited {
+                Ok(Waited::Done | Waited::Ended) => None,
+                Ok(Waited::Cold) => {
                     self.options.cold = true;
                     continue;
                 }
@@ -144,8 +162,15 @@ impl<'a> Executor<'a> {
                 replaced: workers.clone().map(replaced).collect(),
                 deaths: workers.map(death).collect(),
                 given_up,
+                ended,
             });
         }
+    }
+
+    /// Returns what the caller sees of its workers.
+    pub(super) fn seen<'s>(&'s self, slots: Option<&'s Slots>) -> Seen<'s> {
+        let (source, agenda, replaced) = (&self.source, &self.agenda, &*self.replaced);
+        Seen { workers: self.options.workers, done: source.finished(), source, agenda, slots, replaced }
     }
 
     /// Adds the numbers of times that workers were replaced in a round to the totals.
@@ -155,9 +180,19 @@ impl<'a> Executor<'a> {
 
     /// Frees the tasks that the workers of a round have left unfinished, or finishes those on which too many
     /// have died.
-    pub(super) fn release(&self, tasks: Range<usize>, round: &Round) {
-        let death = |slot: u32| round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
-        self.ledger.release(tasks, |slot, died| self.options.policy.verdict(died, || death(slot)));
+    pub(super) fn release(&self, positions: Range<usize>, round: &Round) {
+        let policy = self.options.policy;
+        let verdict = |task: usize, slot: u32, failed: (u32, Tries)| -> Option<(Cause, Option<String>)> {
+            let death = round.deaths.get(slot as usize).copied().unwrap_or(Death::Unknown);
+            let words = self.source.workers().get(slot as usize);
+            let at = words.and_then(|words| words.current()).filter(|&(at, _)| self.agenda.task(at) == task);
+            // A kill that was meant for another task than this one counts for nothing.
+            let doom = words.and_then(|words| words.doom()).map(|why| if at.is_some() { why } else { 0 });
+            let cause = policy.cause(death, doom)?;
+            let after = at.map_or(0, |(_, since)| self.clock.reader().now().saturating_sub(since));
+            Some((cause, policy.verdict(cause, failed, &Ended { death, after }).map(|(_, text)| text)))
+        };
+        self.ledger.release(positions.map(|position| self.agenda.task(position)), verdict);
     }
 
     /// Returns the reason why a worker has given up, if one has.
@@ -182,7 +217,7 @@ impl<'a> Executor<'a> {
             live(&shared, slot, &mut **hand.borrow_mut(), replaces, payloads, &mut || ());
             Ok((0, 0))
         };
-        let labour = Supervised { source: shared.source, policy: shared.policy };
+        let labour = Overseer::new((shared.source, shared.agenda), shared.policy, self.clock);
         let build = || shared.policy.patiently(&mut || hand.borrow_mut().build());
         let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard() };
         let job = Job {
@@ -200,7 +235,7 @@ impl<'a> Executor<'a> {
     /// Forks workers that do all tasks, each with a state of its own, while the caller goes on.
     pub(crate) fn start(mut self, heap: Option<usize>) -> Result<Running> {
         self.options.cold = true;
-        self.options.dealing.offer(&self.source, 0..self.ledger.tasks());
+        self.options.dealing.offer(&self.source, 0..self.agenda.positions());
         self.open(true, heap)
     }
 }
@@ -217,26 +252,31 @@ pub(super) fn done(source: &Source, replaced: &[u32]) -> Vec<Done> {
 }
 
 impl Executor<'_> {
-    /// Lets workers do these tasks: once, and again while tasks are left because all workers were given up,
-    /// and new workers would get on.
-    pub(super) fn rounds(&mut self, tasks: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
+    /// Lets workers do the tasks at these positions: once, and again while tasks are left because all workers were given
+    /// up, and new workers would get on.
+    pub(super) fn rounds(&mut self, positions: Range<usize>, watch: &mut Watch<'_>) -> Result<()> {
         // The records are not counted: each look at a record makes its page.
         let mut before = self.source.finished() as usize;
         loop {
-            self.options.dealing.offer(&self.source, tasks.clone());
+            self.options.dealing.offer(&self.source, positions.clone());
             let round = self.round(watch)?;
             self.count(&round.replaced);
+            if round.ended {
+                return Ok(());
+            }
             let Some(why) = round.given_up.clone().or_else(|| self.reason()) else { return Ok(()) };
             if self.source.is_halted() || self.options.policy.unbuilt_fails {
                 return Ok(());
             }
-            let finished = self.ledger.finished(tasks.clone());
-            if finished == tasks.len() {
+            let agenda = self.agenda.clone();
+            let tasks = || positions.clone().map(|position| agenda.task(position));
+            let finished = self.ledger.finished(tasks());
+            if finished == positions.len() {
                 return Ok(());
             }
-            self.release(tasks.clone(), &round);
+            self.release(positions.clone(), &round);
             if finished == before {
-                self.ledger.abandon(tasks, &why);
+                self.ledger.abandon(tasks(), &why);
                 return Ok(());
             }
             before = finished;
@@ -249,17 +289,19 @@ impl Executor<'_> {
     fn round(&mut self, watch: &mut Watch<'_>) -> Result<Round> {
         match self.options.placement {
             Placement::Serial => {
-                let mut tick = || (watch.tick)(1, self.source.finished());
+                let mut tick = || {
+                    if !(watch.tick)(&self.seen(None)) {
+                        self.source.halt();
+                    }
+                };
                 live(&self.shared(), 0, &mut *self.work.hand(), false, Payloads::new(None), &mut tick);
             }
             Placement::Threads => self.threads(watch),
             Placement::Forked | Placement::Job { .. } => {
-                let (source, workers) = (self.source.clone(), self.options.workers);
-                return self.forked(watch, &mut |watch| {
+                return self.forked(watch, &mut |watch, seen| {
                     // This is done again and again: a worker may overwrite the word.
-                    source.close();
-                    (watch.tick)(workers, source.finished());
-                    watch.wanted.then_some(TICK)
+                    seen.source.close();
+                    if (watch.tick)(seen) { Wish::Wait(watch.every) } else { Wish::End }
                 });
             }
         }
@@ -288,45 +330,16 @@ impl Executor<'_> {
             };
             let threads: Vec<_> = (0..self.options.workers).filter_map(|slot| start(slot).ok()).collect();
             drop(ended);
-            while watch.wanted && all_ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                (watch.tick)(self.options.workers, self.source.finished());
+            while let Some(every) = watch.every
+                && all_ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout)
+            {
+                if !(watch.tick)(&self.seen(None)) {
+                    self.source.halt();
+                }
             }
             // The threads are joined one by one: the scope's own end orders nothing that a tool could see.
             // (None panics: all panics are caught.)
             threads.into_iter().for_each(|thread| drop(thread.join()));
         });
-    }
-}
-
-/// The work of a crew, as its supervisor sees it.
-struct Supervised<'a> {
-    source: &'a Source,
-    policy: Policy,
-}
-
-impl Labour for Supervised<'_> {
-    fn begun(&self, slot: usize) -> u64 {
-        self.source.worker(slot).begun()
-    }
-
-    fn current(&self, slot: usize) -> Option<(usize, u64)> {
-        self.source.worker(slot).current()
-    }
-
-    fn again(&self, deaths: u32) -> bool {
-        self.policy.replaces(deaths)
-    }
-
-    fn is_given_up(&self, slot: usize) -> bool {
-        self.source.worker(slot).is_given_up()
-    }
-
-    fn give_up(&self, slot: usize) {
-        // The supervisor says why.
-        self.source.give_up(slot, 0);
-    }
-
-    fn departed(&self, slot: usize) {
-        self.source.departed(slot);
     }
 }

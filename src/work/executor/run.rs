@@ -7,7 +7,8 @@ use crate::os::process;
 #[cfg(feature = "mpi")]
 use crate::work::executor::nodes;
 use crate::work::executor::placement::Placement;
-use crate::work::executor::round::{Done, Executor, Watch};
+use crate::work::executor::round::{Done, Executor};
+use crate::work::executor::watch::Watch;
 
 impl Executor<'_> {
     /// Does all tasks; tasks that no worker was left to try are finished without result. Returns the work
@@ -19,9 +20,9 @@ impl Executor<'_> {
             Placement::Serial | Placement::Threads => self.ledger.keep(),
             _ => {}
         }
-        let tasks = 0..self.ledger.tasks();
-        if !tasks.is_empty() {
-            self.rounds(tasks, watch)?;
+        let positions = 0..self.agenda.positions();
+        if !positions.is_empty() {
+            self.rounds(positions, watch)?;
         }
         Ok(Some(self.done()))
     }

@@ -5,7 +5,7 @@ use crate::channel::slots::Slots;
 use crate::channel::source::Source;
 use crate::error::{Error, Result};
 use crate::os::inherit::Access;
-use crate::work::crew::Crew;
+use crate::work::crew::{Crew, Wish};
 use crate::work::executor::payload::Left;
 
 /// Forked workers at work. Dropping this value ends them.
@@ -33,9 +33,9 @@ impl Running {
             return Err(Error::option("gather", problem));
         }
         // This is done again and again: a worker may overwrite the word.
-        let ended = self.crew.wait_with(None, &mut || {
+        let ended = self.crew.wait_with(&[], &mut || {
             self.source.close();
-            None
+            Wish::Wait(None)
         });
         // The memory that the workers have left is the caller's alone, also when it forks again.
         self.slots.segment().allow(Access::Read, Access::Read);

@@ -1,7 +1,7 @@
 //! A worker's life: build, claim, run, commit; on processes and threads alike.
 
 use crate::channel::ledger::{Cause, Claim, Facts, Ledger, Texts};
-use crate::channel::source::{Next, Source, WorkerWords};
+use crate::channel::source::{Agenda, Next, Source, WorkerWords};
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::os::clock::{Clock, Reader};
@@ -9,7 +9,7 @@ use crate::os::fault::{Site, point};
 use crate::os::topology;
 use crate::work::crew::{Listening, caught, explained, told};
 use crate::work::executor::payload::Payloads;
-use crate::work::executor::policy::Policy;
+use crate::work::executor::policy::{Ended, Policy};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ where
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task {
     pub(crate) number: usize,
-    /// The number of workers that have died on the task.
+    /// The number of attempts at the task that have failed: workers that have died on it, panics.
     pub(crate) attempt: u32,
 }
 
@@ -139,6 +139,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) work: &'a dyn Work,
     pub(crate) ledger: &'a Ledger,
     pub(crate) source: &'a Source,
+    pub(crate) agenda: &'a Agenda,
     pub(crate) policy: Policy,
     pub(crate) dealing: Dealing,
     /// Whether workers that find nothing more stay as long as others may leave them something.
@@ -157,9 +158,9 @@ impl Shared<'_> {
         self.source.workers().len()
     }
 
-    /// Returns the stretch of a worker, if each has one from the start.
+    /// Returns the stretch of a worker (positions of the agenda), if each has one from the start.
     pub(crate) fn stretch(&self, slot: usize) -> Range<usize> {
-        let lens = array_split(self.ledger.tasks(), self.of);
+        let lens = array_split(self.agenda.positions(), self.of);
         let slot = self.first + slot;
         let start = lens[..slot].iter().sum();
         start..start + lens[slot]
@@ -257,6 +258,8 @@ impl Worker<'_, '_> {
         if replaces {
             let left = self.words.remaining();
             self.take_over(left.start, self.slot)?;
+            // The next death is another.
+            self.words.pardon();
             self.go_through(left)?;
         }
         if shared.dealing == Dealing::Fixed && !self.words.has_entered() {
@@ -306,21 +309,25 @@ impl Worker<'_, '_> {
 
     /// Claims and finishes those tasks of a part that are free.
     fn go_through(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
-        let Shared { ledger, source, .. } = *self.shared;
+        let Shared { ledger, source, agenda, .. } = *self.shared;
         let mut now = self.clock.now();
-        for task in part {
+        for position in part {
+            if source.is_late(now) {
+                source.halt();
+            }
             if source.is_halted() {
                 return Err(End::Over);
             }
+            let task = agenda.task(position);
             if !ledger.record(task).is_free() {
                 continue;
             }
             if !self.hand.is_ready() {
-                self.ready(Some(task))?;
+                self.ready(Some(position))?;
                 now = self.clock.now();
             }
             ledger.ready(task);
-            self.words.note(task, now);
+            self.words.note(position, now);
             if let Some(claim) = ledger.claim(task, self.slot) {
                 now = self.attempt(claim, now);
             }
@@ -330,32 +337,42 @@ impl Worker<'_, '_> {
         Ok(())
     }
 
-    /// Takes over the task that slot `from` may have left unfinished when its last process died: runs it
+    /// Takes over the task at a position that slot `from` may have left unfinished when its last process died: runs it
     /// again, or gives it up.
-    fn take_over(&mut self, task: usize, from: u32) -> std::result::Result<(), End> {
-        let Shared { ledger, policy, .. } = *self.shared;
+    fn take_over(&mut self, position: usize, from: u32) -> std::result::Result<(), End> {
+        let Shared { ledger, policy, source, agenda, .. } = *self.shared;
+        let task = agenda.task(position);
         let Some(attempt) = ledger.left_by(task, from) else { return Ok(()) };
-        let verdict = policy.verdict(attempt + 1, || (self.shared.death)(from as usize));
+        // Read before the own words change, which may be the same.
+        let (death, predecessor) = ((self.shared.death)(from as usize), source.worker(from as usize));
+        let cause = policy.cause(death, predecessor.doom());
+        let began = predecessor.current().map_or(0, |(_, since)| since);
+        let tries = ledger.record(task).tries();
+        let now = self.clock.now();
+        let verdict = cause.and_then(|cause| {
+            policy.verdict(cause, (attempt, tries), &Ended { death, after: now.saturating_sub(began) })
+        });
         if verdict.is_none() {
             self.ready(None)?;
         }
         let now = self.clock.now();
-        self.words.note(task, now);
-        let Some(claim) = ledger.take_over(task, from, self.slot) else { return Ok(()) };
+        self.words.note(position, now);
+        let Some(claim) = ledger.take_over(task, from, self.slot, cause.is_some()) else { return Ok(()) };
+        claim.record.set_tries(cause.map_or(tries, |cause| tries.and(cause)));
         match verdict {
             None => {
                 self.attempt(claim, now);
             }
-            Some(text) => {
+            Some((cause, text)) => {
                 self.words.begin();
-                self.fail(claim, Cause::Died, text, (now, now));
+                self.fail(claim, cause, text, (began.min(now), now));
             }
         }
         Ok(())
     }
 
-    /// Builds the state, if there is none. `task` is the task that is free, and would be next.
-    fn ready(&mut self, task: Option<usize>) -> std::result::Result<(), End> {
+    /// Builds the state, if there is none. `position` is that of the task that is free, and would be next.
+    fn ready(&mut self, position: Option<usize>) -> std::result::Result<(), End> {
         if self.hand.is_ready() {
             return Ok(());
         }
@@ -365,17 +382,17 @@ impl Worker<'_, '_> {
             Ok(Err(text)) => format!("{} returned an error: {text}", policy.build),
             Err(text) => format!("{} panicked: {text}", policy.build),
         };
-        Err(self.unbuilt(task, explained(why)))
+        Err(self.unbuilt(position, explained(why)))
     }
 
     /// Ends this worker, as the state could not be built as often as that is tried.
-    fn unbuilt(&mut self, task: Option<usize>, why: String) -> End {
-        let Shared { ledger, policy, .. } = *self.shared;
+    fn unbuilt(&mut self, position: Option<usize>, why: String) -> End {
+        let Shared { ledger, policy, agenda, .. } = *self.shared;
         if policy.unbuilt_fails {
             let now = self.clock.now();
-            let claim = task.and_then(|task| {
-                self.words.note(task, now);
-                ledger.claim(task, self.slot)
+            let claim = position.and_then(|position| {
+                self.words.note(position, now);
+                ledger.claim(agenda.task(position), self.slot)
             });
             if let Some(claim) = claim {
                 self.words.begin();
@@ -389,23 +406,40 @@ impl Worker<'_, '_> {
     }
 
     /// Runs a task that was claimed, with a state that is there; returns the time at which the task ended.
-    fn attempt(&mut self, mut claim: Claim<'_>, start: u64) -> u64 {
+    fn attempt(&mut self, mut claim: Claim<'_>, mut start: u64) -> u64 {
         self.words.begin();
-        claim.record.begin(start);
-        claim.clear();
-        let task = Task { number: claim.task, attempt: claim.attempt };
-        let (hand, payloads) = (&mut *self.hand, &mut self.payloads);
-        let ran = caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads }));
-        let end = self.clock.now();
-        match ran {
-            Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
-            Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end)),
-            Err(text) => {
-                self.discard();
-                self.fail(claim, Cause::Panicked, explained(text), (start, end));
+        loop {
+            claim.record.begin(start);
+            claim.clear();
+            let task = Task { number: claim.task, attempt: claim.attempt };
+            let (hand, payloads) = (&mut *self.hand, &mut self.payloads);
+            let ran = caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads }));
+            let end = self.clock.now();
+            match ran {
+                Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
+                Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end)),
+                Err(text) => {
+                    self.discard();
+                    if self.tries_again(&claim) {
+                        claim = claim.again();
+                        start = self.clock.now();
+                        self.words.retry(start);
+                        continue;
+                    }
+                    self.fail(claim, Cause::Panicked, explained(text), (start, end));
+                }
             }
+            return end;
         }
-        end
+    }
+
+    /// Counts a panic in a task; returns whether the task is to be tried again, for which the state is built anew.
+    fn tries_again(&mut self, claim: &Claim<'_>) -> bool {
+        let tries = claim.record.tries().and(Cause::Panicked);
+        claim.record.set_tries(tries);
+        let again = tries.of(Cause::Panicked) <= self.shared.policy.retries.panicked;
+        // A state that cannot be built again is found out with the next task.
+        again && !self.shared.source.is_halted() && self.ready(None).is_ok()
     }
 
     /// Commits a task without result.
@@ -416,7 +450,8 @@ impl Worker<'_, '_> {
         let task = claim.task;
         self.shared.work.keep(cause, &text, &mut Out { task, row: claim.row(), payloads });
         self.finish(claim, Some(cause), place, times);
-        if self.shared.policy.stop_at_failure {
+        self.words.fail(cause == Cause::Refused);
+        if self.shared.policy.is_too_much(|| self.shared.source.failed()) {
             self.shared.source.halt();
         }
     }
@@ -426,16 +461,19 @@ impl Worker<'_, '_> {
         if end - self.measured > MEASURING {
             (self.measured, self.peak) = (end, topology::peak_memory());
         }
-        let (input, digest) = (claim.task as u64, self.shared.work.digest(claim.task));
+        let (tries, digest) = (claim.record.tries(), self.shared.work.digest(claim.task));
         let (worker, peak) = ((self.shared.first as u32) + self.slot, self.peak);
-        claim.finish(cause, &Facts { digest, input, start, end, text, worker, peak });
+        claim.finish(cause, &Facts { digest, tries, start, end, text, worker, peak });
         self.words.finish(end - start);
+        if cause.is_none() {
+            self.shared.source.times(self.slot as usize).count(end - start);
+        }
     }
 
     /// Puts a text into the log; returns its place.
     fn text(&mut self, text: &str) -> u64 {
-        let Shared { ledger, source, .. } = *self.shared;
-        let unfinished = || ledger.tasks().saturating_sub(source.finished() as usize);
+        let Shared { ledger, source, agenda, .. } = *self.shared;
+        let unfinished = || agenda.positions().saturating_sub(source.finished() as usize);
         self.texts.place(ledger.log(), text, &unfinished)
     }
 

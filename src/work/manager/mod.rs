@@ -419,7 +419,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             let running = executor.start(self.heap.map(|bytes| bytes.max(1)))?;
             return Ok(Begun::Away(Box::new(running)));
         }
-        executor.run(&mut Watch { tick: &mut |_, _| (), wanted: false })?;
+        executor.run(&mut Watch { tick: &mut |_| true, every: None, is_user: false, bell: None })?;
         Ok(Begun::Here(ledger))
     }
 
@@ -432,8 +432,8 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         // With as many tasks as workers each worker has its own task, and runs it with a state fresh from
         // `do_build`.
         let dealing = if tasks == workers { Dealing::Fixed } else { Dealing::Singly };
-        let stop_at_failure = self.stop_at_failure;
-        let policy = Policy { builds: 1, unbuilt_fails: true, stop_at_failure, ..policy };
+        let most_failed = if self.stop_at_failure { 0 } else { u64::MAX };
+        let policy = Policy { builds: 1, unbuilt_fails: true, most_failed, refusals_fail: true, ..policy };
         let (operation, cold, allow_threads) = ("scatter", true, self.allow_threads);
         Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
     }

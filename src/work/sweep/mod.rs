@@ -8,23 +8,33 @@
 //! [4] the ledger is the result: root reads rows and outcomes where the workers wrote them (report.rs)
 //! ```
 
+mod checkpoint;
+mod keeper;
+mod limits;
 mod report;
 mod row;
+mod table;
 
 use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Column, Dealing, Executor, Options, Placement, Policy, Scalar, Watch, run_in, workers_can_read,
+    Column, Dealing, End, Executor, HeldSignals, Ledger, Options, Placement, Policy, Scalar, Seen, State,
+    Watch, run_in, unix_time, workers_can_read,
 };
+use checkpoint::Opened;
+use keeper::Keeper;
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use report::Watcher;
-use row::{BuildAndModel, Evaluation, Model, Rows};
+use row::{BuildAndModel, Evaluation, Model, Rows, digests};
 use std::fmt;
 use std::time::Instant;
 
-pub use report::{Counts, Outcome, Progress, Swept, WorkerStats};
+pub use checkpoint::{Checkpoint, Existing};
+pub use limits::{Amount, Limits, Retries};
+pub use report::{Counts, Ended, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
+pub use table::{FailureCause, RunState, Status, Table, TableRow, WorkerState};
 
 /// The way in which rows are dealt to workers.
 ///
@@ -83,6 +93,15 @@ pub struct Sweep<'p> {
     pub attempts: Option<u32>,
     /// The number from which the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
+    /// How often a row is tried again that has failed otherwise than by the death of its worker.
+    pub retries: Retries,
+    /// The limits of rows, time and failures; none by default.
+    pub limits: Limits,
+    /// The file in which the results are kept as they are finished, and from which a later sweep goes on; `None`: memory.
+    ///
+    /// On the first SIGINT (Ctrl-C) a sweep with a file finishes the rows in hand before the signal takes effect; SIGTERM
+    /// and a second SIGINT end it at once. All finished rows are in the file.
+    pub checkpoint: Option<Checkpoint>,
     /// A function called in root's process about ten times per second, and at the end; rows of other nodes
     /// are known a little later, and while MPI starts (until all processes of the job have joined) there are
     /// no calls.
@@ -105,6 +124,9 @@ impl Default for Sweep<'_> {
             cold: false,
             attempts: None,
             seed: 0,
+            retries: Retries::default(),
+            limits: Limits::default(),
+            checkpoint: None,
             progress: None,
             allow_threads: false,
         }
@@ -113,8 +135,8 @@ impl Default for Sweep<'_> {
 
 impl fmt::Debug for Sweep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, progress, allow_threads } =
-            self;
+        let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, .. } = self;
+        let Sweep { retries, limits, checkpoint, progress, allow_threads, .. } = self;
         f.debug_struct("Sweep")
             .field("outputs", outputs)
             .field("workers", workers)
@@ -123,6 +145,9 @@ impl fmt::Debug for Sweep<'_> {
             .field("cold", cold)
             .field("attempts", attempts)
             .field("seed", seed)
+            .field("retries", retries)
+            .field("limits", limits)
+            .field("checkpoint", checkpoint)
             .field("progress", &progress.as_ref().map(|_| "a function"))
             .field("allow_threads", allow_threads)
             .finish()
@@ -199,31 +224,62 @@ impl Sweep<'_> {
         // Options are checked before anything is made.
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
-        let policy = self.policy()?;
+        self.limits.check(!matches!(placement, Placement::Serial | Placement::Threads))?;
+        let policy = self.limits.apply(self.policy()?, rows);
         let parameters = inheritable(&parameters)?;
-        let work = self.work(parameters.view(), model);
+        let mut work = self.work(parameters.view(), model);
+        let opened = self.opened(&mut work.rows)?;
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
-        let mut watcher = Watcher::new(self.progress.take(), rows, start);
-        let wanted = watcher.is_wanted();
-        let mut tick = |workers: usize, done: u64| watcher.look(workers, done);
-        let mut executor = Executor::new(&work, options, (rows, &columns(self.outputs)))?;
-        let ledger = executor.ledger().clone();
-        // Nothing is returned in the processes of a job that are not root.
-        let Some(done) = executor.run(&mut Watch { tick: &mut tick, wanted })? else {
-            return Ok(Swept::elsewhere(self.outputs, start.elapsed()));
+        let (ledger, todo, before) = match &opened {
+            Some(opened) => (opened.file.ledger().clone(), Some(&*opened.todo), rows - opened.todo.len()),
+            None => (Ledger::new(rows, &columns(self.outputs))?, None, 0),
         };
-        // The last report counts records: workers' counts may lack a row that a worker finished before it
-        // died.
-        watcher.tell(done.len(), ledger.tried() as u64);
+        let damaged = opened.as_ref().map_or(0, |opened| opened.damaged);
+        let mut executor = Executor::over(&work, options, (ledger.clone(), todo))?;
+        let watcher = Watcher::new(self.progress.take(), (rows, before), start);
+        let limits = (self.limits.until(unix_time()), self.limits.enough(rows));
+        let file =
+            opened.map(|opened| opened.file).zip(self.checkpoint.as_ref().map(|checkpoint| checkpoint.sync));
+        // From here on a signal must not end this process before all is saved.
+        let held = file.is_some().then(HeldSignals::hold);
+        let done_before =
+            if before > 0 { (0..rows).filter(|&row| ledger.state(row) == State::Done).count() } else { 0 };
+        let before_all = (rows, before, done_before as u64);
+        let mut keeper = Keeper::new(watcher, file, before_all, limits, held.as_ref());
+        let (every, is_user) = (keeper.every(), keeper.watcher.is_wanted());
+        let bell = held.as_ref().and_then(HeldSignals::bell);
+        let mut tick = |seen: &Seen<'_>| keeper.look(seen);
+        let run = executor.run(&mut Watch { tick: &mut tick, every, is_user, bell });
+        let done = match run {
+            Ok(Some(done)) => done,
+            // Nothing is returned in the processes of a job that are not root.
+            Ok(None) => return Ok(Swept::elsewhere(self.outputs, start.elapsed())),
+            Err(error) => {
+                drop(keeper.finish(&ledger, true));
+                return Err(error);
+            }
+        };
+        let end = keeper.finish(&ledger, false);
+        // Now a signal that was caught does what it would have done.
+        drop(held);
+        let end = end?;
         ledger.finish();
-        Swept::new(ledger, start.elapsed(), done)
+        Swept::new((ledger, rows), start.elapsed(), done, ((before, damaged), end))
+    }
+
+    /// Opens the checkpoint, if there is to be one.
+    fn opened(&self, rows: &mut Rows<'_>) -> Result<Option<Opened>> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
+        rows.digests = Some(digests((0..rows.parameters.nrows()).map(|row| rows.values(row))));
+        checkpoint.open(rows).map(Some)
     }
 
     /// Returns how often rows, workers and builds that fail are tried again.
     fn policy(&self) -> Result<Policy> {
-        Policy::new("sweep", "build", self.attempts)
+        let retries = self.retries.policy();
+        Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, ..policy })
     }
 
     /// Returns the schedule as the executor knows it.
@@ -236,7 +292,8 @@ impl Sweep<'_> {
 
     /// Returns the rows of a table as tasks of the executor.
     fn work<'a, M: ?Sized>(&self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Evaluation<'a, M> {
-        let rows = Rows { parameters, outputs: self.outputs, dealing: self.dealing(), seed: self.seed };
+        let (outputs, dealing, seed) = (self.outputs, self.dealing(), self.seed);
+        let rows = Rows { parameters, outputs, dealing, seed, digests: None };
         Evaluation { rows, model }
     }
 
@@ -293,7 +350,7 @@ impl Sweep<'_> {
         let (rows, columns) = (parameters.nrows(), columns(self.outputs));
         let work = self.work(parameters.view(), model);
         let swept = run_in(comm, &work, (policy, self.dealing()), (rows, &columns), |ledger, done| {
-            Swept::new(ledger, start.elapsed(), done)
+            Swept::new((ledger, rows), start.elapsed(), done, ((0, 0), End::Complete))
         })?;
         Ok(swept.unwrap_or_else(|| Swept::elsewhere(self.outputs, start.elapsed())))
     }

@@ -5,7 +5,7 @@
 //! the text in the ledger's log.
 
 use crate::error::{Error, Result};
-use crate::work::executor::{Cause, Done, Finished, Ledger, called};
+use crate::work::executor::{Cause, Done, End, Finished, Ledger, called};
 use ndarray::{Array2, ArrayView2};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -27,8 +27,12 @@ use std::time::{Duration, Instant};
 pub struct Progress {
     /// The number of rows in all.
     pub rows: u64,
-    /// The number of rows finished, with or without a result.
+    /// The number of rows finished, with or without a result, those of an earlier run included.
     pub done: u64,
+    /// The number of rows that this run has finished without a result. (Over nodes: those of this process's workers.)
+    pub failed: u64,
+    /// The number of rows that were finished before, in a checkpoint.
+    pub resumed: u64,
     /// The time since the sweep began.
     pub elapsed: Duration,
     /// The number of workers.
@@ -36,9 +40,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns the number of rows finished per second so far.
+    /// Returns the number of rows that this run has finished per second so far.
     pub fn rate(&self) -> f64 {
-        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        self.done.saturating_sub(self.resumed) as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     /// Returns the time that the other rows will take at this rate, once a row is finished.
@@ -80,8 +84,30 @@ pub enum Outcome {
     Panicked(String),
     /// Every worker that tried the row died; the text says how.
     Died(String),
-    /// No worker was left to try the row; the text says why.
+    /// The row took longer than its [limit](crate::Limits::row).
+    Overdue(String),
+    /// The row needed more memory than there is.
+    Memory(String),
+    /// The sweep was ended by its own rules ([`Limits::max_fails`](crate::Limits::max_fails),
+    /// [`Limits::min_done`](crate::Limits::min_done)) before the row was tried.
+    Cancelled(String),
+    /// No worker was left to try the row, or no time; the text says why.
     NotDone(String),
+}
+
+impl Outcome {
+    /// Returns the outcome of a row that has failed by this cause.
+    pub(super) fn of(cause: Cause, text: String) -> Outcome {
+        match cause {
+            Cause::Refused => Outcome::Infeasible(text),
+            Cause::Panicked => Outcome::Panicked(text),
+            Cause::Died => Outcome::Died(text),
+            Cause::Overdue => Outcome::Overdue(text),
+            Cause::Memory => Outcome::Memory(text),
+            Cause::Cancelled => Outcome::Cancelled(text),
+            Cause::NotReached => Outcome::NotDone(text),
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -91,6 +117,9 @@ impl fmt::Display for Outcome {
             Outcome::Infeasible(text) => write!(f, "infeasible: {text}"),
             Outcome::Panicked(text) => write!(f, "panicked: {text}"),
             Outcome::Died(text) => write!(f, "died: {text}"),
+            Outcome::Overdue(text) => write!(f, "overdue: {text}"),
+            Outcome::Memory(text) => write!(f, "out of memory: {text}"),
+            Outcome::Cancelled(text) => write!(f, "cancelled: {text}"),
             Outcome::NotDone(text) => write!(f, "not done: {text}"),
         }
     }
@@ -108,8 +137,29 @@ pub struct Counts {
     pub panicked: usize,
     /// The number of rows on which every worker that tried died.
     pub died: usize,
-    /// The number of rows that no worker was left to try.
+    /// The number of rows that took longer than their limit.
+    pub overdue: usize,
+    /// The number of rows that needed more memory than there is.
+    pub memory: usize,
+    /// The number of rows that were not tried because the sweep was ended by its own rules.
+    pub cancelled: usize,
+    /// The number of rows that no worker was left to try, or no time.
     pub not_done: usize,
+}
+
+impl Counts {
+    /// Counts a row that has failed by this cause.
+    pub(super) fn count(&mut self, cause: Cause) {
+        *match cause {
+            Cause::Refused => &mut self.infeasible,
+            Cause::Panicked => &mut self.panicked,
+            Cause::Died => &mut self.died,
+            Cause::Overdue => &mut self.overdue,
+            Cause::Memory => &mut self.memory,
+            Cause::Cancelled => &mut self.cancelled,
+            Cause::NotReached => &mut self.not_done,
+        } += 1;
+    }
 }
 
 impl fmt::Display for Counts {
@@ -120,6 +170,9 @@ impl fmt::Display for Counts {
             (self.infeasible, "infeasible"),
             (self.panicked, "panicked"),
             (self.died, "died"),
+            (self.overdue, "overdue"),
+            (self.memory, "out of memory"),
+            (self.cancelled, "cancelled"),
             (self.not_done, "not done"),
         ];
         others
@@ -168,11 +221,51 @@ pub struct Swept {
     pub elapsed: Duration,
     /// The work of each worker; empty in a process that is not root.
     pub workers: Vec<WorkerStats>,
+    /// The number of rows that were finished before, and of those whose bytes were damaged: see [`Swept::resumed`].
+    before: (usize, usize),
+    end: Ended,
+}
+
+/// The way in which a sweep ended: see [`Swept::ended`].
+///
+/// ```
+/// use phalanx::{Amount, Ended, Limits, Sweep};
+/// let limits = Limits { max_fails: Some(Amount::Rows(0)), ..Limits::default() };
+/// let rows = ndarray::Array2::zeros((1000, 1));
+/// let swept = Sweep { limits, workers: Some(1), ..Sweep::default() }.run(rows.view(), || Ok(()), |(), _, _| panic!("no"))?;
+/// assert_eq!(swept.ended(), Ended::TooManyFailed);
+/// assert_eq!((swept.counts().panicked, swept.counts().cancelled), (1, 999));
+/// # Ok::<(), phalanx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// All rows have been tried, as far as there were workers.
+    #[default]
+    Complete,
+    /// The time was over: [`Limits::sweep`](crate::Limits::sweep) or [`Limits::job`](crate::Limits::job).
+    Deadline,
+    /// More rows had failed than [`Limits::max_fails`](crate::Limits::max_fails) allows.
+    TooManyFailed,
+    /// As many rows were done as [`Limits::min_done`](crate::Limits::min_done) asks for.
+    Enough,
+}
+
+impl Ended {
+    /// Returns the end as a caller gets to know it.
+    pub(super) fn of(end: End) -> Ended {
+        match end {
+            End::Deadline => Ended::Deadline,
+            End::TooManyFailed => Ended::TooManyFailed,
+            End::Enough => Ended::Enough,
+            _ => Ended::Complete,
+        }
+    }
 }
 
 impl fmt::Debug for Swept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Swept { table, outputs, elapsed, workers } = self;
+        let Swept { table, outputs, elapsed, workers, .. } = self;
         if table.is_none() {
             return write!(f, "Swept(root has the rows)");
         }
@@ -183,22 +276,28 @@ impl fmt::Debug for Swept {
 
 impl Swept {
     /// Makes the report, after checks that every row is what was committed, and that one was tried.
-    pub(super) fn new(ledger: Ledger, elapsed: Duration, done: Vec<Done>) -> Result<Swept> {
-        let table = Finished::new(ledger)?;
-        let (rows, outputs) = (table.tasks(), table.row_len() / size_of::<f64>());
+    pub(super) fn new(
+        (ledger, rows): (Ledger, usize),
+        elapsed: Duration,
+        done: Vec<Done>,
+        (before, end): ((usize, usize), End),
+    ) -> Result<Swept> {
+        let table = Finished::new(ledger, rows)?;
+        let outputs = table.row_len() / size_of::<f64>();
         // No row was tried: the sweep has not started, and the first row's text is the reason of all.
-        if rows > 0 && table.count(Some(Cause::NotReached)) == rows {
+        let unstarted = table.count(Some(Cause::NotReached)) == rows && end != End::Deadline;
+        if rows > 0 && unstarted {
             let text = table.failure(0).map(|(_, text)| text).unwrap_or_default();
             return Err(Error::Start { text });
         }
         let stats = |Done { tasks, busy, replaced }| WorkerStats { rows: tasks, busy, replaced };
         let workers = done.into_iter().map(stats).collect();
-        Ok(Swept { table: Some(table), outputs, elapsed, workers })
+        Ok(Swept { table: Some(table), outputs, elapsed, workers, before, end: Ended::of(end) })
     }
 
     /// Returns the report of a process that is not root.
     pub(super) fn elsewhere(outputs: usize, elapsed: Duration) -> Swept {
-        Swept { table: None, outputs, elapsed, workers: Vec::new() }
+        Swept { table: None, outputs, elapsed, workers: Vec::new(), before: (0, 0), end: Ended::default() }
     }
 
     /// Returns whether this process has the rows. Only root has them: every caller on one node, rank 0 of a
@@ -232,6 +331,9 @@ impl Swept {
             infeasible: count(Some(Cause::Refused)),
             panicked: count(Some(Cause::Panicked)),
             died: count(Some(Cause::Died)),
+            overdue: count(Some(Cause::Overdue)),
+            memory: count(Some(Cause::Memory)),
+            cancelled: count(Some(Cause::Cancelled)),
             not_done: count(Some(Cause::NotReached)),
         }
     }
@@ -258,11 +360,24 @@ impl Swept {
         assert!(row < self.rows(), "row {row} of {}", self.rows());
         match self.table.as_ref().and_then(|table| table.failure(row)) {
             None => Outcome::Done,
-            Some((Cause::Refused, text)) => Outcome::Infeasible(text),
-            Some((Cause::Panicked, text)) => Outcome::Panicked(text),
-            Some((Cause::Died, text)) => Outcome::Died(text),
-            Some((Cause::NotReached, text)) => Outcome::NotDone(text),
+            Some((cause, text)) => Outcome::of(cause, text),
         }
+    }
+
+    /// Returns the number of rows that were finished before this sweep, in its [checkpoint](crate::Sweep::checkpoint).
+    pub fn resumed(&self) -> usize {
+        self.before.0
+    }
+
+    /// Returns the number of rows in the checkpoint whose bytes were not what had been committed, by a crash of the machine
+    /// or a fault of the disk. They were run again.
+    pub fn damaged(&self) -> usize {
+        self.before.1
+    }
+
+    /// Returns the way in which the sweep ended.
+    pub fn ended(&self) -> Ended {
+        self.end
     }
 
     /// Returns the busiest worker's time over the mean: 1 is perfect balance.
@@ -277,6 +392,8 @@ impl Swept {
 pub(super) struct Watcher<'p> {
     progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
     rows: u64,
+    /// The number of rows that were finished before.
+    resumed: u64,
     start: Instant,
     /// The time at which the function was called last.
     last: Instant,
@@ -286,10 +403,10 @@ impl<'p> Watcher<'p> {
     /// Returns the watcher of a sweep of `rows` rows that began at `start`.
     pub(super) fn new(
         progress: Option<Box<dyn FnMut(&Progress) + 'p>>,
-        rows: usize,
+        (rows, resumed): (usize, usize),
         start: Instant,
     ) -> Watcher<'p> {
-        Watcher { progress, rows: rows as u64, start, last: start }
+        Watcher { progress, rows: rows as u64, resumed: resumed as u64, start, last: start }
     }
 
     /// Returns whether there is a function to tell.
@@ -298,7 +415,7 @@ impl<'p> Watcher<'p> {
     }
 
     /// Tells the function, if that is due: ten times per second.
-    pub(super) fn look(&mut self, workers: usize, done: u64) {
+    pub(super) fn look(&mut self, workers: usize, done: (u64, u64)) {
         // The executor calls every 100 ms, or more often: a call that is a little early must not wait for the
         // next.
         if self.last.elapsed() >= Duration::from_millis(95) {
@@ -307,11 +424,11 @@ impl<'p> Watcher<'p> {
         }
     }
 
-    /// Tells the function now.
-    pub(super) fn tell(&mut self, workers: usize, done: u64) {
-        let (rows, elapsed) = (self.rows, self.start.elapsed());
+    /// Tells the function now how many rows are done, and how many of them this run has failed.
+    pub(super) fn tell(&mut self, workers: usize, (done, failed): (u64, u64)) {
+        let (rows, resumed, elapsed) = (self.rows, self.resumed, self.start.elapsed());
         if let Some(progress) = &mut self.progress {
-            called(|| progress(&Progress { rows, done, elapsed, workers }));
+            called(|| progress(&Progress { rows, done, failed, resumed, elapsed, workers }));
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::error::{Error, Reason, Result};
 use crate::work::executor::{Dealing, Hand, Task, Work, hand};
 use ndarray::ArrayView2;
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -25,7 +27,8 @@ pub struct Row<'a> {
     pub index: usize,
     /// The parameters of the row.
     pub values: &'a [f64],
-    /// The number of workers that have died on the row.
+    /// The number of attempts at the row that have failed: workers that died on it, were ended at its limit or for lack of
+    /// memory, and panics. 0 at the first attempt.
     pub attempt: u32,
     /// A number from which the row's random numbers start, and which no other row has:
     /// [`seed`](crate::seed())`(sweep.seed, index)`. It is the same on every back end, for every number of
@@ -92,11 +95,49 @@ pub(super) struct Rows<'a> {
     pub(super) outputs: usize,
     pub(super) dealing: Dealing,
     pub(super) seed: u64,
+    /// The digests of all rows, if they are known by them beyond this run.
+    pub(super) digests: Option<Vec<u64>>,
+}
+
+/// Returns the digests by which the rows of a table are known: those of their parameters. The second row of the same
+/// parameters has another digest, and the third.
+pub(super) fn digests<'a>(rows: impl Iterator<Item = &'a [f64]>) -> Vec<u64> {
+    let mut seen: HashMap<u64, u64, BuildHasherDefault<Same>> = HashMap::default();
+    let mut digest = |values| {
+        let digest = digest_of(values);
+        let before = seen.entry(digest).or_insert(0);
+        *before += 1;
+        if *before > 1 { xxh3_64(bytemuck::cast_slice(&[digest, *before])) } else { digest }
+    };
+    rows.map(&mut digest).collect()
+}
+
+/// The hasher of what is a hash already.
+#[derive(Default)]
+pub(super) struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.chunks(8).for_each(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 ^= u64::from_le_bytes(word);
+        });
+    }
+}
+
+/// Returns the digest of the parameters of a row.
+fn digest_of(values: &[f64]) -> u64 {
+    xxh3_64(bytemuck::cast_slice(&canonical(values)))
 }
 
 impl Rows<'_> {
     /// Returns the parameters of a row.
-    fn values(&self, row: usize) -> &[f64] {
+    pub(super) fn values(&self, row: usize) -> &[f64] {
         let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
         &all[row * columns..(row + 1) * columns]
     }
@@ -119,12 +160,15 @@ impl<M: Model + ?Sized> Work for Evaluation<'_, M> {
     }
 
     fn digest(&self, row: usize) -> u64 {
-        xxh3_64(bytemuck::cast_slice(&canonical(self.rows.values(row))))
+        match &self.rows.digests {
+            Some(digests) => digests[row],
+            None => digest_of(self.rows.values(row)),
+        }
     }
 
     /// Digests all that determines results: the seed, the table, and the way in which it is dealt.
     fn digest_of_all(&self) -> u64 {
-        let Rows { parameters, outputs, dealing, seed } = &self.rows;
+        let Rows { parameters, outputs, dealing, seed, .. } = &self.rows;
         let mut digest = Xxh3::with_seed(*seed);
         let rows = 0..parameters.nrows();
         digest.update(bytemuck::bytes_of(&[rows.len() as u64, *outputs as u64, *dealing as u64]));
@@ -135,7 +179,7 @@ impl<M: Model + ?Sized> Work for Evaluation<'_, M> {
 
 /// Returns the numbers, with one NaN for all NaNs: ranks that compute the same table may differ in the bits
 /// of a NaN.
-fn canonical(numbers: &[f64]) -> Cow<'_, [f64]> {
+pub(super) fn canonical(numbers: &[f64]) -> Cow<'_, [f64]> {
     if numbers.iter().any(|number| number.is_nan()) {
         return numbers.iter().map(|&number| if number.is_nan() { f64::NAN } else { number }).collect();
     }

@@ -1,0 +1,280 @@
+//! Files that are mapped and locked: made beside their name, reserved in full, and put in their place when they are
+//! whole.
+//!
+//! ```text
+//! [1] make NAME.new, or take over the one that a killed program has left; lock it
+//! [2] reserve all of its bytes, so that no touch of the mapping fails later
+//! [3] (the caller writes what belongs into it, through its mapping)
+//! [4] write it to the disk; link it under NAME, which must be free, or rename it over NAME; write the directory
+//! ```
+//!
+//! *The lock* is that of an open file (flock), which forked children share: as long as a worker lives that may write
+//! into the mapping, nobody else gets it. Whoever has got the lock looks whether the name still leads to this file.
+
+use crate::error::{Error, Result, Source};
+use crate::os::descriptor::above_standard;
+use crate::os::fault::{Site, sys};
+use crate::os::process;
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The time that the children of a killed program have to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// A file that this process, with its children, has for itself.
+#[derive(Debug)]
+pub(crate) struct Held {
+    file: File,
+    path: PathBuf,
+    /// Whether the file has not got its name yet: it goes when this is dropped.
+    is_new: bool,
+    maker: u32,
+}
+
+impl Held {
+    /// Opens and locks a file; `None` if there is none. `writer` returns the number of the process that has written
+    /// into the file, for the error.
+    ///
+    /// # Errors
+    /// If the file cannot be opened for writing, is no plain file, or is in use.
+    pub(crate) fn open(path: &Path, writer: impl Fn(&File) -> u32) -> Result<Option<Held>> {
+        loop {
+            let Some(file) = open(path)? else { return Ok(None) };
+            lock(&file, path, &writer)?;
+            if leads_to(path, &file) {
+                let (path, maker) = (path.to_owned(), process::incarnation());
+                return Ok(Some(Held { file, path, is_new: false, maker }));
+            }
+            // It was replaced while this process waited.
+        }
+    }
+
+    /// \[1], \[2] Makes a file of `len` zero bytes for the place `path`, where it will be put by [`Held::publish`].
+    ///
+    /// # Errors
+    /// If there is no such directory, no right to write, no room; if another program makes the same file.
+    pub(crate) fn create(path: &Path, len: usize) -> Result<Held> {
+        let new = beside(path)?;
+        let file = loop {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false);
+            let file = sys(Site::Open, || options.open(&new).map_err(errno));
+            let file = above(file.map_err(|error| failed("open", &new, error))?, &new)?;
+            lock(&file, &new, &|_| 0)?;
+            if leads_to(&new, &file) {
+                break file;
+            }
+        };
+        let held = Held { file, path: new, is_new: true, maker: process::incarnation() };
+        // A file that a killed program has left is emptied: all bytes are zero afterwards.
+        let emptied = sys(Site::Ftruncate, || held.file.set_len(0).map_err(errno));
+        emptied.map_err(|error| failed("ftruncate", path, error))?;
+        reserve(&held.file, len).map_err(|error| failed("posix_fallocate", path, error))?;
+        Ok(held)
+    }
+
+    /// \[4] Puts a new file under its name. Returns false if the name was taken meanwhile, unless the file there is to be
+    /// replaced.
+    ///
+    /// # Errors
+    /// If the disk or the directory cannot be written.
+    pub(crate) fn publish(&mut self, path: &Path, replace: bool) -> Result<bool> {
+        let synced = sys(Site::Fsync, || self.file.sync_all().map_err(errno));
+        synced.map_err(|error| failed("fsync", path, error))?;
+        let named = sys(Site::Rename, || {
+            if replace { fs::rename(&self.path, path).map_err(errno) } else { link(&self.path, path) }
+        });
+        match named {
+            Ok(()) => {}
+            Err(Errno::EEXIST) if !replace => return Ok(false),
+            Err(error) => return Err(failed(if replace { "rename" } else { "link" }, path, error)),
+        }
+        self.path = path.to_owned();
+        self.is_new = false;
+        let directory = || File::open(parent(path))?.sync_all();
+        // The file is in its place; not all file systems write directories on demand.
+        let _ = sys(Site::Fsync, || directory().map_err(errno));
+        Ok(true)
+    }
+
+    /// Returns the path by which the file is known.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the number of bytes of the file.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub(crate) fn len(&self) -> Result<usize> {
+        let len = self.file.metadata().map_err(|error| failed("fstat", &self.path, errno(error)))?.len();
+        Ok(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_new && self.maker == process::incarnation() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens a file for reading and writing; `None` if there is none.
+fn open(path: &Path) -> Result<Option<File>> {
+    if let Ok(found) = fs::metadata(path)
+        && !found.is_file()
+    {
+        let kind = if found.is_dir() { "a directory" } else { "no plain file" };
+        return Err(refused(path, &format!("it is {kind}; name a file")));
+    }
+    match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
+        Ok(file) => above(file, path).map(Some),
+        Err(Errno::ENOENT) if fs::symlink_metadata(path).is_err() => Ok(None),
+        Err(error) => Err(failed("open", path, error)),
+    }
+}
+
+/// Opens a file that is only read, while others may write it.
+///
+/// # Errors
+/// If there is none, or it is no plain file.
+pub(crate) fn open_to_read(path: &Path) -> Result<File> {
+    let file =
+        sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| failed("open", path, error))?;
+    match file.metadata() {
+        Ok(found) if found.is_file() => Ok(file),
+        _ => Err(refused(path, "it is no plain file")),
+    }
+}
+
+/// Reads bytes at an offset.
+///
+/// # Errors
+/// If they are not there.
+pub(crate) fn read_at(file: &File, path: &Path, bytes: &mut [u8], at: usize) -> Result<()> {
+    let read = sys(Site::Pread, || file.read_exact_at(bytes, at as u64).map_err(errno));
+    read.map_err(|error| failed("read", path, error))
+}
+
+fn above(file: File, path: &Path) -> Result<File> {
+    let fd = above_standard(OwnedFd::from(file)).map_err(|error| failed("fcntl", path, error))?;
+    Ok(File::from(fd))
+}
+
+/// Locks a file that nobody else has; waits for what a killed program has left.
+fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let locked = sys(Site::Flock, || match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(errno(error)),
+        });
+        if locked.map_err(|error| failed("flock", path, error))? {
+            return Ok(());
+        }
+        let pid = writer(file);
+        // A process that is gone has left children, which its supervisor is about to end.
+        if pid != 0 && !process::exists(pid) && begun.elapsed() < ENDING {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        }
+        return Err(Error::Locked { file: path.display().to_string(), pid });
+    }
+}
+
+/// Returns whether a name leads to this file.
+fn leads_to(path: &Path, file: &File) -> bool {
+    let place = |found: fs::Metadata| (found.dev(), found.ino());
+    match (fs::metadata(path), file.metadata()) {
+        (Ok(there), Ok(here)) => place(there) == place(here),
+        _ => false,
+    }
+}
+
+/// Gives a file a second name, which must be free, and takes the first away.
+fn link(new: &Path, path: &Path) -> nix::Result<()> {
+    match fs::hard_link(new, path).map_err(errno) {
+        Ok(()) => {
+            let _ = fs::remove_file(new);
+            Ok(())
+        }
+        // A file system without links.
+        Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK) => {
+            if fs::symlink_metadata(path).is_ok() {
+                return Err(Errno::EEXIST);
+            }
+            fs::rename(new, path).map_err(errno)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reserves the bytes of an empty file.
+fn reserve(file: &File, len: usize) -> nix::Result<()> {
+    // Beyond the limit on file sizes the kernel raises SIGXFSZ.
+    let (limit, _) = sys(Site::Getrlimit, || getrlimit(Resource::RLIMIT_FSIZE))?;
+    if limit < len as u64 {
+        return Err(Errno::EFBIG);
+    }
+    sys(Site::Fallocate, || nix::fcntl::posix_fallocate(file, 0, len as i64))
+}
+
+/// Returns the name of a file that is being made.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| refused(path, "it names no file"))?;
+    let mut new = OsString::from(name);
+    new.push(".new");
+    Ok(path.with_file_name(new))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn errno(error: io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Errno::ENODATA,
+        _ => Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Returns the error for a file that does not fit.
+pub(crate) fn refused(path: &Path, problem: &str) -> Error {
+    Error::option("checkpoint", format!("{}: {problem}", path.display()))
+}
+
+/// Returns the error for a `call` that failed.
+pub(crate) fn failed(call: &'static str, path: &Path, errno: Errno) -> Error {
+    let hint = match errno {
+        Errno::ENOENT => "; make its directory first, or look for a slip in its name",
+        Errno::ENOSPC | Errno::EDQUOT => {
+            "; free some space or choose another disk: the file is reserved in full before any row runs, and nothing was changed"
+        }
+        Errno::EFBIG => "; raise the limit on file sizes (ulimit -f), or choose another file system",
+        Errno::EROFS => "; the file system is read-only: choose another",
+        Errno::EACCES | Errno::EPERM => "; the file and its directory must be writable",
+        Errno::ENODEV | Errno::EOPNOTSUPP | Errno::ENOLCK | Errno::ENOSYS => {
+            "; this file system cannot share files between processes as a checkpoint needs it (fallocate, mmap, flock): choose a \
+             local disk"
+        }
+        Errno::ENODATA => "; the file has become shorter meanwhile",
+        Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
+        _ => "",
+    };
+    let source = Source::new(io::Error::from(errno));
+    Error::System { call, need: path.display().to_string(), source, hint }
+}

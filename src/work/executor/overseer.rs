@@ -1,0 +1,158 @@
+//! The work of a crew, as its supervisor sees it: who gets anywhere, and which attempt has had its time.
+//!
+//! *No attempt outlives its limit by much.* The supervisor looks again when the first of the limits that it has seen is over,
+//! and after the whole limit at the latest: a task that is begun right after a look is looked at when its time is over.
+//!
+//! *A kill counts only if it was meant.* Before it kills, the supervisor notes task and begin of the attempt. If the worker
+//! has gone on to another task meanwhile, its successor runs that task again, and counts no failure.
+
+use crate::channel::ledger::Cause;
+use crate::channel::source::{Agenda, Source};
+use crate::os::clock::{Clock, Reader};
+use crate::work::crew::Labour;
+use crate::work::executor::policy::Policy;
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// The time for which nobody looks only if all processes have been stopped, in nanoseconds.
+const STILL: u64 = 2_000_000_000;
+/// The time after which a quantile of all times is computed again, in nanoseconds.
+const FRESH: u64 = 100_000_000;
+/// The number of tasks that must be done before others are measured by them.
+const ENOUGH: u64 = 10;
+
+/// The supervisor's view of workers that do the tasks of a source.
+pub(super) struct Overseer<'a> {
+    source: &'a Source,
+    agenda: &'a Agenda,
+    policy: Policy,
+    clock: Clock,
+    state: RefCell<State>,
+}
+
+/// The attempts that the supervisor has looked at.
+#[derive(Default)]
+struct State {
+    reader: Option<Reader>,
+    /// For each worker, the begin of its attempt, and the time for which the attempt has been stopped.
+    stood: Vec<(u64, u64)>,
+    /// For each worker, the time at which its process was forked: what the words say of earlier attempts is not its own.
+    forked: Vec<u64>,
+    /// The time of the last look.
+    looked: u64,
+    /// The limit that follows from the median, and the time at which it was computed.
+    relative: Option<u64>,
+    computed: u64,
+    /// The time until an attempt has had its time, at the last look.
+    next: Option<u64>,
+}
+
+impl<'a> Overseer<'a> {
+    pub(super) fn new(
+        (source, agenda): (&'a Source, &'a Agenda),
+        policy: Policy,
+        clock: Clock,
+    ) -> Overseer<'a> {
+        let (stood, forked) = (vec![(0, 0); source.workers().len()], vec![0; source.workers().len()]);
+        let state = RefCell::new(State { stood, forked, ..State::default() });
+        Overseer { source, agenda, policy, clock, state }
+    }
+
+    fn now(&self, state: &mut State) -> u64 {
+        state.reader.get_or_insert_with(|| self.clock.reader()).now()
+    }
+
+    /// Returns the time that an attempt may take, in nanoseconds, if there is a limit.
+    fn limit(&self, state: &mut State, now: u64) -> Option<u64> {
+        if let Some(factor) = self.policy.factor
+            && (state.computed == 0 || now - state.computed > FRESH)
+        {
+            state.computed = now;
+            let median = self.source.quantile(0.5).filter(|&(_, count)| count >= ENOUGH);
+            state.relative = median.map(|(nanos, _)| (nanos as f64 * factor) as u64);
+        }
+        let absolute = self.policy.limit.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
+        absolute.into_iter().chain(state.relative).min()
+    }
+}
+
+impl Labour for Overseer<'_> {
+    fn begun(&self, slot: usize) -> u64 {
+        self.source.worker(slot).begun()
+    }
+
+    fn current(&self, slot: usize) -> Option<(usize, u64)> {
+        let current = self.source.worker(slot).current();
+        current.map(|(position, since)| (self.agenda.task(position), since))
+    }
+
+    fn again(&self, deaths: u32) -> bool {
+        self.policy.replaces(deaths)
+    }
+
+    fn is_given_up(&self, slot: usize) -> bool {
+        self.source.worker(slot).is_given_up()
+    }
+
+    fn give_up(&self, slot: usize) {
+        // The supervisor says why.
+        self.source.give_up(slot, 0);
+    }
+
+    fn departed(&self, slot: usize) {
+        self.source.departed(slot);
+    }
+
+    fn look(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let now = self.now(state);
+        let passed = if state.looked == 0 { 0 } else { now - state.looked };
+        (state.looked, state.next) = (now, None);
+        if passed > STILL {
+            state.stood.iter_mut().for_each(|(_, stood)| *stood += passed);
+        }
+    }
+
+    fn is_doomed(&self, slot: usize, is_held: &dyn Fn() -> bool) -> bool {
+        if self.policy.limit.is_none() && self.policy.factor.is_none() {
+            return false;
+        }
+        let state = &mut *self.state.borrow_mut();
+        let now = state.looked;
+        let limit = self.limit(state, now);
+        let (words, Some(limit)) = (self.source.worker(slot), limit) else { return false };
+        let Some((position, since)) = words.current().filter(|&(_, since)| since >= state.forked[slot])
+        else {
+            return false;
+        };
+        let stood = &mut state.stood[slot];
+        if stood.0 != since {
+            *stood = (since, 0);
+        }
+        let passed = now.saturating_sub(since).saturating_sub(stood.1);
+        if passed <= limit {
+            let left = limit - passed;
+            state.next = Some(state.next.map_or(left, |next| next.min(left)));
+            return false;
+        }
+        if is_held() {
+            // Its limit begins anew.
+            stood.1 = now.saturating_sub(since);
+            return false;
+        }
+        words.condemn((position, since), Cause::Overdue as u32);
+        true
+    }
+
+    fn turned(&self, slot: usize) {
+        let state = &mut *self.state.borrow_mut();
+        state.forked[slot] = self.now(state);
+    }
+
+    fn patience(&self) -> Duration {
+        let state = &mut *self.state.borrow_mut();
+        let now = state.looked;
+        let limit = self.limit(state, now);
+        state.next.into_iter().chain(limit).min().map_or(Duration::MAX, Duration::from_nanos)
+    }
+}

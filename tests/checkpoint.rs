@@ -1,0 +1,577 @@
+//! Checkpoints: the file of a sweep, from which another goes on, whatever has happened in between.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use ndarray::{Array2, Axis, array, concatenate};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use phalanx::{
+    Amount, Backend, Checkpoint, Ended, Error, Existing, Limits, Outcome, Reason, Retries, Row, Sweep, Swept,
+};
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use support::Case;
+
+const CASES: &[Case] = &[
+    ("finished_rows_are_kept", finished_rows_are_kept),
+    ("every_backend_goes_on_from_every_other", every_backend_goes_on_from_every_other),
+    ("a_table_may_grow_shrink_and_change_its_order", a_table_may_grow_shrink_and_change_its_order),
+    ("rows_of_the_same_parameters_are_told_apart", rows_of_the_same_parameters_are_told_apart),
+    ("what_exists_is_not_overwritten", what_exists_is_not_overwritten),
+    ("other_programs_and_configurations_are_refused", other_programs_and_configurations_are_refused),
+    ("what_is_no_checkpoint_is_refused", what_is_no_checkpoint_is_refused),
+    ("a_file_has_one_writer", a_file_has_one_writer),
+    ("a_killed_sweep_loses_nothing", a_killed_sweep_loses_nothing),
+    ("signals_end_in_order", signals_end_in_order),
+    ("rows_beyond_their_limit_are_ended", rows_beyond_their_limit_are_ended),
+    ("a_sweep_ends_in_time", a_sweep_ends_in_time),
+    ("failures_and_successes_end_a_sweep", failures_and_successes_end_a_sweep),
+    ("retries_are_counted_by_cause", retries_are_counted_by_cause),
+    ("(run until killed)", run_until_killed),
+    ("(run until asked)", run_until_asked),
+];
+
+fn main() -> std::process::ExitCode {
+    let cases: Vec<Case> = CASES
+        .iter()
+        .copied()
+        .filter(|(name, _)| !name.starts_with('(') || std::env::args().any(|arg| arg.contains(name)))
+        .collect();
+    support::main(&cases)
+}
+
+/// A directory of its own, which goes in the end.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Dir {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("phalanx-checkpoint-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Dir(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("run.phx")
+    }
+
+    /// Nothing but the checkpoint is left.
+    fn assert_tidy(&self) {
+        let names: Vec<_> = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(names.iter().all(|name| name == "run.phx" || name == "calls"), "{names:?}");
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn table(rows: usize) -> Array2<f64> {
+    Array2::from_shape_fn((rows, 2), |(row, column)| (row * 2 + column) as f64)
+}
+
+fn model(_: &mut (), row: &Row<'_>, out: &mut [f64]) -> Result<(), Reason> {
+    if row.values[0] as usize % 10 == 4 {
+        return Err(format!("row of {} is refused", row.values[0]).into());
+    }
+    out[0] = row.values[0] * row.values[1];
+    out[1] = row.values[0].sqrt();
+    Ok(())
+}
+
+fn options(path: &Path, existing: Existing) -> Sweep<'static> {
+    let checkpoint = Checkpoint { existing, ..Checkpoint::new(path) };
+    Sweep { outputs: 2, workers: Some(2), checkpoint: Some(checkpoint), ..Sweep::default() }
+}
+
+fn resume(path: &Path, table: &Array2<f64>) -> Swept {
+    options(path, Existing::Resume).run(table.view(), || Ok(()), model).unwrap()
+}
+
+/// As bytes: a NaN is one, too.
+fn bytes(swept: &Swept) -> Vec<u64> {
+    swept.values().iter().map(|value| value.to_bits()).collect()
+}
+
+/// What a sweep in memory finds.
+fn expected(table: &Array2<f64>) -> (Vec<u64>, Vec<Outcome>) {
+    let swept = Sweep { outputs: 2, workers: Some(2), ..Sweep::default() }
+        .run(table.view(), || Ok(()), model)
+        .unwrap();
+    (bytes(&swept), (0..swept.rows()).map(|row| swept.outcome(row)).collect())
+}
+
+#[track_caller]
+fn assert_found(swept: &Swept, table: &Array2<f64>) {
+    let outcomes: Vec<Outcome> = (0..swept.rows()).map(|row| swept.outcome(row)).collect();
+    assert_eq!((bytes(swept), outcomes), expected(table));
+    assert_eq!((swept.damaged(), swept.ended()), (0, Ended::Complete));
+}
+
+fn finished_rows_are_kept() {
+    for rows in [0, 1, 1000] {
+        let (dir, table) = (Dir::new(), table(rows));
+        let first = options(&dir.file(), Existing::Refuse).run(table.view(), || Ok(()), model).unwrap();
+        assert_found(&first, &table);
+        assert_eq!(first.resumed(), 0);
+        drop(first);
+        dir.assert_tidy();
+        // No row is run again, also none that was refused; and no worker is started.
+        let again = options(&dir.file(), Existing::Resume);
+        let again = again.run(table.view(), || panic!("built"), |(), _, _| panic!("run")).unwrap();
+        assert_found(&again, &table);
+        assert_eq!(again.resumed(), rows);
+    }
+}
+
+fn every_backend_goes_on_from_every_other() {
+    let table = table(300);
+    let backends = [Backend::Serial, Backend::Threads, Backend::SharedMemory];
+    for first in backends {
+        for second in backends {
+            let dir = Dir::new();
+            let limits = Limits { min_done: Some(Amount::Rows(100)), ..Limits::default() };
+            let slow = |state: &mut (), row: &Row<'_>, out: &mut [f64]| {
+                std::thread::sleep(Duration::from_millis(1));
+                model(state, row, out)
+            };
+            let some = Sweep { backend: first, limits, ..options(&dir.file(), Existing::Refuse) };
+            let some = some.run(table.view(), || Ok(()), slow).unwrap();
+            let done = some.rows() - some.counts().cancelled;
+            assert!(
+                some.ended() == Ended::Enough && (100..300).contains(&done),
+                "{first} {:?} {}",
+                some.ended(),
+                some.counts()
+            );
+            drop(some);
+            let rest = Sweep { backend: second, workers: Some(3), ..options(&dir.file(), Existing::Resume) };
+            let rest = rest.run(table.view(), || Ok(()), model).unwrap();
+            assert_found(&rest, &table);
+            assert_eq!(rest.resumed(), done);
+        }
+    }
+}
+
+fn a_table_may_grow_shrink_and_change_its_order() {
+    let dir = Dir::new();
+    resume(&dir.file(), &table(100));
+    let mut calls = 0;
+    let mut count = |table: &Array2<f64>| {
+        let swept = resume(&dir.file(), table);
+        assert_found(&swept, table);
+        calls += table.nrows() - swept.resumed();
+        table.nrows() - swept.resumed()
+    };
+    let long = table(150);
+    assert_eq!(count(&long), 50);
+    let reversed = long.slice(ndarray::s![..;-1, ..]).to_owned();
+    assert_eq!(count(&reversed), 0);
+    // Rows that are not asked for now stay.
+    assert_eq!(count(&table(20)), 0);
+    let odd = Array2::from_shape_fn((60, 2), |(row, column)| (row * 2 + column) as f64 + 0.5);
+    assert_eq!(count(&odd), 60);
+    let all = concatenate(Axis(0), &[odd.view(), reversed.view()]).unwrap();
+    assert_eq!(count(&all), 0);
+    assert_eq!(calls, 110);
+    dir.assert_tidy();
+}
+
+fn rows_of_the_same_parameters_are_told_apart() {
+    let dir = Dir::new();
+    let run = |table: &Array2<f64>| {
+        let swept = options(&dir.file(), Existing::Resume).run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                out.fill(row.index as f64);
+                Ok(())
+            },
+        );
+        let swept = swept.unwrap();
+        (swept.resumed(), swept.values().column(0).to_vec())
+    };
+    let nan = f64::from_bits(f64::NAN.to_bits() ^ 1);
+    assert_eq!(run(&array![[1.0, f64::NAN], [1.0, nan], [2.0, 0.0]]), (0, vec![0.0, 1.0, 2.0]));
+    let more = array![[2.0, 0.0], [1.0, nan], [2.0, -0.0], [1.0, nan], [1.0, nan], [2.0, 0.0]];
+    assert_eq!(run(&more), (3, vec![2.0, 0.0, 2.0, 1.0, 4.0, 5.0]));
+}
+
+#[track_caller]
+fn assert_refused(sweep: Sweep<'_>, table: &Array2<f64>, needles: &[&str]) {
+    let error = sweep.run(table.view(), || Ok(()), |(), _, _| panic!("run")).unwrap_err().to_string();
+    assert!(needles.iter().all(|needle| error.contains(needle)), "{error}");
+}
+
+fn what_exists_is_not_overwritten() {
+    let (dir, table) = (Dir::new(), table(10));
+    resume(&dir.file(), &table);
+    let before = fs::read(dir.file()).unwrap();
+    assert_refused(
+        options(&dir.file(), Existing::Refuse),
+        &table,
+        &["run.phx", "it is there already", "Existing::Resume"],
+    );
+    assert_eq!(fs::read(dir.file()).unwrap()[..4096], before[..4096]);
+    let replaced = options(&dir.file(), Existing::Replace).run(table.view(), || Ok(()), model).unwrap();
+    assert_eq!(replaced.resumed(), 0);
+    assert_found(&replaced, &table);
+    dir.assert_tidy();
+}
+
+fn other_programs_and_configurations_are_refused() {
+    let (dir, table) = (Dir::new(), table(10));
+    let named = |existing, outputs: &str, configuration: &str| {
+        let outputs: Vec<String> = outputs.split(' ').map(str::to_owned).collect();
+        let (inputs, configuration) = (vec!["a".to_owned(), "b".to_owned()], configuration.to_owned());
+        let (count, path) = (outputs.len(), dir.file());
+        let checkpoint = Checkpoint { existing, inputs, outputs, configuration, ..Checkpoint::new(path) };
+        Sweep { outputs: count, workers: Some(2), checkpoint: Some(checkpoint), ..Sweep::default() }
+    };
+    named(Existing::Refuse, "product root", "version 1").run(table.view(), || Ok(()), model).unwrap();
+    let other = named(Existing::Resume, "product cube", "version 1");
+    assert_refused(other, &table, &["its outputs are [product, root], those of this sweep [product, cube]"]);
+    let other = named(Existing::Resume, "product root cube", "version 1");
+    assert_refused(other, &table, &["its outputs are [product, root], those"]);
+    let other = named(Existing::Resume, "product root", "version 2");
+    assert_refused(
+        other,
+        &table,
+        &["its configuration is \"version 1\", that of this sweep \"version 2\"", "ResumeChanged"],
+    );
+    let other = Sweep { seed: 7, ..named(Existing::Resume, "product root", "version 1") };
+    assert_refused(other, &table, &["its seed is 0, that of this sweep 7"]);
+    let wider = Array2::zeros((10, 3));
+    assert_refused(named(Existing::Resume, "product root", "version 1"), &wider, &["2 names for 3 inputs"]);
+    let twice = named(Existing::Resume, "root root", "version 1");
+    assert_refused(twice, &table, &["outputs 0 and 1 are both called \"root\""]);
+    let nameless = named(Existing::Resume, "product ", "version 1");
+    assert_refused(nameless, &table, &["output 1 is called \"\""]);
+    for (configuration, existing) in [("version 2", Existing::ResumeChanged), ("version 2", Existing::Resume)]
+    {
+        let swept =
+            named(existing, "product root", configuration).run(table.view(), || Ok(()), model).unwrap();
+        assert_found(&swept, &table);
+        assert_eq!(swept.resumed(), 10);
+    }
+}
+
+fn what_is_no_checkpoint_is_refused() {
+    let (dir, table) = (Dir::new(), table(10));
+    let path = dir.file();
+    let refused = |needles: &[&str]| assert_refused(options(&path, Existing::Resume), &table, needles);
+    fs::create_dir(&path).unwrap();
+    refused(&["it is a directory; name a file"]);
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, "a,b\n1,2\n").unwrap();
+    refused(&["run.phx", "it is no checkpoint: it has 8 bytes"]);
+    fs::write(&path, "a,b\n1,2\n".repeat(1000)).unwrap();
+    refused(&["run.phx", "it is no ledger of this library"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "a,b\n1,2\n".repeat(1000));
+    assert_refused(options(&path, Existing::Replace), &table, &["it is no ledger"]);
+    fs::remove_file(&path).unwrap();
+    let nowhere = options(&dir.0.join("no such").join("run.phx"), Existing::Resume);
+    assert_refused(nowhere, &table, &["no such/run.phx", "make its directory first"]);
+    assert_refused(options(Path::new("/"), Existing::Resume), &table, &["it is a directory"]);
+    assert_refused(options(Path::new("/proc/run.phx"), Existing::Resume), &table, &["/proc/run.phx"]);
+    assert_refused(options(Path::new(""), Existing::Resume), &table, &["names no file"]);
+}
+
+fn a_file_has_one_writer() {
+    let (dir, table) = (Dir::new(), table(4));
+    let swept = options(&dir.file(), Existing::Resume).run(
+        table.view(),
+        || Ok(()),
+        |(), _, out| {
+            // A worker is another process than the one that has the file.
+            match options(&dir.file(), Existing::Resume).run(table.view(), || Ok(()), model) {
+                Err(Error::Locked { file, pid }) if file.ends_with("run.phx") => out[0] = f64::from(pid),
+                other => panic!("{other:?}"),
+            }
+            Ok(())
+        },
+    );
+    let own = f64::from(std::process::id());
+    let swept = swept.unwrap();
+    assert_eq!(swept.values().column(0).to_vec(), [own; 4], "{:?}", swept.outcome(0));
+    // The results are memory now: as long as they are held nobody writes.
+    let error = options(&dir.file(), Existing::Resume).run(table.view(), || Ok(()), model).unwrap_err();
+    assert!(matches!(error, Error::Locked { pid, .. } if f64::from(pid) == own), "{error}");
+    drop(swept);
+    options(&dir.file(), Existing::Replace).run(table.view(), || Ok(()), model).unwrap();
+}
+
+const SLOW_ROWS: usize = 2000;
+
+/// The sweep of a child program: counts its calls in a file, and takes a little time for each row.
+fn slow_sweep(pause: Duration) -> phalanx::Result<Swept> {
+    let dir = PathBuf::from(std::env::var("PHALANX_TEST_DIR").unwrap());
+    let calls = fs::File::options().append(true).create(true).open(dir.join("calls")).unwrap();
+    let workers = std::env::var("PHALANX_TEST_WORKERS").unwrap().parse().unwrap();
+    let sweep = Sweep { workers: Some(workers), ..options(&dir.join("run.phx"), Existing::Resume) };
+    sweep.run(
+        table(SLOW_ROWS).view(),
+        || Ok(()),
+        |state, row, out| {
+            use std::io::Write;
+            (&calls).write_all(format!("{}\n", row.index).as_bytes())?;
+            std::thread::sleep(pause);
+            model(state, row, out)
+        },
+    )
+}
+
+fn run_until_killed() {
+    slow_sweep(Duration::from_micros(500)).unwrap();
+}
+
+fn run_until_asked() {
+    slow_sweep(Duration::from_millis(100)).unwrap();
+}
+
+fn start(case: &str, dir: &Dir, workers: usize) -> std::process::Child {
+    let mut command: Command = support::case(case);
+    command.env("PHALANX_TEST_DIR", &dir.0).env("PHALANX_TEST_WORKERS", workers.to_string());
+    command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn a_killed_sweep_loses_nothing() {
+    let dir = Dir::new();
+    let (mut kills, mut begun) = (0, 0);
+    for round in 0.. {
+        let mut child = start("(run until killed)", &dir, [8, 3, 1][round % 3]);
+        std::thread::sleep(Duration::from_millis(60 + 41 * (round as u64 % 5)));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        begun += [8, 3, 1][round % 3];
+        assert!(round < 200);
+    }
+    let table = table(SLOW_ROWS);
+    let swept = resume(&dir.file(), &table);
+    assert_found(&swept, &table);
+    assert_eq!(swept.resumed(), SLOW_ROWS);
+    let calls = fs::read_to_string(dir.0.join("calls")).unwrap();
+    let mut rows: Vec<usize> = calls.lines().map(|line| line.parse().unwrap()).collect();
+    let all = rows.len();
+    rows.sort_unstable();
+    rows.dedup();
+    println!("{kills} kills, {all} calls for {SLOW_ROWS} rows, at most {begun} again");
+    assert_eq!(rows.len(), SLOW_ROWS);
+    assert!(kills >= 3 && all <= SLOW_ROWS + begun, "{all} calls, {kills} kills");
+    dir.assert_tidy();
+}
+
+fn signals_end_in_order() {
+    let told = |signal, again: bool| {
+        let dir = Dir::new();
+        let child = start("(run until asked)", &dir, 2);
+        let calls = || fs::read_to_string(dir.0.join("calls")).map_or(0, |calls| calls.lines().count());
+        let begun = Instant::now();
+        while calls() < 6 && begun.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = Pid::from_raw(child.id() as i32);
+        kill(pid, signal).unwrap();
+        if again {
+            std::thread::sleep(Duration::from_millis(10));
+            kill(pid, signal).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.signal(), Some(signal as i32), "{text}");
+        // Whatever was begun and not ended runs again; nothing else does.
+        let (before, table) = (calls(), table(SLOW_ROWS));
+        let limits = Limits { sweep: Some(Duration::ZERO), ..Limits::default() };
+        let rest = Sweep { limits, ..options(&dir.file(), Existing::Resume) }
+            .run(table.view(), || Ok(()), model)
+            .unwrap();
+        assert_eq!(rest.ended(), Ended::Deadline);
+        (text, before - rest.resumed())
+    };
+    let (text, lost) = told(Signal::SIGINT, false);
+    assert!(
+        text.contains("SIGINT: the rows in hand are finished") && text.contains("2000 rows are saved in "),
+        "{text}"
+    );
+    assert_eq!(lost, 0, "{text}");
+    let (text, lost) = told(Signal::SIGTERM, false);
+    assert!(
+        !text.contains("in hand") && text.contains("2000 rows are saved in ") && text.contains("SIGTERM"),
+        "{text}"
+    );
+    assert!(lost <= 2, "{lost} {text}");
+    let (text, lost) = told(Signal::SIGINT, true);
+    assert!(text.contains("in hand") && !text.contains("rows are saved") && lost <= 2, "{lost} {text}");
+}
+
+/// A row that hangs costs its limit, and nothing else.
+fn rows_beyond_their_limit_are_ended() {
+    let table = table(400);
+    let limits = Limits { row: Some(Duration::from_millis(300)), ..Limits::default() };
+    let hangs = |row: &Row<'_>| row.index % 100 == 50;
+    let run = |limits, retries: Retries| {
+        let sweep = Sweep { outputs: 2, workers: Some(4), limits, retries, ..Sweep::default() };
+        sweep.run(
+            table.view(),
+            || Ok(()),
+            |state, row, out| {
+                std::thread::sleep(Duration::from_millis(if hangs(row) && row.attempt < 2 {
+                    100_000
+                } else {
+                    2
+                }));
+                out[1] = f64::from(row.attempt);
+                model(state, row, out)
+            },
+        )
+    };
+    let begun = Instant::now();
+    let swept = run(limits, Retries::default()).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert_eq!((swept.counts().overdue, swept.counts().done), (4, 316));
+    let text = swept.outcome(150).to_string();
+    assert!(
+        text.starts_with("overdue: its worker was ended after 3")
+            && text.ends_with("beyond its limit of 300ms"),
+        "{text}"
+    );
+    let swept = run(limits, Retries { overdue: 2, ..Retries::default() }).unwrap();
+    assert_eq!((swept.counts().overdue, swept.counts().done), (0, 320));
+    let factor = Limits { row_factor: Some(20.0), ..Limits::default() };
+    let swept = run(factor, Retries::default()).unwrap();
+    assert_eq!((swept.counts().overdue, swept.counts().done), (4, 316));
+    let text = swept.outcome(150).to_string();
+    assert!(text.contains("beyond 20 times the median of the rows done"), "{text}");
+    for (backend, limits) in [(Backend::Serial, limits), (Backend::Threads, factor)] {
+        let refused = Sweep { backend, limits, ..Sweep::default() };
+        assert_refused(refused, &table, &["must be a process"]);
+    }
+    for factor in [0.5, f64::NAN, f64::INFINITY, -1.0] {
+        let limits = Limits { row_factor: Some(factor), ..Limits::default() };
+        assert_refused(Sweep { limits, ..Sweep::default() }, &table, &["row_factor is"]);
+    }
+}
+
+fn a_sweep_ends_in_time() {
+    let table = table(100);
+    let run = |backend, limits, pause: u64| {
+        let begun = Instant::now();
+        let sweep = Sweep { outputs: 2, workers: Some(2), backend, limits, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |state, row, out| {
+                std::thread::sleep(Duration::from_millis(pause));
+                model(state, row, out)
+            },
+        );
+        (swept.unwrap(), begun.elapsed())
+    };
+    for backend in [Backend::SharedMemory, Backend::Threads, Backend::Serial] {
+        let limits = Limits { sweep: Some(Duration::from_millis(500)), ..Limits::default() };
+        let (swept, took) = run(backend, limits, 50);
+        assert_eq!(swept.ended(), Ended::Deadline, "{backend}");
+        let (done, left) = (100 - swept.counts().not_done, swept.counts().not_done);
+        assert!((4..=20).contains(&done) && left >= 80, "{backend}: {}", swept.counts());
+        assert_eq!(swept.outcome(99).to_string(), "not done: the time of the sweep was over");
+        assert!(took < Duration::from_secs(5));
+    }
+    // Rows in hand are ended where they can be.
+    let limits = Limits { sweep: Some(Duration::from_millis(300)), ..Limits::default() };
+    let (swept, took) = run(Backend::SharedMemory, limits, 60_000);
+    assert!(
+        swept.ended() == Ended::Deadline && swept.counts().not_done == 100 && took < Duration::from_secs(10)
+    );
+    // A batch job that ends in two seconds, less a second.
+    let end = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2;
+    #[expect(unsafe_code, reason = "an environment for one thread")]
+    // SAFETY: this process has one thread.
+    unsafe {
+        std::env::set_var("SLURM_JOB_END_TIME", end.to_string())
+    };
+    let limits = Limits { job: Some(Duration::from_secs(1)), ..Limits::default() };
+    let (swept, _) = run(Backend::SharedMemory, limits, 50);
+    assert!(swept.ended() == Ended::Deadline && swept.counts().not_done > 30, "{}", swept.counts());
+}
+
+fn failures_and_successes_end_a_sweep() {
+    let table = table(1000);
+    let run = |limits| {
+        let sweep = Sweep { outputs: 2, workers: Some(2), limits, ..Sweep::default() };
+        sweep.run(
+            table.view(),
+            || Ok(()),
+            |state, row, out| {
+                assert!(row.index % 10 != 0, "every tenth");
+                std::thread::sleep(Duration::from_micros(200));
+                model(state, row, out)
+            },
+        )
+    };
+    let limits = Limits { max_fails: Some(Amount::Share(0.01)), ..Limits::default() };
+    let swept = run(limits).unwrap();
+    assert_eq!(swept.ended(), Ended::TooManyFailed);
+    assert!(
+        (11..=12).contains(&swept.counts().panicked) && swept.counts().cancelled > 800,
+        "{}",
+        swept.counts()
+    );
+    assert_eq!(swept.outcome(999).to_string(), "cancelled: more rows had failed than `max_fails` allows");
+    let limits = Limits { max_fails: Some(Amount::Rows(100)), ..Limits::default() };
+    assert_eq!(run(limits).unwrap().ended(), Ended::Complete);
+    let limits = Limits { min_done: Some(Amount::Rows(1)), ..Limits::default() };
+    let swept = run(limits).unwrap();
+    assert!(swept.ended() == Ended::Enough || swept.counts().done == 820, "{:?}", swept.ended());
+    for share in [-0.1, 1.5, f64::NAN] {
+        let limits = Limits { max_fails: Some(Amount::Share(share)), ..Limits::default() };
+        assert_refused(Sweep { limits, ..Sweep::default() }, &table, &["max_fails is the share"]);
+    }
+}
+
+fn retries_are_counted_by_cause() {
+    let table = table(60);
+    let retries = Retries { panicked: 2, overdue: 1, memory: 0 };
+    let limits = Limits { row: Some(Duration::from_millis(300)), ..Limits::default() };
+    let sweep =
+        Sweep { outputs: 2, workers: Some(3), limits, retries, attempts: Some(2), ..Sweep::default() };
+    let swept = sweep.run(
+        table.view(),
+        || Ok(()),
+        |_, row, out| {
+            let fails = row.attempt < 1 + (row.index / 10) as u32;
+            match row.index % 10 {
+                0 if fails => panic!("attempt {}", row.attempt),
+                1 if fails => std::process::abort(),
+                2 if fails => std::thread::sleep(Duration::from_secs(100)),
+                _ => {}
+            }
+            out[0] = f64::from(row.attempt);
+            Ok(())
+        },
+    );
+    let swept = swept.unwrap();
+    let outcomes = |kind: usize| {
+        (0..6).map(|group| matches!(swept.outcome(10 * group + kind), Outcome::Done)).collect::<Vec<_>>()
+    };
+    assert_eq!(outcomes(0), [true, true, false, false, false, false]);
+    assert_eq!(outcomes(1), [true, false, false, false, false, false]);
+    assert_eq!(outcomes(2), [true, false, false, false, false, false]);
+    assert_eq!(swept.values()[[10, 0]], 2.0);
+    assert!(swept.outcome(20).to_string().starts_with("panicked: attempt 2"));
+    assert!(swept.outcome(51).to_string().contains("died 2 times"), "{}", swept.outcome(51));
+    assert!(swept.outcome(52).to_string().ends_with("as once before"), "{}", swept.outcome(52));
+}
