@@ -12,6 +12,7 @@
 
 mod backend;
 mod body;
+mod fresh;
 #[cfg(feature = "mpi")]
 mod job;
 mod joined;
@@ -56,6 +57,7 @@ pub(crate) use crate::shm::reduction::Arithmetic;
 pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
+pub(crate) use fresh::Fresh;
 pub(crate) use joined::run_in;
 pub(crate) use linked::{Noted, Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
 #[cfg(feature = "mpi")]

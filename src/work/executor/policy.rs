@@ -3,6 +3,7 @@
 use crate::channel::ledger::{Cause, Tries};
 use crate::error::{Death, Error, Result};
 use crate::work::crew::caught;
+use crate::work::executor::fresh::Fresh;
 use std::time::Duration;
 
 /// The time before a state that could not be built is built again; each later time is ten times as long.
@@ -34,6 +35,8 @@ pub(crate) struct Policy {
     /// The time that an attempt at a task may take, and as a multiple of the median of all tasks that have a result.
     pub(crate) limit: Option<Duration>,
     pub(crate) factor: Option<f64>,
+    /// How long a worker's state is used.
+    pub(crate) fresh: Fresh,
 }
 
 /// How often a task is tried again, by the cause of its failure.
@@ -76,6 +79,7 @@ impl Policy {
             retries,
             limit,
             factor,
+            fresh: Fresh::default(),
         })
     }
 

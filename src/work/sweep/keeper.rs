@@ -174,14 +174,15 @@ impl<'p, 'h> Keeper<'p, 'h> {
         self.state.synced = Instant::now();
     }
 
-    /// \[5] Gives the rows that are left their outcome, and saves all. Call it when no process works.
+    /// \[5] Gives the rows that are left their outcome, if workers were `halted` before they had done all, and saves all.
+    /// `failed` says that the sweep is an error. Call it when no process works.
     ///
     /// # Errors
     /// If a signal has ended the sweep, or the disk could not be written.
-    pub(super) fn finish(mut self, ledger: &Ledger, failed: bool) -> Result<End> {
+    pub(super) fn finish(mut self, ledger: &Ledger, (halted, failed): (bool, bool)) -> Result<End> {
         let rows = 0..self.rows;
         let is_left = |row: usize| !ledger.state(row).is_finished();
-        if !failed && rows.clone().any(is_left) {
+        if halted && rows.clone().any(is_left) {
             // Whoever was at a row was ended for no fault of the row's.
             ledger.release(rows.clone(), |_, _, _| None);
             // Workers have found out by themselves that it was too late, or too much.

@@ -31,7 +31,7 @@ use std::fmt;
 use std::time::Instant;
 
 pub use checkpoint::{Checkpoint, Existing};
-pub use limits::{Amount, Limits, Retries};
+pub use limits::{Amount, Fresh, Limits, Retries};
 pub use report::{Counts, Ended, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
 pub use table::{FailureCause, RunState, Status, Table, TableRow, WorkerState};
@@ -93,6 +93,8 @@ pub struct Sweep<'p> {
     pub attempts: Option<u32>,
     /// The number from which the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
+    /// How long a worker's state is used before the next row gets it as it was built.
+    pub fresh: Fresh,
     /// How often a row is tried again that has failed otherwise than by the death of its worker.
     pub retries: Retries,
     /// The limits of rows, time and failures; none by default.
@@ -124,6 +126,7 @@ impl Default for Sweep<'_> {
             cold: false,
             attempts: None,
             seed: 0,
+            fresh: Fresh::default(),
             retries: Retries::default(),
             limits: Limits::default(),
             checkpoint: None,
@@ -136,7 +139,7 @@ impl Default for Sweep<'_> {
 impl fmt::Debug for Sweep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, .. } = self;
-        let Sweep { retries, limits, checkpoint, progress, allow_threads, .. } = self;
+        let Sweep { fresh, retries, limits, checkpoint, progress, allow_threads, .. } = self;
         f.debug_struct("Sweep")
             .field("outputs", outputs)
             .field("workers", workers)
@@ -145,6 +148,7 @@ impl fmt::Debug for Sweep<'_> {
             .field("cold", cold)
             .field("attempts", attempts)
             .field("seed", seed)
+            .field("fresh", fresh)
             .field("retries", retries)
             .field("limits", limits)
             .field("checkpoint", checkpoint)
@@ -257,11 +261,11 @@ impl Sweep<'_> {
             // Nothing is returned in the processes of a job that are not root.
             Ok(None) => return Ok(Swept::elsewhere(self.outputs, start.elapsed())),
             Err(error) => {
-                drop(keeper.finish(&ledger, true));
+                drop(keeper.finish(&ledger, (executor.is_halted(), true)));
                 return Err(error);
             }
         };
-        let end = keeper.finish(&ledger, false);
+        let end = keeper.finish(&ledger, (executor.is_halted(), false));
         // Now a signal that was caught does what it would have done.
         drop(held);
         let end = end?;
@@ -278,8 +282,8 @@ impl Sweep<'_> {
 
     /// Returns how often rows, workers and builds that fail are tried again.
     fn policy(&self) -> Result<Policy> {
-        let retries = self.retries.policy();
-        Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, ..policy })
+        let (retries, fresh) = (self.retries.policy(), self.fresh.policy()?);
+        Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, fresh, ..policy })
     }
 
     /// Returns the schedule as the executor knows it.
