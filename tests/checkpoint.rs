@@ -8,8 +8,8 @@ use ndarray::{Array2, Axis, array, concatenate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use phalanx::{
-    Amount, Backend, Checkpoint, Ended, Error, Existing, Fresh, Limits, Outcome, Reason, Retries, Row, Sweep,
-    Swept,
+    Amount, Backend, Checkpoint, Costs, Ended, Error, Existing, Fresh, Limits, Outcome, Reason, Retries, Row,
+    Schedule, Sweep, Swept,
 };
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -40,6 +40,7 @@ const CASES: &[Case] = &[
         a_row_that_kills_its_fresh_process_costs_only_itself,
     ),
     ("fresh_processes_are_cheap", fresh_processes_are_cheap),
+    ("the_longest_rows_come_first", the_longest_rows_come_first),
     ("(run until killed)", run_until_killed),
     ("(run until asked)", run_until_asked),
 ];
@@ -680,4 +681,46 @@ fn fresh_processes_are_cheap() {
     };
     let (kept, fresh) = (run(Fresh::Never), run(Fresh::EveryRow));
     println!("a fresh process costs {:?} for each row", fresh.saturating_sub(kept) / 300);
+}
+
+/// 64 rows of unequal length on 8 workers: as soon as it is known which are long, they end together.
+fn the_longest_rows_come_first() {
+    let dir = Dir::new();
+    // Milliseconds: the longest come last in the table.
+    let table = Array2::from_shape_fn((64, 1), |(row, _)| 5.0 + (row * row) as f64 / 40.0);
+    let ideal = Duration::from_secs_f64(table.sum() / 8.0 / 1000.0);
+    let run = |schedule, costs, existing| {
+        let checkpoint = Some(Checkpoint { existing, ..Checkpoint::new(dir.file()) });
+        let sweep = Sweep { workers: Some(8), schedule, costs, checkpoint, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                std::thread::sleep(Duration::from_secs_f64(row.values[0] / 1000.0));
+                out[0] = 1.0;
+                Ok(())
+            },
+        );
+        swept.unwrap()
+    };
+    let plain = run(Schedule::Dynamic, Costs::Unknown, Existing::Refuse);
+    let tail = plain.tail();
+    drop(plain);
+    let recorded = run(Schedule::LongestFirst, Costs::Recorded(dir.file()), Existing::Replace);
+    println!(
+        "ideal {ideal:?}; tail {tail:?} in their order, {:?} the longest first; transport {:?}",
+        recorded.tail(),
+        recorded.transport()
+    );
+    assert!(recorded.tail() < tail / 2 && recorded.counts().done == 64);
+    drop(recorded);
+    let given = run(Schedule::LongestFirst, Costs::Given(table.column(0).to_vec()), Existing::Replace);
+    assert!(given.tail() < tail / 2);
+    let refused = |costs, needle: &str| {
+        let sweep = Sweep { schedule: Schedule::LongestFirst, costs, ..Sweep::default() };
+        assert_refused(sweep, &table, &[needle]);
+    };
+    refused(Costs::Given(vec![1.0; 3]), "3 costs for 64 rows");
+    refused(Costs::Given(vec![f64::NAN; 64]), "the cost of row 0 is no number");
+    refused(Costs::Recorded(dir.0.join("none.phx")), "none.phx");
 }

@@ -20,39 +20,9 @@
 use crate::error::{Death, Result};
 use crate::os::process;
 use crate::os::procfs;
+use crate::work::executor::policy::Fresh;
 use crate::work::executor::worker::{End, Worker};
 use std::ops::Range;
-
-/// How long a worker's state is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Fresh {
-    /// As long as the worker lives, unless a task panics.
-    #[default]
-    Never,
-    /// For so many tasks.
-    Every(usize),
-    /// Until a task has no result.
-    OnFailure,
-}
-
-impl Fresh {
-    /// Returns the number of tasks that are done with one state.
-    fn tasks(self) -> usize {
-        match self {
-            Fresh::Every(tasks) => tasks.max(1),
-            _ => usize::MAX,
-        }
-    }
-
-    /// Returns whether a state is used up after so many tasks, the last of which has failed or not.
-    pub(super) fn is_over(self, tasks: usize, failed: bool) -> bool {
-        match self {
-            Fresh::Never => false,
-            Fresh::Every(most) => tasks >= most,
-            Fresh::OnFailure => failed,
-        }
-    }
-}
 
 impl Worker<'_, '_> {
     /// Returns whether the tasks are left to children, if that is possible.

@@ -14,6 +14,8 @@ mod backend;
 mod body;
 mod fresh;
 #[cfg(feature = "mpi")]
+mod homeward;
+#[cfg(feature = "mpi")]
 mod job;
 mod joined;
 mod linked;
@@ -57,14 +59,13 @@ pub(crate) use crate::shm::reduction::Arithmetic;
 pub(crate) use crate::work::crew::caught;
 pub use backend::Backend;
 pub(crate) use body::RankOptions;
-pub(crate) use fresh::Fresh;
 pub(crate) use joined::run_in;
 pub(crate) use linked::{Noted, Seat, Speech, Terms, Workers, abort, with_processes, with_threads};
 #[cfg(feature = "mpi")]
 pub(crate) use party::{Failing, Opened, Party, failing, fork_with};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
-pub(crate) use policy::{Policy, Retries};
+pub(crate) use policy::{Fresh, Policy, Retries};
 pub(crate) use ranks::{fork, threads};
 pub(crate) use round::{Done, Executor, Options};
 pub(crate) use run::{called, workers_can_read};

@@ -105,6 +105,12 @@ impl Limits {
         Policy { limit: self.row, factor: self.row_factor, most_failed, ..policy }
     }
 
+    /// Returns whether a limit may end the sweep before all rows are done.
+    pub(super) fn end_the_sweep(&self) -> bool {
+        let Limits { sweep, job, max_fails, min_done, .. } = self;
+        sweep.is_some() || job.is_some() || max_fails.is_some() || min_done.is_some()
+    }
+
     /// Returns the number of rows that are enough.
     pub(super) fn enough(&self, rows: usize) -> Option<u64> {
         self.min_done.map(|amount| amount.of(rows))
