@@ -1,0 +1,76 @@
+//! `phalanx export`: the table as other programs read it, row by row, in memory that does not grow with it.
+
+mod columns;
+mod csv;
+mod npy;
+mod output;
+#[cfg(feature = "parquet")]
+mod parquet;
+
+use crate::Result;
+use crate::args::ExportOrder;
+use output::{NewFile, Output};
+use phalanx::{Error, Outcome, Table, TableRow};
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub(crate) fn run(order: &ExportOrder) -> Result<()> {
+    let format = &order.format;
+    if format.parquet && cfg!(not(feature = "parquet")) {
+        let how = "cargo install phalanx --features parquet";
+        return Err(
+            format!("--parquet: this program was built without it; `{how}` builds one with it").into()
+        );
+    }
+    let rows = Rows { table: Table::open(&order.file)?, done: order.done };
+    let extension = if format.csv {
+        "csv"
+    } else if format.npy {
+        "npy"
+    } else {
+        "parquet"
+    };
+    match order.output.as_deref() {
+        Some(name) if name == Path::new("-") && !format.csv => {
+            Err("-o -: only CSV is written to standard output; name a file".into())
+        }
+        Some(name) if name == Path::new("-") => Ok(csv::write(&rows, Output::standard()?)?),
+        name => {
+            let path = name.map_or_else(|| order.file.with_extension(extension), Path::to_owned);
+            export(order, &rows, path)
+        }
+    }
+}
+
+/// Writes the table to a file.
+fn export(order: &ExportOrder, rows: &Rows, path: PathBuf) -> Result<()> {
+    let mut file = NewFile::create(path, &order.file, order.force)?;
+    if order.format.csv {
+        csv::write(rows, file.output())?;
+    } else if order.format.npy {
+        npy::write(rows, file.output())?;
+    } else {
+        #[cfg(feature = "parquet")]
+        parquet::write(rows, file.output())?;
+    }
+    Ok(file.finish()?)
+}
+
+/// The rows that are exported.
+struct Rows {
+    table: Table,
+    /// Only rows that have a result.
+    done: bool,
+}
+
+impl Rows {
+    /// Calls `each` with every one of them; what it fails with is kept whole, so that a closed pipe is known as one.
+    fn each(&self, each: &mut dyn FnMut(&TableRow<'_>) -> io::Result<()>) -> phalanx::Result<()> {
+        self.table.each(&mut |row| {
+            if self.done && row.outcome != Some(Outcome::Done) {
+                return Ok(());
+            }
+            each(&row).map_err(Error::other)
+        })
+    }
+}
