@@ -496,6 +496,7 @@ fn parts_are_merged() {
     assert_eq!(text, "60 rows are in run.phx; 0 damaged rows were left out\n");
     let status = dir.json();
     assert_eq!((&status["state"], &status["rows"]), (&"new".into(), &60.into()));
+    assert!(["process", "host", "began", "seen"].iter().all(|name| status[name].is_null()), "{status}");
     assert!(dir.good("status run.phx --watch").contains("60 of 60"));
     let swept = sweep(&dir.file(), 60);
     assert_eq!((swept.resumed(), swept.rows()), (60, 60));

@@ -47,5 +47,5 @@ pub(super) fn is_done(row: &TableRow<'_>) -> bool {
 /// Returns the seconds that the last attempt took, and the worker that made it; `None` if there was none.
 pub(super) fn attempt(row: &TableRow<'_>) -> Option<(f64, u32)> {
     let tried = !matches!(row.outcome, None | Some(Outcome::Cancelled(_) | Outcome::NotDone(_)));
-    tried.then(|| (row.took.as_secs_f64(), row.worker))
+    tried.then_some((row.took.as_secs_f64(), row.worker))
 }

@@ -1,7 +1,7 @@
 //! CSV: one line per row, numbers in the fewest digits from which the same number is read.
 
-use super::Rows;
 use super::columns::{attempt, is_done, names, outcome};
+use super::rows::Rows;
 use phalanx::{Error, TableRow};
 use std::fmt::Display;
 use std::io::{self, Write};

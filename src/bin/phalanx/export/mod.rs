@@ -6,12 +6,13 @@ mod npy;
 mod output;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod rows;
 
 use crate::Result;
 use crate::args::ExportOrder;
 use output::{NewFile, Output};
-use phalanx::{Error, Outcome, Table, TableRow};
-use std::io;
+use phalanx::Table;
+use rows::Rows;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn run(order: &ExportOrder) -> Result<()> {
@@ -54,23 +55,4 @@ fn export(order: &ExportOrder, rows: &Rows, path: PathBuf) -> Result<()> {
         parquet::write(rows, file.output())?;
     }
     Ok(file.finish()?)
-}
-
-/// The rows that are exported.
-struct Rows {
-    table: Table,
-    /// Only rows that have a result.
-    done: bool,
-}
-
-impl Rows {
-    /// Calls `each` with every one of them; what it fails with is kept whole, so that a closed pipe is known as one.
-    fn each(&self, each: &mut dyn FnMut(&TableRow<'_>) -> io::Result<()>) -> phalanx::Result<()> {
-        self.table.each(&mut |row| {
-            if self.done && row.outcome != Some(Outcome::Done) {
-                return Ok(());
-            }
-            each(&row).map_err(Error::other)
-        })
-    }
 }

@@ -8,7 +8,7 @@
 //!
 //! The number of rows is not known before all are written: the header is written again at the end, in the same place.
 
-use super::Rows;
+use super::rows::Rows;
 use phalanx::Error;
 use std::io::{self, Seek, Write};
 

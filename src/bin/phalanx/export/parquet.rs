@@ -1,8 +1,8 @@
 //! Parquet: a typed column for each of the table's, in groups of rows that are gathered in memory. Outputs are null in rows
 //! without a result, seconds and worker in rows that were not tried.
 
-use super::Rows;
 use super::columns::{attempt, is_done, names, outcome};
+use super::rows::Rows;
 use parquet::basic::{LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type};
 use parquet::errors::{ParquetError, Result};

@@ -9,7 +9,7 @@ use crate::{Result, say};
 use phalanx::{RunState, Status, Table};
 use report::Report;
 use std::io::{self, IsTerminal};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) fn run(order: &StatusOrder) -> Result<()> {
     let is_terminal = io::stdout().is_terminal();
@@ -58,9 +58,4 @@ fn has_ended(status: &Status) -> bool {
         RunState::New => status.waiting == 0,
         _ => true,
     }
-}
-
-/// Returns a time or a duration in seconds.
-fn seconds(time: Duration) -> f64 {
-    time.as_secs_f64()
 }

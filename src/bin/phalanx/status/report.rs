@@ -1,6 +1,5 @@
 //! The progress of a sweep, as the JSON object shows it; the text is made from the same figures.
 
-use super::seconds;
 use phalanx::{RunState, Status, WorkerState};
 use serde::Serialize;
 use std::path::Path;
@@ -32,10 +31,11 @@ pub(super) struct Report<'a> {
     pub(super) rate: f64,
     /// The time that the waiting rows will take, while the sweep runs.
     pub(super) eta: Option<f64>,
-    pub(super) process: u32,
-    pub(super) host: &'a str,
-    pub(super) began: f64,
-    pub(super) seen: f64,
+    /// The process of the run; this and the next three are none if no sweep has written the file.
+    pub(super) process: Option<u32>,
+    pub(super) host: Option<&'a str>,
+    pub(super) began: Option<f64>,
+    pub(super) seen: Option<f64>,
     /// The time at which the sweep ends at the latest.
     pub(super) until: Option<f64>,
     /// The number of workers on all nodes.
@@ -79,6 +79,7 @@ impl<'a> Report<'a> {
         let left = status.waiting + counts.cancelled + counts.not_done;
         let finished = status.rows.saturating_sub(left);
         let is_running = status.state == RunState::Running;
+        let is_begun = status.state != RunState::New;
         Report {
             file: file.display().to_string(),
             time: seconds(now),
@@ -102,10 +103,10 @@ impl<'a> Report<'a> {
             },
             rate: status.rate(),
             eta: status.eta().filter(|_| is_running).map(seconds),
-            process: status.process,
-            host: &status.host,
-            began: seconds(status.began),
-            seen: seconds(status.seen),
+            process: is_begun.then_some(status.process),
+            host: is_begun.then_some(&*status.host),
+            began: is_begun.then_some(seconds(status.began)),
+            seen: is_begun.then_some(seconds(status.seen)),
             until: status.until.map(seconds),
             workers: status.workers,
             busy: status.busy.iter().map(|worker| WorkerReport::new(worker, status)).collect(),
@@ -143,4 +144,9 @@ fn name(state: RunState) -> &'static str {
         RunState::New => "new",
         _ => "unknown",
     }
+}
+
+/// Returns a time or a duration in seconds.
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64()
 }

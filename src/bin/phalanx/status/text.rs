@@ -17,9 +17,7 @@ pub(super) fn page(report: &Report<'_>, bar: bool, most: usize) -> String {
     if report.others > 0 {
         lines.push(("others", format!("{} rows of earlier tables", report.others)));
     }
-    if report.state != "new" {
-        lines.extend(run(report));
-    }
+    lines.extend(run(report).unwrap_or_default());
     let mut page: String = lines.iter().map(|(label, value)| format!("{label:<9}{value}\n")).collect();
     page += &workers(report, most);
     page
@@ -62,20 +60,21 @@ fn failures(report: &Report<'_>) -> String {
     if named.is_empty() { "none".to_owned() } else { named.join(", ") }
 }
 
-/// Returns the lines about the run that writes the file, or wrote it last.
-fn run(report: &Report<'_>) -> Vec<(&'static str, String)> {
+/// Returns the lines about the run that writes the file, or wrote it last, if there is one.
+fn run(report: &Report<'_>) -> Option<Vec<(&'static str, String)>> {
+    let (process, host, began, seen) = (report.process?, report.host?, report.began?, report.seen?);
     let eta = report.eta.map_or(String::new(), |eta| format!(", {} left", span(eta)));
     let resumed = match report.resumed {
         0 => String::new(),
         resumed => format!(", {resumed} rows were finished before"),
     };
-    let ago = span(report.time - report.seen);
-    let took = span(report.seen - report.began);
+    let ago = span(report.time - seen);
+    let took = span(seen - began);
     let mut lines = vec![
         ("rate", format!("{} rows/s{eta}{resumed}", number(report.rate))),
-        ("process", format!("{} on {}", report.process, report.host)),
-        ("began", format!("{}, {took} before it was last seen", date(report.began))),
-        ("seen", format!("{}, {ago} ago", date(report.seen))),
+        ("process", format!("{process} on {host}")),
+        ("began", format!("{}, {took} before it was last seen", date(began))),
+        ("seen", format!("{}, {ago} ago", date(seen))),
     ];
     if let Some(until) = report.until {
         let left = until - report.time;
@@ -83,7 +82,7 @@ fn run(report: &Report<'_>) -> Vec<(&'static str, String)> {
         lines.push(("ends by", format!("{}, {left}", date(until))));
     }
     lines.push(("workers", report.workers.to_string()));
-    lines
+    Some(lines)
 }
 
 /// Returns the table of the workers.
@@ -109,7 +108,7 @@ fn worker_line(at: usize, worker: &WorkerReport, report: &Report<'_>) -> String 
     let process = worker.process.map_or("thread".to_owned(), |process| process.to_string());
     let row = worker.row.map_or("-".to_owned(), |row| row.to_string());
     // A killed sweep is at no row any more.
-    let until = if report.state == "running" { report.time } else { report.seen };
+    let until = report.seen.filter(|_| report.state != "running").unwrap_or(report.time);
     let time = worker.since.map_or("-".to_owned(), |since| span(until - since));
     let share = format!("{:.0} %", 100.0 * worker.share);
     let (finished, replaced) = (worker.finished, worker.replaced);
