@@ -76,7 +76,7 @@ fn run(report: &Report<'_>) -> Option<Vec<(&'static str, String)>> {
         ("began", format!("{}, {took} before it was last seen", date(began))),
         ("seen", format!("{}, {ago} ago", date(seen))),
     ];
-    if let Some(until) = report.until {
+    if let Some(until) = report.until.filter(|_| report.state == "running") {
         let left = until - report.time;
         let left = if left >= 0.0 { format!("in {}", span(left)) } else { format!("{} ago", span(-left)) };
         lines.push(("ends by", format!("{}, {left}", date(until))));
