@@ -134,12 +134,7 @@ impl Drop for Held {
 
 /// Opens a file for reading and writing; `None` if there is none.
 fn open(path: &Path) -> Result<Option<File>> {
-    if let Ok(found) = fs::metadata(path)
-        && !found.is_file()
-    {
-        let kind = if found.is_dir() { "a directory" } else { "no plain file" };
-        return Err(refused(path, &format!("it is {kind}; name a file")));
-    }
+    check_kind(path)?;
     match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
         Ok(file) => above(file, path).map(Some),
         Err(Errno::ENOENT) if fs::symlink_metadata(path).is_err() => Ok(None),
@@ -152,12 +147,15 @@ fn open(path: &Path) -> Result<Option<File>> {
 /// # Errors
 /// If there is none, or it is no plain file.
 pub(crate) fn open_to_read(path: &Path) -> Result<File> {
-    let file =
-        sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| failed("open", path, error))?;
-    match file.metadata() {
-        Ok(found) if found.is_file() => Ok(file),
-        _ => Err(refused(path, "it is no plain file")),
-    }
+    check_kind(path)?;
+    sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| failed("open", path, error))
+}
+
+/// Checks that what is there, if anything, is a plain file. Before it is opened: opening a pipe waits for its other end.
+fn check_kind(path: &Path) -> Result<()> {
+    let Ok(found) = fs::metadata(path) else { return Ok(()) };
+    let kind = if found.is_dir() { "a directory" } else { "no plain file" };
+    if found.is_file() { Ok(()) } else { Err(refused(path, &format!("it is {kind}; name a file"))) }
 }
 
 /// Reads bytes at an offset.
