@@ -180,7 +180,7 @@ fn sweep(sweep: Sweep, points: ArrayView2<'_, f64>, plant: &Plant, faults: Fault
         |plant: &mut Plant, row: &Row<'_>, out: &mut [f64]| {
             // Never the caller's own process, whatever the back end made of it.
             if row.attempt == 0 && struck(row.index, faults.rate) && std::process::id() != caller {
-                if faults.hang && row.index % 2 == 0 {
+                if faults.hang && row.index.is_multiple_of(2) {
                     std::thread::sleep(Duration::MAX);
                 }
                 std::process::abort();

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// The time that the children of a killed program have to end.
 const ENDING: Duration = Duration::from_secs(5);
+/// The time for which somebody may only be looking whether a file is held.
+const LOOKING: Duration = Duration::from_millis(20);
 
 /// A file that this process, with its children, has for itself.
 #[derive(Debug)]
@@ -148,7 +150,26 @@ fn open(path: &Path) -> Result<Option<File>> {
 /// If there is none, or it is no plain file.
 pub(crate) fn open_to_read(path: &Path) -> Result<File> {
     check_kind(path)?;
-    sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| failed("open", path, error))
+    sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| {
+        let hint = match error {
+            Errno::ENOENT => "; look for a slip in its name",
+            Errno::EACCES | Errno::EPERM => "; it must be readable",
+            _ => return failed("open", path, error),
+        };
+        system("open", path, error, hint)
+    })
+}
+
+/// Returns whether a program has a file for itself; `None` if that cannot be found out.
+pub(crate) fn is_held(file: &File) -> Option<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => {
+            let _ = file.unlock();
+            Some(false)
+        }
+        Err(TryLockError::WouldBlock) => Some(true),
+        Err(TryLockError::Error(_)) => None,
+    }
 }
 
 /// Checks that what is there, if anything, is a plain file. Before it is opened: opening a pipe waits for its other end.
@@ -185,8 +206,10 @@ fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
             return Ok(());
         }
         let pid = writer(file);
-        // A process that is gone has left children, which its supervisor is about to end.
-        if pid != 0 && !process::exists(pid) && begun.elapsed() < ENDING {
+        // A process that is gone has left children, which its supervisor is about to end. Who only looks whether the file is
+        // held has it for a moment.
+        let patience = if pid != 0 && !process::exists(pid) { ENDING } else { LOOKING };
+        if begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(2));
             continue;
         }
@@ -273,6 +296,10 @@ pub(crate) fn failed(call: &'static str, path: &Path, errno: Errno) -> Error {
         Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
         _ => "",
     };
+    system(call, path, errno, hint)
+}
+
+fn system(call: &'static str, path: &Path, errno: Errno, hint: &'static str) -> Error {
     let source = Source::new(io::Error::from(errno));
     Error::System { call, need: path.display().to_string(), source, hint }
 }

@@ -385,6 +385,7 @@ impl Ledger {
 
     /// Writes the row of a task that another node finished, and that no worker of this node was granted; returns false if it
     /// does not fit, or the task is not free.
+    #[cfg(feature = "mpi")]
     pub(crate) fn bring(&self, task: usize, row: &[u8]) -> bool {
         let fits = row.len() == self.layout.row && self.record(task).is_free();
         fits && self.segment.write(self.layout.rows + task * self.layout.row, row)

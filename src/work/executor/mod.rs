@@ -50,7 +50,7 @@ pub(crate) use crate::os::clock::unix_time;
 pub(crate) use crate::os::file::refused;
 pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;
-pub(crate) use crate::os::process::{exists, pid};
+pub(crate) use crate::os::process::pid;
 pub(crate) use crate::os::signal::{HeldSignals, INT};
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
