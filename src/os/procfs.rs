@@ -24,6 +24,15 @@ pub(crate) fn state(pid: u32) -> RankStatus {
     }
 }
 
+/// Returns the KiB that a process has of its own: resident, and not mapped from files or shared memory. 0 if it is gone.
+pub(crate) fn own_memory(process: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    let mut pages = text.split_ascii_whitespace().skip(1).map(|pages| pages.parse::<u64>().unwrap_or(0));
+    let (resident, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
+    resident.saturating_sub(shared) * page / 1024
+}
+
 /// Returns whether the process runs another program than this process.
 pub(crate) fn is_another_program(pid: u32) -> bool {
     if numbers("self").len() > 1 {

@@ -2,6 +2,7 @@
 //! The steps are in words.rs.
 
 mod agenda;
+mod memory;
 mod times;
 mod words;
 
@@ -17,18 +18,24 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use agenda::Agenda;
+pub(crate) use memory::MemoryWords;
 use times::Times;
 pub(crate) use words::{Next, Words, WorkerWords};
 
 /// The most tasks that a source can deal out: their numbers travel in half a word.
 pub(crate) const MOST: usize = u32::MAX as usize;
 
+/// The bytes in front of the words of the workers.
+const FRONT: usize = size_of::<Words>() + size_of::<MemoryWords>();
+
 /// The source of a ledger's tasks, and the words of its workers. Cloning shares them.
 ///
 /// ```text
 /// base   Words              384 B
+///        MemoryWords        128 B
 ///        WorkerWords        128 B for each worker
 ///        Times            2,048 B for each worker, and for the tasks of earlier runs
+///        Times            2,048 B for each worker: the memory of tasks
 /// ```
 #[derive(Clone)]
 pub(crate) struct Source {
@@ -44,8 +51,9 @@ impl Source {
     pub(crate) fn len(workers: usize) -> usize {
         let mut carver = Carver::default();
         carver.take_of::<Words>(1);
+        carver.take_of::<MemoryWords>(1);
         carver.take_of::<WorkerWords>(workers);
-        carver.take_of::<Times>(workers + 1);
+        carver.take_of::<Times>(2 * workers + 1);
         carver.end()
     }
 
@@ -97,7 +105,7 @@ impl Source {
 
     /// Returns the words of all workers.
     pub(crate) fn workers(&self) -> &[WorkerWords] {
-        self.segment.places(self.base + size_of::<Words>(), self.workers)
+        self.segment.places(self.base + FRONT, self.workers)
     }
 
     /// Returns the words of one worker.
@@ -106,8 +114,8 @@ impl Source {
     }
 
     fn all_times(&self) -> &[Times] {
-        let at = self.base + size_of::<Words>() + self.workers * size_of::<WorkerWords>();
-        self.segment.places(at, self.workers + 1)
+        let at = self.base + FRONT + self.workers * size_of::<WorkerWords>();
+        self.segment.places(at, 2 * self.workers + 1)
     }
 
     /// Returns the times that the tasks of a worker took; those of earlier runs for the number behind the last worker.
@@ -118,7 +126,28 @@ impl Source {
     /// Returns the nanoseconds that this share of all tasks took at most that have a result, and the number of these tasks;
     /// `None` if there are none.
     pub(crate) fn quantile(&self, share: f64) -> Option<(u64, u64)> {
-        times::quantile(self.all_times(), share)
+        times::quantile(&self.all_times()[..=self.workers], share)
+    }
+
+    /// Returns the words of the workers' memory.
+    pub(crate) fn memory(&self) -> &MemoryWords {
+        self.segment.place(self.base + size_of::<Words>())
+    }
+
+    /// Sets the memory that all workers together may have of their own, in KiB, before there are workers. `tight` says
+    /// whether they must ask before they begin a task, until it is known what tasks need.
+    pub(crate) fn limit_memory(&self, budget: u64, tight: bool) {
+        self.memory().limit(budget, tight);
+    }
+
+    /// Counts a task of a worker that has had so many KiB.
+    pub(crate) fn count_growth(&self, slot: usize, size: u64) {
+        self.all_times()[self.workers + 1 + slot].count(size);
+    }
+
+    /// Returns the KiB that this share of all tasks have had at most, and the number of these tasks.
+    pub(crate) fn growth(&self, share: f64) -> Option<(u64, u64)> {
+        times::quantile(&self.all_times()[self.workers + 1..], share)
     }
 
     /// Lets workers begin no task after this time, in nanoseconds since 1970.
@@ -252,7 +281,7 @@ mod tests {
     #[test]
     fn parts_cover_all_tasks_once() {
         let source = Source::new(1).unwrap();
-        assert!(Source::len(3) == 384 + 3 * 128 + 4 * 2048 && source.grant(0..1000));
+        assert!(Source::len(3) == 512 + 3 * 128 + 7 * 2048 && source.grant(0..1000));
         let mut seen = 0;
         while let Next::Part(part) = source.take(0, |left| left / 4) {
             assert_eq!((part.start, source.worker(0).remaining()), (seen, part.clone()));

@@ -120,6 +120,14 @@ shared! {
         /// supervisor, before it kills.
         doomed_at: AtomicU64,
         doomed_since: AtomicU64,
+        /// The memory that it had then, in KiB.
+        doomed_size: AtomicU32,
+        /// The process that does the task in the worker's name; 0: the worker's own.
+        runner: AtomicU32,
+        /// The memory that was taken for the task, in KiB; 0: none.
+        need: AtomicU64,
+        /// Not 0 once the worker's process is to be replaced when it is at no task. Written by the supervisor.
+        renew: AtomicU32,
         /// Tasks finished without result: those that were refused, and others.
         refused: AtomicU64,
         failed: AtomicU64,
@@ -379,7 +387,9 @@ impl WorkerWords {
     }
 
     /// Notes why the worker's process is about to be killed, by its supervisor, at this task since this time.
-    pub(crate) fn condemn(&self, (task, since): (usize, u64), why: u32) {
+    /// `size` is the memory that it has, in KiB.
+    pub(crate) fn condemn(&self, (task, since): (usize, u64), why: u32, size: u64) {
+        self.doomed_size.store(u32::try_from(size).unwrap_or(u32::MAX), Ordering::Relaxed);
         self.doomed_at.store(task as u64, Ordering::Relaxed);
         self.doomed_since.store(since, Ordering::Relaxed);
         self.doom.store(why, Ordering::Release);
@@ -392,6 +402,39 @@ impl WorkerWords {
         let meant = self.doomed_at.load(Ordering::Relaxed) == self.at.load(Ordering::Relaxed)
             && self.doomed_since.load(Ordering::Relaxed) == self.since.load(Ordering::Relaxed);
         (why != 0).then_some(if meant { why } else { 0 })
+    }
+
+    /// Returns the memory that the worker's last process had when it was killed by its supervisor, in KiB.
+    pub(crate) fn doomed_size(&self) -> u64 {
+        self.doomed_size.load(Ordering::Relaxed).into()
+    }
+
+    /// Returns the process that does the task in the worker's name; 0: the worker's own.
+    pub(crate) fn runner(&self) -> u32 {
+        self.runner.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_runner(&self, process: u32) {
+        self.runner.store(process, Ordering::Relaxed);
+    }
+
+    /// Returns the memory that was taken for the task, in KiB.
+    pub(crate) fn need(&self) -> u64 {
+        self.need.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_need(&self, size: u64) {
+        self.need.store(size, Ordering::Relaxed);
+    }
+
+    /// Asks the worker's process to end when it is at no task.
+    pub(crate) fn ask_to_renew(&self) {
+        self.renew.store(1, Ordering::Relaxed);
+    }
+
+    /// Returns whether the process is to end, once.
+    pub(crate) fn is_to_renew(&self) -> bool {
+        self.renew.load(Ordering::Relaxed) != 0 && self.renew.swap(0, Ordering::Relaxed) != 0
     }
 
     /// Forgets the doom of the worker's last process.

@@ -73,9 +73,9 @@ pub(crate) trait Labour {
     /// that says so.
     fn departed(&self, _slot: usize) {}
 
-    /// Returns whether the slot's process is to be killed. `is_held` says whether it is stopped, by a signal or a debugger:
+    /// Returns whether the slot's process, of this number, is to be killed. `is_held` says whether it is stopped, by a signal or a debugger:
     /// this time counts for no deadline.
-    fn is_doomed(&self, _slot: usize, _is_held: &dyn Fn() -> bool) -> bool {
+    fn is_doomed(&self, _slot: usize, _process: u32, _is_held: &dyn Fn() -> bool) -> bool {
         false
     }
 

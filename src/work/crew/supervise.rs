@@ -192,7 +192,8 @@ impl Zygote<'_> {
         let Policy::Replace(labour) = self.job.policy else { return };
         labour.look();
         let doomed = |(rank, slot): (usize, &Option<Occupant>)| {
-            let is_doomed = |slot: &&Occupant| labour.is_doomed(rank, &|| slot.process.is_held());
+            let is_doomed =
+                |slot: &&Occupant| labour.is_doomed(rank, slot.process.pid(), &|| slot.process.is_held());
             slot.as_ref().filter(is_doomed).map(|slot| slot.process.kill())
         };
         self.slots.iter().enumerate().filter_map(doomed).for_each(drop);

@@ -105,9 +105,11 @@ impl Worker<'_, '_> {
     fn by_child(&mut self, work: &mut dyn FnMut(&mut Self) -> std::result::Result<(), End>) -> Death {
         let ended: Result<Death> = process::in_child(&mut || {
             self.is_child = true;
+            self.words.set_runner(process::pid());
             _ = work(self);
             0
         });
+        self.words.set_runner(0);
         // If no process can be forked, what is left is done by others, or later.
         ended.unwrap_or(Death::Unknown)
     }

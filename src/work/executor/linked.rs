@@ -404,7 +404,7 @@ impl Labour for Answering<'_> {
         self.links.give_up(slot);
     }
 
-    fn is_doomed(&self, slot: usize, is_held: &dyn Fn() -> bool) -> bool {
+    fn is_doomed(&self, slot: usize, _process: u32, is_held: &dyn Fn() -> bool) -> bool {
         let now = unix_time().as_nanos() as u64;
         let passed = now.saturating_sub(self.looked.borrow_mut().insert(slot, now).unwrap_or(now));
         // Nobody looks for so long if this process has been stopped, too.

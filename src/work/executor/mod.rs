@@ -21,6 +21,7 @@ mod joined;
 mod linked;
 #[cfg(feature = "mpi")]
 mod mail;
+mod memory;
 #[cfg(feature = "mpi")]
 mod nodes;
 mod overseer;
@@ -52,6 +53,7 @@ pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;
 pub(crate) use crate::os::process::pid;
 pub(crate) use crate::os::signal::{HeldSignals, INT};
+pub(crate) use crate::os::topology::memory_left;
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
 pub(crate) use crate::shm::packed::carried;

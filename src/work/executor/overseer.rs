@@ -10,6 +10,7 @@ use crate::channel::ledger::Cause;
 use crate::channel::source::{Agenda, Source};
 use crate::os::clock::{Clock, Reader};
 use crate::work::crew::Labour;
+use crate::work::executor::memory::{LOOKS, Ward};
 use crate::work::executor::policy::Policy;
 use std::cell::RefCell;
 use std::time::Duration;
@@ -45,6 +46,11 @@ struct State {
     computed: u64,
     /// The time until an attempt has had its time, at the last look.
     next: Option<u64>,
+    /// The memory of the workers, if there is a budget; whether it is looked at now; whom to kill for it.
+    ward: Option<Ward>,
+    weighed: u64,
+    is_weighing: bool,
+    victim: Option<(usize, u64)>,
 }
 
 impl<'a> Overseer<'a> {
@@ -54,7 +60,8 @@ impl<'a> Overseer<'a> {
         clock: Clock,
     ) -> Overseer<'a> {
         let (stood, forked) = (vec![(0, 0); source.workers().len()], vec![0; source.workers().len()]);
-        let state = RefCell::new(State { stood, forked, ..State::default() });
+        let ward = (source.memory().budget() > 0).then(|| Ward::new(stood.len()));
+        let state = RefCell::new(State { stood, forked, ward, ..State::default() });
         Overseer { source, agenda, policy, clock, state }
     }
 
@@ -73,6 +80,37 @@ impl<'a> Overseer<'a> {
         }
         let absolute = self.policy.limit.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
         absolute.into_iter().chain(state.relative).min()
+    }
+}
+
+/// The budget of memory: see memory.rs.
+impl Overseer<'_> {
+    /// Sums up what was seen at the last look, if memory was looked at; decides whether it is looked at now.
+    fn weigh(&self, state: &mut State, now: u64) {
+        let Some(ward) = &mut state.ward else { return };
+        if std::mem::take(&mut state.is_weighing) {
+            state.victim = ward.sum_up(self.source);
+        }
+        // Half of the pause: a look that is a little early must not wait for the next.
+        let pause = LOOKS[usize::from(!self.source.memory().is_tight())].as_nanos() as u64 / 2;
+        if now - state.weighed >= pause {
+            (state.weighed, state.is_weighing) = (now, true);
+        }
+    }
+
+    /// Looks at the memory of a worker's process. Returns whether it is to be killed, if it is the one that was chosen at the
+    /// last look.
+    fn has_too_much(&self, state: &mut State, slot: usize, process: u32) -> Option<bool> {
+        let words = self.source.worker(slot);
+        let current = words.current().filter(|&(_, since)| since >= state.forked[slot]);
+        let ward = state.ward.as_mut()?;
+        if state.is_weighing {
+            ward.look(self.source, slot, process, current.map_or(0, |(_, since)| since));
+        }
+        let (_, size) = state.victim.take_if(|(victim, _)| *victim == slot)?;
+        let attempt = current?;
+        words.condemn(attempt, Cause::Memory as u32, size);
+        Some(true)
     }
 }
 
@@ -108,16 +146,20 @@ impl Labour for Overseer<'_> {
         let now = self.now(state);
         let passed = if state.looked == 0 { 0 } else { now - state.looked };
         (state.looked, state.next) = (now, None);
+        self.weigh(state, now);
         if passed > STILL {
             state.stood.iter_mut().for_each(|(_, stood)| *stood += passed);
         }
     }
 
-    fn is_doomed(&self, slot: usize, is_held: &dyn Fn() -> bool) -> bool {
+    fn is_doomed(&self, slot: usize, process: u32, is_held: &dyn Fn() -> bool) -> bool {
+        let state = &mut *self.state.borrow_mut();
+        if let Some(doomed) = self.has_too_much(state, slot, process) {
+            return doomed;
+        }
         if self.policy.limit.is_none() && self.policy.factor.is_none() {
             return false;
         }
-        let state = &mut *self.state.borrow_mut();
         let now = state.looked;
         let limit = self.limit(state, now);
         let (words, Some(limit)) = (self.source.worker(slot), limit) else { return false };
@@ -140,7 +182,7 @@ impl Labour for Overseer<'_> {
             stood.1 = now.saturating_sub(since);
             return false;
         }
-        words.condemn((position, since), Cause::Overdue as u32);
+        words.condemn((position, since), Cause::Overdue as u32, 0);
         true
     }
 
@@ -153,6 +195,11 @@ impl Labour for Overseer<'_> {
         let state = &mut *self.state.borrow_mut();
         let now = state.looked;
         let limit = self.limit(state, now);
-        state.next.into_iter().chain(limit).min().map_or(Duration::MAX, Duration::from_nanos)
+        let looks = state
+            .ward
+            .is_some()
+            .then(|| LOOKS[usize::from(!self.source.memory().is_tight())].as_nanos() as u64);
+        let next = state.next.into_iter().chain(limit).chain(looks).min();
+        next.map_or(Duration::MAX, Duration::from_nanos)
     }
 }

@@ -25,6 +25,9 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
+/// The bytes for each worker with which it may begin tasks before it is known what they need.
+const GENEROUS: u64 = 1 << 30;
+
 /// The work that one worker has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {
@@ -50,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) cold: bool,
     /// Whether to fork although this process runs other threads.
     pub(crate) allow_threads: bool,
+    /// The bytes that all workers together may have of their own, if there is a limit.
+    pub(crate) memory: Option<u64>,
 }
 
 /// A ledger with its source, and the workers that a run gives it.
@@ -111,6 +116,10 @@ impl<'a> Executor<'a> {
             }
         };
         let source = Source::over(segment, 0, workers)?;
+        let is_forked = matches!(options.placement, Placement::Forked | Placement::Job { .. });
+        if let Some(budget) = options.memory.filter(|_| is_forked) {
+            source.limit_memory(budget >> 10, budget / (workers as u64) < GENEROUS);
+        }
         let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
         Ok(Executor { work, options, ledger, source, agenda, clock, of, replaced })
     }

@@ -6,6 +6,7 @@ use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::os::clock::{Clock, Reader};
 use crate::os::fault::{Site, point};
+use crate::os::process;
 use crate::os::topology;
 use crate::work::crew::{Listening, caught, explained, told};
 use crate::work::executor::payload::Payloads;
@@ -189,6 +190,8 @@ pub(super) enum End {
     GivenUp(String),
     /// There is nothing more to do for the worker.
     Over,
+    /// The worker's process is to be replaced: it has too much memory.
+    Renewed,
 }
 
 /// Lives the life of worker `slot`: does the tasks that its predecessor left, if it `replaces` one, then
@@ -230,9 +233,14 @@ pub(crate) fn live(
         is_child,
         alone,
     };
-    if let Err(End::GivenUp(why)) = worker.live(replaces) {
-        let place = worker.text(&why);
-        shared.source.give_up(slot as usize, place);
+    match worker.live(replaces) {
+        Err(End::GivenUp(why)) => {
+            let place = worker.text(&why);
+            shared.source.give_up(slot as usize, place);
+        }
+        // Without a word: the supervisor forks another, which goes on.
+        Err(End::Renewed) => process::leave(0),
+        Ok(()) | Err(End::Over) => {}
     }
     words.rest();
     worker.discard();
@@ -286,6 +294,8 @@ pub(super) struct Judged {
     verdict: Option<(Cause, String)>,
     /// The time at which the attempt began.
     began: u64,
+    /// The memory that the next attempt needs, in KiB; 0: not known.
+    need: u64,
 }
 
 impl Judged {
@@ -386,9 +396,16 @@ impl Worker<'_, '_> {
                 now = self.clock.now();
             }
             ledger.ready(task);
+            if self.asks_for_memory(task)? {
+                now = self.clock.now();
+            }
             self.words.note(position, now);
             if let Some(claim) = ledger.claim(task, self.slot) {
                 now = self.attempt(claim, now)?;
+            }
+            self.give_back();
+            if self.shared.is_process && !self.is_child && self.words.is_to_renew() {
+                return Err(End::Renewed);
             }
         }
         self.words.rest();
@@ -418,15 +435,20 @@ impl Worker<'_, '_> {
         let after = self.clock.now().saturating_sub(began);
         let verdict =
             cause.and_then(|cause| policy.verdict(cause, (attempt, tries), &Ended { death, after }));
-        Some(Judged { position, owner, cause, verdict, began })
+        let need = match cause {
+            Some(Cause::Memory) => source.memory().need_after(source.worker(owner as usize).doomed_size()),
+            _ => 0,
+        };
+        Some(Judged { position, owner, cause, verdict, began, need })
     }
 
     /// Takes over the task of a judgement: runs it again, or gives it up.
     pub(super) fn carry_out(&mut self, judged: Judged) -> std::result::Result<(), End> {
-        let Judged { position, owner, cause, verdict, began } = judged;
+        let Judged { position, owner, cause, verdict, began, need } = judged;
         let task = self.shared.agenda.task(position);
         if verdict.is_none() {
             self.ready(None)?;
+            self.admit(need)?;
         }
         let now = self.clock.now();
         self.words.note(position, now);
@@ -444,7 +466,21 @@ impl Worker<'_, '_> {
                 self.fail(claim, cause, text, (began.min(now), now));
             }
         }
+        self.give_back();
         Ok(())
+    }
+
+    /// Waits until a task may begin, if memory is tight; returns whether it has had to ask.
+    fn asks_for_memory(&mut self, task: usize) -> std::result::Result<bool, End> {
+        let memory = self.shared.source.memory();
+        if !memory.is_tight() {
+            return Ok(false);
+        }
+        // A task that has ended a worker for lack of memory is done alone.
+        let alone = self.shared.ledger.record(task).tries().of(Cause::Memory) > 0;
+        self.words.rest();
+        self.admit(if alone { memory.budget() } else { 0 })?;
+        Ok(true)
     }
 
     /// Builds the state, if there is none. `position` is that of the task that is free, and would be next.

@@ -435,7 +435,17 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
         let most_failed = if self.stop_at_failure { 0 } else { u64::MAX };
         let policy = Policy { builds: 1, unbuilt_fails: true, most_failed, refusals_fail: true, ..policy };
         let (operation, cold, allow_threads) = ("scatter", true, self.allow_threads);
-        Options { operation, placement, workers, first: rank, policy, dealing, cold, allow_threads }
+        Options {
+            operation,
+            placement,
+            workers,
+            first: rank,
+            policy,
+            dealing,
+            cold,
+            allow_threads,
+            memory: None,
+        }
     }
 
     /// Wraps the outcomes of tasks that have been run in this process: all tasks, or this rank's.

@@ -1,7 +1,7 @@
 //! The limits of a sweep: of its rows, its time, its failures.
 
 use crate::error::{Error, Result};
-use crate::work::executor::{Fresh as Renewal, Policy, Retries as Tried};
+use crate::work::executor::{Fresh as Renewal, Policy, Retries as Tried, memory_left};
 use std::time::Duration;
 
 /// A number of rows, or a share of all rows.
@@ -39,6 +39,38 @@ impl Amount {
     }
 }
 
+/// A budget of memory: see [`Limits::memory`].
+///
+/// ```
+/// use phalanx::{Limits, Memory};
+/// let limits = Limits { memory: Memory::Bytes(8 << 30), ..Limits::default() };
+/// assert_ne!(limits.memory, Memory::Auto);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Memory {
+    /// What the memory cgroup of this process has left at the start, if it has a limit (as batch systems and containers set
+    /// it); otherwise none.
+    #[default]
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+    /// No budget: when memory ends, the kernel kills a worker.
+    Unlimited,
+}
+
+impl Memory {
+    /// Returns the bytes of the budget.
+    pub(super) fn budget(self) -> Option<u64> {
+        match self {
+            // The kernel kills before the last byte is used.
+            Memory::Auto => memory_left().map(|left| left / 32 * 31),
+            Memory::Bytes(bytes) => Some(bytes.max(1 << 20)),
+            Memory::Unlimited => None,
+        }
+    }
+}
+
 /// The limits of a sweep: see [`Sweep::limits`](crate::Sweep::limits).
 ///
 /// ```
@@ -64,6 +96,11 @@ pub struct Limits {
     /// The time that one attempt may take as a multiple of the median of the rows that are done, as soon as ten are.
     /// If both limits are set, the first that is reached counts.
     pub row_factor: Option<f64>,
+    /// The memory that all workers of a node together may have of their own (what they share with the state that was built
+    /// once does not count): a row begins only if what it is expected to need fits; if the budget is used up all the same, the
+    /// worker that has begun last of those that have much is ended, and its row is run again when there is room, as
+    /// [`Retries::memory`] says. A worker that keeps more and more is replaced between two rows. On forked workers.
+    pub memory: Memory,
     /// The time that the sweep may take from its start. No row is begun that would not end before, judged by nine tenths of
     /// the rows that are done. Rows in hand are ended when the time is over. What is finished is returned; the other rows
     /// are [`Outcome::NotDone`](crate::Outcome::NotDone).

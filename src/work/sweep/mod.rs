@@ -33,7 +33,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::{Checkpoint, Existing};
-pub use limits::{Amount, Fresh, Limits, Retries};
+pub use limits::{Amount, Fresh, Limits, Memory, Retries};
 pub use order::Costs;
 pub use report::{Counts, Ended, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
@@ -246,7 +246,9 @@ impl Sweep<'_> {
         let readied = self.readied(&mut work.rows, placement).inspect_err(|error| placement.fail(error))?;
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
-        let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
+        let memory = self.limits.memory.budget();
+        let options =
+            Options { operation, placement, workers, first, policy, dealing, cold, allow_threads, memory };
         let Readied { file, ledger, todo, before, damaged } = readied;
         let mut executor = Executor::over(&work, options, (ledger.clone(), todo.as_deref()))?;
         let progress = self.progress.take().filter(|_| placement.is_root());
