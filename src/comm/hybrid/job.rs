@@ -169,3 +169,10 @@ impl Drop for JobComm<'_> {
         }
     }
 }
+
+/// Ends the job, if this process is part of one.
+pub(crate) fn end_own_job(error: &Error) {
+    if let Ok(mpi) = Mpi::join() {
+        end_job(mpi, error);
+    }
+}

@@ -24,7 +24,7 @@
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
 use crate::channel::source::{Agenda, Source};
-use crate::comm::hybrid::job::joined;
+use crate::comm::hybrid::job::{end_own_job, joined};
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Nap, Net, Step, Tag, always, end_job, step};
 use crate::comm::hybrid::wire::parts;
@@ -169,10 +169,10 @@ pub(super) fn run(
     let (mut last, mut is_first) = (Say::Done, true);
     loop {
         if last != Say::Spent {
-            last = work(executor, &mut lookout, watch, is_first).inspect_err(fatal)?;
+            last = work(executor, &mut lookout, watch, is_first).inspect_err(end_own_job)?;
         }
-        let coordinator = lookout.coordinator().inspect_err(fatal)?;
-        match coordinator.collect(executor.done(), last, watch).inspect_err(fatal)? {
+        let coordinator = lookout.coordinator().inspect_err(end_own_job)?;
+        match coordinator.collect(executor.done(), last, watch).inspect_err(end_own_job)? {
             Verdict::End(done) => return Ok(done),
             Verdict::Again => {
                 executor.ledger.reopen();
@@ -263,7 +263,7 @@ impl Lookout {
         }
         let nap = self.coordinator().and_then(|coordinator| coordinator.coordinate(watch, Some(seen)));
         nap.unwrap_or_else(|error| {
-            fatal(&error);
+            end_own_job(&error);
             self.failed = Some(error);
             // There is no job, or it would have ended: the workers end with what they have.
             self.source.close();
@@ -278,13 +278,6 @@ impl Lookout {
             self.coordinator = Some(Coordinator::join(shared, (self.job, begin), self.digest, self.each)?);
         }
         self.coordinator.as_mut().ok_or(Error::Corrupt { what: "the coordinator of a node" })
-    }
-}
-
-/// Ends the job, if this process is part of one.
-pub(crate) fn fatal(error: &Error) {
-    if let Ok(mpi) = Mpi::join() {
-        end_job(mpi, error);
     }
 }
 

@@ -1,12 +1,12 @@
 //! The place where workers run, decided once: by the back end, the environment and the caller's request.
 
 use crate::channel::recovery::MAX_RANKS;
+#[cfg(feature = "mpi")]
+use crate::comm::hybrid::job::end_own_job;
 use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
 use crate::work::executor::Backend;
-#[cfg(feature = "mpi")]
-use crate::work::executor::nodes;
 
 /// The place where workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Placement {
     pub(crate) fn fail(self, _error: &Error) {
         #[cfg(feature = "mpi")]
         if self.is_job() {
-            nodes::fatal(_error);
+            end_own_job(_error);
         }
     }
 
