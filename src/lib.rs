@@ -131,6 +131,7 @@ pub use comm::seed::seed;
 pub use error::{Death, Error, ErrorKind, Place, RankState, RankStatus, Reason, Result, Source};
 pub use ndarray;
 pub use num_complex;
+pub use rand_chacha;
 pub use shm::array::{Lease, SharedArray};
 pub use shm::common::Common;
 pub use shm::element::Element;
@@ -153,7 +154,7 @@ pub use work::queue::{
     Tasks, WhenFull,
 };
 pub use work::sweep::{
-    Amount, Checkpoint, Costs, Counts, Ended, Existing, FailureCause, Fresh, Limits, Memory, Outcome,
-    Progress, Retries, Row, RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState,
-    WorkerStats,
+    Amount, Checkpoint, Costs, Counts, Ended, Existing, FailureCause, Fresh, Limits, Memory, Nearest,
+    Outcome, Progress, Retries, Row, RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState,
+    WorkerStats, progress_bar,
 };

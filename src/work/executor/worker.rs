@@ -112,6 +112,8 @@ pub(crate) struct Out<'a> {
     pub(crate) row: &'a mut [u8],
     /// The payloads, for results that do not fit into the row.
     pub(crate) payloads: &'a mut Payloads,
+    /// The ledger, whose finished tasks may be looked at.
+    pub(crate) ledger: &'a Ledger,
 }
 
 /// The way in which tasks reach workers.
@@ -529,7 +531,9 @@ impl Worker<'_, '_> {
             claim.clear();
             let task = Task { number: claim.task, attempt: claim.attempt };
             let (hand, payloads) = (&mut *self.hand, &mut self.payloads);
-            let ran = caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads }));
+            let ledger = self.shared.ledger;
+            let ran =
+                caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads, ledger }));
             let (end, failed) = (self.clock.now(), !matches!(ran, Ok(Ok(()))));
             match ran {
                 Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
@@ -571,7 +575,11 @@ impl Worker<'_, '_> {
         let place = self.text(&text);
         let payloads = &mut self.payloads;
         let task = claim.task;
-        self.shared.work.keep(cause, &text, &mut Out { task, row: claim.row(), payloads });
+        self.shared.work.keep(
+            cause,
+            &text,
+            &mut Out { task, row: claim.row(), payloads, ledger: self.shared.ledger },
+        );
         self.finish(claim, Some(cause), place, times);
         self.words.fail(cause == Cause::Refused);
         if self.shared.policy.is_too_much(|| self.shared.source.failed()) {

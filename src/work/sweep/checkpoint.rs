@@ -284,7 +284,7 @@ impl Order<'_, '_> {
 
     /// \[2], \[4] Goes on in a file.
     fn go_on(&self, file: LedgerFile) -> Opened {
-        let digests = self.rows.digests.as_deref().unwrap_or_default();
+        let digests = self.rows.known_digests();
         let ledger = file.ledger();
         let damaged = ledger.settle(|row| digests.get(row).copied());
         let todo =
@@ -308,7 +308,7 @@ impl Order<'_, '_> {
         })?;
         // Where each row of the old file goes.
         let mut places = vec![None; reader.layout().tasks];
-        let digests = self.rows.digests.as_deref().unwrap_or_default();
+        let digests = self.rows.known_digests();
         for (row, digest) in digests.iter().enumerate() {
             if let Some(old) = known.remove(digest) {
                 places[old as usize] = Some(row);

@@ -8,6 +8,8 @@
 //! [4] the ledger is the result: root reads rows and outcomes where the workers wrote them (report.rs)
 //! ```
 
+mod around;
+mod bar;
 mod checkpoint;
 mod keeper;
 mod limits;
@@ -28,10 +30,13 @@ use keeper::{Before, Keeper};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use order::longest_first;
 use report::Watcher;
-use row::{BuildAndModel, Evaluation, Model, Rows, digests};
+use row::{BuildAndModel, Evaluation, Model, Rows};
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+pub use around::Nearest;
+pub use bar::progress_bar;
 pub use checkpoint::{Checkpoint, Existing};
 pub use limits::{Amount, Fresh, Limits, Memory, Retries};
 pub use order::Costs;
@@ -54,6 +59,8 @@ pub enum Schedule {
     Dynamic,
     /// Each worker has one stretch of rows from the start, as numpy's `array_split` cuts them.
     Static,
+    /// Each worker takes one row at a time, whatever rows take: they are begun in their order.
+    Singly,
     /// As `Dynamic`, but rows that take longer come first, as far as that is known ([`Sweep::costs`]): the workers end at
     /// nearly the same time.
     LongestFirst,
@@ -105,6 +112,8 @@ pub struct Sweep<'p> {
     pub fresh: Fresh,
     /// How often a row is tried again that has failed otherwise than by the death of its worker.
     pub retries: Retries,
+    /// The outputs of rows that have been tried and have no result, [`outputs`](Sweep::outputs) numbers; `None`: NaN.
+    pub substitute: Option<Vec<f64>>,
     /// The limits of rows, time and failures; none by default.
     pub limits: Limits,
     /// The file in which the results are kept as they are finished, and from which a later sweep goes on; `None`: memory.
@@ -137,6 +146,7 @@ impl Default for Sweep<'_> {
             seed: 0,
             fresh: Fresh::default(),
             retries: Retries::default(),
+            substitute: None,
             limits: Limits::default(),
             checkpoint: None,
             progress: None,
@@ -148,7 +158,8 @@ impl Default for Sweep<'_> {
 impl fmt::Debug for Sweep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, .. } = self;
-        let Sweep { costs, fresh, retries, limits, checkpoint, progress, allow_threads, .. } = self;
+        let Sweep { costs, fresh, retries, substitute, limits, checkpoint, progress, allow_threads, .. } =
+            self;
         f.debug_struct("Sweep")
             .field("outputs", outputs)
             .field("workers", workers)
@@ -160,6 +171,7 @@ impl fmt::Debug for Sweep<'_> {
             .field("seed", seed)
             .field("fresh", fresh)
             .field("retries", retries)
+            .field("substitute", substitute)
             .field("limits", limits)
             .field("checkpoint", checkpoint)
             .field("progress", &progress.as_ref().map(|_| "a function"))
@@ -239,8 +251,12 @@ impl Sweep<'_> {
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
         self.limits.check(!matches!(placement, Placement::Serial | Placement::Threads))?;
+        if let Some(given) = self.substitute.as_ref().map(Vec::len).filter(|&given| given != self.outputs) {
+            return Err(Error::option("sweep", format!("{given} substitutes for {} outputs", self.outputs)));
+        }
         let policy = self.limits.apply(self.policy()?, rows);
         let parameters = inheritable(&parameters)?;
+        let progress = self.progress.take().filter(|_| placement.is_root());
         let mut work = self.work(parameters.view(), model);
         // The other processes of a job wait for this one.
         let readied = self.readied(&mut work.rows, placement).inspect_err(|error| placement.fail(error))?;
@@ -251,7 +267,6 @@ impl Sweep<'_> {
             Options { operation, placement, workers, first, policy, dealing, cold, allow_threads, memory };
         let Readied { file, ledger, todo, before, damaged } = readied;
         let mut executor = Executor::over(&work, options, (ledger.clone(), todo.as_deref()))?;
-        let progress = self.progress.take().filter(|_| placement.is_root());
         let watcher = Watcher::new(progress, (rows, before.rows), start);
         // From here on a signal must not end this process before all is saved.
         let held = file.is_some().then(HeldSignals::hold);
@@ -290,7 +305,7 @@ impl Sweep<'_> {
         let is_longest_first = self.schedule == Schedule::LongestFirst;
         let is_recorded = is_longest_first && matches!(self.costs, Costs::Recorded(_));
         if self.checkpoint.is_some() || is_recorded {
-            rows.digests = Some(digests((0..count).map(|row| rows.values(row))));
+            rows.known_digests();
         }
         let is_listed = self.checkpoint.is_some() || is_longest_first;
         if !placement.is_root() {
@@ -329,14 +344,17 @@ impl Sweep<'_> {
     fn dealing(&self) -> Dealing {
         match self.schedule {
             Schedule::Dynamic | Schedule::LongestFirst => Dealing::Dynamic,
+            Schedule::Singly => Dealing::Singly,
             Schedule::Static => Dealing::Fixed,
         }
     }
 
     /// Returns the rows of a table as tasks of the executor.
-    fn work<'a, M: ?Sized>(&self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Evaluation<'a, M> {
+    fn work<'a, M: ?Sized>(&'a self, parameters: ArrayView2<'a, f64>, model: &'a M) -> Evaluation<'a, M> {
         let (outputs, dealing, seed) = (self.outputs, self.dealing(), self.seed);
-        let rows = Rows { parameters, outputs, dealing, seed, digests: None };
+        let substitute = self.substitute.as_deref();
+        let (digests, ranges) = (OnceLock::new(), OnceLock::new());
+        let rows = Rows { parameters, outputs, dealing, seed, digests, ranges, substitute };
         Evaluation { rows, model }
     }
 

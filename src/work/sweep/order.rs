@@ -62,7 +62,7 @@ impl Costs {
                     Ok(())
                 })?;
                 let mean = sum / known.len().max(1) as f64;
-                let digests = rows.digests.as_deref().unwrap_or_default();
+                let digests = rows.known_digests();
                 Ok(Some(digests.iter().map(|digest| known.get(digest).copied().unwrap_or(mean)).collect()))
             }
         }

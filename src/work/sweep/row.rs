@@ -6,12 +6,15 @@
 
 use crate::comm::seed::seed;
 use crate::error::{Error, Reason, Result};
-use crate::work::executor::{Dealing, Hand, Task, Work, hand};
+use crate::work::executor::{Cause, Dealing, Hand, Out, Task, Work, hand};
+use crate::work::sweep::around::{Around, Nearest, random};
 use ndarray::ArrayView2;
+use rand_chacha::ChaCha8Rng;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// One row of parameters, as the model sees it.
@@ -32,8 +35,10 @@ pub struct Row<'a> {
     pub attempt: u32,
     /// A number from which the row's random numbers start, and which no other row has:
     /// [`seed`](crate::seed())`(sweep.seed, index)`. It is the same on every back end, for every number of
-    /// workers, and at every attempt.
+    /// workers, and at every attempt. (In a table of another order a row has another number; [`Row::random`] does not
+    /// depend on it.)
     pub seed: u64,
+    around: Option<Around<'a>>,
 }
 
 impl<'a> Row<'a> {
@@ -45,7 +50,43 @@ impl<'a> Row<'a> {
     /// assert_eq!(model(&phalanx::Row::new(0, &[6.0, 3.0])), 2.0);
     /// ```
     pub fn new(index: usize, values: &'a [f64]) -> Row<'a> {
-        Row { index, values, attempt: 0, seed: seed(0, index) }
+        Row { index, values, attempt: 0, seed: seed(0, index), around: None }
+    }
+
+    /// Returns the generator of this row's random numbers: a stream of ChaCha8 that follows from the sweep's seed and the
+    /// row's parameters (of several rows with the same parameters, each has its own). It is the same in any order of the
+    /// table, on every back end, for every number of workers, and at every attempt.
+    ///
+    /// ```
+    /// use rand_chacha::rand_core::Rng;
+    /// let model = |_: &mut (), row: &phalanx::Row<'_>, out: &mut [f64]| {
+    ///     let mut random = row.random();
+    ///     let unit = |word: u64| (word >> 11) as f64 / (1u64 << 53) as f64;
+    ///     let inside = (0..1000).filter(|_| unit(random.next_u64()).hypot(unit(random.next_u64())) < row.values[0]);
+    ///     out[0] = inside.count() as f64 / 1000.0;
+    ///     Ok(())
+    /// };
+    /// let sweep = |table: &[f64]| {
+    ///     let table = ndarray::ArrayView2::from_shape((table.len(), 1), table).expect("a column");
+    ///     phalanx::Sweep { workers: Some(2), seed: 7, ..phalanx::Sweep::default() }.run(table, || Ok(()), model)
+    /// };
+    /// let (one, other) = (sweep(&[0.5, 1.0])?, sweep(&[1.0, 0.7, 0.5])?);
+    /// assert_eq!((one.values()[[0, 0]], one.values()[[1, 0]]), (other.values()[[2, 0]], other.values()[[0, 0]]));
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn random(&self) -> ChaCha8Rng {
+        match self.around {
+            Some(around) => around.random(self.index),
+            None => random(0, digest_of(self.values)),
+        }
+    }
+
+    /// Returns the row that is done whose parameters are nearest to this row's (each column divided by its range): a start
+    /// for another attempt. `None` if no row is done, or outside a sweep. It looks at every row of the table, and which rows
+    /// are done depends on timing, so that a result that depends on it is no longer the same everywhere. Over nodes it sees
+    /// the rows of its own node.
+    pub fn nearest(&self) -> Option<Nearest<'a>> {
+        self.around.and_then(|around| around.nearest(self.index))
     }
 }
 
@@ -80,10 +121,11 @@ where
     fn hand<'a>(&'a self, rows: &'a Rows<'_>) -> Box<dyn Hand + 'a> {
         let build = || (self.build)().map_err(Error::from);
         hand(build, |state, task, out| {
+            let around = Some(Around { rows, ledger: out.ledger });
             let outputs: &mut [f64] = bytemuck::cast_slice_mut(out.row);
             // The row may hold what an attempt has left that died.
             outputs.fill(f64::NAN);
-            (self.model)(state, &rows.row(task), outputs).map_err(Reason::into_text)
+            (self.model)(state, &Row { around, ..rows.row(task) }, outputs).map_err(Reason::into_text)
         })
     }
 }
@@ -95,8 +137,12 @@ pub(super) struct Rows<'a> {
     pub(super) outputs: usize,
     pub(super) dealing: Dealing,
     pub(super) seed: u64,
-    /// The digests of all rows, if they are known by them beyond this run.
-    pub(super) digests: Option<Vec<u64>>,
+    /// The digests of all rows, once they are known: at the start if the rows are known by them beyond this run.
+    pub(super) digests: OnceLock<Vec<u64>>,
+    /// The range of each column, once a row has asked.
+    pub(super) ranges: OnceLock<Vec<f64>>,
+    /// The outputs of rows that have failed; NaN if there are none.
+    pub(super) substitute: Option<&'a [f64]>,
 }
 
 /// Returns the digests by which the rows of a table are known: those of their parameters. The second row of the same
@@ -136,6 +182,11 @@ fn digest_of(values: &[f64]) -> u64 {
 }
 
 impl Rows<'_> {
+    /// Returns the digests of all rows.
+    pub(super) fn known_digests(&self) -> &[u64] {
+        self.digests.get_or_init(|| digests((0..self.parameters.nrows()).map(|row| self.values(row))))
+    }
+
     /// Returns the parameters of a row.
     pub(super) fn values(&self, row: usize) -> &[f64] {
         let (columns, all) = (self.parameters.ncols(), self.parameters.as_slice().unwrap_or_default());
@@ -144,7 +195,7 @@ impl Rows<'_> {
 
     /// Returns the row of a task.
     fn row(&self, Task { number: index, attempt }: Task) -> Row<'_> {
-        Row { index, values: self.values(index), attempt, seed: seed(self.seed, index) }
+        Row { index, values: self.values(index), attempt, seed: seed(self.seed, index), around: None }
     }
 }
 
@@ -159,8 +210,14 @@ impl<M: Model + ?Sized> Work for Evaluation<'_, M> {
         self.model.hand(&self.rows)
     }
 
+    fn keep(&self, _cause: Cause, _text: &str, out: &mut Out<'_>) {
+        if let Some(values) = self.rows.substitute {
+            out.row.copy_from_slice(bytemuck::cast_slice(values));
+        }
+    }
+
     fn digest(&self, row: usize) -> u64 {
-        match &self.rows.digests {
+        match self.rows.digests.get() {
             Some(digests) => digests[row],
             None => digest_of(self.rows.values(row)),
         }
