@@ -144,9 +144,9 @@ pub(crate) struct Read<'r> {
 }
 
 impl Read<'_> {
-    /// Returns whether record and row are those that were committed.
+    /// Returns whether record, inputs and row are those that were committed.
     pub(crate) fn is_sound(&self) -> bool {
-        record::is_sound(&self.words, self.row)
+        record::is_sound(&self.words, record::content(self.inputs, self.row))
     }
 
     /// Returns the facts about the task.

@@ -359,7 +359,7 @@ fn copy(
         0 => 0,
         place => texts.place(to.log(), &from.text(place)?, &|| to.tasks()),
     };
-    to.put(row, &read.words, read.row, place);
+    to.put(row, read, place);
     Ok(())
 }
 
