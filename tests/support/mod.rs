@@ -10,6 +10,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
 pub mod queues;
+pub mod rows;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};

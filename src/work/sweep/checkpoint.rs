@@ -286,6 +286,8 @@ impl Order<'_, '_> {
     fn go_on(&self, file: LedgerFile) -> Opened {
         let digests = self.rows.digests.as_deref().unwrap_or_default();
         let ledger = file.ledger();
+        // The digest in the header is that of this text.
+        ledger.log().restore(&self.checkpoint.configuration);
         let damaged = ledger.settle(|row| digests.get(row).copied());
         let todo =
             (0..self.count()).filter(|&row| !ledger.state(row).is_finished()).map(|row| row as u32).collect();
@@ -296,9 +298,10 @@ impl Order<'_, '_> {
     fn remake(&self, old: &LedgerFile) -> Result<Opened> {
         let reader = Reader::open(old.path())?;
         let (mut known, mut damaged) = (HashMap::<u64, u32, BuildHasherDefault<Same>>::default(), 0);
+        let mut said = HashMap::new();
         reader.scan(&mut |read| {
             match State::of(read.words[0]) {
-                State::Done | State::Failed(_) if !read.is_sound() => damaged += 1,
+                State::Done | State::Failed(_) if !is_whole(&read, &reader, &mut said)? => damaged += 1,
                 state if state.is_settled() => {
                     _ = known.entry(read.facts().digest).or_insert(read.task as u32)
                 }
@@ -355,12 +358,27 @@ fn copy(
     read: &Read<'_>,
     (texts, from): (&mut Texts, &Reader),
 ) -> Result<()> {
-    let place = match read.facts().text {
-        0 => 0,
-        place => texts.place(to.log(), &from.text(place)?, &|| to.tasks()),
+    let place = match (read.facts().text, from.text(read.facts().text)?) {
+        (0, _) => 0,
+        (_, Some(text)) => texts.place(to.log(), &text, &|| to.tasks()),
+        (_, None) => return Ok(()),
     };
     to.put(row, read, place);
     Ok(())
+}
+
+/// Returns whether the outcome of a finished row and its text are what was committed. `said` remembers the places of texts.
+fn is_whole(read: &Read<'_>, from: &Reader, said: &mut HashMap<u64, bool>) -> Result<bool> {
+    let place = read.facts().text;
+    if place == 0 || !read.is_sound() {
+        return Ok(read.is_sound());
+    }
+    if let Some(&known) = said.get(&place) {
+        return Ok(known);
+    }
+    let known = from.text(place)?.is_some();
+    said.insert(place, known);
+    Ok(known)
 }
 
 /// Makes a file of all finished rows of some others, in their order. A row that several files have comes from the first in
@@ -380,12 +398,13 @@ pub(super) fn merge(files: &[PathBuf], to: &Path) -> Result<(usize, usize)> {
     let mut known = HashMap::<u64, (usize, usize, bool), BuildHasherDefault<Same>>::default();
     let mut damaged = 0;
     for (file, reader) in readers.iter().enumerate() {
+        let mut said = HashMap::new();
         reader.scan(&mut |read| {
             let state = State::of(read.words[0]);
             if !state.is_settled() {
                 return Ok(());
             }
-            if !read.is_sound() {
+            if !is_whole(&read, reader, &mut said)? {
                 damaged += 1;
                 return Ok(());
             }
