@@ -10,6 +10,7 @@ use crate::channel::ledger::record::{self, Facts};
 use crate::channel::ledger::{Ledger, Texts, log};
 use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::file::{self, Held, refused};
 use crate::os::process;
 use crate::shm::segment::Segment;
@@ -46,6 +47,7 @@ impl LedgerFile {
         let held = Held::create(path, layout.len())?;
         let segment = Arc::new(Segment::of_file(&held, layout.len())?);
         layout.write(&segment);
+        point(Site::FileWritten);
         let ledger = Ledger::over(segment, layout);
         // The first text of the log, which every run finds there.
         Texts::default().place(ledger.log(), text, &|| 1);
@@ -72,6 +74,7 @@ impl LedgerFile {
         let layout = parse(held.file(), path, held.len()?)?;
         let segment = Arc::new(Segment::of_file(&held, layout.len())?);
         let ledger = Ledger::over(segment, layout);
+        point(Site::FileOpened);
         ledger.front().writer.store(u64::from(process::pid()), Ordering::Relaxed);
         Ok(Some(LedgerFile { held, ledger }))
     }

@@ -297,6 +297,7 @@ impl Ledger {
                 State::Free => continue,
                 State::Owned { attempt, .. } => {
                     record.free(attempt);
+                    point(Site::CheckpointFreed);
                     continue;
                 }
                 State::Done | State::Failed(_) => {}
@@ -316,6 +317,7 @@ impl Ledger {
                 record.free(0);
                 record.set_tries(Tries::default());
                 damaged += 1;
+                point(Site::CheckpointFreed);
             } else if !state.is_settled() {
                 record.free(record.died());
             }

@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::work::executor::{
-    About, Column, Ledger, LedgerFile, MOST, NAME, Read, Reader, Scalar, State, Texts, refused,
+    About, Column, Ledger, LedgerFile, MOST, NAME, Read, Reader, Scalar, Site, State, Texts, point, refused,
 };
 use crate::work::sweep::row::{Rows, Same, canonical};
 use std::collections::HashMap;
@@ -214,7 +214,9 @@ impl Order<'_, '_> {
     /// \[1] Makes a new file; `None` if there is one meanwhile, and it is not to be replaced.
     fn fresh(&self, replace: bool) -> Result<Option<Opened>> {
         let mut file = self.create(self.count())?;
+        point(Site::CheckpointFilled);
         let published = file.publish(self.path(), replace)?;
+        point(Site::CheckpointPublished);
         let todo = (0..self.count() as u32).collect();
         Ok(published.then_some(Opened { file, todo, damaged: 0 }))
     }
@@ -289,6 +291,7 @@ impl Order<'_, '_> {
         // The digest in the header is that of this text.
         ledger.log().restore(&self.checkpoint.configuration);
         let damaged = ledger.settle(|row| digests.get(row).copied());
+        point(Site::CheckpointSettled);
         let todo =
             (0..self.count()).filter(|&row| !ledger.state(row).is_finished()).map(|row| row as u32).collect();
         Opened { file, todo, damaged }
@@ -326,7 +329,9 @@ impl Order<'_, '_> {
             Some(row) => self.keep(file.ledger_mut(), row, &read, &mut texts, &reader),
             None => Ok(()),
         })?;
+        point(Site::CheckpointKept);
         file.publish(self.path(), true)?;
+        point(Site::CheckpointPublished);
         let ledger = file.ledger();
         let todo =
             (0..self.count()).filter(|&row| !ledger.state(row).is_finished()).map(|row| row as u32).collect();
