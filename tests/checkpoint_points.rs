@@ -137,7 +137,9 @@ fn start(dir: &Dir, scenario: &str, fault: &str) -> std::process::ExitStatus {
 
 /// Returns these hits, or an even sample of them.
 fn sampled(count: u32) -> BTreeSet<u32> {
-    (0..count.min(HITS)).map(|at| 1 + at * count.saturating_sub(1) / count.min(HITS).saturating_sub(1).max(1)).collect()
+    (0..count.min(HITS))
+        .map(|at| 1 + at * count.saturating_sub(1) / count.min(HITS).saturating_sub(1).max(1))
+        .collect()
 }
 
 fn deaths(scenario: &str) {
@@ -149,7 +151,9 @@ fn deaths(scenario: &str) {
     let counts = passed.lines().map(|line| line.split_once('|').unwrap());
     let counts: Vec<(&str, u32)> = counts.map(|(site, count)| (site, count.parse().unwrap())).collect();
     let (mut tries, mut died, mut seen, mut again) = (0, 0, BTreeSet::new(), 0);
-    for (site, hit) in counts.iter().flat_map(|&(site, count)| sampled(count).into_iter().map(move |hit| (site, hit))) {
+    for (site, hit) in
+        counts.iter().flat_map(|&(site, count)| sampled(count).into_iter().map(move |hit| (site, hit)))
+    {
         let (dir, before) = prepare(scenario, &part);
         let status = start(&dir, scenario, &format!("{site}|{hit}"));
         let told = format!("{scenario}: {status} at hit {hit} of {site:?}");
@@ -169,15 +173,28 @@ fn deaths(scenario: &str) {
         let twice = calls.values().map(|count| count - 1).sum::<usize>();
         assert!(twice <= 2 && calls.len() == rows(scenario).nrows() - before, "{told}: {calls:?}");
     }
-    println!("{scenario}: tries= {tries} died= {died} sites= {} rows_again= {again} lost= 0 wrong= 0 left= 0", seen.len());
+    println!(
+        "{scenario}: tries= {tries} died= {died} sites= {} rows_again= {again} lost= 0 wrong= 0 left= 0",
+        seen.len()
+    );
     let must = sites().iter().filter(|site| site.starts_with("file: ") || site.starts_with("checkpoint: "));
     let others: &[&str] = match scenario {
         "fresh" => &["file: opened", "checkpoint: rows of", "checkpoint: settled", "checkpoint: a row freed"],
-        "on" => &["file: made", "file: res", "file: hea", "file: on", "file: named", "checkpoint: in", "checkpoint: rows of", "checkpoint: published"],
+        "on" => &[
+            "file: made",
+            "file: res",
+            "file: hea",
+            "file: on",
+            "file: named",
+            "checkpoint: in",
+            "checkpoint: rows of",
+            "checkpoint: published",
+        ],
         _ => &["file: named twice", "checkpoint: inputs", "checkpoint: settled", "checkpoint: a row freed"],
     };
-    let missing: Vec<_> =
-        must.filter(|site| !seen.contains(**site) && !others.iter().any(|other| site.starts_with(other))).collect();
+    let missing: Vec<_> = must
+        .filter(|site| !seen.contains(**site) && !others.iter().any(|other| site.starts_with(other)))
+        .collect();
     assert!(missing.is_empty(), "{scenario}: never died at {missing:?}");
 }
 
@@ -194,7 +211,10 @@ fn deaths_of_the_supervisor() {
             .filter(|site| !site.starts_with("call: "))
             .map(|&site| (site, hits(Role::Zygote, site)))
             .collect();
-        for (site, hit) in counts.into_iter().flat_map(|(site, count)| sampled(count.min(4)).into_iter().map(move |hit| (site, hit))) {
+        for (site, hit) in counts
+            .into_iter()
+            .flat_map(|(site, count)| sampled(count.min(4)).into_iter().map(move |hit| (site, hit)))
+        {
             let (dir, before) = prepare(scenario, &part);
             arm(Some(Fault { site, role: Some(Role::Zygote), hit, every: false, action: Action::Kill }));
             let ended = run(&dir.file(), &rows(scenario)).map(drop);
@@ -239,10 +259,18 @@ fn every_system_call_fails_once() {
         let calls = sites().iter().copied().filter(|site| site.starts_with("call: "));
         let counts: Vec<(&str, u32)> = calls.map(|site| (site, hits(Role::Caller, site))).collect();
         for (site, hit, &errno) in counts.into_iter().flat_map(|(site, count)| {
-            sampled(count).into_iter().flat_map(move |hit| errnos(site).iter().map(move |errno| (site, hit, errno)))
+            sampled(count)
+                .into_iter()
+                .flat_map(move |hit| errnos(site).iter().map(move |errno| (site, hit, errno)))
         }) {
             let (dir, before) = prepare(scenario, &part);
-            arm(Some(Fault { site, role: Some(Role::Caller), hit, every: false, action: Action::Fail(errno) }));
+            arm(Some(Fault {
+                site,
+                role: Some(Role::Caller),
+                hit,
+                every: false,
+                action: Action::Fail(errno),
+            }));
             let ended = run(&dir.file(), &rows(scenario)).map(drop);
             let happened = done() > 0;
             let told = format!("{scenario}: errno {errno} at hit {hit} of {site:?}: {ended:?}");

@@ -19,7 +19,10 @@ use support::rows::{Dir, answer, check, model, options, table};
 
 const CASES: &[Case] = &[
     ("a_file_that_was_cut_off_is_refused", a_file_that_was_cut_off_is_refused),
-    ("a_file_that_is_cut_off_while_it_is_read_is_an_error", a_file_that_is_cut_off_while_it_is_read_is_an_error),
+    (
+        "a_file_that_is_cut_off_while_it_is_read_is_an_error",
+        a_file_that_is_cut_off_while_it_is_read_is_an_error,
+    ),
     ("every_bit_of_the_header", every_bit_of_the_header),
     ("every_bit_of_a_row", every_bit_of_a_row),
     ("every_bit_of_a_row_that_is_not_finished", every_bit_of_a_row_that_is_not_finished),
@@ -133,7 +136,11 @@ impl Subject {
                     Some(found) => {
                         let inputs = self.table.row(row.index).to_vec();
                         assert_eq!((row.inputs, &found), (&*inputs, &outcome), "{told}: row {}", row.index);
-                        assert!(row.outputs.iter().map(|value| value.to_bits()).eq(bits), "{told}: row {}", row.index);
+                        assert!(
+                            row.outputs.iter().map(|value| value.to_bits()).eq(bits),
+                            "{told}: row {}",
+                            row.index
+                        );
                     }
                 }
                 Ok(())
@@ -248,8 +255,9 @@ fn every_bit_of_a_row() {
     let place = subject.text(&text);
     subject.flip(bits(place.clone()), |byte, told| {
         // The last word is filled up.
-        let expected =
-            || if byte < place.start + 8 + text.len() { Found::Rows { without: vec![REFUSED] } } else { whole() };
+        let expected = || {
+            if byte < place.start + 8 + text.len() { Found::Rows { without: vec![REFUSED] } } else { whole() }
+        };
         assert_eq!(subject.read(told), expected(), "{told} of the text");
         assert_eq!(subject.resume_both(told), [expected(), expected()], "{told} of the text");
     });
@@ -275,9 +283,11 @@ fn every_bit_of_a_row_that_is_not_finished() {
 fn every_bit_of_the_configuration() {
     let subject = Subject::finished();
     let place = subject.text("rows, version 1");
-    let told_of = |told: &str| Table::open(subject.dir.file()).unwrap().configuration().map_err(|error| {
-        assert!(subject.names(&error), "{told}: {error}");
-    });
+    let told_of = |told: &str| {
+        Table::open(subject.dir.file()).unwrap().configuration().map_err(|error| {
+            assert!(subject.names(&error), "{told}: {error}");
+        })
+    };
     subject.flip(bits(place.start..place.start + 8 + 15), |_, told| {
         assert_eq!(told_of(told), Err(()), "{told}");
         // Whoever has the same configuration writes it again; also for a row whose text would come there.

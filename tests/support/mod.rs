@@ -254,7 +254,7 @@ impl Storm {
 }
 
 /// The process and its descendants.
-fn family(process: u32, found: &mut Vec<Pid>) {
+pub fn family(process: u32, found: &mut Vec<Pid>) {
     found.push(Pid::from_raw(process as i32));
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     for task in tasks {

@@ -79,7 +79,11 @@ pub fn check(swept: &Swept, table: &Array2<f64>) -> Result<(), String> {
         let (bits, outcome) = answer(&values);
         let found: Vec<u64> = swept.values().row(row).iter().map(|value| value.to_bits()).collect();
         if found != bits || swept.outcome(row) != outcome {
-            return Err(format!("row {row} of {values:?}: {:?}, {}", swept.values().row(row), swept.outcome(row)));
+            return Err(format!(
+                "row {row} of {values:?}: {:?}, {}",
+                swept.values().row(row),
+                swept.outcome(row)
+            ));
         }
     }
     if swept.rows() == table.nrows() { Ok(()) } else { Err(format!("{} rows", swept.rows())) }
