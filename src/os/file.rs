@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 /// The time that the children of a killed program have to end.
 const ENDING: Duration = Duration::from_secs(5);
 
+/// The time that a program has to end that was killed just now.
+const KILLED: Duration = Duration::from_millis(250);
+
 /// A file that this process, with its children, has for itself.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -224,8 +227,13 @@ fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
         }
         let pid = writer(file);
         // A process that is gone, or whose supervisor is, has left children, which are about to end.
-        let is_ending = if pid == process::pid() { !is_mapped_here(file) } else { !process::exists(pid) };
-        if (pid == 0 || is_ending) && begun.elapsed() < ENDING {
+        let is_own = pid == process::pid();
+        let patience = match pid == 0 || is_own || !process::exists(pid) {
+            true if is_own && is_mapped_here(file) => Duration::ZERO,
+            true => ENDING,
+            false => KILLED,
+        };
+        if begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(2));
             continue;
         }
