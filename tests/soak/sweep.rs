@@ -307,7 +307,7 @@ fn complete(args: &Args, dir: &Dir, random: &mut Random, figures: &mut Figures) 
         }
         figures.leaks += u64::from(last.take().is_some_and(Sweeper::has_leaked));
         // One in four is left as a zombie for a while: it has ended nevertheless.
-        if victim != Victim::All || random.below(2) == 0 {
+        if ended.is_some() || victim != Victim::All || random.below(2) == 0 {
             let status = ended.unwrap_or_else(|| sweeper.process.wait().unwrap());
             let killed = ended.is_none();
             let as_planned = match status.code() {
@@ -319,12 +319,13 @@ fn complete(args: &Args, dir: &Dir, random: &mut Random, figures: &mut Figures) 
             if !as_planned {
                 let why = fs::read_to_string(dir.0.join("wrong"));
                 println!("sweeper {number}, {victim:?} after {after} us: {status}: {why:?}");
+                let _ = fs::remove_file(dir.0.join("wrong"));
                 figures.wrong += 1;
             }
         }
         let first = calls.read(dir, number, figures);
         figures.resumes.extend(first.map(|first| first.saturating_sub(begun) / 1000));
-        if ended.is_some() {
+        if ended.is_some_and(|status| status.success()) {
             figures.leaks += u64::from(sweeper.has_leaked());
             return;
         }
