@@ -2,7 +2,7 @@
 //! whole.
 //!
 //! ```text
-//! [1] make NAME.new, or take over the one that a killed program has left; lock it
+//! [1] make .NAME.new, or take over the one that a killed program has left; lock it
 //! [2] reserve all of its bytes, so that no touch of the mapping fails later
 //! [3] (the caller writes what belongs into it, through its mapping)
 //! [4] write it to the disk; link it under NAME, which must be free, or rename it over NAME; write the directory
@@ -11,7 +11,7 @@
 //! *The lock* is that of an open file (flock), which forked children share: as long as a worker lives that may write
 //! into the mapping, nobody else gets it. Whoever has got the lock looks whether the name still leads to this file.
 //!
-//! *What is left.* A program that is killed before [4] leaves NAME.new, locked by nobody; between the link and the end of
+//! *What is left.* A program that is killed before [4] leaves .NAME.new, locked by nobody; between the link and the end of
 //! the first name it leaves two names of one file. Whoever has NAME takes such a name away.
 
 use crate::error::{Error, Result, Source};
@@ -70,7 +70,7 @@ impl Held {
     pub(crate) fn create(path: &Path, len: usize) -> Result<Held> {
         let new = beside(path)?;
         let file = loop {
-            let file = locked(&new)?;
+            let file = locked(&new, path)?;
             if leads_to(&new, &file) {
                 if !leads_to(path, &file) {
                     break file;
@@ -167,8 +167,8 @@ fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// \[1] Makes a file, or opens the one that is there, and locks it.
-fn locked(new: &Path) -> Result<File> {
+/// \[1] Makes the file `new` for the place `path`, or opens the one that is there, and locks it.
+fn locked(new: &Path, path: &Path) -> Result<File> {
     let mut options = File::options();
     options.read(true).write(true);
     let made = sys(Site::Open, || options.clone().create_new(true).open(new).map_err(errno));
@@ -177,8 +177,8 @@ fn locked(new: &Path) -> Result<File> {
         Err(Errno::EEXIST) => sys(Site::Open, || options.create(true).open(new).map_err(errno)),
         made => made,
     };
-    let file = above(file.map_err(|error| failed("open", new, error))?, new);
-    let locked = file.and_then(|file| lock(&file, new, &|_| 0).map(|()| file));
+    let file = above(file.map_err(|error| failed("open", path, error))?, path);
+    let locked = file.and_then(|file| lock(&file, path, &|_| 0).map(|()| file));
     if is_made && matches!(&locked, Err(error) if !matches!(error, Error::Locked { .. })) {
         let _ = fs::remove_file(new);
     }
@@ -298,10 +298,11 @@ fn reserve(file: &File, len: usize) -> nix::Result<()> {
     }
 }
 
-/// Returns the name of a file that is being made.
+/// Returns the name of a file that is being made: one that nobody gives to a copy of his results.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| refused(path, "it names no file"))?;
-    let mut new = OsString::from(name);
+    let mut new = OsString::from(".");
+    new.push(name);
     new.push(".new");
     Ok(path.with_file_name(new))
 }
