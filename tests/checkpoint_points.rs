@@ -32,7 +32,9 @@ const CASES: &[Case] = &[
     ("every system call fails once", every_system_call_fails_once),
     ("a file system without some calls", a_file_system_without_some_calls),
     ("names that a killed program has left", names_that_a_killed_program_has_left),
+    ("programs that race", programs_that_race),
     ("(dies)", dies),
+    ("(races)", races),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -322,10 +324,47 @@ fn a_file_system_without_some_calls() {
     }
 }
 
+/// One of several programs at once: it has the file, or is told who has.
+fn races() {
+    let path = PathBuf::from(std::env::var("PHALANX_TEST_FILE").unwrap());
+    let table = rows(&std::env::var("PHALANX_TEST_SCENARIO").unwrap());
+    for _ in 0..4 {
+        match run(&path, &table) {
+            Ok(swept) => check(&swept, &table).unwrap(),
+            Err(Error::Locked { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Programs begin at once, in three orders: the file is made, taken up, and made anew by one after the other.
+fn programs_that_race() {
+    for round in 0..30 {
+        let dir = Dir::new();
+        let all: Vec<_> = ["fresh", "remade", "on", "remade", "fresh"]
+            .into_iter()
+            .map(|scenario| {
+                let mut command = support::case("(races)");
+                command.env("PHALANX_TEST_FILE", dir.file()).env("PHALANX_TEST_SCENARIO", scenario);
+                command.spawn().unwrap()
+            })
+            .collect();
+        for mut program in all {
+            assert!(program.wait().unwrap().success(), "round {round}");
+        }
+        resume(&dir, "remade", "after a race");
+        let calls = calls(&dir);
+        assert!(
+            calls.len() == ROWS + 4 && calls.values().all(|&count| count == 1),
+            "round {round}: {calls:?}"
+        );
+    }
+}
+
 /// The names beside a file, as a program leaves them that is killed while it makes the file.
 fn names_that_a_killed_program_has_left() {
     let part = part();
-    let new = |dir: &Dir| dir.0.join("run.phx.new");
+    let new = |dir: &Dir| dir.0.join(".run.phx.new");
     for scenario in ["fresh", "on", "remade"] {
         // Two names of one file.
         let (dir, before) = prepare("on", &part);
@@ -338,6 +377,15 @@ fn names_that_a_killed_program_has_left() {
             assert!(resume(&dir, scenario, "a part") >= before);
         }
     }
+    // A copy that the user has made stays.
+    let (dir, _) = prepare("on", &part);
+    let copy = dir.0.join("run.phx.new");
+    fs::write(&copy, &part).unwrap();
+    for scenario in ["on", "remade"] {
+        let swept = run(&dir.file(), &rows(scenario)).unwrap();
+        check(&swept, &rows(scenario)).unwrap();
+    }
+    assert!(fs::read(&copy).unwrap() == part);
     // A file that is replaced, and one that is merged into, are not lost with their second name.
     let (dir, _) = prepare("on", &part);
     fs::hard_link(dir.file(), new(&dir)).unwrap();

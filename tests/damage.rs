@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     ("every_bit_of_the_configuration", every_bit_of_the_configuration),
     ("every_bit_of_the_board", every_bit_of_the_board),
     ("bits_anywhere", bits_anywhere),
+    ("a_row_of_another_number_is_not_damaged", a_row_of_another_number_is_not_damaged),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -315,4 +316,32 @@ fn bits_anywhere() {
             subject.resume_both(told);
         });
     }
+}
+
+/// The second row of some parameters, of which the first was never finished.
+fn a_row_of_another_number_is_not_damaged() {
+    let dir = Dir::new();
+    let run = |first: &[f64]| {
+        let table = Array2::from_shape_fn(
+            (first.len(), 2),
+            |(row, column)| if column == 0 { first[row] } else { 0.0 },
+        );
+        let swept = options(&dir.file(), Backend::Serial).run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                out.fill(row.index as f64);
+                Ok(())
+            },
+        );
+        let swept = swept.unwrap();
+        (swept.resumed(), swept.damaged(), swept.values().column(0).to_vec())
+    };
+    assert_eq!(run(&[1.0, 1.0]), (0, 0, vec![0.0, 1.0]));
+    let bytes = fs::read(dir.file()).unwrap();
+    let records = u64::from_ne_bytes(bytes[48..56].try_into().unwrap());
+    File::options().write(true).open(dir.file()).unwrap().write_all_at(&[0; 64], records).unwrap();
+    assert_eq!(run(&[2.0]), (0, 0, vec![0.0]));
+    assert_eq!(run(&[2.0, 1.0]), (1, 0, vec![0.0, 1.0]));
+    assert_eq!(run(&[1.0, 1.0]), (2, 0, vec![1.0, 1.0]));
 }
