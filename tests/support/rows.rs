@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A directory of its own, in memory if there is such a place, which goes in the end.
+/// A directory of its own, which goes in the end: where PHALANX_TEST_PLACE says, or in memory if there is such a place.
 pub struct Dir(pub PathBuf);
 
 impl Dir {
@@ -14,7 +14,8 @@ impl Dir {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let memory = Path::new("/dev/shm");
-        let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let otherwise = || if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let place = std::env::var_os("PHALANX_TEST_PLACE").map_or_else(otherwise, PathBuf::from);
         let path = place.join(format!("phalanx-rows-{}-{number}", std::process::id()));
         fs::create_dir(&path).expect("a directory");
         Dir(path)
