@@ -160,10 +160,18 @@ fn open(path: &Path) -> Result<Option<File>> {
         let kind = if found.is_dir() { "a directory" } else { "no plain file" };
         return Err(refused(path, &format!("it is {kind}; name a file")));
     }
-    match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
-        Ok(file) => above(file, path).map(Some),
-        Err(Errno::ENOENT) if fs::symlink_metadata(path).is_err() => Ok(None),
-        Err(error) => Err(failed("open", path, error)),
+    loop {
+        match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
+            Ok(file) => return above(file, path).map(Some),
+            Err(Errno::ENOENT) => match fs::symlink_metadata(path) {
+                Err(_) => return Ok(None),
+                // A link that leads nowhere.
+                Ok(found) if found.is_symlink() => return Err(failed("open", path, Errno::ENOENT)),
+                // Another program has made the file just now.
+                Ok(_) => {}
+            },
+            Err(error) => return Err(failed("open", path, error)),
+        }
     }
 }
 
