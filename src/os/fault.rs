@@ -208,7 +208,8 @@ mod machine {
 
     /// Roles that are told apart: caller, zygote, ranks 0 to 61.
     const ROLES: usize = 64;
-    const SITES: usize = 128;
+    const SITES: usize = 192;
+    const _: () = assert!(NAMES.len() <= SITES);
 
     struct Table {
         /// Index of the armed site plus one; 0 for none.
