@@ -153,6 +153,6 @@ pub use work::queue::{
     Tasks, WhenFull,
 };
 pub use work::sweep::{
-    Amount, Checkpoint, Counts, Ended, Existing, FailureCause, Limits, Outcome, Progress, Retries, Row,
-    RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState, WorkerStats,
+    Amount, Checkpoint, Costs, Counts, Ended, Existing, FailureCause, Fresh, Limits, Outcome, Progress,
+    Retries, Row, RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState, WorkerStats,
 };

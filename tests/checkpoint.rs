@@ -8,7 +8,8 @@ use ndarray::{Array2, Axis, array, concatenate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use phalanx::{
-    Amount, Backend, Checkpoint, Ended, Error, Existing, Limits, Outcome, Reason, Retries, Row, Sweep, Swept,
+    Amount, Backend, Checkpoint, Costs, Ended, Error, Existing, Fresh, Limits, Outcome, Reason, Retries, Row,
+    Schedule, Sweep, Swept,
 };
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -33,6 +34,13 @@ const CASES: &[Case] = &[
     ("a_sweep_ends_in_time", a_sweep_ends_in_time),
     ("failures_and_successes_end_a_sweep", failures_and_successes_end_a_sweep),
     ("retries_are_counted_by_cause", retries_are_counted_by_cause),
+    ("a_fresh_state_knows_nothing_of_earlier_rows", a_fresh_state_knows_nothing_of_earlier_rows),
+    (
+        "a_row_that_kills_its_fresh_process_costs_only_itself",
+        a_row_that_kills_its_fresh_process_costs_only_itself,
+    ),
+    ("fresh_processes_are_cheap", fresh_processes_are_cheap),
+    ("the_longest_rows_come_first", the_longest_rows_come_first),
     ("(run until killed)", run_until_killed),
     ("(run until asked)", run_until_asked),
 ];
@@ -574,4 +582,145 @@ fn retries_are_counted_by_cause() {
     assert!(swept.outcome(20).to_string().starts_with("panicked: attempt 2"));
     assert!(swept.outcome(51).to_string().contains("died 2 times"), "{}", swept.outcome(51));
     assert!(swept.outcome(52).to_string().ends_with("as once before"), "{}", swept.outcome(52));
+}
+
+/// A model that remembers all rows that its state has seen.
+fn remembers(seen: &mut Vec<usize>, row: &Row<'_>, out: &mut [f64]) -> Result<(), Reason> {
+    seen.push(row.index);
+    out[0] = seen.len() as f64;
+    match row.index % 7 {
+        3 => Err("three".into()),
+        5 => panic!("five"),
+        _ => Ok(()),
+    }
+}
+
+fn a_fresh_state_knows_nothing_of_earlier_rows() {
+    let table = table(200);
+    let run = |backend, fresh, cold, workers| {
+        let sweep = Sweep { workers: Some(workers), backend, fresh, cold, ..Sweep::default() };
+        let build = || {
+            if cold {
+                // A thread that stays.
+                std::thread::spawn(|| std::thread::sleep(Duration::from_secs(1000)));
+            }
+            Ok(Vec::new())
+        };
+        sweep.run(table.view(), build, remembers).unwrap()
+    };
+    let seen = |swept: &Swept| {
+        let done = (0..200).filter(|&row| swept.outcome(row) == Outcome::Done);
+        done.map(|row| swept.values()[[row, 0]] as usize).collect::<Vec<_>>()
+    };
+    for backend in [Backend::SharedMemory, Backend::Threads, Backend::Serial] {
+        for workers in [1, 3] {
+            let swept = run(backend, Fresh::EveryRow, false, workers);
+            assert_eq!(swept.counts().to_string(), "143 done, 29 infeasible, 28 panicked", "{backend}");
+            assert!(seen(&swept).iter().all(|&seen| seen == 1), "{backend} {workers}");
+        }
+        let some = run(backend, Fresh::Every(4), false, 2);
+        assert!(
+            seen(&some).iter().all(|&seen| seen <= 4) && seen(&some).contains(&4),
+            "{backend} {:?}",
+            seen(&some)
+        );
+        // Four rows lie between two that fail.
+        let failing = run(backend, Fresh::OnFailure, false, 1);
+        assert!(
+            seen(&failing).iter().all(|&seen| seen <= 4) && seen(&failing).contains(&4),
+            "{backend} {:?}",
+            seen(&failing)
+        );
+    }
+    let threaded = run(Backend::SharedMemory, Fresh::EveryRow, true, 2);
+    assert!(seen(&threaded).iter().all(|&seen| seen == 1));
+    let refused = Sweep { fresh: Fresh::Every(0), ..Sweep::default() };
+    assert_refused(refused, &table, &["every 0 rows"]);
+}
+
+fn a_row_that_kills_its_fresh_process_costs_only_itself() {
+    let table = table(60);
+    let limits = Limits { row: Some(Duration::from_millis(300)), ..Limits::default() };
+    for fresh in [Fresh::EveryRow, Fresh::Every(7), Fresh::OnFailure] {
+        let sweep = Sweep { outputs: 2, workers: Some(3), limits, fresh, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |state, row, out| {
+                match row.index {
+                    10 => std::process::abort(),
+                    20 => std::process::exit(0),
+                    31 => std::thread::sleep(Duration::from_secs(100)),
+                    40 if row.attempt < 2 => std::process::abort(),
+                    _ => {}
+                }
+                model(state, row, out)
+            },
+        );
+        let swept = swept.unwrap();
+        let failed: Vec<String> = [10, 20, 31, 40].map(|row| swept.outcome(row).to_string()).to_vec();
+        assert_eq!(failed[0], "died: its worker died 3 times, the last time by signal 6, SIGABRT");
+        assert_eq!(failed[1], "died: its worker died 3 times, the last time by exit status 0");
+        assert!(failed[2].starts_with("overdue: its worker was ended after "), "{failed:?}");
+        assert_eq!((failed[3].as_str(), swept.counts().done), ("done", 60 - 12 - 3), "{}", swept.counts());
+    }
+}
+
+fn fresh_processes_are_cheap() {
+    let table = table(300);
+    let build = || Ok(vec![1u8; 256 << 20]);
+    let run = |fresh| {
+        let sweep = Sweep { workers: Some(1), fresh, ..Sweep::default() };
+        let swept = sweep.run(table.view(), build, |model: &mut Vec<u8>, row, out| {
+            out[0] = f64::from(model[row.index << 16]);
+            Ok(())
+        });
+        let swept = swept.unwrap();
+        assert_eq!(swept.counts().done, 300);
+        swept.elapsed
+    };
+    let (kept, fresh) = (run(Fresh::Never), run(Fresh::EveryRow));
+    println!("a fresh process costs {:?} for each row", fresh.saturating_sub(kept) / 300);
+}
+
+/// 64 rows of unequal length on 8 workers: as soon as it is known which are long, they end together.
+fn the_longest_rows_come_first() {
+    let dir = Dir::new();
+    // Milliseconds: the longest come last in the table.
+    let table = Array2::from_shape_fn((64, 1), |(row, _)| 5.0 + (row * row) as f64 / 40.0);
+    let ideal = Duration::from_secs_f64(table.sum() / 8.0 / 1000.0);
+    let run = |schedule, costs, existing| {
+        let checkpoint = Some(Checkpoint { existing, ..Checkpoint::new(dir.file()) });
+        let sweep = Sweep { workers: Some(8), schedule, costs, checkpoint, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                std::thread::sleep(Duration::from_secs_f64(row.values[0] / 1000.0));
+                out[0] = 1.0;
+                Ok(())
+            },
+        );
+        swept.unwrap()
+    };
+    let plain = run(Schedule::Dynamic, Costs::Unknown, Existing::Refuse);
+    let tail = plain.tail();
+    drop(plain);
+    let recorded = run(Schedule::LongestFirst, Costs::Recorded(dir.file()), Existing::Replace);
+    println!(
+        "ideal {ideal:?}; tail {tail:?} in their order, {:?} the longest first; transport {:?}",
+        recorded.tail(),
+        recorded.transport()
+    );
+    assert!(recorded.tail() < tail / 2 && recorded.counts().done == 64);
+    drop(recorded);
+    let given = run(Schedule::LongestFirst, Costs::Given(table.column(0).to_vec()), Existing::Replace);
+    assert!(given.tail() < tail / 2);
+    let refused = |costs, needle: &str| {
+        let sweep = Sweep { schedule: Schedule::LongestFirst, costs, ..Sweep::default() };
+        assert_refused(sweep, &table, &[needle]);
+    };
+    refused(Costs::Given(vec![1.0; 3]), "3 costs for 64 rows");
+    refused(Costs::Given(vec![f64::NAN; 64]), "the cost of row 0 is no number");
+    refused(Costs::Recorded(dir.0.join("none.phx")), "none.phx");
 }

@@ -321,12 +321,33 @@ fn bad_table_is_told_by_line_and_column() {
 #[test]
 fn files_are_the_same_for_every_back_end_and_number_of_workers() {
     let dir = scratch("files");
-    let sweeps: [&[&str]; 5] = [
+    let (file, other) = (dir.join("run.phx"), dir.join("other.phx"));
+    let [file, other] = [&file, &other].map(|path| path.to_str().unwrap());
+    let sweeps: [&[&str]; 13] = [
         &["--backend", "serial"],
         &["--backend", "threads", "--workers", "3"],
         &["--backend", "shared-memory", "--workers", "2"],
         &["--backend", "shared-memory", "--workers", "50"],
         &["--backend", "shared-memory", "--workers", "3", "--fault-rate", "0.2"],
+        &["--workers", "3", "--fault-rate", "0.2", "--deadline", "1"],
+        &["--workers", "2", "--fresh"],
+        &["--workers", "3", "--fresh", "--fault-rate", "0.2"],
+        &["--workers", "3", "--fresh", "--fault-rate", "0.2", "--deadline", "1", "--checkpoint", file],
+        &["--workers", "2", "--checkpoint", file, "--resume"],
+        &["--backend", "serial", "--checkpoint", file, "--resume"],
+        &["--backend", "threads", "--workers", "2", "--checkpoint", other, "--fresh"],
+        &[
+            "--workers",
+            "2",
+            "--checkpoint",
+            other,
+            "--resume",
+            "--fresh",
+            "--deadline",
+            "5",
+            "--fault-rate",
+            "0.5",
+        ],
     ];
     let mut first: Option<Vec<Vec<u8>>> = None;
     for (number, sweep) in sweeps.into_iter().enumerate() {
@@ -363,6 +384,8 @@ fn bad_options_are_refused_before_anything_is_written() {
         (&["--backend", "abacus"], "abacus"),
         (&["--fault-rate", "2"], "between 0 and 1"),
         (&["--backend", "threads", "--fault-rate", "0.1"], "kills worker processes"),
+        (&["--resume"], "--checkpoint"),
+        (&["--deadline", "0"], "a number of seconds above 0"),
         (&["--out", here.to_str().unwrap()], "--out"),
     ] {
         let options =
@@ -373,6 +396,31 @@ fn bad_options_are_refused_before_anything_is_written() {
         assert!(!really.status.success() && text.contains(told), "{options:?}: {text}");
         assert!(!out.exists(), "{options:?}");
     }
+}
+
+#[test]
+fn a_checkpoint_is_not_overwritten_and_others_are_refused() {
+    let dir = scratch("checkpoint");
+    let (out, file) = (dir.join("out"), dir.join("run.phx"));
+    let run = |options: &[&str]| {
+        let all = ["--rows", "20", "--out", out.to_str().unwrap(), "--checkpoint", file.to_str().unwrap()];
+        example(&[&all, options].concat())
+    };
+    assert!(run(&[]).status.success());
+    let refused = |options: &[&str], told: &str| {
+        let really = run(options);
+        let text = String::from_utf8_lossy(&really.stderr);
+        assert!(!really.status.success() && text.contains(told), "{options:?}: {text}");
+    };
+    refused(&[], "it is there already; to go on in it, resume");
+    refused(&["--resume", "--backend", "threads", "--deadline", "9"], "must be a process");
+    let length = fs::metadata(&file).unwrap().len();
+    fs::File::options().write(true).open(&file).unwrap().set_len(length - 1).unwrap();
+    refused(&["--resume"], "it was cut off");
+    let nowhere =
+        ["--rows", "20", "--out", out.to_str().unwrap(), "--checkpoint", "/no/such/directory/run.phx"];
+    let nowhere = example(&nowhere);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("make its directory first"));
 }
 
 /// An empty directory of this test.

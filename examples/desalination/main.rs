@@ -23,16 +23,17 @@ mod summary;
 mod table;
 
 use crate::element::{CELLS, Sheet};
-use crate::plant::{OUTPUTS, Plant};
+use crate::plant::{INPUTS, OUTPUTS, Plant};
 use crate::table::Table;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::{Array2, ArrayView2, s};
-use phalanx::{Backend, Progress, Reason, Row, Sweep, Swept};
+use phalanx::{Backend, Checkpoint, Existing, Fresh, Limits, Progress, Reason, Retries, Row, Sweep, Swept};
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// What is called as the sweep goes on.
 type Watcher = Box<dyn FnMut(&Progress)>;
@@ -62,7 +63,19 @@ struct Args {
     /// Directory of results.csv, results.npy and energy.svg
     #[arg(long, value_name = "DIR", default_value = "target/desalination")]
     out: PathBuf,
-    /// Share of the rows that kill their worker process at the first attempt
+    /// Keep results in this file as they are finished; it must not exist, unless with --resume
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint: only rows that it lacks are run
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
+    /// End a row that takes longer, with its worker, and try it once more
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    deadline: Option<Duration>,
+    /// Let each row begin with the state as it was built, in a process of its own
+    #[arg(long)]
+    fresh: bool,
+    /// Share of the rows that kill their worker process at the first attempt; with --deadline every other one hangs instead
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     fault_rate: f64,
 }
@@ -94,16 +107,21 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         workers: args.workers.map(usize::from),
         backend: args.backend,
         progress: Some(progress(points.nrows())?),
+        checkpoint: args.checkpoint.as_ref().map(|path| checkpoint(path, args.resume)),
+        limits: Limits { row: args.deadline, ..Limits::default() },
+        retries: Retries { overdue: 1, ..Retries::default() },
+        fresh: if args.fresh { Fresh::EveryRow } else { Fresh::Never },
         ..Sweep::default()
     };
     // Other nodes of a cluster have nothing to tell.
-    let swept = sweep(parallel, points.view(), &plant, args.fault_rate)?;
+    let faults = Faults { rate: args.fault_rate, hang: args.deadline.is_some() };
+    let swept = sweep(parallel, points.view(), &plant, faults)?;
     if !swept.is_root() {
         return Ok(());
     }
     let first = points.slice(s![..points.nrows().min(SERIAL_ROWS), ..]);
     let serial = Sweep { backend: Backend::Serial, ..Sweep::default() };
-    let serial = sweep(serial, first, &plant, 0.0)?;
+    let serial = sweep(serial, first, &plant, Faults::default())?;
 
     calibration();
     let table = Table { seas: &seas, points: points.view(), swept: &swept };
@@ -133,14 +151,27 @@ fn calibrated_plant() -> Result<(Plant, impl FnOnce()), Box<dyn Error>> {
     Ok((plant, move || summary::calibration(&known, membrane, &other, predicted)))
 }
 
-/// Every point through the plant. A share `fault_rate` of the rows, chosen by their index, kills its worker
-/// the first time.
-fn sweep(
-    sweep: Sweep,
-    points: ArrayView2<'_, f64>,
-    plant: &Plant,
-    fault_rate: f64,
-) -> phalanx::Result<Swept> {
+/// The file in which results are kept, with the names of its columns and what they depend on.
+fn checkpoint(path: &Path, resume: bool) -> Checkpoint {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    Checkpoint {
+        existing: if resume { Existing::Resume } else { Existing::Refuse },
+        inputs: names(&INPUTS),
+        outputs: names(&OUTPUTS),
+        configuration: format!("desalination {}: {CELLS} cells an element", env!("CARGO_PKG_VERSION")),
+        ..Checkpoint::new(path)
+    }
+}
+
+/// Faults on demand: a share of the rows, chosen by their index, kills its worker the first time, or hangs.
+#[derive(Clone, Copy, Default)]
+struct Faults {
+    rate: f64,
+    hang: bool,
+}
+
+/// Every point through the plant.
+fn sweep(sweep: Sweep, points: ArrayView2<'_, f64>, plant: &Plant, faults: Faults) -> phalanx::Result<Swept> {
     let caller = std::process::id();
     let build = || Ok(plant.clone());
     Sweep { outputs: OUTPUTS.len(), ..sweep }.run(
@@ -148,7 +179,10 @@ fn sweep(
         build,
         |plant: &mut Plant, row: &Row<'_>, out: &mut [f64]| {
             // Never the caller's own process, whatever the back end made of it.
-            if row.attempt == 0 && struck(row.index, fault_rate) && std::process::id() != caller {
+            if row.attempt == 0 && struck(row.index, faults.rate) && std::process::id() != caller {
+                if faults.hang && row.index.is_multiple_of(2) {
+                    std::thread::sleep(Duration::MAX);
+                }
                 std::process::abort();
             }
             let point =
@@ -177,7 +211,7 @@ fn progress(rows: usize) -> Result<Watcher, Box<dyn Error>> {
             .map_or_else(String::new, |eta| format!(", {:.0} s to go", eta.as_secs_f64().ceil()));
         bar.set_message(format!("{:.0} rows/s{eta}", progress.rate()));
         bar.set_position(progress.done);
-        if progress.done == progress.rows {
+        if progress.done >= progress.rows {
             bar.finish_and_clear();
         }
     }))
@@ -188,4 +222,11 @@ fn share(text: &str) -> Result<f64, String> {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("a share lies between 0 and 1".to_owned()),
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|&seconds| seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or("a number of seconds above 0".to_owned())
 }

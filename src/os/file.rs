@@ -30,9 +30,10 @@ use std::time::{Duration, Instant};
 
 /// The time that the children of a killed program have to end.
 const ENDING: Duration = Duration::from_secs(5);
-
 /// The time that a program has to end that was killed just now.
 const KILLED: Duration = Duration::from_millis(250);
+/// The time for which somebody may only be looking whether a file is held.
+const LOOKING: Duration = Duration::from_millis(20);
 
 /// A file that this process, with its children, has for itself.
 #[derive(Debug)]
@@ -154,12 +155,7 @@ fn tidy(path: &Path, file: &File) {
 
 /// Opens a file for reading and writing; `None` if there is none.
 fn open(path: &Path) -> Result<Option<File>> {
-    if let Ok(found) = fs::metadata(path)
-        && !found.is_file()
-    {
-        let kind = if found.is_dir() { "a directory" } else { "no plain file" };
-        return Err(refused(path, &format!("it is {kind}; name a file")));
-    }
+    check_kind(path)?;
     loop {
         match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
             Ok(file) => return above(file, path).map(Some),
@@ -198,12 +194,34 @@ fn locked(new: &Path, path: &Path) -> Result<File> {
 /// # Errors
 /// If there is none, or it is no plain file.
 pub(crate) fn open_to_read(path: &Path) -> Result<File> {
-    let file =
-        sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| failed("open", path, error))?;
-    match file.metadata() {
-        Ok(found) if found.is_file() => Ok(file),
-        _ => Err(refused(path, "it is no plain file")),
+    check_kind(path)?;
+    sys(Site::Open, || File::open(path).map_err(errno)).map_err(|error| {
+        let hint = match error {
+            Errno::ENOENT => "; look for a slip in its name",
+            Errno::EACCES | Errno::EPERM => "; it must be readable",
+            _ => return failed("open", path, error),
+        };
+        system("open", path, error, hint)
+    })
+}
+
+/// Returns whether a program has a file for itself; `None` if that cannot be found out.
+pub(crate) fn is_held(file: &File) -> Option<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => {
+            let _ = file.unlock();
+            Some(false)
+        }
+        Err(TryLockError::WouldBlock) => Some(true),
+        Err(TryLockError::Error(_)) => None,
     }
+}
+
+/// Checks that what is there, if anything, is a plain file. Before it is opened: opening a pipe waits for its other end.
+fn check_kind(path: &Path) -> Result<()> {
+    let Ok(found) = fs::metadata(path) else { return Ok(()) };
+    let kind = if found.is_dir() { "a directory" } else { "no plain file" };
+    if found.is_file() { Ok(()) } else { Err(refused(path, &format!("it is {kind}; name a file"))) }
 }
 
 /// Reads bytes at an offset.
@@ -234,10 +252,11 @@ fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
             return Ok(());
         }
         let pid = writer(file);
-        // A process that is gone, or whose supervisor is, has left children, which are about to end.
+        // A process that is gone, or whose supervisor is, has left children, which are about to end. Who only looks whether the
+        // file is held has it for a moment.
         let is_own = pid == process::pid();
         let patience = match pid == 0 || is_own || !process::exists(pid) {
-            true if is_own && is_mapped_here(file) => Duration::ZERO,
+            true if is_own && is_mapped_here(file) => LOOKING,
             true => ENDING,
             false => KILLED,
         };
@@ -349,6 +368,10 @@ pub(crate) fn failed(call: &'static str, path: &Path, errno: Errno) -> Error {
         Errno::EMFILE | Errno::ENFILE => "; raise the limit on open files (ulimit -n)",
         _ => "",
     };
+    system(call, path, errno, hint)
+}
+
+fn system(call: &'static str, path: &Path, errno: Errno, hint: &'static str) -> Error {
     let source = Source::new(io::Error::from(errno));
     Error::System { call, need: path.display().to_string(), source, hint }
 }

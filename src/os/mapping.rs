@@ -12,6 +12,7 @@ use crate::os::fault::{Site, refused, sys};
 use crate::os::file::{self, Held};
 use crate::os::inherit::{self, Access};
 use crate::os::process;
+use crate::os::topology;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -384,6 +385,99 @@ pub(crate) fn spacious<T>(capacity: usize) -> Vec<T> {
     vec
 }
 
+/// Makes forks of this process, which has one thread, cheap: moves large private memory into files without names, of which
+/// it maps private copies at the same addresses. A fork copies no table of pages for such a mapping; a child finds the pages
+/// when it touches them, and has its own copy of those that it writes. (Of 1 GiB: 45 ms a fork otherwise, 1 ms with huge
+/// pages.)
+///
+/// Memory that this process shares with the one that has forked it becomes its own by that; it is left alone if it would
+/// take more than a quarter of the memory that is left.
+pub(crate) fn ready_to_fork() {
+    let room = topology::memory_available() / 4;
+    for Private { range, shared } in
+        private_memory(&std::fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+    {
+        if !cfg!(miri) && shared <= room {
+            // Where the kernel refuses, forks are as dear as ever.
+            _ = move_to_file(range);
+        }
+    }
+}
+
+/// Moves private memory into a file, of which it maps a private copy at the same address.
+#[cfg(not(miri))]
+fn move_to_file(range: core::ops::Range<usize>) -> Result<()> {
+    use core::num::NonZeroUsize;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+
+    let Some(file) = nameless_file(range.len())? else { return Ok(()) };
+    let first = core::ptr::with_exposed_provenance::<u8>(range.start);
+    let (at, length) =
+        (NonZeroUsize::new(range.start), NonZeroUsize::new(range.len()).unwrap_or(NonZeroUsize::MIN));
+    let (access, flags) =
+        (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED);
+    // From here to the new mapping nothing may be written but the stack: the range may hold this program's heap.
+    let mut written = 0;
+    while written < range.len() {
+        // SAFETY: the offset lies inside the range.
+        let rest = unsafe { first.add(written) };
+        // SAFETY: mapped, readable memory of this process, and nobody writes it meanwhile: there is one thread.
+        let bytes = unsafe { core::slice::from_raw_parts(rest, range.len() - written) };
+        match nix::sys::uio::pwrite(&file, bytes, written as i64) {
+            Ok(some) if some > 0 => written += some,
+            Err(Errno::EINTR) => {}
+            _ => return Ok(()),
+        }
+    }
+    // SAFETY: replaces private memory of this process by a private copy of the same bytes, with the same access.
+    let mapped = unsafe { mmap(at, length, access, flags, &file, 0) };
+    mapped.map(drop).map_err(failed("mmap", range.len()))
+}
+
+#[cfg(miri)]
+fn move_to_file(_range: core::ops::Range<usize>) -> Result<()> {
+    Ok(())
+}
+
+/// A private anonymous mapping, and the bytes of it that other processes share.
+#[derive(Debug, PartialEq, Eq)]
+struct Private {
+    range: core::ops::Range<usize>,
+    shared: usize,
+}
+
+/// Returns the large mappings in a text of /proc/PID/smaps that are private, anonymous, readable and writable, and nothing
+/// else: heaps, but no stacks, no memory that is locked, wiped on forks or not copied.
+fn private_memory(smaps: &str) -> Vec<Private> {
+    /// What a mapping may be: readable, writable, permitted to become so, accountable, advised about huge pages.
+    const PLAIN: [&str; 12] = ["rd", "wr", "mr", "mw", "me", "ac", "nr", "hg", "nh", "sd", "mg", "dd"];
+    let (mut found, mut range, mut shared) = (Vec::new(), None, 0);
+    for line in smaps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        match fields.next().unwrap_or_default() {
+            "Shared_Clean:" | "Shared_Dirty:" => {
+                shared += fields.next().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0) << 10;
+            }
+            "VmFlags:" => {
+                let is_plain = fields.all(|flag| PLAIN.contains(&flag));
+                let large =
+                    range.take().filter(|range: &core::ops::Range<usize>| is_plain && range.len() >= HUGE);
+                found.extend(large.map(|range| Private { range, shared }));
+            }
+            first if !first.ends_with(':') => {
+                let hex = |text: &str| usize::from_str_radix(text, 16).ok();
+                let bounds = first.split_once('-').and_then(|(start, end)| Some(hex(start)?..hex(end)?));
+                let (access, inode, name) = (fields.next(), fields.nth(2), fields.next());
+                let is_heap =
+                    access == Some("rw-p") && inode == Some("0") && matches!(name, None | Some("[heap]"));
+                (range, shared) = (bounds.filter(|_| is_heap), 0);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -415,6 +509,47 @@ mod tests {
             let error = Mapping::borrowed(len, me, fd, inode(&file)).err().unwrap().to_string();
             assert!(error.contains("not the file that the neighbour has lent"), "{error}");
         }
+    }
+
+    #[test]
+    fn heaps_are_private_memory_and_stacks_are_not() {
+        let smaps = "\
+5581a0000000-5581b0000000 rw-p 00000000 00:00 0                          [heap]
+Size:             262144 kB
+Shared_Clean:          0 kB
+Shared_Dirty:          8 kB
+Private_Dirty:    262136 kB
+VmFlags: rd wr mr mw me ac 
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0 
+Shared_Dirty:       4096 kB
+VmFlags: rd wr mr mw me ac hg 
+7f1000000000-7f1000400000 rw-p 00000000 00:00 0 
+VmFlags: rd wr mr mw me lo ac 
+7f2000000000-7f2000001000 rw-p 00000000 00:00 0 
+VmFlags: rd wr mr mw me ac 
+7f3000000000-7f3000400000 rw-s 00000000 00:01 77 /memfd:phalanx (deleted)
+VmFlags: rd wr sh mr mw me ms dd 
+7ffc00000000-7ffc00800000 rw-p 00000000 00:00 0                          [stack]
+VmFlags: rd wr mr mw me gd ac ";
+        let found = private_memory(smaps);
+        assert_eq!(
+            found.iter().map(|Private { range, shared }| (range.len(), *shared)).collect::<Vec<_>>(),
+            [(1 << 28, 8 << 10), (4 << 20, 4 << 20)]
+        );
+    }
+
+    /// What is moved reads the same, and is private.
+    #[cfg(not(miri))]
+    #[test]
+    fn memory_that_is_moved_stays_private() {
+        let mut own = spacious::<u64>(1 << 20);
+        own.extend(0..1 << 20);
+        let (start, end) =
+            (own.as_ptr().addr().next_multiple_of(PAGE), own.as_ptr_range().end.addr() / PAGE * PAGE);
+        move_to_file(start..end).unwrap();
+        assert!(own.iter().copied().eq(0..1 << 20));
+        own[7] = 5;
+        assert_eq!(own[..9].iter().sum::<u64>(), 34);
     }
 
     #[cfg(not(miri))]

@@ -268,6 +268,31 @@ pub(crate) fn fork(kind: Child) -> Result<Fork> {
     }
 }
 
+/// Does some work in a child of this process, which has one thread, and waits until the child has ended. The child ends
+/// with the status that `work` returns, or with its parent.
+pub(crate) fn in_child(work: &mut dyn FnMut() -> i32) -> Result<Death> {
+    let parent = pid();
+    flush();
+    let (forked, kept) = inherit::forking(Child::Slot, || {
+        sys(Site::Clone, || {
+            // SAFETY: this process has one thread.
+            unsafe { nix::unistd::fork() }
+        })
+    });
+    match forked.map_err(|errno| Error::os("fork", "one more process", errno))? {
+        ForkResult::Child => {
+            if kept.is_err() || !die_with_parent(parent) {
+                leave(1);
+            }
+            forget_harmless();
+            leave(work())
+        }
+        ForkResult::Parent { child } => {
+            Ok(ended(libc::P_PID, child.as_raw() as libc::id_t, libc::WEXITED).unwrap_or(Death::Unknown))
+        }
+    }
+}
+
 /// Makes this process the kernel's choice before its parent. When memory ends, the kernel kills the process
 /// that has most of it, and that is often the caller, with its arrays; but the caller knows everything, and
 /// could have reported it. A child counts for a quarter of the memory more than its parent.

@@ -136,6 +136,16 @@ pub(crate) fn memory() -> usize {
     total.map_or(8 << 30, |kib: usize| kib << 10)
 }
 
+/// Returns the bytes of memory that programs may still use without swapping, by the machine and by memory cgroups.
+pub(crate) fn memory_available() -> usize {
+    let info = read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = info.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok()
+    });
+    let left = memory_left().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+    available.map_or(0, |kib| kib << 10).min(left)
+}
+
 /// Returns the largest resident memory that this process has had, in KiB.
 pub(crate) fn peak_memory() -> u32 {
     use nix::sys::resource::{UsageWho, getrusage};

@@ -179,6 +179,11 @@ impl Reader {
         &self.path
     }
 
+    /// Returns whether a run is writing the file; `None` if that cannot be found out.
+    pub(crate) fn is_held(&self) -> Option<bool> {
+        file::is_held(&self.file)
+    }
+
     /// Returns the number of tasks.
     pub(crate) fn tasks(&self) -> usize {
         self.layout.tasks

@@ -249,7 +249,7 @@ impl Ledger {
 
     /// Frees these tasks, on each of which `died` workers have died elsewhere.
     #[cfg(any(feature = "mpi", test))]
-    pub(crate) fn free(&self, tasks: Range<usize>, died: u32) {
+    pub(crate) fn free(&self, tasks: impl Iterator<Item = usize>, died: u32) {
         tasks.for_each(|task| self.record(task).free(died));
     }
 
@@ -387,6 +387,14 @@ impl Ledger {
         (&self.segment, at(tasks.start)..at(tasks.end))
     }
 
+    /// Writes the row of a task that another node finished, and that no worker of this node was granted; returns false if it
+    /// does not fit, or the task is not free.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn bring(&self, task: usize, row: &[u8]) -> bool {
+        let fits = row.len() == self.layout.row && self.record(task).is_free();
+        fits && self.segment.write(self.layout.rows + task * self.layout.row, row)
+    }
+
     /// Takes over a task that another node finished, and whose row has been copied. Workers are numbered from
     /// `first` on in this ledger, from `counted` on in the other. `places` maps the places of failed tasks'
     /// texts in the other ledger to those in this ledger.
@@ -466,6 +474,11 @@ impl Finished {
         // SAFETY: in bounds; all tasks were found finished (acquire), and nobody writes the row of a finished
         // task.
         unsafe { core::slice::from_raw_parts(first.as_ptr(), len) }
+    }
+
+    /// Returns the facts about a task.
+    pub(crate) fn facts(&self, task: usize) -> Facts {
+        self.ledger.record(task).facts()
     }
 
     /// Returns why a task has no result, if it has none.

@@ -52,6 +52,18 @@ impl Agenda {
         count.store(tasks.len() as u32, Ordering::Relaxed);
     }
 
+    /// Returns whether there is a list.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn is_listed(&self) -> bool {
+        self.list.is_some()
+    }
+
+    /// Returns the list of tasks.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn listed(&self) -> Vec<u32> {
+        (0..self.positions()).map(|position| self.task(position) as u32).collect()
+    }
+
     /// Returns the number of positions.
     pub(crate) fn positions(&self) -> usize {
         self.words().map_or(self.tasks, |(count, _)| (count.load(Ordering::Relaxed) as usize).min(self.tasks))

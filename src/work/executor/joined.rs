@@ -61,6 +61,7 @@ pub(crate) fn run_in<R>(
         agenda: &Agenda::plain(tasks),
         policy,
         dealing,
+        is_process: false,
         // The ranks wait where a death or a deadline ends the wait: in [3].
         stay: false,
         first: 0,

@@ -12,6 +12,9 @@
 
 mod backend;
 mod body;
+mod fresh;
+#[cfg(feature = "mpi")]
+mod homeward;
 #[cfg(feature = "mpi")]
 mod job;
 mod joined;
@@ -48,7 +51,7 @@ pub(crate) use crate::os::fault::{Site, point};
 pub(crate) use crate::os::file::refused;
 pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;
-pub(crate) use crate::os::process::{exists, pid};
+pub(crate) use crate::os::process::pid;
 pub(crate) use crate::os::signal::{HeldSignals, INT};
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
@@ -63,7 +66,7 @@ pub(crate) use linked::{Noted, Seat, Speech, Terms, Workers, abort, with_process
 pub(crate) use party::{Failing, Opened, Party, failing, fork_with};
 pub(crate) use payload::{Left, Place};
 pub(crate) use placement::Placement;
-pub(crate) use policy::{Policy, Retries};
+pub(crate) use policy::{Fresh, Policy, Retries};
 pub(crate) use ranks::{fork, threads};
 pub(crate) use round::{Done, Executor, Options};
 pub(crate) use run::{called, workers_can_read};

@@ -9,6 +9,7 @@
 //! [2] lets its workers take the stretch                  (its own node's stretches it grants itself)
 //! [3] an empty Grant: closes; its workers end; Done      serves until all nodes are done
 //! [4] sends its stretches, records, rows, texts          receives rows where they stay, and takes the records over
+//!     (if the tasks are listed: homeward.rs)
 //! [5] ends, or begins another round at [1]               a last Grant: is anything left that some node would do?
 //! ```
 //!
@@ -17,6 +18,9 @@
 //! successor or its neighbours. Tasks that a node has left because all its workers were given up are dealt
 //! out again in another round, to all nodes whose workers were not given up, or have finished something. A
 //! node that dies ends the job.
+//!
+//! *Listed tasks* (those that an earlier run has left, the longest first) are dealt by their positions in root's agenda,
+//! which all get when they have joined. Root may end such work early: it tells all to halt.
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
 use crate::channel::source::{Agenda, Source};
@@ -29,6 +33,8 @@ use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::shm::object;
 use crate::work::crew::Wish;
+use crate::work::executor::homeward::{self, Outbox};
+use crate::work::executor::policy::Policy;
 use crate::work::executor::round::{Done, Executor};
 use crate::work::executor::watch::{Seen, Watch};
 use crate::work::executor::worker::Dealing;
@@ -49,8 +55,9 @@ const NEWS: Duration = Duration::from_millis(100);
 /// The nap of a coordinator that has nothing to say how long.
 const NAP: Duration = Duration::from_micros(50);
 
-/// The first word of a Grant that is a verdict on the round: no stretch begins there.
+/// The first word of a Grant that is a verdict on the round, or the order to begin nothing more: no stretch begins there.
 const VERDICT: u64 = u64::MAX;
+const HALT: u64 = u64::MAX - 1;
 
 /// The messages of a node to root, each with the number of the node's tasks that are done.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +66,8 @@ enum Say {
     Going = 1,
     /// The node needs more tasks.
     Hungry,
+    /// A message with finished tasks follows.
+    Rows,
     /// All tasks of the node are done, and it knows that there are no more. `Done`, `Left` and `Spent` are
     /// last words: nothing follows in the round.
     Done,
@@ -70,7 +79,7 @@ enum Say {
 
 impl Say {
     fn of(word: u64) -> Option<Say> {
-        [Say::Going, Say::Hungry, Say::Done, Say::Left, Say::Spent]
+        [Say::Going, Say::Hungry, Say::Rows, Say::Done, Say::Left, Say::Spent]
             .into_iter()
             .find(|&say| say as u64 == word)
     }
@@ -89,6 +98,12 @@ struct Coordinator {
     all: usize,
     /// The stretches that were granted to this node.
     mine: Vec<Range<usize>>,
+    /// The tasks of this node that root does not have yet, if tasks are listed; in root, what it has placed in its log.
+    outbox: Outbox,
+    texts: Texts,
+    policy: Policy,
+    /// Whether root has told all to halt.
+    halted: bool,
     /// Whether there are no more stretches for this node.
     ended: bool,
     /// The reason why this node's workers were given up, if they were.
@@ -98,7 +113,10 @@ struct Coordinator {
     /// their last words.
     pool: Vec<(Range<usize>, u32)>,
     finished: Vec<u64>,
+    failed: Vec<[u64; 2]>,
     done: Vec<(usize, Say)>,
+    /// In root: the reasons why nodes have left tasks.
+    reasons: Vec<String>,
     /// In root: the work that the workers of each node have done.
     reports: Vec<Vec<Done>>,
     /// In other processes: whether an answer is due; when root was last told something, and how many tasks
@@ -120,8 +138,13 @@ pub(super) fn run(
     // The outcome of a task may depend on how often it is tried, and must not depend on its node.
     let digest = xxh3_64(bytemuck::cast_slice(&[digest, u64::from(executor.options.policy.attempts)]));
     (executor.options.first, executor.of) = (job.rank * each, job.size * each);
+    let listed = executor.agenda.is_listed();
+    if listed {
+        executor.options.dealing = Dealing::Dynamic;
+    }
     let shared = executor.shared();
     let begin = match shared.dealing {
+        _ if listed => Begin { mine: 0..0, next: Some(0) },
         Dealing::Fixed => Begin { mine: shared.stretch(0).start..shared.stretch(each - 1).end, next: None },
         _ => Begin::of(tasks, job),
     };
@@ -134,6 +157,8 @@ pub(super) fn run(
     let mut lookout = Lookout {
         ledger: executor.ledger.clone(),
         source: executor.source.clone(),
+        agenda: executor.agenda.clone(),
+        policy: executor.options.policy,
         job,
         begin,
         digest,
@@ -168,7 +193,7 @@ fn work(
     watch: &mut Watch<'_>,
     is_first: bool,
 ) -> Result<Say> {
-    let round = match executor.forked(watch, &mut |watch, seen| Wish::Wait(lookout.look(watch, seen))) {
+    let round = match executor.forked(watch, &mut |watch, seen| lookout.look(watch, seen)) {
         // Other nodes may get on, and have what was done here.
         Err(error @ (Error::Threads { .. } | Error::System { .. })) if !is_first => {
             lookout.coordinator()?.give_up(&error.to_string(), |_| ())?;
@@ -180,6 +205,9 @@ fn work(
         return Err(error);
     }
     executor.count(&round.replaced);
+    if round.ended || executor.source.is_halted() {
+        return lookout.coordinator()?.stop();
+    }
     let Some(why) = round.given_up.clone().or_else(|| executor.reason()) else { return Ok(Say::Done) };
     lookout.coordinator()?.give_up(&why, |tasks| executor.release(tasks, &round))
 }
@@ -216,6 +244,8 @@ impl Begin {
 struct Lookout {
     ledger: Ledger,
     source: Source,
+    agenda: Agenda,
+    policy: Policy,
     job: Launcher,
     begin: Begin,
     digest: u64,
@@ -226,10 +256,10 @@ struct Lookout {
 }
 
 impl Lookout {
-    /// Coordinates. Returns how long the process may sleep, unless its workers call.
-    fn look(&mut self, watch: &mut Watch<'_>, seen: &Seen<'_>) -> Option<Duration> {
+    /// Coordinates. Returns how long the process may sleep, unless its workers call; or that they are to be ended.
+    fn look(&mut self, watch: &mut Watch<'_>, seen: &Seen<'_>) -> Wish {
         if self.failed.is_some() {
-            return None;
+            return Wish::Wait(None);
         }
         let nap = self.coordinator().and_then(|coordinator| coordinator.coordinate(watch, Some(seen)));
         nap.unwrap_or_else(|error| {
@@ -237,13 +267,13 @@ impl Lookout {
             self.failed = Some(error);
             // There is no job, or it would have ended: the workers end with what they have.
             self.source.close();
-            None
+            Wish::Wait(None)
         })
     }
 
     fn coordinator(&mut self) -> Result<&mut Coordinator> {
         if self.coordinator.is_none() {
-            let shared = (self.ledger.clone(), self.source.clone());
+            let shared = (self.ledger.clone(), self.source.clone(), self.agenda.clone(), self.policy);
             let begin = self.begin.clone();
             self.coordinator = Some(Coordinator::join(shared, (self.job, begin), self.digest, self.each)?);
         }
@@ -252,7 +282,7 @@ impl Lookout {
 }
 
 /// Ends the job, if this process is part of one.
-fn fatal(error: &Error) {
+pub(crate) fn fatal(error: &Error) {
     if let Ok(mpi) = Mpi::join() {
         end_job(mpi, error);
     }
@@ -260,7 +290,7 @@ fn fatal(error: &Error) {
 
 impl Coordinator {
     fn join(
-        (ledger, source): (Ledger, Source),
+        (ledger, source, agenda, policy): (Ledger, Source, Agenda, Policy),
         (job, begin): (Launcher, Begin),
         digest: u64,
         each: usize,
@@ -279,12 +309,24 @@ impl Coordinator {
             );
             return Err(Error::option("sweep", problem));
         }
-        let pool = begin.next.map(|next| (next..ledger.tasks(), 0)).into_iter().collect();
+        if agenda.is_listed()
+            && let Some(list) = homeward::agenda(&net, &agenda.listed())?
+        {
+            agenda.set(&list);
+        }
+        let pool = begin.next.map(|next| (next..agenda.positions(), 0)).filter(|(run, _)| !run.is_empty());
+        let pool = pool.into_iter().collect();
         Ok(Coordinator {
             mpi,
             _part,
             net,
-            agenda: Agenda::plain(ledger.tasks()),
+            agenda,
+            policy,
+            outbox: Outbox::default(),
+            texts: Texts::default(),
+            halted: false,
+            failed: vec![[0; 2]; nodes],
+            reasons: Vec::new(),
             ledger,
             source,
             all: workers.iter().sum(),
@@ -302,14 +344,17 @@ impl Coordinator {
         })
     }
 
-    /// Takes part in [1]-[3]. Returns how long the process may sleep, unless its workers call.
-    fn coordinate(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> Result<Option<Duration>> {
+    /// Takes part in [1]-[3]. Returns how long the process may sleep, unless its workers call; or that they are to be ended.
+    fn coordinate(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> Result<Wish> {
         self.source.wake();
         if self.ended {
             // This is done again and again: a worker may overwrite the word.
             self.source.close();
         }
-        let moved = if self.net.me == 0 { self.serve(watch, seen)? } else { self.ask()? };
+        let moved = if self.net.me == 0 { self.serve()? } else { self.ask()? };
+        if !self.tick(watch, seen) {
+            return Ok(Wish::End);
+        }
         if moved {
             self.nap.end();
         }
@@ -317,11 +362,11 @@ impl Coordinator {
         // Root must hear the others; other processes only await an answer.
         let listens = self.waiting || (self.net.me == 0 && self.done.len() + 1 < self.net.size());
         let may_sleep = self.ended || self.waiting || self.source.doze();
-        Ok(Some(match (may_sleep, listens) {
+        Ok(Wish::Wait(Some(match (may_sleep, listens) {
             (false, _) => Duration::ZERO,
             (true, true) => nap,
             (true, false) => self.news(),
-        }))
+        })))
     }
 
     /// Returns the time between two messages by which a node tells how far it has come.
@@ -347,22 +392,29 @@ impl Coordinator {
             return self.source.close();
         }
         if died > 0 {
-            self.ledger.free(stretch.clone(), died);
+            self.ledger.free(stretch.clone().map(|position| self.agenda.task(position)), died);
+        }
+        if self.net.me != 0 && self.agenda.is_listed() {
+            self.outbox.expect(stretch.clone().map(|position| self.agenda.task(position)));
         }
         self.source.grant(stretch.clone());
         self.mine.push(stretch);
     }
 
-    fn serve(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> Result<bool> {
+    fn serve(&mut self) -> Result<bool> {
         let mut moved = false;
         while let Some(node) = self.net.arrived(Tag::Ask)? {
-            let mut words = [0u64; 2];
+            let mut words = [0u64; 4];
             self.net.recv_all(bytemuck::bytes_of_mut(&mut words), node, Tag::Ask, &always)?;
-            let [say, finished] = words;
-            self.finished[node] = finished;
+            let [say, finished, refused, failed] = words;
+            (self.finished[node], self.failed[node]) = (finished, [refused, failed]);
             let say = Say::of(say).ok_or(Error::Corrupt { what: "a message of another node" })?;
             match say {
                 Say::Going => {}
+                Say::Rows => {
+                    let numbers = self.numbers(node);
+                    homeward::receive(&self.net, node, &self.ledger, numbers, &mut self.texts)?;
+                }
                 Say::Hungry => {
                     let (stretch, died) = self.ration(node);
                     self.grant(node, [stretch.start as u64, stretch.end as u64, u64::from(died)])?;
@@ -376,18 +428,42 @@ impl Coordinator {
             self.granted(stretch, died);
             moved = true;
         }
-        self.finished[0] = self.source.finished();
-        let (workers, done) = (self.all, self.finished.iter().sum());
+        (self.finished[0], self.failed[0]) = (self.source.finished(), self.source.failed());
+        let failed = || self.failed.iter().fold([0; 2], |[a, b], [c, d]| [a + c, b + d]);
+        if self.policy.is_too_much(failed) {
+            self.source.halt();
+        }
+        if self.source.is_halted() && self.agenda.is_listed() && !self.halted {
+            self.halted = true;
+            let ended = |node: &usize| self.done.iter().any(|(done, _)| done == node);
+            let others = (1..self.net.size()).filter(|node| !ended(node));
+            others.into_iter().try_for_each(|node| self.grant(node, [HALT, 0, 0]))?;
+            self.pool.clear();
+        }
+        Ok(moved)
+    }
+
+    /// Tells the caller how far all have come; returns whether the workers go on.
+    fn tick(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> bool {
+        let (mut workers, mut done) = (self.workers[self.net.me], self.source.finished());
+        if self.net.me == 0 {
+            (workers, done) = (self.all, self.finished.iter().sum());
+        }
         let (source, agenda) = (&self.source, &self.agenda);
         let own = Seen { workers, done, source, agenda, slots: None, replaced: &[] };
-        (watch.tick)(&seen.map_or(own, |seen| Seen { workers, done, ..*seen }));
-        Ok(moved)
+        (watch.tick)(&seen.map_or(own, |seen| Seen { workers, done, ..*seen }))
+    }
+
+    /// Returns the number from which a node counts its workers, as if all nodes had as many, and that from which they count
+    /// here.
+    fn numbers(&self, node: usize) -> (usize, usize) {
+        (node * self.workers[node], self.workers[..node].iter().sum::<usize>())
     }
 
     fn ask(&mut self) -> Result<bool> {
         let mut moved = false;
-        if self.waiting && self.net.arrived(Tag::Grant)?.is_some() {
-            self.await_answer()?;
+        if self.net.arrived(Tag::Grant)?.is_some() {
+            self.take_answer()?;
             moved = true;
         }
         if !self.waiting && !self.ended && self.source.is_hungry() {
@@ -396,6 +472,7 @@ impl Coordinator {
             moved = true;
         } else if self.told.1 != self.source.finished() && self.told.0.elapsed() > self.news() {
             self.say(Say::Going)?;
+            self.send_home(1)?;
         }
         Ok(moved)
     }
@@ -413,11 +490,15 @@ impl Coordinator {
         self.ended = true;
         self.source.close();
         self.why = Some(why.to_owned());
-        let finished: usize = self.mine.iter().map(|part| self.ledger.finished(part.clone())).sum();
+        let agenda = self.agenda.clone();
+        let tasks =
+            |part: &Range<usize>| part.clone().map(|position| agenda.task(position)).collect::<Vec<_>>();
+        let count = |ledger: &Ledger, part: &Range<usize>| ledger.finished(tasks(part).into_iter());
+        let finished: usize = self.mine.iter().map(|part| count(&self.ledger, part)).sum();
         self.mine.iter().for_each(|part| release(part.clone()));
-        let all: usize = self.mine.iter().map(|part| self.ledger.finished(part.clone())).sum();
+        let all: usize = self.mine.iter().map(|part| count(&self.ledger, part)).sum();
         let is_done = all == self.mine.iter().map(Range::len).sum::<usize>();
-        self.ledger.abandon(self.mine.iter().cloned().flatten(), why);
+        self.ledger.abandon(self.mine.iter().flat_map(tasks), why);
         Ok(match finished {
             _ if is_done => Say::Done,
             0 => Say::Spent,
@@ -435,22 +516,57 @@ impl Coordinator {
 
     /// Takes the answer that is due, if one is.
     fn await_answer(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.waiting) {
-            let mut words = [0u64; 3];
-            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
-            let [start, end, died] = words;
-            if start > end || end > self.ledger.tasks() as u64 {
-                return Err(Error::Corrupt { what: "the stretch of a node" });
-            }
-            self.granted(start as usize..end as usize, died as u32);
+        while self.waiting {
+            self.take_answer()?;
         }
         Ok(())
+    }
+
+    /// Takes an answer of root's, or its order to halt.
+    fn take_answer(&mut self) -> Result<()> {
+        let mut words = [0u64; 3];
+        self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+        let [start, end, died] = words;
+        if start == HALT {
+            self.source.halt();
+            return Ok(());
+        }
+        self.waiting = false;
+        if start > end || end > self.ledger.tasks() as u64 {
+            return Err(Error::Corrupt { what: "the stretch of a node" });
+        }
+        self.granted(start as usize..end as usize, died as u32);
+        Ok(())
+    }
+
+    /// Sends finished tasks home, in at most so many messages, if tasks are listed.
+    fn send_home(&mut self, most: usize) -> Result<()> {
+        for _ in 0..most {
+            let tasks = self.outbox.take(&self.ledger);
+            if tasks.is_empty() {
+                break;
+            }
+            self.say(Say::Rows)?;
+            homeward::send(&self.net, &self.ledger, &tasks)?;
+        }
+        Ok(())
+    }
+
+    /// Ends this node's work, which was halted: rows in hand have not been done.
+    fn stop(&mut self) -> Result<Say> {
+        self.await_answer()?;
+        self.ended = true;
+        self.source.close();
+        let tasks = self.mine.iter().cloned().flatten().map(|position| self.agenda.task(position));
+        self.ledger.release(tasks, |_, _, _| None);
+        Ok(Say::Spent)
     }
 
     fn say(&mut self, say: Say) -> Result<()> {
         let finished = self.source.finished();
         self.told = (Instant::now(), finished);
-        let words = [say as u64, finished];
+        let [refused, failed] = self.source.failed();
+        let words = [say as u64, finished, refused, failed];
         self.net.send_all(bytemuck::bytes_of(&words), 0, Tag::Ask, &always)
     }
 
@@ -465,6 +581,7 @@ impl Coordinator {
             // The workers ended too early.
             return Err(Error::Corrupt { what: "the source of a node" });
         }
+        self.send_home(usize::MAX)?;
         self.say(last)?;
         self.send(done)?;
         let mut nap = Nap::new();
@@ -485,15 +602,25 @@ impl Coordinator {
         let words = || self.done.iter().map(|&(_, say)| say).chain([own]);
         let would = words().any(|say| say != Say::Spent);
         // Records are not looked at without need: each look at a record makes its page.
-        if words().any(|say| say != Say::Done) && would {
-            let is_left = |&task: &usize| self.ledger.state(task) == State::Failed(Cause::NotReached);
-            let left: Vec<usize> = (0..self.ledger.tasks()).filter(is_left).collect();
-            let died = |task: usize| self.ledger.died(task);
+        if words().any(|say| say != Say::Done) && would && !self.source.is_halted() {
+            // If tasks are listed, those that have not come home are free here.
+            let is_left = |&position: &usize| match self.ledger.state(self.agenda.task(position)) {
+                State::Failed(cause) => cause == Cause::NotReached,
+                State::Done => false,
+                State::Free | State::Owned { .. } => self.agenda.is_listed(),
+            };
+            let left: Vec<usize> = (0..self.agenda.positions()).filter(is_left).collect();
+            let died = |position: usize| self.ledger.died(self.agenda.task(position));
             let runs = left.chunk_by(|&task, &next| task + 1 == next && died(task) == died(next));
             // The runs are granted from the last on.
             self.pool = runs.rev().map(|run| (run[0]..run[run.len() - 1] + 1, died(run[0]))).collect();
         }
         let again = !self.pool.is_empty();
+        if self.agenda.is_listed() && !again && !self.source.is_halted() {
+            let why = self.why.clone().or(self.reasons.pop()).unwrap_or_default();
+            self.ledger
+                .abandon((0..self.agenda.positions()).map(|position| self.agenda.task(position)), &why);
+        }
         (1..self.net.size()).try_for_each(|node| self.grant(node, [VERDICT, u64::from(again), 0]))?;
         Ok(if again { Verdict::Again } else { Verdict::End(Some(self.reports.concat())) })
     }
@@ -501,7 +628,8 @@ impl Coordinator {
     fn send(&mut self, done: Vec<Done>) -> Result<()> {
         // Each text is sent once, with its place in the log here, which the records name.
         let mut texts = BTreeMap::new();
-        for task in self.mine.iter().cloned().flatten() {
+        let mine: &[Range<usize>] = if self.agenda.is_listed() { &[] } else { &self.mine };
+        for task in mine.iter().cloned().flatten() {
             if let State::Failed(_) = self.ledger.state(task) {
                 let place = self.ledger.record(task).facts().text;
                 texts.entry(place).or_insert_with(|| self.ledger.text(task));
@@ -510,15 +638,15 @@ impl Coordinator {
         // Place 0 is that of texts for which there was no room.
         texts.remove(&0);
         let stretches: Vec<_> =
-            self.mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
+            mine.iter().map(|stretch| (stretch.start as u64, stretch.end as u64)).collect();
         let workers: Vec<_> = done
             .iter()
             .map(|worker| (worker.tasks, worker.busy.as_nanos() as u64, worker.replaced))
             .collect();
-        let head = object::write(&(stretches, texts, workers))?;
+        let head = object::write(&(stretches, texts, workers, self.why.clone().unwrap_or_default()))?;
         self.net.send_all(&(head.len() as u64).to_ne_bytes(), 0, Tag::Result, &always)?;
         self.net.send_all(&head, 0, Tag::Result, &always)?;
-        for stretch in &self.mine {
+        for stretch in mine {
             let words = self.ledger.words_of(stretch.clone());
             self.net.send_all(bytemuck::cast_slice(&words), 0, Tag::Result, &always)?;
             let (segment, place) = self.ledger.rows_at(stretch.clone());
@@ -535,9 +663,13 @@ impl Coordinator {
         let mut texts = Texts::default();
         let mut next = 0;
         while next + 1 < self.net.size() {
-            let nap = self.coordinate(watch, None)?;
+            let nap = match self.coordinate(watch, None)? {
+                Wish::Wait(nap) => nap.unwrap_or(NAP),
+                // Nobody works here any more; the others are told to halt.
+                Wish::End => NAP,
+            };
             let Some(&(node, _)) = self.done.get(next) else {
-                std::thread::sleep(nap.unwrap_or(NAP));
+                std::thread::sleep(nap);
                 continue;
             };
             next += 1;
@@ -545,8 +677,9 @@ impl Coordinator {
             self.net.recv_all(&mut len, node, Tag::Result, &always)?;
             let mut head = vec![0; u64::from_ne_bytes(len) as usize];
             self.net.recv_all(&mut head, node, Tag::Result, &always)?;
-            type Head = (Vec<(u64, u64)>, BTreeMap<u64, String>, Vec<(u64, u64, u32)>);
-            let (stretches, told, done): Head = object::read(&head)?;
+            type Head = (Vec<(u64, u64)>, BTreeMap<u64, String>, Vec<(u64, u64, u32)>, String);
+            let (stretches, told, done, why): Head = object::read(&head)?;
+            self.reasons.extend(Some(why).filter(|why| !why.is_empty()));
             let mut here = |text: &str| texts.place(self.ledger.log(), text, &|| self.ledger.tasks());
             let places = told.iter().map(|(&there, text)| (there, here(text)));
             let places: BTreeMap<u64, u64> = places.collect();
@@ -559,7 +692,9 @@ impl Coordinator {
         }
         // No node has asked for these tasks: all workers were given up.
         let why = self.why.as_deref().unwrap_or("no worker is left on any node");
-        self.ledger.abandon(self.pool.drain(..).flat_map(|(run, _)| run), why);
+        let agenda = &self.agenda;
+        let left = self.pool.drain(..).flat_map(|(run, _)| run.map(|position| agenda.task(position)));
+        self.ledger.abandon(left, why);
         Ok(())
     }
 
@@ -577,8 +712,7 @@ impl Coordinator {
             let flight = self.net.recv_at(segment, part, node, Tag::Result)?;
             self.net.wait(&mut [flight], &always)?;
         }
-        // A node numbers its workers as if all nodes had as many.
-        let (counted, first) = (node * self.workers[node], self.workers[..node].iter().sum::<usize>());
+        let (counted, first) = self.numbers(node);
         for (task, words) in stretch.zip(words) {
             self.ledger.adopt(task, words, (counted, first), places)?;
         }

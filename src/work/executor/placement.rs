@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use crate::os::launcher::Launcher;
 use crate::os::topology;
 use crate::work::executor::Backend;
+#[cfg(feature = "mpi")]
+use crate::work::executor::nodes;
 
 /// The place where workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,24 @@ impl Placement {
             Backend::Threads => Placement::Threads,
             Backend::Auto | Backend::SharedMemory | Backend::Hybrid | Backend::Mpi => Placement::Forked,
         })
+    }
+
+    /// Returns whether results come to this process.
+    pub(crate) fn is_root(self) -> bool {
+        !matches!(self, Placement::Job { job, .. } if job.rank != 0)
+    }
+
+    /// Returns whether this process is one of a job.
+    pub(crate) fn is_job(self) -> bool {
+        matches!(self, Placement::Job { .. })
+    }
+
+    /// Ends the job of which this process is a part, if it is: the others would wait for a call that this one does not make.
+    pub(crate) fn fail(self, _error: &Error) {
+        #[cfg(feature = "mpi")]
+        if self.is_job() {
+            nodes::fatal(_error);
+        }
     }
 
     /// Returns how many of all workers this process has: each process of a job has a part of those that are asked for,

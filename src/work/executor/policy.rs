@@ -34,6 +34,8 @@ pub(crate) struct Policy {
     /// The time that an attempt at a task may take, and as a multiple of the median of all tasks that have a result.
     pub(crate) limit: Option<Duration>,
     pub(crate) factor: Option<f64>,
+    /// How long a worker's state is used.
+    pub(crate) fresh: Fresh,
 }
 
 /// How often a task is tried again, by the cause of its failure.
@@ -42,6 +44,37 @@ pub(crate) struct Retries {
     pub(crate) panicked: u32,
     pub(crate) overdue: u32,
     pub(crate) memory: u32,
+}
+
+/// How long a worker's state is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fresh {
+    /// As long as the worker lives, unless a task panics.
+    #[default]
+    Never,
+    /// For so many tasks.
+    Every(usize),
+    /// Until a task has no result.
+    OnFailure,
+}
+
+impl Fresh {
+    /// Returns the number of tasks that are done with one state.
+    pub(super) fn tasks(self) -> usize {
+        match self {
+            Fresh::Every(tasks) => tasks.max(1),
+            _ => usize::MAX,
+        }
+    }
+
+    /// Returns whether a state is used up after so many tasks, the last of which has failed or not.
+    pub(super) fn is_over(self, tasks: usize, failed: bool) -> bool {
+        match self {
+            Fresh::Never => false,
+            Fresh::Every(most) => tasks >= most,
+            Fresh::OnFailure => failed,
+        }
+    }
 }
 
 /// The end of an attempt whose worker's process has ended, after so many nanoseconds.
@@ -76,6 +109,7 @@ impl Policy {
             retries,
             limit,
             factor,
+            fresh: Fresh::default(),
         })
     }
 

@@ -6,6 +6,7 @@ use crate::channel::source::{Agenda, MOST, Source};
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::descriptor::Bell;
+use crate::os::mapping;
 use crate::os::process;
 use crate::shm::array::lend_heap;
 use crate::shm::segment::Segment;
@@ -13,7 +14,7 @@ use crate::work::crew::{Crew, Inherited, Job, Policy as Deaths, Waited, Wish};
 use crate::work::executor::overseer::Overseer;
 use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
-use crate::work::executor::policy::{Ended, Policy};
+use crate::work::executor::policy::{Ended, Fresh, Policy};
 use crate::work::executor::running::{Running, reason};
 use crate::work::executor::watch::{Seen, Watch};
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
@@ -119,11 +120,17 @@ impl<'a> Executor<'a> {
         &self.ledger
     }
 
+    /// Returns whether the workers were told to begin nothing more.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.source.is_halted()
+    }
+
     pub(super) fn shared(&self) -> Shared<'_> {
         let Options { policy, dealing, first, .. } = self.options;
         let (work, ledger, source, agenda) = (self.work, &self.ledger, &self.source, &self.agenda);
         let (of, clock, death) = (self.of, self.clock, &|_| Death::Unknown);
-        Shared { work, ledger, source, agenda, policy, dealing, stay: true, first, of, clock, death }
+        let (stay, is_process) = (true, false);
+        Shared { work, ledger, source, agenda, policy, dealing, is_process, stay, first, of, clock, death }
     }
 
     /// Returns the work that each worker has done.
@@ -206,7 +213,7 @@ impl<'a> Executor<'a> {
         let Options { operation, workers, cold, allow_threads, .. } = self.options;
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let death = |slot| slots.slot(slot).death();
-        let (shared, keeps) = (Shared { death: &death, ..self.shared() }, heap != Some(0));
+        let (shared, keeps) = (Shared { death: &death, is_process: true, ..self.shared() }, heap != Some(0));
         let hand = RefCell::new(self.work.hand());
         let body = |slot: usize| {
             if keeps {
@@ -218,7 +225,13 @@ impl<'a> Executor<'a> {
             Ok((0, 0))
         };
         let labour = Overseer::new((shared.source, shared.agenda), shared.policy, self.clock);
-        let build = || shared.policy.patiently(&mut || hand.borrow_mut().build());
+        let build = || {
+            shared.policy.patiently(&mut || hand.borrow_mut().build())?;
+            if shared.policy.fresh != Fresh::Never {
+                mapping::ready_to_fork();
+            }
+            Ok(())
+        };
         let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard() };
         let job = Job {
             state: (!cold).then_some(state),

@@ -142,6 +142,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) agenda: &'a Agenda,
     pub(crate) policy: Policy,
     pub(crate) dealing: Dealing,
+    /// Whether each worker is a process of its own, which forks when no thread of it runs.
+    pub(crate) is_process: bool,
     /// Whether workers that find nothing more stay as long as others may leave them something.
     pub(crate) stay: bool,
     /// The number of the first of these workers, among `of` on all nodes.
@@ -182,7 +184,7 @@ impl Shared<'_> {
 }
 
 /// The reasons to end a worker's life early.
-enum End {
+pub(super) enum End {
     /// The worker was given up, for this reason.
     GivenUp(String),
     /// There is nothing more to do for the worker.
@@ -211,9 +213,23 @@ pub(crate) fn live(
         // The predecessor has given up, and was killed before it had left.
         return;
     }
-    let (measured, peak) = (0, 0);
-    let mut worker =
-        Worker { shared, slot, words, hand, inherits, texts, payloads, clock, tick, measured, peak };
+    let (measured, peak, used, is_child, alone) = (0, 0, 0, false, None);
+    let mut worker = Worker {
+        shared,
+        slot,
+        words,
+        hand,
+        inherits,
+        texts,
+        payloads,
+        clock,
+        tick,
+        measured,
+        peak,
+        used,
+        is_child,
+        alone,
+    };
     if let Err(End::GivenUp(why)) = worker.live(replaces) {
         let place = worker.text(&why);
         shared.source.give_up(slot as usize, place);
@@ -235,21 +251,48 @@ impl Drop for Unwinding<'_> {
 }
 
 /// One worker at work.
-struct Worker<'a, 's> {
-    shared: &'a Shared<'a>,
-    slot: u32,
-    words: &'a WorkerWords,
+pub(super) struct Worker<'a, 's> {
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) slot: u32,
+    pub(super) words: &'a WorkerWords,
     hand: &'s mut dyn Hand,
     /// Whether the state is the one that was built before the fork.
     inherits: bool,
     texts: Texts,
     payloads: Payloads,
-    clock: Reader,
+    pub(super) clock: Reader,
     /// A function that is called now and then, for the case that the worker is the caller itself.
     tick: &'s mut dyn FnMut(),
     /// The time at which the process's memory was measured last, and the result (`peak`) in KiB.
     measured: u64,
     peak: u32,
+    /// The number of tasks that were done with the state.
+    used: usize,
+    /// Whether this is a child that does some tasks in the worker's name: see fresh.rs.
+    pub(super) is_child: bool,
+    /// Whether no thread runs beside the worker's; `None`: not known yet.
+    pub(super) alone: Option<bool>,
+}
+
+/// The judgement on an attempt whose process has died.
+#[derive(Clone)]
+pub(super) struct Judged {
+    position: usize,
+    /// The slot that owns the task.
+    owner: u32,
+    /// The cause of the failure, if the attempt counts.
+    cause: Option<Cause>,
+    /// The cause and the text for a task that is given up.
+    verdict: Option<(Cause, String)>,
+    /// The time at which the attempt began.
+    began: u64,
+}
+
+impl Judged {
+    /// Returns whether the task is not tried again.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.verdict.is_some()
+    }
 }
 
 impl Worker<'_, '_> {
@@ -260,17 +303,17 @@ impl Worker<'_, '_> {
             self.take_over(left.start, self.slot)?;
             // The next death is another.
             self.words.pardon();
-            self.go_through(left)?;
+            self.go_through_with(left)?;
         }
         if shared.dealing == Dealing::Fixed && !self.words.has_entered() {
             let stretch = shared.stretch(self.slot as usize);
             self.words.enter(&stretch);
-            self.go_through(stretch)?;
+            self.go_through_with(stretch)?;
         }
         let mut inherited = Vec::new();
         loop {
             match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
-                Next::Part(part) => self.go_through(part)?,
+                Next::Part(part) => self.go_through_with(part)?,
                 _ if shared.source.is_halted() => return Ok(()),
                 _ if self.inherit(&mut inherited)? => {}
                 Next::Later => shared.source.wait(&inherited),
@@ -296,7 +339,7 @@ impl Worker<'_, '_> {
             self.words.go_on();
             self.words.enter(&part);
             point(Site::Inherited);
-            self.go_through(part.clone())?;
+            self.go_through_with(part.clone())?;
             // This task comes last, as it may kill again.
             self.words.enter(&part);
             if let Some(task) = part.clone().next() {
@@ -307,15 +350,31 @@ impl Worker<'_, '_> {
         Ok(!new.is_empty())
     }
 
+    /// Claims and finishes those tasks of a part that are free, by children if each is to have a fresh state.
+    fn go_through_with(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
+        if self.breeds() {
+            let done = self.breed(part);
+            (self.tick)();
+            return done;
+        }
+        self.go_through(part)
+    }
+
+    /// Returns whether no task is to be begun now.
+    pub(super) fn is_over(&self, now: u64) -> bool {
+        let source = self.shared.source;
+        if source.is_late(now) {
+            source.halt();
+        }
+        source.is_halted()
+    }
+
     /// Claims and finishes those tasks of a part that are free.
-    fn go_through(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
-        let Shared { ledger, source, agenda, .. } = *self.shared;
+    pub(super) fn go_through(&mut self, part: Range<usize>) -> std::result::Result<(), End> {
+        let Shared { ledger, agenda, .. } = *self.shared;
         let mut now = self.clock.now();
         for position in part {
-            if source.is_late(now) {
-                source.halt();
-            }
-            if source.is_halted() {
+            if self.is_over(now) {
                 return Err(End::Over);
             }
             let task = agenda.task(position);
@@ -329,7 +388,7 @@ impl Worker<'_, '_> {
             ledger.ready(task);
             self.words.note(position, now);
             if let Some(claim) = ledger.claim(task, self.slot) {
-                now = self.attempt(claim, now);
+                now = self.attempt(claim, now)?;
             }
         }
         self.words.rest();
@@ -340,28 +399,45 @@ impl Worker<'_, '_> {
     /// Takes over the task at a position that slot `from` may have left unfinished when its last process died: runs it
     /// again, or gives it up.
     fn take_over(&mut self, position: usize, from: u32) -> std::result::Result<(), End> {
+        self.take_up(position, from, (self.shared.death)(from as usize))
+    }
+
+    /// Judges the attempt that the dead process of slot `owner` has made at the task at a position, if it has left the task
+    /// unfinished. `doom` is the reason for which it was killed, if its supervisor has done that.
+    pub(super) fn judge(
+        &mut self,
+        position: usize,
+        owner: u32,
+        (death, doom): (Death, Option<u32>),
+    ) -> Option<Judged> {
         let Shared { ledger, policy, source, agenda, .. } = *self.shared;
         let task = agenda.task(position);
-        let Some(attempt) = ledger.left_by(task, from) else { return Ok(()) };
-        // Read before the own words change, which may be the same.
-        let (death, predecessor) = ((self.shared.death)(from as usize), source.worker(from as usize));
-        let cause = policy.cause(death, predecessor.doom());
-        let began = predecessor.current().map_or(0, |(_, since)| since);
-        let tries = ledger.record(task).tries();
-        let now = self.clock.now();
-        let verdict = cause.and_then(|cause| {
-            policy.verdict(cause, (attempt, tries), &Ended { death, after: now.saturating_sub(began) })
-        });
+        let attempt = ledger.left_by(task, owner)?;
+        let began = source.worker(owner as usize).current().map_or(0, |(_, since)| since);
+        let (cause, tries) = (policy.cause(death, doom), ledger.record(task).tries());
+        let after = self.clock.now().saturating_sub(began);
+        let verdict =
+            cause.and_then(|cause| policy.verdict(cause, (attempt, tries), &Ended { death, after }));
+        Some(Judged { position, owner, cause, verdict, began })
+    }
+
+    /// Takes over the task of a judgement: runs it again, or gives it up.
+    pub(super) fn carry_out(&mut self, judged: Judged) -> std::result::Result<(), End> {
+        let Judged { position, owner, cause, verdict, began } = judged;
+        let task = self.shared.agenda.task(position);
         if verdict.is_none() {
             self.ready(None)?;
         }
         let now = self.clock.now();
         self.words.note(position, now);
-        let Some(claim) = ledger.take_over(task, from, self.slot, cause.is_some()) else { return Ok(()) };
+        let Some(claim) = self.shared.ledger.take_over(task, owner, self.slot, cause.is_some()) else {
+            return Ok(());
+        };
+        let tries = claim.record.tries();
         claim.record.set_tries(cause.map_or(tries, |cause| tries.and(cause)));
         match verdict {
             None => {
-                self.attempt(claim, now);
+                self.attempt(claim, now)?;
             }
             Some((cause, text)) => {
                 self.words.begin();
@@ -372,13 +448,16 @@ impl Worker<'_, '_> {
     }
 
     /// Builds the state, if there is none. `position` is that of the task that is free, and would be next.
-    fn ready(&mut self, position: Option<usize>) -> std::result::Result<(), End> {
+    pub(super) fn ready(&mut self, position: Option<usize>) -> std::result::Result<(), End> {
         if self.hand.is_ready() {
             return Ok(());
         }
         let policy = self.shared.policy;
         let why = match told(|| policy.patiently(&mut || self.hand.build())) {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(())) => {
+                self.used = 0;
+                return Ok(());
+            }
             Ok(Err(text)) => format!("{} returned an error: {text}", policy.build),
             Err(text) => format!("{} panicked: {text}", policy.build),
         };
@@ -405,8 +484,9 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Runs a task that was claimed, with a state that is there; returns the time at which the task ended.
-    fn attempt(&mut self, mut claim: Claim<'_>, mut start: u64) -> u64 {
+    /// Runs a task that was claimed, with a state that is there; returns the time at which the task ended. An error if the
+    /// process ends, as its state is used up.
+    fn attempt(&mut self, mut claim: Claim<'_>, mut start: u64) -> std::result::Result<u64, End> {
         self.words.begin();
         loop {
             claim.record.begin(start);
@@ -414,7 +494,7 @@ impl Worker<'_, '_> {
             let task = Task { number: claim.task, attempt: claim.attempt };
             let (hand, payloads) = (&mut *self.hand, &mut self.payloads);
             let ran = caught(|| hand.run(task, &mut Out { task: task.number, row: claim.row(), payloads }));
-            let end = self.clock.now();
+            let (end, failed) = (self.clock.now(), !matches!(ran, Ok(Ok(()))));
             match ran {
                 Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
                 Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end)),
@@ -429,7 +509,14 @@ impl Worker<'_, '_> {
                     self.fail(claim, Cause::Panicked, explained(text), (start, end));
                 }
             }
-            return end;
+            self.used += 1;
+            if self.shared.policy.fresh.is_over(self.used, failed) {
+                if self.is_child {
+                    return Err(End::Over);
+                }
+                self.discard();
+            }
+            return Ok(end);
         }
     }
 

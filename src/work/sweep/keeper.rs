@@ -24,6 +24,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// The share of rows that take less time than is left when a row is begun.
 const LONG: f64 = 0.9;
 
+/// The rows that were finished before a sweep, and those of them that have a result.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    pub(super) rows: usize,
+    pub(super) done: u64,
+}
+
 /// The keeper of one sweep.
 pub(super) struct Keeper<'p, 'h> {
     pub(super) watcher: Watcher<'p>,
@@ -33,10 +40,8 @@ pub(super) struct Keeper<'p, 'h> {
     /// The signals that are held back, if the rows are in a file.
     held: Option<&'h HeldSignals>,
     /// The number of rows, and of those that were finished before this sweep.
-    pub(super) rows: usize,
-    pub(super) before: usize,
-    /// The number of those that have a result.
-    done_before: u64,
+    rows: usize,
+    before: Before,
     /// The time at which the sweep must end, since 1970.
     pub(super) until: Option<Duration>,
     /// The number of rows that are enough.
@@ -64,7 +69,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
     pub(super) fn new(
         watcher: Watcher<'p>,
         file: Option<(LedgerFile, Duration)>,
-        (rows, before, done_before): (usize, usize, u64),
+        (rows, before): (usize, Before),
         (until, enough): (Option<Duration>, Option<u64>),
         held: Option<&'h HeldSignals>,
     ) -> Keeper<'p, 'h> {
@@ -80,7 +85,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
             failed: None,
             workers: 0,
         };
-        Keeper { watcher, file, sync, held, rows, before, done_before, until, enough, state }
+        Keeper { watcher, file, sync, held, rows, before, until, enough, state }
     }
 
     /// Returns the longest time between two looks; `None` if they do not matter.
@@ -95,7 +100,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
         self.state.workers = seen.workers;
         let goes_on = self.heed(seen);
         // [4]
-        let done = self.before as u64 + seen.done;
+        let done = self.before.rows as u64 + seen.done;
         let [_, failed] = seen.source.failed();
         self.state.failures = failed;
         self.watcher.look(seen.workers, (done, failed));
@@ -133,7 +138,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
             }
         }
         let [refused, failed] = seen.source.failed();
-        let done = (self.done_before + seen.done).saturating_sub(refused + failed);
+        let done = (self.before.done + seen.done).saturating_sub(refused + failed);
         if self.enough.is_some_and(|enough| done >= enough) {
             self.state.end = End::Enough;
             seen.source.halt();
@@ -160,7 +165,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
         let mut run: Run = bytemuck::Zeroable::zeroed();
         (run.process, run.began, run.seen) = (pid().into(), nanos(self.state.began), nanos(unix_time()));
         (run.desks, run.workers, run.rows) = (desks as u64, self.state.workers as u64, self.rows as u64);
-        (run.before, run.done, run.until) = (self.before as u64, done, self.until.map_or(0, nanos));
+        (run.before, run.done, run.until) = (self.before.rows as u64, done, self.until.map_or(0, nanos));
         let name = host();
         let len = name.len().min(run.host.len());
         run.host[..len].copy_from_slice(&name.as_bytes()[..len]);
@@ -175,14 +180,15 @@ impl<'p, 'h> Keeper<'p, 'h> {
         self.state.synced = Instant::now();
     }
 
-    /// \[5] Gives the rows that are left their outcome, and saves all. Call it when no process works.
+    /// \[5] Gives the rows that are left their outcome, if workers were `halted` before they had done all, and saves all.
+    /// `failed` says that the sweep is an error. Call it when no process works.
     ///
     /// # Errors
     /// If a signal has ended the sweep, or the disk could not be written.
-    pub(super) fn finish(mut self, ledger: &Ledger, failed: bool) -> Result<End> {
+    pub(super) fn finish(mut self, ledger: &Ledger, (halted, failed): (bool, bool)) -> Result<End> {
         let rows = 0..self.rows;
         let is_left = |row: usize| !ledger.state(row).is_finished();
-        if !failed && rows.clone().any(is_left) {
+        if halted && rows.clone().any(is_left) {
             // Whoever was at a row was ended for no fault of the row's.
             ledger.release(rows.clone(), |_, _, _| None);
             // Workers have found out by themselves that it was too late, or too much.
@@ -220,7 +226,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
     /// Writes all to the disk, and on the board how the sweep has ended.
     fn close(&mut self, end: End, settled: usize) {
         let Some(board) = self.file.as_ref().and_then(|file| file.ledger().board()) else { return };
-        let mut run = self.run(0, (settled - self.before.min(settled)) as u64);
+        let mut run = self.run(0, settled.saturating_sub(self.before.rows) as u64);
         run.end = end as u64;
         board.tell(&run);
         point(Site::CheckpointClosed);

@@ -11,6 +11,7 @@
 mod checkpoint;
 mod keeper;
 mod limits;
+mod order;
 mod report;
 mod row;
 mod table;
@@ -19,19 +20,21 @@ use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Column, Dealing, End, Executor, HeldSignals, Ledger, Options, Placement, Policy, Scalar, Seen, State,
-    Watch, run_in, unix_time, workers_can_read,
+    Column, Dealing, End, Executor, HeldSignals, Ledger, LedgerFile, MOST, Options, Placement, Policy,
+    Scalar, Seen, State, Watch, run_in, unix_time, workers_can_read,
 };
 use checkpoint::Opened;
-use keeper::Keeper;
+use keeper::{Before, Keeper};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
+use order::longest_first;
 use report::Watcher;
 use row::{BuildAndModel, Evaluation, Model, Rows, digests};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use checkpoint::{Checkpoint, Existing};
-pub use limits::{Amount, Limits, Retries};
+pub use limits::{Amount, Fresh, Limits, Retries};
+pub use order::Costs;
 pub use report::{Counts, Ended, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
 pub use table::{FailureCause, RunState, Status, Table, TableRow, WorkerState};
@@ -51,6 +54,9 @@ pub enum Schedule {
     Dynamic,
     /// Each worker has one stretch of rows from the start, as numpy's `array_split` cuts them.
     Static,
+    /// As `Dynamic`, but rows that take longer come first, as far as that is known ([`Sweep::costs`]): the workers end at
+    /// nearly the same time.
+    LongestFirst,
 }
 
 /// The options of a sweep, ready to run. Later versions may add options: name those that matter, and take the
@@ -83,6 +89,8 @@ pub struct Sweep<'p> {
     pub backend: Backend,
     /// The way in which rows are dealt out.
     pub schedule: Schedule,
+    /// What is known of the time that rows take, for [`Schedule::LongestFirst`].
+    pub costs: Costs,
     /// Whether the state is built in every worker instead of once for all (forked workers inherit the state
     /// that was built, copy-on-write). A state whose build leaves threads or descriptors behind (a pipe to a
     /// solver, a socket, an open file) is built in every worker anyway: see [the rules of forked
@@ -93,6 +101,8 @@ pub struct Sweep<'p> {
     pub attempts: Option<u32>,
     /// The number from which the seeds of rows start: see [`Row::seed`].
     pub seed: u64,
+    /// How long a worker's state is used before the next row gets it as it was built.
+    pub fresh: Fresh,
     /// How often a row is tried again that has failed otherwise than by the death of its worker.
     pub retries: Retries,
     /// The limits of rows, time and failures; none by default.
@@ -121,9 +131,11 @@ impl Default for Sweep<'_> {
             workers: None,
             backend: Backend::default(),
             schedule: Schedule::default(),
+            costs: Costs::default(),
             cold: false,
             attempts: None,
             seed: 0,
+            fresh: Fresh::default(),
             retries: Retries::default(),
             limits: Limits::default(),
             checkpoint: None,
@@ -136,15 +148,17 @@ impl Default for Sweep<'_> {
 impl fmt::Debug for Sweep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, .. } = self;
-        let Sweep { retries, limits, checkpoint, progress, allow_threads, .. } = self;
+        let Sweep { costs, fresh, retries, limits, checkpoint, progress, allow_threads, .. } = self;
         f.debug_struct("Sweep")
             .field("outputs", outputs)
             .field("workers", workers)
             .field("backend", backend)
             .field("schedule", schedule)
+            .field("costs", costs)
             .field("cold", cold)
             .field("attempts", attempts)
             .field("seed", seed)
+            .field("fresh", fresh)
             .field("retries", retries)
             .field("limits", limits)
             .field("checkpoint", checkpoint)
@@ -228,64 +242,91 @@ impl Sweep<'_> {
         let policy = self.limits.apply(self.policy()?, rows);
         let parameters = inheritable(&parameters)?;
         let mut work = self.work(parameters.view(), model);
-        let opened = self.opened(&mut work.rows)?;
+        // The other processes of a job wait for this one.
+        let readied = self.readied(&mut work.rows, placement).inspect_err(|error| placement.fail(error))?;
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let options = Options { operation, placement, workers, first, policy, dealing, cold, allow_threads };
-        let (ledger, todo, before) = match &opened {
-            Some(opened) => (opened.file.ledger().clone(), Some(&*opened.todo), rows - opened.todo.len()),
-            None => (Ledger::new(rows, &columns(self.outputs))?, None, 0),
-        };
-        let damaged = opened.as_ref().map_or(0, |opened| opened.damaged);
-        let mut executor = Executor::over(&work, options, (ledger.clone(), todo))?;
-        let watcher = Watcher::new(self.progress.take(), (rows, before), start);
-        let limits = (self.limits.until(unix_time()), self.limits.enough(rows));
-        let file =
-            opened.map(|opened| opened.file).zip(self.checkpoint.as_ref().map(|checkpoint| checkpoint.sync));
+        let Readied { file, ledger, todo, before, damaged } = readied;
+        let mut executor = Executor::over(&work, options, (ledger.clone(), todo.as_deref()))?;
+        let progress = self.progress.take().filter(|_| placement.is_root());
+        let watcher = Watcher::new(progress, (rows, before.rows), start);
         // From here on a signal must not end this process before all is saved.
         let held = file.is_some().then(HeldSignals::hold);
-        let done_before =
-            if before > 0 { (0..rows).filter(|&row| ledger.state(row) == State::Done).count() } else { 0 };
-        let before_all = (rows, before, done_before as u64);
-        let mut keeper = Keeper::new(watcher, file, before_all, limits, held.as_ref());
+        let began = unix_time();
+        let limits = (self.limits.until(began), self.limits.enough(rows));
+        let mut keeper = Keeper::new(watcher, file, (rows, before), limits, held.as_ref());
         let (every, is_user) = (keeper.every(), keeper.watcher.is_wanted());
         let bell = held.as_ref().and_then(HeldSignals::bell);
         let mut tick = |seen: &Seen<'_>| keeper.look(seen);
         let run = executor.run(&mut Watch { tick: &mut tick, every, is_user, bell });
+        let (collected, halted) = (unix_time(), executor.is_halted());
         let done = match run {
             Ok(Some(done)) => done,
             // Nothing is returned in the processes of a job that are not root.
             Ok(None) => return Ok(Swept::elsewhere(self.outputs, start.elapsed())),
             Err(error) => {
-                drop(keeper.finish(&ledger, true));
+                drop(keeper.finish(&ledger, (halted, true)));
                 return Err(error);
             }
         };
-        let end = keeper.finish(&ledger, false);
+        let end = keeper.finish(&ledger, (halted, false));
         // Now a signal that was caught does what it would have done.
         drop(held);
         let end = end?;
         ledger.finish();
-        Swept::new((ledger, rows), start.elapsed(), done, ((before, damaged), end))
+        let swept = Swept::new((ledger, rows), start.elapsed(), done, ((before.rows, damaged), end))?;
+        Ok(swept.within(began, collected))
     }
 
-    /// Opens the checkpoint, if there is to be one.
-    fn opened(&self, rows: &mut Rows<'_>) -> Result<Option<Opened>> {
-        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
-        rows.digests = Some(digests((0..rows.parameters.nrows()).map(|row| rows.values(row))));
-        checkpoint.open(rows).map(Some)
+    /// Opens the checkpoint, if there is to be one, and decides which rows are to be run, in which order.
+    fn readied(&self, rows: &mut Rows<'_>, placement: Placement) -> Result<Readied> {
+        let count = rows.parameters.nrows();
+        if count > MOST {
+            return Err(Error::option("sweep", format!("{count} rows; {MOST} are the most")));
+        }
+        let is_longest_first = self.schedule == Schedule::LongestFirst;
+        let is_recorded = is_longest_first && matches!(self.costs, Costs::Recorded(_));
+        if self.checkpoint.is_some() || is_recorded {
+            rows.digests = Some(digests((0..count).map(|row| rows.values(row))));
+        }
+        let is_listed = self.checkpoint.is_some() || is_longest_first;
+        if !placement.is_root() {
+            // Root tells which rows.
+            let todo = (is_listed || self.limits.end_the_sweep()).then(Vec::new);
+            return Readied::new(None, Ledger::new(count, &columns(self.outputs))?, todo, count);
+        }
+        // Read before the file is replaced.
+        let costs = if is_longest_first { self.costs.of(rows)? } else { None };
+        let opened = self.checkpoint.as_ref().map(|checkpoint| checkpoint.open(rows)).transpose()?;
+        let listed = is_listed || (placement.is_job() && self.limits.end_the_sweep());
+        let all = || listed.then(|| (0..count as u32).collect::<Vec<_>>());
+        let mut todo = opened.as_ref().map_or_else(all, |opened| Some(opened.todo.clone()));
+        if let (Some(todo), Some(costs)) = (&mut todo, costs) {
+            longest_first(todo, &costs);
+        }
+        let ledger = match &opened {
+            Some(opened) => opened.file.ledger().clone(),
+            None => Ledger::new(count, &columns(self.outputs))?,
+        };
+        Readied::new(
+            opened.zip(self.checkpoint.as_ref().map(|checkpoint| checkpoint.sync)),
+            ledger,
+            todo,
+            count,
+        )
     }
 
     /// Returns how often rows, workers and builds that fail are tried again.
     fn policy(&self) -> Result<Policy> {
-        let retries = self.retries.policy();
-        Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, ..policy })
+        let (retries, fresh) = (self.retries.policy(), self.fresh.policy()?);
+        Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, fresh, ..policy })
     }
 
     /// Returns the schedule as the executor knows it.
     fn dealing(&self) -> Dealing {
         match self.schedule {
-            Schedule::Dynamic => Dealing::Dynamic,
+            Schedule::Dynamic | Schedule::LongestFirst => Dealing::Dynamic,
             Schedule::Static => Dealing::Fixed,
         }
     }
@@ -353,6 +394,36 @@ impl Sweep<'_> {
             Swept::new((ledger, rows), start.elapsed(), done, ((0, 0), End::Complete))
         })?;
         Ok(swept.unwrap_or_else(|| Swept::elsewhere(self.outputs, start.elapsed())))
+    }
+}
+
+/// A sweep that is ready to run.
+struct Readied {
+    file: Option<(LedgerFile, Duration)>,
+    ledger: Ledger,
+    /// The rows to be run, in this order; `None`: all, in theirs.
+    todo: Option<Vec<u32>>,
+    before: Before,
+    /// The number of rows whose bytes in the file were damaged.
+    damaged: usize,
+}
+
+impl Readied {
+    fn new(
+        opened: Option<(Opened, Duration)>,
+        ledger: Ledger,
+        todo: Option<Vec<u32>>,
+        count: usize,
+    ) -> Result<Readied> {
+        let left = todo.as_ref().map_or(count, Vec::len);
+        let (rows, damaged) = match &opened {
+            Some((opened, _)) => (count - left, opened.damaged),
+            None => (0, 0),
+        };
+        let done =
+            if rows > 0 { (0..count).filter(|&row| ledger.state(row) == State::Done).count() } else { 0 };
+        let file = opened.map(|(opened, sync)| (opened.file, sync));
+        Ok(Readied { file, ledger, todo, before: Before { rows, done: done as u64 }, damaged })
     }
 }
 

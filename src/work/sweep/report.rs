@@ -224,6 +224,9 @@ pub struct Swept {
     /// The number of rows that were finished before, and of those whose bytes were damaged: see [`Swept::resumed`].
     before: (usize, usize),
     end: Ended,
+    /// The times, since 1970, at which the rows were begun, and all of them were here.
+    began: Duration,
+    collected: Duration,
 }
 
 /// The way in which a sweep ended: see [`Swept::ended`].
@@ -292,12 +295,28 @@ impl Swept {
         }
         let stats = |Done { tasks, busy, replaced }| WorkerStats { rows: tasks, busy, replaced };
         let workers = done.into_iter().map(stats).collect();
-        Ok(Swept { table: Some(table), outputs, elapsed, workers, before, end: Ended::of(end) })
+        Ok(Swept {
+            table: Some(table),
+            outputs,
+            elapsed,
+            workers,
+            before,
+            end: Ended::of(end),
+            began: Duration::ZERO,
+            collected: Duration::ZERO,
+        })
+    }
+
+    /// Returns the report with the times, since 1970, at which the rows were begun, and all of them were here.
+    pub(super) fn within(self, began: Duration, collected: Duration) -> Swept {
+        Swept { began, collected, ..self }
     }
 
     /// Returns the report of a process that is not root.
     pub(super) fn elsewhere(outputs: usize, elapsed: Duration) -> Swept {
-        Swept { table: None, outputs, elapsed, workers: Vec::new(), before: (0, 0), end: Ended::default() }
+        let (workers, before, end) = (Vec::new(), (0, 0), Ended::default());
+        let (began, collected) = (Duration::ZERO, Duration::ZERO);
+        Swept { table: None, outputs, elapsed, workers, before, end, began, collected }
     }
 
     /// Returns whether this process has the rows. Only root has them: every caller on one node, rank 0 of a
@@ -378,6 +397,36 @@ impl Swept {
     /// Returns the way in which the sweep ended.
     pub fn ended(&self) -> Ended {
         self.end
+    }
+
+    /// Returns the time that was lost to imbalance at the end: how long the workers, on average, had nothing more to do while
+    /// others still worked. Zero if no row was run, and for [`run_in`](crate::Sweep::run_in).
+    pub fn tail(&self) -> Duration {
+        let mut ends = vec![self.began.as_nanos() as u64; self.workers.len()];
+        self.each_run(|worker, end| {
+            if let Some(last) = ends.get_mut(worker) {
+                *last = end.max(*last);
+            }
+        });
+        let last = ends.iter().copied().max().unwrap_or(0);
+        let idle: u64 = ends.iter().map(|&end| last - end).sum();
+        Duration::from_nanos(idle / ends.len().max(1) as u64)
+    }
+
+    /// Returns the time that was lost to transport: from the end of the last row until all rows were here. On one node that is
+    /// the end of the workers.
+    pub fn transport(&self) -> Duration {
+        let mut last = 0;
+        self.each_run(|_, end| last = end.max(last));
+        if last == 0 { Duration::ZERO } else { self.collected.saturating_sub(Duration::from_nanos(last)) }
+    }
+
+    /// Calls `each` with the worker and the end of every row that this sweep has run.
+    fn each_run(&self, mut each: impl FnMut(usize, u64)) {
+        let (began, table) = (self.began.as_nanos() as u64, self.table.iter());
+        let facts = table.flat_map(|table| (0..table.tasks()).map(|task| table.facts(task)));
+        let run = facts.filter(|facts| began > 0 && facts.start >= began);
+        run.for_each(|facts| each(facts.worker as usize, facts.end));
     }
 
     /// Returns the busiest worker's time over the mean: 1 is perfect balance.

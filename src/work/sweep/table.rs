@@ -1,9 +1,7 @@
 //! The file of a checkpoint, read from outside: while a sweep writes it, or afterwards.
 
 use crate::error::{Error, Result};
-use crate::work::executor::{
-    Cause, Desk, End, Facts, LedgerFile, Reader, Run, State, exists, host, refused, unix_time,
-};
+use crate::work::executor::{Cause, Desk, End, Facts, LedgerFile, Reader, Run, State, refused, unix_time};
 use crate::work::sweep::checkpoint;
 use crate::work::sweep::report::{Counts, Outcome};
 use std::collections::HashMap;
@@ -12,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The time without a sign of life after which a sweep on another host is taken for dead.
+/// The time without a sign of life after which a sweep is taken for dead where files cannot be locked.
 const SILENT: Duration = Duration::from_secs(30);
 
 /// The table in the file of a [`Checkpoint`](crate::Checkpoint), to be read. Nothing is locked: a sweep may be writing it.
@@ -240,7 +238,8 @@ impl Table {
             State::Failed(cause) => counts.count(cause),
             _ => waiting += 1,
         })?;
-        Ok(Status::new(&run, &desks, (rows, others), (counts, waiting)))
+        let held = self.reader.is_held();
+        Ok(Status::new((&run, held), &desks, (rows, others), (counts, waiting)))
     }
 
     /// Marks all rows of a file that have failed by one of these causes as not tried: the next sweep that resumes from it
@@ -379,6 +378,8 @@ pub struct Status {
     pub workers: u64,
     /// The workers of the sweep's own process, as they were seen last.
     pub busy: Vec<WorkerState>,
+    /// The time at which rows were counted.
+    asked: Duration,
 }
 
 /// The state of one worker, as it was seen last: see [`Status::busy`].
@@ -399,17 +400,15 @@ pub struct WorkerState {
 
 impl Status {
     fn new(
-        run: &Run,
+        (run, held): (&Run, Option<bool>),
         desks: &[Desk],
         (rows, others): (usize, usize),
         (counts, waiting): (Counts, usize),
     ) -> Status {
         let time = Duration::from_nanos;
         let seen = time(run.seen);
-        let alive = match run.host() == host() {
-            true => exists(run.process as u32),
-            false => unix_time().saturating_sub(seen) < SILENT,
-        };
+        let asked = unix_time();
+        let alive = held.unwrap_or(asked.saturating_sub(seen) < SILENT);
         let state = match End::of(run.end) {
             _ if run.began == 0 => RunState::New,
             End::None if alive => RunState::Running,
@@ -441,6 +440,7 @@ impl Status {
             began: time(run.began),
             seen,
             until: (run.until > 0).then(|| time(run.until)),
+            asked: if state == RunState::Running { asked } else { seen },
             workers: run.workers,
             busy: desks.iter().map(worker).collect(),
         }
@@ -448,7 +448,9 @@ impl Status {
 
     /// Returns the number of rows that this sweep has finished per second.
     pub fn rate(&self) -> f64 {
-        self.done as f64 / self.seen.saturating_sub(self.began).as_secs_f64().max(1e-9)
+        let left = self.waiting + self.counts.cancelled + self.counts.not_done;
+        let done = self.rows.saturating_sub(left).saturating_sub(self.resumed as usize);
+        done as f64 / self.asked.saturating_sub(self.began).as_secs_f64().max(1e-9)
     }
 
     /// Returns the time that the other rows will take at this rate; `None` if no row was finished.
