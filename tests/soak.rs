@@ -16,6 +16,8 @@ mod pool;
 #[path = "soak/queue.rs"]
 mod queue;
 mod support;
+#[path = "soak/sweep.rs"]
+mod sweep;
 
 use clap::Parser;
 use ndarray::{Array1, Ix1};
@@ -27,7 +29,7 @@ use std::time::{Duration, Instant};
 /// Kills at random and checks what is left.
 #[derive(Parser)]
 struct Args {
-    /// `ranks`, `parents`, `queue` or `pool`.
+    /// `ranks`, `parents`, `queue`, `pool` or `sweep`.
     what: Option<String>,
     /// How many kills.
     #[arg(long, default_value_t = 200)]
@@ -44,6 +46,12 @@ struct Args {
     /// Microseconds between two such kills.
     #[arg(long, default_value_t = 1500)]
     pause: u64,
+    /// Rows of a sweep, in which all are killed.
+    #[arg(long, default_value_t = 10_000)]
+    rows: usize,
+    /// (Sweeps with a checkpoint.)
+    #[arg(long)]
+    sweeper: bool,
     /// (Kills workers of this process.)
     #[arg(long)]
     killer_of: Option<u32>,
@@ -89,6 +97,9 @@ fn main() -> std::process::ExitCode {
         queue::kill_workers(caller, args.seed, args.pause);
         return std::process::ExitCode::SUCCESS;
     }
+    if args.sweeper {
+        sweep::sweep_on(&args);
+    }
     if args.caller {
         be_a_caller(args.seed, args.ranks[0]);
         return std::process::ExitCode::SUCCESS;
@@ -98,17 +109,25 @@ fn main() -> std::process::ExitCode {
         Some("parents") => parents(&args),
         Some("queue") => queue::soak(&args),
         Some("pool") => pool::pool(&args),
+        Some("sweep") => sweep::sweep(&args),
         None => {
             // On a busy machine workers must have time to begin a task between two deaths.
             let (calls, kills, pause) = (3000, 100, 4 * args.pause);
             let short = Args { calls, kills, pause, ranks: vec![3], what: None, ..args };
-            let good =
-                [queue::soak(&short), pool::pool(&short), ranks(&args), parents(&Args { kills: 40, ..args })];
+            let sweeps =
+                Args { kills: 40, rows: 600, pause: args.pause, ranks: Vec::new(), what: None, ..short };
+            let good = [
+                queue::soak(&short),
+                pool::pool(&short),
+                sweep::sweep(&sweeps),
+                ranks(&args),
+                parents(&Args { kills: 40, ..args }),
+            ];
             let failed = good.iter().filter(|good| !**good).count();
             println!("test result: {} passed; {failed} failed", good.len() - failed);
             failed == 0
         }
-        Some(other) => panic!("{other}: ranks, parents, queue or pool"),
+        Some(other) => panic!("{other}: ranks, parents, queue, pool or sweep"),
     };
     std::process::ExitCode::from(u8::from(!good))
 }

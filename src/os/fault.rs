@@ -56,6 +56,7 @@ sites! {
     Flock "call: flock",
     Fallocate "call: posix_fallocate",
     Fsync "call: fsync",
+    Link "call: link",
     Rename "call: rename",
     Pread "call: pread",
     MapFile "call: mmap of a file",
@@ -125,6 +126,21 @@ sites! {
     Committed "ledger: committed, not counted",
     Tallied "ledger: counted",
     Resumed "ledger: task of a dead worker taken over",
+    // A file that is made, and a checkpoint.
+    FileMade "file: made, not reserved",
+    FileReserved "file: reserved, not written",
+    FileWritten "file: header written",
+    FileSynced "file: on the disk, not named",
+    FileLinked "file: named twice",
+    FileNamed "file: named, directory not written",
+    FileOpened "file: opened, writer not noted",
+    CheckpointFilled "checkpoint: inputs written, not published",
+    CheckpointKept "checkpoint: rows of the old file kept, not published",
+    CheckpointPublished "checkpoint: published, no row begun",
+    CheckpointFreed "checkpoint: a row freed",
+    CheckpointSettled "checkpoint: settled, no row begun",
+    CheckpointTold "checkpoint: state on the board",
+    CheckpointClosed "checkpoint: end on the board, not on the disk",
     // Recovery, in a rank.
     AskedInPart "recovery: wish written, not numbered",
     Asked "recovery: asked",
@@ -192,7 +208,8 @@ mod machine {
 
     /// Roles that are told apart: caller, zygote, ranks 0 to 61.
     const ROLES: usize = 64;
-    const SITES: usize = 128;
+    const SITES: usize = 192;
+    const _: () = assert!(NAMES.len() <= SITES);
 
     struct Table {
         /// Index of the armed site plus one; 0 for none.
@@ -383,26 +400,37 @@ mod machine {
 
     /// Passes a crash point.
     pub(crate) fn point(site: Site) {
-        match due(site) {
-            Some(1) => drop(nix::sys::signal::raise(Signal::SIGKILL)),
-            Some(2) => {
+        if let Some(action) = due(site) {
+            act(site, action);
+        }
+    }
+
+    fn act(site: Site, action: u32) {
+        match action {
+            1 => drop(nix::sys::signal::raise(Signal::SIGKILL)),
+            2 => {
                 // SAFETY: SIG_DFL installs no handler code.
                 let _ = unsafe { nix::sys::signal::signal(Signal::SIGSEGV, SigHandler::SigDfl) };
                 let _ = nix::sys::signal::raise(Signal::SIGSEGV);
             }
-            Some(3) => std::process::abort(),
-            Some(4) => std::process::exit(0),
-            Some(5) if !std::thread::panicking() => panic!("a planned panic at {}", NAMES[site as usize]),
-            Some(action) if action >> 31 == 1 => {
+            3 => std::process::abort(),
+            4 => std::process::exit(0),
+            5 if !std::thread::panicking() => panic!("a planned panic at {}", NAMES[site as usize]),
+            action if action >> 31 == 1 => {
                 std::thread::sleep(std::time::Duration::from_micros(u64::from(action & !(1 << 31))));
             }
             _ => {}
         }
     }
 
-    /// Returns the error with which a system call is to fail, if it is to.
+    /// Returns the error with which a system call is to fail, if it is to. A process that is to die dies before the call.
     pub(crate) fn refused(site: Site) -> Option<Errno> {
-        due(site).filter(|action| action >> 8 == 1).map(|action| Errno::from_raw((action & 0xFF) as i32))
+        let action = due(site)?;
+        if action >> 8 == 1 {
+            return Some(Errno::from_raw((action & 0xFF) as i32));
+        }
+        act(site, action);
+        None
     }
 }
 

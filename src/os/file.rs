@@ -2,7 +2,7 @@
 //! whole.
 //!
 //! ```text
-//! [1] make NAME.new, or take over the one that a killed program has left; lock it
+//! [1] make .NAME.new, or take over the one that a killed program has left; lock it
 //! [2] reserve all of its bytes, so that no touch of the mapping fails later
 //! [3] (the caller writes what belongs into it, through its mapping)
 //! [4] write it to the disk; link it under NAME, which must be free, or rename it over NAME; write the directory
@@ -10,10 +10,13 @@
 //!
 //! *The lock* is that of an open file (flock), which forked children share: as long as a worker lives that may write
 //! into the mapping, nobody else gets it. Whoever has got the lock looks whether the name still leads to this file.
+//!
+//! *What is left.* A program that is killed before [4] leaves .NAME.new, locked by nobody; between the link and the end of
+//! the first name it leaves two names of one file. Whoever has NAME takes such a name away.
 
 use crate::error::{Error, Result, Source};
 use crate::os::descriptor::above_standard;
-use crate::os::fault::{Site, sys};
+use crate::os::fault::{Site, point, sys};
 use crate::os::process;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
@@ -27,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// The time that the children of a killed program have to end.
 const ENDING: Duration = Duration::from_secs(5);
+/// The time that a program has to end that was killed just now.
+const KILLED: Duration = Duration::from_millis(250);
 /// The time for which somebody may only be looking whether a file is held.
 const LOOKING: Duration = Duration::from_millis(20);
 
@@ -51,6 +56,7 @@ impl Held {
             let Some(file) = open(path)? else { return Ok(None) };
             lock(&file, path, &writer)?;
             if leads_to(path, &file) {
+                tidy(path, &file);
                 let (path, maker) = (path.to_owned(), process::incarnation());
                 return Ok(Some(Held { file, path, is_new: false, maker }));
             }
@@ -65,20 +71,22 @@ impl Held {
     pub(crate) fn create(path: &Path, len: usize) -> Result<Held> {
         let new = beside(path)?;
         let file = loop {
-            let mut options = File::options();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = sys(Site::Open, || options.open(&new).map_err(errno));
-            let file = above(file.map_err(|error| failed("open", &new, error))?, &new)?;
-            lock(&file, &new, &|_| 0)?;
+            let file = locked(&new, path)?;
             if leads_to(&new, &file) {
-                break file;
+                if !leads_to(path, &file) {
+                    break file;
+                }
+                // It has its name already: whoever gave it the name was killed.
+                let _ = fs::remove_file(&new);
             }
         };
+        point(Site::FileMade);
         let held = Held { file, path: new, is_new: true, maker: process::incarnation() };
         // A file that a killed program has left is emptied: all bytes are zero afterwards.
         let emptied = sys(Site::Ftruncate, || held.file.set_len(0).map_err(errno));
         emptied.map_err(|error| failed("ftruncate", path, error))?;
         reserve(&held.file, len).map_err(|error| failed("posix_fallocate", path, error))?;
+        point(Site::FileReserved);
         Ok(held)
     }
 
@@ -90,9 +98,8 @@ impl Held {
     pub(crate) fn publish(&mut self, path: &Path, replace: bool) -> Result<bool> {
         let synced = sys(Site::Fsync, || self.file.sync_all().map_err(errno));
         synced.map_err(|error| failed("fsync", path, error))?;
-        let named = sys(Site::Rename, || {
-            if replace { fs::rename(&self.path, path).map_err(errno) } else { link(&self.path, path) }
-        });
+        point(Site::FileSynced);
+        let named = if replace { rename(&self.path, path) } else { link(&self.path, path) };
         match named {
             Ok(()) => {}
             Err(Errno::EEXIST) if !replace => return Ok(false),
@@ -100,6 +107,7 @@ impl Held {
         }
         self.path = path.to_owned();
         self.is_new = false;
+        point(Site::FileNamed);
         let directory = || File::open(parent(path))?.sync_all();
         // The file is in its place; not all file systems write directories on demand.
         let _ = sys(Site::Fsync, || directory().map_err(errno));
@@ -134,14 +142,51 @@ impl Drop for Held {
     }
 }
 
+/// Takes away what a killed program has left beside a file that this process has: another name of the file, or a file
+/// that was not whole. Nobody else makes one while the file is held, unless it was begun before.
+fn tidy(path: &Path, file: &File) {
+    let Ok(new) = beside(path) else { return };
+    let Ok(left) = File::options().read(true).write(true).open(&new) else { return };
+    let is_left = leads_to(&new, file) || (left.try_lock().is_ok() && leads_to(&new, &left));
+    if is_left {
+        let _ = fs::remove_file(&new);
+    }
+}
+
 /// Opens a file for reading and writing; `None` if there is none.
 fn open(path: &Path) -> Result<Option<File>> {
     check_kind(path)?;
-    match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
-        Ok(file) => above(file, path).map(Some),
-        Err(Errno::ENOENT) if fs::symlink_metadata(path).is_err() => Ok(None),
-        Err(error) => Err(failed("open", path, error)),
+    loop {
+        match sys(Site::Open, || File::options().read(true).write(true).open(path).map_err(errno)) {
+            Ok(file) => return above(file, path).map(Some),
+            Err(Errno::ENOENT) => match fs::symlink_metadata(path) {
+                Err(_) => return Ok(None),
+                // A link that leads nowhere.
+                Ok(found) if found.is_symlink() => return Err(failed("open", path, Errno::ENOENT)),
+                // Another program has made the file just now.
+                Ok(_) => {}
+            },
+            Err(error) => return Err(failed("open", path, error)),
+        }
     }
+}
+
+/// \[1] Makes the file `new` for the place `path`, or opens the one that is there, and locks it.
+fn locked(new: &Path, path: &Path) -> Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    let made = sys(Site::Open, || options.clone().create_new(true).open(new).map_err(errno));
+    let is_made = made.is_ok();
+    let file = match made {
+        Err(Errno::EEXIST) => sys(Site::Open, || options.create(true).open(new).map_err(errno)),
+        made => made,
+    };
+    let file = above(file.map_err(|error| failed("open", path, error))?, path);
+    let locked = file.and_then(|file| lock(&file, path, &|_| 0).map(|()| file));
+    if is_made && matches!(&locked, Err(error) if !matches!(error, Error::Locked { .. })) {
+        let _ = fs::remove_file(new);
+    }
+    locked
 }
 
 /// Opens a file that is only read, while others may write it.
@@ -193,7 +238,8 @@ fn above(file: File, path: &Path) -> Result<File> {
     Ok(File::from(fd))
 }
 
-/// Locks a file that nobody else has; waits for what a killed program has left.
+/// Locks a file that nobody else has; waits for what a killed program has left. `writer` returns the number of the process
+/// that has the file; 0: one that makes it, which does not take long.
 fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
     let begun = Instant::now();
     loop {
@@ -206,15 +252,29 @@ fn lock(file: &File, path: &Path, writer: &dyn Fn(&File) -> u32) -> Result<()> {
             return Ok(());
         }
         let pid = writer(file);
-        // A process that is gone has left children, which its supervisor is about to end. Who only looks whether the file is
-        // held has it for a moment.
-        let patience = if pid != 0 && !process::exists(pid) { ENDING } else { LOOKING };
+        // A process that is gone, or whose supervisor is, has left children, which are about to end. Who only looks whether the
+        // file is held has it for a moment.
+        let is_own = pid == process::pid();
+        let patience = match pid == 0 || is_own || !process::exists(pid) {
+            true if is_own && is_mapped_here(file) => LOOKING,
+            true => ENDING,
+            false => KILLED,
+        };
         if begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(2));
             continue;
         }
         return Err(Error::Locked { file: path.display().to_string(), pid });
     }
+}
+
+/// Returns whether this process has a file in its memory.
+fn is_mapped_here(file: &File) -> bool {
+    let Ok(found) = file.metadata() else { return false };
+    let inode = found.ino().to_string();
+    let maps = sys(Site::ReadProc, || fs::read_to_string("/proc/self/maps").map_err(errno));
+    // Without the list, it is taken to be there.
+    maps.map_or(true, |maps| maps.lines().any(|line| line.split_whitespace().nth(4) == Some(&inode)))
 }
 
 /// Returns whether a name leads to this file.
@@ -226,10 +286,15 @@ fn leads_to(path: &Path, file: &File) -> bool {
     }
 }
 
+fn rename(new: &Path, path: &Path) -> nix::Result<()> {
+    sys(Site::Rename, || fs::rename(new, path).map_err(errno))
+}
+
 /// Gives a file a second name, which must be free, and takes the first away.
 fn link(new: &Path, path: &Path) -> nix::Result<()> {
-    match fs::hard_link(new, path).map_err(errno) {
+    match sys(Site::Link, || fs::hard_link(new, path).map_err(errno)) {
         Ok(()) => {
+            point(Site::FileLinked);
             let _ = fs::remove_file(new);
             Ok(())
         }
@@ -238,7 +303,7 @@ fn link(new: &Path, path: &Path) -> nix::Result<()> {
             if fs::symlink_metadata(path).is_ok() {
                 return Err(Errno::EEXIST);
             }
-            fs::rename(new, path).map_err(errno)
+            rename(new, path)
         }
         Err(error) => Err(error),
     }
@@ -251,13 +316,20 @@ fn reserve(file: &File, len: usize) -> nix::Result<()> {
     if limit < len as u64 {
         return Err(Errno::EFBIG);
     }
-    sys(Site::Fallocate, || nix::fcntl::posix_fallocate(file, 0, len as i64))
+    loop {
+        match sys(Site::Fallocate, || nix::fcntl::posix_fallocate(file, 0, len as i64)) {
+            // A signal: what was reserved until then may be given back.
+            Err(Errno::EINTR) => {}
+            reserved => return reserved,
+        }
+    }
 }
 
-/// Returns the name of a file that is being made.
+/// Returns the name of a file that is being made: one that nobody gives to a copy of his results.
 fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| refused(path, "it names no file"))?;
-    let mut new = OsString::from(name);
+    let mut new = OsString::from(".");
+    new.push(name);
     new.push(".new");
     Ok(path.with_file_name(new))
 }

@@ -434,9 +434,11 @@ pub(crate) fn pid() -> u32 {
     std::process::id()
 }
 
-/// Returns whether there is a process of this number; it may be another than the one that had the number before.
+/// Returns whether a process of this number has not ended; it may be another than the one that had the number before. One
+/// that has ended is listed until its parent has asked for its exit status.
 pub(crate) fn exists(pid: u32) -> bool {
     nix::sys::signal::kill(Pid::from_raw(pid as i32), None) != Err(Errno::ESRCH)
+        && letter(&pid.to_string()) != Some('Z')
 }
 
 /// Returns the number of this thread, which no other one of the machine has.

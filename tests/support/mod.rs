@@ -10,6 +10,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "not every suite uses every helper")]
 
 pub mod queues;
+pub mod rows;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
@@ -253,7 +254,7 @@ impl Storm {
 }
 
 /// The process and its descendants.
-fn family(process: u32, found: &mut Vec<Pid>) {
+pub fn family(process: u32, found: &mut Vec<Pid>) {
     found.push(Pid::from_raw(process as i32));
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     for task in tasks {

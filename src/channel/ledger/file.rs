@@ -10,6 +10,7 @@ use crate::channel::ledger::record::{self, Facts};
 use crate::channel::ledger::{Ledger, Texts, log};
 use crate::channel::recovery::MAX_RANKS;
 use crate::error::{Error, Result};
+use crate::os::fault::{Site, point};
 use crate::os::file::{self, Held, refused};
 use crate::os::process;
 use crate::shm::segment::Segment;
@@ -46,6 +47,7 @@ impl LedgerFile {
         let held = Held::create(path, layout.len())?;
         let segment = Arc::new(Segment::of_file(&held, layout.len())?);
         layout.write(&segment);
+        point(Site::FileWritten);
         let ledger = Ledger::over(segment, layout);
         // The first text of the log, which every run finds there.
         Texts::default().place(ledger.log(), text, &|| 1);
@@ -72,6 +74,7 @@ impl LedgerFile {
         let layout = parse(held.file(), path, held.len()?)?;
         let segment = Arc::new(Segment::of_file(&held, layout.len())?);
         let ledger = Ledger::over(segment, layout);
+        point(Site::FileOpened);
         ledger.front().writer.store(u64::from(process::pid()), Ordering::Relaxed);
         Ok(Some(LedgerFile { held, ledger }))
     }
@@ -120,10 +123,14 @@ fn parse(file: &File, path: &Path, len: usize) -> Result<Layout> {
         file::read_at(file, path, bytemuck::cast_slice_mut(&mut words), at)?;
         Ok(words)
     };
-    Layout::parse(0, len, &words).map_err(|error| match error {
+    let layout = Layout::parse(0, len, &words).map_err(|error| match error {
         Error::BadArgument { problem, .. } => refused(path, &problem),
         other => other,
-    })
+    })?;
+    match layout.board {
+        0 => Err(refused(path, "it is no checkpoint: it is a table in memory, which was copied")),
+        _ => Ok(layout),
+    }
 }
 
 /// The ledger in a file, read from outside: nothing is mapped, so that a file that is cut off meanwhile is an error. Others
@@ -144,9 +151,9 @@ pub(crate) struct Read<'r> {
 }
 
 impl Read<'_> {
-    /// Returns whether record and row are those that were committed.
+    /// Returns whether record, inputs and row are those that were committed.
     pub(crate) fn is_sound(&self) -> bool {
-        record::is_sound(&self.words, self.row)
+        record::is_sound(&self.words, record::content(self.inputs, self.row))
     }
 
     /// Returns the facts about the task.
@@ -197,8 +204,12 @@ impl Reader {
     /// If the file cannot be read, or the error of `each`.
     pub(crate) fn scan(&self, each: &mut dyn FnMut(Read<'_>) -> Result<()>) -> Result<()> {
         let Layout { tasks, row, records, inputs: given, rows, ref about, .. } = self.layout;
+        if tasks == 0 {
+            // Nothing bounds the bytes of a row.
+            return Ok(());
+        }
         let width = about.inputs.len();
-        let piece = (PIECE / (64 + row + 8 * width)).clamp(1, tasks.max(1));
+        let piece = (PIECE / (64 + row + 8 * width)).clamp(1, tasks);
         let (mut words, mut inputs) = (vec![[0u64; 8]; piece], vec![0f64; piece * width]);
         let mut bytes = vec![0u64; piece * row / 8];
         for first in (0..tasks).step_by(piece) {
@@ -230,28 +241,25 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the text at a place of the log.
+    /// Returns the text at a place of the log; `None` if it is not what was written. There was no room for the text at
+    /// place 0.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub(crate) fn text(&self, place: u64) -> Result<String> {
+    pub(crate) fn text(&self, place: u64) -> Result<Option<String>> {
         let Layout { log, log_len, .. } = self.layout;
-        let Some(at) =
-            usize::try_from(place).ok().and_then(|place| place.checked_sub(1)).filter(|&at| at < log_len)
-        else {
-            return Ok(log::LOST.to_owned());
-        };
-        let mut words = vec![0u64; log::MOST.min(log_len - at)];
-        self.read(bytemuck::cast_slice_mut(&mut words), log + 8 * at)?;
-        Ok(log::text_of(&words))
+        let Some(at) = (place as usize).checked_sub(1) else { return Ok(Some(log::LOST.to_owned())) };
+        let mut words = vec![0u64; log::MOST.min(log_len.saturating_sub(at))];
+        self.read(bytemuck::cast_slice_mut(&mut words), (log + 8 * at.min(log_len)).min(self.layout.end))?;
+        Ok(log::whole(&words).map(|text| String::from_utf8_lossy(&text).into_owned()))
     }
 
     /// Returns the text that describes program and configuration.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If the file cannot be read, or the text was damaged.
     pub(crate) fn configuration(&self) -> Result<String> {
-        self.text(1)
+        self.text(1)?.ok_or_else(|| refused(&self.path, "the text of its configuration was damaged"))
     }
 
     /// Returns the state of the last run, as its caller saw it, and those of its workers.

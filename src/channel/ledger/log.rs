@@ -36,6 +36,26 @@ impl Log<'_> {
         text_of(&words)
     }
 
+    /// Writes the first text of the log again, which was this one, if it was damaged.
+    pub(crate) fn restore(self, first: &str) {
+        if self.end(1).is_none() {
+            self.write(0, shortened(first, LONGEST).as_bytes());
+        }
+    }
+
+    /// Writes a text from word `at` on; returns false if it does not fit.
+    fn write(self, at: usize, text: &[u8]) -> bool {
+        let words = self.words.get(at..at + 1 + text.len().div_ceil(8));
+        let Some((len, words)) = words.and_then(<[_]>::split_first) else { return false };
+        len.store(head_of(text), Ordering::Relaxed);
+        for (word, chunk) in words.iter().zip(text.chunks(8)) {
+            let mut padded = [0; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        }
+        true
+    }
+
     /// Returns where the text at `place` ends, if it is whole: the words up to there are used.
     pub(super) fn end(self, place: u64) -> Option<u64> {
         let words = (place as usize).checked_sub(1).and_then(|at| self.words.get(at..))?;
@@ -49,7 +69,7 @@ impl Log<'_> {
 pub(super) const MOST: usize = 1 + LONGEST.div_ceil(8);
 
 /// Returns the bytes of the text with which these words begin, if it is whole.
-fn whole(words: &[u64]) -> Option<Vec<u8>> {
+pub(super) fn whole(words: &[u64]) -> Option<Vec<u8>> {
     let (&head, words) = words.split_first()?;
     let len = head as u32 as usize;
     let bytes = words.iter().take(len.div_ceil(8)).flat_map(|word| word.to_le_bytes());
@@ -96,12 +116,8 @@ impl Texts {
         }
         // From here on the place belongs to this process alone; if the process dies, to nobody.
         let at = log.used.fetch_add(need as u64, Ordering::Relaxed) as usize;
-        let Some((len, words)) = log.words.get(at..at + need).and_then(<[_]>::split_first) else { return 0 };
-        len.store(head_of(kept.as_bytes()), Ordering::Relaxed);
-        for (word, chunk) in words.iter().zip(kept.as_bytes().chunks(8)) {
-            let mut padded = [0; 8];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        if !log.write(at, kept.as_bytes()) {
+            return 0;
         }
         if self.0.len() == Texts::MOST {
             self.0.clear();

@@ -3,7 +3,7 @@
 //! The protocol stands in record.rs, the layout in layout.rs. Only the owner of a task writes the task's row,
 //! between claim and commit; everybody may read the row of a finished task.
 //!
-//! *A row is whole or not done.* The commit holds a checksum of the row and of the record, so that a table in
+//! *A row is whole or not done.* The commit holds a checksum of the record, the inputs and the row, so that a table in
 //! a file whose pages reached the disk in any order is verified task by task.
 #![expect(unsafe_code, reason = "rows of the table as slices, by the claim that owns them")]
 
@@ -297,6 +297,7 @@ impl Ledger {
                 State::Free => continue,
                 State::Owned { attempt, .. } => {
                     record.free(attempt);
+                    point(Site::CheckpointFreed);
                     continue;
                 }
                 State::Done | State::Failed(_) => {}
@@ -316,6 +317,7 @@ impl Ledger {
                 record.free(0);
                 record.set_tries(Tries::default());
                 damaged += 1;
+                point(Site::CheckpointFreed);
             } else if !state.is_settled() {
                 record.free(record.died());
             }
@@ -336,12 +338,14 @@ impl Ledger {
         self.records().iter().filter(has_failed).map(again).count()
     }
 
-    /// Writes the row and the record of a task that another ledger has finished; `place` is that of its text here. Returns
-    /// false if they are not what was committed.
-    pub(crate) fn put(&mut self, task: usize, words: &[u64; 8], row: &[u8], place: u64) -> bool {
+    /// Writes the row and the record of a task that another ledger has finished, after its inputs; `place` is that of its
+    /// text here. Returns false if they are not what was committed.
+    pub(crate) fn put(&mut self, task: usize, read: &Read<'_>, place: u64) -> bool {
+        let Read { words, inputs, row, .. } = read;
         let fits = task < self.layout.tasks && row.len() == self.layout.row && self.record(task).is_free();
+        let contents = [record::content(inputs, row), record::content(self.inputs(task), row)];
         fits && self.segment.write(self.layout.rows + task * self.layout.row, row)
-            && self.record(task).adopt(*words, place, |worker| worker, row)
+            && self.record(task).adopt(*words, place, |worker| worker, contents)
     }
 
     fn row_at(&self, task: usize) -> core::ptr::NonNull<u8> {
@@ -360,7 +364,7 @@ impl Ledger {
 
     /// Returns whether a finished task and its row are what was committed.
     pub(crate) fn is_sound(&self, task: usize) -> bool {
-        self.row(task).is_none_or(|row| self.record(task).is_sound(row))
+        self.row(task).is_none_or(|row| self.record(task).is_sound(record::content(self.inputs(task), row)))
     }
 
     /// Returns the text of a task that has failed.
@@ -405,7 +409,9 @@ impl Ledger {
         // SAFETY: in bounds; no worker of this node was granted the task.
         let row = unsafe { core::slice::from_raw_parts(self.row_at(task).as_ptr(), self.layout.row) };
         let number = |worker: u32| (worker as usize).wrapping_sub(counted).wrapping_add(first) as u32;
-        match self.record(task).adopt(words, place, number, row) {
+        // Ledgers in memory have no inputs.
+        let contents = [&[], self.inputs(task)].map(|inputs| record::content(inputs, row));
+        match self.record(task).adopt(words, place, number, contents) {
             true => Ok(()),
             false => Err(Error::Corrupt { what: "a row of another node" }),
         }
@@ -538,8 +544,8 @@ impl Claim<'_> {
     /// \[3]: commits the task as done or, for `Some`, as failed.
     pub(crate) fn finish(mut self, cause: Option<Cause>, facts: &Facts) {
         point(Site::RowWritten);
-        let record = self.record;
-        record.publish(cause, facts, self.row());
+        let (record, inputs) = (self.record, self.ledger.inputs(self.task));
+        record.publish(cause, facts, record::content(inputs, self.row()));
         point(Site::Committed);
     }
 }

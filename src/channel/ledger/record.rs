@@ -24,9 +24,9 @@ shared! {
     ///
     /// ```text
     ///  0  state      u64   bits 0-7 state, 8-15 cause, 16-31 attempt, 32-63 slot of the owner
-    ///  8  checksum   u64   XXH3 of the other words, seeded with that of the row
+    ///  8  checksum   u64   XXH3 of the other words, seeded with that of inputs and row
     /// 16  digest     u64   XXH3 of the task's input
-    /// 24  input      u64   where the input lies: the number of a row of parameters, for a sweep
+    /// 24  tries      u64   failed attempts by cause
     /// 32  start      u64   when the last attempt began
     /// 40  end        u64   when it ended
     /// 48  text       u64   place of a text in the log, plus one; 0: none
@@ -171,8 +171,14 @@ impl State {
     }
 }
 
-/// Returns whether the words of a finished record, and its row, are those that were published.
-pub(crate) fn is_sound(words: &[u64; 8], row: &[u8]) -> bool {
+/// Returns the checksum of the inputs of a task, of which there are some in files only, and of its row.
+pub(crate) fn content(inputs: &[f64], row: &[u8]) -> u64 {
+    let seed = if inputs.is_empty() { 0 } else { xxh3_64(bytemuck::cast_slice(inputs)) };
+    xxh3_64_with_seed(row, seed)
+}
+
+/// Returns whether the words of a finished record, and its [`content`], are those that were published.
+pub(crate) fn is_sound(words: &[u64; 8], content: u64) -> bool {
     let (state, facts) = Facts::of(words);
     let cause = (state >> 8 & 0xFF) as u8;
     let known = match state & 0xFF {
@@ -180,7 +186,7 @@ pub(crate) fn is_sound(words: &[u64; 8], row: &[u8]) -> bool {
         FAILED => Cause::ALL.iter().any(|&known| known as u8 == cause),
         _ => false,
     };
-    known && words[1] == facts.checksum(state, row)
+    known && words[1] == facts.checksum(state, content)
 }
 
 /// The words of a record that its owner writes, besides state and checksum.
@@ -203,11 +209,11 @@ impl Facts {
         (state, Facts { digest, tries, start, end, text, worker, peak })
     }
 
-    /// Returns the checksum of a record with this state word, and of its row.
-    fn checksum(&self, state: u64, row: &[u8]) -> u64 {
+    /// Returns the checksum of a record with this state word, and of its [`content`].
+    fn checksum(&self, state: u64, content: u64) -> u64 {
         let ends = u64::from(self.worker) | u64::from(self.peak) << 32;
         let words = [state, self.digest, self.tries.0, self.start, self.end, self.text, ends];
-        xxh3_64_with_seed(bytemuck::bytes_of(&words), xxh3_64(row))
+        xxh3_64_with_seed(bytemuck::bytes_of(&words), content)
     }
 }
 
@@ -287,13 +293,13 @@ impl Record {
     }
 
     /// \[3]: publishes the outcome, as the owner's last act: failed by this cause, or done for `None`.
-    pub(crate) fn publish(&self, cause: Option<Cause>, facts: &Facts, row: &[u8]) {
+    pub(crate) fn publish(&self, cause: Option<Cause>, facts: &Facts, content: u64) {
         let (_, attempt, slot) = self.owner();
         let state = match cause {
             None => word(DONE, 0, attempt, slot),
             Some(cause) => word(FAILED, cause as u8, attempt, slot),
         };
-        self.write(facts, facts.checksum(state, row));
+        self.write(facts, facts.checksum(state, content));
         // Release: a process that reads this state sees the row and these words.
         self.state.store(state, Ordering::Release);
     }
@@ -340,9 +346,9 @@ impl Record {
         }
     }
 
-    /// Returns whether record and row are those that were published.
-    pub(super) fn is_sound(&self, row: &[u8]) -> bool {
-        is_sound(&self.words(), row)
+    /// Returns whether record and [`content`] are those that were published.
+    pub(super) fn is_sound(&self, content: u64) -> bool {
+        is_sound(&self.words(), content)
     }
 
     /// Returns all words, as they travel to another ledger.
@@ -354,14 +360,21 @@ impl Record {
     }
 
     /// Takes over the outcome of a task in another ledger, with the place of its text and the number of its
-    /// worker in this ledger. The row must have been copied; returns whether it is sound.
-    pub(super) fn adopt(&self, words: [u64; 8], place: u64, number: impl Fn(u32) -> u32, row: &[u8]) -> bool {
-        if !is_sound(&words, row) {
+    /// worker in this ledger. The row must have been copied. `contents` is the [`content`] of the task there and here.
+    /// Returns whether the outcome is sound.
+    pub(super) fn adopt(
+        &self,
+        words: [u64; 8],
+        place: u64,
+        number: impl Fn(u32) -> u32,
+        contents: [u64; 2],
+    ) -> bool {
+        if !is_sound(&words, contents[0]) {
             return false;
         }
         let (state, told) = Facts::of(&words);
         let facts = Facts { text: place, worker: number(told.worker), ..told };
-        self.write(&facts, facts.checksum(state, row));
+        self.write(&facts, facts.checksum(state, contents[1]));
         self.state.store(state, Ordering::Release);
         true
     }
@@ -402,7 +415,7 @@ mod tests {
         assert_eq!(record.take_over(0, 0, true), Some(1));
         assert_eq!(record.take_over(0, 7, true), Some(2));
         assert_eq!(record.state(), State::Owned { slot: 7, attempt: 2 });
-        record.publish(None, &Facts::default(), &[]);
+        record.publish(None, &Facts::default(), 0);
         assert_eq!((record.state(), record.take_over(7, 7, true)), (State::Done, None));
         record.free(2);
         assert_eq!((record.is_free(), record.state(), record.claim(3)), (true, State::Free, Some(2)));
@@ -413,12 +426,13 @@ mod tests {
     fn a_finished_record_keeps_who_tried_it_how_often() {
         let record = fresh();
         assert_eq!((record.claim(5), record.take_over(5, 0x1_0009, true)), (Some(0), Some(1)));
-        record.publish(Some(Cause::Died), &Facts { worker: 9, peak: 3, ..Facts::default() }, &[]);
+        record.publish(Some(Cause::Died), &Facts { worker: 9, peak: 3, ..Facts::default() }, 5);
         assert_eq!(record.died(), 1);
         let words = record.words();
         assert_eq!((words[0], words[7]), (word(FAILED, Cause::Died as u8, 1, 0x1_0009), 9 | 3 << 32));
         let other = fresh();
-        assert!(other.adopt(words, 8, |worker| worker + 1, &[]));
+        assert!(!other.adopt(words, 8, |worker| worker + 1, [4, 5]) && other.is_free());
+        assert!(other.adopt(words, 8, |worker| worker + 1, [5, 6]) && other.is_sound(6));
         assert_eq!(other.facts(), Facts { worker: 10, peak: 3, text: 8, ..record.facts() });
         assert_eq!((other.state(), other.died()), (State::Failed(Cause::Died), 1));
         other.begin(77);
@@ -428,32 +442,37 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_found() {
         let facts = Facts { digest: 1, tries: Tries(2), start: 3, end: 4, text: 5, worker: 6, peak: 7 };
-        let row = [1u8, 2, 3, 4, 5, 6, 7, 8];
+        let (inputs, row) = ([0.5, 2.0], [1u8, 2, 3, 4, 5, 6, 7, 8]);
+        let whole = content(&inputs, &row);
         for cause in [None, Some(Cause::Died)] {
             let record = fresh();
             assert_eq!(record.claim(9), Some(0));
-            record.publish(cause, &facts, &row);
-            assert!(record.is_sound(&row));
+            record.publish(cause, &facts, whole);
+            assert!(record.is_sound(whole));
             assert_eq!(record.facts(), facts);
             for bit in 0..64 {
                 let words = [&record.state, &record.checksum, &record.digest, &record.tries];
                 for word in words.into_iter().chain([&record.start, &record.end, &record.text]) {
                     word.fetch_xor(1 << bit, Ordering::Relaxed);
-                    assert!(!record.is_sound(&row), "bit {bit}");
+                    assert!(!record.is_sound(whole), "bit {bit}");
                     word.fetch_xor(1 << bit, Ordering::Relaxed);
                 }
                 let mut torn = row;
                 torn[bit / 8] ^= 1 << (bit % 8);
-                assert!(!record.is_sound(&torn), "bit {bit} of the row");
+                assert!(!record.is_sound(content(&inputs, &torn)), "bit {bit} of the row");
+                let bits = inputs[bit % 2].to_bits() ^ 1 << bit;
+                let mut torn = inputs;
+                torn[bit % 2] = f64::from_bits(bits);
+                assert!(!record.is_sound(content(&torn, &row)), "bit {bit} of an input");
             }
             for bit in 0..32 {
                 for word in [&record.worker, &record.peak] {
                     word.fetch_xor(1 << bit, Ordering::Relaxed);
-                    assert!(!record.is_sound(&row));
+                    assert!(!record.is_sound(whole));
                     word.fetch_xor(1 << bit, Ordering::Relaxed);
                 }
             }
-            assert!(record.is_sound(&row));
+            assert!(record.is_sound(whole));
         }
     }
 }

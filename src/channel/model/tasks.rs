@@ -81,7 +81,7 @@ impl Work {
     fn finish(&self, task: usize) {
         let done = || {
             let facts = Facts { digest: task as u64 + 1, ..Facts::default() };
-            self.records[task].publish(None, &facts, &[]);
+            self.records[task].publish(None, &facts, 0);
         };
         if self.fault == Fault::RowLast {
             done();
@@ -112,7 +112,7 @@ impl Work {
     /// Takes over the task of slot `from`, whose process has died, then goes through its part.
     fn take_over(&self, slot: usize, from: usize, left: Range<usize>) {
         if let Some(task) = left.clone().next()
-            && self.records[task].take_over(from as u32, slot as u32).is_some()
+            && self.records[task].take_over(from as u32, slot as u32, true).is_some()
         {
             self.finish(task);
         }
@@ -347,7 +347,7 @@ fn a_task_has_one_heir() {
         assert!(work.claim(0, 0));
         work.rows[0].set(u64::MAX);
         let work = launch(2, work, |work, slot| {
-            if work.records[0].take_over(0, slot as u32 + 5).is_some() {
+            if work.records[0].take_over(0, slot as u32 + 5, true).is_some() {
                 work.begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 work.finish(0);
             }

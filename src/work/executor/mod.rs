@@ -48,6 +48,7 @@ pub(crate) use crate::channel::ledger::{
 pub(crate) use crate::channel::recovery::MAX_RANKS;
 pub(crate) use crate::channel::source::MOST;
 pub(crate) use crate::os::clock::unix_time;
+pub(crate) use crate::os::fault::{Site, point};
 pub(crate) use crate::os::file::refused;
 pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;

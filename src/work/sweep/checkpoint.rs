@@ -13,7 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::work::executor::{
-    About, Column, Ledger, LedgerFile, MOST, NAME, Read, Reader, Scalar, State, Texts, refused,
+    About, Column, Ledger, LedgerFile, MOST, NAME, Read, Reader, Scalar, Site, State, Texts, point, refused,
 };
 use crate::work::sweep::row::{Rows, Same, canonical};
 use std::collections::HashMap;
@@ -214,7 +214,9 @@ impl Order<'_, '_> {
     /// \[1] Makes a new file; `None` if there is one meanwhile, and it is not to be replaced.
     fn fresh(&self, replace: bool) -> Result<Option<Opened>> {
         let mut file = self.create(self.count())?;
+        point(Site::CheckpointFilled);
         let published = file.publish(self.path(), replace)?;
+        point(Site::CheckpointPublished);
         let todo = (0..self.count() as u32).collect();
         Ok(published.then_some(Opened { file, todo, damaged: 0 }))
     }
@@ -275,10 +277,16 @@ impl Order<'_, '_> {
         Ok(())
     }
 
-    /// Returns whether a file begins with the rows of the table, in their order.
+    /// Returns whether a file begins with the rows of the table, in their order. The result of the second row of some
+    /// parameters is not that of the first.
     fn is_same(&self, file: &LedgerFile) -> bool {
         let ledger = file.ledger();
-        let same = |row: usize| same(ledger.inputs(row), self.rows.values(row));
+        let digests = self.rows.digests.as_deref().unwrap_or_default();
+        let is_known = |row: usize| ledger.record(row).facts().digest == digests[row];
+        let same = |row: usize| {
+            same(ledger.inputs(row), self.rows.values(row))
+                && (!ledger.state(row).is_settled() || is_known(row))
+        };
         ledger.tasks() >= self.count() && (0..self.count()).all(same)
     }
 
@@ -286,7 +294,10 @@ impl Order<'_, '_> {
     fn go_on(&self, file: LedgerFile) -> Opened {
         let digests = self.rows.known_digests();
         let ledger = file.ledger();
+        // The digest in the header is that of this text.
+        ledger.log().restore(&self.checkpoint.configuration);
         let damaged = ledger.settle(|row| digests.get(row).copied());
+        point(Site::CheckpointSettled);
         let todo =
             (0..self.count()).filter(|&row| !ledger.state(row).is_finished()).map(|row| row as u32).collect();
         Opened { file, todo, damaged }
@@ -296,9 +307,10 @@ impl Order<'_, '_> {
     fn remake(&self, old: &LedgerFile) -> Result<Opened> {
         let reader = Reader::open(old.path())?;
         let (mut known, mut damaged) = (HashMap::<u64, u32, BuildHasherDefault<Same>>::default(), 0);
+        let mut said = HashMap::new();
         reader.scan(&mut |read| {
             match State::of(read.words[0]) {
-                State::Done | State::Failed(_) if !read.is_sound() => damaged += 1,
+                State::Done | State::Failed(_) if !is_whole(&read, &reader, &mut said)? => damaged += 1,
                 state if state.is_settled() => {
                     _ = known.entry(read.facts().digest).or_insert(read.task as u32)
                 }
@@ -323,7 +335,9 @@ impl Order<'_, '_> {
             Some(row) => self.keep(file.ledger_mut(), row, &read, &mut texts, &reader),
             None => Ok(()),
         })?;
+        point(Site::CheckpointKept);
         file.publish(self.path(), true)?;
+        point(Site::CheckpointPublished);
         let ledger = file.ledger();
         let todo =
             (0..self.count()).filter(|&row| !ledger.state(row).is_finished()).map(|row| row as u32).collect();
@@ -355,12 +369,27 @@ fn copy(
     read: &Read<'_>,
     (texts, from): (&mut Texts, &Reader),
 ) -> Result<()> {
-    let place = match read.facts().text {
-        0 => 0,
-        place => texts.place(to.log(), &from.text(place)?, &|| to.tasks()),
+    let place = match (read.facts().text, from.text(read.facts().text)?) {
+        (0, _) => 0,
+        (_, Some(text)) => texts.place(to.log(), &text, &|| to.tasks()),
+        (_, None) => return Ok(()),
     };
-    to.put(row, &read.words, read.row, place);
+    to.put(row, read, place);
     Ok(())
+}
+
+/// Returns whether the outcome of a finished row and its text are what was committed. `said` remembers the places of texts.
+fn is_whole(read: &Read<'_>, from: &Reader, said: &mut HashMap<u64, bool>) -> Result<bool> {
+    let place = read.facts().text;
+    if place == 0 || !read.is_sound() {
+        return Ok(read.is_sound());
+    }
+    if let Some(&known) = said.get(&place) {
+        return Ok(known);
+    }
+    let known = from.text(place)?.is_some();
+    said.insert(place, known);
+    Ok(known)
 }
 
 /// Makes a file of all finished rows of some others, in their order. A row that several files have comes from the first in
@@ -380,12 +409,13 @@ pub(super) fn merge(files: &[PathBuf], to: &Path) -> Result<(usize, usize)> {
     let mut known = HashMap::<u64, (usize, usize, bool), BuildHasherDefault<Same>>::default();
     let mut damaged = 0;
     for (file, reader) in readers.iter().enumerate() {
+        let mut said = HashMap::new();
         reader.scan(&mut |read| {
             let state = State::of(read.words[0]);
             if !state.is_settled() {
                 return Ok(());
             }
-            if !read.is_sound() {
+            if !is_whole(&read, reader, &mut said)? {
                 damaged += 1;
                 return Ok(());
             }

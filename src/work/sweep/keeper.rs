@@ -11,7 +11,7 @@
 
 use crate::error::{Death, Error, Result};
 use crate::work::executor::{
-    Cause, End, HeldSignals, INT, Ledger, LedgerFile, Run, Seen, host, pid, unix_time,
+    Cause, End, HeldSignals, INT, Ledger, LedgerFile, Run, Seen, Site, host, pid, point, unix_time,
 };
 use crate::work::sweep::report::Watcher;
 use std::io::Write;
@@ -157,6 +157,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
         let desks = seen.desks();
         desks.iter().enumerate().for_each(|(slot, desk)| board.desk(slot, desk));
         board.tell(&self.run(desks.len(), seen.done));
+        point(Site::CheckpointTold);
     }
 
     fn run(&self, desks: usize, done: u64) -> Run {
@@ -228,6 +229,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
         let mut run = self.run(0, settled.saturating_sub(self.before.rows) as u64);
         run.end = end as u64;
         board.tell(&run);
+        point(Site::CheckpointClosed);
         self.save();
         if let (Some(signal), Some(file)) = (self.state.signal, &self.file) {
             let (rows, path) = (self.rows, file.path().display());

@@ -167,7 +167,7 @@ impl Table {
     /// Returns the text that describes program and configuration.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If the file cannot be read, or the text was damaged.
     pub fn configuration(&self) -> Result<String> {
         self.reader.configuration()
     }
@@ -177,23 +177,24 @@ impl Table {
     /// # Errors
     /// If the file cannot be read, or the error of `each`.
     pub fn each(&self, each: &mut dyn FnMut(TableRow<'_>) -> Result<()>) -> Result<()> {
-        let mut texts: HashMap<u64, String> = HashMap::new();
-        let blank = vec![f64::NAN; self.reader.layout().row / size_of::<f64>()];
+        let mut texts: HashMap<u64, Option<String>> = HashMap::new();
+        let mut blank = Vec::new();
         self.reader.scan(&mut |read| {
             let (state, facts) = (State::of(read.words[0]), read.facts());
-            let sound = state.is_finished() && read.is_sound();
             let outcome = match state {
-                State::Done if sound => Some(Outcome::Done),
-                State::Failed(cause) if sound => {
+                State::Done if read.is_sound() => Some(Outcome::Done),
+                State::Failed(cause) if read.is_sound() => {
                     let text = match texts.get(&facts.text) {
                         Some(text) => text.clone(),
                         None => texts.entry(facts.text).or_insert(self.reader.text(facts.text)?).clone(),
                     };
-                    Some(Outcome::of(cause, text))
+                    text.map(|text| Outcome::of(cause, text))
                 }
                 _ => None,
             };
+            let sound = outcome.is_some();
             let Facts { start, end, worker, peak, .. } = if sound { facts } else { Facts::default() };
+            blank.resize(read.row.len() / size_of::<f64>(), f64::NAN);
             let outputs = if sound { bytemuck::cast_slice(read.row) } else { &*blank };
             let attempts = (read.words[0] >> 16 & 0xFFFF) as u32;
             let (began, took) =
