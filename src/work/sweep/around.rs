@@ -1,7 +1,6 @@
 //! What a model may see around its row: random numbers of the row's own, and rows that are done.
 
 use crate::work::executor::{Ledger, State};
-use crate::work::sweep::row::Rows;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::fmt;
@@ -66,35 +65,6 @@ pub(super) trait Table {
 
     /// Returns the range of each column; 1 where all values are the same.
     fn ranges(&self) -> &[f64];
-}
-
-impl Table for Rows<'_> {
-    fn digest(&self, row: usize) -> u64 {
-        self.known_digests()[row]
-    }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn values(&self, row: usize) -> &[f64] {
-        Rows::values(self, row)
-    }
-
-    fn count(&self) -> usize {
-        self.parameters.nrows()
-    }
-
-    fn ranges(&self) -> &[f64] {
-        self.ranges.get_or_init(|| {
-            let range = |column: ndarray::ArrayView1<'_, f64>| {
-                let finite = || column.iter().copied().filter(|value| value.is_finite());
-                let (low, high) = (finite().fold(f64::MAX, f64::min), finite().fold(f64::MIN, f64::max));
-                if high > low { high - low } else { 1.0 }
-            };
-            self.parameters.columns().into_iter().map(range).collect()
-        })
-    }
 }
 
 impl<'a> Around<'a> {

@@ -281,7 +281,7 @@ impl Order<'_, '_> {
     /// parameters is not that of the first.
     fn is_same(&self, file: &LedgerFile) -> bool {
         let ledger = file.ledger();
-        let digests = self.rows.digests.as_deref().unwrap_or_default();
+        let digests = self.rows.known_digests();
         let is_known = |row: usize| ledger.record(row).facts().digest == digests[row];
         let same = |row: usize| {
             same(ledger.inputs(row), self.rows.values(row))

@@ -7,7 +7,7 @@
 use crate::comm::seed::seed;
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::{Cause, Dealing, Hand, Out, Task, Work, hand};
-use crate::work::sweep::around::{Around, Nearest, random};
+use crate::work::sweep::around::{Around, Nearest, Table, random};
 use ndarray::ArrayView2;
 use rand_chacha::ChaCha8Rng;
 use std::borrow::Cow;
@@ -196,6 +196,35 @@ impl Rows<'_> {
     /// Returns the row of a task.
     fn row(&self, Task { number: index, attempt }: Task) -> Row<'_> {
         Row { index, values: self.values(index), attempt, seed: seed(self.seed, index), around: None }
+    }
+}
+
+impl Table for Rows<'_> {
+    fn digest(&self, row: usize) -> u64 {
+        self.known_digests()[row]
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn values(&self, row: usize) -> &[f64] {
+        Rows::values(self, row)
+    }
+
+    fn count(&self) -> usize {
+        self.parameters.nrows()
+    }
+
+    fn ranges(&self) -> &[f64] {
+        self.ranges.get_or_init(|| {
+            let range = |column: ndarray::ArrayView1<'_, f64>| {
+                let finite = || column.iter().copied().filter(|value| value.is_finite());
+                let (low, high) = (finite().fold(f64::MAX, f64::min), finite().fold(f64::MIN, f64::max));
+                if high > low { high - low } else { 1.0 }
+            };
+            self.parameters.columns().into_iter().map(range).collect()
+        })
     }
 }
 
