@@ -155,6 +155,6 @@ pub use work::queue::{
 };
 pub use work::sweep::{
     Amount, Checkpoint, Costs, Counts, Ended, Existing, FailureCause, Fresh, Limits, Memory, Nearest,
-    Outcome, Progress, Retries, Row, RunState, Schedule, Status, Sweep, Swept, Table, TableRow, WorkerState,
-    WorkerStats, progress_bar,
+    Outcome, Pin, Progress, Retries, Row, RunState, Schedule, Status, Sweep, Swept, Table, TableRow,
+    WorkerState, WorkerStats, progress_bar,
 };

@@ -99,6 +99,61 @@ impl Found {
     }
 }
 
+/// Lets this process run on the processors of a mask only. (If the kernel refuses, it runs where it did.)
+pub(crate) fn stay_on(mask: &Mask) {
+    let mut set = nix::sched::CpuSet::new();
+    let is_in = |cpu: &usize| mask[cpu / 64] >> (cpu % 64) & 1 != 0;
+    let known = 0..nix::sched::CpuSet::count().min(64 * mask.len());
+    known.filter(is_in).for_each(|cpu| _ = set.set(cpu));
+    let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
+}
+
+/// Returns the place of a processor, from far to near: NUMA node, last-level cache, core, the processor itself.
+fn place(cpu: usize) -> [usize; 4] {
+    let base = format!("/sys/devices/system/cpu/cpu{cpu}");
+    let number =
+        |file: &str| read_to_string(format!("{base}/{file}")).ok().and_then(|text| text.trim().parse().ok());
+    let nodes = std::fs::read_dir(&base).into_iter().flatten().flatten();
+    let node =
+        nodes.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()).next();
+    let package = number("topology/physical_package_id").unwrap_or(0);
+    // The numbers of caches and cores begin anew in each package on some machines.
+    let within = |number: Option<usize>| package << 16 | number.unwrap_or(0);
+    let cache = number("cache/index3/id").or_else(|| number("cache/index2/id"));
+    [node.unwrap_or(0), within(cache), within(number("topology/core_id")), cpu]
+}
+
+/// Returns for each of so many workers the processors on which it is to stay, out of those that this process may run on:
+/// neighbours get processors that are near each other. If `whole`, a worker has all processors of the last-level caches
+/// that it has a share of. `None` if there are more workers than processors, or nothing to choose.
+pub(crate) fn shares(workers: usize, whole: bool) -> Option<Vec<Mask>> {
+    let allowed = affinity();
+    let mut places: Vec<[usize; 4]> =
+        (0..64 * allowed.len()).filter(|cpu| allowed[cpu / 64] >> (cpu % 64) & 1 != 0).map(place).collect();
+    places.sort_unstable();
+    shares_of(&places, workers, whole)
+}
+
+fn shares_of(places: &[[usize; 4]], workers: usize, whole: bool) -> Option<Vec<Mask>> {
+    let is_same = |a: &[usize; 4], b: &[usize; 4]| a[..2] == b[..2];
+    if workers == 0
+        || workers > places.len()
+        || whole && places.windows(2).all(|two| is_same(&two[0], &two[1]))
+    {
+        return None;
+    }
+    let share = |worker: usize| {
+        let own = &places[worker * places.len() / workers..(worker + 1) * places.len() / workers];
+        let mut mask: Mask = [0; 16];
+        let near = places
+            .iter()
+            .filter(|&place| own.contains(place) || whole && own.iter().any(|own| is_same(own, place)));
+        near.for_each(|&[.., cpu]| mask[cpu / 64] |= 1 << (cpu % 64));
+        mask
+    };
+    Some((0..workers).map(share).collect())
+}
+
 /// Returns the bytes of the second-level cache of a processor.
 pub(crate) fn second_level_cache() -> usize {
     static SIZE: Found = Found::nothing();
@@ -217,6 +272,25 @@ pub(crate) fn memory_left() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_stay_with_their_neighbours() {
+        // Two nodes of two caches of two cores with two processors each, numbered as Linux does it.
+        let mut places: Vec<[usize; 4]> =
+            (0..16).map(|cpu| [cpu % 8 / 4, cpu % 8 / 2, cpu % 8, cpu]).collect();
+        places.sort_unstable();
+        let masks = |workers, whole| {
+            shares_of(&places, workers, whole)
+                .map(|masks| masks.iter().map(|mask| mask[0]).collect::<Vec<_>>())
+        };
+        assert_eq!(masks(8, false).unwrap(), (0..8).map(|core| 0x101 << core).collect::<Vec<u64>>());
+        assert_eq!(masks(8, true).unwrap(), [0x303, 0x303, 0xC0C, 0xC0C, 0x3030, 0x3030, 0xC0C0, 0xC0C0]);
+        assert_eq!(masks(2, true).unwrap(), [0x0F0F, 0xF0F0]);
+        assert_eq!(masks(16, false).unwrap()[..3], [1, 0x100, 2]);
+        assert_eq!((masks(17, false), masks(0, true)), (None, None));
+        assert_eq!(shares_of(&places[..4], 2, true), None, "one cache");
+        assert!(shares(1, false).is_some());
+    }
 
     #[test]
     fn at_least_one_cpu_and_some_memory() {

@@ -34,6 +34,7 @@ mod ranks;
 mod round;
 mod run;
 mod running;
+mod seating;
 #[cfg(feature = "mpi")]
 mod shelf;
 #[cfg(feature = "mpi")]
@@ -73,6 +74,7 @@ pub(crate) use ranks::{fork, threads};
 pub(crate) use round::{Done, Executor, Options};
 pub(crate) use run::{called, workers_can_read};
 pub(crate) use running::Running;
+pub(crate) use seating::{Pinning, Seating};
 #[cfg(feature = "mpi")]
 pub(crate) use spread::over_nodes;
 pub(crate) use watch::{Seen, Watch};

@@ -16,6 +16,7 @@ use crate::work::executor::payload::Payloads;
 use crate::work::executor::placement::Placement;
 use crate::work::executor::policy::{Ended, Fresh, Policy};
 use crate::work::executor::running::{Running, reason};
+use crate::work::executor::seating::Seating;
 use crate::work::executor::watch::{Seen, Watch};
 use crate::work::executor::worker::{Dealing, Shared, Work, live};
 use std::cell::RefCell;
@@ -55,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) allow_threads: bool,
     /// The bytes that all workers together may have of their own, if there is a limit.
     pub(crate) memory: Option<u64>,
+    /// Where forked workers run, and how many threads their numerical libraries have.
+    pub(crate) seating: Seating,
 }
 
 /// A ledger with its source, and the workers that a run gives it.
@@ -223,11 +226,12 @@ impl<'a> Executor<'a> {
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let death = |slot| slots.slot(slot).death();
         let (shared, keeps) = (Shared { death: &death, is_process: true, ..self.shared() }, heap != Some(0));
-        let hand = RefCell::new(self.work.hand());
+        let (hand, seating) = (RefCell::new(self.work.hand()), &self.options.seating);
         let body = |slot: usize| {
             if keeps {
                 lend_heap(slots.heap(slot));
             }
+            seating.take(slot);
             let replaces = slots.slot(slot).generation() > 1;
             let payloads = Payloads::new(keeps.then(|| Arc::clone(slots.segment())));
             live(&shared, slot, &mut **hand.borrow_mut(), replaces, payloads, &mut || ());
@@ -235,6 +239,7 @@ impl<'a> Executor<'a> {
         };
         let labour = Overseer::new((shared.source, shared.agenda), shared.policy, self.clock);
         let build = || {
+            seating.limit();
             shared.policy.patiently(&mut || hand.borrow_mut().build())?;
             if shared.policy.fresh != Fresh::Never {
                 mapping::ready_to_fork();

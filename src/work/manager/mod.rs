@@ -10,7 +10,8 @@ use crate::comm::{Comm, solo::Solo};
 use crate::error::{Error, Place, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Watch, Work, digest_of,
+    Dealing, Executor, Ledger, MAX_RANKS, Options, Placement, Policy, Running, Seating, Watch, Work,
+    digest_of,
 };
 use samples::{Kept, Results, Samples, columns};
 use serde::{Serialize, de::DeserializeOwned};
@@ -445,6 +446,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             cold,
             allow_threads,
             memory: None,
+            seating: Seating::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The limits of a sweep: of its rows, its time, its failures.
 
 use crate::error::{Error, Result};
-use crate::work::executor::{Fresh as Renewal, Policy, Retries as Tried, memory_left};
+use crate::work::executor::{Fresh as Renewal, Pinning, Policy, Retries as Tried, memory_left};
 use std::time::Duration;
 
 /// A number of rows, or a share of all rows.
@@ -165,6 +165,38 @@ impl Limits {
 fn job_end() -> Option<Duration> {
     let seconds = std::env::var("SLURM_JOB_END_TIME").ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds)).filter(|end| !end.is_zero())
+}
+
+/// The processors on which a forked worker stays: see [`Sweep::pin`](crate::Sweep::pin). Those that this process may not use
+/// are never used, and nothing is pinned if there are more workers than processors.
+///
+/// ```
+/// use phalanx::{Pin, Sweep};
+/// let sweep = Sweep { pin: Pin::Off, ..Sweep::default() };
+/// assert_ne!(sweep.pin, Pin::default());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pin {
+    /// Those that share a last-level cache with its share of the processors: the kernel balances among them. On a machine of
+    /// one such cache nothing is pinned.
+    #[default]
+    Cache,
+    /// Its share of the processors, neighbours next to each other: for a machine on which nothing else runs.
+    Core,
+    /// All.
+    Off,
+}
+
+impl Pin {
+    /// Returns this as the executor knows it.
+    pub(super) fn policy(self) -> Pinning {
+        match self {
+            Pin::Cache => Pinning::Cache,
+            Pin::Core => Pinning::Core,
+            Pin::Off => Pinning::Off,
+        }
+    }
 }
 
 /// How long a worker's state is used: see [`Sweep::fresh`](crate::Sweep::fresh).

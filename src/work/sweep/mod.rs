@@ -23,7 +23,7 @@ use crate::error::{Error, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
     Column, Dealing, End, Executor, HeldSignals, Ledger, LedgerFile, MOST, Options, Placement, Policy,
-    Scalar, Seen, State, Watch, run_in, unix_time, workers_can_read,
+    Scalar, Seating, Seen, State, Watch, run_in, unix_time, workers_can_read,
 };
 use checkpoint::Opened;
 use keeper::{Before, Keeper};
@@ -32,13 +32,14 @@ use order::longest_first;
 use report::Watcher;
 use row::{BuildAndModel, Evaluation, Model, Rows};
 use std::fmt;
+use std::io::Write;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use around::Nearest;
 pub use bar::progress_bar;
 pub use checkpoint::{Checkpoint, Existing};
-pub use limits::{Amount, Fresh, Limits, Memory, Retries};
+pub use limits::{Amount, Fresh, Limits, Memory, Pin, Retries};
 pub use order::Costs;
 pub use report::{Counts, Ended, Outcome, Progress, Swept, WorkerStats};
 pub use row::Row;
@@ -121,6 +122,12 @@ pub struct Sweep<'p> {
     /// On the first SIGINT (Ctrl-C) a sweep with a file finishes the rows in hand before the signal takes effect; SIGTERM
     /// and a second SIGINT end it at once. All finished rows are in the file.
     pub checkpoint: Option<Checkpoint>,
+    /// The processors on which each forked worker stays.
+    pub pin: Pin,
+    /// The number of threads that numerical libraries (OpenBLAS, MKL, BLIS, OpenMP) have in each forked worker, and in programs
+    /// that it starts; `None`: as `OMP_NUM_THREADS`, `OPENBLAS_NUM_THREADS` or `MKL_NUM_THREADS` says, else each worker's share
+    /// of the processors. If one of them is loaded, or workers are pinned, a line on standard error says what was chosen.
+    pub blas_threads: Option<usize>,
     /// A function called in root's process about ten times per second, and at the end; rows of other nodes
     /// are known a little later, and while MPI starts (until all processes of the job have joined) there are
     /// no calls.
@@ -149,6 +156,8 @@ impl Default for Sweep<'_> {
             substitute: None,
             limits: Limits::default(),
             checkpoint: None,
+            pin: Pin::default(),
+            blas_threads: None,
             progress: None,
             allow_threads: false,
         }
@@ -158,8 +167,8 @@ impl Default for Sweep<'_> {
 impl fmt::Debug for Sweep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sweep { outputs, workers, backend, schedule, cold, attempts, seed, .. } = self;
-        let Sweep { costs, fresh, retries, substitute, limits, checkpoint, progress, allow_threads, .. } =
-            self;
+        let Sweep { costs, fresh, retries, substitute, limits, checkpoint, pin, blas_threads, .. } = self;
+        let Sweep { progress, allow_threads, .. } = self;
         f.debug_struct("Sweep")
             .field("outputs", outputs)
             .field("workers", workers)
@@ -174,6 +183,8 @@ impl fmt::Debug for Sweep<'_> {
             .field("substitute", substitute)
             .field("limits", limits)
             .field("checkpoint", checkpoint)
+            .field("pin", pin)
+            .field("blas_threads", blas_threads)
             .field("progress", &progress.as_ref().map(|_| "a function"))
             .field("allow_threads", allow_threads)
             .finish()
@@ -263,8 +274,23 @@ impl Sweep<'_> {
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let memory = self.limits.memory.budget();
-        let options =
-            Options { operation, placement, workers, first, policy, dealing, cold, allow_threads, memory };
+        let (seating, line) = Seating::new(placement, workers, (self.pin.policy(), self.blas_threads))?;
+        let options = Options {
+            operation,
+            placement,
+            workers,
+            first,
+            policy,
+            dealing,
+            cold,
+            allow_threads,
+            memory,
+            seating,
+        };
+        if let Some(line) = line {
+            // Standard error may be closed.
+            let _ = writeln!(std::io::stderr(), "phalanx: sweep: {line}");
+        }
         let Readied { file, ledger, todo, before, damaged } = readied;
         let mut executor = Executor::over(&work, options, (ledger.clone(), todo.as_deref()))?;
         let watcher = Watcher::new(progress, (rows, before.rows), start);
