@@ -41,6 +41,10 @@ const CASES: &[Case] = &[
     ),
     ("fresh_processes_are_cheap", fresh_processes_are_cheap),
     ("the_longest_rows_come_first", the_longest_rows_come_first),
+    ("rows_have_random_numbers_of_their_own", rows_have_random_numbers_of_their_own),
+    ("another_attempt_sees_the_nearest_row", another_attempt_sees_the_nearest_row),
+    ("failed_rows_have_substitutes", failed_rows_have_substitutes),
+    ("options_that_a_world_does_not_know_are_refused", options_that_a_world_does_not_know_are_refused),
     ("(run until killed)", run_until_killed),
     ("(run until asked)", run_until_asked),
 ];
@@ -723,4 +727,105 @@ fn the_longest_rows_come_first() {
     refused(Costs::Given(vec![1.0; 3]), "3 costs for 64 rows");
     refused(Costs::Given(vec![f64::NAN; 64]), "the cost of row 0 is no number");
     refused(Costs::Recorded(dir.0.join("none.phx")), "none.phx");
+}
+
+/// They follow from the seed and the parameters, in any order, on any back end, at every attempt.
+fn rows_have_random_numbers_of_their_own() {
+    use phalanx::rand_chacha::rand_core::Rng;
+    let run = |table: &Array2<f64>, backend, workers, seed, checkpoint| {
+        let sweep = Sweep { backend, workers: Some(workers), seed, checkpoint, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                if row.index == 3 && row.attempt == 0 && backend == Backend::SharedMemory {
+                    std::process::abort();
+                }
+                out[0] = f64::from_bits(row.random().next_u64() >> 12 | 0x3FF0 << 48);
+                Ok(())
+            },
+        );
+        swept.unwrap().into_values().into_raw_vec_and_offset().0
+    };
+    // Two rows have the same parameters.
+    let table = array![[1.0], [2.0], [1.0], [4.0], [5.0]];
+    let first = run(&table, Backend::Serial, 1, 9, None);
+    assert!((0..5).all(|a| (0..a).all(|b| first[a] != first[b])), "{first:?}");
+    for (backend, workers) in [(Backend::Threads, 3), (Backend::SharedMemory, 2), (Backend::SharedMemory, 5)]
+    {
+        assert_eq!(run(&table, backend, workers, 9, None), first);
+    }
+    assert_ne!(run(&table, Backend::Serial, 1, 10, None), first);
+    let other = array![[5.0], [7.0], [1.0], [2.0], [1.0], [1.0]];
+    let dir = Dir::new();
+    for checkpoint in [None, Some(Checkpoint::new(dir.file()))] {
+        let moved = run(&other, Backend::SharedMemory, 2, 9, checkpoint);
+        assert_eq!([moved[0], moved[2], moved[3], moved[4]], [first[4], first[0], first[1], first[2]]);
+        assert!(!first.contains(&moved[1]) && !first.contains(&moved[5]));
+    }
+    let by_hand = Row::new(7, &[2.0]).random().next_u64();
+    assert_eq!(Row::new(1, &[2.0]).random().next_u64(), by_hand);
+}
+
+fn another_attempt_sees_the_nearest_row() {
+    // The second column has the larger range: distances count in parts of it.
+    let table = array![[0.0, 0.0], [1.0, 0.0], [0.0, 100.0], [0.9, 10.0], [0.1, 5.0]];
+    for backend in [Backend::Serial, Backend::SharedMemory] {
+        let retries = Retries { panicked: 1, ..Retries::default() };
+        let sweep = Sweep { outputs: 2, backend, workers: Some(1), retries, ..Sweep::default() };
+        let swept = sweep.run(
+            table.view(),
+            || Ok(()),
+            |(), row, out| {
+                assert!(row.attempt > 0 || row.index < 3, "a bad start");
+                let near = row.nearest();
+                out[0] = near.map_or(-1.0, |near| near.index as f64);
+                out[1] = near.map_or(0.0, |near| near.outputs[1] + near.values[0] + 1.0);
+                Ok(())
+            },
+        );
+        let swept = swept.unwrap();
+        assert_eq!(swept.values().column(0).to_vec(), [-1.0, 0.0, 0.0, 1.0, 0.0], "{backend}");
+        assert_eq!(swept.values().column(1).to_vec(), [0.0, 1.0, 1.0, 3.0, 1.0]);
+    }
+    assert_eq!(Row::new(0, &[1.0]).nearest(), None);
+}
+
+fn failed_rows_have_substitutes() {
+    let table = table(40);
+    let sweep =
+        |substitute| Sweep { outputs: 2, workers: Some(2), substitute: Some(substitute), ..Sweep::default() };
+    let swept = sweep(vec![-1.0, f64::INFINITY]).run(
+        table.view(),
+        || Ok(()),
+        |state, row, out| match row.index {
+            7 => panic!("seven"),
+            8 => std::process::abort(),
+            _ => model(state, row, out),
+        },
+    );
+    let swept = swept.unwrap();
+    let failed = (0..40).filter(|&row| swept.outcome(row) != Outcome::Done);
+    let rows: Vec<usize> =
+        failed.inspect(|&row| assert_eq!(swept.values().row(row).to_vec(), [-1.0, f64::INFINITY])).collect();
+    assert_eq!(rows, [2, 7, 8, 12, 17, 22, 27, 32, 37]);
+    assert_refused(sweep(vec![1.0]), &table, &["1 substitutes for 2 outputs"]);
+}
+
+fn options_that_a_world_does_not_know_are_refused() {
+    let dir = Dir::new();
+    let table = table(4);
+    let refused = |sweep: Sweep<'_>, needle: &str| {
+        let told = support::launch(2, |comm| {
+            let run = sweep.run_in(comm, table.view(), || Ok(()), |(), _, _| Ok(()));
+            Ok(run.unwrap_err().to_string())
+        });
+        assert!(
+            told.unwrap().unwrap().iter().all(|told| told.contains(needle) && told.contains("Sweep::run"))
+        );
+    };
+    let limits = Limits { row: Some(Duration::from_secs(1)), ..Limits::default() };
+    refused(Sweep { limits, ..Sweep::default() }, "`limits`");
+    refused(options(&dir.file(), Existing::Resume), "`checkpoint`");
+    refused(Sweep { schedule: Schedule::LongestFirst, ..Sweep::default() }, "LongestFirst");
 }

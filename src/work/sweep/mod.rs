@@ -262,9 +262,7 @@ impl Sweep<'_> {
         let placement = Placement::of(self.backend, "sweep")?;
         let workers = placement.workers("sweep", self.workers, rows)?;
         self.limits.check(!matches!(placement, Placement::Serial | Placement::Threads))?;
-        if let Some(given) = self.substitute.as_ref().map(Vec::len).filter(|&given| given != self.outputs) {
-            return Err(Error::option("sweep", format!("{given} substitutes for {} outputs", self.outputs)));
-        }
+        self.check_substitute()?;
         let policy = self.limits.apply(self.policy()?, rows);
         let parameters = inheritable(&parameters)?;
         let progress = self.progress.take().filter(|_| placement.is_root());
@@ -386,7 +384,8 @@ impl Sweep<'_> {
 
     /// Evaluates as [`Sweep::run`] does, inside a world: its ranks are the workers, and all make this call
     /// together, with the same parameters. Root gets the results; on the others [`Swept::is_root`] is false.
-    /// `workers`, `backend` and `progress` are not used. The ranks must share memory: on several nodes sweep
+    /// `workers`, `backend`, `pin`, `blas_threads` and `progress` are not used. `checkpoint`, `limits` and
+    /// [`Schedule::LongestFirst`] are refused: they are for [`Sweep::run`]. The ranks must share memory: on several nodes sweep
     /// in the communicator of each node ([`Comm::split_nodes`]).
     ///
     /// # Errors
@@ -419,6 +418,33 @@ impl Sweep<'_> {
         self.evaluate_in(comm, parameters, &BuildAndModel::new(build, model))
     }
 
+    /// Checks that no option is set that only [`Sweep::run`] knows.
+    fn check_in(&self) -> Result<()> {
+        let set = [
+            ("checkpoint", self.checkpoint.is_some()),
+            ("limits", self.limits != Limits::default()),
+            ("schedule: Schedule::LongestFirst", self.schedule == Schedule::LongestFirst),
+        ];
+        self.check_substitute()?;
+        match set.iter().find(|(_, set)| *set) {
+            Some((name, _)) => {
+                let problem = format!("`{name}` does not work with the ranks of a world; use `Sweep::run`");
+                Err(Error::option("sweep", problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that there are as many substitutes as outputs.
+    fn check_substitute(&self) -> Result<()> {
+        match self.substitute.as_ref().map(Vec::len).filter(|&given| given != self.outputs) {
+            Some(given) => {
+                Err(Error::option("sweep", format!("{given} substitutes for {} outputs", self.outputs)))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Does the part of [`Sweep::run_in`] that is compiled once.
     #[track_caller]
     fn evaluate_in(
@@ -431,7 +457,7 @@ impl Sweep<'_> {
         // A rank that has no memory for its copy must still make the call, or the others would wait for it:
         // it brings no rows, and in place of its policy an error, which all ranks return.
         let (parameters, policy) = match standard(&parameters) {
-            Ok(parameters) => (parameters, self.policy()),
+            Ok(parameters) => (parameters, self.check_in().and_then(|()| self.policy())),
             Err(error) => (Array2::zeros((0, 0)).into(), Err(error)),
         };
         let (rows, columns) = (parameters.nrows(), columns(self.outputs));
