@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use phalanx::{
     Amount, Backend, Checkpoint, Costs, Ended, Error, Existing, Fresh, Limits, Outcome, Reason, Retries, Row,
-    Schedule, Sweep, Swept,
+    Schedule, Sweep, Swept, Table,
 };
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -45,8 +45,10 @@ const CASES: &[Case] = &[
     ("another_attempt_sees_the_nearest_row", another_attempt_sees_the_nearest_row),
     ("failed_rows_have_substitutes", failed_rows_have_substitutes),
     ("options_that_a_world_does_not_know_are_refused", options_that_a_world_does_not_know_are_refused),
+    ("the_number_of_workers_changes_while_it_runs", the_number_of_workers_changes_while_it_runs),
     ("(run until killed)", run_until_killed),
     ("(run until asked)", run_until_asked),
+    ("(run until changed)", run_until_changed),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -828,4 +830,42 @@ fn options_that_a_world_does_not_know_are_refused() {
     refused(Sweep { limits, ..Sweep::default() }, "`limits`");
     refused(options(&dir.file(), Existing::Resume), "`checkpoint`");
     refused(Sweep { schedule: Schedule::LongestFirst, ..Sweep::default() }, "LongestFirst");
+}
+
+fn the_number_of_workers_changes_while_it_runs() {
+    let dir = Dir::new();
+    let table = table(SLOW_ROWS);
+    let child = start("(run until changed)", &dir, 4);
+    let status = || Table::open(dir.file()).and_then(|table| table.status()).ok();
+    let busy =
+        || status().map_or(0, |status| status.busy.iter().filter(|worker| worker.row.is_some()).count());
+    let until = |wanted: usize| {
+        let begun = Instant::now();
+        while busy() != wanted {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{} instead of {wanted}", busy());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        println!("{wanted} workers after {:?}", begun.elapsed());
+    };
+    until(4);
+    for wanted in [1, 7, 2, 16, 3] {
+        Table::ask_for_workers(dir.file(), wanted).unwrap();
+        until(wanted);
+    }
+    Table::ask_for_workers(dir.file(), 16).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let swept = resume(&dir.file(), &table);
+    assert_found(&swept, &table);
+    assert_eq!(swept.resumed(), SLOW_ROWS);
+    let calls = fs::read_to_string(dir.0.join("calls")).unwrap();
+    assert_eq!(calls.lines().count(), SLOW_ROWS, "no row twice");
+    drop(swept);
+    let error = Table::ask_for_workers(dir.file(), 2).unwrap_err().to_string();
+    assert!(error.contains("no sweep is writing it now"), "{error}");
+    assert!(Table::ask_for_workers(dir.file(), 0).unwrap_err().to_string().contains("0 workers"));
+}
+
+fn run_until_changed() {
+    slow_sweep(Duration::from_millis(30)).unwrap();
 }

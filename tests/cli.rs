@@ -517,7 +517,13 @@ fn bad_files_are_refused() {
     fs::create_dir(dir.0.join("directory")).unwrap();
     nix::unistd::mkfifo(&dir.0.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for name in ["missing", "pipe", "directory", "empty", "short", "cut", "text", "no/such"] {
-        for args in ["status NAME", "export NAME --csv", "retry NAME --cause died", "merge NAME -o c.phx"] {
+        for args in [
+            "status NAME",
+            "export NAME --csv",
+            "retry NAME --cause died",
+            "workers NAME 2",
+            "merge NAME -o c.phx",
+        ] {
             dir.bad(&args.replace("NAME", name), &[name]);
         }
         dir.bad(&format!("merge run.phx {name} -o c.phx"), &[name]);
@@ -552,7 +558,7 @@ fn a_closed_pipe_is_no_error() {
 fn every_command_has_help_with_an_example() {
     let dir = Dir::new();
     let all = dir.good("--help");
-    for command in ["status", "export", "retry", "merge", "completions"] {
+    for command in ["status", "export", "retry", "merge", "workers", "completions"] {
         assert!(all.contains(&format!("  {command}")), "{all}");
         let help = dir.good(&format!("{command} --help"));
         assert!(help.contains("Example") && help.contains(&format!("phalanx {command} ")), "{help}");

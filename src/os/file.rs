@@ -233,6 +233,16 @@ pub(crate) fn read_at(file: &File, path: &Path, bytes: &mut [u8], at: usize) -> 
     read.map_err(|error| failed("read", path, error))
 }
 
+/// Writes bytes at an offset of a file that somebody else may have mapped.
+///
+/// # Errors
+/// If there is no such file, or it cannot be written.
+pub(crate) fn write_at(path: &Path, bytes: &[u8], at: usize) -> Result<()> {
+    let file = sys(Site::Open, || File::options().write(true).open(path).map_err(errno));
+    let file = file.map_err(|error| failed("open", path, error))?;
+    file.write_all_at(bytes, at as u64).map_err(|error| failed("write", path, errno(error)))
+}
+
 fn above(file: File, path: &Path) -> Result<File> {
     let fd = above_standard(OwnedFd::from(file)).map_err(|error| failed("fcntl", path, error))?;
     Ok(File::from(fd))

@@ -46,6 +46,18 @@ pub(crate) enum Command {
         #[arg(short, long)]
         output: PathBuf,
     },
+    /// Asks the sweep that is writing the file for another number of workers.
+    ///
+    /// Workers that are too many end when they have done the rows in hand; further ones are forked, up to four times as many
+    /// as there were or as there are processors.
+    #[command(after_help = "Example: the colleague's job on the same machine is over\n  \
+                            phalanx workers night.phx 32")]
+    Workers {
+        /// The file of a checkpoint.
+        file: PathBuf,
+        /// The number of workers.
+        workers: usize,
+    },
     /// Writes the completions for a shell to standard output.
     #[command(after_help = "Example: completions for bash, from the next login on\n  \
                             phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx")]

@@ -49,6 +49,10 @@ fn run(command: Command) -> Result<()> {
             let output = output.display();
             say(&format!("{rows} rows are in {output}; {damaged} damaged rows were left out\n"))
         }
+        Command::Workers { file, workers } => {
+            Table::ask_for_workers(&file, workers)?;
+            say(&format!("{workers} workers are asked for; `phalanx status` shows them\n"))
+        }
         Command::Completions { shell } => {
             // Not to standard output at once: a closed pipe would be a panic.
             let mut script = Vec::new();

@@ -103,6 +103,15 @@ impl LedgerFile {
     }
 }
 
+/// Asks the run that writes a file for so many workers.
+///
+/// # Errors
+/// If it is no ledger, or cannot be written.
+pub(crate) fn ask_for_workers(path: &Path, workers: u64) -> Result<()> {
+    let board = Reader::open(path)?.layout.board;
+    file::write_at(path, &(workers + 1).to_ne_bytes(), board + core::mem::offset_of!(Run, wanted))
+}
+
 /// Returns the process that writes a file, or wrote it last.
 fn writer(file: &File, path: &Path) -> u32 {
     let mut bytes = [0; 8];

@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use board::{Board, Desk, End, Run};
-pub(crate) use file::{LedgerFile, Read, Reader};
+pub(crate) use file::{LedgerFile, Read, Reader, ask_for_workers};
 pub(crate) use layout::{About, Column, Layout, Memory, NAME, Scalar};
 pub(crate) use log::{LONGEST, Log, Texts};
 pub(crate) use record::{Cause, Facts, Record, State, Tries};

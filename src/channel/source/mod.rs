@@ -129,6 +129,25 @@ impl Source {
         times::quantile(&self.all_times()[..=self.workers], share)
     }
 
+    /// Says how many workers are wanted.
+    pub(crate) fn want(&self, workers: usize) {
+        self.words().wanted.store(workers.clamp(1, self.workers) as u32, Ordering::Relaxed);
+    }
+
+    /// Returns how many workers are wanted.
+    pub(crate) fn wanted(&self) -> usize {
+        match self.words().wanted.load(Ordering::Relaxed) as usize {
+            0 => self.workers,
+            wanted => wanted.min(self.workers),
+        }
+    }
+
+    /// Lets a worker leave that is not wanted any more, and has no part.
+    pub(crate) fn retire(&self, slot: usize) {
+        self.worker(slot).park(true);
+        self.words().mark_through(self.workers(), slot, Ordering::SeqCst);
+    }
+
     /// Returns the words of the workers' memory.
     pub(crate) fn memory(&self) -> &MemoryWords {
         self.segment.place(self.base + size_of::<Words>())
@@ -222,7 +241,7 @@ impl Source {
     /// leave.
     pub(crate) fn stay(&self, slot: usize, inherited: &[usize]) -> bool {
         // Often the others are through in a moment.
-        let pace = Pace::new(self.workers > topology::allowed());
+        let pace = Pace::new(self.wanted() > topology::allowed());
         self.words().stay(self.workers(), slot, inherited, pace)
     }
 

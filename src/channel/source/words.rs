@@ -69,6 +69,8 @@ shared! {
         /// The last time at which a task may be begun, in nanoseconds since 1970; 0 if there is none. Written by the process
         /// that ends the work.
         pub(super) last_begin: AtomicU64,
+        /// The number of workers that are wanted, less than there are places for; 0: all. Written by the process that grants.
+        pub(super) wanted: AtomicU32,
         /// The number of rounds of work before the current round. Written by the process that grants.
         pub(super) round: AtomicU32,
         /// The eventcount of workers that have nothing to do.
@@ -128,6 +130,8 @@ shared! {
         need: AtomicU64,
         /// Not 0 once the worker's process is to be replaced when it is at no task. Written by the supervisor.
         renew: AtomicU32,
+        /// Not 0 while the worker has no process because it is not wanted: see [`Words::wanted`].
+        parked: AtomicU32,
         /// Tasks finished without result: those that were refused, and others.
         refused: AtomicU64,
         failed: AtomicU64,
@@ -407,6 +411,16 @@ impl WorkerWords {
     /// Returns the memory that the worker's last process had when it was killed by its supervisor, in KiB.
     pub(crate) fn doomed_size(&self) -> u64 {
         self.doomed_size.load(Ordering::Relaxed).into()
+    }
+
+    /// Notes that the worker has no process, or has one again.
+    pub(crate) fn park(&self, is_parked: bool) {
+        self.parked.store(is_parked.into(), Ordering::Release);
+    }
+
+    /// Returns whether the worker has no process because it was not wanted.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Acquire) != 0
     }
 
     /// Returns the process that does the task in the worker's name; 0: the worker's own.

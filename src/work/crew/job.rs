@@ -79,6 +79,12 @@ pub(crate) trait Labour {
         false
     }
 
+    /// Returns whether the slot is to have a process, for which it has none because it was not wanted before; at the `start`,
+    /// whether it is to have one at all.
+    fn is_wanted(&self, _slot: usize, start: bool) -> bool {
+        start
+    }
+
     /// Notes that the supervisor is about to look which workers are to be killed.
     fn look(&self) {}
 

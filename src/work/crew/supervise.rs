@@ -44,6 +44,7 @@ impl Zygote<'_> {
             self.era.postpone(stood);
             self.name_stopped();
             self.end_doomed();
+            self.start_wanted();
             // Sleep until the caller or a slot has ended, or a bell rings. The order of the sources is used
             // below.
             let running: Vec<usize> =
@@ -184,6 +185,17 @@ impl Zygote<'_> {
         match self.job.policy {
             Policy::Replace(labour) => labour.patience(),
             _ => Duration::MAX,
+        }
+    }
+
+    /// Forks the workers that are wanted now, and were not before.
+    fn start_wanted(&mut self) {
+        let Policy::Replace(labour) = self.job.policy else { return };
+        for rank in 0..self.slots.len() {
+            if self.slots[rank].is_none() && labour.is_wanted(rank, false) {
+                // Where the kernel refuses there are fewer workers.
+                let _ = self.start(rank, 0, labour.begun(rank));
+            }
         }
     }
 

@@ -207,6 +207,9 @@ impl<'a> Zygote<'a> {
             if self.job.led && rank == 0 {
                 continue;
             }
+            if matches!(self.job.policy, Policy::Replace(labour) if !labour.is_wanted(rank, true)) {
+                continue;
+            }
             // Ranks need each other: if one of them cannot be forked, those before it are ended at [7].
             // Workers do not need each other, so that any of their slots but the first may stay empty. If the
             // first cannot be forked, the crew ends as well, and the others are not tried.

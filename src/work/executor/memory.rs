@@ -69,7 +69,7 @@ impl Ward {
                 source.count_growth(slot, seen.most);
                 words.note_largest(seen.most);
             }
-            let soft = words.budget() / (2 * source.workers().len() as u64).max(1);
+            let soft = words.budget() / (2 * source.wanted() as u64).max(1);
             let leaks = if since != 0 && own > soft { seen.leaks + 1 } else { 0 };
             *seen = Seen { since, own, most: 0, leaks };
             if leaks >= LEAKS {
@@ -89,7 +89,7 @@ impl Ward {
         let at_work = || self.seen.iter().enumerate().filter(|(_, seen)| seen.since != 0);
         let need = match source.growth(0.9) {
             Some((need, count)) if count >= ENOUGH => need,
-            _ => budget / (source.workers().len() as u64 + 1),
+            _ => budget / (source.wanted() as u64 + 1),
         };
         let own: u64 = self.seen.iter().map(|seen| seen.own).sum();
         let expected = |(slot, seen): (usize, &Seen)| {
@@ -97,7 +97,7 @@ impl Ward {
         };
         words.set_need(need);
         words.set_used(self.seen.iter().enumerate().map(expected).sum(), at_work().count() as u32);
-        let likely = self.seen.len() as u64 * need.max(words.largest());
+        let likely = source.wanted() as u64 * need.max(words.largest());
         words.set_tight(own.max(likely) > budget / 2);
         let left = if words.is_tight() {
             topology::memory_left().map_or(u64::MAX, |left| left >> 10)

@@ -44,7 +44,7 @@ mod worker;
 
 pub(crate) use crate::channel::ledger::{
     About, Cause, Column, Desk, End, Facts, Finished, LONGEST, Ledger, LedgerFile, NAME, Read, Reader, Run,
-    Scalar, State, Texts,
+    Scalar, State, Texts, ask_for_workers,
 };
 pub(crate) use crate::channel::recovery::MAX_RANKS;
 pub(crate) use crate::channel::source::MOST;
@@ -55,7 +55,7 @@ pub(crate) use crate::os::launcher::host;
 pub(crate) use crate::os::mapping::Withheld;
 pub(crate) use crate::os::process::pid;
 pub(crate) use crate::os::signal::{HeldSignals, INT};
-pub(crate) use crate::os::topology::memory_left;
+pub(crate) use crate::os::topology::{cpus, memory_left};
 pub(crate) use crate::shm::element::Element;
 pub(crate) use crate::shm::object::digest_of;
 pub(crate) use crate::shm::packed::carried;

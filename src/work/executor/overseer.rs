@@ -141,6 +141,19 @@ impl Labour for Overseer<'_> {
         self.source.departed(slot);
     }
 
+    fn is_wanted(&self, slot: usize, start: bool) -> bool {
+        let (words, wanted) = (self.source.worker(slot), slot < self.source.wanted());
+        if start && !wanted {
+            words.park(true);
+            self.source.departed(slot);
+        }
+        let wanted = wanted && (start || words.is_parked());
+        if wanted {
+            words.park(false);
+        }
+        wanted
+    }
+
     fn look(&self) {
         let state = &mut *self.state.borrow_mut();
         let now = self.now(state);

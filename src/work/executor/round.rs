@@ -46,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) operation: &'static str,
     pub(crate) placement: Placement,
     pub(crate) workers: usize,
+    /// The number of further workers that may be wanted while the others work.
+    pub(crate) reserve: usize,
     /// The number of the first of these workers.
     pub(crate) first: usize,
     pub(crate) policy: Policy,
@@ -106,7 +108,8 @@ impl<'a> Executor<'a> {
         options: Options,
         (ledger, listed): (Ledger, Option<&[u32]>),
     ) -> Result<Executor<'a>> {
-        let (workers, tasks) = (options.workers, ledger.tasks());
+        let (first, tasks) = (options.workers, ledger.tasks());
+        let workers = first + options.reserve;
         let place = Source::len(workers);
         let list = if listed.is_some() { Agenda::len(tasks) } else { 0 };
         let segment = Arc::new(Segment::new(place + list)?);
@@ -119,11 +122,12 @@ impl<'a> Executor<'a> {
             }
         };
         let source = Source::over(segment, 0, workers)?;
+        source.want(first);
         let is_forked = matches!(options.placement, Placement::Forked | Placement::Job { .. });
         if let Some(budget) = options.memory.filter(|_| is_forked) {
-            source.limit_memory(budget >> 10, budget / (workers as u64) < GENEROUS);
+            source.limit_memory(budget >> 10, budget / (first as u64) < GENEROUS);
         }
-        let (clock, replaced, of) = (Clock::new(), vec![0; workers], workers);
+        let (clock, replaced, of) = (Clock::new(), vec![0; workers], first);
         Ok(Executor { work, options, ledger, source, agenda, clock, of, replaced })
     }
 
@@ -147,7 +151,11 @@ impl<'a> Executor<'a> {
 
     /// Returns the work that each worker has done.
     pub(super) fn done(&self) -> Vec<Done> {
-        done(&self.source, &self.replaced)
+        let mut all = done(&self.source, &self.replaced);
+        // Those that were never wanted have done nothing.
+        let last = all.iter().rposition(|done| done.tasks > 0).map_or(0, |last| last + 1);
+        all.truncate(last.max(self.options.workers));
+        all
     }
 
     /// Runs the forked workers of one round. `look` is called again and again while they work: after the time
@@ -176,7 +184,7 @@ impl<'a> Executor<'a> {
             };
             let replaced = |slot| running.slots.slot(slot).generation().saturating_sub(1);
             let death = |slot| running.slots.slot(slot).death();
-            let workers = 0..self.options.workers;
+            let workers = 0..running.slots.count();
             return Ok(Round {
                 replaced: workers.clone().map(replaced).collect(),
                 deaths: workers.map(death).collect(),
@@ -189,7 +197,7 @@ impl<'a> Executor<'a> {
     /// Returns what the caller sees of its workers.
     pub(super) fn seen<'s>(&'s self, slots: Option<&'s Slots>) -> Seen<'s> {
         let (source, agenda, replaced) = (&self.source, &self.agenda, &*self.replaced);
-        Seen { workers: self.options.workers, done: source.finished(), source, agenda, slots, replaced }
+        Seen { workers: source.wanted(), done: source.finished(), source, agenda, slots, replaced }
     }
 
     /// Adds the numbers of times that workers were replaced in a round to the totals.
@@ -222,7 +230,8 @@ impl<'a> Executor<'a> {
     /// Forks the workers; returns while they work. If `beside`, the caller goes on meanwhile. `heap` is the
     /// number of bytes for the results of each worker that do not fit into rows, as a world has them.
     fn open(&self, beside: bool, heap: Option<usize>) -> Result<Running> {
-        let Options { operation, workers, cold, allow_threads, .. } = self.options;
+        let Options { operation, cold, allow_threads, .. } = self.options;
+        let workers = self.source.workers().len();
         let slots = Slots::new(Plan { ranks: workers, heap, ..Plan::default() })?;
         let death = |slot| slots.slot(slot).death();
         let (shared, keeps) = (Shared { death: &death, is_process: true, ..self.shared() }, heap != Some(0));

@@ -37,7 +37,10 @@ impl Seen<'_> {
             }
             desk
         };
-        self.source.workers().iter().enumerate().map(desk).collect()
+        let all = self.source.workers();
+        // Places of workers that were never wanted say nothing.
+        let last = all.iter().rposition(|words| !words.is_parked() || words.finished() > 0);
+        all[..last.map_or(0, |last| last + 1)].iter().enumerate().map(desk).collect()
     }
 }
 

@@ -158,11 +158,6 @@ pub(crate) struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Returns the number of workers in this process.
-    pub(crate) fn workers(&self) -> usize {
-        self.source.workers().len()
-    }
-
     /// Returns the stretch of a worker (positions of the agenda), if each has one from the start.
     pub(crate) fn stretch(&self, slot: usize) -> Range<usize> {
         let lens = array_split(self.agenda.positions(), self.of);
@@ -182,7 +177,7 @@ impl Shared<'_> {
             0 => 1,
             _ => (u128::from(finished) * PART_TIME.as_nanos() / u128::from(busy.max(1))) as usize,
         };
-        (left / (4 * self.workers())).min(fitting).clamp(1, 4096)
+        (left / (4 * self.source.wanted())).min(fitting).clamp(1, 4096)
     }
 }
 
@@ -310,6 +305,8 @@ impl Judged {
 impl Worker<'_, '_> {
     fn live(&mut self, replaces: bool) -> std::result::Result<(), End> {
         let shared = self.shared;
+        // Others may have taken this worker for through: it was not wanted until now.
+        self.words.go_on();
         if replaces {
             let left = self.words.remaining();
             self.take_over(left.start, self.slot)?;
@@ -324,6 +321,10 @@ impl Worker<'_, '_> {
         }
         let mut inherited = Vec::new();
         loop {
+            if self.slot as usize >= shared.source.wanted() {
+                shared.source.retire(self.slot as usize);
+                return Ok(());
+            }
             match shared.source.take(self.slot as usize, |left| shared.part(self.words, left)) {
                 Next::Part(part) => self.go_through_with(part)?,
                 _ if shared.source.is_halted() => return Ok(()),

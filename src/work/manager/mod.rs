@@ -446,6 +446,7 @@ impl<'c, 'w> ParallelManager<'c, 'w> {
             cold,
             allow_threads,
             memory: None,
+            reserve: 0,
             seating: Seating::default(),
         }
     }

@@ -150,10 +150,13 @@ impl<'p, 'h> Keeper<'p, 'h> {
         self.held.and_then(HeldSignals::caught).map(|signal| signal as i32)
     }
 
-    /// Writes the state of the run to the board.
+    /// Writes the state of the run to the board, and heeds what others ask for there.
     fn tell(&mut self, seen: &Seen<'_>) {
         self.state.told = Some(Instant::now());
         let Some(board) = self.file.as_ref().and_then(|file| file.ledger().board()) else { return };
+        if let Some(wanted) = board.wanted().checked_sub(1) {
+            seen.source.want(wanted as usize);
+        }
         let desks = seen.desks();
         desks.iter().enumerate().for_each(|(slot, desk)| board.desk(slot, desk));
         board.tell(&self.run(desks.len(), seen.done));

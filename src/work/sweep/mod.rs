@@ -22,8 +22,8 @@ use crate::comm::Comm;
 use crate::error::{Error, Reason, Result};
 use crate::work::executor::Backend;
 use crate::work::executor::{
-    Column, Dealing, End, Executor, HeldSignals, Ledger, LedgerFile, MOST, Options, Placement, Policy,
-    Scalar, Seating, Seen, State, Watch, run_in, unix_time, workers_can_read,
+    Column, Dealing, End, Executor, HeldSignals, Ledger, LedgerFile, MAX_RANKS, MOST, Options, Placement,
+    Policy, Scalar, Seating, Seen, State, Watch, cpus, run_in, unix_time, workers_can_read,
 };
 use checkpoint::Opened;
 use keeper::{Before, Keeper};
@@ -272,11 +272,13 @@ impl Sweep<'_> {
         let (cold, allow_threads, dealing) = (self.cold, self.allow_threads, self.dealing());
         let (operation, first) = ("sweep", 0);
         let memory = self.limits.memory.budget();
+        let reserve = self.reserve(placement, workers);
         let (seating, line) = Seating::new(placement, workers, (self.pin.policy(), self.blas_threads))?;
         let options = Options {
             operation,
             placement,
             workers,
+            reserve,
             first,
             policy,
             dealing,
@@ -356,6 +358,13 @@ impl Sweep<'_> {
             todo,
             count,
         )
+    }
+
+    /// Returns for how many more workers there is room than are started: others may ask for them through the file.
+    fn reserve(&self, placement: Placement, workers: usize) -> usize {
+        let is_open =
+            self.checkpoint.is_some() && placement == Placement::Forked && self.schedule != Schedule::Static;
+        if is_open { (4 * workers.max(cpus())).min(MAX_RANKS).saturating_sub(workers) } else { 0 }
     }
 
     /// Returns how often rows, workers and builds that fail are tried again.

@@ -1,7 +1,9 @@
 //! The file of a checkpoint, read from outside: while a sweep writes it, or afterwards.
 
 use crate::error::{Error, Result};
-use crate::work::executor::{Cause, Desk, End, Facts, LedgerFile, Reader, Run, State, refused, unix_time};
+use crate::work::executor::{
+    Cause, Desk, End, Facts, LedgerFile, MAX_RANKS, Reader, Run, State, ask_for_workers, refused, unix_time,
+};
 use crate::work::sweep::checkpoint;
 use crate::work::sweep::report::{Counts, Outcome};
 use std::collections::HashMap;
@@ -275,6 +277,28 @@ impl Table {
         let marked = file.ledger().retry(&causes);
         file.flush()?;
         Ok(marked)
+    }
+
+    /// Asks the sweep that writes a file for another number of workers on its host. Workers that are too many end when they
+    /// have done the rows in hand; further ones are forked, up to four times as many as there were or as there are processors.
+    /// Not for [`Schedule::Static`](crate::Schedule::Static), and not over nodes.
+    ///
+    /// # Errors
+    /// As [`Table::open`]; if no sweep is writing the file, or the number is 0.
+    ///
+    /// ```no_run
+    /// phalanx::Table::ask_for_workers("night.phx", 32)?;
+    /// # Ok::<(), phalanx::Error>(())
+    /// ```
+    pub fn ask_for_workers(path: impl AsRef<Path>, workers: usize) -> Result<()> {
+        let path = path.as_ref();
+        if workers == 0 || workers > MAX_RANKS {
+            return Err(Error::option("workers", format!("{workers} workers; a sweep has 1 to {MAX_RANKS}")));
+        }
+        if Table::open(path)?.status()?.state != RunState::Running {
+            return Err(refused(path, "no sweep is writing it now"));
+        }
+        ask_for_workers(path, workers as u64)
     }
 
     /// Makes a file of all finished rows of others, which must have the same inputs, outputs, seed and configuration. A row
