@@ -46,6 +46,14 @@ const CASES: &[Case] = &[
     ("failed_rows_have_substitutes", failed_rows_have_substitutes),
     ("options_that_a_world_does_not_know_are_refused", options_that_a_world_does_not_know_are_refused),
     ("the_number_of_workers_changes_while_it_runs", the_number_of_workers_changes_while_it_runs),
+    ("a_row_that_is_overdue_and_then_crashes_ends", a_row_that_is_overdue_and_then_crashes_ends),
+    ("many_attempts_with_fresh_states", many_attempts_with_fresh_states),
+    ("fresh_states_share_no_place_in_a_file", fresh_states_share_no_place_in_a_file),
+    ("a_cold_state_is_dropped_by_its_own_process_only", a_cold_state_is_dropped_by_its_own_process_only),
+    ("the_caller_itself_ends_in_time", the_caller_itself_ends_in_time),
+    ("time_that_is_stood_still_does_not_count", time_that_is_stood_still_does_not_count),
+    ("short_rows_are_not_measured_by_their_median", short_rows_are_not_measured_by_their_median),
+    ("fresh_states_of_a_program_with_threads", fresh_states_of_a_program_with_threads),
     ("(run until killed)", run_until_killed),
     ("(run until asked)", run_until_asked),
     ("(run until changed)", run_until_changed),
@@ -868,4 +876,156 @@ fn the_number_of_workers_changes_while_it_runs() {
 
 fn run_until_changed() {
     slow_sweep(Duration::from_millis(30)).unwrap();
+}
+
+/// An attempt that was ended for good does not excuse the deaths that follow.
+fn a_row_that_is_overdue_and_then_crashes_ends() {
+    let limits = Limits { row: Some(Duration::from_millis(200)), ..Limits::default() };
+    let retries = Retries { overdue: 1, ..Retries::default() };
+    let sweep = Sweep { workers: Some(1), limits, retries, ..Sweep::default() };
+    let swept = sweep.run(
+        table(2).view(),
+        || Ok(()),
+        |(), row, out| {
+            match (row.index, row.attempt) {
+                (0, 0) => std::thread::sleep(Duration::from_secs(100)),
+                (0, _) => std::process::abort(),
+                _ => out[0] = 1.0,
+            }
+            Ok(())
+        },
+    );
+    assert!(swept.unwrap().outcome(0).to_string().contains("died 3 times"));
+}
+
+fn many_attempts_with_fresh_states() {
+    let sweep = || Sweep { workers: Some(2), attempts: Some(12), fresh: Fresh::EveryRow, ..Sweep::default() };
+    for good in [11, 12] {
+        let swept = sweep().run(
+            table(10).view(),
+            || Ok(()),
+            |(), row, out| {
+                if row.index == 3 && row.attempt < good {
+                    std::process::abort();
+                }
+                out[0] = f64::from(row.attempt);
+                Ok(())
+            },
+        );
+        let swept = swept.unwrap();
+        assert_eq!((swept.counts().done, swept.counts().died), if good == 11 { (10, 0) } else { (9, 1) });
+    }
+}
+
+fn fresh_states_share_no_place_in_a_file() {
+    use std::io::Read;
+    let dir = Dir::new();
+    fs::write(dir.0.join("calls"), [7, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+    let build = || Ok(fs::File::open(dir.0.join("calls"))?);
+    let sweep = Sweep { workers: Some(1), fresh: Fresh::EveryRow, ..Sweep::default() };
+    let swept = sweep.run(table(6).view(), build, |file: &mut fs::File, _, out| {
+        let mut byte = [0];
+        file.read_exact(&mut byte)?;
+        out[0] = byte[0].into();
+        Ok(())
+    });
+    assert_eq!(swept.unwrap().into_values().into_raw_vec_and_offset().0, [7.0; 6]);
+}
+
+fn a_cold_state_is_dropped_by_its_own_process_only() {
+    /// A file that is there as long as the state.
+    struct Mark(PathBuf);
+    impl Drop for Mark {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+    let dir = Dir::new();
+    let build = || {
+        let mark = Mark(dir.0.join(format!("mark-{}", std::process::id())));
+        fs::write(&mark.0, "")?;
+        Ok(mark)
+    };
+    let sweep = Sweep { workers: Some(1), fresh: Fresh::EveryRow, cold: true, ..Sweep::default() };
+    let swept = sweep.run(table(5).view(), build, |mark: &mut Mark, row, _| {
+        assert!(row.index != 1, "once");
+        if mark.0.exists() { Ok(()) } else { Err("dropped".into()) }
+    });
+    assert_eq!(swept.unwrap().counts().to_string(), "4 done, 1 panicked");
+}
+
+/// Also in the middle of a part that is all there is.
+fn the_caller_itself_ends_in_time() {
+    for schedule in [Schedule::Static, Schedule::Dynamic] {
+        let run = |limits| {
+            let sweep = Sweep { backend: Backend::Serial, schedule, limits, ..Sweep::default() };
+            let swept = sweep.run(
+                table(100).view(),
+                || Ok(()),
+                |(), _, _| {
+                    std::thread::sleep(Duration::from_millis(30));
+                    Ok(())
+                },
+            );
+            swept.unwrap()
+        };
+        let timed = run(Limits { sweep: Some(Duration::from_millis(300)), ..Limits::default() });
+        assert!(timed.ended() == Ended::Deadline && timed.counts().done < 50, "{}", timed.counts());
+        let enough = run(Limits { min_done: Some(Amount::Rows(5)), ..Limits::default() });
+        assert!(enough.ended() == Ended::Enough && enough.counts().done < 50, "{}", enough.counts());
+    }
+}
+
+fn time_that_is_stood_still_does_not_count() {
+    let caller = Pid::this();
+    let stopper = Command::new("sh")
+        .args(["-c", &format!("sleep 0.5; kill -STOP {caller}; sleep 1.7; kill -CONT {caller}")])
+        .spawn();
+    let limits = Limits { row: Some(Duration::from_millis(1000)), ..Limits::default() };
+    let sweep = Sweep { workers: Some(3), limits, ..Sweep::default() };
+    let swept = sweep.run(
+        table(30).view(),
+        || Ok(()),
+        |(), _, _| {
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(())
+        },
+    );
+    stopper.unwrap().wait().unwrap();
+    assert_eq!(swept.unwrap().counts().done, 30);
+}
+
+fn short_rows_are_not_measured_by_their_median() {
+    let limits = Limits { row_factor: Some(2.0), ..Limits::default() };
+    let sweep = Sweep { workers: Some(4), limits, ..Sweep::default() };
+    let swept = sweep.run(
+        table(20_000).view(),
+        || Ok(()),
+        |(), row, _| {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_micros(if row.index % 1000 == 0 { 5000 } else { 20 }) {}
+            Ok(())
+        },
+    );
+    assert_eq!(swept.unwrap().counts().done, 20_000);
+}
+
+/// The stack on which the sweep runs is no heap.
+fn fresh_states_of_a_program_with_threads() {
+    let sweep = || {
+        let sweep =
+            Sweep { workers: Some(2), fresh: Fresh::EveryRow, allow_threads: true, ..Sweep::default() };
+        sweep.run(
+            table(20).view(),
+            || Ok(vec![1u8; 64 << 20]),
+            |held: &mut Vec<u8>, _, out| {
+                held[5] += 1;
+                out[0] = held[5].into();
+                Ok(())
+            },
+        )
+    };
+    let thread =
+        std::thread::Builder::new().stack_size(64 << 20).spawn(move || sweep().unwrap().into_values());
+    assert_eq!(thread.unwrap().join().unwrap(), Array2::<f64>::from_elem((20, 1), 2.0));
 }

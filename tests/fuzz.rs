@@ -198,7 +198,7 @@ impl Shape {
         let inputs = (records + 64 * self.tasks).next_multiple_of(if given == 0 { 1 } else { PAGE });
         let rows = (inputs + given).next_multiple_of(PAGE);
         let log = rows.checked_add(self.tasks.checked_mul(row)?)?.next_multiple_of(PAGE);
-        let log_len = (((self.tasks + 32) * 4104).min(1 << 20) / 8).max(self.tasks * 16);
+        let log_len = (((self.tasks + 32) * 4104).min(16 << 20) / 8).max(self.tasks * 16);
         let board = (log + 8 * log_len).next_multiple_of(PAGE);
         let [columns, given] = [self.columns.len(), self.inputs].map(|count| count as u64);
         let words = [self.tasks, row, columns, given, records, inputs, rows, log, log_len, board];

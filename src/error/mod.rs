@@ -172,8 +172,9 @@ pub enum Error {
     },
     /// Another program writes the file of a checkpoint.
     #[error(
-        "{file}: it is in use{}; wait until that program has ended, or choose another file",
-        if *pid == 0 { String::new() } else { format!(" by process {pid}") }
+        "{file}: it is in use{}; {}, or choose another file",
+        if *pid == 0 { String::new() } else { format!(" by process {pid}") },
+        if *pid == std::process::id() { "drop the results of the sweep before, which lie in it" } else { "wait until that program has ended" }
     )]
     Locked {
         /// The file.

@@ -34,6 +34,8 @@ const VERSION: u32 = 2;
 const SPARSE: usize = 256 << 20;
 /// The same bound for memory that is occupied when it is allocated.
 const DENSE: usize = 1 << 20;
+/// The same bound for files.
+const FILED: usize = 16 << 20;
 /// The number of texts that have room beyond one for each task: those of attempts whose worker died before it
 /// could commit them.
 const SPARE: usize = 32;
@@ -212,7 +214,11 @@ impl Layout {
         let row = row.end().checked_next_multiple_of(8).filter(|&row| row < 1 << 62)?;
         let table = tasks.checked_mul(row).filter(|&table| table < 1 << 62)?;
         let given = tasks.checked_mul(about.inputs.len().checked_mul(8)?).filter(|&given| given < 1 << 62)?;
-        let room = if memory == Memory::Sparse { SPARSE } else { DENSE };
+        let room = match memory {
+            Memory::Sparse => SPARSE,
+            Memory::Dense => DENSE,
+            Memory::File => FILED,
+        };
         let all = tasks.checked_add(SPARE)?.checked_mul(LONGEST + 8)?.min(room) / 8;
         let log_len = all.max(tasks.checked_mul(SHARE / 8)?);
         // Places count from the beginning of the ledger, wherever that lies, so the bytes are the same

@@ -95,6 +95,13 @@ impl Texts {
     /// The largest number of texts that are remembered.
     const MOST: usize = 1024;
 
+    /// Remembers a text that another process has put into the log.
+    pub(crate) fn learn(&mut self, log: Log<'_>, place: u64) {
+        if place > 0 && self.0.len() < Texts::MOST && !self.0.values().any(|&known| known == place) {
+            self.0.insert(log.text(place), place);
+        }
+    }
+
     /// Puts a text into the log and returns its place; 0 if there is no room. Up to [`LONGEST`] bytes of the
     /// text are kept while half of the log is unused, or while an even share of the rest, for each of the
     /// `unfinished` tasks, is as large; after that up to this share, so that the last task has room as well.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub(crate) use agenda::Agenda;
 pub(crate) use memory::MemoryWords;
 use times::Times;
-pub(crate) use words::{Next, Words, WorkerWords};
+pub(crate) use words::{Halt, Next, Words, WorkerWords};
 
 /// The most tasks that a source can deal out: their numbers travel in half a word.
 pub(crate) const MOST: usize = u32::MAX as usize;
@@ -208,9 +208,20 @@ impl Source {
     }
 
     /// Ends the work: workers finish the task that they are at, and begin no other.
-    pub(crate) fn halt(&self) {
-        self.words().halted.store(1, Ordering::Release);
+    pub(crate) fn halt(&self, why: Halt) {
+        // The first reason counts.
+        let _ = self.words().halted.compare_exchange(0, why as u32, Ordering::AcqRel, Ordering::Relaxed);
         self.words().news().tell();
+    }
+
+    /// Returns why the work was ended, if it was.
+    pub(crate) fn halted(&self) -> Option<Halt> {
+        match self.words().halted.load(Ordering::Acquire) {
+            0 => None,
+            2 => Some(Halt::Late),
+            3 => Some(Halt::TooMuch),
+            _ => Some(Halt::Told),
+        }
     }
 
     /// Returns whether the work was ended.
@@ -329,7 +340,7 @@ mod tests {
     fn nothing_is_begun_once_it_is_halted() {
         let source = Source::new(1).unwrap();
         assert!(source.grant(0..3));
-        source.halt();
+        source.halt(Halt::Told);
         assert!(source.is_halted());
         source.wait(&[]);
         assert_eq!(source.take(0, all), Next::Nothing);
@@ -389,7 +400,7 @@ mod tests {
         assert_eq!(meanwhile(|| source.wait(&[]), || source.give_up(1, 0)), ((), true));
         assert_eq!(meanwhile(|| source.wait(&[1]), || source.close()), ((), true));
         let halted = Source::new(1).unwrap();
-        assert_eq!(meanwhile(|| halted.wait(&[]), || halted.halt()), ((), true));
+        assert_eq!(meanwhile(|| halted.wait(&[]), || halted.halt(Halt::Told)), ((), true));
     }
 
     #[test]

@@ -141,6 +141,18 @@ shared! {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Words>() == 384 && size_of::<WorkerWords>() == 128);
 
+/// The reason why nothing more shall be begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Halt {
+    /// The caller has said so.
+    Told = 1,
+    /// It is too late: see [`Words::is_late`].
+    Late = 2,
+    /// Too many tasks have failed.
+    TooMuch = 3,
+}
+
 /// The place where a worker is to look next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {

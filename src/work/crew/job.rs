@@ -37,6 +37,15 @@ pub(crate) struct Inherited<'a> {
     pub(crate) build: &'a dyn Fn() -> Result<()>,
     /// The function that drops the state. It is called in the zygote only, when the slots have ended.
     pub(crate) discard: &'a dyn Fn(),
+    /// Whether slots fork in their turn, which must be cheap.
+    pub(crate) forks: bool,
+}
+
+impl<'a> Inherited<'a> {
+    /// Returns a state that is built, and dropped, by these functions; its slots do not fork.
+    pub(crate) fn new(build: &'a dyn Fn() -> Result<()>, discard: &'a dyn Fn()) -> Inherited<'a> {
+        Inherited { build, discard, forks: false }
+    }
 }
 
 /// The meaning of a slot's death to the others.
@@ -84,6 +93,9 @@ pub(crate) trait Labour {
     fn is_wanted(&self, _slot: usize, start: bool) -> bool {
         start
     }
+
+    /// Notes that all processes have been stopped for so long, until now.
+    fn stood(&self, _time: Duration) {}
 
     /// Notes that the supervisor is about to look which workers are to be killed.
     fn look(&self) {}

@@ -40,6 +40,9 @@ impl Zygote<'_> {
         while self.slots.iter().any(Option::is_some) {
             // No deadline passes while all processes stand still.
             let stood = self.stand_with_caller();
+            if let (Policy::Replace(labour), true) = (self.job.policy, stood > Duration::ZERO) {
+                labour.stood(stood);
+            }
             ending = ending.map(|at| at + stood);
             self.era.postpone(stood);
             self.name_stopped();

@@ -35,6 +35,7 @@ use crate::os::descriptor::{self, Bell};
 use crate::os::fault::{self, Role, Site, point};
 use crate::os::inherit::Child;
 use crate::os::launcher;
+use crate::os::mapping;
 use crate::os::process::{self, Fork, Process};
 use crate::os::procfs;
 use crate::os::signal::{self, Dispositions};
@@ -188,6 +189,9 @@ impl<'a> Zygote<'a> {
             // state is dropped.
             if procfs::threads().len() > 1 || descriptor::descriptors().is_none_or(shares) {
                 return COLD;
+            }
+            if state.forks {
+                mapping::ready_to_fork();
             }
         }
         // [4] This undoes [2]: supervision polls the caller's pidfd. By [2] the kernel would kill this

@@ -17,12 +17,19 @@
 //! Where nobody can fork (threads, a state whose build leaves threads behind, the caller itself) the state is dropped and
 //! built again instead.
 
+use crate::channel::ledger::State;
 use crate::error::{Death, Result};
 use crate::os::process;
 use crate::os::procfs;
+use crate::os::signal::KILL;
+use crate::os::topology;
 use crate::work::executor::policy::Fresh;
 use crate::work::executor::worker::{End, Worker};
 use std::ops::Range;
+use std::time::Duration;
+
+/// The time before another try to fork; each later time is four times as long.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl Worker<'_, '_> {
     /// Returns whether the tasks are left to children, if that is possible.
@@ -49,9 +56,11 @@ impl Worker<'_, '_> {
             // A successor of this worker goes through all that is left.
             self.words.enter(&rest);
             let begun = self.words.begun();
-            let death = self.by_child(&mut |worker| worker.go_through(chunk.clone()));
+            let death = self.by_child(&mut |worker| worker.go_through(chunk.clone()))?;
             // If the child has died, this is the task that it was at; those before it are finished.
-            self.take_up(self.words.remaining().start, self.slot, death)?;
+            let at = self.words.remaining().start;
+            self.take_up(at, self.slot, (death, None))?;
+            self.learn(at);
             // A child that dies before it begins a task does so again.
             stuck = if self.words.begun() == begun { stuck + 1 } else { 0 };
             if !self.shared.policy.replaces(stuck) {
@@ -62,6 +71,15 @@ impl Worker<'_, '_> {
         }
         self.words.rest();
         Ok(())
+    }
+
+    /// Remembers the text of a task that a child has failed: the next child finds it in the log.
+    fn learn(&mut self, position: usize) {
+        let (ledger, task) = (self.shared.ledger, self.shared.agenda.task(position));
+        if let State::Failed(_) = ledger.state(task) {
+            let place = ledger.record(task).facts().text;
+            self.texts.learn(ledger.log(), place);
+        }
     }
 
     /// Returns the first position of a part whose task is free; an error if none is to be begun.
@@ -75,42 +93,63 @@ impl Worker<'_, '_> {
         Ok(part.clone().find(is_free))
     }
 
-    /// \[F4] Takes up the task at a position that a process of slot `from` has left unfinished when it died.
+    /// \[F4] Takes up the task at a position that a process of slot `from` has left unfinished when it died, so; `doom` is the
+    /// reason for which it was killed, if its supervisor has done that.
     pub(super) fn take_up(
         &mut self,
         position: usize,
         from: u32,
-        mut death: Death,
+        (mut death, mut doom): (Death, Option<u32>),
     ) -> std::result::Result<(), End> {
-        let mut doom = self.shared.source.worker(from as usize).doom();
-        for _ in 0..=self.shared.policy.restarts {
+        // Each turn counts a failed attempt, or finds none.
+        loop {
             // A child of this worker may have taken it over, and died as well.
             let owners = [self.slot, from];
             let judged = owners.into_iter().find_map(|owner| self.judge(position, owner, (death, doom)));
             let Some(judged) = judged else { return Ok(()) };
-            if judged.is_given_up() || !self.breeds() {
+            if judged.is_given_up() || !self.breeds() || self.shared.source.is_halted() {
                 return self.carry_out(judged);
             }
             self.ready(None)?;
             if !self.may_fork() {
                 return self.carry_out(judged);
             }
-            death = self.by_child(&mut |worker| worker.carry_out(judged.clone()));
+            death = self.by_child(&mut |worker| worker.carry_out(judged.clone()))?;
             doom = None;
         }
-        Ok(())
     }
 
     /// \[F3] Lets a child do some work; returns how it ended. (A model may end it with any status.)
-    fn by_child(&mut self, work: &mut dyn FnMut(&mut Self) -> std::result::Result<(), End>) -> Death {
-        let ended: Result<Death> = process::in_child(&mut || {
-            self.is_child = true;
-            self.words.set_runner(process::pid());
-            _ = work(self);
-            0
-        });
-        self.words.set_runner(0);
-        // If no process can be forked, what is left is done by others, or later.
-        ended.unwrap_or(Death::Unknown)
+    fn by_child(
+        &mut self,
+        work: &mut dyn FnMut(&mut Self) -> std::result::Result<(), End>,
+    ) -> std::result::Result<Death, End> {
+        let kills = *self.oom_kills.get_or_insert_with(topology::oom_kills);
+        let mut pause = PAUSE;
+        loop {
+            let ended: Result<Death> = process::in_child(&mut || {
+                self.is_child = true;
+                // The state is the worker's: a child never drops it.
+                self.inherits = true;
+                self.words.set_runner(process::pid());
+                _ = work(self);
+                0
+            });
+            self.words.set_runner(0);
+            match ended {
+                Ok(Death::Signal(KILL)) => {
+                    let now = topology::oom_kills();
+                    self.oom_kills = Some(now);
+                    return Ok(if now > kills { Death::Oom } else { Death::Signal(KILL) });
+                }
+                Ok(death) => return Ok(death),
+                Err(error) if pause > PAUSE * 1000 => {
+                    return Err(End::GivenUp(format!("no process for a row could be forked: {error}")));
+                }
+                // Others may end meanwhile.
+                Err(_) => std::thread::sleep(pause),
+            }
+            pause *= 4;
+        }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) use crate::channel::ledger::{
     Scalar, State, Texts, ask_for_workers,
 };
 pub(crate) use crate::channel::recovery::MAX_RANKS;
-pub(crate) use crate::channel::source::MOST;
+pub(crate) use crate::channel::source::{Halt, MOST};
 pub(crate) use crate::os::clock::unix_time;
 pub(crate) use crate::os::fault::{Site, point};
 pub(crate) use crate::os::file::refused;

@@ -23,7 +23,7 @@
 //! which all get when they have joined. Root may end such work early: it tells all to halt.
 
 use crate::channel::ledger::{Cause, Ledger, State, Texts};
-use crate::channel::source::{Agenda, Source};
+use crate::channel::source::{Agenda, Halt, Source};
 use crate::comm::hybrid::job::{end_own_job, joined};
 use crate::comm::hybrid::mpi::{Mpi, Part};
 use crate::comm::hybrid::net::{Nap, Net, Step, Tag, always, end_job, step};
@@ -136,7 +136,8 @@ pub(super) fn run(
     let (each, tasks, digest) =
         (executor.options.workers, executor.ledger.tasks(), executor.work.digest_of_all());
     // The outcome of a task may depend on how often it is tried, and must not depend on its node.
-    let digest = xxh3_64(bytemuck::cast_slice(&[digest, u64::from(executor.options.policy.attempts)]));
+    let (attempts, listed) = (executor.options.policy.attempts, executor.agenda.is_listed());
+    let digest = xxh3_64(bytemuck::cast_slice(&[digest, u64::from(attempts), u64::from(listed)]));
     (executor.options.first, executor.of) = (job.rank * each, job.size * each);
     let listed = executor.agenda.is_listed();
     if listed {
@@ -424,7 +425,7 @@ impl Coordinator {
         (self.finished[0], self.failed[0]) = (self.source.finished(), self.source.failed());
         let failed = || self.failed.iter().fold([0; 2], |[a, b], [c, d]| [a + c, b + d]);
         if self.policy.is_too_much(failed) {
-            self.source.halt();
+            self.source.halt(Halt::TooMuch);
         }
         if self.source.is_halted() && self.agenda.is_listed() && !self.halted {
             self.halted = true;
@@ -438,13 +439,16 @@ impl Coordinator {
 
     /// Tells the caller how far all have come; returns whether the workers go on.
     fn tick(&mut self, watch: &mut Watch<'_>, seen: Option<&Seen<'_>>) -> bool {
-        let (mut workers, mut done) = (self.workers[self.net.me], self.source.finished());
-        if self.net.me == 0 {
+        let me = self.net.me;
+        let (mut workers, mut done, mut failed) =
+            (self.workers[me], self.source.finished(), self.source.failed());
+        if me == 0 {
             (workers, done) = (self.all, self.finished.iter().sum());
+            failed = self.failed.iter().fold([0; 2], |[a, b], [c, d]| [a + c, b + d]);
         }
         let (source, agenda) = (&self.source, &self.agenda);
-        let own = Seen { workers, done, source, agenda, slots: None, replaced: &[] };
-        (watch.tick)(&seen.map_or(own, |seen| Seen { workers, done, ..*seen }))
+        let own = Seen { workers, done, failed, source, agenda, slots: None, replaced: &[] };
+        (watch.tick)(&seen.map_or(own, |seen| Seen { workers, done, failed, ..*seen }))
     }
 
     /// Returns the number from which a node counts its workers, as if all nodes had as many, and that from which they count
@@ -503,6 +507,8 @@ impl Coordinator {
     fn begin_again(&mut self, spent: bool) {
         (self.ended, self.waiting, self.why) = (spent, false, None);
         self.mine.clear();
+        // What was settled is home; the rest is granted again.
+        self.outbox = Outbox::default();
         self.done.clear();
         self.nap.end();
     }
@@ -521,7 +527,7 @@ impl Coordinator {
         self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
         let [start, end, died] = words;
         if start == HALT {
-            self.source.halt();
+            self.source.halt(Halt::Told);
             return Ok(());
         }
         self.waiting = false;
@@ -581,12 +587,16 @@ impl Coordinator {
         while self.net.arrived(Tag::Grant)?.is_none() {
             std::thread::sleep(nap.next());
         }
-        let mut words = [0u64; 3];
-        self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
-        match words {
-            [VERDICT, 0, _] => Ok(Verdict::End(None)),
-            [VERDICT, 1, _] => Ok(Verdict::Again),
-            _ => Err(Error::Corrupt { what: "the verdict on a round" }),
+        loop {
+            let mut words = [0u64; 3];
+            self.net.recv_all(bytemuck::bytes_of_mut(&mut words), 0, Tag::Grant, &always)?;
+            match words {
+                [VERDICT, 0, _] => return Ok(Verdict::End(None)),
+                [VERDICT, 1, _] => return Ok(Verdict::Again),
+                // Root had not heard yet that this node has ended.
+                [HALT, ..] => self.source.halt(Halt::Told),
+                _ => return Err(Error::Corrupt { what: "the verdict on a round" }),
+            }
         }
     }
 

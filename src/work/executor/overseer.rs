@@ -19,6 +19,11 @@ use std::time::Duration;
 const STILL: u64 = 2_000_000_000;
 /// The time after which a quantile of all times is computed again, in nanoseconds.
 const FRESH: u64 = 100_000_000;
+/// The least limit that follows from the times of other tasks, and the least time between two looks, in nanoseconds.
+const SHORTEST: u64 = 100_000_000;
+const PAUSE: u64 = 1_000_000;
+/// The number of stops that are remembered.
+const STOPS: usize = 16;
 /// The number of tasks that must be done before others are measured by them.
 const ENOUGH: u64 = 10;
 
@@ -39,6 +44,8 @@ struct State {
     stood: Vec<(u64, u64)>,
     /// For each worker, the time at which its process was forked: what the words say of earlier attempts is not its own.
     forked: Vec<u64>,
+    /// The last stops of all processes: when each began and ended.
+    stops: Vec<(u64, u64)>,
     /// The time of the last look.
     looked: u64,
     /// The limit that follows from the median, and the time at which it was computed.
@@ -76,7 +83,8 @@ impl<'a> Overseer<'a> {
         {
             state.computed = now;
             let median = self.source.quantile(0.5).filter(|&(_, count)| count >= ENOUGH);
-            state.relative = median.map(|(nanos, _)| (nanos as f64 * factor) as u64);
+            // A shorter time may pass while others have the processor.
+            state.relative = median.map(|(nanos, _)| ((nanos as f64 * factor) as u64).max(SHORTEST));
         }
         let absolute = self.policy.limit.map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
         absolute.into_iter().chain(state.relative).min()
@@ -154,6 +162,21 @@ impl Labour for Overseer<'_> {
         wanted
     }
 
+    fn stood(&self, time: Duration) {
+        let state = &mut *self.state.borrow_mut();
+        let now = self.now(state);
+        let begun = now.saturating_sub(time.as_nanos() as u64);
+        for (since, stood) in &mut state.stood {
+            *stood += now - begun.max(*since).min(now);
+        }
+        // Attempts that nobody has looked at yet are few and short.
+        if state.stops.len() == STOPS {
+            state.stops.remove(0);
+        }
+        state.stops.push((begun, now));
+        state.looked = now;
+    }
+
     fn look(&self) {
         let state = &mut *self.state.borrow_mut();
         let now = self.now(state);
@@ -182,7 +205,9 @@ impl Labour for Overseer<'_> {
         };
         let stood = &mut state.stood[slot];
         if stood.0 != since {
-            *stood = (since, 0);
+            // Stops since it began count for nothing, also those before the first look at it.
+            let during = state.stops.iter().map(|&(from, to)| to.saturating_sub(from.max(since))).sum();
+            *stood = (since, during);
         }
         let passed = now.saturating_sub(since).saturating_sub(stood.1);
         if passed <= limit {
@@ -213,6 +238,6 @@ impl Labour for Overseer<'_> {
             .is_some()
             .then(|| LOOKS[usize::from(!self.source.memory().is_tight())].as_nanos() as u64);
         let next = state.next.into_iter().chain(limit).chain(looks).min();
-        next.map_or(Duration::MAX, Duration::from_nanos)
+        next.map_or(Duration::MAX, |next| Duration::from_nanos(next.max(PAUSE)))
     }
 }

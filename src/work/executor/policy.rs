@@ -160,7 +160,7 @@ impl Policy {
             // Another node counts only how many there were.
             _ => {
                 let others = [Cause::Panicked, Cause::Overdue, Cause::Memory].map(|other| tries.of(other));
-                let died = attempts.saturating_sub(others.iter().sum()) + 1;
+                let died = attempts.saturating_sub(others.iter().sum()).max(tries.of(Cause::Died)) + 1;
                 (died, self.attempts, format!("died by {}", ended.death))
             }
         };

@@ -2,11 +2,10 @@
 
 use crate::channel::ledger::{Cause, Column, Ledger, Texts, Tries};
 use crate::channel::slots::{Plan, Slots};
-use crate::channel::source::{Agenda, MOST, Source};
+use crate::channel::source::{Agenda, Halt, MOST, Source};
 use crate::error::{Death, Error, Result};
 use crate::os::clock::Clock;
 use crate::os::descriptor::Bell;
-use crate::os::mapping;
 use crate::os::process;
 use crate::shm::array::lend_heap;
 use crate::shm::segment::Segment;
@@ -136,9 +135,9 @@ impl<'a> Executor<'a> {
         &self.ledger
     }
 
-    /// Returns whether the workers were told to begin nothing more.
-    pub(crate) fn is_halted(&self) -> bool {
-        self.source.is_halted()
+    /// Returns why the workers were told to begin nothing more, if they were.
+    pub(crate) fn halted(&self) -> Option<Halt> {
+        self.source.halted()
     }
 
     pub(super) fn shared(&self) -> Shared<'_> {
@@ -197,7 +196,15 @@ impl<'a> Executor<'a> {
     /// Returns what the caller sees of its workers.
     pub(super) fn seen<'s>(&'s self, slots: Option<&'s Slots>) -> Seen<'s> {
         let (source, agenda, replaced) = (&self.source, &self.agenda, &*self.replaced);
-        Seen { workers: source.wanted(), done: source.finished(), source, agenda, slots, replaced }
+        Seen {
+            workers: source.wanted(),
+            done: source.finished(),
+            failed: source.failed(),
+            source,
+            agenda,
+            slots,
+            replaced,
+        }
     }
 
     /// Adds the numbers of times that workers were replaced in a round to the totals.
@@ -249,13 +256,10 @@ impl<'a> Executor<'a> {
         let labour = Overseer::new((shared.source, shared.agenda), shared.policy, self.clock);
         let build = || {
             seating.limit();
-            shared.policy.patiently(&mut || hand.borrow_mut().build())?;
-            if shared.policy.fresh != Fresh::Never {
-                mapping::ready_to_fork();
-            }
-            Ok(())
+            shared.policy.patiently(&mut || hand.borrow_mut().build())
         };
-        let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard() };
+        let forks = shared.policy.fresh != Fresh::Never;
+        let state = Inherited { build: &build, discard: &|| hand.borrow_mut().discard(), forks };
         let job = Job {
             state: (!cold).then_some(state),
             body: &body,
@@ -327,7 +331,7 @@ impl Executor<'_> {
             Placement::Serial => {
                 let mut tick = || {
                     if !(watch.tick)(&self.seen(None)) {
-                        self.source.halt();
+                        self.source.halt(Halt::Told);
                     }
                 };
                 live(&self.shared(), 0, &mut *self.work.hand(), false, Payloads::new(None), &mut tick);
@@ -370,7 +374,7 @@ impl Executor<'_> {
                 && all_ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout)
             {
                 if !(watch.tick)(&self.seen(None)) {
-                    self.source.halt();
+                    self.source.halt(Halt::Told);
                 }
             }
             // The threads are joined one by one: the scope's own end orders nothing that a tool could see.

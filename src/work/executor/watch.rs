@@ -11,6 +11,8 @@ pub(crate) struct Seen<'a> {
     /// The number of workers, and of the tasks that they have finished, on all nodes.
     pub(crate) workers: usize,
     pub(crate) done: u64,
+    /// The number of those that were refused, and of those that have failed otherwise.
+    pub(crate) failed: [u64; 2],
     /// The source of the workers of this process.
     pub(crate) source: &'a Source,
     pub(super) agenda: &'a Agenda,

@@ -1,12 +1,14 @@
 //! A worker's life: build, claim, run, commit; on processes and threads alike.
 
 use crate::channel::ledger::{Cause, Claim, Facts, Ledger, Texts};
-use crate::channel::source::{Agenda, Next, Source, WorkerWords};
+use crate::channel::source::{Agenda, Halt, Next, Source, WorkerWords};
 use crate::comm::views::array_split;
 use crate::error::{Death, Result};
 use crate::os::clock::{Clock, Reader};
+use crate::os::descriptor;
 use crate::os::fault::{Site, point};
 use crate::os::process;
+use crate::os::procfs;
 use crate::os::topology;
 use crate::work::crew::{Listening, caught, explained, told};
 use crate::work::executor::payload::Payloads;
@@ -17,6 +19,8 @@ use std::time::Duration;
 /// The longest time that a part of tasks that is taken at once shall take, so that the last tasks are spread
 /// over all workers.
 const PART_TIME: Duration = Duration::from_millis(20);
+/// The longest time without a call of `tick` between two tasks, in nanoseconds.
+const TICKING: u64 = 50_000_000;
 /// The shortest time between two measurements of memory, in nanoseconds.
 const MEASURING: u64 = 10_000_000;
 
@@ -213,7 +217,7 @@ pub(crate) fn live(
         // The predecessor has given up, and was killed before it had left.
         return;
     }
-    let (measured, peak, used, is_child, alone) = (0, 0, 0, false, None);
+    let (measured, peak, ticked, used, is_child, alone) = (0, 0, 0, 0, false, None);
     let mut worker = Worker {
         shared,
         slot,
@@ -226,9 +230,11 @@ pub(crate) fn live(
         tick,
         measured,
         peak,
+        ticked,
         used,
         is_child,
         alone,
+        oom_kills: None,
     };
     match worker.live(replaces) {
         Err(End::GivenUp(why)) => {
@@ -262,8 +268,8 @@ pub(super) struct Worker<'a, 's> {
     pub(super) words: &'a WorkerWords,
     hand: &'s mut dyn Hand,
     /// Whether the state is the one that was built before the fork.
-    inherits: bool,
-    texts: Texts,
+    pub(super) inherits: bool,
+    pub(super) texts: Texts,
     payloads: Payloads,
     pub(super) clock: Reader,
     /// A function that is called now and then, for the case that the worker is the caller itself.
@@ -271,12 +277,16 @@ pub(super) struct Worker<'a, 's> {
     /// The time at which the process's memory was measured last, and the result (`peak`) in KiB.
     measured: u64,
     peak: u32,
+    /// The time of the last call of `tick`.
+    ticked: u64,
     /// The number of tasks that were done with the state.
     used: usize,
     /// Whether this is a child that does some tasks in the worker's name: see fresh.rs.
     pub(super) is_child: bool,
     /// Whether no thread runs beside the worker's; `None`: not known yet.
     pub(super) alone: Option<bool>,
+    /// The number of kills for lack of memory when it was looked at last.
+    pub(super) oom_kills: Option<u64>,
 }
 
 /// The judgement on an attempt whose process has died.
@@ -309,9 +319,10 @@ impl Worker<'_, '_> {
         self.words.go_on();
         if replaces {
             let left = self.words.remaining();
-            self.take_over(left.start, self.slot)?;
+            let doom = self.words.doom();
             // The next death is another.
             self.words.pardon();
+            self.take_up(left.start, self.slot, ((shared.death)(self.slot as usize), doom))?;
             self.go_through_with(left)?;
         }
         if shared.dealing == Dealing::Fixed && !self.words.has_entered() {
@@ -377,7 +388,7 @@ impl Worker<'_, '_> {
     pub(super) fn is_over(&self, now: u64) -> bool {
         let source = self.shared.source;
         if source.is_late(now) {
-            source.halt();
+            source.halt(Halt::Late);
         }
         source.is_halted()
     }
@@ -387,6 +398,11 @@ impl Worker<'_, '_> {
         let Shared { ledger, agenda, .. } = *self.shared;
         let mut now = self.clock.now();
         for position in part {
+            // The caller itself must not wait for the end of a long part.
+            if !self.shared.is_process && now - self.ticked > TICKING {
+                self.ticked = now;
+                (self.tick)();
+            }
             if self.is_over(now) {
                 return Err(End::Over);
             }
@@ -419,7 +435,8 @@ impl Worker<'_, '_> {
     /// Takes over the task at a position that slot `from` may have left unfinished when its last process died: runs it
     /// again, or gives it up.
     fn take_over(&mut self, position: usize, from: u32) -> std::result::Result<(), End> {
-        self.take_up(position, from, (self.shared.death)(from as usize))
+        let doom = self.shared.source.worker(from as usize).doom();
+        self.take_up(position, from, ((self.shared.death)(from as usize), doom))
     }
 
     /// Judges the attempt that the dead process of slot `owner` has made at the task at a position, if it has left the task
@@ -450,6 +467,11 @@ impl Worker<'_, '_> {
         let Judged { position, owner, cause, verdict, began, need } = judged;
         let task = self.shared.agenda.task(position);
         if verdict.is_none() {
+            // The task is freed at the end.
+            if self.shared.source.is_halted() {
+                return Err(End::Over);
+            }
+            self.words.rest();
             self.ready(None)?;
             self.admit(need)?;
         }
@@ -492,9 +514,15 @@ impl Worker<'_, '_> {
             return Ok(());
         }
         let policy = self.shared.policy;
+        let before = if self.breeds() { descriptor::descriptors() } else { None };
         let why = match told(|| policy.patiently(&mut || self.hand.build())) {
             Ok(Ok(())) => {
                 self.used = 0;
+                // Descriptors of the state would lead all children to one pipe or place in a file.
+                self.alone = before.map(|before| {
+                    let after = descriptor::descriptors().unwrap_or_default();
+                    procfs::threads().len() == 1 && after.difference(&before).next().is_none()
+                });
                 return Ok(());
             }
             Ok(Err(text)) => format!("{} returned an error: {text}", policy.build),
@@ -540,6 +568,7 @@ impl Worker<'_, '_> {
                 Ok(Ok(())) => self.finish(claim, None, 0, (start, end)),
                 Ok(Err(text)) => self.fail(claim, Cause::Refused, explained(text), (start, end)),
                 Err(text) => {
+                    self.words.rest();
                     self.discard();
                     if self.tries_again(&claim) {
                         claim = claim.again();
@@ -581,10 +610,11 @@ impl Worker<'_, '_> {
             &text,
             &mut Out { task, row: claim.row(), payloads, ledger: self.shared.ledger },
         );
-        self.finish(claim, Some(cause), place, times);
+        // Counted first: nobody takes it for one that is done.
         self.words.fail(cause == Cause::Refused);
+        self.finish(claim, Some(cause), place, times);
         if self.shared.policy.is_too_much(|| self.shared.source.failed()) {
-            self.shared.source.halt();
+            self.shared.source.halt(Halt::TooMuch);
         }
     }
 
@@ -596,6 +626,7 @@ impl Worker<'_, '_> {
         let (tries, digest) = (claim.record.tries(), self.shared.work.digest(claim.task));
         let (worker, peak) = ((self.shared.first as u32) + self.slot, self.peak);
         claim.finish(cause, &Facts { digest, tries, start, end, text, worker, peak });
+        self.words.rest();
         self.words.finish(end - start);
         if cause.is_none() {
             self.shared.source.times(self.slot as usize).count(end - start);

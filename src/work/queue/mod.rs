@@ -228,7 +228,8 @@ impl Queue {
         // A forked worker finds the state here that was built before the fork, in its copy of this memory.
         let template = RefCell::new(table.hand());
         let build = || policy.patiently(&mut || template.borrow_mut().build().map(drop));
-        let state = Inherited { build: &build, discard: &|| drop_unless(ends, &mut **template.borrow_mut()) };
+        let discard = || drop_unless(ends, &mut **template.borrow_mut());
+        let state = Inherited::new(&build, &discard);
         let life = |slot: usize, slots: &Slots, process: &mut Process| {
             let Some(number) = number(slot, process, in_job) else {
                 return Ok(());

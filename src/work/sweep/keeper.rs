@@ -11,7 +11,7 @@
 
 use crate::error::{Death, Error, Result};
 use crate::work::executor::{
-    Cause, End, HeldSignals, INT, Ledger, LedgerFile, Run, Seen, Site, host, pid, point, unix_time,
+    Cause, End, Halt, HeldSignals, INT, Ledger, LedgerFile, Run, Seen, Site, host, pid, point, unix_time,
 };
 use crate::work::sweep::report::Watcher;
 use std::io::Write;
@@ -56,8 +56,6 @@ struct State {
     /// The reason why the sweep ends before all rows are done.
     end: End,
     signal: Option<i32>,
-    /// The last time at which a row is begun.
-    last: Option<Duration>,
     /// The number of rows that this run has failed.
     failures: u64,
     /// The first failure to write to the disk.
@@ -80,7 +78,6 @@ impl<'p, 'h> Keeper<'p, 'h> {
             told: None,
             end: End::None,
             signal: None,
-            last: None,
             failures: 0,
             failed: None,
             workers: 0,
@@ -101,7 +98,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
         let goes_on = self.heed(seen);
         // [4]
         let done = self.before.rows as u64 + seen.done;
-        let [_, failed] = seen.source.failed();
+        let [_, failed] = seen.failed;
         self.state.failures = failed;
         self.watcher.look(seen.workers, (done, failed));
         if self.state.told.is_none_or(|told| told.elapsed() >= TELLING) || !goes_on {
@@ -121,7 +118,7 @@ impl<'p, 'h> Keeper<'p, 'h> {
                 let _ = writeln!(std::io::stderr(), "phalanx: SIGINT: {hint}");
             }
             (self.state.end, self.state.signal) = (End::Signal, Some(signal));
-            seen.source.halt();
+            seen.source.halt(Halt::Told);
             return signal == INT;
         }
         let now = unix_time();
@@ -130,18 +127,17 @@ impl<'p, 'h> Keeper<'p, 'h> {
                 seen.source.quantile(LONG).map_or(Duration::ZERO, |(nanos, _)| Duration::from_nanos(nanos));
             let last = until.saturating_sub(row).max(Duration::from_nanos(1));
             seen.source.begin_none_after(u64::try_from(last.as_nanos()).unwrap_or(u64::MAX));
-            self.state.last = Some(last);
             if now >= until {
                 self.state.end = End::Deadline;
-                seen.source.halt();
+                seen.source.halt(Halt::Told);
                 return false;
             }
         }
-        let [refused, failed] = seen.source.failed();
+        let [refused, failed] = seen.failed;
         let done = (self.before.done + seen.done).saturating_sub(refused + failed);
         if self.enough.is_some_and(|enough| done >= enough) {
             self.state.end = End::Enough;
-            seen.source.halt();
+            seen.source.halt(Halt::Told);
         }
         true
     }
@@ -188,16 +184,14 @@ impl<'p, 'h> Keeper<'p, 'h> {
     ///
     /// # Errors
     /// If a signal has ended the sweep, or the disk could not be written.
-    pub(super) fn finish(mut self, ledger: &Ledger, (halted, failed): (bool, bool)) -> Result<End> {
+    pub(super) fn finish(mut self, ledger: &Ledger, (halted, failed): (Option<Halt>, bool)) -> Result<End> {
         let rows = 0..self.rows;
         let is_left = |row: usize| !ledger.state(row).is_finished();
-        if halted && rows.clone().any(is_left) {
+        if halted.is_some() && rows.clone().any(is_left) {
             // Whoever was at a row was ended for no fault of the row's.
             ledger.release(rows.clone(), |_, _, _| None);
-            // Workers have found out by themselves that it was too late, or too much.
             if self.state.end == End::None {
-                let late = self.state.last.or(self.until).is_some_and(|last| unix_time() >= last);
-                self.state.end = if late { End::Deadline } else { End::TooManyFailed };
+                self.state.end = if halted == Some(Halt::Late) { End::Deadline } else { End::TooManyFailed };
             }
             let (cause, why) = self.reason();
             ledger.leave(rows, cause, why);

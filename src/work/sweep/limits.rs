@@ -244,6 +244,9 @@ impl Fresh {
     }
 }
 
+/// The largest number of further attempts.
+const MOST: u32 = 0xFFFE;
+
 /// How often a row is tried again, by the cause of its failure: see [`Sweep::retries`](crate::Sweep::retries). (A row whose
 /// worker dies: see [`Sweep::attempts`](crate::Sweep::attempts). A row that the model calls infeasible is never tried again.)
 ///
@@ -277,8 +280,14 @@ impl Default for Retries {
 
 impl Retries {
     /// Returns these retries as the executor knows them.
-    pub(super) fn policy(self) -> Tried {
+    pub(super) fn policy(self) -> Result<Tried> {
         let Retries { panicked, overdue, memory } = self;
-        Tried { panicked, overdue, memory }
+        if [panicked, overdue, memory].iter().any(|&retries| retries > MOST) {
+            return Err(Error::option(
+                "sweep",
+                format!("{self:?}; a row is tried again {MOST} times at most"),
+            ));
+        }
+        Ok(Tried { panicked, overdue, memory })
     }
 }

@@ -303,7 +303,7 @@ impl Sweep<'_> {
         let bell = held.as_ref().and_then(HeldSignals::bell);
         let mut tick = |seen: &Seen<'_>| keeper.look(seen);
         let run = executor.run(&mut Watch { tick: &mut tick, every, is_user, bell });
-        let (collected, halted) = (unix_time(), executor.is_halted());
+        let (collected, halted) = (unix_time(), executor.halted());
         let done = match run {
             Ok(Some(done)) => done,
             // Nothing is returned in the processes of a job that are not root.
@@ -340,7 +340,11 @@ impl Sweep<'_> {
             return Readied::new(None, Ledger::new(count, &columns(self.outputs))?, todo, count);
         }
         // Read before the file is replaced.
-        let costs = if is_longest_first { self.costs.of(rows)? } else { None };
+        let costs = if is_longest_first {
+            self.costs.of(rows, self.checkpoint.as_ref().map(|own| &own.path))?
+        } else {
+            None
+        };
         let opened = self.checkpoint.as_ref().map(|checkpoint| checkpoint.open(rows)).transpose()?;
         let listed = is_listed || (placement.is_job() && self.limits.end_the_sweep());
         let all = || listed.then(|| (0..count as u32).collect::<Vec<_>>());
@@ -369,7 +373,7 @@ impl Sweep<'_> {
 
     /// Returns how often rows, workers and builds that fail are tried again.
     fn policy(&self) -> Result<Policy> {
-        let (retries, fresh) = (self.retries.policy(), self.fresh.policy()?);
+        let (retries, fresh) = (self.retries.policy()?, self.fresh.policy()?);
         Policy::new("sweep", "build", self.attempts).map(|policy| Policy { retries, fresh, ..policy })
     }
 

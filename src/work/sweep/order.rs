@@ -34,11 +34,11 @@ pub enum Costs {
 }
 
 impl Costs {
-    /// Returns the costs of all rows; `None` if nothing is known.
+    /// Returns the costs of all rows; `None` if nothing is known. `own` is the file of the sweep.
     ///
     /// # Errors
     /// If there are not as many as rows, or one is no number; if the file cannot be read.
-    pub(super) fn of(&self, rows: &Rows<'_>) -> Result<Option<Vec<f64>>> {
+    pub(super) fn of(&self, rows: &Rows<'_>, own: Option<&PathBuf>) -> Result<Option<Vec<f64>>> {
         let count = rows.parameters.nrows();
         match self {
             Costs::Unknown => Ok(None),
@@ -49,6 +49,8 @@ impl Costs {
                 Some(row) => Err(Error::option("sweep", format!("the cost of row {row} is no number"))),
                 None => Ok(Some(costs.clone())),
             },
+            // The first sweep into a file that later ones are measured by.
+            Costs::Recorded(path) if own == Some(path) && !path.exists() => Ok(None),
             Costs::Recorded(path) => {
                 let mut known = HashMap::<u64, f64, BuildHasherDefault<Same>>::default();
                 let mut sum = 0.0;
