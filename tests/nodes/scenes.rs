@@ -3,8 +3,8 @@
 use crate::elements::mix;
 use ndarray::{Array1, Array2, ArrayView1, Ix1, arr1};
 use phalanx::{
-    Backend, Comm, Error, Launch, Lease, Op, Outcome, Progress, RankStatus, Result, Row, Schedule,
-    SharedArray, Sweep, create_parallel_manager,
+    Amount, Backend, Comm, Costs, Ended, Error, Launch, Lease, Limits, Op, Outcome, Progress, RankStatus,
+    Result, Row, Schedule, SharedArray, Sweep, create_parallel_manager,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::RefCell;
@@ -208,6 +208,7 @@ pub fn run(scene: &str, launch: &Launch) -> Result<()> {
         "sweep-panics" => sweep(launch, &Bomb::lit()),
         "rows-panic" => rows_panic(launch),
         "rows-left" => rows_left(launch),
+        "ends-early" => ends_early(launch),
         "deal" => deal(launch),
         "idle" => idle(launch),
         "large" => large(launch),
@@ -319,10 +320,55 @@ fn sweep(launch: &Launch, bomb: &Bomb) -> Result<()> {
 /// root's or another one.
 fn rows_left(launch: &Launch) -> Result<()> {
     for victim in ["1", "0"] {
-        for schedule in [Schedule::Dynamic, Schedule::Static] {
+        for schedule in [Schedule::Dynamic, Schedule::Static, Schedule::LongestFirst] {
             for at_once in [false, true] {
                 rows_left_by(launch, victim, schedule, at_once)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Sweeps that end before all rows are done: by time, by success, by failures. All nodes end, and what is done is right.
+fn ends_early(launch: &Launch) -> Result<()> {
+    const ROWS: usize = 4_000;
+    let rows = Array2::from_shape_fn((ROWS, 1), |(row, _)| row as f64);
+    for round in 0..6 {
+        for (limits, ended) in [
+            (Limits { sweep: Some(Duration::from_millis(400)), ..Limits::default() }, Ended::Deadline),
+            (Limits { min_done: Some(Amount::Rows(300)), ..Limits::default() }, Ended::Enough),
+            (Limits { max_fails: Some(Amount::Rows(3)), ..Limits::default() }, Ended::TooManyFailed),
+        ] {
+            let sweep = Sweep { workers: launch.ranks, backend: launch.backend, limits, ..Sweep::default() };
+            let swept = sweep.run(
+                rows.view(),
+                || Ok(()),
+                |(), row, out| {
+                    std::thread::sleep(Duration::from_millis(2));
+                    if row.index % 5 == 0 {
+                        return Err("refused".into());
+                    }
+                    assert!(row.index % 50 != 1, "every fiftieth");
+                    out[0] = row.values[0] * 2.0;
+                    Ok(())
+                },
+            )?;
+            if !swept.is_root() {
+                continue;
+            }
+            let told = format!("round {round}: {swept:?}, {:?}", swept.ended());
+            assert_eq!(swept.ended(), ended, "{told}");
+            let counts = swept.counts();
+            assert!(counts.cancelled + counts.not_done > 0, "{told}");
+            assert!(ended != Ended::Enough || counts.done >= 300, "{told}");
+            assert!(ended != Ended::TooManyFailed || counts.panicked > 3, "{told}");
+            for row in 0..ROWS {
+                match swept.outcome(row) {
+                    Outcome::Done => assert_eq!(swept.values()[[row, 0]], 2.0 * row as f64, "{told}"),
+                    _ => assert!(swept.values()[[row, 0]].is_nan(), "{told}"),
+                }
+            }
+            println!("{told}");
         }
     }
     Ok(())
@@ -348,7 +394,8 @@ fn rows_left_by(launch: &Launch, victim: &str, schedule: Schedule, at_once: bool
         out[0] = row.index as f64;
         Ok(())
     };
-    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, schedule, ..Sweep::default() };
+    let costs = Costs::Given((0..ROWS).map(|row| (row * 7 % 11) as f64).collect());
+    let sweep = Sweep { workers: launch.ranks, backend: launch.backend, schedule, costs, ..Sweep::default() };
     let rows = Array2::from_elem((ROWS, 1), 1.0);
     let swept = sweep.run(rows.view(), build, model);
     let _ = std::fs::remove_file(&broken);
