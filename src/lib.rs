@@ -37,6 +37,7 @@
 //! | for | see |
 //! | --- | --- |
 //! | a model over a table of parameters | [`Sweep`], [`Swept`] |
+//! | sweeps that are kept in a file, and go on from it | [`Checkpoint`], [`Limits`], [`Table`] |
 //! | WaterTAP's parallel manager, by its names | [`ParallelManager`], [`create_parallel_manager`] |
 //! | ranks that call each other | [`launch`], [`Launch`], [`Comm`], [`Op`] |
 //! | arrays that are born shared and never copied | [`SharedArray`], [`Lease`], [`Parts`], [`Whole`] |
@@ -83,6 +84,7 @@ mod guide {
         from_mpi: "../docs/guide/from-mpi.md";
         pool: "../docs/pool.md";
         queue: "../docs/queue.md";
+        sweeps: "../docs/sweeps.md";
         readme: "../README.md";
     }
 }
