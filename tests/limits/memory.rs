@@ -192,7 +192,7 @@ fn memory_for_a_row() {
         },
     );
     let swept = swept.unwrap();
-    let Outcome::Died(text) = swept.outcome(11) else { panic!("{:?}", swept.outcome(11)) };
+    let Outcome::Memory(text) = swept.outcome(11) else { panic!("{:?}", swept.outcome(11)) };
     assert!(text.contains("memory"), "{text}");
     assert_eq!(swept.values().iter().filter(|value| **value == 1.0).count(), 29);
     drop(swept);
