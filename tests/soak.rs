@@ -11,6 +11,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 #![expect(unsafe_code, reason = "a signal's disposition")]
 
+#[path = "soak/night.rs"]
+mod night;
 #[path = "soak/pool.rs"]
 mod pool;
 #[path = "soak/queue.rs"]
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 /// Kills at random and checks what is left.
 #[derive(Parser)]
 struct Args {
-    /// `ranks`, `parents`, `queue`, `pool` or `sweep`.
+    /// `ranks`, `parents`, `queue`, `pool`, `sweep` or `night`.
     what: Option<String>,
     /// How many kills.
     #[arg(long, default_value_t = 200)]
@@ -110,6 +112,7 @@ fn main() -> std::process::ExitCode {
         Some("queue") => queue::soak(&args),
         Some("pool") => pool::pool(&args),
         Some("sweep") => sweep::sweep(&args),
+        Some("night") => night::night(args.rows),
         None => {
             // On a busy machine workers must have time to begin a task between two deaths.
             let (calls, kills, pause) = (3000, 100, 4 * args.pause);
@@ -127,7 +130,7 @@ fn main() -> std::process::ExitCode {
             println!("test result: {} passed; {failed} failed", good.len() - failed);
             failed == 0
         }
-        Some(other) => panic!("{other}: ranks, parents, queue, pool or sweep"),
+        Some(other) => panic!("{other}: ranks, parents, queue, pool, sweep or night"),
     };
     std::process::ExitCode::from(u8::from(!good))
 }

@@ -363,6 +363,13 @@ impl WorkerWords {
         point(Site::GoneOn);
     }
 
+    /// Notes that a worker that others take for through, because it was not wanted, begins.
+    pub(crate) fn begin_life(&self) {
+        if self.is_through() {
+            self.go_on();
+        }
+    }
+
     fn is_through(&self) -> bool {
         self.through.load(Ordering::Acquire) != 0
     }

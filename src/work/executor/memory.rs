@@ -65,7 +65,8 @@ impl Ward {
         let own = procfs::own_memory(&process.to_string()).saturating_sub(template);
         let seen = &mut self.seen[slot];
         if since != seen.since {
-            if seen.since != 0 && seen.most > 0 {
+            // Those that have taken nothing count, too.
+            if seen.since != 0 {
                 source.count_growth(slot, seen.most);
                 words.note_largest(seen.most);
             }

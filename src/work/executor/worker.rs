@@ -315,8 +315,7 @@ impl Judged {
 impl Worker<'_, '_> {
     fn live(&mut self, replaces: bool) -> std::result::Result<(), End> {
         let shared = self.shared;
-        // Others may have taken this worker for through: it was not wanted until now.
-        self.words.go_on();
+        self.words.begin_life();
         if replaces {
             let left = self.words.remaining();
             let doom = self.words.doom();
