@@ -11,7 +11,7 @@
 //! *The lock* is that of an open file (flock), which forked children share: as long as a worker lives that may write
 //! into the mapping, nobody else gets it. Whoever has got the lock looks whether the name still leads to this file.
 //!
-//! *What is left.* A program that is killed before [4] leaves .NAME.new, locked by nobody; between the link and the end of
+//! *What is left.* A program that is killed before \[4] leaves .NAME.new, locked by nobody; between the link and the end of
 //! the first name it leaves two names of one file. Whoever has NAME takes such a name away.
 
 use crate::error::{Error, Result, Source};

@@ -53,7 +53,7 @@ pub enum Existing {
 /// from the same file, and only its new rows run. (Rows of the same parameters are told apart by which of them is the
 /// first, the second, ...) Finished rows that the table has no more stay in the file.
 ///
-/// One program writes the file at a time; [`Error::Locked`](crate::Error::Locked) names it.
+/// One program writes the file at a time; [`crate::Error::Locked`] names it.
 ///
 /// ```
 /// use ndarray::Array2;
@@ -146,7 +146,7 @@ impl Checkpoint {
         Ok(names.iter().map(|name| Column::new(name, Scalar::F64, 1)).collect())
     }
 
-    /// Opens the file for these rows, which have their digests: [1]-[4].
+    /// Opens the file for these rows, which have their digests: \[1]-\[4].
     ///
     /// # Errors
     /// If the options do not fit each other, or the file does not fit them; if it is in use or cannot be written.
